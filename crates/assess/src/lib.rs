@@ -1,0 +1,1 @@
+//! Runs golden sets through predictors, measures latency, writes verdicts.

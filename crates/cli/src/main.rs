@@ -1,0 +1,36 @@
+//! The `highroad` command: parses arguments and hands over to one file per subcommand.
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory as _, Parser, Subcommand};
+
+mod commands;
+
+/// The paved road for PyTorch: from research to production on one artifact, one runtime and one verdict.
+#[derive(Parser)]
+#[command(name = "highroad", version, propagate_version = true, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+// One line a subcommand; each variant wraps the `Args` struct of its file, which has `fn run(self) -> anyhow::Result<ExitCode>`.
+#[derive(Subcommand)]
+enum Command {
+    /// Print the completion script of a shell.
+    Completions(commands::completions::Args),
+}
+
+/// Exit code for a usage or environment error; 1 is a gate that failed or a mismatch, 3 a gate that is inconclusive.
+const USAGE_OR_ENVIRONMENT: u8 = 2;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match cli.command {
+        Command::Completions(args) => args.run(Cli::command()),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::from(USAGE_OR_ENVIRONMENT)
+    })
+}

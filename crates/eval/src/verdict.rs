@@ -1,0 +1,171 @@
+use serde::{Deserialize, Serialize};
+
+/// What a gate decided about one package, and everything the decision rests on.
+///
+/// Digests are written `sha256:…` and times as RFC 3339 in UTC, so that comparing text compares time.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Verdict {
+    /// Format version, 1.
+    pub highroad_verdict: u32,
+    /// The decision.
+    pub outcome: Outcome,
+    /// Digest of the package that was judged.
+    pub package: String,
+    /// What it was compared with.
+    pub baseline: Baseline,
+    /// The golden set both sides answered.
+    pub golden_set: GoldenSet,
+    /// Digest of the gate rules.
+    pub gates: String,
+    /// What decides the bits of the candidate's answers: kernel set, instruction path and precision.
+    pub numerics_id: String,
+    /// What the evidence is worth.
+    pub evidence: Evidence,
+    /// Digest of the candidate's answers on the golden set, in case order; a server replays them on a new numerics id.
+    pub answers: String,
+    /// Every rule and how it went.
+    pub checks: Vec<CheckResult>,
+    /// Cases that one side got right and the other wrong.
+    pub flips: Vec<Flip>,
+    /// Flips a person accepted.
+    #[serde(default)]
+    pub waivers: Vec<Waiver>,
+    /// When the gate ran.
+    pub created_at: String,
+    /// Who ran it.
+    pub created_by: String,
+}
+
+/// The decision of a gate or of one rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[allow(missing_docs)]
+pub enum Outcome {
+    Pass,
+    Fail,
+    Inconclusive,
+}
+
+/// What a candidate was compared with.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Baseline {
+    /// Another package.
+    Package {
+        /// Its digest.
+        package: String,
+        /// The reference it was found by, such as `moderation@champion`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reference: Option<String>,
+    },
+    /// An answer that needs no model, for a first version: `majority`.
+    Trivial {
+        /// Which one.
+        name: String,
+    },
+}
+
+/// A golden set by content.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct GoldenSet {
+    pub name: String,
+    pub digest: String,
+    pub n_cases: usize,
+}
+
+/// How strongly the verdict binds what is served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Evidence {
+    /// The native runtime: production answers with the same bits.
+    BitExact,
+    /// A PyTorch worker running the same package.
+    SameEngine,
+    /// A hosted API: compared, not promised.
+    Observed,
+}
+
+/// One rule of a gate and how it went.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CheckResult {
+    /// The rule in words a person understands: `accuracy, slice "multilingual": not worse by more than 2 points`.
+    pub rule: String,
+    /// How it went.
+    pub outcome: Outcome,
+    /// Value for the candidate.
+    pub candidate: f64,
+    /// Value for the baseline, where the rule compares.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub baseline: Option<f64>,
+    /// Confidence interval of the difference (or of the candidate's value, for an absolute floor).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interval: Option<[f64; 2]>,
+    /// p-value of the exact paired test, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub p_value: Option<f64>,
+    /// The smallest true drop this check would have found with the power it was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub minimum_detectable_effect: Option<f64>,
+    /// Why, in one sentence.
+    pub reason: String,
+}
+
+/// A golden case the two sides answer differently in a way that matters.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct Flip {
+    pub case: String,
+    pub expected: String,
+    pub baseline: String,
+    pub candidate: String,
+    /// Whether the candidate lost a case that the baseline had right.
+    pub regression: bool,
+    pub must_pass: bool,
+}
+
+/// A named person's acceptance of one flip.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Waiver {
+    /// The case whose flip is accepted.
+    pub case: String,
+    /// Who accepts it.
+    pub by: String,
+    /// Why.
+    pub why: String,
+    /// From when on the acceptance is void.
+    pub expires_at: String,
+}
+
+/// Why a verdict does not admit a package to production.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[non_exhaustive]
+#[allow(missing_docs)]
+pub enum Refusal {
+    #[error("the verdict is about package {judged}, not {asked}")]
+    OtherPackage { judged: String, asked: String },
+    #[error("the verdict is {0:?}, not pass")]
+    NotPassed(Outcome),
+    #[error("{by} accepted the flip of case `{case}` only until {expires_at}")]
+    WaiverExpired { case: String, by: String, expires_at: String },
+}
+
+impl Verdict {
+    /// Whether `package` may go to production at `now` (RFC 3339, UTC) on the strength of this verdict.
+    pub fn admits(&self, package: &str, now: &str) -> Result<(), Refusal> {
+        if self.package != package {
+            return Err(Refusal::OtherPackage { judged: self.package.clone(), asked: package.to_owned() });
+        }
+        if self.outcome != Outcome::Pass {
+            return Err(Refusal::NotPassed(self.outcome));
+        }
+        match self.waivers.iter().find(|waiver| waiver.expires_at.as_str() <= now) {
+            Some(Waiver { case, by, expires_at, .. }) => {
+                Err(Refusal::WaiverExpired { case: case.clone(), by: by.clone(), expires_at: expires_at.clone() })
+            }
+            None => Ok(()),
+        }
+    }
+}

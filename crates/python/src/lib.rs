@@ -1,0 +1,1 @@
+//! The Python module: load and run programs, record parity cases.

@@ -1,0 +1,1 @@
+//! Batching, deployments and the inference protocols around a task predictor.

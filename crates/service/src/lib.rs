@@ -1,0 +1,1 @@
+//! What every Highroad server process shares: errors, telemetry, the HTTP shell.

@@ -1,0 +1,12 @@
+//! Dtypes, shapes, strided tensors over owned or memory-mapped storage, and the numeric kernels.
+//!
+//! A [`Tensor`] is a dtype, sizes, strides and an offset over shared storage, all counted in elements, exactly as
+//! PyTorch counts them. Views are free; kernels take slices or views and never know about graphs.
+
+mod dtype;
+mod storage;
+mod tensor;
+
+pub use dtype::{DType, Element};
+pub use storage::Storage;
+pub use tensor::{Shape, Strides, Tensor, TensorError};

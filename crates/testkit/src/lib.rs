@@ -1,0 +1,1 @@
+//! Development only: goldens, closeness, test servers.

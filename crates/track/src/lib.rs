@@ -1,0 +1,1 @@
+//! The tracking server and model registry that MLflow clients speak to.
