@@ -1,3 +1,5 @@
+use std::fs::File;
+use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -14,7 +16,7 @@ pub struct Storage(Kind);
 
 #[derive(Clone)]
 enum Kind {
-    Owned { lines: Arc<Vec<Line>>, len: usize },
+    Owned { lines: Arc<Vec<Line>>, range: Range<usize> },
     Mapped { map: Arc<Mmap>, range: Range<usize> },
 }
 
@@ -22,7 +24,7 @@ impl Storage {
     /// `len` zero bytes.
     pub fn zeroed(len: usize) -> Self {
         let lines = vec![bytemuck::Zeroable::zeroed(); len.div_ceil(64)];
-        Self(Kind::Owned { lines: Arc::new(lines), len })
+        Self(Kind::Owned { lines: Arc::new(lines), range: 0..len })
     }
 
     /// A copy of `bytes`.
@@ -32,15 +34,38 @@ impl Storage {
         storage
     }
 
-    /// The bytes `range` of a mapped file; `None` if the file is shorter.
-    pub fn mapped(map: Arc<Mmap>, range: Range<usize>) -> Option<Self> {
-        (range.start <= range.end && range.end <= map.len()).then_some(Self(Kind::Mapped { map, range }))
+    /// A whole file, mapped: pages are read when first touched and shared between processes.
+    ///
+    /// The file must not change while it is mapped. Highroad maps files of its read-only store, and files a user
+    /// names; one that is truncated under a running program ends that program with SIGBUS.
+    #[allow(unsafe_code)]
+    pub fn map(file: &File) -> io::Result<Self> {
+        if file.metadata()?.len() == 0 {
+            return Ok(Self::zeroed(0));
+        }
+        // SAFETY: the map is private and only read, and nobody writes to the file while it is open (above).
+        let map = unsafe { Mmap::map(file)? };
+        let range = 0..map.len();
+        Ok(Self(Kind::Mapped { map: Arc::new(map), range }))
+    }
+
+    /// The bytes `range` of this storage, shared; `None` if they reach past its end.
+    pub fn slice(&self, range: Range<usize>) -> Option<Self> {
+        let (Kind::Owned { range: whole, .. } | Kind::Mapped { range: whole, .. }) = &self.0;
+        if range.start > range.end || range.end > whole.len() {
+            return None;
+        }
+        let range = whole.start + range.start..whole.start + range.end;
+        Some(Self(match &self.0 {
+            Kind::Owned { lines, .. } => Kind::Owned { lines: lines.clone(), range },
+            Kind::Mapped { map, .. } => Kind::Mapped { map: map.clone(), range },
+        }))
     }
 
     /// All bytes.
     pub fn bytes(&self) -> &[u8] {
         match &self.0 {
-            Kind::Owned { lines, len } => &bytemuck::cast_slice(lines.as_slice())[..*len],
+            Kind::Owned { lines, range } => &bytemuck::cast_slice(lines.as_slice())[range.clone()],
             Kind::Mapped { map, range } => &map[range.clone()],
         }
     }
@@ -48,11 +73,27 @@ impl Storage {
     /// All bytes for writing; `None` while another tensor shares them or when they are mapped.
     pub fn bytes_mut(&mut self) -> Option<&mut [u8]> {
         match &mut self.0 {
-            Kind::Owned { lines, len } => {
+            Kind::Owned { lines, range } => {
                 let lines = Arc::get_mut(lines)?;
-                Some(&mut bytemuck::cast_slice_mut(lines.as_mut_slice())[..*len])
+                Some(&mut bytemuck::cast_slice_mut(lines.as_mut_slice())[range.clone()])
             }
             Kind::Mapped { .. } => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slice_of_a_slice_is_counted_from_its_own_start() {
+        let storage = Storage::copy_of(&[0, 1, 2, 3, 4, 5]);
+        let tail = storage.slice(2..6).unwrap();
+        assert_eq!(tail.slice(1..3).unwrap().bytes(), [3, 4]);
+        assert!(tail.slice(1..5).is_none());
+        #[allow(clippy::reversed_empty_ranges)]
+        let reversed = 3..2;
+        assert!(tail.slice(reversed).is_none());
     }
 }
