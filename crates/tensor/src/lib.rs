@@ -4,9 +4,17 @@
 //! PyTorch counts them. Views are free; kernels take slices or views and never know about graphs.
 
 mod dtype;
+mod elementwise;
+mod nest;
+pub mod parallel;
+mod pool;
 mod storage;
 mod tensor;
+mod view;
 
 pub use dtype::{DType, Element};
+pub use elementwise::{Convert, Scalar, concat, map, select, zip};
+pub use half::{bf16, f16};
 pub use storage::Storage;
 pub use tensor::{Shape, Strides, Tensor, TensorError};
+pub use view::broadcast_shapes;

@@ -5,10 +5,7 @@ use std::sync::Arc;
 
 use memmap2::Mmap;
 
-/// Bytes aligned to a cache line, so that every element type and SIMD load can use them.
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-#[repr(C, align(64))]
-struct Line([u8; 64]);
+use crate::pool::{Buffer, Line};
 
 /// Shared bytes: owned memory, or a range of a memory-mapped file that stays mapped as long as a tensor uses it.
 #[derive(Clone)]
@@ -16,20 +13,25 @@ pub struct Storage(Kind);
 
 #[derive(Clone)]
 enum Kind {
-    Owned { lines: Arc<Vec<Line>>, range: Range<usize> },
+    Owned { buffer: Arc<Buffer>, range: Range<usize> },
     Mapped { map: Arc<Mmap>, range: Range<usize> },
 }
 
 impl Storage {
     /// `len` zero bytes.
     pub fn zeroed(len: usize) -> Self {
-        let lines = vec![bytemuck::Zeroable::zeroed(); len.div_ceil(64)];
-        Self(Kind::Owned { lines: Arc::new(lines), range: 0..len })
+        Self(Kind::Owned { buffer: Arc::new(Buffer::zeroed(len)), range: 0..len })
+    }
+
+    /// `len` bytes of arbitrary content, taken from the pool of freed buffers where one fits: for results that are
+    /// written whole before they are read.
+    pub fn scratch(len: usize) -> Self {
+        Self(Kind::Owned { buffer: Arc::new(Buffer::scratch(len)), range: 0..len })
     }
 
     /// A copy of `bytes`.
     pub fn copy_of(bytes: &[u8]) -> Self {
-        let mut storage = Self::zeroed(bytes.len());
+        let mut storage = Self::scratch(bytes.len());
         storage.bytes_mut().expect("just made, so not shared").copy_from_slice(bytes);
         storage
     }
@@ -57,7 +59,7 @@ impl Storage {
         }
         let range = whole.start + range.start..whole.start + range.end;
         Some(Self(match &self.0 {
-            Kind::Owned { lines, .. } => Kind::Owned { lines: lines.clone(), range },
+            Kind::Owned { buffer, .. } => Kind::Owned { buffer: buffer.clone(), range },
             Kind::Mapped { map, .. } => Kind::Mapped { map: map.clone(), range },
         }))
     }
@@ -65,7 +67,7 @@ impl Storage {
     /// All bytes.
     pub fn bytes(&self) -> &[u8] {
         match &self.0 {
-            Kind::Owned { lines, range } => &bytemuck::cast_slice(lines.as_slice())[range.clone()],
+            Kind::Owned { buffer, range } => &bytemuck::cast_slice::<Line, u8>(buffer.lines())[range.clone()],
             Kind::Mapped { map, range } => &map[range.clone()],
         }
     }
@@ -73,11 +75,34 @@ impl Storage {
     /// All bytes for writing; `None` while another tensor shares them or when they are mapped.
     pub fn bytes_mut(&mut self) -> Option<&mut [u8]> {
         match &mut self.0 {
-            Kind::Owned { lines, range } => {
-                let lines = Arc::get_mut(lines)?;
-                Some(&mut bytemuck::cast_slice_mut(lines.as_mut_slice())[range.clone()])
+            Kind::Owned { buffer, range } => {
+                let buffer = Arc::get_mut(buffer)?;
+                Some(&mut bytemuck::cast_slice_mut::<Line, u8>(buffer.lines_mut())[range.clone()])
             }
             Kind::Mapped { .. } => None,
+        }
+    }
+
+    /// Whether two storages are the same memory.
+    pub fn is_same(&self, other: &Self) -> bool {
+        std::ptr::eq(self.bytes().as_ptr(), other.bytes().as_ptr()) && self.bytes().len() == other.bytes().len()
+    }
+
+    /// Tells the system that mapped bytes will not be read soon, so that they stop counting as resident memory; they
+    /// are read from the file again on demand. Does nothing to owned memory.
+    pub fn release(&self) {
+        let Kind::Mapped { map, range } = &self.0 else { return };
+        #[cfg(unix)]
+        {
+            let page = 4096;
+            let start = range.start.next_multiple_of(page);
+            let end = range.end / page * page;
+            if start < end {
+                // SAFETY: the map is read-only and never written, so dropping its pages only means that the next
+                // access reads the same bytes from the file. Refusal by the system changes nothing, so it is ignored.
+                #[allow(unsafe_code)]
+                let _ = unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, end - start) };
+            }
         }
     }
 }

@@ -26,6 +26,18 @@ pub enum TensorError {
     Dim { dim: usize, ndim: usize },
     #[error("shape {from:?} does not expand to {to:?}")]
     Expand { from: Vec<usize>, to: Vec<usize> },
+    #[error("{start}..{end} by {step} leaves dimension {dim} of size {size}")]
+    Range { dim: usize, start: usize, end: usize, step: usize, size: usize },
+    #[error("{from:?} elements do not reshape to {to:?}")]
+    Reshape { from: Vec<usize>, to: Vec<usize> },
+    #[error("shapes {left:?} and {right:?} do not broadcast")]
+    Broadcast { left: Vec<usize>, right: Vec<usize> },
+    #[error("expected {expected}, got {got}")]
+    DType { expected: &'static str, got: DType },
+    #[error("{what}: {left:?} does not fit {right:?}")]
+    Mismatch { what: &'static str, left: Vec<usize>, right: Vec<usize> },
+    #[error("index {index} is outside 0..{len}")]
+    Index { index: i64, len: usize },
 }
 
 /// A strided view of shared [`Storage`]; cloning shares the storage.
@@ -62,11 +74,15 @@ impl Tensor {
 
     /// A contiguous tensor of zeros. Errors if its size overflows.
     pub fn zeros(dtype: DType, shape: &[usize]) -> Result<Self, TensorError> {
-        let len = numel(shape)
-            .and_then(|n| n.checked_mul(dtype.size_bytes()))
-            .filter(|&n| n <= isize::MAX as usize)
-            .ok_or_else(|| TensorError::TooLarge(shape.into()))?;
+        let len = size_bytes(dtype, shape)?;
         Self::from_storage(Storage::zeroed(len), dtype, shape, &contiguous_strides(shape), 0)
+    }
+
+    /// A contiguous tensor of arbitrary content from the pool of freed buffers: for results that are written whole.
+    /// Errors if its size overflows.
+    pub fn scratch(dtype: DType, shape: &[usize]) -> Result<Self, TensorError> {
+        let len = size_bytes(dtype, shape)?;
+        Self::from_storage(Storage::scratch(len), dtype, shape, &contiguous_strides(shape), 0)
     }
 
     /// A view of `storage`: `shape`, `strides` and `offset` count elements. Errors if the view leaves the storage or
@@ -161,14 +177,27 @@ impl Tensor {
         T::stores(self.dtype).then(|| bytemuck::cast_slice(&self.storage.bytes()[..whole]))
     }
 
-    /// The same elements under another dtype of the same width (a boolean mask read as bytes, for example).
+    /// The same bytes read as another dtype of the same width. Errors if the widths differ.
+    pub fn reinterpret(&self, dtype: DType) -> Result<Self, TensorError> {
+        if dtype.size_bytes() != self.dtype.size_bytes() {
+            return Err(TensorError::DType { expected: "a dtype of the same width", got: dtype });
+        }
+        Ok(Self { dtype, ..self.clone() })
+    }
+
     pub(crate) fn with_view(&self, shape: Shape, strides: Strides, offset: usize) -> Self {
         Self { dtype: self.dtype, shape, strides, offset, storage: self.storage.clone() }
     }
 
-    /// Dimensions reordered: `out[i] = self[permutation[i]]`.
+    /// Dimensions reordered: dimension `i` of the result is dimension `permutation[i]` of this tensor. Errors if
+    /// `permutation` does not name every dimension once.
     pub fn permute(&self, permutation: &[usize]) -> Result<Self, TensorError> {
-        if let Some(&dim) = permutation.iter().find(|&&dim| dim >= self.ndim()) {
+        let mut is_named: SmallVec<[bool; 6]> = SmallVec::from_elem(false, self.ndim());
+        for &dim in permutation.iter().filter(|&&dim| dim < self.ndim()) {
+            is_named[dim] = true;
+        }
+        if permutation.len() != self.ndim() || is_named.contains(&false) {
+            let dim = permutation.iter().copied().find(|&dim| dim >= self.ndim()).unwrap_or(permutation.len());
             return Err(TensorError::Dim { dim, ndim: self.ndim() });
         }
         let shape = permutation.iter().map(|&d| self.shape[d]).collect();
@@ -205,6 +234,13 @@ pub(crate) fn contiguous_strides(shape: &[usize]) -> Strides {
         strides[dim - 1] = strides[dim].saturating_mul(shape[dim].max(1));
     }
     strides
+}
+
+fn size_bytes(dtype: DType, shape: &[usize]) -> Result<usize, TensorError> {
+    numel(shape)
+        .and_then(|n| n.checked_mul(dtype.size_bytes()))
+        .filter(|&n| n <= isize::MAX as usize)
+        .ok_or_else(|| TensorError::TooLarge(shape.into()))
 }
 
 fn numel(shape: &[usize]) -> Option<usize> {
