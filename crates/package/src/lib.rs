@@ -1,9 +1,20 @@
-//! The immutable, content-addressed model package: manifest, digests, references and stores.
+//! The immutable, content-addressed model package: manifest, digests, references, packing and stores.
+//!
+//! A package is a flat directory: `manifest.json` and the files it lists. The SHA-256 of the manifest's bytes is the
+//! package's [`Digest`], and the manifest holds the digest of every file, so the digest names every byte.
+//! Bytes come in hostile and leave verified: only [`Package::verify`] and [`Store::get`] make a [`VerifiedPackage`].
 
 mod digest;
+mod error;
+mod files;
 mod manifest;
+mod package;
 mod reference;
+mod store;
 
 pub use digest::{Digest, ParseDigestError};
+pub use error::PackageError;
 pub use manifest::{Check, FileEntry, Manifest, Parity, Provenance, Task, TaskKind};
+pub use package::{MANIFEST, PARITY, PROGRAM, Package, TOKENIZER, VerifiedPackage};
 pub use reference::{ParseReferenceError, Reference, Selector};
+pub use store::{Store, Verdicts};

@@ -1,8 +1,21 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::Digest;
+use crate::{Digest, MANIFEST, PARITY, PROGRAM, PackageError, TOKENIZER};
+
+/// Longest `manifest.json`.
+pub(crate) const MAX_MANIFEST_BYTES: u64 = 1 << 20;
+/// Most files of a package.
+const MAX_FILES: usize = 64;
+/// Longest name of a file, label, model or owner.
+const MAX_NAME_BYTES: usize = 256;
+/// Largest package.
+const MAX_PACKAGE_BYTES: u64 = 1 << 40;
+/// Most tokens of an input.
+const MAX_TOKENS: u32 = 1 << 20;
+/// Widest embedding.
+const MAX_DIMENSIONS: u32 = 1 << 16;
 
 /// What a package is, file by file. Its canonical JSON (RFC 8785) is `manifest.json`, and the SHA-256 of those bytes
 /// is the package's digest: two packages with one digest hold the same bytes.
@@ -27,11 +40,65 @@ pub struct Manifest {
     pub owner: String,
 }
 
+impl Manifest {
+    /// Reads a manifest. Errors if `bytes` is not the canonical JSON of a valid one: unknown, repeated or disordered
+    /// keys are refused too, so one manifest has one digest.
+    pub fn parse(bytes: &[u8]) -> Result<Self, PackageError> {
+        let manifest: Self = serde_json::from_slice(bytes).map_err(|e| invalid(e.to_string()))?;
+        manifest.validate()?;
+        if manifest.canonical()? != bytes {
+            return Err(invalid("it is not canonical JSON (RFC 8785) of the fields that version 1 knows"));
+        }
+        Ok(manifest)
+    }
+
+    /// The canonical JSON (RFC 8785), whose SHA-256 is the package's digest.
+    pub fn canonical(&self) -> Result<Vec<u8>, PackageError> {
+        serde_json_canonicalizer::to_vec(self).map_err(|e| invalid(e.to_string()))
+    }
+
+    /// The entry of the file called `name`.
+    pub fn file(&self, name: &str) -> Option<&FileEntry> {
+        self.files.iter().find(|entry| entry.path == name)
+    }
+
+    /// Checks what the types do not say. Errors tell the first field that does not fit.
+    pub(crate) fn validate(&self) -> Result<(), PackageError> {
+        ensure(self.highroad_package == 1, || format!("format version {} is not 1", self.highroad_package))?;
+        ensure(is_model_name(&self.name), || format!("`{}` cannot name a model", self.name.escape_debug()))?;
+        for (field, text) in [("licence", &self.licence), ("owner", &self.owner)] {
+            ensure(is_line(text), || format!("`{field}` must be one short line that is not empty"))?;
+        }
+        self.task.validate()?;
+        self.validate_files()?;
+        ensure(self.file(&self.parity.file).is_some(), || format!("parity file `{}` is not listed", self.parity.file))?;
+        ensure(self.parity.n_cases > 0, || "there must be at least one parity case".to_owned())?;
+        let relative_rms = self.parity.check.relative_rms;
+        ensure(relative_rms > 0.0 && relative_rms < 1.0, || format!("`relative_rms` is {relative_rms}, not in (0, 1)"))
+    }
+
+    fn validate_files(&self) -> Result<(), PackageError> {
+        ensure(self.files.len() <= MAX_FILES, || format!("{} files are more than {MAX_FILES}", self.files.len()))?;
+        for entry in &self.files {
+            ensure(is_file_name(&entry.path), || format!("`{}` is not a plain file name", entry.path.escape_debug()))?;
+        }
+        for pair in self.files.windows(2) {
+            ensure(pair[0].path < pair[1].path, || format!("`{}` is repeated or not sorted", pair[1].path))?;
+        }
+        for required in [PROGRAM, TOKENIZER, PARITY] {
+            ensure(self.file(required).is_some(), || format!("`{required}` is not listed"))?;
+        }
+        let total = self.files.iter().try_fold(0u64, |sum, entry| sum.checked_add(entry.size_bytes));
+        let fits = total.is_some_and(|total| total <= MAX_PACKAGE_BYTES);
+        ensure(fits, || format!("its files have more than {MAX_PACKAGE_BYTES} bytes"))
+    }
+}
+
 /// One file of a package.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FileEntry {
-    /// Relative path with `/`: `program.pt2`, `tokenizer.json`, `parity.safetensors`.
+    /// A plain file name (version 1 has no folders): `program.pt2`, `tokenizer.json`, `parity.safetensors`.
     pub path: String,
     /// Length of the content.
     pub size_bytes: u64,
@@ -48,6 +115,21 @@ pub struct Task {
     pub kind: TaskKind,
     /// Longest input in tokens, special tokens included; longer ones are truncated at the end.
     pub max_tokens: u32,
+}
+
+impl Task {
+    fn validate(&self) -> Result<(), PackageError> {
+        let max_tokens = self.max_tokens;
+        ensure((1..=MAX_TOKENS).contains(&max_tokens), || {
+            format!("`max_tokens` is {max_tokens}, not in 1..={MAX_TOKENS}")
+        })?;
+        match &self.kind {
+            TaskKind::Classify { labels, flagged } => validate_labels(labels, flagged.as_deref()),
+            TaskKind::Embed { dimensions, .. } => ensure((1..=MAX_DIMENSIONS).contains(dimensions), || {
+                format!("`dimensions` is {dimensions}, not in 1..={MAX_DIMENSIONS}")
+            }),
+        }
+    }
 }
 
 /// A task and its own parameters.
@@ -111,4 +193,47 @@ pub struct Provenance {
     /// Version of torch that exported it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub torch: Option<String>,
+}
+
+fn validate_labels(labels: &[String], flagged: Option<&str>) -> Result<(), PackageError> {
+    ensure(labels.len() >= 2, || "`labels` must have at least two".to_owned())?;
+    let mut seen = BTreeSet::new();
+    for label in labels {
+        ensure(is_line(label), || {
+            format!("label `{}` must be one short line that is not empty", label.escape_debug())
+        })?;
+        ensure(seen.insert(label), || format!("label `{label}` is repeated"))?;
+    }
+    match flagged {
+        Some(flagged) => ensure(labels.iter().any(|l| l == flagged), || format!("`flagged` is `{flagged}`, no label")),
+        None => Ok(()),
+    }
+}
+
+/// Letters, digits, `.`, `_` and `-`, not starting with a dot: no folders, no parent, no hidden file, nothing that
+/// differs between file systems except case.
+fn is_file_name(name: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    !name.is_empty()
+        && name.len() <= MAX_NAME_BYTES
+        && !name.starts_with('.')
+        && name.chars().all(plain)
+        && name != MANIFEST
+}
+
+/// What a [`Reference`](crate::Reference) can name.
+fn is_model_name(name: &str) -> bool {
+    is_line(name) && !name.contains(['/', '\\', ' ', '@', ':'])
+}
+
+fn is_line(text: &str) -> bool {
+    !text.trim().is_empty() && text.len() <= MAX_NAME_BYTES && !text.contains(char::is_control)
+}
+
+fn ensure(fact: bool, otherwise: impl FnOnce() -> String) -> Result<(), PackageError> {
+    if fact { Ok(()) } else { Err(invalid(otherwise())) }
+}
+
+fn invalid(reason: impl Into<String>) -> PackageError {
+    PackageError::Manifest { reason: reason.into() }
 }

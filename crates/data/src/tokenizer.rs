@@ -1,0 +1,127 @@
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use tokenizers::{PostProcessor as _, TruncationParams};
+
+/// Longest `tokenizer.json`; the largest vocabularies in use (250,000 pieces) take 17 MB.
+const MAX_FILE_BYTES: usize = 128 << 20;
+/// Longest text that is tokenised; truncation happens after tokenisation, so length costs time even when cut.
+const MAX_TEXT_BYTES: usize = 1 << 20;
+
+/// Why a tokenizer could not be made or a text not be encoded.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+#[allow(missing_docs)]
+pub enum TokenizerError {
+    #[error("tokenizer.json has {0} bytes, and at most {MAX_FILE_BYTES} are accepted")]
+    FileTooLarge(usize),
+    #[error("tokenizer.json does not describe a tokenizer: {0}")]
+    Invalid(String),
+    #[error("an input of {max_tokens} tokens has no room beside the {n_special} special tokens")]
+    NoRoom { max_tokens: usize, n_special: usize },
+    #[error("the text has {0} bytes, and at most {MAX_TEXT_BYTES} are accepted")]
+    TextTooLarge(usize),
+    #[error("the tokenizer cannot encode this text: {0}")]
+    Encode(String),
+}
+
+/// Token ids of one text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Encoded {
+    /// Ids with the special tokens the model expects; at most `max_tokens`.
+    pub ids: Vec<u32>,
+    /// Whether the text was longer and lost its end.
+    pub truncated: bool,
+}
+
+/// A Hugging Face tokenizer (`tokenizer.json`) with a fixed truncation length.
+///
+/// Normalisation, splitting, merging and special tokens are those of the `tokenizers` crate. Truncation and padding
+/// settings of the file are ignored: the package says how long an input may be, and batches are padded elsewhere.
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    max_tokens: usize,
+    pad_id: u32,
+}
+
+impl Tokenizer {
+    /// Reads a `tokenizer.json`; inputs longer than `max_tokens`, special tokens included, lose their end.
+    ///
+    /// Errors, and never panics, on a file that is over 128 MiB, is no tokenizer, or adds so many special tokens
+    /// that no text fits.
+    pub fn from_bytes(json: &[u8], max_tokens: usize) -> Result<Self, TokenizerError> {
+        if json.len() > MAX_FILE_BYTES {
+            return Err(TokenizerError::FileTooLarge(json.len()));
+        }
+        guarded(|| Self::read(json, max_tokens)).unwrap_or_else(|panic| Err(TokenizerError::Invalid(panic)))
+    }
+
+    fn read(json: &[u8], max_tokens: usize) -> Result<Self, TokenizerError> {
+        let invalid = |e: tokenizers::Error| TokenizerError::Invalid(e.to_string());
+        let mut inner = tokenizers::Tokenizer::from_bytes(json).map_err(invalid)?;
+        let n_special = inner.get_post_processor().map_or(0, |post| post.added_tokens(false));
+        if max_tokens <= n_special {
+            return Err(TokenizerError::NoRoom { max_tokens, n_special });
+        }
+        let pad_id = pad_id(&inner);
+        inner.with_padding(None);
+        let truncation = TruncationParams { max_length: max_tokens, ..TruncationParams::default() };
+        inner.with_truncation(Some(truncation)).map_err(invalid)?;
+        let tokenizer = Self { inner, max_tokens, pad_id };
+        // A file can be well-formed and still name a special token that does not exist; find out now.
+        tokenizer.encode("highroad")?;
+        Ok(tokenizer)
+    }
+
+    /// Token ids of `text`, special tokens included. Errors on texts over 1 MiB and on characters that a vocabulary
+    /// without an unknown token does not cover.
+    pub fn encode(&self, text: &str) -> Result<Encoded, TokenizerError> {
+        if text.len() > MAX_TEXT_BYTES {
+            return Err(TokenizerError::TextTooLarge(text.len()));
+        }
+        let encoding = guarded(|| self.inner.encode_fast(text, true))
+            .map_err(TokenizerError::Encode)?
+            .map_err(|e| TokenizerError::Encode(e.to_string()))?;
+        let truncated = !encoding.get_overflowing().is_empty();
+        Ok(Encoded { ids: encoding.get_ids().to_vec(), truncated })
+    }
+
+    /// [`Tokenizer::encode`] of every text, in order.
+    pub fn encode_batch<'t>(&self, texts: impl IntoIterator<Item = &'t str>) -> Result<Vec<Encoded>, TokenizerError> {
+        texts.into_iter().map(|text| self.encode(text)).collect()
+    }
+
+    /// Number of tokens that [`Tokenizer::encode`] gives for `text`.
+    pub fn n_tokens(&self, text: &str) -> Result<usize, TokenizerError> {
+        Ok(self.encode(text)?.ids.len())
+    }
+
+    /// Longest input in tokens.
+    pub fn max_tokens(&self) -> usize {
+        self.max_tokens
+    }
+
+    /// The id that fills rows of a batch: the file's padding token, else a token of a customary name, else 0.
+    pub fn pad_id(&self) -> u32 {
+        self.pad_id
+    }
+
+    /// Whether `id` is a token of the vocabulary.
+    pub fn has_id(&self, id: u32) -> bool {
+        self.inner.id_to_token(id).is_some()
+    }
+}
+
+fn pad_id(tokenizer: &tokenizers::Tokenizer) -> u32 {
+    let named = || ["[PAD]", "<pad>"].into_iter().find_map(|token| tokenizer.token_to_id(token));
+    tokenizer.get_padding().map(|padding| padding.pad_id).or_else(named).unwrap_or(0)
+}
+
+/// What `work` gives, or the message of its panic: the `tokenizers` crate indexes and asserts in places that a
+/// malformed file reaches, and one bad file must not take a server down.
+fn guarded<T>(work: impl FnOnce() -> T) -> Result<T, String> {
+    // Nothing is used after a panic but the error, so no broken invariant can be seen.
+    catch_unwind(AssertUnwindSafe(work)).map_err(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("internal error").to_owned()
+    })
+}

@@ -1,0 +1,48 @@
+use std::io;
+use std::path::PathBuf;
+
+use crate::Digest;
+
+/// Why a package was not made, not accepted or not found. Every variant about a file names it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+#[allow(missing_docs)]
+pub enum PackageError {
+    #[error("cannot read or write `{}`", path.display())]
+    Io { path: PathBuf, source: io::Error },
+
+    #[error("`{file}` is missing from the package")]
+    Missing { file: String },
+    #[error("`{file}` is in the package's directory but not in its manifest")]
+    Extra { file: String },
+    #[error("`{file}` is not a regular file")]
+    NotRegular { file: String },
+    #[error("`{file}` has {found} bytes, but the manifest says {expected}")]
+    Size { file: String, expected: u64, found: u64 },
+    #[error("`{file}` was changed: its digest is {found}, but the manifest says {expected}")]
+    Changed { file: String, expected: Digest, found: Digest },
+    #[error("`manifest.json` was changed: the package's digest is {found}, not {expected}")]
+    ManifestChanged { expected: Digest, found: Digest },
+    #[error("`manifest.json` is not a package manifest: {reason}")]
+    Manifest { reason: String },
+    #[error("`{file}` is over a limit: {what} is {found}, and at most {limit} is accepted")]
+    Limit { file: String, what: &'static str, found: u64, limit: u64 },
+
+    #[error("package {0} is not in the store")]
+    NotInStore(Digest),
+    #[error("verdict {verdict} on package {package} is not in the store")]
+    NoVerdict { package: Digest, verdict: Digest },
+
+    #[error("`{file}`: {reason}")]
+    Source { file: String, reason: String },
+    #[error("`{}` exists and is not empty", .0.display())]
+    OutputExists(PathBuf),
+}
+
+impl PackageError {
+    /// An I/O error on `path`, for `map_err`.
+    pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { path, source }
+    }
+}

@@ -1,0 +1,144 @@
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::files::{self, Folder};
+use crate::manifest::MAX_MANIFEST_BYTES;
+use crate::{Digest, FileEntry, Manifest, PackageError};
+
+/// The file that lists the others.
+pub const MANIFEST: &str = "manifest.json";
+/// The `torch.export` program.
+pub const PROGRAM: &str = "program.pt2";
+/// The Hugging Face tokenizer.
+pub const TOKENIZER: &str = "tokenizer.json";
+/// The parity cases.
+pub const PARITY: &str = "parity.safetensors";
+
+/// Largest file that [`VerifiedPackage::read`] takes into memory.
+const MAX_READ_BYTES: u64 = 1 << 30;
+
+/// A directory with a valid manifest whose other files are not checked yet.
+pub struct Package {
+    folder: Folder,
+    manifest: Manifest,
+    manifest_bytes: Vec<u8>,
+    digest: Digest,
+}
+
+impl Package {
+    /// Reads `dir/manifest.json`. Errors if it is absent, too long, not canonical JSON or not a valid [`Manifest`].
+    pub fn open(dir: &Path) -> Result<Self, PackageError> {
+        let folder = Folder::open(dir)?;
+        let manifest_bytes = folder.read(MANIFEST, MAX_MANIFEST_BYTES)?;
+        let manifest = Manifest::parse(&manifest_bytes)?;
+        Ok(Self { folder, manifest, digest: Digest::of(&manifest_bytes), manifest_bytes })
+    }
+
+    /// The digest of the manifest's bytes: the name of this package, provided that [`Package::verify`] succeeds.
+    pub fn digest(&self) -> Digest {
+        self.digest
+    }
+
+    /// What the package says it is.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// Reads every file once and compares it with the manifest. Errors on the first file, by name, that is missing,
+    /// extra, no regular file, of another size or of another content.
+    pub fn verify(self) -> Result<VerifiedPackage, PackageError> {
+        self.refuse_extra_files()?;
+        for entry in &self.manifest.files {
+            self.check_file(entry, &mut io::sink())?;
+        }
+        let Self { folder, manifest, digest, .. } = self;
+        Ok(VerifiedPackage { dir: folder.path().to_owned(), digest, manifest })
+    }
+
+    /// Writes the package into the empty directory `to`, verifying it on the way; all bytes are on disk on return.
+    pub(crate) fn copy_to(&self, to: &Path) -> Result<(), PackageError> {
+        self.refuse_extra_files()?;
+        for entry in &self.manifest.files {
+            let path = to.join(&entry.path);
+            let mut file = File::create_new(&path).map_err(PackageError::io(&path))?;
+            self.check_file(entry, &mut file)?;
+            file.sync_all().map_err(PackageError::io(&path))?;
+        }
+        files::write_new(&to.join(MANIFEST), &self.manifest_bytes)
+    }
+
+    fn refuse_extra_files(&self) -> Result<(), PackageError> {
+        let listed = |name: &str| name == MANIFEST || self.manifest.file(name).is_some();
+        match self.folder.names()?.into_iter().find(|name| !listed(name)) {
+            Some(file) => Err(PackageError::Extra { file }),
+            None => Ok(()),
+        }
+    }
+
+    fn check_file(&self, entry: &FileEntry, copy: &mut impl io::Write) -> Result<(), PackageError> {
+        let (file, size) = self.folder.file(&entry.path)?;
+        let wrong_size = |found| PackageError::Size { file: entry.path.clone(), expected: entry.size_bytes, found };
+        if size != entry.size_bytes {
+            return Err(wrong_size(size));
+        }
+        let (size, found) = files::copy_and_hash(file, copy, entry.size_bytes)
+            .map_err(PackageError::io(self.folder.path().join(&entry.path)))?;
+        if size != entry.size_bytes {
+            return Err(wrong_size(size));
+        }
+        if found != entry.digest {
+            return Err(PackageError::Changed { file: entry.path.clone(), expected: entry.digest, found });
+        }
+        Ok(())
+    }
+}
+
+/// A package whose every byte was compared with its digest when this value was made.
+///
+/// It names a directory, so it stays true only while nobody else writes there: a [`Store`](crate::Store) keeps its
+/// packages read-only, and whoever can change them anyway already runs as this user.
+#[derive(Clone, Debug)]
+pub struct VerifiedPackage {
+    dir: PathBuf,
+    digest: Digest,
+    manifest: Manifest,
+}
+
+impl VerifiedPackage {
+    /// The package's name: the digest of its manifest.
+    pub fn digest(&self) -> Digest {
+        self.digest
+    }
+
+    /// What the package is.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// Where its files lie.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The path of `file`, for readers that map it. Errors if the manifest does not list it.
+    pub fn path(&self, file: &str) -> Result<PathBuf, PackageError> {
+        Ok(self.dir.join(&self.entry(file)?.path))
+    }
+
+    /// The content of `file`, compared with its digest once more. Errors if the manifest does not list it, if it is
+    /// over 1 GiB or if it changed.
+    pub fn read(&self, file: &str) -> Result<Vec<u8>, PackageError> {
+        let entry = self.entry(file)?;
+        let bytes = Folder::open(&self.dir)?.read(file, MAX_READ_BYTES)?;
+        let found = Digest::of(&bytes);
+        if found != entry.digest {
+            return Err(PackageError::Changed { file: file.to_owned(), expected: entry.digest, found });
+        }
+        Ok(bytes)
+    }
+
+    fn entry(&self, file: &str) -> Result<&FileEntry, PackageError> {
+        self.manifest.file(file).ok_or_else(|| PackageError::Missing { file: file.to_owned() })
+    }
+}

@@ -1,0 +1,100 @@
+use highroad_package::Digest;
+use serde::{Deserialize, Serialize};
+
+/// What a model answers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Answer {
+    /// One label of several.
+    Class {
+        /// The label with the highest score; the first of them where several tie.
+        label: String,
+        /// Softmax of the logits, in the order of the package's labels; they sum to 1 within rounding.
+        scores: Vec<f32>,
+    },
+    /// A point in the model's space.
+    Embedding {
+        /// Its coordinates; of length 1 within rounding where the package says `normalized`.
+        vector: Vec<f32>,
+    },
+}
+
+impl Answer {
+    /// The scores or the vector.
+    pub fn values(&self) -> &[f32] {
+        match self {
+            Self::Class { scores, .. } => scores,
+            Self::Embedding { vector } => vector,
+        }
+    }
+
+    /// SHA-256 of [`Answer::values`] as little-endian f32: two answers with one digest have the same bits.
+    pub fn digest(&self) -> Digest {
+        let bytes: Vec<u8> = self.values().iter().flat_map(|value| value.to_le_bytes()).collect();
+        Digest::of(&bytes)
+    }
+}
+
+/// The label of the highest of `logits` and their softmax. `labels` and `logits` have one length, at least 1, and all
+/// logits are finite.
+///
+/// Maximum, exponentials and sum are taken in order and in f64, with an exponential that is code rather than the
+/// system's library, so the bits depend on the logits alone.
+pub(crate) fn decide(labels: &[String], logits: &[f32]) -> Answer {
+    let mut best = 0;
+    for (i, logit) in logits.iter().enumerate() {
+        if *logit > logits[best] {
+            best = i;
+        }
+    }
+    let highest = f64::from(logits[best]);
+    let weights: Vec<f64> = logits.iter().map(|&logit| libm::exp(f64::from(logit) - highest)).collect();
+    let total: f64 = weights.iter().sum();
+    let scores = weights.iter().map(|weight| (weight / total) as f32).collect();
+    Answer::Class { label: labels[best].clone(), scores }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn labels(names: &[&str]) -> Vec<String> {
+        names.iter().map(ToString::to_string).collect()
+    }
+
+    fn class(label: &str, scores: &[f32]) -> Answer {
+        Answer::Class { label: label.to_owned(), scores: scores.to_vec() }
+    }
+
+    #[test]
+    fn scores_are_the_softmax_of_the_logits() {
+        // scipy.special.softmax([1, 2, 3], in float64) rounded to f32
+        let expected = class("c", &[0.090_030_573, 0.244_728_47, 0.665_240_94]);
+        assert_eq!(decide(&labels(&["a", "b", "c"]), &[1.0, 2.0, 3.0]), expected);
+    }
+
+    #[test]
+    fn huge_logits_do_not_overflow() {
+        assert_eq!(decide(&labels(&["a", "b"]), &[f32::MAX, -f32::MAX]), class("a", &[1.0, 0.0]));
+    }
+
+    #[test]
+    fn a_tie_goes_to_the_first_label() {
+        assert_eq!(decide(&labels(&["a", "b"]), &[0.5, 0.5]), class("a", &[0.5, 0.5]));
+    }
+
+    #[test]
+    fn a_digest_tells_one_bit() {
+        let one = Answer::Embedding { vector: vec![1.0, 2.0] };
+        let other = Answer::Embedding { vector: vec![1.0, f32::from_bits(2.0f32.to_bits() + 1)] };
+        assert_ne!(one.digest(), other.digest());
+        assert_eq!(one.digest(), Answer::Embedding { vector: vec![1.0, 2.0] }.digest());
+    }
+
+    #[test]
+    fn an_answer_survives_json_bit_for_bit() {
+        let answer = decide(&labels(&["a", "b", "c"]), &[0.1, 0.7, -3.3]);
+        let back: Answer = serde_json::from_str(&serde_json::to_string(&answer).unwrap()).unwrap();
+        assert_eq!(back.digest(), answer.digest());
+    }
+}
