@@ -1,5 +1,23 @@
 //! Metrics, intervals, paired tests, gates and verdicts: pure functions, no I/O, no clock.
 
+mod bootstrap;
+mod gate;
+mod interval;
+mod metric;
+mod observed;
+mod paired;
+mod power;
+mod rules;
 mod verdict;
 
-pub use verdict::{Baseline, CheckResult, Evidence, Flip, GoldenSet, Outcome, Refusal, Verdict, Waiver};
+pub use bootstrap::{Bootstrap, Resamples, Units};
+pub use gate::{Comparison, Decision, GateError, Side, WaiverError, decide};
+pub use interval::{clopper_pearson, fisher_z, quantile, quantile_interval, wilson};
+pub use metric::{Metric, MetricError, Statistic};
+pub use observed::{Case, Classes, Expected, Observed, ObservedError, Similarities};
+pub use paired::Discordance;
+pub use power::{McNemarPower, NonInferiority, Sides};
+pub use rules::{Gates, GatesError, LatencyRule, Rule};
+pub use verdict::{
+    Baseline, CheckResult, Evidence, Flip, GoldenSet, Latency, Outcome, Refusal, Verdict, Waiver, outcome,
+};

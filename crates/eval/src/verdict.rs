@@ -31,6 +31,9 @@ pub struct Verdict {
     /// Flips a person accepted.
     #[serde(default)]
     pub waivers: Vec<Waiver>,
+    /// Candidate's service time per case as it was measured, where the gate has a latency rule.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub latency: Option<Latency>,
     /// When the gate ran.
     pub created_at: String,
     /// Who ran it.
@@ -94,6 +97,8 @@ pub struct CheckResult {
     pub rule: String,
     /// How it went.
     pub outcome: Outcome,
+    /// Number of golden cases it looked at.
+    pub n_cases: usize,
     /// Value for the candidate.
     pub candidate: f64,
     /// Value for the baseline, where the rule compares.
@@ -105,11 +110,35 @@ pub struct CheckResult {
     /// p-value of the exact paired test, where there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub p_value: Option<f64>,
-    /// The smallest true drop this check would have found with the power it was asked for.
+    /// The smallest true drop this check would have found with the power it was asked for; absent where no drop is
+    /// large enough for that on so few cases.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub minimum_detectable_effect: Option<f64>,
+    /// The chance that a candidate exactly as good as the baseline passes this check.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pass_power: Option<f64>,
+    /// About how many cases would give that chance the power the gate was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cases_needed: Option<u64>,
+    /// Whether the check is inconclusive only because the golden set is too small for it, so that named persons may
+    /// accept the flips.
+    #[serde(default)]
+    pub waivable: bool,
     /// Why, in one sentence.
     pub reason: String,
+}
+
+/// How long one case took, one case at a time.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Latency {
+    pub p50_ms: f64,
+    pub p90_ms: f64,
+    pub p99_ms: f64,
+    pub n_samples: usize,
+    /// Machine and method, in words.
+    pub measured: String,
 }
 
 /// A golden case the two sides answer differently in a way that matters.
@@ -148,12 +177,17 @@ pub enum Refusal {
     OtherPackage { judged: String, asked: String },
     #[error("the verdict is {0:?}, not pass")]
     NotPassed(Outcome),
+    #[error("the verdict says pass, which its own checks do not support: {0}")]
+    Inconsistent(String),
     #[error("{by} accepted the flip of case `{case}` only until {expires_at}")]
     WaiverExpired { case: String, by: String, expires_at: String },
 }
 
 impl Verdict {
-    /// Whether `package` may go to production at `now` (RFC 3339, UTC) on the strength of this verdict.
+    /// Whether `package` may go to production at `now` (RFC 3339, UTC, whole seconds, ending in `Z`) on the strength of
+    /// this verdict.
+    ///
+    /// The outcome is derived again from the checks, flips and waivers: a file that only claims to pass is refused.
     pub fn admits(&self, package: &str, now: &str) -> Result<(), Refusal> {
         if self.package != package {
             return Err(Refusal::OtherPackage { judged: self.package.clone(), asked: package.to_owned() });
@@ -161,6 +195,7 @@ impl Verdict {
         if self.outcome != Outcome::Pass {
             return Err(Refusal::NotPassed(self.outcome));
         }
+        self.supports_a_pass()?;
         match self.waivers.iter().find(|waiver| waiver.expires_at.as_str() <= now) {
             Some(Waiver { case, by, expires_at, .. }) => {
                 Err(Refusal::WaiverExpired { case: case.clone(), by: by.clone(), expires_at: expires_at.clone() })
@@ -168,4 +203,35 @@ impl Verdict {
             None => Ok(()),
         }
     }
+
+    fn supports_a_pass(&self) -> Result<(), Refusal> {
+        if self.checks.is_empty() {
+            return Err(Refusal::Inconsistent("it has no checks".to_owned()));
+        }
+        if outcome(&self.checks, &self.flips, &self.waivers) == Outcome::Pass {
+            return Ok(());
+        }
+        let open = self.checks.iter().find(|check| check.outcome != Outcome::Pass);
+        let rule = open.map_or("a must-pass case flipped", |check| &check.rule);
+        Err(Refusal::Inconsistent(rule.to_owned()))
+    }
+}
+
+/// The outcome of a gate: release needs every check (an intersection-union test, Berger 1982), so no correction for
+/// their number is due.
+///
+/// A failed check or a lost must-pass case fails. An inconclusive check leaves the gate inconclusive, unless all
+/// inconclusive checks are waivable and a waiver names every regression; a failed check cannot be waived.
+pub fn outcome(checks: &[CheckResult], flips: &[Flip], waivers: &[Waiver]) -> Outcome {
+    let must_pass_lost = flips.iter().any(|flip| flip.must_pass && flip.regression);
+    if must_pass_lost || checks.iter().any(|check| check.outcome == Outcome::Fail) {
+        return Outcome::Fail;
+    }
+    let mut open = checks.iter().filter(|check| check.outcome == Outcome::Inconclusive).peekable();
+    if open.peek().is_none() {
+        return Outcome::Pass;
+    }
+    let accepted = |flip: &Flip| waivers.iter().any(|waiver| waiver.case == flip.case);
+    let all_accepted = !waivers.is_empty() && flips.iter().filter(|flip| flip.regression).all(accepted);
+    if all_accepted && open.all(|check| check.waivable) { Outcome::Pass } else { Outcome::Inconclusive }
 }

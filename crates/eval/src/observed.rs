@@ -1,0 +1,189 @@
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// One golden case as a gate sees it: its name, the right answer and the slices it belongs to; not its input.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Case {
+    /// Unique within the golden set.
+    pub id: String,
+    /// The right answer.
+    pub expected: Expected,
+    /// Named subsets the case belongs to.
+    pub slices: Vec<String>,
+    /// Whether one wrong answer here fails the gate, whatever the statistics say.
+    pub must_pass: bool,
+    /// What the case was drawn from; cases that share a source are resampled together. Two equal numbers for a case of
+    /// its own source, two different ones for a pair of texts that other pairs use too.
+    pub sources: [usize; 2],
+}
+
+/// The right answer to a golden case.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Expected {
+    /// A label.
+    Label(String),
+    /// How similar people find two texts.
+    Similarity(f64),
+}
+
+/// The answers of one model on golden cases, beside the right ones.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Observed {
+    /// Of a classifier.
+    Classes(Classes),
+    /// Of an embedding model, compared pair by pair.
+    Similarities(Similarities),
+}
+
+/// What a classifier answered: `n` cases, `L` labels.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Classes {
+    labels: Vec<String>,
+    expected: Vec<usize>,
+    predicted: Vec<usize>,
+    /// `[n, L]`, row-major.
+    scores: Vec<f64>,
+}
+
+/// Cosine similarities beside human ones, both of length `n`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Similarities {
+    /// Of people.
+    pub expected: Vec<f64>,
+    /// Of the model.
+    pub predicted: Vec<f64>,
+}
+
+/// The answers do not fit the cases.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[non_exhaustive]
+#[allow(missing_docs)]
+pub enum ObservedError {
+    #[error("label `{label}` is not one of the model's labels: {labels}")]
+    UnknownLabel { label: String, labels: String },
+    #[error("case {case_idx} has {n_scores} scores for {n_labels} labels")]
+    Scores { case_idx: usize, n_scores: usize, n_labels: usize },
+    #[error("a score of case {case_idx} is not a finite number")]
+    NotFinite { case_idx: usize },
+    #[error("{n_expected} expected answers but {n_answers} given ones")]
+    Lengths { n_expected: usize, n_answers: usize },
+}
+
+impl Observed {
+    /// Number of cases.
+    pub fn n_cases(&self) -> usize {
+        match self {
+            Self::Classes(classes) => classes.expected.len(),
+            Self::Similarities(similarities) => similarities.expected.len(),
+        }
+    }
+
+    /// The same for the cases at `case_idxs` only.
+    pub fn subset(&self, case_idxs: &[usize]) -> Self {
+        let pick = |values: &[f64]| case_idxs.iter().map(|&idx| values[idx]).collect();
+        match self {
+            Self::Classes(classes) => Self::Classes(classes.subset(case_idxs)),
+            Self::Similarities(Similarities { expected, predicted }) => {
+                Self::Similarities(Similarities { expected: pick(expected), predicted: pick(predicted) })
+            }
+        }
+    }
+}
+
+impl Classes {
+    /// `answers` holds the predicted label and the score of each label for each case, in the order of `labels`; labels
+    /// are sorted here so that two models that number them differently compare.
+    pub fn new<'a>(
+        labels: &[String],
+        expected: impl IntoIterator<Item = &'a str>,
+        answers: impl IntoIterator<Item = (&'a str, &'a [f32])>,
+    ) -> Result<Self, ObservedError> {
+        let mut order: Vec<usize> = (0..labels.len()).collect();
+        order.sort_by_key(|&idx| &labels[idx]);
+        let sorted: Vec<String> = order.iter().map(|&idx| labels[idx].clone()).collect();
+        let position: BTreeMap<&str, usize> =
+            sorted.iter().enumerate().map(|(idx, name)| (name.as_str(), idx)).collect();
+        let find = |label: &str| {
+            position
+                .get(label)
+                .copied()
+                .ok_or_else(|| ObservedError::UnknownLabel { label: label.to_owned(), labels: sorted.join(", ") })
+        };
+        let expected = expected.into_iter().map(find).collect::<Result<Vec<_>, _>>()?;
+        let (mut predicted, mut scores) = (Vec::new(), Vec::new());
+        for (case_idx, (label, row)) in answers.into_iter().enumerate() {
+            if row.len() != labels.len() {
+                return Err(ObservedError::Scores { case_idx, n_scores: row.len(), n_labels: labels.len() });
+            }
+            if row.iter().any(|score| !score.is_finite()) {
+                return Err(ObservedError::NotFinite { case_idx });
+            }
+            predicted.push(find(label)?);
+            scores.extend(order.iter().map(|&idx| f64::from(row[idx])));
+        }
+        if predicted.len() != expected.len() {
+            return Err(ObservedError::Lengths { n_expected: expected.len(), n_answers: predicted.len() });
+        }
+        Ok(Self { labels: sorted, expected, predicted, scores })
+    }
+
+    /// The trivial baseline: always the most frequent expected label (the first by name among equals), with the labels'
+    /// frequencies as scores.
+    pub fn majority(&self) -> Self {
+        let n_cases = self.expected.len();
+        let mut counts = vec![0usize; self.labels.len()];
+        self.expected.iter().for_each(|&label| counts[label] += 1);
+        let most = (0..counts.len()).rev().max_by_key(|&label| counts[label]).unwrap_or(0);
+        let frequencies: Vec<f64> = counts.iter().map(|&count| count as f64 / n_cases.max(1) as f64).collect();
+        Self {
+            labels: self.labels.clone(),
+            expected: self.expected.clone(),
+            predicted: vec![most; n_cases],
+            scores: frequencies.repeat(n_cases),
+        }
+    }
+
+    /// Labels, sorted.
+    pub fn labels(&self) -> &[String] {
+        &self.labels
+    }
+
+    /// Index of the right label of each case.
+    pub fn expected(&self) -> &[usize] {
+        &self.expected
+    }
+
+    /// Index of the answered label of each case.
+    pub fn predicted(&self) -> &[usize] {
+        &self.predicted
+    }
+
+    /// Whether each case was answered rightly.
+    pub fn correct(&self) -> Vec<bool> {
+        self.expected.iter().zip(&self.predicted).map(|(expected, predicted)| expected == predicted).collect()
+    }
+
+    /// The score of label `label` for each case.
+    pub fn scores_of(&self, label: usize) -> Vec<f64> {
+        self.scores.iter().skip(label).step_by(self.labels.len()).copied().collect()
+    }
+
+    /// Number of cases of the rarest label that is expected at all.
+    pub fn n_rarest(&self) -> usize {
+        let count = |label| self.expected.iter().filter(|&&expected| expected == label).count();
+        (0..self.labels.len()).map(count).filter(|&count| count > 0).min().unwrap_or(0)
+    }
+
+    fn subset(&self, case_idxs: &[usize]) -> Self {
+        let n_labels = self.labels.len();
+        let row = |&idx: &usize| &self.scores[idx * n_labels..(idx + 1) * n_labels];
+        Self {
+            labels: self.labels.clone(),
+            expected: case_idxs.iter().map(|&idx| self.expected[idx]).collect(),
+            predicted: case_idxs.iter().map(|&idx| self.predicted[idx]).collect(),
+            scores: case_idxs.iter().flat_map(row).copied().collect(),
+        }
+    }
+}

@@ -1,0 +1,136 @@
+use statrs::distribution::{Binomial, Discrete as _, DiscreteCDF as _};
+
+use crate::interval::{normal_cdf, normal_quantile};
+use crate::paired::{AtLeastAsGood, bisect};
+
+/// Whether a test looks for a drop only or for any change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Sides {
+    One,
+    Two,
+}
+
+/// What exact McNemar tests at level `alpha` can see on `n_cases` cases of which the two models are expected to differ
+/// on the share `discordant`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[allow(missing_docs)]
+pub struct McNemarPower {
+    pub n_cases: u64,
+    pub discordant: f64,
+    pub alpha: f64,
+    pub sides: Sides,
+}
+
+impl McNemarPower {
+    /// The probability that the test finds a true drop of `drop` (a share, at most `discordant`), exactly: over the
+    /// number of discordant cases, then over how many of them are regressions.
+    pub fn power(&self, drop: f64) -> f64 {
+        let Ok(discordant) = Binomial::new(self.discordant.clamp(0.0, 1.0), self.n_cases) else { return 0.0 };
+        let regression = ((self.discordant + drop) / (2.0 * self.discordant)).clamp(0.0, 1.0);
+        let rejected = |n_discordant: u64| {
+            let regressions = Binomial::new(regression, n_discordant).expect("clamped to a probability");
+            let n_needed = self.n_regressions_needed(n_discordant)?;
+            let worse = 1.0 - n_needed.checked_sub(1).map_or(0.0, |below| regressions.cdf(below));
+            let better = match self.sides {
+                Sides::One => 0.0,
+                Sides::Two => regressions.cdf(n_discordant - n_needed),
+            };
+            Some(discordant.pmf(n_discordant) * (worse + better))
+        };
+        let (mean, reach) = self.discordant_window();
+        let (low, high) = ((mean - reach).max(0.0) as u64, ((mean + reach) as u64).min(self.n_cases));
+        (low..=high).filter_map(rejected).sum()
+    }
+
+    /// The smallest true drop found with probability `power`, as a share; `None` if not even a model that loses every
+    /// discordant case would be found that often.
+    pub fn minimum_detectable_effect(&self, power: f64) -> Option<f64> {
+        let reachable = self.discordant > 0.0 && self.power(self.discordant) >= power;
+        reachable.then(|| bisect(0.0, self.discordant, |drop| self.power(drop) >= power))
+    }
+
+    /// The fewest regressions among `n_discordant` flips that the test calls significant.
+    fn n_regressions_needed(&self, n_discordant: u64) -> Option<u64> {
+        let level = match self.sides {
+            Sides::One => self.alpha,
+            Sides::Two => self.alpha / 2.0,
+        };
+        let coin = Binomial::new(0.5, n_discordant).expect("one half is a probability");
+        // By symmetry P(regressions >= k) = P(improvements <= n - k).
+        let most_improvements = (0..=n_discordant / 2).take_while(|&k| coin.cdf(k) <= level).last()?;
+        Some(n_discordant - most_improvements)
+    }
+
+    fn discordant_window(&self) -> (f64, f64) {
+        let mean = self.n_cases as f64 * self.discordant;
+        (mean, 9.0 * (mean * (1.0 - self.discordant)).sqrt() + 12.0)
+    }
+}
+
+/// A non-inferiority rule for a share of right answers: pass if the candidate is certainly not worse by `margin`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[allow(missing_docs)]
+pub struct NonInferiority {
+    pub n_cases: u64,
+    pub discordant: f64,
+    pub margin: f64,
+    pub alpha: f64,
+}
+
+/// Beyond this many cases the critical value is the normal one; the exact one is within 0.01 of it there.
+const MOST_CASES_FOR_EXACT_CRITICAL: u64 = 1_000;
+
+impl NonInferiority {
+    /// The probability that a candidate with a true difference of `difference` from the baseline passes.
+    pub fn pass_power(&self, difference: f64) -> f64 {
+        let regression = (self.discordant - difference) / 2.0;
+        let improvement = (self.discordant + difference) / 2.0;
+        if regression < 0.0 || improvement < 0.0 || regression + improvement > 1.0 {
+            return f64::NAN;
+        }
+        AtLeastAsGood::new(self.n_cases, -self.margin, self.critical()).probability(regression, improvement)
+    }
+
+    /// About how many cases would let an equal candidate pass with probability `power`: the normal approximation,
+    /// `discordant (z_alpha + z_power)^2 / margin^2`, rounded up. `None` for a margin of 0.
+    pub fn cases_needed(&self, power: f64) -> Option<u64> {
+        let z = normal_quantile(1.0 - self.alpha) + normal_quantile(power);
+        (self.margin > 0.0).then(|| (self.discordant * (z / self.margin).powi(2)).ceil() as u64)
+    }
+
+    /// The critical score at which the largest false-release probability is just `alpha`.
+    fn critical(&self) -> f64 {
+        let normal = normal_quantile(1.0 - self.alpha);
+        if self.n_cases > MOST_CASES_FOR_EXACT_CRITICAL {
+            return normal;
+        }
+        let too_lenient = |critical: f64| {
+            AtLeastAsGood::new(self.n_cases, -self.margin, critical).largest_probability(-self.margin) > self.alpha
+        };
+        let (mut low, mut high) = (normal - 0.5, normal + 1.5);
+        for _ in 0..12 {
+            let middle = 0.5 * (low + high);
+            if too_lenient(middle) { low = middle } else { high = middle }
+        }
+        high
+    }
+}
+
+/// What a normal approximation with standard error `standard_error` can see: the smallest drop found with `power`, the
+/// chance that an equal candidate passes with `margin`, and the factor by which the number of cases would have to grow.
+pub(crate) struct NormalPower {
+    pub minimum_detectable_effect: f64,
+    pub pass_power: f64,
+    pub growth_needed: Option<f64>,
+}
+
+pub(crate) fn normal_power(standard_error: f64, margin: f64, alpha: f64, power: f64) -> NormalPower {
+    let z_alpha = normal_quantile(1.0 - alpha);
+    let detectable = (z_alpha + normal_quantile(power)) * standard_error;
+    NormalPower {
+        minimum_detectable_effect: detectable,
+        pass_power: if standard_error > 0.0 { normal_cdf(margin / standard_error - z_alpha) } else { 1.0 },
+        growth_needed: (margin > 0.0).then(|| (detectable / margin).powi(2)),
+    }
+}

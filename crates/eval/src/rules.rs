@@ -1,0 +1,166 @@
+use serde::{Deserialize, Serialize};
+
+use crate::Metric;
+
+/// The rules of `gates.toml`, checked: every number is in its range and every rule decides something.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Gates {
+    /// Risk a rule runs of releasing a candidate that is worse by its margin.
+    pub alpha: f64,
+    /// Chance a rule should have to pass a candidate that equals the baseline, and to find a drop.
+    pub power: f64,
+    /// Bootstrap resamples.
+    pub resamples: usize,
+    /// Seed of the bootstrap.
+    pub seed: u64,
+    /// What must hold.
+    pub rules: Vec<Rule>,
+    /// Limits on service time.
+    pub latency: Vec<LatencyRule>,
+}
+
+/// One metric on all cases or one slice, with a margin against the baseline, an absolute limit, or both.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rule {
+    /// What is measured.
+    pub metric: Metric,
+    /// The label it belongs to, for precision, recall, F1 and AUROC.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
+    /// The slice; `*` for each slice of the golden set in turn; all cases if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slice: Option<String>,
+    /// The drop against the baseline that is still acceptable; 0 demands an improvement.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub margin: Option<f64>,
+    /// The least acceptable value, for metrics that are better when larger.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub floor: Option<f64>,
+    /// The largest acceptable value, for log loss.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ceiling: Option<f64>,
+    /// The share of cases on which two models of this kind differ, where it is known from earlier comparisons; the
+    /// observed share otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub discordant: Option<f64>,
+}
+
+/// A limit on a percentile of the service time of single cases.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LatencyRule {
+    /// Between 1 and 99.
+    pub percentile: u8,
+    /// The largest acceptable value.
+    pub max_ms: f64,
+}
+
+/// `gates.toml` is not usable.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+#[allow(missing_docs)]
+pub enum GatesError {
+    #[error("{0}")]
+    Syntax(#[from] toml::de::Error),
+    #[error("{key} = {value} is out of range: expected {expected}")]
+    Range { key: String, value: f64, expected: &'static str },
+    #[error("there is no [[rule]], so nothing would be gated")]
+    NoRules,
+    #[error("rule {number} ({metric}): {problem}")]
+    Rule { number: usize, metric: Metric, problem: &'static str },
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    #[serde(default = "default_alpha")]
+    alpha: f64,
+    #[serde(default = "default_power")]
+    power: f64,
+    #[serde(default = "default_resamples")]
+    resamples: usize,
+    #[serde(default = "default_seed")]
+    seed: u64,
+    #[serde(default, rename = "rule")]
+    rules: Vec<Rule>,
+    #[serde(default)]
+    latency: Vec<LatencyRule>,
+}
+
+fn default_alpha() -> f64 {
+    0.05
+}
+
+fn default_power() -> f64 {
+    0.8
+}
+
+fn default_resamples() -> usize {
+    10_000
+}
+
+fn default_seed() -> u64 {
+    20_260_101
+}
+
+impl Gates {
+    /// Reads the text of a `gates.toml`.
+    pub fn parse(text: &str) -> Result<Self, GatesError> {
+        let File { alpha, power, resamples, seed, rules, latency } = toml::from_str(text)?;
+        in_range("alpha", alpha, 0.0001..=0.2, "0.0001 to 0.2")?;
+        in_range("power", power, 0.5..=0.999, "0.5 to 0.999")?;
+        in_range("resamples", resamples as f64, 10_000.0..=1_000_000.0, "10000 to 1000000")?;
+        if rules.is_empty() {
+            return Err(GatesError::NoRules);
+        }
+        rules.iter().enumerate().try_for_each(|(idx, rule)| rule.check(idx + 1))?;
+        latency.iter().try_for_each(LatencyRule::check)?;
+        Ok(Self { alpha, power, resamples, seed, rules, latency })
+    }
+
+    /// Whether some rule limits a value by itself, which a first version needs.
+    pub fn has_absolute_limits(&self) -> bool {
+        self.rules.iter().any(|rule| rule.floor.is_some() || rule.ceiling.is_some())
+    }
+}
+
+impl Rule {
+    fn check(&self, number: usize) -> Result<(), GatesError> {
+        let wrong = |problem| Err(GatesError::Rule { number, metric: self.metric, problem });
+        if self.margin.is_none() && self.floor.is_none() && self.ceiling.is_none() {
+            return wrong("needs a `margin`, a `floor` or a `ceiling`");
+        }
+        if self.metric.needs_label() != self.label.is_some() {
+            return wrong(if self.label.is_some() { "takes no `label`" } else { "needs a `label`" });
+        }
+        if self.metric.lower_is_better() && self.floor.is_some() {
+            return wrong("is better when smaller, so it takes a `ceiling`, not a `floor`");
+        }
+        if !self.metric.lower_is_better() && self.ceiling.is_some() {
+            return wrong("is better when larger, so it takes a `floor`, not a `ceiling`");
+        }
+        let largest = if self.metric.lower_is_better() { f64::MAX } else { 1.0 };
+        let limits = [("margin", self.margin), ("floor", self.floor), ("ceiling", self.ceiling)];
+        for (key, value) in limits.into_iter().filter_map(|(key, value)| Some((key, value?))) {
+            in_range(key, value, 0.0..=largest, "0 or more, and at most 1 for a share or a correlation")?;
+        }
+        self.discordant.map_or(Ok(()), |share| in_range("discordant", share, 0.0001..=1.0, "0.0001 to 1"))
+    }
+}
+
+impl LatencyRule {
+    fn check(&self) -> Result<(), GatesError> {
+        in_range("percentile", f64::from(self.percentile), 1.0..=99.0, "1 to 99")?;
+        in_range("max_ms", self.max_ms, f64::MIN_POSITIVE..=f64::MAX, "a positive number")
+    }
+}
+
+fn in_range(
+    key: &str,
+    value: f64,
+    range: std::ops::RangeInclusive<f64>,
+    expected: &'static str,
+) -> Result<(), GatesError> {
+    if range.contains(&value) { Ok(()) } else { Err(GatesError::Range { key: key.to_owned(), value, expected }) }
+}
