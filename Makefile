@@ -1,0 +1,85 @@
+# `make quickstart` drives one real model down the whole road; `make test` proves the house is in order.
+# Both install what they need: a Python environment in .venv, Rust builds in target/, Debian tools where apt is at hand.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3.11
+PY := .venv/bin/python
+UV := .venv/bin/uv
+DEBUG_BIN := target/debug/highroad
+RELEASE_BIN := target/release/highroad
+
+.PHONY: help quickstart test test-rust test-python fuzz lint bench env env-bench python-module lock clean
+
+help: ## Show what there is
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
+
+quickstart: env release-bin python-module ## Train, track, package, gate, serve, roll back and replay one real model
+	@HIGHROAD_BIN=$(abspath $(RELEASE_BIN)) $(PY) scripts/quickstart.py $(ARGS)
+
+test: lint test-rust fuzz test-python ## Everything CI runs
+
+lint: ## Formatting and clippy, warnings denied
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+
+test-rust: env nextest ## Rust tests and doc tests
+	cargo nextest run --workspace --locked
+	cargo test --workspace --locked --doc --quiet
+
+fuzz: ## Mutate small programs against the reader for a few seconds
+	scripts/fuzz
+
+test-python: env debug-bin python-module tools ## pytest: starter, real models, real clients
+	HIGHROAD_BIN=$(abspath $(DEBUG_BIN)) $(PY) -m pytest -q tests
+
+bench: env-bench release-bin python-module ## Highroad beside its peers, interleaved in one run
+	HIGHROAD_BIN=$(abspath $(RELEASE_BIN)) $(PY) benches/peers.py $(ARGS)
+	HIGHROAD_BIN=$(abspath $(RELEASE_BIN)) $(PY) benches/serve.py
+
+.PHONY: debug-bin release-bin nextest tools
+debug-bin:
+	cargo build --locked --bin highroad
+
+release-bin:
+	@echo "Building the highroad binary (a few minutes the first time)"
+	cargo build --locked --release --bin highroad
+
+nextest:
+	@command -v cargo-nextest >/dev/null || cargo install --locked cargo-nextest
+
+# promtool lints the metrics page, Chromium renders the dashboard. Without apt the tests that need them say so and fail.
+tools:
+	@command -v promtool >/dev/null && command -v chromium >/dev/null || scripts/debian-tools prometheus chromium
+
+env: .venv/.dev ## The pinned, hashed Python environment
+env-bench: .venv/.bench
+
+.venv/.uv: requirements/uv.txt
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is missing: install Python 3.11 with venv, or set PYTHON=..." >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet --require-hashes -r requirements/uv.txt
+	@touch $@
+
+.venv/.dev: .venv/.uv requirements/dev.txt requirements/assets.txt
+	@echo "Installing the Python environment (torch is about 5 GB unpacked)"
+	$(UV) pip install --quiet --python $(PY) --require-hashes -r requirements/dev.txt
+	$(UV) pip install --quiet --python $(PY) --require-hashes --no-deps -r requirements/assets.txt
+	@touch $@
+
+.venv/.bench: .venv/.dev requirements/bench.txt
+	$(UV) pip install --quiet --python $(PY) --require-hashes -r requirements/bench.txt
+	@touch $@
+
+# The Python module is built into the environment; cargo decides whether anything changed.
+python-module: env
+	VIRTUAL_ENV=$(abspath .venv) .venv/bin/maturin develop --quiet --locked --release --manifest-path crates/python/Cargo.toml
+
+lock: .venv/.uv ## Resolve requirements/*.in again
+	cd requirements && for f in uv dev bench; do ../$(UV) pip compile --quiet --upgrade --generate-hashes --no-emit-index-url --python-version 3.11 $$f.in -o $$f.txt; done
+	cd requirements && ../$(UV) pip compile --quiet --no-deps --generate-hashes --no-emit-index-url --python-version 3.11 assets.in -o assets.txt
+
+clean: ## Remove what was built, trained and installed
+	rm -rf target .venv quickstart .highroad
