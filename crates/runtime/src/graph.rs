@@ -3,7 +3,9 @@
 //! One form serves from the archive to the planner. What `torch.export` saved is the raw graph (in-place operators,
 //! aliases, omitted default arguments); passes turn it into the functional, canonical graph that the planner takes.
 
-use highroad_tensor::DType;
+use std::collections::BTreeMap;
+
+use highroad_tensor::{DType, Tensor};
 
 /// A value in one [`Graph`]; an index into [`Graph::values`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -20,6 +22,21 @@ pub struct Graph {
     pub nodes: Vec<Node>,
     /// What the graph returns, in order.
     pub outputs: Vec<Argument>,
+    /// Tensors behind the inputs whose source is [`Source::Weight`]; empty in the bodies of higher-order operators.
+    pub weights: Weights,
+}
+
+/// Tensors by name: what the archive stores, and what passes computed from it.
+///
+/// Two are equal if names, dtypes and sizes are; elements are not compared, for there may be gigabytes.
+#[derive(Clone, Debug, Default)]
+pub struct Weights(pub BTreeMap<String, Tensor>);
+
+impl PartialEq for Weights {
+    fn eq(&self, other: &Self) -> bool {
+        let describe = |(name, tensor): (_, &Tensor)| (name, tensor.dtype(), tensor.shape().to_vec());
+        self.0.iter().map(describe).eq(other.0.iter().map(describe))
+    }
 }
 
 /// A named value and what is known about it before running.
@@ -36,8 +53,8 @@ pub struct Value {
 pub enum Type {
     /// A tensor.
     Tensor(TensorType),
-    /// A list of tensors (`split`, `chunk`, `unbind`), one type each.
-    Tensors(Vec<TensorType>),
+    /// Not known: text without types, or a value that a pass made before shapes are inferred.
+    Unknown,
     /// A size or other integer computed while running.
     Int,
     /// A float computed while running.
@@ -68,12 +85,12 @@ pub enum Dim {
 /// Where an input's value comes from.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Source {
-    /// Given by the caller; `position` counts the flattened leaves of the user's arguments that are tensors.
+    /// Given by the caller; `position` counts the flattened leaves of the user's arguments that are no constants.
     User {
-        /// Position among the user's tensor leaves.
+        /// Position among the leaves that are given on each run.
         position: usize,
     },
-    /// A parameter, buffer or tensor constant of the archive, by its fully qualified name.
+    /// A parameter, buffer or tensor constant, by its fully qualified name in [`Graph::weights`].
     Weight(String),
     /// An operand of the higher-order operator that owns this graph.
     Operand,
@@ -96,7 +113,8 @@ pub struct Node {
     /// Arguments under their schema names. The reader keeps what the archive holds (defaults omitted); the pass
     /// `fill_defaults` completes them in schema order.
     pub args: Vec<(String, Argument)>,
-    /// What it returns; `None` for a result that is undefined or never used.
+    /// What it returns, lists of tensors (`split`, `chunk`, `unbind`) flattened; `None` for a result that is
+    /// undefined or never used.
     pub outputs: Vec<Option<ValueId>>,
     /// Where the user's Python called it, as `file.py:41`, when the archive tells.
     pub location: Option<String>,
@@ -134,6 +152,35 @@ pub enum Argument {
     Graph(Box<Graph>),
 }
 
+impl Argument {
+    /// Calls `visit` for every value in this argument, lists included; bodies of higher-order operators have values of
+    /// their own and are left out.
+    pub fn for_each_value(&self, visit: &mut impl FnMut(ValueId)) {
+        match self {
+            Self::Value(id) => visit(*id),
+            Self::List(items) => items.iter().for_each(|item| item.for_each_value(visit)),
+            _ => {}
+        }
+    }
+
+    /// Replaces every value in this argument by what `replace` gives.
+    pub fn map_values(&mut self, replace: &mut impl FnMut(ValueId) -> Argument) {
+        match self {
+            Self::Value(id) => *self = replace(*id),
+            Self::List(items) => items.iter_mut().for_each(|item| item.map_values(replace)),
+            _ => {}
+        }
+    }
+
+    /// The value, if this is one.
+    pub fn as_value(&self) -> Option<ValueId> {
+        match self {
+            Self::Value(id) => Some(*id),
+            _ => None,
+        }
+    }
+}
+
 impl Graph {
     /// Adds a value and gives its id. The caller keeps names unique.
     pub fn add_value(&mut self, name: impl Into<String>, ty: Type) -> ValueId {
@@ -145,5 +192,31 @@ impl Graph {
     /// The value behind `id`.
     pub fn value(&self, id: ValueId) -> &Value {
         &self.values[id.0 as usize]
+    }
+
+    /// The dtype and sizes of `id`, if it is a tensor whose type is known.
+    pub fn tensor_type(&self, id: ValueId) -> Option<&TensorType> {
+        match &self.value(id).ty {
+            Type::Tensor(ty) => Some(ty),
+            _ => None,
+        }
+    }
+
+    /// The tensor behind `id`, if it is a weight input.
+    pub fn weight(&self, id: ValueId) -> Option<&Tensor> {
+        self.inputs.iter().find(|input| input.value == id).and_then(|input| match &input.source {
+            Source::Weight(name) => self.weights.0.get(name),
+            _ => None,
+        })
+    }
+
+    /// How often each value is used, by id: as an argument or as an output of the graph.
+    pub fn use_counts(&self) -> Vec<usize> {
+        let mut counts = vec![0; self.values.len()];
+        let args = self.nodes.iter().flat_map(|node| node.args.iter().map(|(_, arg)| arg));
+        for arg in args.chain(&self.outputs) {
+            arg.for_each_value(&mut |id| counts[id.0 as usize] += 1);
+        }
+        counts
     }
 }

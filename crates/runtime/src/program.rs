@@ -8,8 +8,11 @@ use std::path::Path;
 use highroad_tensor::{DType, Tensor};
 
 use crate::LoadError;
+use crate::archive::Archive;
 use crate::graph::{Argument, Dim, Graph, Source, Type, ValueId};
+use crate::import;
 use crate::op::Limits;
+use crate::passes;
 use crate::plan::Plan;
 use crate::rows::RowIndependence;
 use crate::run::{self, RunError};
@@ -58,8 +61,10 @@ impl RunOptions {
 impl Program {
     /// Reads, checks, rewrites, plans and prepacks the program in `path`; its weights stay mapped.
     pub fn open(path: &Path) -> Result<Self, LoadError> {
-        let _mapped = std::fs::File::open(path)?;
-        Err(LoadError::Malformed("the reader is not connected yet".to_owned()))
+        let mut graph = import::exported(&Archive::open(path)?)?.graph;
+        passes::run(&mut graph)?;
+        let weights = graph.weights.clone();
+        Self::from_graph(graph, |name| weights.0.get(name).cloned())
     }
 
     /// A program of a graph in canonical form; `weights` gives the tensors behind its weight inputs.
@@ -93,7 +98,7 @@ impl Program {
 
     /// The canonical graph as text.
     pub fn graph_text(&self) -> String {
-        format!("{:#?}", self.graph)
+        self.graph.to_string()
     }
 
     /// Whether rows of a batch can influence each other.
