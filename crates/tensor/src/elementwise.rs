@@ -333,16 +333,18 @@ impl Tensor {
         if dtype == self.dtype() {
             return Ok(self.clone());
         }
-        if dtype == DType::Bool {
-            return with_element!(self.dtype(), T => map(self, dtype, |x: T| u8::from(x.to_f64() != 0.0)));
-        }
-        with_element!(self.dtype(), T => with_element!(dtype, U => {
-            if T::DTYPE.is_float() {
-                map(self, dtype, |x: T| U::from_f64(x.to_f64()))
+        let x = self.contiguous();
+        let mut out = Self::scratch(dtype, self.shape())?;
+        with_element!(self.dtype(), T => {
+            let from = x.as_slice::<T>().expect("made contiguous, of its own dtype");
+            if dtype == DType::Bool {
+                let to = out_slice::<u8>(&mut out)?;
+                to.iter_mut().zip(from).for_each(|(to, from)| *to = u8::from(from.to_f64() != 0.0));
             } else {
-                map(self, dtype, |x: T| U::from_i64(x.to_i64()))
+                with_element!(dtype, U => convert(from, out_slice::<U>(&mut out)?));
             }
-        }))
+        });
+        Ok(out)
     }
 
     /// A tensor with the same elements in row-major order; itself when it already is contiguous.
@@ -350,8 +352,12 @@ impl Tensor {
         if self.is_contiguous() {
             return self.clone();
         }
-        let copy = with_element!(self.dtype(), T => map(self, self.dtype(), |x: T| x));
-        copy.expect("a tensor that exists has a size that fits in memory")
+        let mut copy = Self::scratch(self.dtype(), self.shape()).expect("a tensor that exists fits in memory");
+        with_element!(self.dtype(), T => {
+            let to = copy.as_mut_slice::<T>().expect("just made, of this dtype");
+            self.copy_into::<T>(to).expect("has the same shape and dtype");
+        });
+        copy
     }
 
     /// The elements in row-major order; `None` if the tensor stores another type.
@@ -452,6 +458,15 @@ pub fn concat(parts: &[Tensor], dim: usize) -> Result<Tensor, TensorError> {
         }
     });
     Ok(out)
+}
+
+// Not split among threads or compiled for wide vectors: with ten by ten dtypes that would be most of the crate's code.
+fn convert<T: Convert, U: Convert>(from: &[T], to: &mut [U]) {
+    if T::DTYPE.is_float() {
+        to.iter_mut().zip(from).for_each(|(to, from)| *to = U::from_f64(from.to_f64()));
+    } else {
+        to.iter_mut().zip(from).for_each(|(to, from)| *to = U::from_i64(from.to_i64()));
+    }
 }
 
 #[cfg(test)]

@@ -98,6 +98,11 @@ impl<'a, T> Parts<'a, T> {
     pub(crate) fn as_ptr(&self) -> *mut T {
         self.start
     }
+
+    /// Elements of the whole slice.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
 }
 
 struct Worker {
