@@ -1,1 +1,5 @@
 //! Development only: goldens, closeness, test servers.
+
+mod packages;
+
+pub use packages::TinyPackage;
