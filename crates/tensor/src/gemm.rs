@@ -207,14 +207,13 @@ fn times_packed(
         out_row: matrix.n_cols,
         n_cols: matrix.n_cols,
         bias,
-        scale: 1.0,
         activation,
     };
     product.run(out_slice::<f32>(&mut out)?, n_rows);
     Ok(out)
 }
 
-/// One product `out = activation(scale · left · right + bias)` with the right operand in panels.
+/// One product `out = activation(left · right + bias)` with the right operand in panels.
 pub(crate) struct Product<'a> {
     /// Rows of the left operand, `left_row` elements apart, their elements side by side.
     pub left: &'a [f32],
@@ -229,7 +228,6 @@ pub(crate) struct Product<'a> {
     pub out_row: usize,
     pub n_cols: usize,
     pub bias: Option<&'a [f32]>,
-    pub scale: f32,
     pub activation: Unary,
 }
 
@@ -464,18 +462,17 @@ unsafe fn step<I: Isa, const ROWS: usize>(
     }
 }
 
-/// Scale, bias and activation of a finished tile, which is still in the first-level cache.
+/// Bias and activation of a finished tile, which is still in the first-level cache.
 ///
 /// # Safety
 /// As [`sum_tile`]'s; the bias covers the tile's columns.
 #[inline(always)]
 unsafe fn finish<I: Isa>(isa: I, tile: &Tile, n_rows: usize, product: &Product<'_>, first_col: usize) {
     let ops = isa.f32();
-    if product.bias.is_none() && product.activation == Unary::Identity && product.scale == 1.0 {
+    if product.bias.is_none() && product.activation == Unary::Identity {
         return;
     }
     let lanes = ops.len();
-    let scale = ops.splat(product.scale);
     let mut col = 0;
     while col < tile.n_cols {
         let mask = ops.first_n_mask((tile.n_cols - col).min(lanes));
@@ -488,9 +485,6 @@ unsafe fn finish<I: Isa>(isa: I, tile: &Tile, n_rows: usize, product: &Product<'
                     unsafe {
                         let at = tile.out.add(i * tile.out_row + col);
                         let mut $x = ops.load_ptr_mask(at, mask);
-                        if product.scale != 1.0 {
-                            $x = ops.mul($x, scale);
-                        }
                         if let Some(bias) = bias {
                             $x = ops.add($x, bias);
                         }
@@ -620,7 +614,6 @@ fn batched(left: &Tensor, right: &Tensor, lead: &[usize], [m, k, n]: [usize; 3])
                 out_row: n,
                 n_cols: n,
                 bias: None,
-                scale: 1.0,
                 activation: Unary::Identity,
             };
             let part = Part { first_row: 0, n_rows: m, first_panel: 0, n_panels };
