@@ -1,0 +1,360 @@
+"""From a trained module to a package source: the program, its tokenizer, its parity cases and where it comes from."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from . import _provenance
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["ExportError", "export"]
+
+# The file that makes a directory a package source; only such a directory is ever replaced.
+_DESCRIPTION = "package.toml"
+# A name travels into registry URLs and references (`name@alias`), so it keeps to what both accept.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+class ExportError(ValueError):
+    """The module cannot become a package; the message says why and what helps."""
+
+
+def export(
+    module: torch.nn.Module,
+    args: tuple[Any, ...],
+    path: str | os.PathLike[str],
+    *,
+    name: str,
+    task: Literal["classify", "embed"],
+    tokenizer: Any,
+    max_tokens: int,
+    parity_inputs: Sequence[tuple[Any, ...]],
+    licence: str,
+    owner: str,
+    labels: Sequence[str] | None = None,
+    flagged: str | None = None,
+    normalized: bool | None = None,
+    dynamic_shapes: Any = None,
+    relative_rms: float = 1e-5,
+    data: Mapping[str, str | os.PathLike[str]] | None = None,
+    lock: str | os.PathLike[str] | None = None,
+    run_id: str | None = None,
+    git_commit: str | None = None,
+) -> Path:
+    """Write ``module`` as a package source directory at ``path`` and return that path.
+
+    The directory holds ``program.pt2``, ``tokenizer.json``, ``parity.safetensors`` and ``package.toml``;
+    ``highroad pack`` turns it into a package. An earlier package source at ``path`` is replaced, anything else refused.
+
+    Args:
+        module: the trained module, float32. It is exported in evaluation mode, on the CPU, as it is used in production.
+        args: example inputs ``(input_ids, attention_mask)``, both int64 ``[B, S]`` with B and S at least 2: a size of
+            1 in an example would be exported as the constant 1.
+        name: the model's name, a suggestion for the registry.
+        task: ``"classify"`` (the module returns logits ``[B, labels]``) or ``"embed"`` (vectors ``[B, D]``).
+        tokenizer: a ``tokenizer.json``, a ``tokenizers.Tokenizer`` or a fast transformers tokenizer.
+        max_tokens: longest input in tokens, special tokens included; longer ones are truncated.
+        parity_inputs: one tuple of inputs a case. Eager PyTorch answers them now; the runtime must agree later.
+        licence: SPDX expression of the weights' licence.
+        owner: who answers for the model.
+        labels: classify only: the label of each logit.
+        flagged: classify only: the label that a moderation endpoint flags.
+        normalized: embed only: whether the module returns vectors of length 1; measured if not given.
+        dynamic_shapes: as ``torch.export.export`` takes it; by default batch and sequence of every input vary.
+        relative_rms: largest accepted root mean square of the difference over that of eager PyTorch's output.
+        data: files that trained the module by name, or their ``sha256:…`` digests.
+        lock: lock file of the environment.
+        run_id: tracked run that trained it; by default ``MLFLOW_RUN_ID``.
+        git_commit: commit of the training code; by default the one checked out in the current directory.
+
+    Raises:
+        ExportError: the inputs contradict the task, the module cannot be exported, or the exported program does not
+            compute what the module computes.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise ExportError("`highroad.export` needs torch: install torch >= 2.9 in this environment") from error
+
+    target = Path(path)
+    _refuse_foreign_directory(target)
+    description = {
+        "name": _checked_name(name),
+        "licence": _said(licence, "licence", "an SPDX expression such as `Apache-2.0`"),
+        "owner": _said(owner, "owner", "a team or an address"),
+    }
+    if not parity_inputs:
+        raise ExportError("`parity_inputs` is empty: without recorded answers nothing proves the package right")
+    provenance = _describe_provenance(run_id, git_commit, lock, data, torch.__version__)
+
+    state = _Production(module)
+    with state, torch.no_grad():
+        cases = [(inputs, _answer(module, inputs, f"parity case {i}")) for i, inputs in enumerate(parity_inputs)]
+        signature = _task_signature(task, labels, flagged, normalized, max_tokens, [output for _, output in cases])
+        program = _exported(module, args, dynamic_shapes, max_tokens)
+        _check_program(program, cases, relative_rms)
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        _save_program(program, staging / "program.pt2")
+        _save_tokenizer(tokenizer, staging / "tokenizer.json")
+        _save_cases(cases, staging / "parity.safetensors")
+        tables = {"task": signature, "parity": {"relative_rms": relative_rms}, "provenance": provenance}
+        (staging / _DESCRIPTION).write_text(_toml(description | tables), encoding="utf-8")
+        staging.chmod(0o755)
+        if target.exists():
+            shutil.rmtree(target)
+        staging.rename(target)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return target
+
+
+def _refuse_foreign_directory(target: Path) -> None:
+    if not target.exists():
+        return
+    if not target.is_dir() or (any(target.iterdir()) and not (target / _DESCRIPTION).is_file()):
+        raise ExportError(f"`{target}` exists and is not a package source: choose another path or remove it")
+
+
+def _checked_name(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise ExportError(f"`{name}` cannot name a model: use letters, digits, `.`, `_` and `-`, at most 128")
+    return name
+
+
+def _said(value: str, field: str, example: str) -> str:
+    if not value.strip():
+        raise ExportError(f"`{field}` is empty: say {example}")
+    return value
+
+
+class _Production:
+    """The module as production runs it (evaluation mode, CPU), put back afterwards."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        import torch
+
+        if not isinstance(module, torch.nn.Module):
+            raise ExportError(f"expected a torch.nn.Module, got {type(module).__name__}")
+        others = {t.dtype for t in module.parameters() if t.is_floating_point()} - {torch.float32}
+        if others:
+            kinds = ", ".join(sorted(map(str, others)))
+            raise ExportError(f"the module has {kinds} parameters: call `module.float()` first")
+        self._module = module
+        self._modes = [(part, part.training) for part in module.modules()]
+        self._device = next((t.device for t in module.parameters()), torch.device("cpu"))
+
+    def __enter__(self) -> None:
+        self._module.eval().to("cpu")
+
+    def __exit__(self, *_: object) -> None:
+        self._module.to(self._device)
+        for part, training in self._modes:
+            part.training = training
+
+
+def _answer(module: Any, inputs: tuple[Any, ...], what: str) -> torch.Tensor:
+    """Eager PyTorch's answer: one float32 tensor ``[B, …]`` of finite numbers."""
+    import torch
+    from torch.utils import _pytree as pytree
+
+    if not isinstance(inputs, tuple):
+        raise ExportError(f"{what} is a {type(inputs).__name__}: expected the tuple of the module's inputs")
+    try:
+        leaves = pytree.tree_leaves(module(*inputs))
+    except Exception as error:
+        raise ExportError(f"the module fails on {what}: {error}") from error
+    if len(leaves) != 1 or not isinstance(leaves[0], torch.Tensor):
+        raise ExportError(f"the module returns {len(leaves)} values on {what}: expected one tensor")
+    output = leaves[0]
+    if output.dtype != torch.float32 or output.ndim != 2:
+        raise ExportError(f"the module returns {output.dtype} {list(output.shape)} on {what}: expected float32 [B, N]")
+    if not bool(torch.isfinite(output).all()):
+        raise ExportError(f"the module returns NaN or infinity on {what}: training diverged, or the case is broken")
+    return output
+
+
+def _task_signature(
+    task: str,
+    labels: Sequence[str] | None,
+    flagged: str | None,
+    normalized: bool | None,
+    max_tokens: int,
+    outputs: list[torch.Tensor],
+) -> dict[str, Any]:
+    if max_tokens < 2:
+        raise ExportError(f"`max_tokens` is {max_tokens}: a text needs room for its special tokens")
+    widths = {output.shape[1] for output in outputs}
+    if len(widths) != 1:
+        raise ExportError(f"the module returns outputs of different widths {sorted(widths)}")
+    (width,) = widths
+    signature: dict[str, Any] = {"task": task, "max_tokens": max_tokens}
+    if task == "classify":
+        return signature | _classify_signature(labels, flagged, width)
+    if task == "embed":
+        return signature | _embed_signature(labels, flagged, normalized, outputs)
+    raise ExportError(f"`{task}` is not a task: expected `classify` or `embed`")
+
+
+def _classify_signature(labels: Sequence[str] | None, flagged: str | None, width: int) -> dict[str, Any]:
+    if labels is None or len(set(labels)) != len(labels) or not all(labels):
+        raise ExportError("a classifier needs `labels`: one different name for each logit")
+    if len(labels) != width:
+        raise ExportError(f"the module returns {width} logits and `labels` has {len(labels)}")
+    if flagged is not None and flagged not in labels:
+        raise ExportError(f"`flagged` is `{flagged}`, which is not one of the labels {list(labels)}")
+    return {"labels": list(labels)} | ({"flagged": flagged} if flagged is not None else {})
+
+
+def _embed_signature(
+    labels: Sequence[str] | None, flagged: str | None, normalized: bool | None, outputs: list[torch.Tensor]
+) -> dict[str, Any]:
+    if labels is not None or flagged is not None:
+        raise ExportError("an embedder has no `labels` and no `flagged`")
+    unit = all(bool(((output.norm(dim=1) - 1).abs() < 1e-4).all()) for output in outputs)
+    if normalized is not None and normalized != unit:
+        raise ExportError(f"`normalized` is {normalized}, but the module's vectors say {unit}")
+    return {"dimensions": outputs[0].shape[1], "normalized": unit}
+
+
+def _exported(module: Any, args: tuple[Any, ...], dynamic_shapes: Any, max_tokens: int) -> Any:
+    import torch
+
+    if dynamic_shapes is None:
+        dynamic_shapes = _batch_and_tokens(args, max_tokens)
+    try:
+        return torch.export.export(module, args, dynamic_shapes=dynamic_shapes, strict=False)
+    except Exception as error:
+        reason = str(error).strip() or type(error).__name__
+        raise ExportError(
+            f"torch.export cannot capture the module: {reason}\n"
+            "hint: Python `if` or `for` over tensor values is the usual cause; `torch.where` or `torch.cond` express it"
+        ) from error
+
+
+def _batch_and_tokens(args: tuple[Any, ...], max_tokens: int) -> tuple[Any, ...]:
+    import torch
+    from torch.export import Dim
+
+    for i, value in enumerate(args):
+        if not isinstance(value, torch.Tensor) or value.ndim != 2:
+            raise ExportError(f"example input {i} is not a [B, S] tensor: say `dynamic_shapes` yourself")
+        if min(value.shape) < 2:
+            raise ExportError(
+                f"example input {i} is {list(value.shape)}: a size of 1 would be exported as the constant 1; "
+                "give an example of at least two rows of at least two tokens"
+            )
+    batch, tokens = Dim("batch", min=1), Dim("tokens", min=1, max=max_tokens)
+    return tuple({0: batch, 1: tokens} for _ in args)
+
+
+def _check_program(program: Any, cases: list[tuple[tuple[Any, ...], torch.Tensor]], relative_rms: float) -> None:
+    """Export can bake in what the example happened to show; the parity cases would then disagree already here."""
+    exported = program.module()
+    for i, (inputs, expected) in enumerate(cases):
+        difference = _answer(exported, inputs, f"parity case {i} of the exported program") - expected
+        error = float(difference.square().mean().sqrt() / expected.square().mean().sqrt().clamp(min=1e-30))
+        if error > relative_rms:
+            raise ExportError(
+                f"the exported program differs from the module on parity case {i}: relative rms {error:.2e}, "
+                f"accepted {relative_rms:.0e}; something in `forward` depends on the example's values or sizes"
+            )
+
+
+def _save_program(program: Any, path: Path) -> None:
+    import torch
+
+    # The archive would otherwise carry the example tensors, which may be somebody's text.
+    program._example_inputs = None
+    for node in program.graph.nodes:
+        if trace := node.meta.get("stack_trace"):
+            node.meta["stack_trace"] = _portable_trace(trace)
+    torch.export.save(program, path)
+
+
+def _portable_trace(trace: str) -> str:
+    """File names as a reader elsewhere knows them; the machine that exported is nobody's business."""
+    for root in sorted({os.getcwd(), *filter(None, sys.path)}, key=len, reverse=True):
+        trace = trace.replace(f'File "{root.rstrip("/")}/', 'File "')
+    return trace
+
+
+def _save_tokenizer(tokenizer: Any, path: Path) -> None:
+    tokenizer = getattr(tokenizer, "backend_tokenizer", tokenizer)
+    if hasattr(tokenizer, "to_str"):
+        text = tokenizer.to_str()
+    elif isinstance(tokenizer, str | os.PathLike):
+        try:
+            text = Path(tokenizer).read_text(encoding="utf-8")
+        except OSError as error:
+            raise ExportError(f"cannot read the tokenizer: {error}") from error
+    else:
+        raise ExportError(
+            f"a {type(tokenizer).__name__} is not a tokenizer Highroad reads: give a `tokenizer.json`, a "
+            "`tokenizers.Tokenizer` or a fast transformers tokenizer"
+        )
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise ExportError(f"the tokenizer is not JSON: {error}") from error
+    # Padding and truncation belong to the task (`max_tokens`); a setting left in the file would fight it.
+    content["padding"] = content["truncation"] = None
+    path.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
+
+
+def _save_cases(cases: list[tuple[tuple[Any, ...], torch.Tensor]], path: Path) -> None:
+    from safetensors.torch import save_file
+    from torch.utils import _pytree as pytree
+
+    tensors = {}
+    for i, (inputs, output) in enumerate(cases):
+        tensors |= {f"{i}.input.{j}": leaf for j, leaf in enumerate(pytree.tree_leaves(inputs))}
+        tensors[f"{i}.output.0"] = output
+    save_file({key: value.detach().cpu().clone().contiguous() for key, value in tensors.items()}, path)
+
+
+def _describe_provenance(
+    run_id: str | None,
+    git_commit: str | None,
+    lock: str | os.PathLike[str] | None,
+    data: Mapping[str, str | os.PathLike[str]] | None,
+    torch_version: str,
+) -> dict[str, Any]:
+    try:
+        known: dict[str, Any] = {
+            "run_id": run_id or _provenance.run_id(),
+            "git_commit": git_commit or _provenance.git_commit(),
+            "environment": _provenance.file_digest(lock) if lock is not None else None,
+            "torch": torch_version,
+            "data": _provenance.data_digests(data or {}),
+        }
+    except OSError as error:
+        raise ExportError(f"cannot fingerprint `{error.filename}`: {error.strerror}") from error
+    return {key: value for key, value in known.items() if value}
+
+
+def _toml(table: Mapping[str, Any], prefix: str = "") -> str:
+    """TOML of nested tables; JSON's strings, numbers, booleans and lists are TOML's."""
+    plain = {key: value for key, value in table.items() if not isinstance(value, Mapping)}
+    lines = [f"{_toml_key(key)} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in plain.items()]
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            path = f"{prefix}{_toml_key(key)}"
+            lines.append(f"\n[{path}]\n{_toml(value, f'{path}.')}")
+    return "".join(lines)
+
+
+def _toml_key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key, ensure_ascii=False)
