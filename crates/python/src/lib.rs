@@ -1,1 +1,39 @@
-//! The Python module: load and run programs, record parity cases.
+//! The Python module: programs and predictors of the Rust runtime.
+//!
+//! Tensors cross as dtype name, sizes and a flat array of bytes: one form for every dtype, bf16 included, which NumPy
+//! does not know. `highroad/_load.py` makes torch tensors and NumPy arrays of them.
+
+use pyo3::prelude::*;
+
+mod predictor;
+mod program;
+mod tensors;
+
+#[pymodule]
+mod _highroad {
+    use pyo3::prelude::*;
+
+    #[pymodule_export]
+    use crate::LoadError;
+    #[pymodule_export]
+    use crate::predictor::Predictor;
+    #[pymodule_export]
+    use crate::program::Program;
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        module.add("__version__", env!("CARGO_PKG_VERSION"))
+    }
+}
+
+pyo3::create_exception!(_highroad, LoadError, pyo3::exceptions::PyValueError, "The file or package cannot be loaded.");
+
+/// An error with everything that caused it, one clause after another.
+fn load_error(error: &dyn std::error::Error) -> PyErr {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    let text = causes.fold(error.to_string(), |text, cause| {
+        let cause = cause.to_string();
+        if text.contains(&cause) { text } else { format!("{text}: {cause}") }
+    });
+    LoadError::new_err(text)
+}
