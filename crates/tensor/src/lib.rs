@@ -4,6 +4,7 @@
 //! PyTorch counts them. Views are free; kernels take slices or views and never know about graphs.
 
 mod attention;
+mod conv;
 mod dtype;
 mod elementwise;
 mod gemm;
@@ -12,6 +13,7 @@ mod nest;
 mod norm;
 pub mod parallel;
 mod pool;
+mod reduce;
 mod storage;
 mod tensor;
 #[cfg(test)]
@@ -19,12 +21,14 @@ mod testing;
 mod view;
 
 pub use attention::{Attention, Causality, attention};
+pub use conv::{Pool, Window, adaptive_mean_pool2d, conv2d, pool2d};
 pub use dtype::{DType, Element};
 pub use elementwise::{Convert, Scalar, concat, map, select, zip};
 pub use gemm::{LinearWeights, PackedMatrix, instruction_set, linear, matmul};
 pub use half::{bf16, f16};
 pub use math::{Unary, unary};
 pub use norm::{LayerNorm, Softmax, batch_norm, layer_norm, softmax};
+pub use reduce::{Keep, fold, gather_rows, reduced_shape, sum};
 pub use storage::Storage;
 pub use tensor::{Shape, Strides, Tensor, TensorError};
 pub use view::broadcast_shapes;

@@ -169,9 +169,14 @@ pub fn unary(x: &Tensor, function: Unary) -> Result<Tensor, TensorError> {
     let mut out = Tensor::scratch(DType::F32, x.shape())?;
     for_each_span(out_slice::<f32>(&mut out)?, |start, to| {
         to.copy_from_slice(&from[start..start + to.len()]);
-        with_unary!(function, op => Span { to, op }.dispatch(), else ());
+        apply(function, to);
     });
     Ok(out)
+}
+
+/// `function` of every element of `data`, in place.
+pub(crate) fn apply(function: Unary, data: &mut [f32]) {
+    with_unary!(function, op => Span { to: data, op }.dispatch(), else ());
 }
 
 struct Span<'a, Op> {
