@@ -1,1 +1,27 @@
 //! Batching, deployments and the inference protocols around a task predictor.
+//!
+//! The core knows no transport: a [`Portfolio`] has [`Deployment`]s, each serving a [`Revision`] that answers inputs. The
+//! protocols are thin conversions to and from it, and [`router`] puts them on HTTP.
+
+mod attestation;
+pub mod batcher;
+pub mod config;
+mod deployment;
+mod error;
+mod http;
+mod model;
+mod portfolio;
+pub mod protocol;
+mod registry;
+pub mod request_log;
+mod revision;
+pub mod telemetry;
+
+pub use attestation::{Attestation, path as attestation_path};
+pub use deployment::{Deployment, Failure, LocalState, Refreshed, State, Status, read_verdict};
+pub use error::{AskError, DeployError};
+pub use http::{probes, router};
+pub use model::{row_major_bytes, tensors_digest};
+pub use portfolio::Portfolio;
+pub use registry::{BoxFuture, Registry, Resolved};
+pub use revision::{Asked, Candidate, Facts, Revision, Unverified};

@@ -1,5 +1,6 @@
 use highroad_data::TokenizerError;
 use highroad_package::PackageError;
+use highroad_runtime::{LoadError, RunError};
 
 /// Why a predictor was not made or gave no answer.
 #[derive(Debug, thiserror::Error)]
@@ -11,6 +12,12 @@ pub enum TaskError {
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
 
+    #[error(transparent)]
+    Program(#[from] LoadError),
+    #[error("the program did not run: {0}")]
+    Run(#[from] RunError),
+    #[error("parity case {case_idx}: {reason}")]
+    Parity { case_idx: u32, reason: String },
     #[error("the program does not fit its task: {0}")]
     Signature(String),
 

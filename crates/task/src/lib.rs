@@ -5,9 +5,18 @@
 mod answer;
 mod error;
 mod input;
+mod parity;
 mod predictor;
 
 pub use answer::Answer;
 pub use error::TaskError;
 pub use input::{Input, Prepared};
+pub use parity::ParityReport;
 pub use predictor::{Predictor, PredictorOptions};
+
+/// What a caller needs to run [`Predictor::program`] itself, past the task: servers that take program tensors.
+pub mod raw {
+    pub use highroad_runtime::graph::Dim;
+    pub use highroad_runtime::{Program, RunError, RunOptions, TensorSpec};
+    pub use highroad_tensor::{DType, Storage, Tensor, TensorError};
+}

@@ -2,8 +2,10 @@ use std::num::NonZeroUsize;
 use std::thread::available_parallelism;
 
 use highroad_data::Tokenizer;
-use highroad_package::{Digest, Manifest, TOKENIZER, VerifiedPackage};
+use highroad_package::{Digest, Manifest, PROGRAM, TOKENIZER, VerifiedPackage};
+use highroad_runtime::{Program, RunOptions};
 
+use crate::parity::{self, ParityReport};
 use crate::{Answer, Input, Prepared, TaskError};
 
 /// How a predictor uses the machine; none of it changes an answer.
@@ -26,14 +28,35 @@ impl Default for PredictorOptions {
 pub struct Predictor {
     package: VerifiedPackage,
     tokenizer: Tokenizer,
+    program: Program,
+    run_options: RunOptions,
 }
 
 impl Predictor {
     /// Loads the package's tokenizer and program and checks that the program takes and gives what the task says.
-    pub fn open(package: &VerifiedPackage, _options: &PredictorOptions) -> Result<Self, TaskError> {
+    pub fn open(package: &VerifiedPackage, options: &PredictorOptions) -> Result<Self, TaskError> {
         let max_tokens = package.manifest().task.max_tokens as usize;
         let tokenizer = Tokenizer::from_bytes(&package.read(TOKENIZER)?, max_tokens)?;
-        Ok(Self { package: package.clone(), tokenizer })
+        let program = Program::open(&package.path(PROGRAM)?)?;
+        let run_options = RunOptions::with_threads(options.threads);
+        Ok(Self { package: package.clone(), tokenizer, program, run_options })
+    }
+
+    /// The program behind the task.
+    pub fn program(&self) -> &Program {
+        &self.program
+    }
+
+    /// What decides the bits of an answer besides package and input.
+    pub fn numerics_id(&self) -> String {
+        self.program.numerics_id()
+    }
+
+    /// Runs the package's parity cases, recorded from eager PyTorch, and compares within the package's own tolerance.
+    ///
+    /// Errors if a case cannot be run or does not agree.
+    pub fn check_parity(&self) -> Result<ParityReport, TaskError> {
+        parity::check(&self.program, &self.package, &self.run_options)
     }
 
     /// What the package is.

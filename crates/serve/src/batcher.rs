@@ -1,0 +1,616 @@
+//! Dynamic batching: a bounded queue in front of worker threads that run one batch at a time.
+//!
+//! A worker takes a batch the moment it is idle, so a lone request never waits for company; batches form only while
+//! workers are busy. The batch is anchored at the request whose turn it is (requests take turns, so that one request with
+//! thousands of rows does not hold up the others) and filled with the waiting rows closest in length, as far as the token
+//! budget goes and padding stays cheap.
+
+use std::collections::VecDeque;
+use std::num::NonZeroUsize;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+
+use crate::telemetry::BatchMetrics;
+
+/// What a worker thread runs. One engine is shared by all replicas, so its weights are in memory once.
+pub trait Engine: Send + Sync + 'static {
+    /// One row of work.
+    type Job: Job;
+    /// What a job gives.
+    type Output: Send + 'static;
+    /// Why a batch failed; every row of the batch gets a copy.
+    type Error: Clone + Send + 'static;
+
+    /// Runs `batch`, one output for each job and in their order.
+    fn run(&self, batch: Vec<Self::Job>) -> Result<Vec<Self::Output>, Self::Error>;
+}
+
+/// One row of work in the queue.
+pub trait Job: Send + 'static {
+    /// Length of the row; a batch costs its number of rows times the longest.
+    fn n_tokens(&self) -> usize;
+
+    /// Whether the job may share a batch with others.
+    fn sharing(&self) -> Sharing;
+}
+
+/// Whether a job may share a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Sharing {
+    WithOthers,
+    Alone,
+}
+
+/// The shape of batches and of the queue before them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BatchLimits {
+    /// Largest number of tokens in a batch, padding included. A longer single row still runs, alone.
+    pub batch_tokens: NonZeroUsize,
+    /// Largest number of rows that wait; more are refused. A larger request is accepted when the queue is empty.
+    pub queue_rows: NonZeroUsize,
+    /// Number of worker threads.
+    pub replicas: NonZeroUsize,
+}
+
+/// The queue is full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Overloaded {
+    /// When the rows now waiting should be done, by the recent pace.
+    pub retry_after: Duration,
+}
+
+/// Why a row got no output.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RowError<E> {
+    /// The engine refused the batch.
+    Engine(E),
+    /// The engine panicked; only the rows of that batch are lost.
+    Panicked,
+    /// The deadline passed before the row's turn came.
+    Expired,
+}
+
+/// A finished row.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Done<O> {
+    /// What the engine gave for it.
+    pub output: O,
+    /// Time between submission and the start of its batch.
+    pub queued: Duration,
+    /// Time its batch took.
+    pub computed: Duration,
+    /// Rows in its batch.
+    pub batch_rows: usize,
+}
+
+/// The promise of one row. Dropping it before the row's turn takes the row out of the queue.
+pub type Ticket<O, E> = oneshot::Receiver<Result<Done<O>, RowError<E>>>;
+
+/// A queue and its worker threads. Dropping it lets the workers finish their batch and end.
+pub struct Batcher<E: Engine> {
+    shared: Arc<Shared<E>>,
+}
+
+impl<E: Engine> Batcher<E> {
+    /// Starts `limits.replicas` threads named after `name`. Errors if the system refuses a thread.
+    pub fn start(name: &str, engine: E, limits: BatchLimits, metrics: BatchMetrics) -> std::io::Result<Self> {
+        let shared =
+            Arc::new(Shared { engine, limits, metrics, queue: Mutex::new(Queue::default()), wake: Condvar::new() });
+        let batcher = Self { shared };
+        for replica_idx in 0..limits.replicas.get() {
+            let shared = Arc::clone(&batcher.shared);
+            std::thread::Builder::new().name(format!("{name}-{replica_idx}")).spawn(move || shared.work())?;
+        }
+        Ok(batcher)
+    }
+
+    /// Queues the rows of one request, all or none; rows not started at `deadline` are given up.
+    pub fn submit(
+        &self,
+        jobs: Vec<E::Job>,
+        deadline: Option<Instant>,
+    ) -> Result<Vec<Ticket<E::Output, E::Error>>, Overloaded> {
+        let tickets = self.shared.admit(jobs, deadline)?;
+        match tickets.len() {
+            0 | 1 => self.shared.wake.notify_one(),
+            _ => self.shared.wake.notify_all(),
+        }
+        Ok(tickets)
+    }
+
+    /// The engine that the workers share.
+    pub fn engine(&self) -> &E {
+        &self.shared.engine
+    }
+
+    /// Rows waiting now.
+    pub fn n_waiting(&self) -> usize {
+        self.shared.lock().rows.len()
+    }
+}
+
+impl<E: Engine> Drop for Batcher<E> {
+    fn drop(&mut self) {
+        self.shared.lock().closed = true;
+        self.shared.wake.notify_all();
+    }
+}
+
+struct Shared<E: Engine> {
+    engine: E,
+    limits: BatchLimits,
+    metrics: BatchMetrics,
+    queue: Mutex<Queue<E>>,
+    wake: Condvar,
+}
+
+impl<E: Engine> Shared<E> {
+    // The lock is never held while foreign code runs, so a poisoned queue is still whole.
+    fn lock(&self) -> MutexGuard<'_, Queue<E>> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn admit(
+        &self,
+        jobs: Vec<E::Job>,
+        deadline: Option<Instant>,
+    ) -> Result<Vec<Ticket<E::Output, E::Error>>, Overloaded> {
+        let mut queue = self.lock();
+        if !queue.rows.is_empty() && queue.rows.len() + jobs.len() > self.limits.queue_rows.get() {
+            // Rows whose clients have left must not keep out those who stay.
+            queue.give_up_rows(&self.metrics);
+            if !queue.rows.is_empty() && queue.rows.len() + jobs.len() > self.limits.queue_rows.get() {
+                self.metrics.rejected.increment(1);
+                return Err(Overloaded { retry_after: queue.pace.time_for(queue.n_tokens()) });
+            }
+        }
+        let turn = queue.take_turn();
+        let submitted = Instant::now();
+        let tickets = jobs
+            .into_iter()
+            .map(|job| {
+                let (reply, ticket) = oneshot::channel();
+                queue.rows.push_back(Row { job, turn, submitted, deadline, reply });
+                ticket
+            })
+            .collect();
+        self.metrics.queue_rows.set(queue.rows.len() as f64);
+        Ok(tickets)
+    }
+
+    fn work(&self) {
+        while let Some(batch) = self.next_batch() {
+            self.run(batch);
+        }
+    }
+
+    fn next_batch(&self) -> Option<Vec<Row<E>>> {
+        let mut queue = self.lock();
+        loop {
+            queue.give_up_rows(&self.metrics);
+            if let Some(batch) = queue.take_batch(self.limits.batch_tokens.get()) {
+                self.metrics.queue_rows.set(queue.rows.len() as f64);
+                return Some(batch);
+            }
+            if queue.closed {
+                return None;
+            }
+            queue = self.wake.wait(queue).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn run(&self, batch: Vec<Row<E>>) {
+        let started = Instant::now();
+        let (jobs, replies): (Vec<_>, Vec<_>) = batch.into_iter().map(Row::split).unzip();
+        let (n_rows, n_tokens) = (jobs.len(), padded_tokens(&jobs));
+        let result = catch_unwind(AssertUnwindSafe(|| self.engine.run(jobs)));
+        let computed = started.elapsed();
+        self.metrics.batch(n_rows, n_tokens, computed);
+        self.lock().pace.record(n_tokens, computed);
+        match result {
+            Ok(Ok(outputs)) if outputs.len() == replies.len() => {
+                let batch_rows = outputs.len();
+                for (output, (reply, submitted)) in outputs.into_iter().zip(replies) {
+                    let queued = started.duration_since(submitted);
+                    self.metrics.queued.record(queued.as_secs_f64());
+                    // A send fails only when the client has left.
+                    let _ = reply.send(Ok(Done { output, queued, computed, batch_rows }));
+                }
+            }
+            Ok(Err(error)) => refuse(replies, || RowError::Engine(error.clone())),
+            Ok(Ok(_)) | Err(_) => {
+                self.metrics.panics.increment(1);
+                tracing::error!(batch.rows = n_rows, "A worker panicked; the rows of its batch are lost");
+                refuse(replies, || RowError::Panicked);
+            }
+        }
+    }
+}
+
+type Reply<O, E> = oneshot::Sender<Result<Done<O>, RowError<E>>>;
+
+fn refuse<O, E>(replies: Vec<(Reply<O, E>, Instant)>, error: impl Fn() -> RowError<E>) {
+    for (reply, _) in replies {
+        let _ = reply.send(Err(error()));
+    }
+}
+
+fn padded_tokens<J: Job>(jobs: &[J]) -> usize {
+    jobs.len() * jobs.iter().map(Job::n_tokens).max().unwrap_or(0)
+}
+
+struct Row<E: Engine> {
+    job: E::Job,
+    turn: u64,
+    submitted: Instant,
+    deadline: Option<Instant>,
+    reply: Reply<E::Output, E::Error>,
+}
+
+impl<E: Engine> Row<E> {
+    #[allow(clippy::type_complexity)]
+    fn split(self) -> (E::Job, (Reply<E::Output, E::Error>, Instant)) {
+        (self.job, (self.reply, self.submitted))
+    }
+}
+
+struct Queue<E: Engine> {
+    rows: VecDeque<Row<E>>,
+    next_turn: u64,
+    pace: Pace,
+    closed: bool,
+}
+
+impl<E: Engine> Default for Queue<E> {
+    fn default() -> Self {
+        Self { rows: VecDeque::new(), next_turn: 0, pace: Pace::default(), closed: false }
+    }
+}
+
+// Padding that is always cheap: below this many tokens a batch costs mostly its fixed part.
+const CHEAP_PADDING_TOKENS: usize = 128;
+
+impl<E: Engine> Queue<E> {
+    fn take_turn(&mut self) -> u64 {
+        self.next_turn += 1;
+        self.next_turn
+    }
+
+    fn n_tokens(&self) -> usize {
+        self.rows.iter().map(|row| row.job.n_tokens()).sum()
+    }
+
+    // Drops rows whose client left and rows past their deadline, before any work is spent on them.
+    fn give_up_rows(&mut self, metrics: &BatchMetrics) {
+        let now = Instant::now();
+        let expired = |row: &Row<E>| row.deadline.is_some_and(|deadline| deadline <= now);
+        if !self.rows.iter().any(|row| row.reply.is_closed() || expired(row)) {
+            return;
+        }
+        for row in std::mem::take(&mut self.rows) {
+            if row.reply.is_closed() {
+                metrics.cancelled.increment(1);
+            } else if expired(&row) {
+                metrics.expired.increment(1);
+                let _ = row.reply.send(Err(RowError::Expired));
+            } else {
+                self.rows.push_back(row);
+            }
+        }
+    }
+
+    fn take_batch(&mut self, budget_tokens: usize) -> Option<Vec<Row<E>>> {
+        // Ties keep the order of submission: `min_by_key` returns the first.
+        let anchor_idx = (0..self.rows.len()).min_by_key(|&idx| self.rows[idx].turn)?;
+        let anchor_turn = self.rows[anchor_idx].turn;
+        let mut chosen = choose(&self.rows, anchor_idx, budget_tokens);
+        chosen.sort_unstable();
+        let mut batch = Vec::with_capacity(chosen.len());
+        for idx in chosen.into_iter().rev() {
+            batch.extend(self.rows.remove(idx));
+        }
+        batch.reverse();
+        // The request has had its turn; what is left of it queues up behind the others.
+        let turn = self.take_turn();
+        self.rows.iter_mut().filter(|row| row.turn == anchor_turn).for_each(|row| row.turn = turn);
+        Some(batch)
+    }
+}
+
+// The rows that run with the anchor: the closest in length first, while the padded batch fits the budget and padding
+// stays under a quarter of the real tokens.
+fn choose<E: Engine>(rows: &VecDeque<Row<E>>, anchor_idx: usize, budget_tokens: usize) -> Vec<usize> {
+    let anchor = &rows[anchor_idx].job;
+    if anchor.sharing() == Sharing::Alone {
+        return vec![anchor_idx];
+    }
+    let mut candidates: Vec<usize> =
+        (0..rows.len()).filter(|&idx| idx != anchor_idx && rows[idx].job.sharing() == Sharing::WithOthers).collect();
+    candidates.sort_by_key(|&idx| (rows[idx].job.n_tokens().abs_diff(anchor.n_tokens()), rows[idx].turn));
+    let (mut longest, mut real_tokens) = (anchor.n_tokens(), anchor.n_tokens());
+    let mut chosen = vec![anchor_idx];
+    for idx in candidates {
+        let n_tokens = rows[idx].job.n_tokens();
+        let padded = (chosen.len() + 1) * longest.max(n_tokens);
+        let padding = padded - (real_tokens + n_tokens);
+        if padded > budget_tokens || padding > CHEAP_PADDING_TOKENS.max((real_tokens + n_tokens) / 4) {
+            break;
+        }
+        chosen.push(idx);
+        longest = longest.max(n_tokens);
+        real_tokens += n_tokens;
+    }
+    chosen
+}
+
+// Recent tokens a second over all workers, as a moving average.
+#[derive(Default)]
+struct Pace {
+    seconds_per_token: Option<f64>,
+}
+
+const SHORTEST_RETRY: Duration = Duration::from_millis(50);
+const LONGEST_RETRY: Duration = Duration::from_secs(30);
+
+impl Pace {
+    fn record(&mut self, n_tokens: usize, computed: Duration) {
+        let now = computed.as_secs_f64() / n_tokens.max(1) as f64;
+        self.seconds_per_token = Some(self.seconds_per_token.map_or(now, |pace| 0.8 * pace + 0.2 * now));
+    }
+
+    fn time_for(&self, n_tokens: usize) -> Duration {
+        let seconds = self.seconds_per_token.unwrap_or(0.0) * n_tokens as f64;
+        Duration::from_secs_f64(seconds.min(LONGEST_RETRY.as_secs_f64())).max(SHORTEST_RETRY)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    // A job is its length. The engine reports each batch, then waits for leave, so that a test decides what is waiting.
+    #[derive(Clone, Copy)]
+    struct Length(usize);
+
+    impl Job for Length {
+        fn n_tokens(&self) -> usize {
+            self.0 % ALONE
+        }
+
+        fn sharing(&self) -> Sharing {
+            if self.0 >= ALONE { Sharing::Alone } else { Sharing::WithOthers }
+        }
+    }
+
+    const ALONE: usize = 1_000_000;
+    const BOMB: usize = 666;
+    const REFUSED: usize = 404;
+
+    struct Gated {
+        started: mpsc::Sender<Vec<usize>>,
+        leave: Mutex<mpsc::Receiver<()>>,
+    }
+
+    impl Engine for Gated {
+        type Job = Length;
+        type Output = usize;
+        type Error = &'static str;
+
+        fn run(&self, batch: Vec<Length>) -> Result<Vec<usize>, &'static str> {
+            let lengths: Vec<usize> = batch.iter().map(|job| job.0).collect();
+            self.started.send(lengths.clone()).unwrap();
+            self.leave.lock().unwrap().recv().unwrap();
+            assert!(!lengths.contains(&BOMB), "boom");
+            if lengths.contains(&REFUSED) { Err("refused") } else { Ok(lengths) }
+        }
+    }
+
+    struct Rig {
+        batcher: Batcher<Gated>,
+        started: mpsc::Receiver<Vec<usize>>,
+        leave: mpsc::Sender<()>,
+    }
+
+    impl Rig {
+        fn new(batch_tokens: usize, queue_rows: usize) -> Self {
+            let (started_tx, started) = mpsc::channel();
+            let (leave, leave_rx) = mpsc::channel();
+            let engine = Gated { started: started_tx, leave: Mutex::new(leave_rx) };
+            let limits = BatchLimits {
+                batch_tokens: NonZeroUsize::new(batch_tokens).unwrap(),
+                queue_rows: NonZeroUsize::new(queue_rows).unwrap(),
+                replicas: NonZeroUsize::MIN,
+            };
+            let batcher = Batcher::start("test", engine, limits, BatchMetrics::of_member("test")).unwrap();
+            Self { batcher, started, leave }
+        }
+
+        fn submit(&self, lengths: &[usize]) -> Vec<Ticket<usize, &'static str>> {
+            self.batcher.submit(lengths.iter().map(|&n| Length(n)).collect(), None).unwrap()
+        }
+
+        // Occupies the worker, so that what is submitted next has to wait.
+        fn occupy(&self) -> Ticket<usize, &'static str> {
+            let ticket = self.submit(&[1]).pop().unwrap();
+            assert_eq!(self.next_batch(), [1]);
+            ticket
+        }
+
+        fn next_batch(&self) -> Vec<usize> {
+            self.started.recv_timeout(Duration::from_secs(10)).unwrap()
+        }
+
+        fn finish_batch(&self) {
+            self.leave.send(()).unwrap();
+        }
+    }
+
+    fn get(ticket: Ticket<usize, &'static str>) -> Result<usize, RowError<&'static str>> {
+        ticket.blocking_recv().unwrap().map(|done| done.output)
+    }
+
+    #[test]
+    fn a_lone_row_runs_at_once() {
+        let rig = Rig::new(1024, 8);
+        let ticket = rig.submit(&[5]).pop().unwrap();
+        assert_eq!(rig.next_batch(), [5]);
+        rig.finish_batch();
+        let done = ticket.blocking_recv().unwrap().unwrap();
+        assert_eq!((done.output, done.batch_rows), (5, 1));
+    }
+
+    #[test]
+    fn rows_that_wait_share_a_batch_within_the_budget() {
+        let rig = Rig::new(40, 16);
+        let _busy = rig.occupy();
+        let tickets = rig.submit(&[10, 10, 10, 10, 10]);
+        rig.finish_batch();
+        assert_eq!(rig.next_batch(), [10, 10, 10, 10]);
+        rig.finish_batch();
+        assert_eq!(rig.next_batch(), [10]);
+        rig.finish_batch();
+        assert!(tickets.into_iter().all(|ticket| get(ticket) == Ok(10)));
+    }
+
+    #[test]
+    fn a_batch_holds_rows_of_like_length() {
+        let rig = Rig::new(10_000, 16);
+        let _busy = rig.occupy();
+        let _tickets = rig.submit(&[500, 16, 480, 18]);
+        rig.finish_batch();
+        assert_eq!(rig.next_batch(), [500, 480]);
+        rig.finish_batch();
+        assert_eq!(rig.next_batch(), [16, 18]);
+        rig.finish_batch();
+    }
+
+    #[test]
+    fn a_row_longer_than_the_budget_runs_alone() {
+        let rig = Rig::new(10, 16);
+        let _busy = rig.occupy();
+        let _tickets = rig.submit(&[50, 2]);
+        rig.finish_batch();
+        assert_eq!(rig.next_batch(), [50]);
+        rig.finish_batch();
+        assert_eq!(rig.next_batch(), [2]);
+        rig.finish_batch();
+    }
+
+    #[test]
+    fn a_job_that_does_not_share_runs_alone() {
+        let rig = Rig::new(10_000, 16);
+        let _busy = rig.occupy();
+        let _tickets = rig.submit(&[10, ALONE + 10, 10]);
+        rig.finish_batch();
+        assert_eq!(rig.next_batch(), [10, 10]);
+        rig.finish_batch();
+        assert_eq!(rig.next_batch(), [ALONE + 10]);
+        rig.finish_batch();
+    }
+
+    #[test]
+    fn a_small_request_does_not_wait_for_the_whole_of_a_large_one() {
+        let rig = Rig::new(2000, 64);
+        let _busy = rig.occupy();
+        let _large = rig.submit(&[1000; 8]);
+        let _small = rig.submit(&[10]);
+        rig.finish_batch();
+        assert_eq!(rig.next_batch(), [1000, 1000]);
+        rig.finish_batch();
+        assert_eq!(rig.next_batch(), [10]);
+        rig.finish_batch();
+        assert_eq!(rig.next_batch(), [1000, 1000]);
+        rig.finish_batch();
+    }
+
+    #[test]
+    fn a_full_queue_refuses_the_whole_request() {
+        let rig = Rig::new(1024, 2);
+        let _busy = rig.occupy();
+        let _waiting = rig.submit(&[3]);
+        let refused = rig.batcher.submit(vec![Length(4), Length(5)], None);
+        assert!(refused.is_err_and(|overloaded| overloaded.retry_after >= SHORTEST_RETRY));
+        assert_eq!(rig.batcher.n_waiting(), 1);
+        rig.finish_batch();
+        assert_eq!(rig.next_batch(), [3]);
+        rig.finish_batch();
+    }
+
+    #[test]
+    fn a_request_larger_than_the_queue_is_accepted_when_nothing_waits() {
+        let rig = Rig::new(1024, 2);
+        let tickets = rig.submit(&[7, 7, 7]);
+        assert_eq!(rig.next_batch(), [7, 7, 7]);
+        rig.finish_batch();
+        assert!(tickets.into_iter().all(|ticket| get(ticket) == Ok(7)));
+    }
+
+    #[test]
+    fn rows_of_clients_that_left_are_never_run() {
+        let rig = Rig::new(1024, 2);
+        let _busy = rig.occupy();
+        drop(rig.submit(&[3, 4]));
+        // Their places are free again, too.
+        let stays = rig.submit(&[5, 6]);
+        rig.finish_batch();
+        assert_eq!(rig.next_batch(), [5, 6]);
+        rig.finish_batch();
+        assert!(stays.into_iter().all(|ticket| get(ticket).is_ok()));
+    }
+
+    #[test]
+    fn rows_past_their_deadline_are_given_up_before_any_work() {
+        let rig = Rig::new(1024, 8);
+        let _busy = rig.occupy();
+        let late = rig.batcher.submit(vec![Length(3)], Some(Instant::now())).unwrap().pop().unwrap();
+        let _other = rig.submit(&[4]);
+        rig.finish_batch();
+        assert_eq!(rig.next_batch(), [4]);
+        rig.finish_batch();
+        assert_eq!(get(late), Err(RowError::Expired));
+    }
+
+    #[test]
+    fn a_panic_loses_only_the_batch_in_flight() {
+        let rig = Rig::new(1024, 8);
+        let lost = rig.submit(&[BOMB]).pop().unwrap();
+        rig.next_batch();
+        let next = rig.submit(&[2]).pop().unwrap();
+        rig.finish_batch();
+        assert_eq!(get(lost), Err(RowError::Panicked));
+        assert_eq!(rig.next_batch(), [2]);
+        rig.finish_batch();
+        assert_eq!(get(next), Ok(2));
+    }
+
+    #[test]
+    fn an_engine_error_reaches_every_row_of_its_batch() {
+        let rig = Rig::new(10_000, 8);
+        let _busy = rig.occupy();
+        let tickets = rig.submit(&[REFUSED, REFUSED]);
+        rig.finish_batch();
+        rig.next_batch();
+        rig.finish_batch();
+        assert!(tickets.into_iter().all(|ticket| get(ticket) == Err(RowError::Engine("refused"))));
+    }
+
+    #[test]
+    fn a_dropped_batcher_finishes_what_waits_and_releases_the_engine() {
+        let rig = Rig::new(1024, 8);
+        let first = rig.occupy();
+        let waiting = rig.submit(&[9]).pop().unwrap();
+        let Rig { batcher, started, leave } = rig;
+        drop(batcher);
+        leave.send(()).unwrap();
+        leave.send(()).unwrap();
+        assert_eq!((get(first), get(waiting)), (Ok(1), Ok(9)));
+        // The worker drops the engine, and with it the sending end, when it ends.
+        assert_eq!(started.iter().collect::<Vec<_>>(), [vec![9]]);
+    }
+}

@@ -1,0 +1,326 @@
+//! `portfolio.toml`: which models are served under which names, and the limits of requests.
+//!
+//! The file is checked whole: every problem is reported at once, and an unknown key is an error with a suggestion.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use highroad_package::{ParseReferenceError, Reference};
+use serde::Deserialize;
+
+use crate::batcher::BatchLimits;
+
+/// What one process serves.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct PortfolioConfig {
+    /// The members by the name that requests use.
+    pub members: BTreeMap<String, MemberConfig>,
+    /// What a single request may ask.
+    pub limits: RequestLimits,
+    /// Pause between two looks at the registry's aliases.
+    pub poll_interval: PollInterval,
+}
+
+/// One model and how it runs.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MemberConfig {
+    /// Where the package comes from.
+    pub source: ModelSource,
+    /// Threads of one program run.
+    pub threads: NonZeroUsize,
+    /// The batches and the queue.
+    pub batching: BatchLimits,
+    /// How long a row may wait for its turn.
+    pub queue_timeout: Duration,
+}
+
+/// Where a member's package comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ModelSource {
+    /// A registry; an alias is followed wherever it moves.
+    Registry(Reference),
+    /// A package directory, read once.
+    Directory(PathBuf),
+}
+
+/// What a single request may ask; more gets 400, or 413 for the body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RequestLimits {
+    /// Largest body after decompression.
+    pub body_bytes: usize,
+    /// Most inputs in one request; OpenAI's own limit is 2048.
+    pub inputs: usize,
+    /// Longest single text. Texts past the model's tokens are cut anyway, but only after they are tokenised.
+    pub input_bytes: usize,
+    /// Most tokens over all inputs of a request; OpenAI's own limit is 300,000.
+    pub tokens: usize,
+}
+
+impl Default for RequestLimits {
+    fn default() -> Self {
+        Self { body_bytes: 16 << 20, inputs: 2048, input_bytes: 1 << 20, tokens: 300_000 }
+    }
+}
+
+/// Pause between two looks at the registry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PollInterval(pub Duration);
+
+impl Default for PollInterval {
+    fn default() -> Self {
+        Self(Duration::from_secs(1))
+    }
+}
+
+/// Everything wrong with a `portfolio.toml`.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("{}", .0.join("\n"))]
+pub struct ConfigErrors(pub Vec<String>);
+
+impl PortfolioConfig {
+    /// Parses `text`; paths in it are relative to `base`.
+    pub fn parse(text: &str, base: &Path) -> Result<Self, ConfigErrors> {
+        let table: toml::Table =
+            text.parse().map_err(|error: toml::de::Error| ConfigErrors(vec![error.to_string()]))?;
+        let mut problems = Vec::new();
+        check_keys(&table, TOP_KEYS, "", &mut problems);
+        let limits = part(&table, "limits", LIMIT_KEYS, &mut problems).unwrap_or_default();
+        let poll_interval = poll_interval(&table, &mut problems);
+        let members = members(&table, base, &mut problems);
+        if problems.is_empty() { Ok(Self { members, limits, poll_interval }) } else { Err(ConfigErrors(problems)) }
+    }
+
+    /// A portfolio without a file: one member for each reference or package directory, under its model's name.
+    pub fn of_models(sources: impl IntoIterator<Item = (String, ModelSource)>) -> Self {
+        let members = sources.into_iter().map(|(name, source)| (name, MemberConfig::new(source))).collect();
+        Self { members, ..Self::default() }
+    }
+}
+
+impl MemberConfig {
+    /// The defaults: one replica on all cores, 4096 tokens a batch, 4096 waiting rows, 30 seconds of patience.
+    pub fn new(source: ModelSource) -> Self {
+        Self {
+            source,
+            threads: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
+            batching: BatchLimits {
+                batch_tokens: DEFAULT_BATCH_TOKENS,
+                queue_rows: DEFAULT_QUEUE_ROWS,
+                replicas: NonZeroUsize::MIN,
+            },
+            queue_timeout: Duration::from_secs(30),
+        }
+    }
+}
+
+const DEFAULT_BATCH_TOKENS: NonZeroUsize = NonZeroUsize::new(4096).expect("4096 is not zero");
+const DEFAULT_QUEUE_ROWS: NonZeroUsize = NonZeroUsize::new(4096).expect("4096 is not zero");
+
+impl FromStr for ModelSource {
+    type Err = ParseReferenceError;
+
+    /// A path if it starts with `.` or has a `/`, else a reference; a bare `name` means `name@champion`.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text.starts_with('.') || text.contains('/') {
+            return Ok(Self::Directory(text.into()));
+        }
+        let bare = !text.contains(['@', ':']);
+        let reference = if bare { format!("{text}@champion").parse()? } else { text.parse()? };
+        Ok(Self::Registry(reference))
+    }
+}
+
+impl fmt::Display for ModelSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Registry(reference) => reference.fmt(f),
+            Self::Directory(path) => path.display().fmt(f),
+        }
+    }
+}
+
+/// Whether `name` can be a member: 1 to 64 of `A-Z a-z 0-9 . _ -`, so that it fits in URLs, headers and labels.
+pub fn is_member_name(name: &str) -> bool {
+    (1..=64).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+}
+
+const TOP_KEYS: &[&str] = &["members", "limits", "poll_interval_ms"];
+const LIMIT_KEYS: &[&str] = &["body_bytes", "inputs", "input_bytes", "tokens"];
+const MEMBER_KEYS: &[&str] = &["model", "threads", "replicas", "batch_tokens", "queue_rows", "queue_timeout_ms"];
+
+#[derive(Deserialize)]
+struct MemberTable {
+    model: String,
+    threads: Option<NonZeroUsize>,
+    replicas: Option<NonZeroUsize>,
+    batch_tokens: Option<NonZeroUsize>,
+    queue_rows: Option<NonZeroUsize>,
+    queue_timeout_ms: Option<u64>,
+}
+
+impl MemberTable {
+    fn config(self, base: &Path) -> Result<MemberConfig, ParseReferenceError> {
+        let source = match self.model.parse()? {
+            ModelSource::Directory(path) => ModelSource::Directory(base.join(path)),
+            source @ ModelSource::Registry(_) => source,
+        };
+        let mut config = MemberConfig::new(source);
+        config.threads = self.threads.unwrap_or(config.threads);
+        config.batching.replicas = self.replicas.unwrap_or(config.batching.replicas);
+        config.batching.batch_tokens = self.batch_tokens.unwrap_or(config.batching.batch_tokens);
+        config.batching.queue_rows = self.queue_rows.unwrap_or(config.batching.queue_rows);
+        config.queue_timeout = self.queue_timeout_ms.map_or(config.queue_timeout, Duration::from_millis);
+        Ok(config)
+    }
+}
+
+fn members(table: &toml::Table, base: &Path, problems: &mut Vec<String>) -> BTreeMap<String, MemberConfig> {
+    let empty = toml::Table::new();
+    let tables = match table.get("members") {
+        Some(toml::Value::Table(tables)) => tables,
+        Some(_) => {
+            problems.push("`members` must be a table: [members.NAME]".to_owned());
+            &empty
+        }
+        None => &empty,
+    };
+    if tables.is_empty() {
+        problems.push("a portfolio needs at least one `[members.NAME]`".to_owned());
+    }
+    let mut members = BTreeMap::new();
+    for name in tables.keys() {
+        if !is_member_name(name) {
+            problems.push(format!("member name `{name}`: only letters, digits, `.`, `_` and `-`, at most 64"));
+        }
+        let Some(member) = part::<MemberTable>(tables, name, MEMBER_KEYS, problems) else { continue };
+        match member.config(base) {
+            Ok(config) => drop(members.insert(name.clone(), config)),
+            Err(error) => problems.push(format!("[members.{name}] model: {error}")),
+        }
+    }
+    members
+}
+
+fn part<'de, T: Deserialize<'de>>(
+    table: &toml::Table,
+    key: &str,
+    known: &[&str],
+    problems: &mut Vec<String>,
+) -> Option<T> {
+    let value = table.get(key)?;
+    let before = problems.len();
+    if let Some(table) = value.as_table() {
+        check_keys(table, known, key, problems);
+    }
+    if problems.len() > before {
+        return None;
+    }
+    value.clone().try_into().map_err(|error| problems.push(format!("[{key}] {}", error.to_string().trim()))).ok()
+}
+
+fn poll_interval(table: &toml::Table, problems: &mut Vec<String>) -> PollInterval {
+    match table.get("poll_interval_ms") {
+        None => PollInterval::default(),
+        Some(toml::Value::Integer(ms @ 50..=3_600_000)) => PollInterval(Duration::from_millis(ms.unsigned_abs())),
+        Some(other) => {
+            problems.push(format!("`poll_interval_ms` must be a whole number from 50 to 3600000, not {other}"));
+            PollInterval::default()
+        }
+    }
+}
+
+fn check_keys(table: &toml::Table, known: &[&str], place: &str, problems: &mut Vec<String>) {
+    let place = if place.is_empty() { String::new() } else { format!("[{place}] ") };
+    for key in table.keys().filter(|key| !known.contains(&key.as_str())) {
+        let nearest = known.iter().min_by_key(|name| strsim::damerau_levenshtein(name, key));
+        let hint = match nearest.filter(|name| strsim::damerau_levenshtein(name, key) <= 3) {
+            Some(name) => format!("did you mean `{name}`?"),
+            None => {
+                format!("known are {}", known.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", "))
+            }
+        };
+        problems.push(format!("{place}unknown key `{key}`: {hint}"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<PortfolioConfig, Vec<String>> {
+        PortfolioConfig::parse(text, Path::new("/base")).map_err(|errors| errors.0)
+    }
+
+    #[test]
+    fn a_portfolio_names_its_members_and_limits() {
+        let portfolio = parse(
+            r#"
+            poll_interval_ms = 500
+            [limits]
+            inputs = 16
+            [members.moderation]
+            model = "moderation@champion"
+            threads = 1
+            replicas = 2
+            queue_rows = 8
+            [members.embedder]
+            model = "./package"
+            "#,
+        )
+        .unwrap();
+        assert_eq!(portfolio.limits, RequestLimits { inputs: 16, ..RequestLimits::default() });
+        assert_eq!(portfolio.poll_interval.0, Duration::from_millis(500));
+        let moderation = &portfolio.members["moderation"];
+        assert_eq!(moderation.source.to_string(), "moderation@champion");
+        assert_eq!((moderation.threads.get(), moderation.batching.replicas.get()), (1, 2));
+        assert_eq!(moderation.batching.queue_rows.get(), 8);
+        assert_eq!(portfolio.members["embedder"].source, ModelSource::Directory("/base/./package".into()));
+    }
+
+    #[test]
+    fn every_problem_is_reported_at_once() {
+        let problems = parse(
+            r#"
+            pol_interval_ms = 500
+            [limits]
+            colour = 1
+            [members."a b"]
+            model = "moderation:x"
+            [members.ok]
+            model = "m:1"
+            batch_token = 3
+            [members.none]
+            threads = 1
+            [members.zero]
+            model = "m:1"
+            threads = 0
+            "#,
+        )
+        .unwrap_err();
+        let text = problems.join("\n");
+        for part in [
+            "unknown key `pol_interval_ms`: did you mean `poll_interval_ms`?",
+            "[limits] unknown key `colour`: known are `body_bytes`, `inputs`, `input_bytes`, `tokens`",
+            "member name `a b`",
+            "`moderation:x` is not a reference",
+            "[ok] unknown key `batch_token`: did you mean `batch_tokens`?",
+            "[none] missing field `model`",
+            "[zero]",
+        ] {
+            assert!(text.contains(part), "{part} not in:\n{text}");
+        }
+    }
+
+    #[test]
+    fn a_model_is_a_path_a_reference_or_a_champion() {
+        let source = |text: &str| text.parse::<ModelSource>().unwrap().to_string();
+        assert_eq!(source("./p"), "./p");
+        assert_eq!(source("moderation:3"), "moderation:3");
+        assert_eq!(source("moderation"), "moderation@champion");
+    }
+}

@@ -1,0 +1,379 @@
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwapOption;
+use highroad_eval::Verdict;
+use highroad_package::{Digest, Package, Store, Verdicts};
+use metrics::{counter, gauge};
+use serde::Serialize;
+use tracing::{error, info, warn};
+
+use crate::config::{MemberConfig, ModelSource};
+use crate::error::{AskError, DeployError};
+use crate::registry::{Registry, Resolved};
+use crate::revision::{Candidate, Facts, Revision, Unverified};
+use crate::telemetry::{LOAD_FAILURES, MEMBER_INFO, MEMBER_READY, SWAPS};
+
+/// Where a server keeps what it fetched and what it attests.
+#[derive(Clone, Debug)]
+pub struct LocalState {
+    /// Packages.
+    pub store: Store,
+    /// Verdicts on them.
+    pub verdicts: Verdicts,
+    /// Directory of the attestations.
+    pub attestations: PathBuf,
+}
+
+/// A member: a name, where its package comes from, and the revision that serves now.
+///
+/// A version that does not load never takes traffic: the one before it keeps serving and [`Deployment::status`] says why.
+pub struct Deployment {
+    name: String,
+    config: MemberConfig,
+    unverified: Unverified,
+    registry: Option<Arc<dyn Registry>>,
+    local: LocalState,
+    current: ArcSwapOption<Revision>,
+    status: Mutex<Memory>,
+    // Two refreshes at once would load a version twice.
+    refreshing: tokio::sync::Mutex<()>,
+}
+
+/// What a deployment is doing, for people and probes.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Status {
+    /// The member's name.
+    pub member: String,
+    /// What it is configured to serve.
+    pub source: String,
+    /// Where it stands.
+    pub state: State,
+    /// What serves now.
+    pub serving: Option<Facts>,
+    /// Why another version does not.
+    pub failure: Option<Failure>,
+}
+
+/// Where a deployment stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// Not loaded yet, or its first load failed.
+    Starting,
+    /// A version serves.
+    Ready,
+    /// The registry says that no version should serve.
+    Undeployed,
+}
+
+/// A version that should serve and does not.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Failure {
+    /// The version, where it is known.
+    pub version: Option<String>,
+    /// Its package, where it is known.
+    pub package: Option<Digest>,
+    /// Why, in words.
+    pub reason: String,
+    /// Times it was tried.
+    pub attempts: u32,
+    /// The first time it failed, RFC 3339 in UTC.
+    pub since: String,
+}
+
+/// What a refresh did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Refreshed {
+    Unchanged,
+    Switched,
+    Undeployed,
+}
+
+struct Memory {
+    state: State,
+    serving: Option<Resolved>,
+    failure: Option<Failure>,
+    failed: Option<Resolved>,
+    retry_at: Option<Instant>,
+}
+
+impl Memory {
+    fn new(state: State) -> Self {
+        Self { state, serving: None, failure: None, failed: None, retry_at: None }
+    }
+}
+
+const FIRST_RETRY: Duration = Duration::from_secs(2);
+const LONGEST_RETRY: Duration = Duration::from_secs(300);
+
+impl Deployment {
+    pub(crate) fn new(
+        name: String,
+        config: MemberConfig,
+        unverified: Unverified,
+        registry: Option<Arc<dyn Registry>>,
+        local: LocalState,
+    ) -> Self {
+        gauge!(MEMBER_READY, "member" => name.clone()).set(0.0);
+        counter!(SWAPS, "member" => name.clone()).increment(0);
+        counter!(LOAD_FAILURES, "member" => name.clone()).increment(0);
+        Self {
+            name,
+            config,
+            unverified,
+            registry,
+            local,
+            current: ArcSwapOption::empty(),
+            status: Mutex::new(Memory::new(State::Starting)),
+            refreshing: tokio::sync::Mutex::new(()),
+        }
+    }
+
+    /// The member's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What it follows.
+    pub fn source(&self) -> &ModelSource {
+        &self.config.source
+    }
+
+    /// The revision that serves now. Errors if there is none.
+    pub fn revision(&self) -> Result<Arc<Revision>, AskError> {
+        self.current.load_full().ok_or_else(|| self.why_none())
+    }
+
+    /// Where it stands.
+    pub fn status(&self) -> Status {
+        let memory = self.memory();
+        Status {
+            member: self.name.clone(),
+            source: self.config.source.to_string(),
+            state: memory.state,
+            serving: self.current.load().as_ref().map(|revision| revision.facts().clone()),
+            failure: memory.failure.clone(),
+        }
+    }
+
+    /// Looks where the source points now and, if that is another version, loads it, warms it up and switches to it.
+    ///
+    /// Errors if the version it should serve does not; what served before goes on. A version that failed is tried again
+    /// only after a growing pause.
+    pub async fn refresh(&self) -> Result<Refreshed, DeployError> {
+        let _one_at_a_time = self.refreshing.lock().await;
+        match &self.config.source {
+            ModelSource::Directory(dir) => self.refresh_from_directory(dir.clone()).await,
+            ModelSource::Registry(reference) => match &self.registry {
+                Some(registry) => self.refresh_from_registry(reference, registry.as_ref()).await,
+                None => Err(self.fail(None, DeployError::NoRegistry(reference.clone()))),
+            },
+        }
+    }
+
+    async fn refresh_from_directory(&self, dir: PathBuf) -> Result<Refreshed, DeployError> {
+        if self.current.load().is_some() {
+            return Ok(Refreshed::Unchanged);
+        }
+        let local = self.local.clone();
+        let found = blocking(move || local.candidate_in(&dir)).await;
+        let result = match found {
+            Ok(candidate) => self.load(candidate, None).await,
+            Err(error) => Err(error),
+        };
+        result.map_err(|error| self.fail(None, error))
+    }
+
+    async fn refresh_from_registry(
+        &self,
+        reference: &highroad_package::Reference,
+        registry: &dyn Registry,
+    ) -> Result<Refreshed, DeployError> {
+        let resolved = match registry.resolve(reference).await {
+            Ok(resolved) => resolved,
+            Err(DeployError::NotFound(_)) if self.memory().state != State::Starting => return Ok(self.undeploy()),
+            Err(error) => return Err(self.fail(None, error)),
+        };
+        if self.memory().serving.as_ref() == Some(&resolved) {
+            self.forget_failure();
+            return Ok(Refreshed::Unchanged);
+        }
+        if self.is_pausing(&resolved) {
+            return Ok(Refreshed::Unchanged);
+        }
+        let result = match registry.fetch(&resolved).await {
+            Ok(candidate) => self.load(candidate, Some(resolved.clone())).await,
+            Err(error) => Err(error),
+        };
+        result.map_err(|error| self.fail(Some(resolved), error))
+    }
+
+    /// Serves nothing until the registry says otherwise; requests in flight finish.
+    pub(crate) fn undeploy(&self) -> Refreshed {
+        let before = self.current.swap(None);
+        let mut memory = self.memory();
+        let was_undeployed = memory.state == State::Undeployed;
+        *memory = Memory::new(State::Undeployed);
+        drop(memory);
+        gauge!(MEMBER_READY, "member" => self.name.clone()).set(0.0);
+        if let Some(before) = &before {
+            member_info(before.facts(), Serving::Before);
+        }
+        if was_undeployed {
+            return Refreshed::Unchanged;
+        }
+        info!(member.name = %self.name, "Undeployed `{}`: `{}` means no version", self.name, self.config.source);
+        Refreshed::Undeployed
+    }
+
+    async fn load(&self, candidate: Candidate, resolved: Option<Resolved>) -> Result<Refreshed, DeployError> {
+        let (name, config, unverified) = (self.name.clone(), self.config.clone(), self.unverified);
+        let attestations = self.local.attestations.clone();
+        let revision = blocking(move || Revision::load(&name, &candidate, &config, unverified, &attestations)).await?;
+        self.switch_to(revision, resolved);
+        Ok(Refreshed::Switched)
+    }
+
+    fn switch_to(&self, revision: Revision, resolved: Option<Resolved>) {
+        let facts = revision.facts().clone();
+        let before = self.current.swap(Some(Arc::new(revision)));
+        *self.memory() = Memory { serving: resolved, ..Memory::new(State::Ready) };
+        gauge!(MEMBER_READY, "member" => self.name.clone()).set(1.0);
+        if let Some(before) = &before {
+            counter!(SWAPS, "member" => self.name.clone()).increment(1);
+            member_info(before.facts(), Serving::Before);
+        }
+        member_info(&facts, Serving::Now);
+        if let Some(reason) = &facts.development {
+            warn!(member.name = %self.name, "`{}` serves {} for development only: {reason}", self.name, facts.version);
+        }
+        info!(
+            member.name = %self.name, package.digest = %facts.package, package.version = %facts.version,
+            "`{}` serves {} ({}), evidence {}", self.name, facts.version, facts.package, facts.evidence
+        );
+    }
+
+    fn fail(&self, resolved: Option<Resolved>, failure: DeployError) -> DeployError {
+        let reason = failure.to_string();
+        let mut memory = self.memory();
+        let known = memory.failure.take().filter(|known| memory.failed == resolved && known.reason == reason);
+        let attempts = known.as_ref().map_or(1, |known| known.attempts.saturating_add(1));
+        let since =
+            known.map_or_else(|| jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(), |k| k.since);
+        memory.retry_at = Instant::now().checked_add(pause_after(attempts));
+        memory.failure = Some(Failure {
+            version: resolved.as_ref().map(Resolved::label),
+            package: resolved.as_ref().map(|resolved| resolved.package),
+            reason: reason.clone(),
+            attempts,
+            since,
+        });
+        memory.failed = resolved;
+        drop(memory);
+        counter!(LOAD_FAILURES, "member" => self.name.clone()).increment(1);
+        // The same failure again and again is one event.
+        if attempts == 1 {
+            let goes_on = self.current.load().as_ref().map(|now| format!("; {} goes on serving", now.facts().version));
+            error!(
+                member.name = %self.name, "`{}` cannot serve `{}`: {reason}{}",
+                self.name, self.config.source, goes_on.unwrap_or_default()
+            );
+        }
+        failure
+    }
+
+    fn is_pausing(&self, resolved: &Resolved) -> bool {
+        let memory = self.memory();
+        memory.failed.as_ref() == Some(resolved) && memory.retry_at.is_some_and(|at| Instant::now() < at)
+    }
+
+    fn forget_failure(&self) {
+        let mut memory = self.memory();
+        (memory.failure, memory.failed, memory.retry_at) = (None, None, None);
+    }
+
+    fn why_none(&self) -> AskError {
+        let memory = self.memory();
+        match (&memory.state, &memory.failure) {
+            (State::Undeployed, _) => AskError::NotDeployed(self.name.clone()),
+            (_, Some(failure)) => AskError::NotReady { member: self.name.clone(), reason: failure.reason.clone() },
+            _ => AskError::NotReady { member: self.name.clone(), reason: "it is loading".to_owned() },
+        }
+    }
+
+    fn memory(&self) -> MutexGuard<'_, Memory> {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl LocalState {
+    /// Takes the package in `dir` into the store, with the newest of its verdicts that admits it (else the newest).
+    fn candidate_in(&self, dir: &std::path::Path) -> Result<Candidate, DeployError> {
+        // Opening it first tells a damaged package by its own path.
+        let name = Package::open(dir)?.manifest().name.clone();
+        let digest = self.store.add(dir)?;
+        let package = self.store.get(&digest)?;
+        let version = format!("{name}@{digest}");
+        Ok(Candidate { version, package, verdict: self.best_verdict(&digest)? })
+    }
+
+    fn best_verdict(&self, package: &Digest) -> Result<Option<(Digest, Verdict)>, DeployError> {
+        let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+        let mut verdicts = Vec::new();
+        for digest in self.verdicts.list(package)? {
+            verdicts.push((digest, read_verdict(&self.verdicts, package, &digest)?));
+        }
+        let rank = |(_, verdict): &(Digest, Verdict)| {
+            (verdict.admits(&package.to_string(), &now).is_ok(), verdict.created_at.clone())
+        };
+        Ok(verdicts.into_iter().max_by_key(rank))
+    }
+}
+
+/// The verdict `digest` on `package`. Errors if it is absent, changed or not a verdict.
+pub fn read_verdict(verdicts: &Verdicts, package: &Digest, digest: &Digest) -> Result<Verdict, DeployError> {
+    let bytes = verdicts.get(package, digest)?;
+    serde_json::from_slice(&bytes).map_err(|error| DeployError::Verdict { verdict: *digest, reason: error.to_string() })
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, DeployError> + Send + 'static,
+) -> Result<T, DeployError> {
+    tokio::task::spawn_blocking(work).await.unwrap_or(Err(DeployError::Panicked))
+}
+
+fn pause_after(attempts: u32) -> Duration {
+    FIRST_RETRY.saturating_mul(2u32.saturating_pow(attempts.saturating_sub(1))).min(LONGEST_RETRY)
+}
+
+#[derive(Clone, Copy)]
+enum Serving {
+    Now,
+    Before,
+}
+
+fn member_info(facts: &Facts, serving: Serving) {
+    gauge!(
+        MEMBER_INFO, "member" => facts.member.clone(), "version" => facts.version.clone(),
+        "package" => facts.package.to_string(), "numerics_id" => facts.numerics_id.clone(), "evidence" => facts.evidence
+    )
+    .set(match serving {
+        Serving::Now => 1.0,
+        Serving::Before => 0.0,
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_double_up_to_a_limit() {
+        assert_eq!(pause_after(1), Duration::from_secs(2));
+        assert_eq!(pause_after(3), Duration::from_secs(8));
+        assert_eq!(pause_after(100), LONGEST_RETRY);
+    }
+}

@@ -1,0 +1,114 @@
+use std::time::Duration;
+
+use highroad_eval::Refusal;
+use highroad_package::{Digest, PackageError, Reference};
+use highroad_service::{Kind, Problem};
+use highroad_task::TaskError;
+
+/// Why a request was not answered. Protocols turn it into their own shape through [`AskError::problem`].
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+#[allow(missing_docs)]
+pub enum AskError {
+    #[error("the model `{name}` does not exist; this server has {}", list(known))]
+    UnknownMember { name: String, known: Vec<String> },
+    #[error("version `{version}` of `{member}` is not served; `{current}` is")]
+    OtherVersion { member: String, version: String, current: String },
+    #[error("no version of `{0}` is deployed")]
+    NotDeployed(String),
+    #[error("`{member}` is not ready: {reason}")]
+    NotReady { member: String, reason: String },
+    #[error("`{member}` is for {task}, not for {wanted}")]
+    WrongTask { member: String, task: &'static str, wanted: &'static str },
+    #[error("the request has {found} {what}; the limit is {limit}")]
+    Limit { what: &'static str, found: usize, limit: usize },
+    #[error("input {input_idx}: {source}")]
+    Input { input_idx: usize, source: TaskError },
+    #[error("the tensors do not fit the program: {0}")]
+    Tensors(String),
+    #[error("the queue of `{member}` is full")]
+    Overloaded { member: String, retry_after: Duration },
+    #[error("the request waited {waited:?} for its turn and was given up")]
+    Expired { waited: Duration },
+    #[error("the worker of `{0}` failed while it ran this batch")]
+    Lost(String),
+    #[error("`{member}` failed: {reason}")]
+    Failed { member: String, reason: String },
+}
+
+impl AskError {
+    /// The problem in no protocol's words.
+    pub fn problem(&self) -> Problem {
+        match self {
+            Self::UnknownMember { .. } | Self::OtherVersion { .. } | Self::NotDeployed(_) => {
+                Problem::not_found(self.to_string())
+            }
+            Self::NotReady { .. } => {
+                Problem::new(Kind::Unavailable, self.to_string()).retry_after(Duration::from_secs(1))
+            }
+            Self::WrongTask { .. } | Self::Limit { .. } | Self::Input { .. } | Self::Tensors(_) => {
+                Problem::invalid(self.to_string())
+            }
+            Self::Overloaded { retry_after, .. } => {
+                Problem::new(Kind::Overloaded, self.to_string()).retry_after(*retry_after)
+            }
+            Self::Expired { .. } => {
+                Problem::new(Kind::Unavailable, self.to_string()).retry_after(Duration::from_secs(1))
+            }
+            Self::Lost(_) => Problem::new(Kind::Internal, self.to_string()),
+            Self::Failed { .. } => Problem::internal(self),
+        }
+    }
+
+    /// One word for metrics.
+    pub fn outcome(&self) -> &'static str {
+        match self {
+            Self::UnknownMember { .. } | Self::OtherVersion { .. } => "unknown_model",
+            Self::NotDeployed(_) | Self::NotReady { .. } => "not_ready",
+            Self::WrongTask { .. } | Self::Limit { .. } | Self::Input { .. } | Self::Tensors(_) => "invalid",
+            Self::Overloaded { .. } => "overloaded",
+            Self::Expired { .. } => "expired",
+            Self::Lost(_) | Self::Failed { .. } => "failed",
+        }
+    }
+}
+
+/// Why a version does not serve.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+#[allow(missing_docs)]
+pub enum DeployError {
+    #[error("`{0}` does not exist in the registry")]
+    NotFound(Reference),
+    #[error("`{0}` is not a Highroad package")]
+    NotAPackage(String),
+    #[error("the registry does not answer: {0}")]
+    Registry(String),
+    #[error("`{0}` needs a registry, and this server has none")]
+    NoRegistry(Reference),
+    #[error(transparent)]
+    Package(#[from] PackageError),
+    #[error("package {0} has no verdict; `highroad gate` makes one, `--development` serves it without")]
+    NoVerdict(Digest),
+    #[error("package {package} may not serve: {refusal}; `--development` serves it without a passing verdict")]
+    Refused { package: Digest, refusal: Refusal },
+    #[error("verdict {verdict} cannot be read: {reason}")]
+    Verdict { verdict: Digest, reason: String },
+    #[error("the model does not load: {0}")]
+    Load(TaskError),
+    #[error("on `{numerics_id}` the parity cases do not reproduce: {reason}")]
+    Parity { numerics_id: String, reason: String },
+    #[error("the model does not answer its warm-up: {0}")]
+    WarmUp(TaskError),
+    #[error("loading panicked")]
+    Panicked,
+    #[error("cannot write `{path}`: {source}")]
+    Io { path: String, source: std::io::Error },
+}
+
+fn list(names: &[String]) -> String {
+    match names {
+        [] => "none".to_owned(),
+        names => names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", "),
+    }
+}

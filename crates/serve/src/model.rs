@@ -1,0 +1,111 @@
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+use highroad_package::Digest;
+use highroad_task::raw::{RunError, RunOptions, Tensor};
+use highroad_task::{Answer, Predictor, Prepared, TaskError};
+
+use crate::batcher::{Engine, Job, Sharing};
+
+/// A predictor behind a queue.
+pub(crate) struct Model {
+    pub(crate) predictor: Predictor,
+    pub(crate) threads: NonZeroUsize,
+}
+
+/// One row for the task, or one call of the program past the task.
+pub(crate) enum Work {
+    Row(Prepared),
+    Program(Vec<Tensor>),
+}
+
+/// What [`Work`] gives.
+pub(crate) enum Yield {
+    Row(Answer),
+    Program(Vec<Tensor>),
+}
+
+#[derive(Clone)]
+pub(crate) enum ModelError {
+    Task(Arc<TaskError>),
+    Program(Arc<RunError>),
+}
+
+impl Job for Work {
+    fn n_tokens(&self) -> usize {
+        match self {
+            Self::Row(prepared) => prepared.n_tokens(),
+            // The elements of the widest input are its tokens, as far as the queue's pace is concerned.
+            Self::Program(tensors) => tensors.iter().map(Tensor::numel).max().unwrap_or(0),
+        }
+    }
+
+    fn sharing(&self) -> Sharing {
+        match self {
+            Self::Row(_) => Sharing::WithOthers,
+            Self::Program(_) => Sharing::Alone,
+        }
+    }
+}
+
+impl Engine for Model {
+    type Job = Work;
+    type Output = Yield;
+    type Error = ModelError;
+
+    fn run(&self, batch: Vec<Work>) -> Result<Vec<Yield>, ModelError> {
+        let mut rows = Vec::with_capacity(batch.len());
+        for work in batch {
+            match work {
+                Work::Row(prepared) => rows.push(prepared),
+                // The batcher runs these alone.
+                Work::Program(tensors) => return self.run_program(&tensors).map(|output| vec![output]),
+            }
+        }
+        let answers = self.predictor.answer(&rows).map_err(|error| ModelError::Task(Arc::new(error)))?;
+        Ok(answers.into_iter().map(Yield::Row).collect())
+    }
+}
+
+impl Model {
+    fn run_program(&self, tensors: &[Tensor]) -> Result<Yield, ModelError> {
+        let options = RunOptions::with_threads(self.threads);
+        let outputs = self.predictor.program().run(tensors, &options);
+        outputs.map(Yield::Program).map_err(|error| ModelError::Program(Arc::new(error)))
+    }
+}
+
+/// The elements of `tensor` in row-major order, little-endian, whatever its strides.
+pub fn row_major_bytes(tensor: &Tensor) -> Vec<u8> {
+    let tensor = tensor.contiguous();
+    let width = tensor.dtype().size_bytes();
+    let start = tensor.offset() * width;
+    tensor.storage().bytes()[start..start + tensor.numel() * width].to_vec()
+}
+
+/// The digest of a program's outputs: SHA-256 over their elements, little-endian and row-major, one tensor after the
+/// other. For one output of one row that is what [`Answer::digest`] says of the same values.
+pub fn tensors_digest(outputs: &[Tensor]) -> Digest {
+    let bytes: Vec<u8> = outputs.iter().flat_map(row_major_bytes).collect();
+    Digest::of(&bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_follow_rows_whatever_the_strides() {
+        let tensor = Tensor::from_slice(&[1u8, 2, 3, 4, 5, 6], &[2, 3]).unwrap();
+        assert_eq!(row_major_bytes(&tensor), [1, 2, 3, 4, 5, 6]);
+        assert_eq!(row_major_bytes(&tensor.permute(&[1, 0]).unwrap()), [1, 4, 2, 5, 3, 6]);
+        assert_eq!(row_major_bytes(&Tensor::scalar(7u8)), [7]);
+    }
+
+    #[test]
+    fn the_digest_of_one_output_row_is_the_answers_digest() {
+        let vector = vec![0.5f32, -1.25, 3.0];
+        let tensor = Tensor::from_slice(&vector, &[1, 3]).unwrap();
+        assert_eq!(tensors_digest(&[tensor]), Answer::Embedding { vector }.digest());
+    }
+}

@@ -1,0 +1,138 @@
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+
+use crate::config::{MemberConfig, PortfolioConfig, RequestLimits};
+use crate::deployment::{Deployment, LocalState, State, Status};
+use crate::error::{AskError, DeployError};
+use crate::registry::Registry;
+use crate::revision::{Revision, Unverified};
+
+/// The models one process serves, by name.
+pub struct Portfolio {
+    members: Mutex<BTreeMap<String, Arc<Deployment>>>,
+    limits: RequestLimits,
+    poll_interval: Duration,
+    unverified: Unverified,
+    registry: Option<Arc<dyn Registry>>,
+    local: LocalState,
+    look_now: Notify,
+}
+
+impl Portfolio {
+    /// The members of `config`, none of them loaded yet.
+    pub fn new(
+        config: PortfolioConfig,
+        unverified: Unverified,
+        registry: Option<Arc<dyn Registry>>,
+        local: LocalState,
+    ) -> Self {
+        let portfolio = Self {
+            members: Mutex::default(),
+            limits: config.limits,
+            poll_interval: config.poll_interval.0,
+            unverified,
+            registry,
+            local,
+            look_now: Notify::new(),
+        };
+        for (name, member) in config.members {
+            portfolio.add(name, member);
+        }
+        portfolio
+    }
+
+    /// Adds a member, not loaded yet; one of that name stays as it is.
+    pub fn add(&self, name: String, config: MemberConfig) {
+        let deployment = || {
+            let (registry, local) = (self.registry.clone(), self.local.clone());
+            Arc::new(Deployment::new(name.clone(), config, self.unverified, registry, local))
+        };
+        self.members().entry(name.clone()).or_insert_with(deployment);
+    }
+
+    /// What a single request may ask.
+    pub fn limits(&self) -> &RequestLimits {
+        &self.limits
+    }
+
+    /// All members, sorted by name.
+    pub fn deployments(&self) -> Vec<Arc<Deployment>> {
+        self.members().values().cloned().collect()
+    }
+
+    /// The member `name`. Errors if there is none.
+    pub fn deployment(&self, name: &str) -> Result<Arc<Deployment>, AskError> {
+        let members = self.members();
+        members
+            .get(name)
+            .cloned()
+            .ok_or_else(|| AskError::UnknownMember { name: name.to_owned(), known: members.keys().cloned().collect() })
+    }
+
+    /// What serves `name` now.
+    pub fn revision(&self, name: &str) -> Result<Arc<Revision>, AskError> {
+        self.deployment(name)?.revision()
+    }
+
+    /// Where every member stands, sorted by name.
+    pub fn statuses(&self) -> Vec<Status> {
+        self.deployments().iter().map(|deployment| deployment.status()).collect()
+    }
+
+    /// Whether every member serves what it should, apart from those that should serve nothing.
+    pub fn is_ready(&self) -> bool {
+        self.statuses().iter().all(|status| status.state != State::Starting)
+    }
+
+    /// Loads every member that is not loaded, one after the other, and gives the errors of those that did not.
+    pub async fn load(&self) -> Vec<(String, DeployError)> {
+        let mut errors = Vec::new();
+        for deployment in self.deployments() {
+            if let Err(error) = deployment.refresh().await {
+                errors.push((deployment.name().to_owned(), error));
+            }
+        }
+        errors
+    }
+
+    /// [`Portfolio::load`] for servers that wait for their models: a reference that means nothing yet is no error, its
+    /// member is undeployed until it does.
+    pub async fn load_what_exists(&self) -> Vec<(String, DeployError)> {
+        let mut errors = self.load().await;
+        errors.retain(|(name, error)| {
+            let absent = matches!(error, DeployError::NotFound(_));
+            if absent && let Ok(deployment) = self.deployment(name) {
+                deployment.undeploy();
+            }
+            !absent
+        });
+        errors
+    }
+
+    /// Follows the registry for as long as the future is polled: every poll interval, and at once after
+    /// [`Portfolio::look_now`].
+    pub async fn follow(&self) {
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(self.poll_interval) => {}
+                () = self.look_now.notified() => {}
+            }
+            for deployment in self.deployments() {
+                // Told where it happened: in the log, the metrics and the status.
+                let _ = deployment.refresh().await;
+            }
+        }
+    }
+
+    /// Wakes [`Portfolio::follow`]: the registry has just changed.
+    pub fn look_now(&self) {
+        self.look_now.notify_one();
+    }
+
+    fn members(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Arc<Deployment>>> {
+        self.members.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,4 @@
+//! The wire protocols: pure conversions between bodies and the core's inputs and answers.
+
+pub mod oip;
+pub mod openai;

@@ -1,0 +1,904 @@
+//! The Open Inference Protocol v2 over REST, with the binary tensor and classification extensions.
+//!
+//! A request holds either the one input `text` (BYTES, one string a row), answered through the task, or every input of the
+//! program by its name, answered by the program itself. Binary data follows the JSON in the order of the tensors; lengths
+//! are checked before anything is read.
+
+use std::time::Duration;
+
+use highroad_package::{Manifest, TaskKind};
+use highroad_service::Problem;
+use highroad_task::raw::{DType, Dim, Program, Storage, Tensor, TensorSpec};
+use highroad_task::{Answer, Input};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use crate::model::row_major_bytes;
+use crate::revision::{Facts, Stats};
+
+/// The header that says where the JSON ends and binary data begins.
+pub const HEADER_LENGTH: &str = "inference-header-content-length";
+/// The input that goes through the task.
+pub const TEXT: &str = "text";
+
+const MAX_DIMS: usize = 16;
+
+/// `POST /v2/models/{m}/infer`
+#[derive(Debug)]
+pub struct InferRequest {
+    /// The client's own name for the request, given back.
+    pub id: Option<String>,
+    /// How long the client is willing to wait.
+    pub timeout: Option<Duration>,
+    inputs: Vec<(String, Contents)>,
+    outputs: Vec<Requested>,
+    binary_outputs: bool,
+}
+
+#[derive(Debug)]
+enum Contents {
+    Texts(Vec<String>),
+    Tensor(Tensor),
+}
+
+/// What a request asks of a model.
+#[derive(Debug)]
+pub enum Query {
+    /// Texts for the task.
+    Rows(Vec<Input>),
+    /// Inputs of the program, in its order.
+    Program(Vec<Tensor>),
+}
+
+/// How one output is wanted.
+#[derive(Debug)]
+struct Requested {
+    name: String,
+    binary: Option<bool>,
+    classes: Option<usize>,
+}
+
+/// How a request wants its outputs.
+#[derive(Debug)]
+pub struct Wanted {
+    id: Option<String>,
+    outputs: Vec<Requested>,
+    binary_outputs: bool,
+}
+
+/// A finished tensor on its way out.
+#[derive(Debug)]
+pub struct Output {
+    name: String,
+    shape: Vec<usize>,
+    data: OutputData,
+}
+
+#[derive(Debug)]
+enum OutputData {
+    Texts(Vec<String>),
+    Elements(DType, Vec<u8>),
+}
+
+/// A reply's body and, where it has binary data, the length of its JSON.
+#[derive(Debug)]
+pub struct Reply {
+    /// JSON, followed by binary data if any.
+    pub body: Vec<u8>,
+    /// For [`HEADER_LENGTH`].
+    pub json_bytes: Option<usize>,
+}
+
+#[derive(Deserialize)]
+struct Header {
+    #[serde(default)]
+    id: Option<String>,
+    inputs: Vec<HeaderInput>,
+    #[serde(default)]
+    outputs: Vec<HeaderOutput>,
+    #[serde(default)]
+    parameters: Map<String, Value>,
+}
+
+#[derive(Deserialize)]
+struct HeaderInput {
+    name: String,
+    datatype: String,
+    shape: Vec<u64>,
+    #[serde(default)]
+    data: Option<Value>,
+    #[serde(default)]
+    parameters: Map<String, Value>,
+}
+
+#[derive(Deserialize)]
+struct HeaderOutput {
+    name: String,
+    #[serde(default)]
+    parameters: Map<String, Value>,
+}
+
+impl InferRequest {
+    /// Reads a body whose first `json_bytes` bytes are JSON (all of it if `None`; with 0 the body is one raw text).
+    pub fn parse(body: &[u8], json_bytes: Option<usize>) -> Result<Self, Problem> {
+        if json_bytes == Some(0) {
+            return Self::raw_text(body);
+        }
+        let split = json_bytes.unwrap_or(body.len());
+        let (json, mut binary) = body
+            .split_at_checked(split)
+            .ok_or_else(|| invalid(format!("`{HEADER_LENGTH}` is {split}, but the body has {} bytes", body.len())))?;
+        let header: Header = serde_json::from_slice(json)
+            .map_err(|error| invalid(format!("the request's JSON is not valid: {error}")))?;
+        let inputs = header.inputs.iter().map(|input| input.read(&mut binary)).collect::<Result<Vec<_>, Problem>>()?;
+        if !binary.is_empty() {
+            return Err(invalid(format!("{} bytes of binary data belong to no input", binary.len())));
+        }
+        let outputs = header.outputs.iter().map(HeaderOutput::read).collect::<Result<Vec<_>, Problem>>()?;
+        let timeout = match header.parameters.get("timeout") {
+            None | Some(Value::Null) => None,
+            Some(value) => Some(micros(value)?),
+        };
+        let binary_outputs = flag(&header.parameters, "binary_data_output")?.unwrap_or(false);
+        Ok(Self { id: header.id, timeout, inputs, outputs, binary_outputs })
+    }
+
+    fn raw_text(body: &[u8]) -> Result<Self, Problem> {
+        let text = std::str::from_utf8(body).map_err(|_| invalid("the raw input is not UTF-8 text"))?;
+        let inputs = vec![(TEXT.to_owned(), Contents::Texts(vec![text.to_owned()]))];
+        Ok(Self { id: None, timeout: None, inputs, outputs: Vec::new(), binary_outputs: true })
+    }
+
+    /// Splits the request into what it asks of a model with these inputs and how it wants the answer.
+    pub fn query(self, specs: &[TensorSpec]) -> Result<(Query, Wanted), Problem> {
+        let Self { id, inputs, outputs, binary_outputs, .. } = self;
+        Ok((query(inputs, specs)?, Wanted { id, outputs, binary_outputs }))
+    }
+}
+
+fn query(mut inputs: Vec<(String, Contents)>, specs: &[TensorSpec]) -> Result<Query, Problem> {
+    if let [(name, Contents::Texts(texts))] = inputs.as_mut_slice()
+        && name == TEXT
+    {
+        if texts.is_empty() {
+            return Err(invalid("`text` has no rows"));
+        }
+        return Ok(Query::Rows(std::mem::take(texts).into_iter().map(Input::Text).collect()));
+    }
+    let known = || specs.iter().map(|spec| format!("`{}`", spec.name)).collect::<Vec<_>>().join(", ");
+    let mut tensors: Vec<Option<Tensor>> = vec![None; specs.len()];
+    for (name, contents) in inputs {
+        let Contents::Tensor(tensor) = contents else {
+            return Err(invalid(format!("input `{name}`: BYTES is the datatype of `{TEXT}` alone")));
+        };
+        let spec_idx = specs
+            .iter()
+            .position(|spec| spec.name == name)
+            .ok_or_else(|| invalid(format!("input `{name}` does not exist; give `{TEXT}` alone, or {}", known())))?;
+        if tensors[spec_idx].replace(tensor).is_some() {
+            return Err(invalid(format!("input `{name}` is given twice")));
+        }
+    }
+    let missing =
+        |idx: usize| invalid(format!("input `{}` is missing; give `{TEXT}` alone, or {}", specs[idx].name, known()));
+    let tensors = tensors
+        .into_iter()
+        .enumerate()
+        .map(|(idx, tensor)| tensor.ok_or_else(|| missing(idx)))
+        .collect::<Result<_, _>>()?;
+    Ok(Query::Program(tensors))
+}
+
+impl HeaderInput {
+    fn read(&self, binary: &mut &[u8]) -> Result<(String, Contents), Problem> {
+        let error = |reason: String| invalid(format!("input `{}`: {reason}", self.name));
+        if self.shape.len() > MAX_DIMS {
+            return Err(error(format!("{} dimensions; at most {MAX_DIMS} are taken", self.shape.len())));
+        }
+        let shape: Option<Vec<usize>> = self.shape.iter().map(|&size| usize::try_from(size).ok()).collect();
+        let shape = shape.ok_or_else(|| error("its shape is too large".to_owned()))?;
+        let n = shape.iter().try_fold(1usize, |n, &size| n.checked_mul(size));
+        let n = n.ok_or_else(|| error("its shape is too large".to_owned()))?;
+        let contents = match (self.binary_bytes().map_err(error)?, &self.data) {
+            (Some(_), Some(_)) => return Err(error("both `data` and `binary_data_size`".to_owned())),
+            (None, None) => return Err(error("neither `data` nor `binary_data_size`".to_owned())),
+            (Some(size), None) => {
+                let (data, rest) = binary
+                    .split_at_checked(size)
+                    .ok_or_else(|| error(format!("{size} bytes announced, {} left in the body", binary.len())))?;
+                *binary = rest;
+                self.from_binary(data, &shape, n)
+            }
+            (None, Some(data)) => self.from_json(data, &shape, n),
+        };
+        Ok((self.name.clone(), contents.map_err(error)?))
+    }
+
+    fn binary_bytes(&self) -> Result<Option<usize>, String> {
+        match self.parameters.get("binary_data_size") {
+            None => Ok(None),
+            Some(size) => {
+                let size = size.as_u64().and_then(|size| usize::try_from(size).ok());
+                size.map(Some).ok_or_else(|| "`binary_data_size` is not a number of bytes".to_owned())
+            }
+        }
+    }
+
+    fn from_binary(&self, data: &[u8], shape: &[usize], n: usize) -> Result<Contents, String> {
+        if self.datatype == "BYTES" {
+            return Ok(Contents::Texts(binary_texts(data, n)?));
+        }
+        let dtype = dtype(&self.datatype)?;
+        let expected = n.checked_mul(dtype.size_bytes());
+        if expected != Some(data.len()) {
+            return Err(format!("shape {shape:?} of {} does not take {} bytes", self.datatype, data.len()));
+        }
+        if dtype == DType::Bool && data.iter().any(|&byte| byte > 1) {
+            return Err("a BOOL is 0 or 1".to_owned());
+        }
+        tensor(data, dtype, shape)
+    }
+
+    fn from_json(&self, data: &Value, shape: &[usize], n: usize) -> Result<Contents, String> {
+        let mut leaves = Vec::new();
+        flatten(data, MAX_DIMS, &mut leaves)?;
+        if leaves.len() != n {
+            return Err(format!("shape {shape:?} takes {n} elements, {} were given", leaves.len()));
+        }
+        if self.datatype == "BYTES" {
+            let texts = leaves.iter().map(|leaf| leaf.as_str().map(str::to_owned)).collect::<Option<Vec<_>>>();
+            return texts.map(Contents::Texts).ok_or_else(|| "an element of BYTES is not a string".to_owned());
+        }
+        let dtype = dtype(&self.datatype)?;
+        if matches!(dtype, DType::F16 | DType::BF16) {
+            return Err(format!("{} is taken as binary data only", self.datatype));
+        }
+        let mut bytes = Vec::with_capacity(n.saturating_mul(dtype.size_bytes()).min(data_size_hint(&leaves)));
+        for leaf in leaves {
+            push_element(&mut bytes, leaf, dtype).ok_or_else(|| format!("{leaf} is not a {}", self.datatype))?;
+        }
+        tensor(&bytes, dtype, shape)
+    }
+}
+
+fn data_size_hint(leaves: &[&Value]) -> usize {
+    leaves.len().saturating_mul(8)
+}
+
+fn tensor(bytes: &[u8], dtype: DType, shape: &[usize]) -> Result<Contents, String> {
+    let mut strides = vec![1; shape.len()];
+    for dim in (1..shape.len()).rev() {
+        strides[dim - 1] = strides[dim] * shape[dim].max(1);
+    }
+    let tensor = Tensor::from_storage(Storage::copy_of(bytes), dtype, shape, &strides, 0);
+    tensor.map(Contents::Tensor).map_err(|error| error.to_string())
+}
+
+fn flatten<'a>(value: &'a Value, depth: usize, leaves: &mut Vec<&'a Value>) -> Result<(), String> {
+    match value {
+        Value::Array(_) if depth == 0 => Err("`data` is nested too deeply".to_owned()),
+        Value::Array(items) => items.iter().try_for_each(|item| flatten(item, depth - 1, leaves)),
+        leaf => {
+            leaves.push(leaf);
+            Ok(())
+        }
+    }
+}
+
+fn binary_texts(mut data: &[u8], n: usize) -> Result<Vec<String>, String> {
+    let mut texts = Vec::new();
+    while !data.is_empty() {
+        let (length, rest) = data.split_first_chunk::<4>().ok_or("a BYTES element is cut off in its length")?;
+        let length = u32::from_le_bytes(*length) as usize;
+        let (text, rest) = rest.split_at_checked(length).ok_or("a BYTES element is longer than the data")?;
+        texts.push(std::str::from_utf8(text).map_err(|_| "an element is not UTF-8 text")?.to_owned());
+        data = rest;
+    }
+    if texts.len() != n {
+        return Err(format!("its shape takes {n} elements, {} were given", texts.len()));
+    }
+    Ok(texts)
+}
+
+fn push_element(bytes: &mut Vec<u8>, leaf: &Value, dtype: DType) -> Option<()> {
+    match dtype {
+        DType::Bool => bytes.push(u8::from(leaf.as_bool()?)),
+        DType::U8 => bytes.push(u8::try_from(leaf.as_u64()?).ok()?),
+        DType::I8 => bytes.extend(i8::try_from(leaf.as_i64()?).ok()?.to_le_bytes()),
+        DType::I16 => bytes.extend(i16::try_from(leaf.as_i64()?).ok()?.to_le_bytes()),
+        DType::I32 => bytes.extend(i32::try_from(leaf.as_i64()?).ok()?.to_le_bytes()),
+        DType::I64 => bytes.extend(leaf.as_i64()?.to_le_bytes()),
+        DType::F32 => bytes.extend(finite_f32(leaf.as_f64()?)?.to_le_bytes()),
+        DType::F64 => bytes.extend(leaf.as_f64()?.to_le_bytes()),
+        _ => return None,
+    }
+    Some(())
+}
+
+fn finite_f32(value: f64) -> Option<f32> {
+    Some(value as f32).filter(|value| value.is_finite())
+}
+
+impl HeaderOutput {
+    fn read(&self) -> Result<Requested, Problem> {
+        let classes = match self.parameters.get("classification") {
+            None => None,
+            Some(k) => Some(
+                k.as_u64()
+                    .and_then(|k| usize::try_from(k).ok())
+                    .filter(|&k| k > 0)
+                    .ok_or_else(|| invalid(format!("output `{}`: `classification` is not a count", self.name)))?,
+            ),
+        };
+        Ok(Requested { name: self.name.clone(), binary: flag(&self.parameters, "binary_data")?, classes })
+    }
+}
+
+fn flag(parameters: &Map<String, Value>, key: &str) -> Result<Option<bool>, Problem> {
+    match parameters.get(key) {
+        None => Ok(None),
+        Some(Value::Bool(value)) => Ok(Some(*value)),
+        Some(_) => Err(invalid(format!("parameter `{key}` is true or false"))),
+    }
+}
+
+fn micros(value: &Value) -> Result<Duration, Problem> {
+    let micros = value.as_u64().or_else(|| value.as_str().and_then(|text| text.parse().ok()));
+    let micros = micros.ok_or_else(|| invalid("parameter `timeout` is a number of microseconds"))?;
+    Ok(Duration::from_micros(micros))
+}
+
+/// The outputs of a task's answers: `label` and `scores`, or `embedding`.
+pub fn task_outputs(task: &TaskKind, answers: &[Answer]) -> Vec<Output> {
+    let n_rows = answers.len();
+    let bytes = answers.iter().flat_map(|answer| answer.values()).flat_map(|value| value.to_le_bytes()).collect();
+    let elements = |name: &str, width: usize| Output {
+        name: name.to_owned(),
+        shape: vec![n_rows, width],
+        data: OutputData::Elements(DType::F32, bytes),
+    };
+    match task {
+        TaskKind::Classify { labels, .. } => {
+            let label = |answer: &Answer| match answer {
+                Answer::Class { label, .. } => label.clone(),
+                Answer::Embedding { .. } => String::new(),
+            };
+            let data = OutputData::Texts(answers.iter().map(label).collect());
+            vec![Output { name: "label".to_owned(), shape: vec![n_rows], data }, elements("scores", labels.len())]
+        }
+        TaskKind::Embed { dimensions, .. } => vec![elements("embedding", *dimensions as usize)],
+        _ => Vec::new(),
+    }
+}
+
+/// The outputs of the program itself, by its own names.
+pub fn program_outputs(specs: &[TensorSpec], outputs: &[Tensor]) -> Vec<Output> {
+    let output = |(spec, tensor): (&TensorSpec, &Tensor)| Output {
+        name: spec.name.clone(),
+        shape: tensor.shape().to_vec(),
+        data: OutputData::Elements(tensor.dtype(), row_major_bytes(tensor)),
+    };
+    specs.iter().zip(outputs).map(output).collect()
+}
+
+impl Wanted {
+    /// The reply with the outputs that were asked for, or with all of them. Errors if one does not exist or cannot be
+    /// written as asked.
+    pub fn reply(
+        self,
+        model: &str,
+        facts: &Facts,
+        task: &TaskKind,
+        mut outputs: Vec<Output>,
+    ) -> Result<Reply, Problem> {
+        if !self.outputs.is_empty() {
+            outputs = select(&self.outputs, outputs, task)?;
+        }
+        let (mut entries, mut binary) = (Vec::with_capacity(outputs.len()), Vec::new());
+        for output in &outputs {
+            let asked = self.outputs.iter().find(|requested| requested.name == output.name);
+            let as_binary = asked.and_then(|requested| requested.binary).unwrap_or(self.binary_outputs);
+            let mut entry = json!({ "name": output.name, "datatype": output.datatype(), "shape": output.shape });
+            if as_binary {
+                let before = binary.len();
+                output.write_binary(&mut binary);
+                entry["parameters"] = json!({ "binary_data_size": binary.len() - before });
+            } else {
+                entry["data"] = output.json_data()?;
+            }
+            entries.push(entry);
+        }
+        let mut reply = json!({ "model_name": model, "model_version": version(facts), "outputs": entries });
+        if let Some(id) = self.id {
+            reply["id"] = id.into();
+        }
+        let mut body = serde_json::to_vec(&reply).expect("a value is JSON");
+        let has_binary = outputs.iter().any(|output| {
+            let asked = self.outputs.iter().find(|requested| requested.name == output.name);
+            asked.and_then(|requested| requested.binary).unwrap_or(self.binary_outputs)
+        });
+        let json_bytes = has_binary.then_some(body.len());
+        body.extend_from_slice(&binary);
+        Ok(Reply { body, json_bytes })
+    }
+}
+
+fn select(requested: &[Requested], outputs: Vec<Output>, task: &TaskKind) -> Result<Vec<Output>, Problem> {
+    let names = || outputs.iter().map(|output| format!("`{}`", output.name)).collect::<Vec<_>>().join(", ");
+    let known = names();
+    let mut outputs: Vec<Option<Output>> = outputs.into_iter().map(Some).collect();
+    let mut take = |name: &str| {
+        let place = outputs.iter_mut().find(|output| output.as_ref().is_some_and(|output| output.name == name));
+        place.and_then(Option::take)
+    };
+    let mut selected = Vec::with_capacity(requested.len());
+    for requested in requested {
+        let output = take(&requested.name).ok_or_else(|| {
+            invalid(format!("output `{}` does not exist or is asked for twice; there is {known}", requested.name))
+        })?;
+        selected.push(match requested.classes {
+            None => output,
+            Some(k) => output.classes(k, task)?,
+        });
+    }
+    Ok(selected)
+}
+
+impl Output {
+    fn datatype(&self) -> &'static str {
+        match &self.data {
+            OutputData::Texts(_) => "BYTES",
+            OutputData::Elements(dtype, _) => datatype(*dtype),
+        }
+    }
+
+    fn write_binary(&self, to: &mut Vec<u8>) {
+        match &self.data {
+            OutputData::Texts(texts) => {
+                for text in texts {
+                    to.extend(u32::try_from(text.len()).unwrap_or(u32::MAX).to_le_bytes());
+                    to.extend(text.as_bytes());
+                }
+            }
+            OutputData::Elements(_, bytes) => to.extend_from_slice(bytes),
+        }
+    }
+
+    fn json_data(&self) -> Result<Value, Problem> {
+        let not_json = || {
+            let (name, datatype) = (&self.name, self.datatype());
+            invalid(format!("output `{name}` ({datatype}) cannot be written as JSON; ask for `binary_data`"))
+        };
+        match &self.data {
+            OutputData::Texts(texts) => Ok(json!(texts)),
+            OutputData::Elements(dtype, bytes) => bytes
+                .chunks_exact(dtype.size_bytes())
+                .map(|element| json_element(*dtype, element))
+                .collect::<Option<Vec<Value>>>()
+                .map(Value::Array)
+                .ok_or_else(not_json),
+        }
+    }
+
+    // The classification extension: the `k` highest along the last dimension as `value:index` or `value:index:label`.
+    fn classes(self, k: usize, task: &TaskKind) -> Result<Self, Problem> {
+        let OutputData::Elements(DType::F32, bytes) = &self.data else {
+            return Err(invalid(format!("output `{}` has no FP32 scores to classify", self.name)));
+        };
+        let width = *self.shape.last().unwrap_or(&0);
+        if width == 0 {
+            return Err(invalid(format!("output `{}` has no classes", self.name)));
+        }
+        let labels = match task {
+            TaskKind::Classify { labels, .. } if labels.len() == width => labels.as_slice(),
+            _ => &[],
+        };
+        let k = k.min(width);
+        let texts = bytes.chunks_exact(4 * width).flat_map(|row| top_classes(row, k, labels)).collect();
+        let mut shape = self.shape;
+        shape.pop();
+        shape.push(k);
+        Ok(Self { name: self.name, shape, data: OutputData::Texts(texts) })
+    }
+}
+
+fn top_classes(row: &[u8], k: usize, labels: &[String]) -> Vec<String> {
+    let mut scores: Vec<(usize, f32)> =
+        row.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).enumerate().collect();
+    scores.sort_by(|(_, a), (_, b)| b.total_cmp(a));
+    let text = |&(idx, score): &(usize, f32)| match labels.get(idx) {
+        Some(label) => format!("{score}:{idx}:{label}"),
+        None => format!("{score}:{idx}"),
+    };
+    scores[..k].iter().map(text).collect()
+}
+
+// `None` for what JSON cannot say: not-a-number, infinities and the half-width floats, which the protocol keeps binary.
+fn json_element(dtype: DType, bytes: &[u8]) -> Option<Value> {
+    fn array<const N: usize>(bytes: &[u8]) -> [u8; N] {
+        bytes.try_into().unwrap_or([0; N])
+    }
+    let float = |value: f64, text: String| if value.is_finite() { serde_json::from_str(&text).ok() } else { None };
+    Some(match dtype {
+        DType::Bool => Value::Bool(bytes[0] != 0),
+        DType::U8 => bytes[0].into(),
+        DType::I8 => i8::from_le_bytes(array(bytes)).into(),
+        DType::I16 => i16::from_le_bytes(array(bytes)).into(),
+        DType::I32 => i32::from_le_bytes(array(bytes)).into(),
+        DType::I64 => i64::from_le_bytes(array(bytes)).into(),
+        DType::F32 => {
+            let value = f32::from_le_bytes(array(bytes));
+            // The shortest text of the f32, so that a reader gets the same bits.
+            float(f64::from(value), serde_json::to_string(&value).ok()?)?
+        }
+        DType::F64 => f64::from_le_bytes(array(bytes)).is_finite().then(|| f64::from_le_bytes(array(bytes)).into())?,
+        _ => return None,
+    })
+}
+
+/// The version as the protocol's paths know it: the registry's number, else the start of the package's digest.
+pub fn version(facts: &Facts) -> String {
+    match facts.version.rsplit_once(':') {
+        Some((_, number)) if number.parse::<u64>().is_ok() && !facts.version.contains('@') => number.to_owned(),
+        _ => facts.package.hex()[..12].to_owned(),
+    }
+}
+
+/// `GET /v2`
+pub fn server_metadata() -> Value {
+    json!({
+        "name": "highroad",
+        "version": env!("CARGO_PKG_VERSION"),
+        "extensions": ["binary_tensor_data", "classification", "model_configuration", "model_repository", "statistics"],
+    })
+}
+
+/// `GET /v2/models/{m}`. `text` and the program's own inputs are alternatives.
+pub fn model_metadata(name: &str, facts: &Facts, manifest: &Manifest, program: &Program) -> Value {
+    json!({
+        "name": name, "versions": [version(facts)], "platform": "highroad_pt2",
+        "inputs": tensors(TEXT_INPUT, program.inputs()),
+        "outputs": tensors(&task_output_specs(&manifest.task.kind), program.outputs()),
+    })
+}
+
+const TEXT_INPUT: &[(&str, &str, &[i64])] = &[(TEXT, "BYTES", &[-1])];
+
+fn task_output_specs(task: &TaskKind) -> Vec<(&'static str, &'static str, &'static [i64])> {
+    match task {
+        TaskKind::Classify { .. } => vec![("label", "BYTES", &[-1]), ("scores", "FP32", &[-1, -1])],
+        TaskKind::Embed { .. } => vec![("embedding", "FP32", &[-1, -1])],
+        _ => Vec::new(),
+    }
+}
+
+fn tensors(task: &[(&str, &str, &[i64])], specs: &[TensorSpec]) -> Vec<Value> {
+    let of_task =
+        task.iter().map(|(name, datatype, shape)| json!({ "name": name, "datatype": datatype, "shape": shape }));
+    let of_program =
+        specs.iter().map(|spec| json!({ "name": spec.name, "datatype": datatype(spec.dtype), "shape": dims(spec) }));
+    of_task.chain(of_program).collect()
+}
+
+fn dims(spec: &TensorSpec) -> Vec<i64> {
+    let dim = |dim: &Dim| match dim {
+        Dim::Known(size) => i64::try_from(*size).unwrap_or(-1),
+        _ => -1,
+    };
+    spec.sizes.iter().map(dim).collect()
+}
+
+/// `GET /v2/models/{m}/config`, as far as it has a meaning here.
+pub fn model_config(name: &str, facts: &Facts, manifest: &Manifest, program: &Program) -> Value {
+    let metadata = model_metadata(name, facts, manifest, program);
+    let config = |key: &str, optional: bool| -> Vec<Value> {
+        let entries = metadata[key].as_array().map(Vec::as_slice).unwrap_or_default();
+        let entry = |tensor: &Value| {
+            let datatype = tensor["datatype"].as_str().unwrap_or_default();
+            let data_type = if datatype == "BYTES" { "TYPE_STRING".to_owned() } else { format!("TYPE_{datatype}") };
+            let mut entry = json!({ "name": tensor["name"], "data_type": data_type, "dims": tensor["shape"] });
+            if optional {
+                entry["optional"] = true.into();
+            }
+            entry
+        };
+        entries.iter().map(entry).collect()
+    };
+    json!({
+        "name": name, "platform": "highroad_pt2", "backend": "highroad", "max_batch_size": 0,
+        "version_policy": { "latest": { "num_versions": 1 } },
+        "input": config("inputs", true), "output": config("outputs", false),
+        "parameters": {
+            "max_tokens": { "string_value": manifest.task.max_tokens.to_string() },
+            "package": { "string_value": facts.package.to_string() },
+        },
+    })
+}
+
+/// One entry of `GET /v2/models/{m}/stats`.
+pub(crate) fn model_stats(name: &str, facts: &Facts, stats: &Stats) -> Value {
+    use std::sync::atomic::Ordering::Relaxed;
+    let n_success = stats.n_success.load(Relaxed);
+    let duration = |ns: u64| json!({ "count": n_success, "ns": ns });
+    let nothing = json!({ "count": 0, "ns": 0 });
+    json!({
+        "name": name, "version": version(facts),
+        "last_inference": stats.last_ms.load(Relaxed),
+        "inference_count": stats.n_rows.load(Relaxed),
+        "execution_count": n_success,
+        "inference_stats": {
+            "success": duration(stats.success_ns.load(Relaxed)),
+            "fail": { "count": stats.n_failed.load(Relaxed), "ns": 0 },
+            "queue": duration(stats.queue_ns.load(Relaxed)),
+            "compute_input": nothing, "compute_infer": duration(stats.compute_ns.load(Relaxed)),
+            "compute_output": nothing, "cache_hit": nothing, "cache_miss": nothing,
+        },
+        "batch_stats": [],
+    })
+}
+
+fn dtype(datatype: &str) -> Result<DType, String> {
+    let known = ALL_DTYPES.iter().find(|(name, _)| *name == datatype);
+    known.map(|(_, dtype)| *dtype).ok_or_else(|| format!("datatype `{datatype}` is not taken"))
+}
+
+fn datatype(dtype: DType) -> &'static str {
+    ALL_DTYPES.iter().find(|(_, known)| *known == dtype).map_or("UNKNOWN", |(name, _)| name)
+}
+
+const ALL_DTYPES: [(&str, DType); 10] = [
+    ("BOOL", DType::Bool),
+    ("UINT8", DType::U8),
+    ("INT8", DType::I8),
+    ("INT16", DType::I16),
+    ("INT32", DType::I32),
+    ("INT64", DType::I64),
+    ("FP16", DType::F16),
+    ("BF16", DType::BF16),
+    ("FP32", DType::F32),
+    ("FP64", DType::F64),
+];
+
+fn invalid(message: impl Into<String>) -> Problem {
+    Problem::invalid(message)
+}
+
+#[cfg(test)]
+mod tests {
+    use highroad_package::Digest;
+
+    use super::*;
+
+    fn specs() -> Vec<TensorSpec> {
+        let spec = |name: &str| TensorSpec {
+            name: name.to_owned(),
+            dtype: DType::I64,
+            sizes: vec![Dim::Symbol("s0".to_owned()), Dim::Symbol("s1".to_owned())],
+        };
+        vec![spec("input_ids"), spec("attention_mask")]
+    }
+
+    fn parse(json: &Value, binary: &[u8]) -> Result<(Query, Wanted), String> {
+        let mut body = serde_json::to_vec(json).unwrap();
+        let json_bytes = body.len();
+        body.extend_from_slice(binary);
+        let request = InferRequest::parse(&body, Some(json_bytes)).map_err(|problem| problem.message)?;
+        request.query(&specs()).map_err(|problem| problem.message)
+    }
+
+    fn refused(json: &Value, binary: &[u8]) -> String {
+        parse(json, binary).unwrap_err()
+    }
+
+    fn rows(query: Query) -> Vec<Input> {
+        match query {
+            Query::Rows(rows) => rows,
+            Query::Program(_) => panic!("not rows"),
+        }
+    }
+
+    fn texts(texts: &[&str]) -> Vec<Input> {
+        texts.iter().map(|&text| Input::Text(text.to_owned())).collect()
+    }
+
+    fn ids(name: &str, data: Value, shape: Value) -> Value {
+        json!({ "name": name, "datatype": "INT64", "shape": shape, "data": data })
+    }
+
+    #[test]
+    fn texts_come_as_json_or_as_binary() {
+        let as_json = json!({ "inputs": [{ "name": "text", "datatype": "BYTES", "shape": [2], "data": ["a", "é"] }] });
+        assert_eq!(rows(parse(&as_json, b"").unwrap().0), texts(&["a", "é"]));
+        let as_binary = json!({ "inputs": [
+            { "name": "text", "datatype": "BYTES", "shape": [2, 1], "parameters": { "binary_data_size": 11 } },
+        ] });
+        assert_eq!(rows(parse(&as_binary, b"\x01\0\0\0a\x02\0\0\0\xc3\xa9").unwrap().0), texts(&["a", "é"]));
+    }
+
+    #[test]
+    fn program_inputs_are_found_by_name_in_any_order() {
+        let mask = json!({
+            "name": "attention_mask", "datatype": "INT64", "shape": [1, 2], "parameters": { "binary_data_size": 16 },
+        });
+        let json = json!({ "inputs": [mask, ids("input_ids", json!([[5, 6]]), json!([1, 2]))] });
+        let binary: Vec<u8> = [1i64, 0].iter().flat_map(|value| value.to_le_bytes()).collect();
+        let Query::Program(tensors) = parse(&json, &binary).unwrap().0 else { panic!("not a program query") };
+        assert_eq!(tensors[0].as_slice::<i64>(), Some(&[5i64, 6][..]));
+        assert_eq!(tensors[1].as_slice::<i64>(), Some(&[1i64, 0][..]));
+    }
+
+    #[test]
+    fn a_header_length_of_zero_means_one_raw_text() {
+        let (query, _) = InferRequest::parse(b"hello", Some(0)).unwrap().query(&specs()).unwrap();
+        assert_eq!(rows(query), texts(&["hello"]));
+        assert!(InferRequest::parse(b"\xff", Some(0)).is_err());
+    }
+
+    #[test]
+    fn lies_about_lengths_are_refused() {
+        assert!(InferRequest::parse(b"{}", Some(3)).unwrap_err().message.contains("the body has 2 bytes"));
+        let input = |size: Value, shape: Value| {
+            json!({ "inputs": [
+            { "name": "input_ids", "datatype": "INT64", "shape": shape, "parameters": { "binary_data_size": size } },
+        ] })
+        };
+        for (json, binary, reason) in [
+            (input(json!(16), json!([2])), &[0; 8][..], "16 bytes announced, 8 left"),
+            (input(json!(8), json!([2])), &[0; 8][..], "does not take 8 bytes"),
+            (input(json!(8), json!([1])), &[0; 9][..], "belong to no input"),
+            (input(json!(-1), json!([1])), &[][..], "not a number of bytes"),
+            (input(json!("8"), json!([1])), &[][..], "not a number of bytes"),
+            (input(json!(8), json!([u64::MAX, 2])), &[0; 8][..], "too large"),
+            (input(json!(8), json!([1u64 << 62, 8])), &[0; 8][..], "too large"),
+            (input(json!(8), json!([1u64 << 61])), &[0; 8][..], "does not take 8 bytes"),
+        ] {
+            let found = refused(&json, binary);
+            assert!(found.contains(reason), "{found} is not about {reason}");
+        }
+    }
+
+    #[test]
+    fn cut_or_overlong_bytes_elements_are_refused() {
+        let json = |n: usize| {
+            json!({ "inputs": [
+            { "name": "text", "datatype": "BYTES", "shape": [1], "parameters": { "binary_data_size": n } },
+        ] })
+        };
+        for (binary, reason) in [
+            (&b"\x01\0"[..], "cut off"),
+            (&b"\x05\0\0\0abc"[..], "longer than the data"),
+            (&b"\xff\xff\xff\xffabc"[..], "longer than the data"),
+            (&b"\x01\0\0\0\xff"[..], "not UTF-8"),
+            (&b"\x01\0\0\0a\x01\0\0\0b"[..], "takes 1 elements"),
+        ] {
+            let found = refused(&json(binary.len()), binary);
+            assert!(found.contains(reason), "{found} is not about {reason}");
+        }
+    }
+
+    #[test]
+    fn data_that_does_not_fit_is_refused() {
+        let both = |input: Value| json!({ "inputs": [input, ids("attention_mask", json!([1]), json!([1, 1]))] });
+        for (input, reason) in [
+            (ids("input_ids", json!([1, 2]), json!([1, 1])), "takes 1 elements, 2 were given"),
+            (ids("input_ids", json!([1.5]), json!([1, 1])), "not a INT64"),
+            (ids("input_ids", json!(["a"]), json!([1, 1])), "not a INT64"),
+            (ids("input_ids", json!([null]), json!([1, 1])), "not a INT64"),
+            (ids("other", json!([1]), json!([1, 1])), "`other` does not exist"),
+            (ids("attention_mask", json!([1]), json!([1, 1])), "given twice"),
+            (json!({ "name": "input_ids", "datatype": "INT64", "shape": [1, 1] }), "neither `data` nor"),
+            (json!({ "name": "input_ids", "datatype": "INT128", "shape": [1], "data": [1] }), "`INT128` is not taken"),
+            (json!({ "name": "input_ids", "datatype": "FP16", "shape": [1], "data": [1] }), "binary data only"),
+            (json!({ "name": "input_ids", "datatype": "FP32", "shape": [1], "data": [1e300] }), "not a FP32"),
+        ] {
+            let found = refused(&both(input.clone()), b"");
+            assert!(found.contains(reason), "{found} is not about {reason}");
+        }
+        assert!(refused(&json!({ "inputs": [] }), b"").contains("`input_ids` is missing"));
+        let bytes = json!({ "name": "text", "datatype": "BYTES", "shape": [1], "data": ["a"] });
+        assert!(
+            refused(&json!({ "inputs": [bytes, ids("input_ids", json!([1]), json!([1, 1]))] }), b"")
+                .contains("the datatype of `text` alone")
+        );
+        assert!(
+            refused(&json!({ "inputs": [{ "name": "text", "datatype": "BYTES", "shape": [0], "data": [] }] }), b"")
+                .contains("no rows")
+        );
+    }
+
+    #[test]
+    fn deeply_nested_data_is_refused() {
+        let mut data = json!(1);
+        for _ in 0..40 {
+            data = json!([data]);
+        }
+        assert!(refused(&json!({ "inputs": [ids("input_ids", data, json!([1, 1]))] }), b"").contains("too deeply"));
+    }
+
+    fn facts(version: &str) -> Facts {
+        Facts {
+            member: "m".to_owned(),
+            version: version.to_owned(),
+            package: Digest::of(b"p"),
+            verdict: None,
+            evidence: "development",
+            development: None,
+            numerics_id: "n".to_owned(),
+            loaded_at: "2026-11-23T09:00:00Z".to_owned(),
+        }
+    }
+
+    fn classify() -> TaskKind {
+        TaskKind::Classify { labels: vec!["benign".to_owned(), "injection".to_owned()], flagged: None }
+    }
+
+    fn answers() -> Vec<Answer> {
+        vec![Answer::Class { label: "injection".to_owned(), scores: vec![0.25, 0.75] }]
+    }
+
+    fn reply(request: Value) -> Result<Reply, String> {
+        let mut request = request;
+        request["inputs"] = json!([{ "name": "text", "datatype": "BYTES", "shape": [1], "data": ["a"] }]);
+        let (_, wanted) = parse(&request, b"").unwrap();
+        let outputs = task_outputs(&classify(), &answers());
+        wanted.reply("m", &facts("m:7"), &classify(), outputs).map_err(|problem| problem.message)
+    }
+
+    #[test]
+    fn outputs_are_json_unless_asked_for_as_binary() {
+        let reply = reply(json!({ "id": "mine" })).unwrap();
+        assert_eq!(reply.json_bytes, None);
+        let expected = json!({
+            "model_name": "m", "model_version": "7", "id": "mine",
+            "outputs": [
+                { "name": "label", "datatype": "BYTES", "shape": [1], "data": ["injection"] },
+                { "name": "scores", "datatype": "FP32", "shape": [1, 2], "data": [0.25, 0.75] },
+            ],
+        });
+        assert_eq!(serde_json::from_slice::<Value>(&reply.body).unwrap(), expected);
+    }
+
+    #[test]
+    fn binary_outputs_follow_the_json_in_order() {
+        let reply = reply(json!({ "parameters": { "binary_data_output": true } })).unwrap();
+        let (json, binary) = reply.body.split_at(reply.json_bytes.unwrap());
+        let json: Value = serde_json::from_slice(json).unwrap();
+        assert_eq!(json["outputs"][0]["parameters"]["binary_data_size"], 13);
+        assert_eq!(json["outputs"][1]["parameters"]["binary_data_size"], 8);
+        assert_eq!(binary, [&b"\x09\0\0\0injection"[..], &0.25f32.to_le_bytes(), &0.75f32.to_le_bytes()].concat());
+    }
+
+    #[test]
+    fn only_the_outputs_asked_for_come_back() {
+        let one = json!({ "outputs": [{ "name": "scores", "parameters": { "binary_data": true } }] });
+        let one = reply(one).unwrap();
+        assert_eq!(one.body.len() - one.json_bytes.unwrap(), 8);
+        assert!(reply(json!({ "outputs": [{ "name": "logits" }] })).unwrap_err().contains("`label`, `scores`"));
+        assert!(reply(json!({ "outputs": [{ "name": "label" }, { "name": "label" }] })).is_err());
+    }
+
+    #[test]
+    fn classification_gives_the_highest_with_labels() {
+        let request = json!({ "outputs": [{ "name": "scores", "parameters": { "classification": 1 } }] });
+        let reply: Value = serde_json::from_slice(&reply(request).unwrap().body).unwrap();
+        assert_eq!(reply["outputs"][0]["data"], json!(["0.75:1:injection"]));
+        assert_eq!(reply["outputs"][0]["shape"], json!([1, 1]));
+    }
+
+    #[test]
+    fn numbers_that_json_cannot_say_are_kept_binary() {
+        let nan = Tensor::from_slice(&[f32::NAN], &[1]).unwrap();
+        let spec = TensorSpec { name: "y".to_owned(), dtype: DType::F32, sizes: vec![Dim::Known(1)] };
+        let outputs = || program_outputs(std::slice::from_ref(&spec), std::slice::from_ref(&nan));
+        let wanted = |binary_outputs| Wanted { id: None, outputs: Vec::new(), binary_outputs };
+        assert!(wanted(false).reply("m", &facts("m:1"), &classify(), outputs()).is_err());
+        assert!(wanted(true).reply("m", &facts("m:1"), &classify(), outputs()).is_ok());
+    }
+
+    #[test]
+    fn a_version_is_the_registrys_number_or_the_digest() {
+        assert_eq!(version(&facts("m:7")), "7");
+        let digest = Digest::of(b"p");
+        assert_eq!(version(&facts(&format!("m@{digest}"))), digest.hex()[..12]);
+    }
+}

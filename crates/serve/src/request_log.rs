@@ -1,0 +1,319 @@
+//! The request log: one JSON line for every answer, never its input.
+//!
+//! A thread of its own writes; a request only puts a record into a bounded queue. When the disk cannot keep up, records are
+//! dropped and counted, never silently and never at the request's expense.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufRead as _, BufReader, BufWriter, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::time::{Duration, Instant};
+
+use highroad_package::Digest;
+use serde::{Deserialize, Serialize};
+
+use crate::telemetry::LOG_DROPPED;
+
+/// What is kept of one answered request.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// The id in the response's `x-request-id`.
+    pub request_id: String,
+    /// When it was answered, RFC 3339 in UTC.
+    pub time: String,
+    /// The member that answered.
+    pub member: String,
+    /// The route it was asked on.
+    pub route: String,
+    /// The version that answered: `name:7`, or the package's digest where it came from a directory.
+    pub version: String,
+    /// The package that answered.
+    pub package: Digest,
+    /// The verdict that admitted it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verdict: Option<Digest>,
+    /// What the verdict is worth, or `development`.
+    pub evidence: String,
+    /// Why it was served without a verdict.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub development: Option<String>,
+    /// What decided the bits: kernel set, instruction path and precision.
+    pub numerics_id: String,
+    /// One digest for each input, in order; for program tensors one digest over all outputs.
+    pub outputs: Vec<Digest>,
+    /// Tokens of each input, after truncation.
+    pub n_tokens: Vec<usize>,
+    /// Inputs that lost their end.
+    pub n_truncated: usize,
+    /// Longest wait of a row for its batch.
+    pub queue_ms: f64,
+    /// Longest batch.
+    pub compute_ms: f64,
+    /// From the parsed request to the finished answer.
+    pub total_ms: f64,
+}
+
+/// How much of the log is kept, and how much may wait to be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogLimits {
+    /// Size at which the next file is begun.
+    pub file_bytes: u64,
+    /// Files kept, this process's and earlier ones'; the oldest go first.
+    pub files: usize,
+    /// Records that may wait for the disk.
+    pub waiting: usize,
+}
+
+impl Default for LogLimits {
+    /// 16 files of 64 MiB, 16384 records waiting.
+    fn default() -> Self {
+        Self { file_bytes: 64 << 20, files: 16, waiting: 16 << 10 }
+    }
+}
+
+/// The way into the log. Cloning is cheap; the writer ends when the last clone is dropped.
+#[derive(Clone)]
+pub struct RequestLog {
+    to_writer: SyncSender<Message>,
+    dir: PathBuf,
+}
+
+enum Message {
+    Record(Box<Record>),
+    Flush(SyncSender<()>),
+}
+
+impl RequestLog {
+    /// Begins a file in `dir`, making the directory if needed. Errors if neither can be made.
+    pub fn open(dir: &Path, limits: LogLimits) -> io::Result<Self> {
+        fs::create_dir_all(dir)?;
+        let (to_writer, messages) = sync_channel(limits.waiting);
+        let writer = Writer::new(dir.to_owned(), limits)?;
+        std::thread::Builder::new().name("request-log".to_owned()).spawn(move || writer.run(&messages))?;
+        Ok(Self { to_writer, dir: dir.to_owned() })
+    }
+
+    /// Queues a record; drops and counts it if the queue is full.
+    pub fn put(&self, record: Record) {
+        match self.to_writer.try_send(Message::Record(Box::new(record))) {
+            Ok(()) => {}
+            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => metrics::counter!(LOG_DROPPED).increment(1),
+        }
+    }
+
+    /// Waits until everything put before is in the file, at most a few seconds.
+    pub fn flush(&self) {
+        let (done, is_done) = sync_channel(1);
+        if self.to_writer.send(Message::Flush(done)).is_ok() {
+            let _ = is_done.recv_timeout(Duration::from_secs(5));
+        }
+    }
+
+    /// The newest record of `request_id`, after a flush. Errors if the files cannot be read.
+    pub fn find(&self, request_id: &str) -> io::Result<Option<Record>> {
+        self.flush();
+        find(&self.dir, request_id)
+    }
+}
+
+/// The newest record of `request_id` in the log files of `dir`; `None` also where there is no such directory. Lines that
+/// are not records (a crash can cut the last one) are passed over.
+pub fn find(dir: &Path, request_id: &str) -> io::Result<Option<Record>> {
+    let files = match log_files(dir) {
+        Ok(files) => files,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    for path in files.iter().rev() {
+        if let Some(record) = find_in_file(path, request_id)? {
+            return Ok(Some(record));
+        }
+    }
+    Ok(None)
+}
+
+fn find_in_file(path: &Path, request_id: &str) -> io::Result<Option<Record>> {
+    // Ids are free of characters that JSON escapes, so a line without the bare id cannot be its record.
+    let needle = format!("\"{request_id}\"");
+    let mut found = None;
+    let mut reader = BufReader::with_capacity(1 << 20, File::open(path)?);
+    let mut line = String::new();
+    while reader.read_line(&mut line)? > 0 {
+        if line.contains(&needle) {
+            let record = serde_json::from_str::<Record>(&line).ok().filter(|record| record.request_id == request_id);
+            found = record.or(found);
+        }
+        line.clear();
+    }
+    Ok(found)
+}
+
+// Names begin with the time of creation, so that sorting by name sorts by age.
+fn log_files(dir: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "jsonl") {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+const WARN_EVERY: Duration = Duration::from_secs(30);
+
+struct Writer {
+    dir: PathBuf,
+    limits: LogLimits,
+    file: BufWriter<File>,
+    written_bytes: u64,
+    n_files: u32,
+    warned: Option<Instant>,
+}
+
+impl Writer {
+    fn new(dir: PathBuf, limits: LogLimits) -> io::Result<Self> {
+        let file = begin_file(&dir, 0)?;
+        let writer = Self { dir, limits, file, written_bytes: 0, n_files: 1, warned: None };
+        writer.remove_old_files()?;
+        Ok(writer)
+    }
+
+    fn run(mut self, messages: &Receiver<Message>) {
+        loop {
+            // Write while there is something; flush as soon as there is nothing, so that a reader sees answers at once.
+            let message = match messages.try_recv() {
+                Ok(message) => message,
+                Err(_) => {
+                    self.report(|writer| writer.file.flush());
+                    match messages.recv_timeout(Duration::from_secs(3600)) {
+                        Ok(message) => message,
+                        Err(RecvTimeoutError::Timeout) => continue,
+                        Err(RecvTimeoutError::Disconnected) => return,
+                    }
+                }
+            };
+            match message {
+                Message::Record(record) => self.report(|writer| writer.write(&record)),
+                Message::Flush(done) => {
+                    self.report(|writer| writer.file.flush());
+                    let _ = done.send(());
+                }
+            }
+        }
+    }
+
+    fn write(&mut self, record: &Record) -> io::Result<()> {
+        let mut line = serde_json::to_vec(record)?;
+        line.push(b'\n');
+        if self.written_bytes > 0 && self.written_bytes + line.len() as u64 > self.limits.file_bytes {
+            self.file.flush()?;
+            self.file = begin_file(&self.dir, self.n_files)?;
+            self.n_files += 1;
+            self.written_bytes = 0;
+            self.remove_old_files()?;
+        }
+        self.written_bytes += line.len() as u64;
+        self.file.write_all(&line)
+    }
+
+    fn remove_old_files(&self) -> io::Result<()> {
+        let files = log_files(&self.dir)?;
+        for path in files.iter().take(files.len().saturating_sub(self.limits.files)) {
+            fs::remove_file(path)?;
+        }
+        Ok(())
+    }
+
+    // A full disk must not stop the server; it is told, and each lost record is counted.
+    fn report(&mut self, action: impl FnOnce(&mut Self) -> io::Result<()>) {
+        let Err(error) = action(self) else { return };
+        metrics::counter!(LOG_DROPPED).increment(1);
+        if self.warned.is_none_or(|at| at.elapsed() > WARN_EVERY) {
+            self.warned = Some(Instant::now());
+            tracing::error!(path = %self.dir.display(), "Cannot write the request log: {error}");
+        }
+    }
+}
+
+fn begin_file(dir: &Path, file_idx: u32) -> io::Result<BufWriter<File>> {
+    let time = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%S%3f");
+    let path = dir.join(format!("{time}-{}-{file_idx}.jsonl", std::process::id()));
+    Ok(BufWriter::new(OpenOptions::new().create(true).append(true).open(path)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(request_id: &str) -> Record {
+        Record {
+            request_id: request_id.to_owned(),
+            time: "2026-11-23T09:00:00Z".to_owned(),
+            member: "moderation".to_owned(),
+            route: "/v1/moderations".to_owned(),
+            version: "moderation:7".to_owned(),
+            package: Digest::of(b"package"),
+            verdict: Some(Digest::of(b"verdict")),
+            evidence: "bit-exact".to_owned(),
+            development: None,
+            numerics_id: "highroad-1/avx512/f32".to_owned(),
+            outputs: vec![Digest::of(b"output")],
+            n_tokens: vec![5],
+            n_truncated: 0,
+            queue_ms: 0.1,
+            compute_ms: 1.5,
+            total_ms: 1.7,
+        }
+    }
+
+    #[test]
+    fn a_record_put_is_found_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = RequestLog::open(dir.path(), LogLimits::default()).unwrap();
+        log.put(record("one"));
+        log.put(record("two"));
+        assert_eq!(log.find("two").unwrap(), Some(record("two")));
+        assert_eq!(log.find("three").unwrap(), None);
+        assert_eq!(find(dir.path(), "one").unwrap(), Some(record("one")));
+    }
+
+    #[test]
+    fn the_newest_record_of_a_reused_id_counts() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = RequestLog::open(dir.path(), LogLimits::default()).unwrap();
+        log.put(record("id"));
+        log.put(Record { version: "moderation:8".to_owned(), ..record("id") });
+        assert_eq!(log.find("id").unwrap().unwrap().version, "moderation:8");
+    }
+
+    #[test]
+    fn files_rotate_and_the_oldest_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let limits = LogLimits { file_bytes: 1000, files: 3, ..LogLimits::default() };
+        let log = RequestLog::open(dir.path(), limits).unwrap();
+        for i in 0..20 {
+            log.put(record(&format!("id-{i}")));
+            log.flush();
+        }
+        let files = log_files(dir.path()).unwrap();
+        assert_eq!(files.len(), 3);
+        assert!(files.iter().all(|file| fs::metadata(file).unwrap().len() <= 1000));
+        assert_eq!(log.find("id-0").unwrap(), None);
+        assert!(log.find("id-19").unwrap().is_some());
+    }
+
+    #[test]
+    fn a_line_cut_by_a_crash_is_passed_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let whole = serde_json::to_string(&record("id")).unwrap();
+        fs::write(dir.path().join("1.jsonl"), format!("{whole}\n{}", &whole[..whole.len() / 2])).unwrap();
+        assert_eq!(find(dir.path(), "id").unwrap(), Some(record("id")));
+    }
+
+    #[test]
+    fn a_directory_that_is_not_there_holds_no_records() {
+        assert_eq!(find(Path::new("/nonexistent/requests"), "id").unwrap(), None);
+    }
+}

@@ -1,0 +1,347 @@
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use highroad_eval::{Evidence, Verdict};
+use highroad_package::{Digest, Manifest, VerifiedPackage};
+use highroad_task::raw::{Program, Tensor};
+use highroad_task::{Answer, Input, Predictor, PredictorOptions, Prepared, TaskError};
+use serde::Serialize;
+
+use crate::attestation;
+use crate::batcher::{Batcher, Done, RowError, Ticket};
+use crate::config::{MemberConfig, RequestLimits};
+use crate::error::{AskError, DeployError};
+use crate::model::{Model, ModelError, Work, Yield, tensors_digest};
+use crate::telemetry::{BatchMetrics, TOKENS};
+
+/// A package that a member could serve, every byte of it verified.
+pub struct Candidate {
+    /// `name:7`, or `name@sha256:…` where there is no registry.
+    pub version: String,
+    /// The package.
+    pub package: VerifiedPackage,
+    /// Its verdict, where it has one.
+    pub verdict: Option<(Digest, Verdict)>,
+}
+
+/// What a server does with a package that no verdict admits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unverified {
+    /// Refuses it.
+    Refuse,
+    /// Serves it and says so in every answer.
+    ServeAsDevelopment,
+}
+
+/// What every answer of a revision says about its origin.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Facts {
+    /// The member's name.
+    pub member: String,
+    /// `name:7`, or `name@sha256:…` where there is no registry.
+    pub version: String,
+    /// Digest of the package.
+    pub package: Digest,
+    /// Digest of the verdict that admitted it.
+    pub verdict: Option<Digest>,
+    /// `bit-exact`, `same-engine` or `observed` as the verdict says; `attested` where this machine computes other bits than
+    /// the verdict's and the parity cases were replayed instead; `development` where nothing admitted it.
+    pub evidence: &'static str,
+    /// Why it serves unverified.
+    pub development: Option<String>,
+    /// What decides the bits here.
+    pub numerics_id: String,
+    /// When it was loaded, RFC 3339 in UTC.
+    pub loaded_at: String,
+}
+
+/// A loaded version of a member: its predictor behind a queue. Requests hold on to it, so that a swap takes nothing from
+/// them; the last one to let go releases its memory.
+pub struct Revision {
+    facts: Facts,
+    batcher: Batcher<Model>,
+    queue_timeout: Duration,
+    pub(crate) stats: Stats,
+}
+
+/// An answered request.
+pub struct Asked<A> {
+    /// One answer for each input, in order.
+    pub answers: A,
+    /// Digest of each answer.
+    pub digests: Vec<Digest>,
+    /// Tokens of each input, after truncation.
+    pub n_tokens: Vec<usize>,
+    /// Inputs that lost their end.
+    pub n_truncated: usize,
+    /// Longest wait of a row for its batch.
+    pub queued: Duration,
+    /// Longest batch.
+    pub computed: Duration,
+}
+
+impl Revision {
+    /// Decides whether `candidate` may serve, loads it, replays its parity cases if its numerics are new, and warms it up.
+    ///
+    /// `attestations` is the directory of the files that record such replays. Blocks for as long as loading takes.
+    pub fn load(
+        member: &str,
+        candidate: &Candidate,
+        config: &MemberConfig,
+        unverified: Unverified,
+        attestations: &Path,
+    ) -> Result<Self, DeployError> {
+        let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+        let package = candidate.package.digest();
+        let standing = Standing::of(candidate, unverified, &now)?;
+        let options = PredictorOptions {
+            threads: config.threads,
+            max_batch_tokens: config.batching.batch_tokens,
+            ..PredictorOptions::default()
+        };
+        let predictor = Predictor::open(&candidate.package, &options).map_err(DeployError::Load)?;
+        let numerics_id = predictor.numerics_id();
+        let evidence = match &standing {
+            Standing::Admitted { verdict, .. } if verdict.numerics_id == numerics_id => evidence_name(verdict.evidence),
+            Standing::Admitted { digest, .. } => {
+                attestation::attest(attestations, &candidate.package, &predictor, digest, &now)?;
+                "attested"
+            }
+            Standing::Development { .. } => "development",
+        };
+        warm_up(&predictor)?;
+        let (verdict, development) = match standing {
+            Standing::Admitted { digest, .. } => (Some(digest), None),
+            Standing::Development { reason } => (None, Some(reason)),
+        };
+        let version = candidate.version.clone();
+        let member = member.to_owned();
+        let metrics = BatchMetrics::of_member(&member);
+        let model = Model { predictor, threads: config.threads };
+        let batcher = Batcher::start(&member, model, config.batching, metrics)
+            .map_err(|source| DeployError::Io { path: "a worker thread".to_owned(), source })?;
+        let facts = Facts { member, version, package, verdict, evidence, development, numerics_id, loaded_at: now };
+        Ok(Self { facts, batcher, queue_timeout: config.queue_timeout, stats: Stats::default() })
+    }
+
+    /// Where its answers come from.
+    pub fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    /// What the package is.
+    pub fn manifest(&self) -> &Manifest {
+        self.predictor().manifest()
+    }
+
+    /// The program behind the task.
+    pub fn program(&self) -> &Program {
+        self.predictor().program()
+    }
+
+    fn predictor(&self) -> &Predictor {
+        &self.batcher.engine().predictor
+    }
+
+    /// Answers `inputs` through the task, in order.
+    pub async fn ask(
+        self: &Arc<Self>,
+        inputs: Vec<Input>,
+        limits: &RequestLimits,
+        timeout: Option<Duration>,
+    ) -> Result<Asked<Vec<Answer>>, AskError> {
+        check_limit("inputs", inputs.len(), limits.inputs)?;
+        let longest = inputs.iter().map(size_bytes).max().unwrap_or(0);
+        check_limit("bytes in one input", longest, limits.input_bytes)?;
+        let prepared = self.prepare(inputs).await?;
+        let n_tokens: Vec<usize> = prepared.iter().map(Prepared::n_tokens).collect();
+        check_limit("tokens", n_tokens.iter().sum(), limits.tokens)?;
+        let n_truncated = prepared.iter().filter(|prepared| prepared.truncated()).count();
+        let done = self.run(prepared.into_iter().map(Work::Row).collect(), timeout).await?;
+        metrics::counter!(TOKENS, "member" => self.facts.member.clone())
+            .increment(n_tokens.iter().sum::<usize>() as u64);
+
+        let (queued, computed) = longest_times(&done);
+        let answers: Vec<Answer> = done.into_iter().filter_map(|done| done.output.row()).collect();
+        let digests = answers.iter().map(Answer::digest).collect();
+        Ok(Asked { answers, digests, n_tokens, n_truncated, queued, computed })
+    }
+
+    /// Runs the program itself on `tensors`, past the task.
+    pub async fn run_program(
+        self: &Arc<Self>,
+        tensors: Vec<Tensor>,
+        timeout: Option<Duration>,
+    ) -> Result<Asked<Vec<Tensor>>, AskError> {
+        let done = self.run(vec![Work::Program(tensors)], timeout).await?;
+        let (queued, computed) = longest_times(&done);
+        let answers: Vec<Tensor> = done.into_iter().flat_map(|done| done.output.tensors()).collect();
+        let digests = vec![tensors_digest(&answers)];
+        Ok(Asked { answers, digests, n_tokens: Vec::new(), n_truncated: 0, queued, computed })
+    }
+
+    async fn prepare(self: &Arc<Self>, inputs: Vec<Input>) -> Result<Vec<Prepared>, AskError> {
+        if inputs.iter().map(size_bytes).sum::<usize>() <= PREPARE_INLINE_BYTES {
+            return self.prepare_now(&inputs);
+        }
+        let this = Arc::clone(self);
+        match tokio::task::spawn_blocking(move || this.prepare_now(&inputs)).await {
+            Ok(result) => result,
+            Err(_) => Err(AskError::Lost(self.facts.member.clone())),
+        }
+    }
+
+    fn prepare_now(&self, inputs: &[Input]) -> Result<Vec<Prepared>, AskError> {
+        let prepare = |(input_idx, input)| {
+            self.predictor().prepare(input).map_err(|source| AskError::Input { input_idx, source })
+        };
+        inputs.iter().enumerate().map(prepare).collect()
+    }
+
+    async fn run(&self, work: Vec<Work>, timeout: Option<Duration>) -> Result<Vec<Done<Yield>>, AskError> {
+        let submitted = Instant::now();
+        let n_rows = work.len();
+        let wait = timeout.map_or(self.queue_timeout, |timeout| timeout.min(self.queue_timeout));
+        let overloaded = |retry_after| AskError::Overloaded { member: self.facts.member.clone(), retry_after };
+        let tickets = self
+            .batcher
+            .submit(work, submitted.checked_add(wait))
+            .map_err(|full| self.stats.failed(overloaded(full.retry_after)))?;
+        let mut done = Vec::with_capacity(n_rows);
+        for ticket in tickets {
+            done.push(self.redeem(ticket, submitted).await.map_err(|error| self.stats.failed(error))?);
+        }
+        self.stats.succeeded(&done, submitted.elapsed());
+        Ok(done)
+    }
+
+    async fn redeem(&self, ticket: Ticket<Yield, ModelError>, submitted: Instant) -> Result<Done<Yield>, AskError> {
+        let member = || self.facts.member.clone();
+        match ticket.await {
+            Ok(Ok(done)) => Ok(done),
+            Ok(Err(RowError::Engine(ModelError::Program(error)))) => Err(AskError::Tensors(error.to_string())),
+            Ok(Err(RowError::Engine(ModelError::Task(error)))) => {
+                Err(AskError::Failed { member: member(), reason: error.to_string() })
+            }
+            Ok(Err(RowError::Expired)) => Err(AskError::Expired { waited: submitted.elapsed() }),
+            Ok(Err(RowError::Panicked)) | Err(_) => Err(AskError::Lost(member())),
+        }
+    }
+}
+
+// Tokenising less than this takes well under a millisecond, less than handing it to another thread is worth.
+const PREPARE_INLINE_BYTES: usize = 16 << 10;
+
+fn size_bytes(input: &Input) -> usize {
+    match input {
+        Input::Text(text) => text.len(),
+        Input::Tokens(ids) => 4 * ids.len(),
+    }
+}
+
+fn check_limit(what: &'static str, found: usize, limit: usize) -> Result<(), AskError> {
+    if found > limit { Err(AskError::Limit { what, found, limit }) } else { Ok(()) }
+}
+
+fn longest_times(done: &[Done<Yield>]) -> (Duration, Duration) {
+    let queued = done.iter().map(|done| done.queued).max().unwrap_or_default();
+    let computed = done.iter().map(|done| done.computed).max().unwrap_or_default();
+    (queued, computed)
+}
+
+// Why a candidate may serve.
+enum Standing<'a> {
+    Admitted { digest: Digest, verdict: &'a Verdict },
+    Development { reason: String },
+}
+
+impl<'a> Standing<'a> {
+    fn of(candidate: &'a Candidate, unverified: Unverified, now: &str) -> Result<Self, DeployError> {
+        let package = candidate.package.digest();
+        let refusal = match &candidate.verdict {
+            None => DeployError::NoVerdict(package),
+            Some((digest, verdict)) => match verdict.admits(&package.to_string(), now) {
+                Ok(()) => return Ok(Self::Admitted { digest: *digest, verdict }),
+                Err(refusal) => DeployError::Refused { package, refusal },
+            },
+        };
+        match (unverified, refusal) {
+            (Unverified::Refuse, refusal) => Err(refusal),
+            (Unverified::ServeAsDevelopment, DeployError::Refused { refusal, .. }) => {
+                Ok(Self::Development { reason: refusal.to_string() })
+            }
+            (Unverified::ServeAsDevelopment, _) => Ok(Self::Development { reason: "no verdict".to_owned() }),
+        }
+    }
+}
+
+fn evidence_name(evidence: Evidence) -> &'static str {
+    match evidence {
+        Evidence::BitExact => "bit-exact",
+        Evidence::SameEngine => "same-engine",
+        Evidence::Observed => "observed",
+    }
+}
+
+// The first run of a program touches its weights and fills buffer pools; no request should pay for that.
+fn warm_up(predictor: &Predictor) -> Result<(), DeployError> {
+    let answer = |text: &str| predictor.predict(&[Input::Text(text.to_owned())]);
+    answer("warm up").map(drop).map_err(DeployError::WarmUp)
+}
+
+/// Counters of one revision, for the Open Inference Protocol's statistics.
+#[derive(Default)]
+pub(crate) struct Stats {
+    pub(crate) n_success: AtomicU64,
+    pub(crate) success_ns: AtomicU64,
+    pub(crate) n_failed: AtomicU64,
+    pub(crate) n_rows: AtomicU64,
+    pub(crate) queue_ns: AtomicU64,
+    pub(crate) compute_ns: AtomicU64,
+    pub(crate) last_ms: AtomicU64,
+}
+
+impl Stats {
+    fn succeeded(&self, done: &[Done<Yield>], total: Duration) {
+        let add = |counter: &AtomicU64, value: u128| {
+            counter.fetch_add(u64::try_from(value).unwrap_or(u64::MAX), Ordering::Relaxed);
+        };
+        let (queued, computed) = longest_times(done);
+        add(&self.n_success, 1);
+        add(&self.success_ns, total.as_nanos());
+        add(&self.n_rows, done.len() as u128);
+        add(&self.queue_ns, queued.as_nanos());
+        add(&self.compute_ns, computed.as_nanos());
+        let now_ms = jiff::Timestamp::now().as_millisecond();
+        self.last_ms.store(now_ms.unsigned_abs(), Ordering::Relaxed);
+    }
+
+    fn failed(&self, error: AskError) -> AskError {
+        self.n_failed.fetch_add(1, Ordering::Relaxed);
+        error
+    }
+}
+
+impl Yield {
+    fn row(self) -> Option<Answer> {
+        match self {
+            Self::Row(answer) => Some(answer),
+            Self::Program(_) => None,
+        }
+    }
+
+    fn tensors(self) -> Vec<Tensor> {
+        match self {
+            Self::Row(_) => Vec::new(),
+            Self::Program(tensors) => tensors,
+        }
+    }
+}
+
+impl From<TaskError> for DeployError {
+    fn from(error: TaskError) -> Self {
+        Self::Load(error)
+    }
+}
