@@ -19,8 +19,16 @@ pub mod treespec;
 pub mod verify;
 
 pub use error::LoadError;
+pub use passes::missing::MissingOp;
 pub use plan::PlanError;
 pub use program::{Program, RunOptions, TensorSpec, numerics_id};
 pub use rows::{RowIndependence, Rows};
 pub use run::{NodeError, RunError};
 pub use text::TextError;
+
+/// Operators that the program in `path` uses and that have no kernel, most used first; empty if it can run.
+pub fn missing_ops(path: &std::path::Path) -> Result<Vec<MissingOp>, LoadError> {
+    let mut graph = import::exported(&archive::Archive::open(path)?)?.graph;
+    passes::canonical(&mut graph)?;
+    Ok(passes::missing::missing_ops(&graph))
+}

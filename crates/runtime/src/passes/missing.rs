@@ -1,5 +1,11 @@
 //! Operators of a program without a kernel.
 
+use std::cmp::Reverse;
+use std::collections::HashMap;
+
+use crate::graph::Graph;
+use crate::op;
+
 /// An operator that a program uses and this runtime does not have.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MissingOp {
@@ -9,6 +15,18 @@ pub struct MissingOp {
     pub n_uses: usize,
     /// Where the user's Python used it first, when the archive tells.
     pub first_use: Option<String>,
+}
+
+/// Operators of `graph` without a kernel, most used first.
+pub fn missing_ops(graph: &Graph) -> Vec<MissingOp> {
+    let mut missing: HashMap<&str, MissingOp> = HashMap::new();
+    for node in graph.nodes.iter().filter(|node| op::lookup(&node.op).is_none()) {
+        let first = || MissingOp { op: node.op.clone(), n_uses: 0, first_use: node.location.clone() };
+        missing.entry(&node.op).or_insert_with(first).n_uses += 1;
+    }
+    let mut missing: Vec<MissingOp> = missing.into_values().collect();
+    missing.sort_by(|a, b| (Reverse(a.n_uses), &a.op).cmp(&(Reverse(b.n_uses), &b.op)));
+    missing
 }
 
 /// All of `missing` in words, one a line.
