@@ -21,6 +21,8 @@ struct Cli {
 enum Command {
     /// Print the completion script of a shell.
     Completions(commands::completions::Args),
+    /// Tell what a program or package is: inputs, outputs, weights, operators, graph.
+    Inspect(commands::inspect::Args),
 }
 
 /// Exit code for a usage or environment error; 1 is a gate that failed or a mismatch, 3 a gate that is inconclusive.
@@ -30,6 +32,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
         Command::Completions(args) => args.run(Cli::command()),
+        Command::Inspect(args) => args.run(),
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");
