@@ -131,12 +131,14 @@ def write_source(name: str, module: nn.Module, tokenizer: Tokenizer, task: str) 
     (source / "package.toml").write_text(
         f"""\
 name = "tiny-{name}"
-{task}
-max_tokens = {MAX_TOKENS}
 licence = "Apache-2.0"
 owner = "highroad tests"
 
-[check]
+[task]
+{task}
+max_tokens = {MAX_TOKENS}
+
+[parity]
 relative_rms = 1e-5
 
 [provenance]

@@ -23,6 +23,8 @@ enum Command {
     Completions(commands::completions::Args),
     /// Tell what a program or package is: inputs, outputs, weights, operators, graph.
     Inspect(commands::inspect::Args),
+    /// Pack a package source into an immutable package and print its digest.
+    Pack(commands::pack::Args),
 }
 
 /// Exit code for a usage or environment error; 1 is a gate that failed or a mismatch, 3 a gate that is inconclusive.
@@ -33,6 +35,7 @@ fn main() -> ExitCode {
     let result = match cli.command {
         Command::Completions(args) => args.run(Cli::command()),
         Command::Inspect(args) => args.run(),
+        Command::Pack(args) => args.run(),
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

@@ -107,8 +107,8 @@ pub struct FileEntry {
 }
 
 /// The task signature: what goes in, what comes out, and the parameters between text and tensor.
+// serde cannot deny unknown fields beside a flattened one; `Manifest::parse` finds them, as they do not come back out.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Task {
     /// What the model is for, with what only that task needs.
     #[serde(flatten)]

@@ -58,7 +58,7 @@ pub(crate) fn attest(
         verdict: *verdict,
         numerics_id: numerics_id.clone(),
         n_cases: package.manifest().parity.n_cases,
-        worst_relative_rms: parity.worst_relative_rms,
+        worst_relative_rms: parity.worst().relative_rms,
         limit_relative_rms: package.manifest().parity.check.relative_rms,
         replayed_at: now.to_owned(),
         highroad: env!("CARGO_PKG_VERSION").to_owned(),

@@ -1,6 +1,9 @@
 use highroad_data::TokenizerError;
 use highroad_package::PackageError;
 use highroad_runtime::{LoadError, RunError};
+use highroad_tensor::TensorError;
+
+use crate::ParityCase;
 
 /// Why a predictor was not made or gave no answer.
 #[derive(Debug, thiserror::Error)]
@@ -11,15 +14,23 @@ pub enum TaskError {
     Package(#[from] PackageError),
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
-
+    #[error("cannot load `program.pt2`: {0}")]
+    Load(#[from] LoadError),
     #[error(transparent)]
-    Program(#[from] LoadError),
-    #[error("the program did not run: {0}")]
     Run(#[from] RunError),
-    #[error("parity case {case_idx}: {reason}")]
-    Parity { case_idx: u32, reason: String },
+    #[error(transparent)]
+    Tensor(#[from] TensorError),
+
     #[error("the program does not fit its task: {0}")]
     Signature(String),
+    #[error("the parity cases are not usable: {0}")]
+    Parity(String),
+    #[error(
+        "the program is not what PyTorch computed: output {} of parity case {} is off by {:.3e} (relative rms), and at most \
+         {limit:e} is accepted",
+        worst.output, worst.case, worst.relative_rms
+    )]
+    NoParity { worst: ParityCase, limit: f64 },
 
     #[error("an input needs at least one token")]
     NoTokens,
@@ -27,4 +38,8 @@ pub enum TaskError {
     TooManyTokens { n_tokens: usize, max_tokens: usize },
     #[error("token id {0} is not in the vocabulary")]
     UnknownToken(u32),
+    #[error("the program's output for row {row} is infinite or not a number")]
+    NotFinite { row: usize },
+    #[error("{0}")]
+    Tensors(String),
 }

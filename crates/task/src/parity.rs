@@ -1,51 +1,137 @@
-use highroad_package::VerifiedPackage;
+use std::collections::BTreeMap;
+
+use highroad_package::{Check, VerifiedPackage};
 use highroad_runtime::{Program, RunOptions};
 use highroad_tensor::{DType, Storage, Tensor};
-use safetensors::{Dtype, SafeTensors};
+use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 
-use crate::TaskError;
+use crate::{Predictor, PredictorOptions, TaskError};
 
-/// How well a program reproduced its parity cases.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// How far a program is from what eager PyTorch computed at export.
+#[derive(Clone, Debug, PartialEq)]
+#[must_use = "disagreement is in the report"]
 pub struct ParityReport {
-    /// Number of cases, all of them in agreement.
-    pub n_cases: u32,
-    /// Largest relative root mean square of a case's output.
-    pub worst_relative_rms: f64,
+    /// Every output of every case, in order.
+    pub cases: Vec<ParityCase>,
+    /// Largest accepted relative root mean square.
+    pub limit: f64,
+    /// What computed this side.
+    pub numerics_id: String,
 }
 
-pub(crate) fn check(
-    program: &Program,
-    package: &VerifiedPackage,
-    options: &RunOptions,
-) -> Result<ParityReport, TaskError> {
-    let parity = &package.manifest().parity;
-    let bytes = package.read(&parity.file)?;
-    let cases = SafeTensors::deserialize(&bytes)
-        .map_err(|error| TaskError::Parity { case_idx: 0, reason: format!("`{}`: {error}", parity.file) })?;
-    let mut worst_relative_rms = 0.0f64;
-    for case_idx in 0..parity.n_cases {
-        let fail = |reason: String| TaskError::Parity { case_idx, reason };
-        let read = |kind: &str, n: usize| -> Result<Vec<Tensor>, TaskError> {
-            (0..n).map(|i| tensor(&cases, &format!("{case_idx}.{kind}.{i}")).map_err(fail)).collect()
-        };
-        let expected = read("output", program.outputs().len())?;
-        let found = program.run(&read("input", program.inputs().len())?, options)?;
-        for (found, expected) in found.iter().zip(&expected) {
-            let rms = relative_rms(found, expected).ok_or_else(|| fail(format!("{found:?} is not {expected:?}")))?;
-            let limit = parity.check.relative_rms;
-            // `<=` so that a NaN is a mismatch.
-            if !(rms <= limit) {
-                return Err(fail(format!("relative rms {rms:.3e} is over {limit:.1e}")));
-            }
-            worst_relative_rms = worst_relative_rms.max(rms);
+/// One output of one case.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ParityCase {
+    /// Number of the case, from 0.
+    pub case: u32,
+    /// Position among the program's outputs.
+    pub output: usize,
+    /// Root mean square of the difference over that of the reference; infinite where shapes, dtypes or integers
+    /// differ or a value is not finite on one side only.
+    pub relative_rms: f64,
+    /// Largest difference of two values.
+    pub max_abs_difference: f64,
+}
+
+impl ParityReport {
+    /// Whether every output agrees.
+    pub fn passed(&self) -> bool {
+        self.worst().relative_rms <= self.limit
+    }
+
+    /// The output with the largest relative root mean square.
+    pub fn worst(&self) -> &ParityCase {
+        let by_rms = |a: &&ParityCase, b: &&ParityCase| a.relative_rms.total_cmp(&b.relative_rms);
+        self.cases.iter().max_by(by_rms).expect("a report has at least one case")
+    }
+}
+
+/// Opens `package` and replays its parity cases: [`Predictor::parity`] for who needs no predictor afterwards.
+pub fn verify_parity(package: &VerifiedPackage, options: &PredictorOptions) -> Result<ParityReport, TaskError> {
+    Predictor::open(package, options)?.parity()
+}
+
+impl Predictor {
+    /// [`Predictor::parity`], with disagreement as an error: what must hold before a package answers for anyone.
+    pub fn check_parity(&self) -> Result<ParityReport, TaskError> {
+        let report = self.parity()?;
+        match report.passed() {
+            true => Ok(report),
+            false => Err(TaskError::NoParity { worst: *report.worst(), limit: report.limit }),
         }
     }
-    Ok(ParityReport { n_cases: parity.n_cases, worst_relative_rms })
+
+    /// Replays the package's parity cases. Errors if they cannot be run; disagreement is in the report.
+    pub fn parity(&self) -> Result<ParityReport, TaskError> {
+        let parity = &self.manifest().parity;
+        let cases = self.package().read(&parity.file)?;
+        check_cases(self.program(), &cases, parity.check, &self.run_options())
+    }
 }
 
-fn tensor(cases: &SafeTensors<'_>, name: &str) -> Result<Tensor, String> {
-    let view = cases.tensor(name).map_err(|error| format!("`{name}`: {error}"))?;
+/// Runs `program` on the cases of a safetensors file (`0.input.0`, …, `0.output.0`, …) and compares outputs.
+pub fn check_cases(
+    program: &Program,
+    safetensors: &[u8],
+    check: Check,
+    options: &RunOptions,
+) -> Result<ParityReport, TaskError> {
+    let file = SafeTensors::deserialize(safetensors).map_err(|e| TaskError::Parity(e.to_string()))?;
+    let tensors: BTreeMap<String, TensorView<'_>> = file.tensors().into_iter().collect();
+    let side = |case: u32, side: &str| -> Result<Vec<Tensor>, TaskError> {
+        (0..).map_while(|i| tensors.get(&format!("{case}.{side}.{i}"))).map(tensor).collect()
+    };
+    let mut cases = Vec::new();
+    for case in 0.. {
+        let (inputs, expected) = (side(case, "input")?, side(case, "output")?);
+        if inputs.is_empty() || expected.is_empty() {
+            break;
+        }
+        let found = program.run(&inputs, options)?;
+        if found.len() != expected.len() {
+            let (found, expected) = (found.len(), expected.len());
+            return Err(TaskError::Parity(format!("case {case} has {expected} outputs, the program {found}")));
+        }
+        for (output, (found, expected)) in found.iter().zip(&expected).enumerate() {
+            let (relative_rms, max_abs_difference) = distance(found, expected);
+            cases.push(ParityCase { case, output, relative_rms, max_abs_difference });
+        }
+    }
+    if cases.is_empty() {
+        return Err(TaskError::Parity("there is no case `0.input.0`, `0.output.0`".to_owned()));
+    }
+    Ok(ParityReport { cases, limit: check.relative_rms, numerics_id: program.numerics_id() })
+}
+
+/// Relative root mean square and largest difference, in f64; infinite where the two cannot be compared.
+fn distance(found: &Tensor, expected: &Tensor) -> (f64, f64) {
+    const APART: (f64, f64) = (f64::INFINITY, f64::INFINITY);
+    if found.dtype() != expected.dtype() || found.shape() != expected.shape() {
+        return APART;
+    }
+    let wide = |tensor: &Tensor| tensor.cast(DType::F64).map(|tensor| tensor.contiguous());
+    let (Ok(found), Ok(wide_expected)) = (wide(found), wide(expected)) else { return APART };
+    let (Some(found), Some(reference)) = (found.as_slice::<f64>(), wide_expected.as_slice::<f64>()) else {
+        return APART;
+    };
+    let mut squares = [0.0, 0.0];
+    let mut max_abs_difference: f64 = 0.0;
+    for (&found, &reference) in found.iter().zip(reference) {
+        // Infinities and NaNs agree only with themselves.
+        let same = found == reference || (found.is_nan() && reference.is_nan());
+        let difference = if same { 0.0 } else { (found - reference).abs() };
+        if difference.is_nan() || (difference > 0.0 && !expected.dtype().is_float()) {
+            return APART;
+        }
+        max_abs_difference = max_abs_difference.max(difference);
+        squares[0] += difference * difference;
+        squares[1] += if reference.is_finite() { reference * reference } else { 0.0 };
+    }
+    let relative_rms = if squares[0] == 0.0 { 0.0 } else { (squares[0] / squares[1]).sqrt() };
+    (relative_rms, max_abs_difference)
+}
+
+fn tensor(view: &TensorView<'_>) -> Result<Tensor, TaskError> {
     let dtype = match view.dtype() {
         Dtype::BOOL => DType::Bool,
         Dtype::U8 => DType::U8,
@@ -57,39 +143,43 @@ fn tensor(cases: &SafeTensors<'_>, name: &str) -> Result<Tensor, String> {
         Dtype::BF16 => DType::BF16,
         Dtype::F32 => DType::F32,
         Dtype::F64 => DType::F64,
-        other => return Err(format!("`{name}` is {other:?}, which no program takes")),
+        other => return Err(TaskError::Parity(format!("dtype {other:?} is not supported"))),
     };
-    let mut strides = vec![1; view.shape().len()];
-    for dim in (1..strides.len()).rev() {
-        strides[dim - 1] = strides[dim] * view.shape()[dim].max(1);
+    let shape = view.shape();
+    let mut strides = vec![1; shape.len()];
+    for dim in (1..shape.len()).rev() {
+        strides[dim - 1] = strides[dim] * shape[dim].max(1);
     }
-    Tensor::from_storage(Storage::copy_of(view.data()), dtype, view.shape(), &strides, 0)
-        .map_err(|error| format!("`{name}`: {error}"))
-}
-
-/// Root mean square of the difference over that of `expected`; 0 where both are equal. `None` if dtype or shape differ.
-fn relative_rms(found: &Tensor, expected: &Tensor) -> Option<f64> {
-    if found.dtype() != expected.dtype() || found.shape() != expected.shape() {
-        return None;
-    }
-    let (found, expected) = (found.cast(DType::F64).ok()?, expected.cast(DType::F64).ok()?);
-    let (found, expected) = (found.to_vec::<f64>()?, expected.to_vec::<f64>()?);
-    let difference: f64 = found.iter().zip(&expected).map(|(a, b)| (a - b) * (a - b)).sum();
-    let reference: f64 = expected.iter().map(|b| b * b).sum();
-    // Against zeros there is no relative difference, only an absolute one.
-    Some(if difference == 0.0 { 0.0 } else { (difference / reference.max(f64::MIN_POSITIVE)).sqrt() })
+    Ok(Tensor::from_storage(Storage::copy_of(view.data()), dtype, shape, &strides, 0)?)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn tensor(values: &[f32]) -> Tensor {
+        Tensor::from_slice(values, &[values.len()]).unwrap()
+    }
+
     #[test]
-    fn relative_rms_is_over_the_reference() {
-        let tensor = |values: &[f32]| Tensor::from_slice(values, &[2]).unwrap();
-        assert_eq!(relative_rms(&tensor(&[1.0, 2.0]), &tensor(&[1.0, 2.0])), Some(0.0));
-        assert_eq!(relative_rms(&tensor(&[3.0, 8.0]), &tensor(&[3.0, 4.0])), Some(0.8));
-        assert!(relative_rms(&tensor(&[f32::NAN, 2.0]), &tensor(&[1.0, 2.0])).is_some_and(f64::is_nan));
-        assert_eq!(relative_rms(&tensor(&[1.0, 2.0]), &Tensor::from_slice(&[1i64, 2], &[2]).unwrap()), None);
+    fn the_distance_is_the_difference_over_the_reference() {
+        // rms of [0, 0, 0, 2] over rms of [1, 2, 2, 4]
+        assert_eq!(distance(&tensor(&[1., 2., 2., 6.]), &tensor(&[1., 2., 2., 4.])), (0.4, 2.0));
+    }
+
+    #[test]
+    fn what_cannot_be_compared_is_infinitely_far() {
+        let far = (f64::INFINITY, f64::INFINITY);
+        assert_eq!(distance(&tensor(&[1.0]), &tensor(&[1.0, 2.0])), far);
+        assert_eq!(distance(&tensor(&[f32::NAN]), &tensor(&[1.0])), far);
+        assert_eq!(distance(&Tensor::scalar(1i64), &Tensor::scalar(2i64)), far);
+        assert_eq!(distance(&Tensor::scalar(1i64), &Tensor::scalar(1.0f32)), far);
+        assert_eq!(distance(&tensor(&[1.0]), &tensor(&[0.0])).0, f64::INFINITY);
+    }
+
+    #[test]
+    fn infinities_agree_with_themselves() {
+        assert_eq!(distance(&tensor(&[f32::NEG_INFINITY, 1.0]), &tensor(&[f32::NEG_INFINITY, 1.0])), (0.0, 0.0));
+        assert_eq!(distance(&tensor(&[f32::INFINITY]), &tensor(&[f32::NEG_INFINITY])).0, f64::INFINITY);
     }
 }

@@ -1,11 +1,14 @@
 use std::num::NonZeroUsize;
+use std::path::Path;
 use std::thread::available_parallelism;
 
-use highroad_data::Tokenizer;
-use highroad_package::{Digest, Manifest, PROGRAM, TOKENIZER, VerifiedPackage};
+use highroad_data::{Budget, Tokenizer, batches, in_order};
+use highroad_package::{Digest, Manifest, PROGRAM, TOKENIZER, TaskKind, VerifiedPackage};
 use highroad_runtime::{Program, RunOptions};
+use highroad_tensor::Tensor;
 
-use crate::parity::{self, ParityReport};
+use crate::answer::decide;
+use crate::signature::{Sharing, Signature, mismatch};
 use crate::{Answer, Input, Prepared, TaskError};
 
 /// How a predictor uses the machine; none of it changes an answer.
@@ -24,39 +27,37 @@ impl Default for PredictorOptions {
     }
 }
 
+/// A vector that claims length 1 may be off by this much; f32 rounding is far below it, a forgotten normalisation above.
+const UNIT_TOLERANCE: f64 = 1e-3;
+/// Tokens of the longer row that probes whether padding shows.
+const PROBE_TOKENS: usize = 24;
+
 /// A package ready to answer. Shared by reference between threads; every method takes `&self`.
+///
+/// An answer depends on its input and on the numerics id alone, never on the batch it ran in, on padding or on
+/// threads: inputs share a run only as far as [`Predictor::sharing`] allows.
 pub struct Predictor {
     package: VerifiedPackage,
     tokenizer: Tokenizer,
     program: Program,
-    run_options: RunOptions,
+    signature: Signature,
+    sharing: Sharing,
+    options: PredictorOptions,
 }
 
 impl Predictor {
-    /// Loads the package's tokenizer and program and checks that the program takes and gives what the task says.
+    /// Loads the package's tokenizer and program and checks, by signature and by running two short rows, that the
+    /// program takes and gives what the task says. Errors say what does not fit.
     pub fn open(package: &VerifiedPackage, options: &PredictorOptions) -> Result<Self, TaskError> {
-        let max_tokens = package.manifest().task.max_tokens as usize;
-        let tokenizer = Tokenizer::from_bytes(&package.read(TOKENIZER)?, max_tokens)?;
-        let program = Program::open(&package.path(PROGRAM)?)?;
-        let run_options = RunOptions::with_threads(options.threads);
-        Ok(Self { package: package.clone(), tokenizer, program, run_options })
-    }
-
-    /// The program behind the task.
-    pub fn program(&self) -> &Program {
-        &self.program
-    }
-
-    /// What decides the bits of an answer besides package and input.
-    pub fn numerics_id(&self) -> String {
-        self.program.numerics_id()
-    }
-
-    /// Runs the package's parity cases, recorded from eager PyTorch, and compares within the package's own tolerance.
-    ///
-    /// Errors if a case cannot be run or does not agree.
-    pub fn check_parity(&self) -> Result<ParityReport, TaskError> {
-        parity::check(&self.program, &self.package, &self.run_options)
+        let task = &package.manifest().task;
+        let tokenizer = Tokenizer::from_bytes(&package.read(TOKENIZER)?, task.max_tokens as usize)?;
+        let program = Program::open(Path::new(&package.path(PROGRAM)?))?;
+        let signature = Signature::of(program.inputs(), program.outputs(), task)?;
+        let sharing = signature.sharing(program.row_independence());
+        let mut predictor =
+            Self { package: package.clone(), tokenizer, program, signature, sharing, options: *options };
+        predictor.probe()?;
+        Ok(predictor)
     }
 
     /// What the package is.
@@ -69,19 +70,44 @@ impl Predictor {
         self.package.digest()
     }
 
-    /// Encodes an input and cuts a text that is too long.
+    /// The package itself.
+    pub fn package(&self) -> &VerifiedPackage {
+        &self.package
+    }
+
+    /// The program, for callers that speak tensors.
+    pub fn program(&self) -> &Program {
+        &self.program
+    }
+
+    /// What decides the bits of an answer besides package and input: kernel set, instruction path and precision.
+    pub fn numerics_id(&self) -> String {
+        self.program.numerics_id()
+    }
+
+    /// How the predictor was opened.
+    pub fn options(&self) -> &PredictorOptions {
+        &self.options
+    }
+
+    /// Which inputs share a run.
+    pub fn sharing(&self) -> Sharing {
+        self.sharing
+    }
+
+    /// Encodes an input and cuts a text that is too long. Errors on a text over 1 MiB, on no tokens at all, and on
+    /// token lists that are too long or hold ids outside the vocabulary.
     pub fn prepare(&self, input: &Input) -> Result<Prepared, TaskError> {
         let prepared = match input {
-            Input::Text(text) => {
-                let encoded = self.tokenizer.encode(text)?;
-                Prepared { ids: encoded.ids, truncated: encoded.truncated }
-            }
+            Input::Text(text) => self.prepare_text(text)?,
             Input::Tokens(ids) => self.prepare_tokens(ids)?,
         };
-        if prepared.ids.is_empty() {
-            return Err(TaskError::NoTokens);
-        }
-        Ok(prepared)
+        if prepared.ids.is_empty() { Err(TaskError::NoTokens) } else { Ok(prepared) }
+    }
+
+    fn prepare_text(&self, text: &str) -> Result<Prepared, TaskError> {
+        let encoded = self.tokenizer.encode(text)?;
+        Ok(Prepared { ids: encoded.ids, truncated: encoded.truncated })
     }
 
     fn prepare_tokens(&self, ids: &[u32]) -> Result<Prepared, TaskError> {
@@ -95,14 +121,119 @@ impl Predictor {
         }
     }
 
-    /// The answers of one program run over the padded rows of `batch`, in order.
-    pub fn answer(&self, _batch: &[Prepared]) -> Result<Vec<Answer>, TaskError> {
-        Err(TaskError::Signature("this build has no runtime yet".to_owned()))
+    /// The answers to `batch`, in order: one padded run of the program where [`Predictor::sharing`] allows it, several
+    /// otherwise. Errors if an operator fails or an output is not finite.
+    pub fn answer(&self, batch: &[Prepared]) -> Result<Vec<Answer>, TaskError> {
+        let groups = self.groups(batch);
+        let mut answers = Vec::with_capacity(batch.len());
+        for group in &groups {
+            let rows: Vec<&Prepared> = group.iter().map(|&i| &batch[i]).collect();
+            for (row, values) in self.run(&rows)?.into_iter().enumerate() {
+                answers.push(self.decide(values).ok_or(TaskError::NotFinite { row: group[row] })?);
+            }
+        }
+        Ok(in_order(&groups.concat(), answers))
     }
 
     /// [`Predictor::prepare`] and [`Predictor::answer`] over batches of similar length; answers are in input order.
     pub fn predict(&self, inputs: &[Input]) -> Result<Vec<Answer>, TaskError> {
         let prepared = inputs.iter().map(|input| self.prepare(input)).collect::<Result<Vec<_>, _>>()?;
-        self.answer(&prepared)
+        let lengths: Vec<usize> = prepared.iter().map(Prepared::n_tokens).collect();
+        let budget = Budget { max_tokens: self.options.max_batch_tokens, max_rows: self.options.max_batch_tokens };
+        let groups = batches(&lengths, budget);
+        let mut answers = Vec::with_capacity(inputs.len());
+        for group in &groups {
+            let batch: Vec<Prepared> = group.iter().map(|&i| prepared[i].clone()).collect();
+            answers.extend(self.answer(&batch)?);
+        }
+        Ok(in_order(&groups.concat(), answers))
+    }
+
+    /// Runs the program on tensors by name, past tokenizer and task, and gives its outputs by name.
+    ///
+    /// Errors if an input is unknown, missing, given twice or of another dtype or shape than the program takes.
+    pub fn run_tensors(&self, inputs: Vec<(String, Tensor)>) -> Result<Vec<(String, Tensor)>, TaskError> {
+        let specs = self.program.inputs();
+        let mut slots: Vec<Option<Tensor>> = vec![None; specs.len()];
+        for (name, tensor) in inputs {
+            let position = specs.iter().position(|spec| spec.name == name);
+            let position = position.ok_or_else(|| TaskError::Tensors(format!("there is no input `{name}`")))?;
+            if slots[position].replace(tensor).is_some() {
+                return Err(TaskError::Tensors(format!("input `{name}` is given twice")));
+            }
+        }
+        let ordered = slots
+            .into_iter()
+            .zip(specs)
+            .map(|(slot, spec)| slot.ok_or_else(|| TaskError::Tensors(format!("input `{}` is missing", spec.name))));
+        let inputs = ordered.collect::<Result<Vec<_>, _>>()?;
+        let outputs = self.program.run(&inputs, &self.run_options())?;
+        Ok(self.program.outputs().iter().map(|spec| spec.name.clone()).zip(outputs).collect())
+    }
+
+    pub(crate) fn run_options(&self) -> RunOptions {
+        RunOptions::with_threads(self.options.threads)
+    }
+
+    /// Indices of `batch`, grouped into runs.
+    fn groups(&self, batch: &[Prepared]) -> Vec<Vec<usize>> {
+        let mut order: Vec<usize> = (0..batch.len()).collect();
+        match self.sharing {
+            Sharing::Padded if batch.is_empty() => Vec::new(),
+            Sharing::Padded => vec![order],
+            Sharing::Alone => order.into_iter().map(|i| vec![i]).collect(),
+            Sharing::EqualLengths => {
+                order.sort_by_key(|&i| batch[i].n_tokens());
+                order.chunk_by(|&a, &b| batch[a].n_tokens() == batch[b].n_tokens()).map(<[_]>::to_vec).collect()
+            }
+        }
+    }
+
+    /// The output values of each row.
+    fn run(&self, rows: &[&Prepared]) -> Result<Vec<Vec<f32>>, TaskError> {
+        let inputs = self.signature.tensors(rows, self.tokenizer.pad_id())?;
+        let outputs = self.program.run(&inputs, &self.run_options())?;
+        let width = self.signature.width();
+        let output = outputs.first().filter(|output| output.shape() == [rows.len(), width]);
+        let output = output
+            .ok_or_else(|| mismatch(format!("it returned {outputs:?} for {} rows of {width} values", rows.len())))?;
+        let output = output.contiguous();
+        let values = output.as_slice::<f32>().ok_or_else(|| mismatch(format!("it returned {output:?}, not f32")))?;
+        Ok(values.chunks_exact(width).map(<[f32]>::to_vec).collect())
+    }
+
+    /// The answer that a row of finite values means; `None` if one is not.
+    fn decide(&self, values: Vec<f32>) -> Option<Answer> {
+        values.iter().all(|value| value.is_finite()).then(|| match &self.manifest().task.kind {
+            TaskKind::Classify { labels, .. } => decide(labels, &values),
+            _ => Answer::Embedding { vector: values },
+        })
+    }
+
+    /// Runs a short row, alone and beside a longer one, and gives up sharing by padding if the bits differ.
+    fn probe(&mut self) -> Result<(), TaskError> {
+        let short = self.prepare_text("highroad")?;
+        let ids = short.ids.iter().copied().cycle().take(self.tokenizer.max_tokens().min(PROBE_TOKENS)).collect();
+        let long = Prepared { ids, truncated: false };
+        let alone = self.run(&[&short])?;
+        self.check_length(&alone[0])?;
+        if self.sharing == Sharing::Padded {
+            let beside = self.run(&[&short, &long, &short])?;
+            let bits = |row: &[f32]| row.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
+            if bits(&beside[0]) != bits(&alone[0]) || bits(&beside[2]) != bits(&alone[0]) {
+                self.sharing = Sharing::EqualLengths;
+            }
+        }
+        Ok(())
+    }
+
+    fn check_length(&self, values: &[f32]) -> Result<(), TaskError> {
+        let TaskKind::Embed { normalized: true, .. } = self.manifest().task.kind else { return Ok(()) };
+        let length = values.iter().map(|&value| f64::from(value).powi(2)).sum::<f64>().sqrt();
+        // Not `> UNIT_TOLERANCE`, which a NaN would pass.
+        match (length - 1.0).abs() <= UNIT_TOLERANCE {
+            true => Ok(()),
+            false => Err(mismatch(format!("the package says `normalized`, and a vector has length {length}"))),
+        }
     }
 }

@@ -1,0 +1,157 @@
+//! From a package source (what `highroad.export` writes) to a package.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File, Permissions};
+use std::io;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+
+use crate::files::{self, Folder};
+use crate::package::{MANIFEST, PARITY, PROGRAM, TOKENIZER};
+use crate::{Digest, FileEntry, Manifest, Package, PackageError, Parity};
+
+mod program;
+mod source;
+
+use source::{SOURCE, Source};
+
+/// What every package has.
+const REQUIRED: [&str; 3] = [PROGRAM, TOKENIZER, PARITY];
+/// What a package may have besides: licences must travel with weights, and a model card may.
+const OPTIONAL: [&str; 3] = ["LICENSE", "NOTICE", "README.md"];
+/// Largest file of a package source.
+const MAX_FILE_BYTES: u64 = 1 << 40;
+/// Largest file of parity cases.
+const MAX_PARITY_BYTES: u64 = 1 << 30;
+
+/// Packs the package source `source` into the directory `out` and gives the package's digest.
+///
+/// The same source files give the same digest, wherever and whenever they are packed: the manifest is canonical JSON
+/// without times, paths or permissions, and `program.pt2` is written anew without what differs between machines (see
+/// `docs/reference/package.md`). `out` must be absent, empty, or the very package that would be written.
+///
+/// Errors name the file of the source that is missing, unknown, no regular file or not what it should be.
+pub fn pack(source: &Path, out: &Path) -> Result<Digest, PackageError> {
+    let folder = Folder::open(source)?;
+    let names = source_files(&folder)?;
+    let description = Source::parse(&folder.read(SOURCE, source::MAX_SOURCE_BYTES)?)?;
+    let n_cases = count_cases(&folder.read(PARITY, MAX_PARITY_BYTES)?)?;
+
+    let staged = staging_dir(out)?;
+    let files = names.iter().map(|name| copy(&folder, name, staged.path())).collect::<Result<Vec<_>, _>>()?;
+    let manifest = Manifest {
+        highroad_package: 1,
+        name: description.name,
+        task: description.task,
+        files,
+        parity: Parity { file: PARITY.to_owned(), n_cases, check: description.check },
+        provenance: description.provenance,
+        licence: description.licence,
+        owner: description.owner,
+    };
+    manifest.validate().map_err(|e| bad(SOURCE, e))?;
+    files::write_new(&staged.path().join(MANIFEST), &manifest.canonical()?)?;
+    files::sync_dir(staged.path())?;
+    publish(staged, out)
+}
+
+/// The files to pack, sorted.
+fn source_files(folder: &Folder) -> Result<BTreeSet<String>, PackageError> {
+    let mut names: BTreeSet<String> = folder.names()?.into_iter().collect();
+    if !names.remove(SOURCE) {
+        return Err(bad(SOURCE, format!("is missing: `{}` is not a package source", folder.path().display())));
+    }
+    for required in REQUIRED {
+        if !names.contains(required) {
+            return Err(bad(required, "is missing from the package source"));
+        }
+    }
+    match names.iter().find(|name| !REQUIRED.contains(&name.as_str()) && !OPTIONAL.contains(&name.as_str())) {
+        Some(unknown) => {
+            let known = [&REQUIRED[..], &OPTIONAL[..]].concat();
+            let hint =
+                source::nearest(unknown, &known).map_or_else(String::new, |name| format!("; did you mean `{name}`?"));
+            Err(bad(
+                unknown,
+                format!("is not a file of a package source, which holds {SOURCE}, {}{hint}", known.join(", ")),
+            ))
+        }
+        None => Ok(names),
+    }
+}
+
+fn copy(folder: &Folder, name: &str, to: &Path) -> Result<FileEntry, PackageError> {
+    let path = to.join(name);
+    let (file, _) = folder.file(name)?;
+    let (size_bytes, digest) = if name == PROGRAM {
+        program::canonicalise(file, &path).map_err(|reason| bad(PROGRAM, reason))?;
+        let written = File::open(&path).map_err(PackageError::io(&path))?;
+        written.sync_all().map_err(PackageError::io(&path))?;
+        files::copy_and_hash(written, &mut io::sink(), MAX_FILE_BYTES).map_err(PackageError::io(&path))?
+    } else {
+        let mut copy = File::create_new(&path).map_err(PackageError::io(&path))?;
+        let written = files::copy_and_hash(file, &mut copy, MAX_FILE_BYTES).map_err(PackageError::io(&path))?;
+        copy.sync_all().map_err(PackageError::io(&path))?;
+        written
+    };
+    Ok(FileEntry { path: name.to_owned(), size_bytes, digest })
+}
+
+/// Checks that the cases are numbered from 0 without gaps and each has inputs and outputs, and counts them.
+fn count_cases(safetensors: &[u8]) -> Result<u32, PackageError> {
+    let (_, metadata) = safetensors::SafeTensors::read_metadata(safetensors).map_err(|e| bad(PARITY, e))?;
+    let names: BTreeSet<String> = metadata.tensors().into_keys().collect();
+    let mut expected = BTreeSet::new();
+    let run = |prefix: String| (0..).map(move |j| format!("{prefix}.{j}")).take_while(|name| names.contains(name));
+    let mut n_cases = 0;
+    loop {
+        let (inputs, outputs): (Vec<_>, Vec<_>) =
+            (run(format!("{n_cases}.input")).collect(), run(format!("{n_cases}.output")).collect());
+        if inputs.is_empty() || outputs.is_empty() {
+            break;
+        }
+        expected.extend(inputs.into_iter().chain(outputs));
+        n_cases += 1;
+    }
+    match names.difference(&expected).next() {
+        Some(odd) => {
+            Err(bad(PARITY, format!("tensor `{odd}` is not part of a case `0.input.0`, `0.output.0`, `1.input.0`, …")))
+        }
+        None if n_cases == 0 => Err(bad(PARITY, "there is no case")),
+        None => Ok(n_cases),
+    }
+}
+
+/// A directory beside `out`, so that it can become `out` in one step.
+fn staging_dir(out: &Path) -> Result<tempfile::TempDir, PackageError> {
+    let parent = match out.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    };
+    fs::create_dir_all(parent).map_err(PackageError::io(parent))?;
+    tempfile::Builder::new()
+        .prefix(".pack-")
+        .permissions(Permissions::from_mode(0o755))
+        .tempdir_in(parent)
+        .map_err(PackageError::io(parent))
+}
+
+fn publish(staged: tempfile::TempDir, out: &Path) -> Result<Digest, PackageError> {
+    let digest = Package::open(staged.path())?.digest();
+    // A directory replaces an empty one, and nothing else.
+    match fs::rename(staged.path(), out) {
+        Ok(()) => {
+            let _moved = staged.keep();
+            Ok(digest)
+        }
+        Err(_) if fs::symlink_metadata(out).is_ok() => match Package::open(out).and_then(Package::verify) {
+            Ok(there) if there.digest() == digest => Ok(digest),
+            _ => Err(PackageError::OutputExists(out.to_owned())),
+        },
+        Err(e) => Err(PackageError::io(out)(e)),
+    }
+}
+
+fn bad(file: &str, reason: impl ToString) -> PackageError {
+    PackageError::Source { file: file.to_owned(), reason: reason.to_string() }
+}
