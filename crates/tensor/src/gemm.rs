@@ -218,9 +218,8 @@ pub(crate) struct Product<'a> {
     /// Rows of the left operand, `left_row` elements apart, their elements side by side.
     pub left: &'a [f32],
     pub left_row: usize,
-    /// Panels of the right operand, `panel` elements apart; a panel's rows are `panel_row` elements apart and at least
-    /// as wide as [`panel_width`] but for the last panel's, which may be cut at the end of the slice by no more than
-    /// its unused columns.
+    /// Panels of the right operand, `panel` elements apart; a panel's rows are [`panel_width`] wide and `panel_row`
+    /// elements apart.
     pub panels: &'a [f32],
     pub panel: usize,
     pub panel_row: usize,
@@ -283,12 +282,59 @@ impl Product<'_> {
         assert!((last_row - 1) * self.left_row + self.depth <= self.left.len(), "the left operand has these rows");
         if self.depth > 0 {
             let last_panel = part.first_panel + part.n_panels - 1;
-            let used = (self.n_cols - last_panel * width).min(width);
-            let end = last_panel * self.panel + (self.depth - 1) * self.panel_row + used;
+            let end = last_panel * self.panel + (self.depth - 1) * self.panel_row + width;
             assert!(end <= self.panels.len(), "the right operand has these panels");
         }
         assert!(self.bias.is_none_or(|bias| bias.len() >= last_col), "the bias covers the columns");
-        PartOp { product: self, part, out }.dispatch();
+        // SAFETY: the operands hold all rows and columns of the part, as just checked.
+        unsafe { self.panels_of(out, part) };
+    }
+
+    /// # Safety
+    /// As [`Product::part`]'s, and its checks hold.
+    unsafe fn panels_of(&self, out: *mut f32, part: &Part) {
+        let (width, max_rows) = (panel_width(), max_tile_rows());
+        // Tiles as even as possible: 16 rows are 8 + 8, not 12 + 4.
+        let n_tiles = part.n_rows.div_ceil(max_rows);
+        let (rows, n_taller) = (part.n_rows / n_tiles, part.n_rows % n_tiles);
+        let n_blocks = self.depth.div_ceil(DEPTH_BLOCK).max(1);
+        for block in 0..n_blocks {
+            let depth_start = block * DEPTH_BLOCK;
+            for panel in part.first_panel..part.first_panel + part.n_panels {
+                let first_col = panel * width;
+                // SAFETY: the caller's; every address is that of an element or one past the end.
+                unsafe {
+                    let mut strip = Strip {
+                        n_tiles: n_taller,
+                        left: self.left.as_ptr().add(part.first_row * self.left_row + depth_start),
+                        left_row: self.left_row,
+                        right: self.panels.as_ptr().add(panel * self.panel + depth_start * self.panel_row),
+                        right_row: self.panel_row,
+                        depth: DEPTH_BLOCK.min(self.depth - depth_start),
+                        out: out.add(part.first_row * self.out_row + first_col),
+                        out_row: self.out_row,
+                        n_cols: width.min(self.n_cols - first_col),
+                        start: if block == 0 { Start::Zero } else { Start::Output },
+                    };
+                    let finish = Finish {
+                        n_rows: part.n_rows,
+                        out: strip.out,
+                        out_row: strip.out_row,
+                        n_cols: strip.n_cols,
+                        bias: self.bias.map(|bias| bias.as_ptr().add(first_col)),
+                        activation: self.activation,
+                    };
+                    strip.run(rows + 1);
+                    strip.left = strip.left.add(n_taller * (rows + 1) * self.left_row);
+                    strip.out = strip.out.add(n_taller * (rows + 1) * self.out_row);
+                    strip.n_tiles = n_tiles - n_taller;
+                    strip.run(rows);
+                    if block + 1 == n_blocks {
+                        finish.run();
+                    }
+                }
+            }
+        }
     }
 }
 
@@ -300,57 +346,6 @@ pub(crate) struct Part {
     pub n_panels: usize,
 }
 
-struct PartOp<'a> {
-    product: &'a Product<'a>,
-    part: &'a Part,
-    out: *mut f32,
-}
-
-impl SimdOp for PartOp<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn eval<I: Isa>(self, isa: I) {
-        let Self { product, part, out } = self;
-        let width = isa.f32().len() * REGS;
-        let max_rows = if isa.f32().len() >= 16 { 12 } else { 6 };
-        let n_tiles = part.n_rows.div_ceil(max_rows);
-        let n_blocks = product.depth.div_ceil(DEPTH_BLOCK).max(1);
-        for block in 0..n_blocks {
-            let depth_start = block * DEPTH_BLOCK;
-            let depth = DEPTH_BLOCK.min(product.depth - depth_start);
-            for panel in part.first_panel..part.first_panel + part.n_panels {
-                let first_col = panel * width;
-                let n_cols = width.min(product.n_cols - first_col);
-                let mut row = part.first_row;
-                for tile in 0..n_tiles {
-                    // Tiles as even as possible: 16 rows are 8 + 8, not 12 + 4.
-                    let end = part.first_row + (tile + 1) * part.n_rows / n_tiles;
-                    // SAFETY: `Product::part` checked that these rows and columns exist in all operands.
-                    unsafe {
-                        let tile = Tile {
-                            left: product.left.as_ptr().add(row * product.left_row + depth_start),
-                            left_row: product.left_row,
-                            right: product.panels.as_ptr().add(panel * product.panel + depth_start * product.panel_row),
-                            right_row: product.panel_row,
-                            depth,
-                            out: out.add(row * product.out_row + first_col),
-                            out_row: product.out_row,
-                            n_cols,
-                            start: if block == 0 { Start::Zero } else { Start::Output },
-                        };
-                        dispatch_rows(isa, &tile, end - row);
-                        if block + 1 == n_blocks {
-                            finish(isa, &tile, end - row, product, first_col);
-                        }
-                    }
-                    row = end;
-                }
-            }
-        }
-    }
-}
-
 /// What the sums of a micro-tile start from.
 #[derive(Clone, Copy, PartialEq)]
 enum Start {
@@ -358,8 +353,10 @@ enum Start {
     Output,
 }
 
-/// A block of the output small enough that its sums stay in registers.
-struct Tile {
+/// Micro-tiles below each other, all of one height, at one panel: blocks of the output whose sums stay in registers.
+#[derive(Clone, Copy)]
+struct Strip {
+    n_tiles: usize,
     left: *const f32,
     left_row: usize,
     right: *const f32,
@@ -371,131 +368,153 @@ struct Tile {
     start: Start,
 }
 
-#[inline(always)]
-unsafe fn dispatch_rows<I: Isa>(isa: I, tile: &Tile, n_rows: usize) {
-    macro_rules! rows {
-        ($($n:literal)*) => {
-            match n_rows {
-                // SAFETY: as this function's.
-                $($n => unsafe { sum_tile::<I, $n>(isa, tile) },)*
-                _ => unreachable!("tiles have at most 12 rows"),
-            }
-        };
-    }
-    if isa.f32().len() >= 16 { rows!(1 2 3 4 5 6 7 8 9 10 11 12) } else { rows!(1 2 3 4 5 6) }
-}
-
-/// `out (+)= left · right` for `ROWS` rows; each element one chain of multiply-adds.
-///
-/// # Safety
-/// The tile's pointers are valid for `ROWS` rows, `depth` and `n_cols`.
-#[inline(always)]
-unsafe fn sum_tile<I: Isa, const ROWS: usize>(isa: I, tile: &Tile) {
-    let ops = isa.f32();
-    let lanes = ops.len();
-    let is_whole = tile.n_cols == REGS * lanes;
-    let masks: [_; REGS] = std::array::from_fn(|j| ops.first_n_mask(tile.n_cols.saturating_sub(j * lanes).min(lanes)));
-    let mut sums = [[ops.zero(); REGS]; ROWS];
-    // SAFETY: the caller's; masked accesses touch only the first `n_cols` columns.
-    unsafe {
-        if tile.start == Start::Output {
-            for i in 0..ROWS {
-                for j in 0..REGS {
-                    let at = tile.out.add(i * tile.out_row + j * lanes);
-                    sums[i][j] = if is_whole { ops.load_ptr(at) } else { ops.load_ptr_mask(at, masks[j]) };
-                }
-            }
-        }
-        if is_whole {
-            let mut right = tile.right;
-            let mut k = 0;
-            while k + 4 <= tile.depth {
-                for u in 0..4 {
-                    step::<I, ROWS>(isa, &mut sums, tile, k + u, |j| {
-                        ops.load_ptr(right.add(u * tile.right_row + j * lanes))
-                    });
-                }
-                right = right.add(4 * tile.right_row);
-                k += 4;
-            }
-            while k < tile.depth {
-                step::<I, ROWS>(isa, &mut sums, tile, k, |j| ops.load_ptr(right.add(j * lanes)));
-                right = right.add(tile.right_row);
-                k += 1;
-            }
-        } else {
-            for k in 0..tile.depth {
-                step::<I, ROWS>(isa, &mut sums, tile, k, |j| {
-                    ops.load_ptr_mask(tile.right.add(k * tile.right_row + j * lanes), masks[j])
-                });
-            }
-        }
-        for i in 0..ROWS {
-            for j in 0..REGS {
-                let at = tile.out.add(i * tile.out_row + j * lanes);
-                if is_whole { ops.store_ptr(sums[i][j], at) } else { ops.store_ptr_mask(sums[i][j], at, masks[j]) }
-            }
-        }
-    }
-}
-
-/// One step along the inner dimension.
-///
-/// # Safety
-/// As [`sum_tile`]'s.
-#[inline(always)]
-unsafe fn step<I: Isa, const ROWS: usize>(
-    isa: I,
-    sums: &mut [[I::F32; REGS]; ROWS],
-    tile: &Tile,
-    k: usize,
-    load: impl Fn(usize) -> I::F32,
-) {
-    let ops = isa.f32();
-    let right: [I::F32; REGS] = std::array::from_fn(&load);
-    for i in 0..ROWS {
-        // SAFETY: row `i` of the left operand has `depth` elements.
-        let left = ops.splat(unsafe { *tile.left.add(i * tile.left_row + k) });
-        for j in 0..REGS {
-            sums[i][j] = ops.mul_add(left, right[j], sums[i][j]);
-        }
-    }
-}
-
-/// Bias and activation of a finished tile, which is still in the first-level cache.
-///
-/// # Safety
-/// As [`sum_tile`]'s; the bias covers the tile's columns.
-#[inline(always)]
-unsafe fn finish<I: Isa>(isa: I, tile: &Tile, n_rows: usize, product: &Product<'_>, first_col: usize) {
-    let ops = isa.f32();
-    if product.bias.is_none() && product.activation == Unary::Identity {
-        return;
-    }
-    let lanes = ops.len();
-    let mut col = 0;
-    while col < tile.n_cols {
-        let mask = ops.first_n_mask((tile.n_cols - col).min(lanes));
-        // SAFETY: masked to the columns that exist.
-        let bias = product.bias.map(|bias| unsafe { ops.load_ptr_mask(bias.as_ptr().add(first_col + col), mask) });
+impl Strip {
+    /// `out (+)= left · right` for tiles of `rows` rows; each element one chain of multiply-adds.
+    ///
+    /// # Safety
+    /// The pointers are valid for `n_tiles · rows` rows, `depth` and (the output) `n_cols`; rows of the right operand
+    /// are whole panels.
+    unsafe fn run(self, rows: usize) {
         macro_rules! rows {
-            ($x:ident => $then:expr) => {
-                for i in 0..n_rows {
-                    // SAFETY: the tile's rows exist in the output; masked to its columns.
-                    unsafe {
-                        let at = tile.out.add(i * tile.out_row + col);
-                        let mut $x = ops.load_ptr_mask(at, mask);
-                        if let Some(bias) = bias {
-                            $x = ops.add($x, bias);
-                        }
-                        ops.store_ptr_mask($then, at, mask);
-                    }
+            ($($n:literal)*) => {
+                match rows {
+                    $($n => StripOp::<$n>(self).dispatch(),)*
+                    _ => unreachable!("tiles have at most 12 rows"),
                 }
             };
         }
-        with_unary!(product.activation, op => rows!(x => op.eval(isa, x)), else rows!(x => x));
-        col += lanes;
+        if self.n_tiles > 0 {
+            // One instantiation a height, each dispatched by itself: inlined into one function they make the
+            // compiler run out of registers.
+            rows!(1 2 3 4 5 6 7 8 9 10 11 12);
+        }
     }
+}
+
+/// Runs a block for `$i` = 0 … 11 below `$n`, each a constant. Loops would do, but the compiler unrolls only small ones,
+/// and sums indexed by a variable live in memory instead of registers, which is five times slower.
+macro_rules! for_rows {
+    ($i:ident in 0..$n:ident $body:block) => {
+        for_rows!(@ $i $n $body 0 1 2 3 4 5 6 7 8 9 10 11)
+    };
+    (@ $i:ident $n:ident $body:block $($row:literal)*) => {
+        $(if $row < $n {
+            const $i: usize = $row;
+            $body
+        })*
+    };
+}
+
+struct StripOp<const ROWS: usize>(Strip);
+
+impl<const ROWS: usize> SimdOp for StripOp<ROWS> {
+    type Output = ();
+
+    #[inline(always)]
+    fn eval<I: Isa>(self, isa: I) {
+        let ops = isa.f32();
+        let Self(mut strip) = self;
+        let lanes = ops.len();
+        let is_whole = strip.n_cols == REGS * lanes;
+        let masks = [ops.first_n_mask(strip.n_cols.min(lanes)), ops.first_n_mask(strip.n_cols.saturating_sub(lanes))];
+        for _ in 0..strip.n_tiles {
+            let mut sums = [[ops.zero(); REGS]; ROWS];
+            // SAFETY: `Strip::run`'s; masked accesses touch only the first `n_cols` columns.
+            unsafe {
+                if strip.start == Start::Output {
+                    for_rows!(R in 0..ROWS {
+                        let at = strip.out.add(R * strip.out_row);
+                        sums[R] = if is_whole {
+                            [ops.load_ptr(at), ops.load_ptr(at.add(lanes))]
+                        } else {
+                            [ops.load_ptr_mask(at, masks[0]), ops.load_ptr_mask(at.wrapping_add(lanes), masks[1])]
+                        };
+                    });
+                }
+                let mut right = strip.right;
+                for k in 0..strip.depth {
+                    let (x, y) = (ops.load_ptr(right), ops.load_ptr(right.add(lanes)));
+                    for_rows!(R in 0..ROWS {
+                        let left = ops.splat(*strip.left.add(R * strip.left_row + k));
+                        sums[R] = [ops.mul_add(left, x, sums[R][0]), ops.mul_add(left, y, sums[R][1])];
+                    });
+                    right = right.wrapping_add(strip.right_row);
+                }
+                for_rows!(R in 0..ROWS {
+                    let (at, [x, y]) = (strip.out.add(R * strip.out_row), sums[R]);
+                    if is_whole {
+                        ops.store_ptr(x, at);
+                        ops.store_ptr(y, at.add(lanes));
+                    } else {
+                        ops.store_ptr_mask(x, at, masks[0]);
+                        ops.store_ptr_mask(y, at.wrapping_add(lanes), masks[1]);
+                    }
+                });
+            }
+            strip.left = strip.left.wrapping_add(ROWS * strip.left_row);
+            strip.out = strip.out.wrapping_add(ROWS * strip.out_row);
+        }
+    }
+}
+
+/// Bias and activation of the finished rows at one panel, which are still in the first-level cache.
+struct Finish {
+    n_rows: usize,
+    out: *mut f32,
+    out_row: usize,
+    n_cols: usize,
+    bias: Option<*const f32>,
+    activation: Unary,
+}
+
+impl Finish {
+    /// # Safety
+    /// The output is valid for `n_rows` rows of `n_cols`, the bias for `n_cols`.
+    unsafe fn run(self) {
+        if self.bias.is_some() || self.activation != Unary::Identity {
+            with_unary!(self.activation, op => FinishOp(self, op).dispatch(), else FinishOp(self, Same).dispatch());
+        }
+    }
+}
+
+struct Same;
+
+impl SimdUnaryOp<f32> for Same {
+    #[inline(always)]
+    fn eval<I: Isa>(&self, _isa: I, x: I::F32) -> I::F32 {
+        x
+    }
+}
+
+struct FinishOp<Op>(Finish, Op);
+
+impl<Op: SimdUnaryOp<f32>> SimdOp for FinishOp<Op> {
+    type Output = ();
+
+    #[inline(always)]
+    fn eval<I: Isa>(self, isa: I) {
+        let ops = isa.f32();
+        let Self(finish, op) = self;
+        let lanes = ops.len();
+        for col in (0..finish.n_cols).step_by(lanes) {
+            let mask = ops.first_n_mask((finish.n_cols - col).min(lanes));
+            // SAFETY: `Finish::run`'s; masked to the columns that exist.
+            unsafe {
+                let bias = finish.bias.map_or(ops.zero(), |bias| ops.load_ptr_mask(bias.add(col), mask));
+                for i in 0..finish.n_rows {
+                    let at = finish.out.add(i * finish.out_row + col);
+                    let x = ops.add(ops.load_ptr_mask(at, mask), bias);
+                    ops.store_ptr_mask(op.eval(isa, x), at, mask);
+                }
+            }
+        }
+    }
+}
+
+/// Most rows of a micro-tile: with two vectors a row, the sums and operands of 12 fill AVX-512's 32 registers, of 6
+/// AVX2's 16.
+fn max_tile_rows() -> usize {
+    if panel_width() >= 16 * REGS { 12 } else { 6 }
 }
 
 /// Columns of a panel: what a micro-tile is wide on this machine.
