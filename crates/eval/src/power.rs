@@ -26,28 +26,42 @@ impl McNemarPower {
     /// The probability that the test finds a true drop of `drop` (a share, at most `discordant`), exactly: over the
     /// number of discordant cases, then over how many of them are regressions.
     pub fn power(&self, drop: f64) -> f64 {
-        let Ok(discordant) = Binomial::new(self.discordant.clamp(0.0, 1.0), self.n_cases) else { return 0.0 };
-        let regression = ((self.discordant + drop) / (2.0 * self.discordant)).clamp(0.0, 1.0);
-        let rejected = |n_discordant: u64| {
-            let regressions = Binomial::new(regression, n_discordant).expect("clamped to a probability");
-            let n_needed = self.n_regressions_needed(n_discordant)?;
-            let worse = 1.0 - n_needed.checked_sub(1).map_or(0.0, |below| regressions.cdf(below));
-            let better = match self.sides {
-                Sides::One => 0.0,
-                Sides::Two => regressions.cdf(n_discordant - n_needed),
-            };
-            Some(discordant.pmf(n_discordant) * (worse + better))
-        };
-        let (mean, reach) = self.discordant_window();
-        let (low, high) = ((mean - reach).max(0.0) as u64, ((mean + reach) as u64).min(self.n_cases));
-        (low..=high).filter_map(rejected).sum()
+        self.power_over(&self.rejections(), drop)
     }
 
     /// The smallest true drop found with probability `power`, as a share; `None` if not even a model that loses every
     /// discordant case would be found that often.
     pub fn minimum_detectable_effect(&self, power: f64) -> Option<f64> {
-        let reachable = self.discordant > 0.0 && self.power(self.discordant) >= power;
-        reachable.then(|| bisect(0.0, self.discordant, |drop| self.power(drop) >= power))
+        let rejections = self.rejections();
+        let reachable = self.discordant > 0.0 && self.power_over(&rejections, self.discordant) >= power;
+        reachable.then(|| bisect(0.0, self.discordant, |drop| self.power_over(&rejections, drop) >= power))
+    }
+
+    fn power_over(&self, rejections: &[Rejection], drop: f64) -> f64 {
+        let regression = ((self.discordant + drop) / (2.0 * self.discordant)).clamp(0.0, 1.0);
+        let of = |rejection: &Rejection| {
+            let Rejection { n_discordant, probability, n_needed } = *rejection;
+            let regressions = Binomial::new(regression, n_discordant).expect("clamped to a probability");
+            let worse = 1.0 - n_needed.checked_sub(1).map_or(0.0, |below| regressions.cdf(below));
+            let better = match self.sides {
+                Sides::One => 0.0,
+                Sides::Two => regressions.cdf(n_discordant - n_needed),
+            };
+            probability * (worse + better)
+        };
+        rejections.iter().map(of).sum()
+    }
+
+    /// Where the test can reject at all.
+    fn rejections(&self) -> Vec<Rejection> {
+        let Ok(discordant) = Binomial::new(self.discordant.clamp(0.0, 1.0), self.n_cases) else { return Vec::new() };
+        let (mean, reach) = self.discordant_window();
+        let (low, high) = ((mean - reach).max(0.0) as u64, ((mean + reach) as u64).min(self.n_cases));
+        let at = |n_discordant: u64| {
+            let n_needed = self.n_regressions_needed(n_discordant)?;
+            Some(Rejection { n_discordant, probability: discordant.pmf(n_discordant), n_needed })
+        };
+        (low..=high).filter_map(at).collect()
     }
 
     /// The fewest regressions among `n_discordant` flips that the test calls significant.
@@ -58,14 +72,24 @@ impl McNemarPower {
         };
         let coin = Binomial::new(0.5, n_discordant).expect("one half is a probability");
         // By symmetry P(regressions >= k) = P(improvements <= n - k).
-        let most_improvements = (0..=n_discordant / 2).take_while(|&k| coin.cdf(k) <= level).last()?;
-        Some(n_discordant - most_improvements)
+        let mut improvements = coin.inverse_cdf(level);
+        while coin.cdf(improvements) > level {
+            improvements = improvements.checked_sub(1)?;
+        }
+        Some(n_discordant - improvements)
     }
 
     fn discordant_window(&self) -> (f64, f64) {
         let mean = self.n_cases as f64 * self.discordant;
         (mean, 9.0 * (mean * (1.0 - self.discordant)).sqrt() + 12.0)
     }
+}
+
+/// A number of flips and the fewest regressions among them that reject.
+struct Rejection {
+    n_discordant: u64,
+    probability: f64,
+    n_needed: u64,
 }
 
 /// A non-inferiority rule for a share of right answers: pass if the candidate is certainly not worse by `margin`.

@@ -1,0 +1,206 @@
+"""Writes conformance/statistics.json: what SciPy, statsmodels and scikit-learn say, for the tests of crates/eval.
+
+    .venv/bin/python conformance/make_statistics.py
+
+Tango's score bounds, the exact unconditional bounds and the power of McNemar's test are in none of the three; their
+references here follow the definitions by brute force and share no formula with the Rust code.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import scipy
+import sklearn
+import statsmodels
+from scipy import optimize, stats
+from sklearn import metrics
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.proportion import proportion_confint
+
+ALPHA = 0.05
+
+
+def proportions():
+    for k, n, level in [(0, 1, 0.95), (0, 50, 0.95), (3, 10, 0.9), (45, 50, 0.95), (50, 50, 0.95), (187, 200, 0.9),
+                        (999, 1000, 0.99), (4321, 9876, 0.95)]:
+        yield {"k": k, "n": n, "level": level,
+               "wilson": proportion_confint(k, n, 1 - level, "wilson"),
+               "clopper_pearson": proportion_confint(k, n, 1 - level, "beta")}
+
+
+def mcnemars():
+    for b, c in [(0, 0), (1, 0), (0, 5), (5, 0), (6, 0), (3, 9), (12, 4), (25, 25), (130, 97), (700, 650)]:
+        flips = b + c
+        one = (lambda side: stats.binomtest(c, flips, alternative=side).pvalue if flips else 1.0)
+        yield {"n": 2 * flips + 10, "regressions": b, "improvements": c,
+               "two_sided": mcnemar([[0, b], [c, 0]], exact=True).pvalue if flips else 1.0,
+               "worse": one("less"), "better": one("greater")}
+
+
+def tango_score(n, b, c, delta):
+    """Score statistic with the smaller flip probability found as the root of the log-likelihood's derivative."""
+    more_b, more_c = max(0.0, -delta), max(0.0, delta)
+    span = (1 - abs(delta)) / 2
+    same = n - b - c
+    slope = lambda s: b / (s + more_b) + c / (s + more_c) - same / (span - s)
+    low, high = 1e-15 * span, (1 - 1e-12) * span
+    if slope(low) < 0:
+        s = 0.0
+    elif same == 0:
+        s = span
+    else:
+        s = optimize.brentq(slope, low, high, xtol=1e-18, rtol=1e-15, maxiter=500)
+    variance = n * (2 * s + abs(delta) - delta**2)
+    excess = c - b - n * delta
+    if variance <= 0:
+        return np.sign(excess) * np.inf if excess else 0.0
+    return excess / np.sqrt(variance)
+
+
+def tango_lower(n, b, c, alpha=ALPHA):
+    if b == n:
+        return -1.0
+    z = stats.norm.ppf(1 - alpha)
+    return optimize.brentq(lambda d: min(tango_score(n, b, c, d), 1e6) - z, -1 + 1e-12, (c - b) / n, xtol=1e-15)
+
+
+def exact_lower(n, b, c, alpha=ALPHA):
+    """Buehler's bound by enumeration of every outcome, ordered by its own Tango bound."""
+    if b == n:
+        return -1.0
+    outcomes = np.array([(i, j) for i in range(n + 1) for j in range(n + 1 - i)])
+    bound = np.array([tango_lower(n, i, j) for i, j in outcomes])
+    as_good = outcomes[bound >= tango_lower(n, b, c) - 1e-9]
+    full = np.column_stack([as_good, n - as_good.sum(1)])
+
+    def worst(delta):
+        low, high = max(0.0, -delta), (1 - delta) / 2  # P(regression)
+        at = lambda q: stats.multinomial.pmf(full, n, [q, q + delta, max(0.0, 1 - 2 * q - delta)]).sum()
+        grid = low + (high - low) * np.linspace(0, 1, 401) ** 2
+        values = [at(q) for q in grid]
+        best = int(np.argmax(values))
+        around = (grid[max(best - 1, 0)], grid[min(best + 1, 400)])
+        refined = optimize.minimize_scalar(lambda q: -at(q), bounds=around, method="bounded", options={"xatol": 1e-9})
+        return max(max(values), -refined.fun)
+
+    return optimize.brentq(lambda d: worst(d) - alpha, -1 + 1e-9, min((c - b) / n + 0.3, 1 - 1e-9), xtol=1e-8)
+
+
+def paired():
+    for n, b, c in [(20, 0, 0), (20, 3, 1), (50, 5, 2), (200, 8, 12), (200, 0, 0), (200, 4, 0), (1000, 31, 22), (44, 0, 1)]:
+        yield {"n": n, "regressions": b, "improvements": c,
+               "score_bounds": [tango_lower(n, b, c), -tango_lower(n, c, b)]}
+
+
+def exact_paired():
+    for n, b, c in [(8, 0, 0), (8, 2, 1), (20, 0, 0), (20, 1, 0), (20, 3, 6)]:
+        yield {"n": n, "regressions": b, "improvements": c,
+               "exact_bounds": [exact_lower(n, b, c), -exact_lower(n, c, b)]}
+
+
+def mcnemar_power(n, discordant, drop, sides):
+    """Sums the trinomial probability of every rejected outcome."""
+    regression, improvement = (discordant + drop) / 2, (discordant - drop) / 2
+    total = 0.0
+    for b in range(n + 1):
+        for c in range(n + 1 - b):
+            if sides == 1:
+                rejected = b + c > 0 and stats.binom.cdf(c, b + c, 0.5) <= ALPHA
+            else:
+                rejected = b + c > 0 and 2 * stats.binom.cdf(min(b, c), b + c, 0.5) <= ALPHA
+            if rejected:
+                total += stats.multinomial.pmf([b, c, n - b - c], n, [regression, improvement, 1 - discordant])
+    return total
+
+
+def powers():
+    for n, discordant, drop, sides in [(50, 0.2, 0.1, 1), (50, 0.2, 0.1, 2), (60, 0.3, 0.0, 2), (40, 0.1, 0.1, 1)]:
+        yield {"n": n, "discordant": discordant, "drop": drop, "sides": sides,
+               "power": mcnemar_power(n, discordant, drop, sides)}
+
+
+def classifiers(rng):
+    for labels, n, decimals in [(["benign", "injection"], 40, 1), (["a", "b", "c"], 60, 2), (["x", "y", "z"], 25, 6)]:
+        expected = rng.integers(0, len(labels), n)
+        logits = rng.normal(size=(n, len(labels))) + 1.2 * np.eye(len(labels))[expected]
+        scores = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+        scores = np.round(scores, decimals).astype(np.float32)  # few decimals make ties
+        predicted = scores.argmax(1)
+        per_label = metrics.precision_recall_fscore_support(expected, predicted, zero_division=0)
+        macro = metrics.precision_recall_fscore_support(expected, predicted, average="macro", zero_division=0)
+        chosen = np.clip(scores.astype(np.float64)[np.arange(n), expected], np.finfo(np.float64).eps, None)
+        yield {"labels": labels, "expected": expected.tolist(), "predicted": predicted.tolist(),
+               "scores": scores.astype(np.float64).tolist(),
+               "accuracy": metrics.accuracy_score(expected, predicted),
+               "f1_micro": metrics.f1_score(expected, predicted, average="micro"),
+               "precision": per_label[0], "recall": per_label[1], "f1": per_label[2],
+               "precision_macro": macro[0], "recall_macro": macro[1], "f1_macro": macro[2],
+               "auroc": [metrics.roc_auc_score(expected == i, scores[:, i].astype(np.float64)) for i in range(len(labels))],
+               # Two decimals do not sum to 1, which sklearn.metrics.log_loss would rescale; the definition does not.
+               "log_loss": -np.log(chosen).mean()}
+    labels = ["a", "b"]
+    expected, scores = np.array([0, 1, 1, 0]), np.array([[0.75, 0.25], [0.5, 0.5], [0.125, 0.875], [1.0, 0.0]])
+    assert np.isclose(metrics.log_loss(expected, scores), -np.log(scores[np.arange(4), expected]).mean(), rtol=1e-15)
+
+
+def correlations(rng):
+    for n, decimals in [(12, 8), (50, 1), (200, 2)]:
+        x = np.round(rng.normal(size=n), decimals)
+        y = np.round(0.6 * x + 0.8 * rng.normal(size=n), decimals)
+        pearson = stats.pearsonr(x, y)
+        yield {"x": x, "y": y, "pearson": pearson.statistic, "spearman": stats.spearmanr(x, y).statistic,
+               "fisher_z": list(pearson.confidence_interval(0.95))}
+
+
+def bootstraps(rng):
+    for seed, n, level in [(1, 18, 0.9), (2, 25, 0.95)]:
+        x = np.round(rng.gamma(2, size=n), 3)
+        y = np.round(x + rng.normal(size=n), 3)
+        for name, data, paired, of in [("mean", (x,), False, np.mean),
+                                       ("pearson", (x, y), True, lambda a, b: stats.pearsonr(a, b).statistic)]:
+            n_resamples = 120
+            draw = lambda: np.random.default_rng(seed)
+            result = {method: stats.bootstrap(data, of, paired=paired, vectorized=False, n_resamples=n_resamples,
+                                              confidence_level=level, method=method, rng=draw()) for method in
+                      ("BCa", "percentile")}
+            indices = draw().integers(0, n, (n_resamples, n))
+            ours = [of(*(d[i] for d in data)) for i in indices]
+            assert np.allclose(sorted(ours), sorted(result["BCa"].bootstrap_distribution)), "other resamples than SciPy"
+            yield {"statistic": name, "x": x, "y": y, "level": level,
+                   "counts": [np.bincount(i, minlength=n).tolist() for i in indices],
+                   "bca": list(result["BCa"].confidence_interval),
+                   "percentile": list(result["percentile"].confidence_interval),
+                   "standard_error": result["BCa"].standard_error}
+
+
+def quantiles(rng):
+    for n, q, level in [(20, 0.5, 0.9), (200, 0.9, 0.9), (1000, 0.99, 0.95)]:
+        x = np.round(rng.gamma(3, size=n), 3)
+        interval = stats.quantile_test(x, p=q).confidence_interval(level)
+        yield {"x": x, "q": q, "level": level, "quantile": np.quantile(x, q), "interval": list(interval)}
+
+
+def plain(value):
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return [plain(item) for item in value]
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def main():
+    rng = np.random.default_rng(20260101)
+    content = {
+        "made_by": f"scipy {scipy.__version__}, statsmodels {statsmodels.__version__}, scikit-learn {sklearn.__version__}",
+        "proportions": list(proportions()), "mcnemar": list(mcnemars()), "paired": list(paired()),
+        "exact_paired": list(exact_paired()), "power": list(powers()), "classifiers": list(classifiers(rng)),
+        "correlations": list(correlations(rng)), "bootstraps": list(bootstraps(rng)), "quantiles": list(quantiles(rng)),
+    }
+    path = Path(__file__).with_name("statistics.json")
+    lines = [f'"{key}": {json.dumps(plain(value), separators=(",", ":"))}' for key, value in content.items()]
+    path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,276 @@
+//! Every routine against SciPy, statsmodels, scikit-learn or a brute-force reference; see conformance/make_statistics.py.
+
+use highroad_eval::{
+    Bootstrap, Classes, Discordance, McNemarPower, Metric, Observed, Sides, Similarities, clopper_pearson, fisher_z,
+    quantile, quantile_interval, wilson,
+};
+use serde::Deserialize;
+
+const CLOSED_FORM: f64 = 1e-9;
+
+#[track_caller]
+fn assert_close(ours: f64, reference: f64, tolerance: f64) {
+    assert!((ours - reference).abs() <= tolerance, "{ours} is not within {tolerance} of {reference}");
+}
+
+#[track_caller]
+fn assert_all_close(ours: [f64; 2], reference: [f64; 2], tolerance: f64) {
+    assert_close(ours[0], reference[0], tolerance);
+    assert_close(ours[1], reference[1], tolerance);
+}
+
+#[derive(Deserialize)]
+struct Goldens {
+    proportions: Vec<Proportion>,
+    mcnemar: Vec<McNemar>,
+    paired: Vec<Paired>,
+    exact_paired: Vec<ExactPaired>,
+    power: Vec<Power>,
+    classifiers: Vec<Classifier>,
+    correlations: Vec<Correlation>,
+    bootstraps: Vec<Resampled>,
+    quantiles: Vec<Quantile>,
+}
+
+fn goldens() -> Goldens {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../conformance/statistics.json");
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+#[derive(Deserialize)]
+struct Proportion {
+    k: u64,
+    n: u64,
+    level: f64,
+    wilson: [f64; 2],
+    clopper_pearson: [f64; 2],
+}
+
+#[test]
+fn intervals_of_shares_are_those_of_statsmodels() {
+    for golden in goldens().proportions {
+        assert_all_close(wilson(golden.k, golden.n, golden.level), golden.wilson, CLOSED_FORM);
+        assert_all_close(clopper_pearson(golden.k, golden.n, golden.level), golden.clopper_pearson, CLOSED_FORM);
+    }
+}
+
+#[derive(Deserialize)]
+struct McNemar {
+    n: u64,
+    regressions: u64,
+    improvements: u64,
+    two_sided: f64,
+    worse: f64,
+    better: f64,
+}
+
+#[test]
+fn exact_mcnemar_is_that_of_statsmodels() {
+    for golden in goldens().mcnemar {
+        let pairs = Discordance::from_counts(golden.n, golden.regressions, golden.improvements).unwrap();
+        assert_close(pairs.mcnemar(), golden.two_sided, CLOSED_FORM);
+        assert_close(pairs.mcnemar_worse(), golden.worse, CLOSED_FORM);
+        assert_close(pairs.mcnemar_better(), golden.better, CLOSED_FORM);
+    }
+}
+
+#[derive(Deserialize)]
+struct Paired {
+    n: u64,
+    regressions: u64,
+    improvements: u64,
+    score_bounds: [f64; 2],
+}
+
+#[test]
+fn score_bounds_are_where_the_score_test_stops_rejecting() {
+    for golden in goldens().paired {
+        let pairs = Discordance::from_counts(golden.n, golden.regressions, golden.improvements).unwrap();
+        assert_all_close(pairs.score_bounds(0.05), golden.score_bounds, CLOSED_FORM);
+    }
+}
+
+#[derive(Deserialize)]
+struct ExactPaired {
+    n: u64,
+    regressions: u64,
+    improvements: u64,
+    exact_bounds: [f64; 2],
+}
+
+#[test]
+fn exact_bounds_are_those_of_full_enumeration() {
+    for golden in goldens().exact_paired {
+        let pairs = Discordance::from_counts(golden.n, golden.regressions, golden.improvements).unwrap();
+        // Both sides maximise over the share of flips numerically.
+        assert_all_close(pairs.exact_bounds(0.05), golden.exact_bounds, 1e-6);
+    }
+}
+
+#[derive(Deserialize)]
+struct Power {
+    n: u64,
+    discordant: f64,
+    drop: f64,
+    sides: u8,
+    power: f64,
+}
+
+#[test]
+fn power_of_mcnemar_is_that_of_full_enumeration() {
+    for golden in goldens().power {
+        let sides = if golden.sides == 1 { Sides::One } else { Sides::Two };
+        let test = McNemarPower { n_cases: golden.n, discordant: golden.discordant, alpha: 0.05, sides };
+        assert_close(test.power(golden.drop), golden.power, CLOSED_FORM);
+    }
+}
+
+#[derive(Deserialize)]
+struct Classifier {
+    labels: Vec<String>,
+    expected: Vec<usize>,
+    predicted: Vec<usize>,
+    scores: Vec<Vec<f32>>,
+    accuracy: f64,
+    f1_micro: f64,
+    precision: Vec<f64>,
+    recall: Vec<f64>,
+    f1: Vec<f64>,
+    precision_macro: f64,
+    recall_macro: f64,
+    f1_macro: f64,
+    auroc: Vec<f64>,
+    log_loss: f64,
+}
+
+#[test]
+fn classification_metrics_are_those_of_scikit_learn() {
+    for golden in goldens().classifiers {
+        let name = |&idx: &usize| golden.labels[idx].as_str();
+        let answers = golden.predicted.iter().map(name).zip(golden.scores.iter().map(Vec::as_slice));
+        let classes = Classes::new(&golden.labels, golden.expected.iter().map(name), answers).unwrap();
+        let observed = Observed::Classes(classes);
+        let value = |metric: Metric, label| metric.of(&observed, label).unwrap().observed();
+        for (metric, reference) in [
+            (Metric::Accuracy, golden.accuracy),
+            (Metric::Accuracy, golden.f1_micro),
+            (Metric::PrecisionMacro, golden.precision_macro),
+            (Metric::RecallMacro, golden.recall_macro),
+            (Metric::F1Macro, golden.f1_macro),
+            (Metric::LogLoss, golden.log_loss),
+        ] {
+            assert_close(value(metric, None), reference, CLOSED_FORM);
+        }
+        for (idx, label) in golden.labels.iter().enumerate() {
+            assert_close(value(Metric::Precision, Some(label)), golden.precision[idx], CLOSED_FORM);
+            assert_close(value(Metric::Recall, Some(label)), golden.recall[idx], CLOSED_FORM);
+            assert_close(value(Metric::F1, Some(label)), golden.f1[idx], CLOSED_FORM);
+            assert_close(value(Metric::Auroc, Some(label)), golden.auroc[idx], CLOSED_FORM);
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct Correlation {
+    x: Vec<f64>,
+    y: Vec<f64>,
+    pearson: f64,
+    spearman: f64,
+    fisher_z: [f64; 2],
+}
+
+#[test]
+fn correlations_and_fisher_intervals_are_those_of_scipy() {
+    for golden in goldens().correlations {
+        let n_cases = golden.x.len();
+        let observed = Observed::Similarities(Similarities { expected: golden.x, predicted: golden.y });
+        assert_close(Metric::Pearson.of(&observed, None).unwrap().observed(), golden.pearson, CLOSED_FORM);
+        assert_close(Metric::Spearman.of(&observed, None).unwrap().observed(), golden.spearman, CLOSED_FORM);
+        assert_all_close(fisher_z(golden.pearson, n_cases, 0.95), golden.fisher_z, CLOSED_FORM);
+    }
+}
+
+#[derive(Deserialize)]
+struct Resampled {
+    statistic: String,
+    x: Vec<f64>,
+    y: Vec<f64>,
+    level: f64,
+    counts: Vec<Vec<u32>>,
+    bca: [f64; 2],
+    percentile: [f64; 2],
+    standard_error: f64,
+}
+
+impl Resampled {
+    fn value(&self, counts: &[u32]) -> f64 {
+        if self.statistic == "pearson" {
+            let pairs = Similarities { expected: self.x.clone(), predicted: self.y.clone() };
+            return Metric::Pearson.of(&Observed::Similarities(pairs), None).unwrap().value(counts);
+        }
+        let total: f64 = self.x.iter().zip(counts).map(|(value, &count)| value * f64::from(count)).sum();
+        total / f64::from(counts.iter().sum::<u32>())
+    }
+}
+
+#[test]
+fn bootstrap_intervals_are_those_of_scipy_on_the_same_resamples() {
+    for golden in goldens().bootstraps {
+        let n_cases = golden.x.len();
+        let everything = vec![1; n_cases];
+        let without = |idx: usize| (0..n_cases).map(|other| u32::from(other != idx)).collect::<Vec<_>>();
+        let resampled = golden.counts.iter().map(|counts| golden.value(counts)).collect();
+        let jackknife = (0..n_cases).map(|idx| golden.value(&without(idx))).collect();
+        let bootstrap = Bootstrap::from_values(golden.value(&everything), resampled, jackknife);
+        assert_all_close(bootstrap.bca(golden.level), golden.bca, CLOSED_FORM);
+        assert_all_close(bootstrap.percentile(golden.level), golden.percentile, CLOSED_FORM);
+        assert_close(bootstrap.standard_error(), golden.standard_error, CLOSED_FORM);
+    }
+}
+
+#[derive(Deserialize)]
+struct Quantile {
+    x: Vec<f64>,
+    q: f64,
+    level: f64,
+    quantile: f64,
+    interval: [f64; 2],
+}
+
+#[test]
+fn quantiles_and_their_intervals_are_those_of_numpy_and_scipy() {
+    for mut golden in goldens().quantiles {
+        golden.x.sort_by(f64::total_cmp);
+        assert_close(quantile(&golden.x, golden.q), golden.quantile, CLOSED_FORM);
+        assert_all_close(quantile_interval(&golden.x, golden.q, golden.level), golden.interval, 0.0);
+    }
+}
+
+/// The table of smallest true drops, in points, by number of cases and share of discordant cases; rounded up to half
+/// points, one-sided at 0.05 with power 0.8.
+#[test]
+fn minimum_detectable_effects_are_those_of_the_table() {
+    const SHARES: [f64; 4] = [0.05, 0.1, 0.2, 0.3];
+    let table = [
+        (50, [None, None, Some(16.5), Some(20.0)]),
+        (100, [None, Some(8.5), Some(12.0), Some(14.5)]),
+        (200, [Some(4.5), Some(6.0), Some(8.5), Some(10.0)]),
+        (400, [Some(3.0), Some(4.5), Some(6.0), Some(7.5)]),
+        (800, [Some(2.5), Some(3.0), Some(4.5), Some(5.0)]),
+    ];
+    for (n_cases, row) in table {
+        for (discordant, expected) in SHARES.into_iter().zip(row) {
+            let test = McNemarPower { n_cases, discordant, alpha: 0.05, sides: Sides::One };
+            let half_points = |drop: f64| (200.0 * drop - 1e-9).ceil() / 2.0;
+            let ours = test.minimum_detectable_effect(0.8).map(half_points);
+            assert_eq!(ours, expected, "n = {n_cases}, {discordant} discordant");
+        }
+    }
+}
+
+#[test]
+fn five_flips_one_way_are_needed_before_a_one_sided_test_can_reject() {
+    let flips = |n| Discordance::from_counts(100, n, 0).unwrap();
+    assert!(flips(4).mcnemar_worse() > 0.05 && flips(5).mcnemar_worse() <= 0.05);
+    assert!(flips(5).mcnemar() > 0.05 && flips(6).mcnemar() <= 0.05);
+}
