@@ -3,3 +3,5 @@
 pub mod completions;
 pub mod inspect;
 pub mod pack;
+pub mod eval;
+pub mod gate;

@@ -5,6 +5,8 @@ use std::process::ExitCode;
 use clap::{CommandFactory as _, Parser, Subcommand};
 
 mod commands;
+mod progress;
+mod resolve;
 #[allow(dead_code, reason = "train, export and doctor read it; they land next")]
 mod standard;
 
@@ -25,6 +27,10 @@ enum Command {
     Inspect(commands::inspect::Args),
     /// Pack a package source into an immutable package and print its digest.
     Pack(commands::pack::Args),
+    /// Answer a golden set: metrics with 95 % intervals, per slice, latency and throughput.
+    Eval(commands::eval::Args),
+    /// Judge a candidate against a baseline, case by case: pass 0, fail 1, too few cases to tell 3.
+    Gate(commands::gate::Args),
 }
 
 /// Exit code for a usage or environment error; 1 is a gate that failed or a mismatch, 3 a gate that is inconclusive.
@@ -36,6 +42,8 @@ fn main() -> ExitCode {
         Command::Completions(args) => args.run(Cli::command()),
         Command::Inspect(args) => args.run(),
         Command::Pack(args) => args.run(),
+        Command::Eval(args) => args.run(),
+        Command::Gate(args) => args.run(),
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

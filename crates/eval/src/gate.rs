@@ -9,7 +9,7 @@ use crate::{
 
 /// Fewer cases (or sources of cases) than this, or fewer than [`FEWEST_OF_A_LABEL`] of the rarest label, are too few for
 /// a bootstrap interval: it draws from what was seen, and so little was.
-const FEWEST_UNITS: usize = 30;
+pub(crate) const FEWEST_UNITS: usize = 30;
 const FEWEST_OF_A_LABEL: usize = 10;
 
 /// Everything a gate looks at.
@@ -273,7 +273,8 @@ impl Judge<'_> {
         let under_power = estimate.pass_power.is_some_and(|chance| chance < self.gates.power);
         let waivable = outcome == Outcome::Inconclusive && under_power && metric.is_decided_by_labels();
         let reason = estimate.reason(metric, margin, outcome, self.gates.alpha);
-        Ok(estimate.into_check(rule, outcome, reason, waivable))
+        let note = estimate.power_note(metric, self.gates.power);
+        Ok(CheckResult { power_note: Some(note), waivable, ..estimate.into_check(rule, outcome, reason) })
     }
 
     fn better_than_trivial(&self, scope: &Scope<'_>) -> Result<CheckResult, GateError> {
@@ -282,7 +283,7 @@ impl Judge<'_> {
         let outcome = estimate.outcome(metric, 0.0);
         let rule = format!("{}: better than {}", scope.name, self.trivial_in_words());
         let reason = estimate.reason(metric, 0.0, outcome, self.gates.alpha);
-        Ok(estimate.into_check(rule, outcome, reason, false))
+        Ok(estimate.into_check(rule, outcome, reason))
     }
 
     fn trivial_in_words(&self) -> String {
@@ -401,6 +402,7 @@ impl Judge<'_> {
             minimum_detectable_effect: None,
             pass_power: None,
             cases_needed: None,
+            power_note: None,
             waivable: false,
             reason,
         }))
@@ -473,7 +475,17 @@ impl Estimate {
         }
     }
 
-    fn into_check(self, rule: String, outcome: Outcome, reason: String, waivable: bool) -> CheckResult {
+    fn power_note(&self, metric: Metric, power: f64) -> String {
+        let percent = 100.0 * power;
+        let seen = match self.minimum_detectable_effect {
+            Some(drop) => format!("could have detected a drop of {} with {percent:.0} % power", amount(metric, drop)),
+            None => format!("{} cases cannot show any drop with {percent:.0} % power", self.n_cases),
+        };
+        let passes = self.pass_power.map(|chance| format!("; an equal candidate passes with {:.0} %", 100.0 * chance));
+        seen + &passes.unwrap_or_default()
+    }
+
+    fn into_check(self, rule: String, outcome: Outcome, reason: String) -> CheckResult {
         CheckResult {
             rule,
             outcome,
@@ -485,7 +497,8 @@ impl Estimate {
             minimum_detectable_effect: self.minimum_detectable_effect,
             pass_power: self.pass_power,
             cases_needed: self.cases_needed,
-            waivable,
+            power_note: None,
+            waivable: false,
             reason,
         }
     }
@@ -493,7 +506,7 @@ impl Estimate {
 
 /// BCa bounds that each err with probability `alpha`, never tighter than the exact bound for an event that was not seen
 /// in `n_scarcest` cases where the resamples do not vary at all.
-fn bounds(sample: &Bootstrap, alpha: f64, n_scarcest: usize) -> [f64; 2] {
+pub(crate) fn bounds(sample: &Bootstrap, alpha: f64, n_scarcest: usize) -> [f64; 2] {
     if sample.standard_error() > 0.0 {
         return sample.bca(1.0 - 2.0 * alpha);
     }
@@ -529,6 +542,7 @@ fn must_pass(judge: &Judge<'_>) -> Option<CheckResult> {
         minimum_detectable_effect: None,
         pass_power: None,
         cases_needed: None,
+        power_note: None,
         waivable: false,
         reason: match wrong.as_slice() {
             [] => format!("all {n_cases} are right"),
@@ -559,6 +573,7 @@ fn latency(rule: &LatencyRule, latencies_ms: &[f64], alpha: f64) -> Result<Check
         minimum_detectable_effect: None,
         pass_power: None,
         cases_needed: None,
+        power_note: None,
         waivable: false,
         reason: format!(
             "{value:.1} ms over {n_cases} single cases; the true percentile lies within {} to {}",

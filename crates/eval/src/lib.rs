@@ -8,6 +8,7 @@ mod observed;
 mod paired;
 mod power;
 mod rules;
+mod summary;
 mod verdict;
 
 pub use bootstrap::{Bootstrap, Resamples, Units};
@@ -18,6 +19,7 @@ pub use observed::{Case, Classes, Expected, Observed, ObservedError, Similaritie
 pub use paired::Discordance;
 pub use power::{McNemarPower, NonInferiority, Sides};
 pub use rules::{Gates, GatesError, LatencyRule, Rule};
+pub use summary::{Measured, Method, Summary, summarise};
 pub use verdict::{
     Baseline, CheckResult, Evidence, Flip, GoldenSet, Latency, Outcome, Refusal, Verdict, Waiver, outcome,
 };

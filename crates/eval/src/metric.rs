@@ -98,6 +98,15 @@ impl Metric {
         !matches!(self, Self::Auroc | Self::LogLoss | Self::Pearson | Self::Spearman)
     }
 
+    /// The least and the largest value there is.
+    pub fn range(self) -> (f64, f64) {
+        match self {
+            Self::LogLoss => (0.0, f64::INFINITY),
+            Self::Pearson | Self::Spearman => (-1.0, 1.0),
+            _ => (0.0, 1.0),
+        }
+    }
+
     /// The metric of `observed`, for `label` where it belongs to one, ready to be resampled.
     pub fn of(self, observed: &Observed, label: Option<&str>) -> Result<Statistic, MetricError> {
         let value: Evaluate = match (self, observed) {

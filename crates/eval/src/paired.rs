@@ -121,20 +121,22 @@ impl Discordance {
         }
         let at = self.score_lower(alpha);
         let as_good = AtLeastAsGood::new(self.n_cases, at, normal_quantile(1.0 - alpha));
-        // The score bound is close: widen around it until the exact one is inside, rather than search all of [-1, 1].
-        let too_likely = |difference: f64| as_good.largest_probability(difference) > alpha;
-        let mut step = 0.5 / self.n_cases as f64;
+        let excess = |difference: f64| as_good.largest_probability(difference) - alpha;
+        // The score bound is close: walk from there until the exact one is inside, rather than search all of [-1, 1].
+        let mut step = 0.25 / self.n_cases as f64;
         let (mut low, mut high) = (at, at);
-        while low > -1.0 && too_likely(low) {
-            (low, high, step) = ((low - step).max(-1.0), low, step * 2.0);
+        let (mut at_low, mut at_high) = (excess(at), excess(at));
+        while at_low > 0.0 && low > -1.0 {
+            (high, at_high) = (low, at_low);
+            low = (low - step).max(-1.0);
+            (at_low, step) = (excess(low), step * 2.0);
         }
-        while low == high || !too_likely(high) {
-            (low, high, step) = (high, (high + step).min(1.0), step * 2.0);
-            if low == 1.0 {
-                return 1.0;
-            }
+        while at_high <= 0.0 && high < 1.0 {
+            (low, at_low) = (high, at_high);
+            high = (high + step).min(1.0);
+            (at_high, step) = (excess(high), step * 2.0);
         }
-        bisect(low, high, too_likely)
+        root_below((low, at_low), (high, at_high), excess)
     }
 
     /// Tango's statistic for "the true difference is `difference`": the observed difference less that, over its standard
@@ -172,22 +174,32 @@ pub(crate) struct AtLeastAsGood {
 impl AtLeastAsGood {
     pub(crate) fn new(n: u64, difference: f64, critical: f64) -> Self {
         // Outcomes with exactly the observed score must be in; bisection found the bound to about 1e-15.
-        let reaches = |b: u64, c: u64| score(n as f64, b as f64, c as f64, difference) >= critical - 1e-9;
+        Self::of(n, n, |b, c| score(n as f64, b as f64, c as f64, difference) >= critical - 1e-9)
+    }
+
+    /// The outcomes whose exact lower bound lies above `-margin`, up to `most_improvements`; all others count as out.
+    pub(crate) fn passing(n: u64, most_improvements: u64, margin: f64, alpha: f64) -> Self {
+        Self::of(n, most_improvements, |b, c| {
+            let pairs = Discordance { n_cases: n, n_regressions: b, n_improvements: c };
+            let as_good = Self::new(n, pairs.score_lower(alpha), normal_quantile(1.0 - alpha));
+            b < n && as_good.largest_probability(-margin) < alpha
+        })
+    }
+
+    fn of(n: u64, most_improvements: u64, holds: impl Fn(u64, u64) -> bool) -> Self {
         let mut next = 0;
-        let most_regressions = (0..=n)
-            .map(|c| {
-                while next <= n - c && reaches(next, c) {
-                    next += 1;
-                }
-                next.min(n - c + 1).checked_sub(1)
-            })
-            .collect();
-        Self { n, most_regressions }
+        let column = |c: u64| {
+            while c <= most_improvements && next <= n - c && holds(next, c) {
+                next += 1;
+            }
+            if c <= most_improvements { next.min(n - c + 1).checked_sub(1) } else { None }
+        };
+        Self { n, most_regressions: (0..=n).map(column).collect() }
     }
 
     /// The largest probability of the set over all shares of flips with that true difference.
     pub(crate) fn largest_probability(&self, difference: f64) -> f64 {
-        const GRID: usize = 40;
+        const GRID: usize = 32;
         let smaller_most = (1.0 - difference.abs()) / 2.0;
         // Finer near 0, where few flips make the probability jump.
         let smaller = |step: f64| smaller_most * (step / GRID as f64).powi(2);
@@ -207,16 +219,22 @@ impl AtLeastAsGood {
     /// The probability of the set under these shares of regressions and improvements.
     pub(crate) fn probability(&self, regression: f64, improvement: f64) -> f64 {
         let (n, mean) = (self.n, self.n as f64 * improvement);
-        // Columns further than 9 standard deviations off carry less than 1e-12.
-        let reach = 9.0 * (mean * (1.0 - improvement)).sqrt() + 12.0;
-        let (low, high) = ((mean - reach).max(0.0) as u64, ((mean + reach) as u64).min(n));
         let Ok(improvements) = Binomial::new(improvement.clamp(0.0, 1.0), n) else { return 0.0 };
+        // Columns further than 7.5 standard deviations off carry less than 1e-12.
+        let reach = 7.5 * (mean * (1.0 - improvement)).sqrt() + 12.0;
+        let (low, high) = ((mean - reach).max(0.0) as u64, ((mean + reach) as u64).min(n));
         let given = if improvement < 1.0 { (regression / (1.0 - improvement)).clamp(0.0, 1.0) } else { 0.0 };
-        let column = |c: u64| {
-            let most = self.most_regressions[c as usize]?;
-            Some(improvements.pmf(c) * binomial_cdf(most, n - c, given))
-        };
-        (low..=high).filter_map(column).sum()
+        let odds = improvement / (1.0 - improvement);
+        let (mut total, mut weight) = (0.0, improvements.pmf(low));
+        for c in low..=high {
+            if let Some(most) = self.most_regressions[c as usize]
+                && weight > 1e-16
+            {
+                total += weight * binomial_cdf(most, n - c, given);
+            }
+            weight *= (n - c) as f64 / (c + 1) as f64 * odds;
+        }
+        total
     }
 }
 
@@ -237,6 +255,24 @@ pub(crate) fn bisect(mut low: f64, mut high: f64, holds: impl Fn(f64) -> bool) -
         if holds(middle) { high = middle } else { low = middle }
     }
     0.5 * (low + high)
+}
+
+/// A point at most 1e-9 below the root of an increasing function, by regula falsi in the Illinois form. The points are
+/// given with their values; the first one's is at most 0, the second one's above.
+fn root_below((mut low, mut at_low): (f64, f64), (mut high, mut at_high): (f64, f64), of: impl Fn(f64) -> f64) -> f64 {
+    while high - low > 1e-9 {
+        let slope = (at_high - at_low).max(f64::MIN_POSITIVE);
+        let inner = (low - at_low * (high - low) / slope).clamp(low, high);
+        // An end that stays put, or a guess that barely leaves it, must not stall the search.
+        let middle = if (inner - low).min(high - inner) < 1e-10 { 0.5 * (low + high) } else { inner };
+        let value = of(middle);
+        if value > 0.0 {
+            (high, at_high, at_low) = (middle, value, at_low * 0.5);
+        } else {
+            (low, at_low, at_high) = (middle, value, at_high * 0.5);
+        }
+    }
+    low
 }
 
 /// The largest value of a function with one peak in `[low, high]`.

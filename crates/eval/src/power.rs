@@ -102,8 +102,8 @@ pub struct NonInferiority {
     pub alpha: f64,
 }
 
-/// Beyond this many cases the critical value is the normal one; the exact one is within 0.01 of it there.
-const MOST_CASES_FOR_EXACT_CRITICAL: u64 = 1_000;
+/// Beyond this many cases the score test stands in for the exact one, whose discreteness no longer shows.
+const MOST_CASES_FOR_EXACT_POWER: u64 = 300;
 
 impl NonInferiority {
     /// The probability that a candidate with a true difference of `difference` from the baseline passes.
@@ -113,7 +113,7 @@ impl NonInferiority {
         if regression < 0.0 || improvement < 0.0 || regression + improvement > 1.0 {
             return f64::NAN;
         }
-        AtLeastAsGood::new(self.n_cases, -self.margin, self.critical()).probability(regression, improvement)
+        self.passing(improvement).probability(regression, improvement)
     }
 
     /// About how many cases would let an equal candidate pass with probability `power`: the normal approximation,
@@ -123,21 +123,15 @@ impl NonInferiority {
         (self.margin > 0.0).then(|| (self.discordant * (z / self.margin).powi(2)).ceil() as u64)
     }
 
-    /// The critical score at which the largest false-release probability is just `alpha`.
-    fn critical(&self) -> f64 {
-        let normal = normal_quantile(1.0 - self.alpha);
-        if self.n_cases > MOST_CASES_FOR_EXACT_CRITICAL {
-            return normal;
+    fn passing(&self, improvement: f64) -> AtLeastAsGood {
+        let Self { n_cases, margin, alpha, .. } = *self;
+        if n_cases > MOST_CASES_FOR_EXACT_POWER {
+            return AtLeastAsGood::new(n_cases, -margin, normal_quantile(1.0 - alpha));
         }
-        let too_lenient = |critical: f64| {
-            AtLeastAsGood::new(self.n_cases, -self.margin, critical).largest_probability(-self.margin) > self.alpha
-        };
-        let (mut low, mut high) = (normal - 0.5, normal + 1.5);
-        for _ in 0..12 {
-            let middle = 0.5 * (low + high);
-            if too_lenient(middle) { low = middle } else { high = middle }
-        }
-        high
+        // More improvements than this happen in one of 100,000 comparisons.
+        let mean = n_cases as f64 * improvement;
+        let most_improvements = ((mean + 4.5 * mean.sqrt() + 3.0) as u64).min(n_cases);
+        AtLeastAsGood::passing(n_cases, most_improvements, margin, alpha)
     }
 }
 

@@ -120,6 +120,9 @@ pub struct CheckResult {
     /// About how many cases would give that chance the power the gate was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cases_needed: Option<u64>,
+    /// What the check could have seen, in one sentence with units.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub power_note: Option<String>,
     /// Whether the check is inconclusive only because the golden set is too small for it, so that named persons may
     /// accept the flips.
     #[serde(default)]

@@ -1,5 +1,7 @@
 //! Every routine against SciPy, statsmodels, scikit-learn or a brute-force reference; see conformance/make_statistics.py.
 
+#![allow(clippy::unwrap_used)]
+
 use highroad_eval::{
     Bootstrap, Classes, Discordance, McNemarPower, Metric, Observed, Sides, Similarities, clopper_pearson, fisher_z,
     quantile, quantile_interval, wilson,

@@ -1,0 +1,53 @@
+use std::io;
+use std::path::PathBuf;
+
+use highroad_data::RecordError;
+use highroad_eval::{GateError, ObservedError};
+use highroad_package::{Digest, PackageError};
+use highroad_task::TaskError;
+
+/// A golden set cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+#[allow(missing_docs)]
+pub enum GoldenError {
+    #[error("cannot read golden set `{}`", path.display())]
+    Io { path: PathBuf, source: io::Error },
+    #[error("golden set `{}` is over {limit} bytes", path.display())]
+    TooLarge { path: PathBuf, limit: u64 },
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    #[error("{}:{line}: {reason}", path.display())]
+    Case { path: PathBuf, line: usize, reason: String },
+    #[error("golden set `{}` has no cases", .0.display())]
+    Empty(PathBuf),
+}
+
+/// An assessment did not come to an end.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+#[allow(missing_docs)]
+pub enum AssessError {
+    #[error(transparent)]
+    Golden(#[from] GoldenError),
+    #[error("case `{case}`")]
+    Task { case: String, source: TaskError },
+    #[error(transparent)]
+    Observed(#[from] ObservedError),
+    #[error(transparent)]
+    Gate(#[from] GateError),
+    #[error(transparent)]
+    Package(#[from] PackageError),
+    #[error("the package is made to {package}, but the golden set asks for {golden}")]
+    OtherTask { package: &'static str, golden: &'static str },
+    #[error("case `{case}` got an answer of another kind than its task gives")]
+    OtherAnswer { case: String },
+    #[error("cannot read or write `{}`", path.display())]
+    Io { path: PathBuf, source: io::Error },
+    #[error("`{}` is not evaluation results", path.display())]
+    Json { path: PathBuf, source: serde_json::Error },
+    #[error("the results are of golden set {found}, not {expected}")]
+    OtherGolden { expected: Digest, found: Digest },
+    #[error("the results do not hold exactly the cases of the golden set, in order")]
+    OtherCases,
+}

@@ -1,0 +1,189 @@
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::Read as _;
+use std::path::Path;
+
+use highroad_data::Records;
+use highroad_eval::{Case, Expected};
+use highroad_package::Digest;
+use highroad_task::Input;
+use serde::Deserialize;
+
+use crate::GoldenError;
+
+/// Largest golden set that is read: it is held in memory and answered case by case.
+const MAX_GOLDEN_BYTES: u64 = 1 << 30;
+
+/// Longest id or slice name.
+const MAX_NAME_CHARS: usize = 200;
+
+/// Named cases with right answers, known by the digest of the file's bytes.
+#[derive(Clone, Debug)]
+pub struct GoldenSet {
+    /// The file's name without its ending.
+    pub name: String,
+    /// Digest of the file.
+    pub digest: Digest,
+    /// At least one, in file order; all labelled or all pairs.
+    pub cases: Vec<GoldenCase>,
+}
+
+/// A golden case with what is asked.
+#[derive(Clone, Debug)]
+pub struct GoldenCase {
+    /// Id, right answer, slices.
+    pub case: Case,
+    /// What the model is asked.
+    pub input: GoldenInput,
+}
+
+/// What a model is asked in a golden case.
+#[derive(Clone, Debug, PartialEq)]
+pub enum GoldenInput {
+    /// One text, to be labelled.
+    One(Input),
+    /// Two texts, to be compared.
+    Pair([String; 2]),
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Line {
+    id: String,
+    input: LineInput,
+    expected: Expected,
+    #[serde(default)]
+    slices: Vec<String>,
+    #[serde(default)]
+    must_pass: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "expected {\"text\": …}, {\"tokens\": […]} or {\"a\": …, \"b\": …}")]
+enum LineInput {
+    Text(Text),
+    Tokens(Tokens),
+    Pair(Pair),
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Text {
+    text: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Tokens {
+    tokens: Vec<u32>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Pair {
+    a: String,
+    b: String,
+}
+
+impl GoldenSet {
+    /// Reads a JSONL file, one case a line. Unknown keys, a second case of one id, labelled cases beside pairs and an
+    /// empty set are errors that name the line.
+    pub fn read(path: &Path) -> Result<Self, GoldenError> {
+        let io = |source| GoldenError::Io { path: path.to_owned(), source };
+        let mut bytes = Vec::new();
+        File::open(path).map_err(io)?.take(MAX_GOLDEN_BYTES + 1).read_to_end(&mut bytes).map_err(io)?;
+        if bytes.len() as u64 > MAX_GOLDEN_BYTES {
+            return Err(GoldenError::TooLarge { path: path.to_owned(), limit: MAX_GOLDEN_BYTES });
+        }
+        Self::parse(&bytes, path)
+    }
+
+    /// The same from bytes; `path` is what errors call them.
+    pub fn parse(bytes: &[u8], path: &Path) -> Result<Self, GoldenError> {
+        let mut reader = Reader::default();
+        for record in Records::<Line, _>::new(bytes, path) {
+            let (line, record) = record?;
+            let case = |reason| GoldenError::Case { path: path.to_owned(), line, reason };
+            reader.add(line, record).map_err(case)?;
+        }
+        if reader.cases.is_empty() {
+            return Err(GoldenError::Empty(path.to_owned()));
+        }
+        let name = path.file_stem().map_or_else(|| "golden".to_owned(), |stem| stem.to_string_lossy().into_owned());
+        Ok(Self { name, digest: Digest::of(bytes), cases: reader.cases })
+    }
+
+    /// The cases without their inputs, as `highroad-eval` takes them.
+    pub fn cases(&self) -> Vec<Case> {
+        self.cases.iter().map(|case| case.case.clone()).collect()
+    }
+
+    /// The labels that are expected somewhere, sorted; none for pairs.
+    pub fn labels(&self) -> BTreeSet<&str> {
+        let expected = self.cases.iter().map(|case| &case.case.expected);
+        expected
+            .filter_map(|expected| if let Expected::Label(label) = expected { Some(label.as_str()) } else { None })
+            .collect()
+    }
+}
+
+#[derive(Default)]
+struct Reader {
+    cases: Vec<GoldenCase>,
+    lines: BTreeMap<String, usize>,
+    sources: BTreeMap<String, usize>,
+}
+
+impl Reader {
+    fn add(&mut self, line: usize, record: Line) -> Result<(), String> {
+        let Line { id, input, expected, slices, must_pass } = record;
+        check_name("id", &id)?;
+        slices.iter().try_for_each(|slice| check_name("slice", slice))?;
+        if slices.iter().any(|slice| slice == "*") {
+            return Err("a slice cannot be called `*`, which means every slice in gates.toml".to_owned());
+        }
+        if let Some(first) = self.lines.insert(id.clone(), line) {
+            return Err(format!("id `{id}` is already taken by line {first}"));
+        }
+        let input = match input {
+            LineInput::Text(Text { text }) => GoldenInput::One(Input::Text(text)),
+            LineInput::Tokens(Tokens { tokens }) => GoldenInput::One(Input::Tokens(tokens)),
+            LineInput::Pair(Pair { a, b }) => GoldenInput::Pair([a, b]),
+        };
+        check_expected(&input, &expected, must_pass)?;
+        let is_other_kind = |first: &GoldenCase| std::mem::discriminant(&first.input) != std::mem::discriminant(&input);
+        if self.cases.first().is_some_and(is_other_kind) {
+            return Err("labelled texts and pairs cannot share a golden set".to_owned());
+        }
+        let sources = match &input {
+            // A labelled case is a source of its own.
+            GoldenInput::One(_) => [self.cases.len(); 2],
+            GoldenInput::Pair(texts) => texts.each_ref().map(|text| self.source(text)),
+        };
+        self.cases.push(GoldenCase { case: Case { id, expected, slices, must_pass, sources }, input });
+        Ok(())
+    }
+
+    /// Pairs that share a text are not independent, so texts are what a bootstrap draws.
+    fn source(&mut self, text: &str) -> usize {
+        let next = self.sources.len();
+        *self.sources.entry(text.to_owned()).or_insert(next)
+    }
+}
+
+fn check_name(what: &str, name: &str) -> Result<(), String> {
+    let fits = !name.trim().is_empty() && name.chars().count() <= MAX_NAME_CHARS && !name.contains(char::is_control);
+    if fits { Ok(()) } else { Err(format!("{what} {name:?} must be 1 to {MAX_NAME_CHARS} printable characters")) }
+}
+
+fn check_expected(input: &GoldenInput, expected: &Expected, must_pass: bool) -> Result<(), String> {
+    match (input, expected) {
+        (GoldenInput::One(_), Expected::Label(_)) => Ok(()),
+        (GoldenInput::One(_), Expected::Similarity(_)) => Err("a text expects a label, not a number".to_owned()),
+        (GoldenInput::Pair(_), Expected::Label(_)) => Err("a pair expects a number, not a label".to_owned()),
+        (GoldenInput::Pair(_), Expected::Similarity(_)) if must_pass => {
+            Err("`must_pass` needs a labelled case: a similarity is never just right".to_owned())
+        }
+        (GoldenInput::Pair(_), Expected::Similarity(_)) => Ok(()),
+    }
+}

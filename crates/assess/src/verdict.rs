@@ -1,0 +1,85 @@
+use std::path::PathBuf;
+
+use highroad_eval::{Baseline, Comparison, Decision, Gates, Side, Verdict, decide};
+use highroad_package::{Digest, PackageError, Verdicts};
+
+use crate::{AssessError, GoldenSet, Results};
+
+/// What a gate judges: a candidate, and a baseline package or `None` for the trivial one.
+#[derive(Clone, Copy, Debug)]
+pub struct Judged<'a> {
+    /// The golden set both answered.
+    pub golden: &'a GoldenSet,
+    /// The candidate's answers.
+    pub candidate: &'a Results,
+    /// The champion's answers.
+    pub baseline: Option<&'a Results>,
+}
+
+/// Who ran the gate, when, by which rules and against what.
+#[derive(Clone, Debug)]
+pub struct Signature {
+    /// Digest of `gates.toml`.
+    pub gates: Digest,
+    /// The reference the baseline was found by.
+    pub baseline_reference: Option<String>,
+    /// RFC 3339 in UTC, whole seconds.
+    pub created_at: String,
+    /// A name.
+    pub created_by: String,
+}
+
+/// Applies the rules to the answers of both sides.
+///
+/// Errors if either side did not answer exactly the cases of the golden set, or if the candidate does not know a label
+/// that is expected; a label that only the baseline lacks counts as one it never answers.
+pub fn judge(gates: &Gates, judged: &Judged<'_>) -> Result<Decision, AssessError> {
+    let Judged { golden, candidate, baseline } = *judged;
+    let observed = candidate.observed(golden, baseline.map_or(&[], |baseline| &baseline.labels))?;
+    let of_baseline = baseline.map(|baseline| baseline.observed(golden, &candidate.labels)).transpose()?;
+    let comparison = Comparison {
+        cases: &golden.cases(),
+        candidate: &observed,
+        baseline: of_baseline.as_ref().map_or(Side::Trivial, Side::Package),
+        latencies_ms: &candidate.speed.single_ms,
+    };
+    Ok(decide(gates, &comparison)?)
+}
+
+impl Signature {
+    /// Binds a decision to the bytes it is about.
+    pub fn bind(self, judged: &Judged<'_>, decision: Decision) -> Verdict {
+        let Decision { outcome, checks, flips, waivers } = decision;
+        let baseline = match judged.baseline {
+            Some(baseline) => {
+                Baseline::Package { package: baseline.package.to_string(), reference: self.baseline_reference }
+            }
+            None => Baseline::Trivial { name: "majority".to_owned() },
+        };
+        Verdict {
+            highroad_verdict: 1,
+            outcome,
+            package: judged.candidate.package.to_string(),
+            baseline,
+            golden_set: judged.candidate.golden_set.clone(),
+            gates: self.gates.to_string(),
+            numerics_id: judged.candidate.numerics_id.clone(),
+            evidence: judged.candidate.evidence,
+            answers: judged.candidate.answers.to_string(),
+            checks,
+            flips,
+            waivers,
+            latency: Some(judged.candidate.latency()),
+            created_at: self.created_at,
+            created_by: self.created_by,
+        }
+    }
+}
+
+/// Writes a verdict on `package` under `root` (`<package hex>/<verdict hex>.json`); gives its digest and path.
+pub fn keep(root: PathBuf, package: &Digest, verdict: &Verdict) -> Result<(Digest, PathBuf), PackageError> {
+    let bytes = serde_json::to_vec_pretty(verdict).expect("a verdict is plain data with text keys");
+    let digest = Verdicts::open(&root)?.put(package, &bytes)?;
+    let path = root.join(package.hex()).join(format!("{}.json", digest.hex()));
+    Ok((digest, path))
+}

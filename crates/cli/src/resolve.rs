@@ -1,0 +1,107 @@
+//! From what a person types to a verified package, and where this machine keeps things.
+
+use std::convert::Infallible;
+use std::env;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use anyhow::{Context as _, bail};
+use highroad_package::{Digest, MANIFEST, Package, Reference, Store, VerifiedPackage};
+
+/// Where this machine keeps packages, verdicts and logs: `$HIGHROAD_HOME`, else `.highroad` in the current directory.
+#[derive(Clone, Debug)]
+pub struct Home(PathBuf);
+
+impl Home {
+    pub fn find() -> Self {
+        let named = env::var_os("HIGHROAD_HOME").filter(|dir| !dir.is_empty());
+        Self(named.map_or_else(|| PathBuf::from(".highroad"), PathBuf::from))
+    }
+
+    pub fn store(&self) -> anyhow::Result<Store> {
+        let root = self.0.join("store");
+        Store::open(&root).with_context(|| format!("cannot open the package store `{}`", root.display()))
+    }
+
+    pub fn verdicts(&self) -> PathBuf {
+        self.0.join("verdicts")
+    }
+}
+
+/// A package as a person names it: a directory, a digest (or the first 8 or more of its digits) in the local store, or a
+/// reference of the registry (`name:7`, `name@champion`, `name@sha256:…`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target(String);
+
+/// A verified package and how it was found.
+pub struct Resolved {
+    pub package: VerifiedPackage,
+    /// The reference, where it came from a registry.
+    pub reference: Option<Reference>,
+}
+
+/// Fewest digits of a shortened digest.
+const FEWEST_DIGITS: usize = 8;
+
+impl FromStr for Target {
+    type Err = Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Target {
+    /// Finds the package and reads every byte of it against its digest.
+    pub fn resolve(&self, home: &Home) -> anyhow::Result<Resolved> {
+        let found = |package| Resolved { package, reference: None };
+        if Path::new(&self.0).is_dir() {
+            return Ok(found(open_directory(Path::new(&self.0))?));
+        }
+        if let Some(digits) = self.digits() {
+            return Ok(found(from_store(&home.store()?, digits)?));
+        }
+        match self.0.parse::<Reference>() {
+            Ok(reference) => from_registry(home, reference),
+            Err(_) => bail!(
+                "`{self}` is no package: expected a package directory, `sha256:` and at least {FEWEST_DIGITS} digits, or a \
+                 reference such as `name:7` or `name@champion`"
+            ),
+        }
+    }
+
+    /// The digits of a whole or shortened digest.
+    fn digits(&self) -> Option<&str> {
+        let digits = self.0.strip_prefix("sha256:").unwrap_or(&self.0);
+        let is_hex = digits.chars().all(|c| c.is_ascii_digit() || ('a'..='f').contains(&c));
+        ((FEWEST_DIGITS..=64).contains(&digits.len()) && is_hex).then_some(digits)
+    }
+}
+
+fn open_directory(dir: &Path) -> anyhow::Result<VerifiedPackage> {
+    if !dir.join(MANIFEST).exists() && dir.join("package.toml").exists() {
+        bail!("`{0}` is a package source\nhint: `highroad pack {0} -o PACKAGE` makes a package of it", dir.display());
+    }
+    let verified = Package::open(dir).and_then(Package::verify);
+    verified.with_context(|| format!("`{}` is not a sound package", dir.display()))
+}
+
+fn from_store(store: &Store, digits: &str) -> anyhow::Result<VerifiedPackage> {
+    let digests: Vec<Digest> = store.list()?.into_iter().filter(|digest| digest.hex().starts_with(digits)).collect();
+    match digests.as_slice() {
+        [] => bail!("no package `sha256:{digits}` in the local store"),
+        [digest] => store.get(digest).with_context(|| format!("package {digest} is damaged in the local store")),
+        _ => bail!("{} packages in the local store begin with `sha256:{digits}`", digests.len()),
+    }
+}
+
+fn from_registry(_home: &Home, reference: Reference) -> anyhow::Result<Resolved> {
+    bail!("cannot look up `{reference}`: this build has no registry client yet")
+}
