@@ -1,7 +1,7 @@
 //! One file per subcommand.
 
 pub mod completions;
-pub mod inspect;
-pub mod pack;
 pub mod eval;
 pub mod gate;
+pub mod inspect;
+pub mod pack;
