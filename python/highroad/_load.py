@@ -65,13 +65,15 @@ class Program:
         self._inner = inner
         self._in_spec, self._out_spec = inner.in_spec(), inner.out_spec()
         self._arg_names, self._constants = inner.arg_names(), inner.constants()
+        self._constant_results = inner.constant_results()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         leaves = _pytree.bind(args, kwargs, self._in_spec, self._arg_names)
         tensors = [leaf for leaf, constant in zip(leaves, self._constants, strict=True) if not _is(leaf, constant)]
         wants_torch = any(_is_torch(tensor) for tensor in tensors)
         outputs = self._inner.run([_to_runtime(tensor, i) for i, tensor in enumerate(tensors)])
-        results = (_from_runtime(*output, wants_torch) for output in outputs)
+        given = (_from_runtime(*output, wants_torch) for output in outputs)
+        results = (next(given) if constant is None else constant[0] for constant in self._constant_results)
         return _pytree.unflatten(results, self._out_spec)
 
     def graph_text(self) -> str:

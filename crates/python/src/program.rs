@@ -75,11 +75,12 @@ impl Program {
 
     /// For each leaf of the arguments: `None` if a tensor is given there, else a tuple of the constant it must equal.
     fn constants<'py>(&self, py: Python<'py>) -> PyResult<Vec<Option<Bound<'py, PyTuple>>>> {
-        let constant = |leaf: &Leaf| match leaf {
-            Leaf::Constant(argument) => PyTuple::new(py, [literal(py, argument)?]).map(Some),
-            _ => Ok(None),
-        };
-        self.interface.leaves.iter().map(constant).collect()
+        constants(py, &self.interface.leaves)
+    }
+
+    /// The same for each leaf of the result: `None` where `run` returns a tensor.
+    fn constant_results<'py>(&self, py: Python<'py>) -> PyResult<Vec<Option<Bound<'py, PyTuple>>>> {
+        constants(py, &self.interface.results)
     }
 
     /// What decides the bits of a result: kernel set, instruction path and precision.
@@ -112,6 +113,14 @@ fn tree<'py>(py: Python<'py>, spec: &TreeSpec) -> PyResult<Bound<'py, PyAny>> {
         TreeSpec::Named { type_name, .. } => ("named", type_name, fields()?).into_bound_py_any(py),
         _ => ("leaf",).into_bound_py_any(py),
     }
+}
+
+fn constants<'py>(py: Python<'py>, leaves: &[Leaf]) -> PyResult<Vec<Option<Bound<'py, PyTuple>>>> {
+    let constant = |leaf: &Leaf| match leaf {
+        Leaf::Constant(argument) => PyTuple::new(py, [literal(py, argument)?]).map(Some),
+        _ => Ok(None),
+    };
+    leaves.iter().map(constant).collect()
 }
 
 fn literal<'py>(py: Python<'py>, argument: &Argument) -> PyResult<Bound<'py, PyAny>> {

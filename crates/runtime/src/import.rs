@@ -58,19 +58,21 @@ pub struct Interface {
     pub out_spec: TreeSpec,
     /// One for each leaf of `in_spec`.
     pub leaves: Vec<Leaf>,
+    /// One for each leaf of `out_spec`; those that are given are the outputs of the graph.
+    pub results: Vec<Leaf>,
     /// Names of the positional parameters of `forward`, if the archive tells.
     pub arg_names: Vec<String>,
 }
 
-/// One leaf of a program's arguments.
+/// One leaf of a program's arguments or results.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Leaf {
-    /// Given on each run: the input whose source is `User { position }`.
+    /// Given on each run: the input whose source is `User { position }`, or the output at that place.
     Given {
         /// Position among the leaves that are given.
         position: usize,
     },
-    /// Fixed when the program was exported; a call must pass the same or leave it out.
+    /// Fixed when the program was exported; a call must pass the same argument or leave it out.
     Constant(Argument),
 }
 
@@ -89,8 +91,9 @@ pub fn exported(archive: &Archive) -> Result<Exported, LoadError> {
     let mut graph = Scope::default().build(&module.graph, &mut budget, 0)?;
     let leaves = bind_inputs(&mut graph, &module.graph.inputs, &module.signature.input_specs)?;
     check_outputs(&module.signature.output_specs)?;
+    let results = bind_outputs(&mut graph);
     graph.weights = read_weights(&graph, archive)?;
-    let interface = interface(leaves, module.module_call_graph, module.treespec_namedtuple_fields, &graph)?;
+    let interface = interface(leaves, results, module.module_call_graph, module.treespec_namedtuple_fields)?;
     crate::verify::verify(&graph).map_err(|fault| LoadError::Malformed(fault.to_string()))?;
     Ok(Exported {
         graph,
@@ -135,6 +138,21 @@ fn bind_inputs(graph: &mut Graph, inputs: &[RawArgument<'_>], specs: &[InputSpec
     Ok(leaves)
 }
 
+/// Leaves only values among the outputs of the graph; what is always the same is no output.
+fn bind_outputs(graph: &mut Graph) -> Vec<Leaf> {
+    let mut position = 0;
+    let outputs = std::mem::take(&mut graph.outputs);
+    let leaf = |output: Argument| match output {
+        Argument::Value(_) => {
+            graph.outputs.push(output);
+            position += 1;
+            Leaf::Given { position: position - 1 }
+        }
+        constant => Leaf::Constant(constant),
+    };
+    outputs.into_iter().map(leaf).collect()
+}
+
 fn check_outputs(specs: &[OutputSpec]) -> Result<(), LoadError> {
     let what = match specs.iter().find(|spec| !matches!(spec, OutputSpec::user_output(_))) {
         None => return Ok(()),
@@ -171,9 +189,9 @@ fn check_weight(graph: &Graph, value: ValueId, name: &str, tensor: &Tensor) -> R
 
 fn interface(
     leaves: Vec<Leaf>,
+    results: Vec<Leaf>,
     calls: Vec<ModuleCall<'_>>,
     named_tuples: HashMap<String, NamedTuple>,
-    graph: &Graph,
 ) -> Result<Interface, LoadError> {
     let signature = calls.into_iter().find(|call| call.fqn.is_empty()).and_then(|call| call.signature);
     let signature = signature.ok_or_else(|| LoadError::Malformed("it has no signature of its root module".into()))?;
@@ -182,11 +200,12 @@ fn interface(
         in_spec: TreeSpec::parse(&signature.in_spec, &fields)?,
         out_spec: TreeSpec::parse(&signature.out_spec, &fields)?,
         leaves,
+        results,
         arg_names: signature.forward_arg_names.unwrap_or_default(),
     };
     let expected = [
         ("inputs", interface.in_spec.n_leaves(), interface.leaves.len()),
-        ("outputs", interface.out_spec.n_leaves(), graph.outputs.len()),
+        ("outputs", interface.out_spec.n_leaves(), interface.results.len()),
     ];
     match expected.into_iter().find(|(_, in_tree, in_graph)| in_tree != in_graph) {
         None => Ok(interface),

@@ -237,15 +237,19 @@ fn argument_names(exported: &Exported) -> Vec<String> {
 
 fn outputs(exported: &Exported) -> Vec<Port> {
     let names = exported.interface.out_spec.leaf_names();
-    let port = |(position, (name, output)): (usize, (String, &Argument))| Port {
-        name: if name.is_empty() { "result".to_owned() } else { name },
-        ty: match output {
-            Argument::Value(id) => type_text(&exported.graph, *id),
-            constant => format!("always {}", constant_text(constant)),
-        },
-        position: Some(position),
+    let port = |(name, leaf): (String, &Leaf)| {
+        let (ty, position) = match leaf {
+            Leaf::Given { position } => (output_type(&exported.graph, *position), Some(*position)),
+            Leaf::Constant(value) => (format!("always {}", constant_text(value)), None),
+        };
+        Port { name: if name.is_empty() { "result".to_owned() } else { name }, ty, position }
     };
-    names.into_iter().zip(&exported.graph.outputs).enumerate().map(port).collect()
+    names.into_iter().zip(&exported.interface.results).map(port).collect()
+}
+
+fn output_type(graph: &Graph, position: usize) -> String {
+    let output = graph.outputs.get(position).and_then(Argument::as_value);
+    output.map(|id| type_text(graph, id)).unwrap_or_default()
 }
 
 fn type_text(graph: &Graph, id: ValueId) -> String {
