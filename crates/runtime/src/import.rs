@@ -267,7 +267,7 @@ impl Scope {
         let mut args = Vec::with_capacity(raw.inputs.len());
         for input in &raw.inputs {
             let arg = self.argument(&input.arg, budget, depth).map_err(located)?;
-            args.push((input.name.to_string(), arg));
+            args.push((argument_name(&input.name)?, arg));
         }
         let mut outputs = Vec::with_capacity(raw.outputs.len());
         for output in &raw.outputs {
@@ -421,6 +421,15 @@ fn operator_name(target: &str) -> Result<String, LoadError> {
     if name.is_empty() || name.len() > 200 || !name.chars().all(plain) {
         let name: String = name.chars().take(200).collect();
         return Err(LoadError::Malformed(format!("{name:?} is no name of an operator")));
+    }
+    Ok(name.to_owned())
+}
+
+/// A parameter name of the schema; empty for higher-order operators.
+fn argument_name(name: &str) -> Result<String, LoadError> {
+    if name.len() > 200 || !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') {
+        let name: String = name.chars().take(200).collect();
+        return Err(LoadError::Malformed(format!("{name:?} is no name of an argument")));
     }
     Ok(name.to_owned())
 }
@@ -875,7 +884,7 @@ fn innermost_user_line(trace: &str) -> Option<String> {
         Some(folder) => format!("{folder}/{file}:{line}"),
         None => format!("{file}:{line}"),
     };
-    Some(place.chars().filter(|c| !c.is_control()).collect())
+    Some(place.trim().chars().filter(|c| !c.is_control()).collect())
 }
 
 /// `("/a/b.py", 41)` from `File "/a/b.py", line 41, in forward`.
