@@ -127,15 +127,18 @@ mod packing {
         let open = |path: &Path| zip::ZipArchive::new(fs::File::open(path).unwrap()).unwrap();
         let mut before = open(&source("classify-a").join(PROGRAM));
         let mut after = open(&bench.package().join(PROGRAM));
-        assert_eq!(before.len(), after.len() + 2);
+        assert_eq!(before.len(), after.len() + 1);
         let mut raw = Vec::new();
         for i in 0..after.len() {
             let mut record = after.by_index(i).unwrap();
             let name = record.name().unwrap().into_owned();
             assert_eq!(record.data_start().unwrap() % 64, 0, "{name}");
-            assert!(name.starts_with("program/") && !name.contains("sample_inputs"), "{name}");
             raw.clear();
             std::io::copy(&mut record, &mut raw).unwrap();
+            if name == "program/data/sample_inputs/model.pt" {
+                assert_eq!(raw, b"");
+                continue;
+            }
             let mut original = Vec::new();
             std::io::copy(&mut before.by_name(&name).unwrap(), &mut original).unwrap();
             assert!(raw == original, "{name} changed");
@@ -298,7 +301,7 @@ mod tampering {
 
     #[test]
     fn a_shorter_or_longer_file_is_named_with_both_sizes() {
-        let message = after(|package| edit(&package.join(TOKENIZER), |bytes| drop(bytes.pop())));
+        let message = after(|package| edit(&package.join(TOKENIZER), |bytes| bytes.truncate(2148)));
         assert!(message.starts_with("`tokenizer.json` has 2148 bytes, but the manifest says 2149"), "{message}");
     }
 

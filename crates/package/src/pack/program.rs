@@ -17,8 +17,10 @@ const ROOT: &str = "program";
 const MAX_RECORDS: usize = 1 << 18;
 /// Largest program description; the largest of 557 real models had 19 MB.
 const MAX_JSON_BYTES: u64 = 256 << 20;
-/// Records that PyTorch writes and nobody reads: the user's example data, pickled, and a checksum of all records.
-const DROPPED: [&str; 2] = ["data/sample_inputs/", ".data/serialization_id"];
+/// The user's example data, pickled. `torch.export.load` wants the record and takes an empty one for "none".
+const EMPTIED: &str = "data/sample_inputs/";
+/// A checksum of all records, which would no longer fit; PyTorch does without.
+const DROPPED: &str = ".data/serialization_id";
 /// Where PyTorch places the content of records, so that readers can map them.
 const ALIGNMENT: u16 = 64;
 /// The extra field "FB" that PyTorch pads with.
@@ -48,11 +50,13 @@ pub(super) fn canonicalise(from: File, to: &Path) -> Result<(), String> {
         if record.compression() != CompressionMethod::Stored {
             return Err(format!("record `{name}` is compressed"));
         }
-        if DROPPED.iter().any(|dropped| rest.starts_with(dropped)) {
+        if rest == DROPPED {
             continue;
         }
         let name = format!("{ROOT}/{rest}");
-        if rest.starts_with("models/") && rest.ends_with(".json") {
+        if rest.starts_with(EMPTIED) {
+            writer.start_file(&name, options(0)).map_err(words)?;
+        } else if rest.starts_with("models/") && rest.ends_with(".json") {
             let json = read_limited(&mut record, &name)?;
             let json = without_paths(&json);
             writer.start_file(&name, options(json.len() as u64)).map_err(words)?;
@@ -129,7 +133,7 @@ fn value_start(json: &[u8], after_key: usize) -> Option<usize> {
 }
 
 /// The frames of a Python traceback, one a line, without source text and with file names that mean the same on every
-/// machine: from `site-packages/` on for libraries, the bare name otherwise.
+/// machine: relative ones as they are, absolute ones from `site-packages/` on for libraries and the bare name otherwise.
 fn short_trace(trace: &str) -> String {
     let frame = |line: &str| {
         let (path, rest) = line.trim_start().strip_prefix("File \"")?.split_once('"')?;
@@ -139,6 +143,10 @@ fn short_trace(trace: &str) -> String {
 }
 
 fn short_path(path: &str) -> &str {
+    let drive = path.as_bytes().get(1) == Some(&b':');
+    if !drive && !path.starts_with(['/', '\\']) {
+        return path;
+    }
     let library = ["site-packages/", "dist-packages/"].into_iter().find_map(|folder| path.rfind(folder));
     let name = path.rfind(['/', '\\']).map_or(0, |slash| slash + 1);
     &path[library.unwrap_or(name)..]
@@ -156,6 +164,12 @@ mod tests {
             short_trace(trace),
             "File \"model.py\", line 9, in forward\nFile \"site-packages/transformers/bert.py\", line 661, in forward"
         );
+    }
+
+    #[test]
+    fn relative_paths_stay() {
+        assert_eq!(short_path("torch/fx/passes/runtime_assert.py"), "torch/fx/passes/runtime_assert.py");
+        assert_eq!(short_path("C:\\eve\\model.py"), "model.py");
     }
 
     #[test]
