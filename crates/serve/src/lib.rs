@@ -5,6 +5,7 @@
 
 mod attestation;
 pub mod batcher;
+pub mod case;
 pub mod config;
 mod deployment;
 mod error;

@@ -121,8 +121,10 @@ impl Portfolio {
                 () = self.look_now.notified() => {}
             }
             for deployment in self.deployments() {
-                // Told where it happened: in the log, the metrics and the status.
-                let _ = deployment.refresh().await;
+                // Other errors are told where they happened: in the log, the metrics and the status.
+                if let Err(DeployError::NotFound(_)) = deployment.refresh().await {
+                    deployment.undeploy();
+                }
             }
         }
     }

@@ -19,6 +19,6 @@ pub use signature::Sharing;
 /// What a caller needs to run [`Predictor::program`] itself, past the task: servers that take program tensors.
 pub mod raw {
     pub use highroad_runtime::graph::Dim;
-    pub use highroad_runtime::{Program, RunError, RunOptions, TensorSpec};
+    pub use highroad_runtime::{Program, RunError, RunOptions, TensorSpec, numerics_id};
     pub use highroad_tensor::{DType, Storage, Tensor, TensorError};
 }

@@ -122,6 +122,15 @@ impl EmbeddingsRequest {
     }
 }
 
+/// The inputs of a request of either kind.
+pub fn inputs(body: &Value) -> Result<Vec<Input>, Refused> {
+    let body = body.as_object().ok_or_else(|| Refused::from(Problem::invalid("the body is not a JSON object")))?;
+    match body.get("input").and_then(|input| input.get(0)) {
+        Some(Value::Object(_)) => moderation_inputs(body),
+        _ => embedding_inputs(body),
+    }
+}
+
 fn embedding_inputs(body: &Map<String, Value>) -> Result<Vec<Input>, Refused> {
     const SHAPES: &str = "`input` is a string, a list of strings, a list of token ids or a list of lists of token ids";
     let error = || Refused::invalid("input", SHAPES);

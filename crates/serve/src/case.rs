@@ -1,0 +1,77 @@
+//! A case file of `highroad replay`: one served input again, as a golden case or as the body that was sent.
+
+use highroad_task::Input;
+use highroad_task::raw::TensorSpec;
+use highroad_service::Problem;
+use serde_json::Value;
+
+use crate::protocol::oip::{InferRequest, Query};
+use crate::protocol::openai;
+
+/// What a case asks, of a program with inputs `specs`.
+///
+/// Taken are `{"input": {"text": "…"}}` (a golden case), `{"text": "…"}`, `{"tokens": […]}`, the body of an OpenAI request
+/// (`{"input": "…"}` and its other shapes) and the JSON body of an Open Inference Protocol request.
+pub fn query(case: &[u8], specs: &[TensorSpec]) -> Result<Query, Problem> {
+    let case: Value =
+        serde_json::from_slice(case).map_err(|error| Problem::invalid(format!("the case is not JSON: {error}")))?;
+    if case.get("inputs").is_some() {
+        let body = case.to_string();
+        return InferRequest::parse(body.as_bytes(), None)?.query(specs).map(|(query, _)| query);
+    }
+    let golden = case.get("input").filter(|input| input.is_object()).unwrap_or(&case);
+    if golden.get("text").is_some() || golden.get("tokens").is_some() {
+        return golden_input(golden).map(|input| Query::Rows(vec![input]));
+    }
+    let inputs = openai::inputs(&case).map_err(|refused| refused.problem)?;
+    Ok(Query::Rows(inputs))
+}
+
+fn golden_input(golden: &Value) -> Result<Input, Problem> {
+    let known = golden.as_object().map(|object| {
+        let input = object.iter().filter(|(key, _)| matches!(key.as_str(), "text" | "tokens"));
+        input.map(|(key, value)| (key.clone(), value.clone())).collect()
+    });
+    let input = Value::Object(known.unwrap_or_default());
+    serde_json::from_value(input).map_err(|error| Problem::invalid(format!("the case's input: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rows(case: &str) -> Result<Vec<Input>, String> {
+        match query(case.as_bytes(), &[]) {
+            Ok(Query::Rows(rows)) => Ok(rows),
+            Ok(Query::Program(_)) => Err("a program query".to_owned()),
+            Err(problem) => Err(problem.message),
+        }
+    }
+
+    fn text(text: &str) -> Input {
+        Input::Text(text.to_owned())
+    }
+
+    #[test]
+    fn a_case_is_a_golden_case_or_the_body_that_was_sent() {
+        for case in [
+            r#"{"id": "x", "input": {"text": "a"}, "expected": "b"}"#,
+            r#"{"text": "a"}"#,
+            r#"{"input": "a"}"#,
+            r#"{"model": "m", "input": ["a"]}"#,
+            r#"{"model": "m", "input": [{"type": "text", "text": "a"}]}"#,
+            r#"{"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": ["a"]}]}"#,
+        ] {
+            assert_eq!(rows(case), Ok(vec![text("a")]), "{case}");
+        }
+        assert_eq!(rows(r#"{"input": {"tokens": [1, 2]}}"#), Ok(vec![Input::Tokens(vec![1, 2])]));
+        assert_eq!(rows(r#"{"input": [[1, 2], [3]]}"#), Ok(vec![Input::Tokens(vec![1, 2]), Input::Tokens(vec![3])]));
+    }
+
+    #[test]
+    fn what_is_no_case_is_told() {
+        for case in ["", "[]", "{}", r#"{"input": {}}"#, r#"{"text": 1}"#, r#"{"text": "a", "tokens": [1]}"#] {
+            assert!(rows(case).is_err(), "{case}");
+        }
+    }
+}

@@ -1,0 +1,140 @@
+use std::time::Duration;
+
+use highroad_serve::{DeployError, State, Unverified};
+use highroad_testkit::TinyPackage;
+use serde_json::{Value, json};
+
+use crate::rig::{Options, Rig, Verdicted, header};
+
+async fn version_served(rig: &Rig) -> String {
+    let response = rig.post_json("/v1/moderations", json!({ "input": "a" })).await;
+    header(&response, "x-highroad-version")
+}
+
+async fn eventually(mut holds: impl AsyncFnMut() -> bool) {
+    for _ in 0..400 {
+        if holds().await {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(25)).await;
+    }
+    panic!("it did not happen within ten seconds");
+}
+
+#[tokio::test]
+async fn a_package_without_a_passing_verdict_does_not_serve() {
+    for (verdicted, reason) in [(Verdicted::None, "has no verdict"), (Verdicted::Fail, "the verdict is Fail")] {
+        let rig = Rig::new(&["moderation"], Options::default()).await;
+        rig.registry.release("moderation", 1, TinyPackage::ClassifyA, verdicted);
+        rig.registry.promote("moderation", 1);
+        let errors = rig.portfolio.load().await;
+        assert!(errors[0].1.to_string().contains(reason), "{errors:?}");
+        let ready = rig.get("/ready").await;
+        assert_eq!(ready.status(), 503);
+        let status: Value = ready.json().await.unwrap();
+        assert!(status["members"][0]["failure"]["reason"].as_str().unwrap().contains(reason));
+        assert_eq!(rig.post_json("/v1/moderations", json!({ "model": "moderation", "input": "a" })).await.status(), 503);
+    }
+}
+
+#[tokio::test]
+async fn development_serves_it_and_says_so_in_every_answer() {
+    let options = Options { unverified: Unverified::ServeAsDevelopment, ..Options::default() };
+    let rig = Rig::new(&["moderation"], options).await;
+    rig.registry.release("moderation", 1, TinyPackage::ClassifyA, Verdicted::None);
+    rig.registry.promote("moderation", 1);
+    assert!(rig.portfolio.load().await.is_empty());
+    let response = rig.post_json("/v1/moderations", json!({ "input": "a" })).await;
+    assert_eq!(header(&response, "x-highroad-evidence"), "development");
+    assert_eq!(header(&response, "x-highroad-development"), "no verdict");
+    let id = header(&response, "x-request-id");
+    assert_eq!(rig.log.find(&id).unwrap().unwrap().development.as_deref(), Some("no verdict"));
+}
+
+#[tokio::test]
+async fn a_version_that_does_not_load_never_takes_traffic() {
+    let rig = Rig::ready().await;
+    rig.registry.release("moderation", 2, TinyPackage::ClassifyB, Verdicted::Fail);
+    rig.registry.promote("moderation", 2);
+    eventually(async || rig.portfolio.deployment("moderation").unwrap().status().failure.is_some()).await;
+    assert_eq!(version_served(&rig).await, "moderation:1");
+    let status = rig.portfolio.deployment("moderation").unwrap().status();
+    assert_eq!((status.state, status.failure.unwrap().version.as_deref()), (State::Ready, Some("moderation:2")));
+    let index: Value = rig.post("/v2/repository/index", "").await.json().await.unwrap();
+    let entry = &index[1];
+    assert_eq!(entry["state"], "READY");
+    assert!(entry["reason"].as_str().unwrap().starts_with("moderation:2 does not serve: "));
+    // Once the registry points at something sound again, the failure is history.
+    rig.registry.promote("moderation", 1);
+    eventually(async || rig.portfolio.deployment("moderation").unwrap().status().failure.is_none()).await;
+    assert_eq!(version_served(&rig).await, "moderation:1");
+}
+
+#[tokio::test]
+async fn a_promotion_is_followed_and_rolled_back() {
+    let rig = Rig::ready().await;
+    rig.registry.release("moderation", 2, TinyPackage::ClassifyB, Verdicted::Pass);
+    rig.registry.promote("moderation", 2);
+    eventually(async || version_served(&rig).await == "moderation:2").await;
+    rig.registry.promote("moderation", 1);
+    eventually(async || version_served(&rig).await == "moderation:1").await;
+}
+
+#[tokio::test]
+async fn the_rollback_of_a_first_version_is_undeployment() {
+    let rig = Rig::ready().await;
+    rig.registry.undeploy("moderation");
+    eventually(async || rig.portfolio.deployment("moderation").unwrap().status().state == State::Undeployed).await;
+    let response = rig.post_json("/v1/moderations", json!({ "model": "moderation", "input": "a" })).await;
+    assert_eq!(response.status(), 404);
+    // Serving nothing is what should be, so the server is ready.
+    assert_eq!(rig.get("/ready").await.status(), 200);
+    assert_eq!(rig.get("/v2/models/moderation/ready").await.status(), 404);
+    rig.registry.promote("moderation", 1);
+    eventually(async || version_served(&rig).await == "moderation:1").await;
+}
+
+#[tokio::test]
+async fn a_registry_that_is_away_takes_nothing_down() {
+    let rig = Rig::ready().await;
+    *rig.registry.away.lock().unwrap() = true;
+    eventually(async || rig.portfolio.deployment("moderation").unwrap().status().failure.is_some()).await;
+    assert_eq!(version_served(&rig).await, "moderation:1");
+    assert_eq!(rig.get("/ready").await.status(), 200);
+    *rig.registry.away.lock().unwrap() = false;
+    eventually(async || rig.portfolio.deployment("moderation").unwrap().status().failure.is_none()).await;
+}
+
+#[tokio::test]
+async fn other_numerics_are_attested_before_they_serve() {
+    let rig = Rig::new(&["moderation"], Options::default()).await;
+    let package = rig.registry.release("moderation", 1, TinyPackage::ClassifyA, Verdicted::PassElsewhere);
+    rig.registry.promote("moderation", 1);
+    assert!(rig.portfolio.load().await.is_empty());
+    let response = rig.post_json("/v1/moderations", json!({ "input": "a" })).await;
+    assert_eq!(header(&response, "x-highroad-evidence"), "attested");
+    let numerics_id = highroad_task::raw::numerics_id();
+    let path = highroad_serve::attestation_path(&rig.home.path().join("attestations"), &package, &numerics_id);
+    let attestation: highroad_serve::Attestation = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    assert_eq!((attestation.package, attestation.numerics_id), (package, numerics_id));
+    assert!(attestation.n_cases > 0 && attestation.worst_relative_rms <= attestation.limit_relative_rms);
+}
+
+#[tokio::test]
+async fn a_released_revision_frees_its_memory() {
+    let rig = Rig::ready().await;
+    let revision = std::sync::Arc::downgrade(&rig.portfolio.revision("moderation").unwrap());
+    rig.registry.release("moderation", 2, TinyPackage::ClassifyB, Verdicted::Pass);
+    rig.registry.promote("moderation", 2);
+    eventually(async || revision.upgrade().is_none()).await;
+}
+
+#[tokio::test]
+async fn a_reference_that_means_nothing_is_an_error_or_a_wait() {
+    let rig = Rig::new(&["moderation"], Options::default()).await;
+    assert!(matches!(rig.portfolio.load().await[..], [(_, DeployError::NotFound(_))]));
+    assert!(rig.portfolio.load_what_exists().await.is_empty());
+    rig.registry.release("moderation", 1, TinyPackage::ClassifyA, Verdicted::Pass);
+    rig.registry.promote("moderation", 1);
+    eventually(async || version_served(&rig).await == "moderation:1").await;
+}

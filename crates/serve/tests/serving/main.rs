@@ -1,0 +1,7 @@
+//! Serving over real sockets with small real packages.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod deployments;
+mod protocols;
+mod rig;
+mod swap;

@@ -1,0 +1,248 @@
+use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use highroad_eval::{Outcome, Verdict};
+use highroad_package::{Digest, Reference, Selector, Store, Verdicts};
+use highroad_serve::config::{MemberConfig, ModelSource, PollInterval, PortfolioConfig, RequestLimits};
+use highroad_serve::request_log::{LogLimits, RequestLog};
+use highroad_serve::{
+    BoxFuture, Candidate, DeployError, LocalState, Portfolio, Registry, Resolved, Unverified, probes, router,
+};
+use highroad_service::{Bound, Shell};
+use highroad_task::{Predictor, PredictorOptions};
+use highroad_testkit::TinyPackage;
+use serde_json::{Value, json};
+
+/// A server on a free port with its own home and registry.
+pub struct Rig {
+    pub url: String,
+    pub registry: Arc<FakeRegistry>,
+    pub portfolio: Arc<Portfolio>,
+    pub log: RequestLog,
+    pub client: reqwest::Client,
+    pub home: tempfile::TempDir,
+}
+
+/// How a rig differs from a plain one.
+#[derive(Clone, Copy)]
+pub struct Options {
+    pub unverified: Unverified,
+    pub limits: RequestLimits,
+    pub queue_rows: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { unverified: Unverified::Refuse, limits: RequestLimits::default(), queue_rows: 4096 }
+    }
+}
+
+impl Rig {
+    /// Serves the members, each the champion of a model of its own name. Loads nothing.
+    pub async fn new(members: &[&str], options: Options) -> Self {
+        let home = tempfile::tempdir().unwrap();
+        let local = local_state(home.path());
+        let registry = Arc::new(FakeRegistry::new(local.store.clone()));
+        let member = |name: &&str| {
+            let mut config = MemberConfig::new(format!("{name}@champion").parse::<ModelSource>().unwrap());
+            config.threads = NonZeroUsize::MIN;
+            config.batching.queue_rows = NonZeroUsize::new(options.queue_rows).unwrap();
+            (name.to_string(), config)
+        };
+        let config = PortfolioConfig {
+            members: members.iter().map(member).collect(),
+            limits: options.limits,
+            poll_interval: PollInterval(Duration::from_millis(50)),
+        };
+        let known: Arc<dyn Registry> = Arc::clone(&registry) as _;
+        let portfolio = Arc::new(Portfolio::new(config, options.unverified, Some(known), local));
+        let log = RequestLog::open(&home.path().join("requests"), LogLimits::default()).unwrap();
+        let url = serve(Arc::clone(&portfolio), log.clone()).await;
+        Self { url, registry, portfolio, log, client: reqwest::Client::new(), home }
+    }
+
+    /// Both tiny models, promoted and loaded.
+    pub async fn ready() -> Self {
+        Self::ready_with(Options::default()).await
+    }
+
+    pub async fn ready_with(options: Options) -> Self {
+        let rig = Self::new(&["moderation", "embedder"], options).await;
+        rig.registry.release("moderation", 1, TinyPackage::ClassifyA, Verdicted::Pass);
+        rig.registry.release("embedder", 1, TinyPackage::Embed, Verdicted::Pass);
+        rig.registry.promote("moderation", 1);
+        rig.registry.promote("embedder", 1);
+        let errors = rig.portfolio.load().await;
+        assert!(errors.is_empty(), "{errors:?}");
+        rig
+    }
+
+    pub async fn post(&self, path: &str, body: impl Into<reqwest::Body>) -> reqwest::Response {
+        self.client.post(format!("{}{path}", self.url)).body(body).send().await.unwrap()
+    }
+
+    pub async fn post_json(&self, path: &str, body: Value) -> reqwest::Response {
+        self.post(path, body.to_string()).await
+    }
+
+    pub async fn get(&self, path: &str) -> reqwest::Response {
+        self.client.get(format!("{}{path}", self.url)).send().await.unwrap()
+    }
+
+    /// The package in process, beside the server.
+    pub fn predictor(&self, package: TinyPackage) -> Predictor {
+        let verified = self.registry.store.get(&self.registry.add(package)).unwrap();
+        Predictor::open(&verified, &PredictorOptions::default()).unwrap()
+    }
+}
+
+pub fn header(response: &reqwest::Response, name: &str) -> String {
+    response.headers().get(name).map(|value| value.to_str().unwrap().to_owned()).unwrap_or_default()
+}
+
+pub fn local_state(home: &Path) -> LocalState {
+    LocalState {
+        store: Store::open(home.join("store")).unwrap(),
+        verdicts: Verdicts::open(home.join("verdicts")).unwrap(),
+        attestations: home.join("attestations"),
+    }
+}
+
+async fn serve(portfolio: Arc<Portfolio>, log: RequestLog) -> String {
+    let bound = Bound::bind("127.0.0.1:0").await.unwrap();
+    let url = bound.url();
+    let app = router(Arc::clone(&portfolio), log)
+        .merge(probes(Arc::clone(&portfolio)))
+        .merge(highroad_service::metrics::route());
+    highroad_serve::telemetry::describe();
+    tokio::spawn(bound.serve(app, Shell::default(), std::future::pending()));
+    tokio::spawn(async move { portfolio.follow().await });
+    url
+}
+
+/// What a released version brings along.
+#[derive(Clone, Copy)]
+pub enum Verdicted {
+    None,
+    Pass,
+    Fail,
+    /// A pass that was measured on another machine.
+    PassElsewhere,
+}
+
+/// A registry in memory.
+pub struct FakeRegistry {
+    store: Store,
+    sources: tempfile::TempDir,
+    versions: Mutex<BTreeMap<(String, u64), Release>>,
+    champions: Mutex<BTreeMap<String, u64>>,
+    /// While set, nobody answers.
+    pub away: Mutex<bool>,
+}
+
+#[derive(Clone)]
+struct Release {
+    package: Digest,
+    verdict: Option<(Digest, Verdict)>,
+}
+
+impl FakeRegistry {
+    fn new(store: Store) -> Self {
+        let sources = tempfile::tempdir().unwrap();
+        Self { store, sources, versions: Mutex::default(), champions: Mutex::default(), away: Mutex::new(false) }
+    }
+
+    pub fn add(&self, package: TinyPackage) -> Digest {
+        self.store.add(&self.packed(package)).unwrap()
+    }
+
+    /// The package's directory, packed once.
+    pub fn packed(&self, package: TinyPackage) -> PathBuf {
+        let out = self.sources.path().join(format!("{package:?}"));
+        if !out.exists() {
+            highroad_package::pack(&package.source(), &out).unwrap();
+        }
+        out
+    }
+
+    pub fn release(&self, name: &str, version: u64, package: TinyPackage, verdicted: Verdicted) -> Digest {
+        let package = self.add(package);
+        let verdict = verdict(package, verdicted).map(|verdict| {
+            let bytes = serde_json::to_vec(&verdict).unwrap();
+            (Digest::of(&bytes), verdict)
+        });
+        self.versions.lock().unwrap().insert((name.to_owned(), version), Release { package, verdict });
+        package
+    }
+
+    pub fn promote(&self, name: &str, version: u64) {
+        self.champions.lock().unwrap().insert(name.to_owned(), version);
+    }
+
+    pub fn undeploy(&self, name: &str) {
+        self.champions.lock().unwrap().remove(name);
+    }
+}
+
+impl Registry for FakeRegistry {
+    fn resolve<'a>(&'a self, reference: &'a Reference) -> BoxFuture<'a, Result<Resolved, DeployError>> {
+        Box::pin(async move {
+            if *self.away.lock().unwrap() {
+                return Err(DeployError::Registry("connection refused".to_owned()));
+            }
+            let not_found = || DeployError::NotFound(reference.clone());
+            let version = match &reference.selector {
+                Selector::Alias(_) => {
+                    *self.champions.lock().unwrap().get(&reference.name).ok_or_else(not_found)?
+                }
+                Selector::Version(version) => *version,
+                Selector::Digest(_) => return Err(not_found()),
+            };
+            let versions = self.versions.lock().unwrap();
+            let release = versions.get(&(reference.name.clone(), version)).ok_or_else(not_found)?;
+            let verdict = release.verdict.as_ref().map(|(digest, _)| *digest);
+            Ok(Resolved { name: reference.name.clone(), version, package: release.package, verdict })
+        })
+    }
+
+    fn fetch<'a>(&'a self, resolved: &'a Resolved) -> BoxFuture<'a, Result<Candidate, DeployError>> {
+        Box::pin(async move {
+            let release = self.versions.lock().unwrap()[&(resolved.name.clone(), resolved.version)].clone();
+            let package = self.store.get(&release.package)?;
+            Ok(Candidate { version: resolved.label(), package, verdict: release.verdict })
+        })
+    }
+}
+
+fn verdict(package: Digest, verdicted: Verdicted) -> Option<Verdict> {
+    let (outcome, numerics_id) = match verdicted {
+        Verdicted::None => return None,
+        Verdicted::Pass => (Outcome::Pass, highroad_task::raw::numerics_id()),
+        Verdicted::Fail => (Outcome::Fail, highroad_task::raw::numerics_id()),
+        Verdicted::PassElsewhere => (Outcome::Pass, "highroad-0/abacus/f32".to_owned()),
+    };
+    // Through JSON, as verdicts arrive.
+    let digest = Digest::of(b"").to_string();
+    let verdict = json!({
+        "highroad_verdict": 1,
+        "outcome": outcome,
+        "package": package,
+        "baseline": { "kind": "trivial", "name": "majority" },
+        "golden_set": { "name": "golden", "digest": digest, "n_cases": 100 },
+        "gates": digest,
+        "numerics_id": numerics_id,
+        "evidence": "bit-exact",
+        "answers": digest,
+        "checks": [{
+            "rule": "accuracy at least 0.9", "outcome": outcome, "n_cases": 100, "candidate": 0.95,
+            "reason": "0.95 is above 0.9",
+        }],
+        "flips": [],
+        "created_at": "2026-11-23T09:00:00Z",
+        "created_by": "test",
+    });
+    Some(serde_json::from_value(verdict).unwrap())
+}
