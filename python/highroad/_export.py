@@ -21,6 +21,7 @@ __all__ = ["ExportError", "export"]
 
 # The file that makes a directory a package source; only such a directory is ever replaced.
 _DESCRIPTION = "package.toml"
+_NOTICES = ("LICENSE", "NOTICE", "README.md")
 # A name travels into registry URLs and references (`name@alias`), so it keeps to what both accept.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
@@ -50,6 +51,7 @@ def export(
     lock: str | os.PathLike[str] | None = None,
     run_id: str | None = None,
     git_commit: str | None = None,
+    notices: Sequence[str | os.PathLike[str]] = (),
 ) -> Path:
     """Write ``module`` as a package source directory at ``path`` and return that path.
 
@@ -75,7 +77,8 @@ def export(
         data: files that trained the module by name, or their ``sha256:…`` digests.
         lock: lock file of the environment.
         run_id: tracked run that trained it; by default ``MLFLOW_RUN_ID``.
-        git_commit: commit of the training code; by default the one checked out in the current directory.
+        git_commit: commit of the training code; by default ``HIGHROAD_GIT_COMMIT``, or what is checked out here.
+        notices: files named ``LICENSE``, ``NOTICE`` or ``README.md`` that must travel with the weights.
 
     Raises:
         ExportError: the inputs contradict the task, the module cannot be exported, or the exported program does not
@@ -88,7 +91,7 @@ def export(
 
     target = Path(path)
     _refuse_foreign_directory(target)
-    description = {
+    description: dict[str, Any] = {
         "name": _checked_name(name),
         "licence": _said(licence, "licence", "an SPDX expression such as `Apache-2.0`"),
         "owner": _said(owner, "owner", "a team or an address"),
@@ -110,8 +113,9 @@ def export(
         _save_program(program, staging / "program.pt2")
         _save_tokenizer(tokenizer, staging / "tokenizer.json")
         _save_cases(cases, staging / "parity.safetensors")
-        tables = {"task": signature, "parity": {"relative_rms": relative_rms}, "provenance": provenance}
-        (staging / _DESCRIPTION).write_text(_toml(description | tables), encoding="utf-8")
+        _copy_notices(notices, staging)
+        description |= signature | {"check": {"relative_rms": relative_rms}, "provenance": provenance}
+        (staging / _DESCRIPTION).write_text(_toml(description), encoding="utf-8")
         staging.chmod(0o755)
         if target.exists():
             shutil.rmtree(target)
@@ -323,6 +327,13 @@ def _save_cases(cases: list[tuple[tuple[Any, ...], torch.Tensor]], path: Path) -
         tensors |= {f"{i}.input.{j}": leaf for j, leaf in enumerate(pytree.tree_leaves(inputs))}
         tensors[f"{i}.output.0"] = output
     save_file({key: value.detach().cpu().clone().contiguous() for key, value in tensors.items()}, path)
+
+
+def _copy_notices(notices: Sequence[str | os.PathLike[str]], directory: Path) -> None:
+    for notice in map(Path, notices):
+        if notice.name not in _NOTICES:
+            raise ExportError(f"`{notice.name}` cannot travel in a package: only {', '.join(_NOTICES)} can")
+        shutil.copyfile(notice, directory / notice.name)
 
 
 def _describe_provenance(

@@ -29,7 +29,12 @@ def data_digests(data: Mapping[str, str | os.PathLike[str]]) -> dict[str, str]:
 
 
 def git_commit(directory: str | os.PathLike[str] = ".") -> str | None:
-    """Commit checked out in ``directory``, ``-dirty`` appended if tracked files changed; ``None`` outside git."""
+    """Commit of the training run if ``highroad export`` says it, else what ``directory`` has checked out.
+
+    ``-dirty`` is appended if tracked files changed; ``None`` outside git.
+    """
+    if trained := os.environ.get("HIGHROAD_GIT_COMMIT"):
+        return trained
     commit = _git(directory, "rev-parse", "HEAD")
     if commit is None:
         return None

@@ -21,14 +21,14 @@ STANDARD = tomllib.loads(Path("highroad.toml").read_text(encoding="utf-8"))
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("runs/baseline"))
-    parser.add_argument("--n_examples", type=int, default=0, help="train on the first so many; 0 means all")
+    parser.add_argument("--n_examples", type=int, default=4_000, help="train on the first so many")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
 
     torch.manual_seed(STANDARD["training"]["seed"])
     model = models.pretrained(len(data.LABELS)).eval()
     tokenizer = models.tokenizer(STANDARD["packaging"]["max_tokens"])
-    train = data.encode(data.split("train")[: options.n_examples or None], tokenizer)
+    train = data.encode(data.split("train")[: options.n_examples], tokenizer)
     validation = data.encode(data.split("validation"), tokenizer)
 
     state = {"step": 0, "run_id": None}

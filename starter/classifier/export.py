@@ -38,6 +38,7 @@ def main() -> None:
         owner=STANDARD["model"]["owner"],
         data=data.files(),
         lock=STANDARD["environment"]["lock"],
+        notices=[models.ENCODER / "LICENSE", models.ENCODER / "NOTICE"],
     )
 
 

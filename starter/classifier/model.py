@@ -36,7 +36,12 @@ class Classifier(nn.Module):
 
 def pretrained(n_labels: int) -> Classifier:
     """The pretrained encoder with a fresh head."""
-    return Classifier(BertModel.from_pretrained(ENCODER, add_pooling_layer=False), n_labels)
+    encoder = _encoder()
+    # The file also holds a pooler, which mean pooling does not use.
+    missing, _ = encoder.load_state_dict(load_file(ENCODER / "model.safetensors"), strict=False)
+    if missing:
+        raise ValueError(f"{ENCODER} lacks weights: {missing}")
+    return Classifier(encoder, n_labels)
 
 
 def save(model: Classifier, path: Path) -> None:
@@ -48,7 +53,7 @@ def save(model: Classifier, path: Path) -> None:
 
 def load(path: Path, n_labels: int) -> Classifier:
     """The model with the weights that ``save`` wrote."""
-    model = Classifier(BertModel(BertConfig.from_pretrained(ENCODER), add_pooling_layer=False), n_labels)
+    model = Classifier(_encoder(), n_labels)
     model.load_state_dict(load_file(path))
     return model.eval()
 
@@ -59,3 +64,7 @@ def tokenizer(max_tokens: int) -> Tokenizer:
     tokenizer.no_padding()
     tokenizer.enable_truncation(max_tokens)
     return tokenizer
+
+
+def _encoder() -> BertModel:
+    return BertModel(BertConfig.from_pretrained(ENCODER), add_pooling_layer=False)

@@ -1,7 +1,9 @@
 //! One file per subcommand.
 
 pub mod completions;
+pub mod doctor;
 pub mod eval;
 pub mod gate;
 pub mod inspect;
+pub mod new;
 pub mod pack;

@@ -6,8 +6,10 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 
 mod commands;
 mod progress;
+#[allow(dead_code, reason = "train and export read all of it; they land next")]
+mod repo;
 mod resolve;
-#[allow(dead_code, reason = "train, export and doctor read it; they land next")]
+#[allow(dead_code, reason = "train and export read all of it; they land next")]
 mod standard;
 
 /// The paved road for PyTorch: from research to production on one artifact, one runtime and one verdict.
@@ -21,6 +23,10 @@ struct Cli {
 // One line a subcommand; each variant wraps the `Args` struct of its file, which has `fn run(self) -> anyhow::Result<ExitCode>`.
 #[derive(Subcommand)]
 enum Command {
+    /// Make a model repo from the blessed starter.
+    New(commands::new::Args),
+    /// Check this machine and this repo against highroad.toml.
+    Doctor(commands::doctor::Args),
     /// Print the completion script of a shell.
     Completions(commands::completions::Args),
     /// Tell what a program or package is: inputs, outputs, weights, operators, graph.
@@ -39,6 +45,8 @@ const USAGE_OR_ENVIRONMENT: u8 = 2;
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
+        Command::New(args) => args.run(),
+        Command::Doctor(args) => args.run(),
         Command::Completions(args) => args.run(Cli::command()),
         Command::Inspect(args) => args.run(),
         Command::Pack(args) => args.run(),

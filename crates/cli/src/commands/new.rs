@@ -1,0 +1,154 @@
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context as _, bail};
+use include_dir::{Dir, DirEntry, include_dir};
+use minijinja::syntax::SyntaxConfig;
+
+// Template folders hold what a repo holds; a file ending in `.jinja` is rendered and loses the ending.
+static STARTER: Dir<'static> = include_dir!("$CARGO_MANIFEST_DIR/../../starter");
+
+/// `highroad new NAME --kind classifier`
+#[derive(clap::Args)]
+pub struct Args {
+    /// Directory to make; its last part names the model
+    name: PathBuf,
+    /// What the model is for
+    #[arg(long, value_enum)]
+    kind: Kind,
+    /// Who answers for the model [default: git's user.email]
+    #[arg(long)]
+    owner: Option<String>,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Kind {
+    /// Text in, one of several labels out
+    Classifier,
+}
+
+impl Kind {
+    fn folder(self) -> &'static str {
+        match self {
+            Self::Classifier => "classifier",
+        }
+    }
+}
+
+impl Args {
+    pub fn run(self) -> anyhow::Result<ExitCode> {
+        let name = model_name(&self.name)?;
+        let owner = self.owner.or_else(git_email).unwrap_or_else(|| super::doctor::UNASSIGNED.to_owned());
+        let parent = match self.name.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        if self.name.exists() {
+            bail!("`{}` exists already, and nothing is ever overwritten: choose another name", self.name.display());
+        }
+        std::fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
+
+        let staged = tempfile::Builder::new().prefix(".highroad-new-").tempdir_in(parent)?;
+        let values = minijinja::context! { name, owner, kind => self.kind.folder() };
+        for folder in ["base", self.kind.folder()] {
+            let template = STARTER.get_dir(folder).expect("the starter has a folder for every kind");
+            render(template, folder, staged.path(), &values)?;
+        }
+        let staged = staged.keep();
+        std::fs::rename(&staged, &self.name).with_context(|| format!("cannot make {}", self.name.display()))?;
+        writeln!(std::io::stdout(), "{}", self.name.display())?;
+        eprintln!("Next: cd {} && cat README.md && highroad doctor", self.name.display());
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// The last part of `path`, if it can name a model in registries, URLs and references.
+fn model_name(path: &Path) -> anyhow::Result<&str> {
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let fits = name.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && name.len() <= 128
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'));
+    if !fits {
+        bail!("`{name}` cannot name a model: use letters, digits, `-`, `_` and `.`, beginning with a letter or digit");
+    }
+    Ok(name)
+}
+
+fn git_email() -> Option<String> {
+    let output = std::process::Command::new("git").args(["config", "user.email"]).output().ok()?;
+    let email = String::from_utf8(output.stdout).ok()?.trim().to_owned();
+    (!email.is_empty() && !email.contains(['"', '\\', '\n'])).then_some(email)
+}
+
+fn render(dir: &Dir<'_>, base: &str, target: &Path, values: &minijinja::Value) -> anyhow::Result<()> {
+    for entry in dir.entries() {
+        let path = entry.path().strip_prefix(base).expect("entries lie below their folder");
+        // A developer's caches may lie in the template folder when the binary is built.
+        if path.components().any(|part| matches!(part.as_os_str().to_str(), Some("__pycache__" | ".pytest_cache"))) {
+            continue;
+        }
+        match entry {
+            DirEntry::Dir(dir) => {
+                std::fs::create_dir_all(target.join(path))?;
+                render(dir, base, target, values)?;
+            }
+            DirEntry::File(file) if path.extension().is_some_and(|extension| extension == "jinja") => {
+                let text = file.contents_utf8().context("a template is not text")?;
+                std::fs::write(target.join(path.with_extension("")), rendered(text, values)?)?;
+            }
+            DirEntry::File(file) => std::fs::write(target.join(path), file.contents())?,
+        }
+    }
+    Ok(())
+}
+
+fn rendered(text: &str, values: &minijinja::Value) -> anyhow::Result<String> {
+    let mut environment = minijinja::Environment::new();
+    environment.set_undefined_behavior(minijinja::UndefinedBehavior::Strict);
+    environment.set_syntax(SyntaxConfig::builder().keep_trailing_newline(true).build()?);
+    Ok(environment.render_str(text, values)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::standard::Standard;
+
+    fn make(target: &Path, kind: Kind) -> anyhow::Result<ExitCode> {
+        Args { name: target.to_owned(), kind, owner: Some("safety team".to_owned()) }.run()
+    }
+
+    #[test]
+    fn a_rendered_repo_declares_a_valid_standard_and_has_no_template_left() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let repo = dir.path().join("moderation");
+        make(&repo, Kind::Classifier).expect("rendered");
+        let standard = Standard::load(&repo).expect("valid highroad.toml");
+        assert_eq!((standard.model.name.as_str(), standard.model.owner.as_str()), ("moderation", "safety team"));
+        for file in ["train.py", "export.py", "gates.toml", ".gitignore", ".github/workflows/ci.yml", "README.md"] {
+            let text = std::fs::read_to_string(repo.join(file)).expect(file);
+            assert!(!text.contains("{{ name"), "{file}");
+        }
+        assert!(!repo.join("highroad.toml.jinja").exists());
+    }
+
+    #[test]
+    fn what_exists_is_never_overwritten() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let repo = dir.path().join("moderation");
+        std::fs::create_dir(&repo).expect("made");
+        let error = make(&repo, Kind::Classifier).expect_err("exists").to_string();
+        assert!(error.contains("nothing is ever overwritten"), "{error}");
+        assert_eq!(std::fs::read_dir(&repo).expect("readable").count(), 0);
+        assert_eq!(std::fs::read_dir(dir.path()).expect("readable").count(), 1);
+    }
+
+    #[test]
+    fn a_name_must_fit_registries_and_references() {
+        for (path, fits) in [("a/b-1", true), ("x@y", false), ("-x", false), ("..", false), ("ü", false), ("", false)]
+        {
+            assert_eq!(model_name(Path::new(path)).is_ok(), fits, "{path}");
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! The model repo a command runs in: its Python, its commit, its lock file.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, bail};
+use highroad_package::Digest;
+use serde::Deserialize;
+
+/// Name of the file beside a run's weights that says where they come from.
+pub const PROVENANCE: &str = "provenance.json";
+
+/// The interpreter of a repo's environment.
+#[derive(Clone, Debug)]
+pub struct Python(PathBuf);
+
+/// What is installed for an interpreter.
+#[derive(Debug, Deserialize)]
+pub struct Installed {
+    /// Version of Python.
+    pub python: String,
+    /// Version of each distribution, by normalised name.
+    pub packages: BTreeMap<String, String>,
+}
+
+impl Python {
+    /// `$HIGHROAD_PYTHON`, else `.venv` of the repo, else the active environment, else `python3` on the path.
+    pub fn find(root: &Path) -> anyhow::Result<Self> {
+        let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+        if let Some(python) = variable("HIGHROAD_PYTHON") {
+            return Ok(Self(python));
+        }
+        let environments = [Some(root.join(".venv")), variable("VIRTUAL_ENV")];
+        let in_environment = environments.into_iter().flatten().map(|environment| environment.join("bin/python"));
+        let on_path = std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())
+            .map(|folder| folder.join("python3"))
+            .collect::<Vec<_>>();
+        in_environment
+            .chain(on_path)
+            .find(|candidate| candidate.is_file())
+            .map(Self)
+            .context("no Python found: make an environment with `python3 -m venv .venv`, or set HIGHROAD_PYTHON")
+    }
+
+    /// Where it lies.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// A command that starts it.
+    pub fn command(&self) -> Command {
+        Command::new(&self.0)
+    }
+
+    /// Its version and every distribution it would import, without importing any.
+    pub fn installed(&self) -> anyhow::Result<Installed> {
+        const LIST: &str = "import json, platform, re\nfrom importlib.metadata import distributions\n\
+            name = lambda d: re.sub(r'[-_.]+', '-', d.metadata['Name'] or '').lower()\n\
+            print(json.dumps({'python': platform.python_version(), \
+            'packages': {name(d): d.version for d in distributions()}}))";
+        let output = self.command().args(["-c", LIST]).output();
+        let output = output.with_context(|| format!("cannot start {}", self.0.display()))?;
+        if !output.status.success() {
+            bail!("{} does not run: {}", self.0.display(), String::from_utf8_lossy(&output.stderr).trim());
+        }
+        serde_json::from_slice(&output.stdout).with_context(|| format!("{} printed no JSON", self.0.display()))
+    }
+}
+
+/// What git says about a directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GitState {
+    /// The commit that is checked out; `None` before the first one.
+    pub commit: Option<String>,
+    /// The branch, where there is one.
+    pub branch: Option<String>,
+    /// Whether tracked files differ from the commit.
+    pub is_dirty: bool,
+}
+
+impl GitState {
+    /// The state of the work tree around `root`; `None` outside a work tree or without git.
+    pub fn of(root: &Path) -> Option<Self> {
+        git(root, ["rev-parse", "--is-inside-work-tree"])?;
+        let commit = git(root, ["rev-parse", "--verify", "HEAD"]);
+        let branch = git(root, ["symbolic-ref", "--short", "HEAD"]);
+        let is_dirty =
+            git(root, ["status", "--porcelain", "--untracked-files=no"]).is_some_and(|text| !text.is_empty());
+        Some(Self { commit, branch, is_dirty })
+    }
+
+    /// The commit as provenance records it: `-dirty` appended if tracked files differ.
+    pub fn described(&self) -> Option<String> {
+        let suffix = if self.is_dirty { "-dirty" } else { "" };
+        self.commit.as_ref().map(|commit| format!("{commit}{suffix}"))
+    }
+}
+
+fn git(root: &Path, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Option<String> {
+    let output = Command::new("git").arg("-C").arg(root).args(args).output().ok()?;
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+/// Digest of the file at `path`; `None` if there is none.
+pub fn file_digest(path: &Path) -> anyhow::Result<Option<Digest>> {
+    match std::fs::read(path) {
+        Ok(bytes) => Ok(Some(Digest::of(&bytes))),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
+    }
+}

@@ -1,0 +1,33 @@
+"""The `highroad` command as fixtures: import them where they are used."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def highroad_bin() -> Path:
+    path = Path(os.environ.get("HIGHROAD_BIN", ROOT / "target" / "debug" / "highroad"))
+    if not path.is_file():
+        pytest.fail(f"{path} is not built: run `cargo build --bin highroad`")
+    return path
+
+
+@pytest.fixture(scope="session")
+def call(highroad_bin):
+    """Runs ``highroad ARGS`` in ``cwd`` over a home of its own, away from every configured tracking server."""
+
+    def run(*args, cwd, home=None, code=0, **variables):
+        environment = {k: v for k, v in os.environ.items() if k not in ("MLFLOW_TRACKING_URI", "HIGHROAD_TRACKING_URI")}
+        environment |= {"HIGHROAD_HOME": str(home or Path(cwd) / ".highroad"), "HIGHROAD_PYTHON": sys.executable}
+        command = [highroad_bin, *map(str, args)]
+        done = subprocess.run(command, cwd=cwd, env=environment | variables, capture_output=True, text=True, timeout=600)
+        assert done.returncode == code, f"{args} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    return run
