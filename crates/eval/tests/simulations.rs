@@ -5,7 +5,10 @@
 
 use std::collections::HashMap;
 
-use highroad_eval::{Discordance, McNemarPower, NonInferiority, Sides};
+use highroad_eval::{
+    Bootstrap, Classes, Discordance, McNemarPower, Metric, NonInferiority, Observed, Resamples, Sides, Similarities,
+    Statistic, Units,
+};
 use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 
@@ -42,7 +45,7 @@ fn a_true_drop_of_one_margin_passes_in_at_most_alpha_of_all_gates() {
     for (n, discordant) in [(50, 0.06), (50, 0.2), (80, 0.1)] {
         let (lost, won) = ((discordant + MARGIN) / 2.0, (discordant - MARGIN) / 2.0);
         let passes = rate(n, lost, won, |[low, _], _| low > -MARGIN);
-        println!("n = {n}, {discordant} discordant: a drop of one margin passes in {passes}");
+        eprintln!("n = {n}, {discordant} discordant: a drop of one margin passes in {passes}");
         assert!(passes <= 0.06, "n = {n}, {discordant} discordant: {passes}");
     }
 }
@@ -52,7 +55,7 @@ fn an_equal_candidate_fails_in_at_most_alpha_of_all_gates() {
     for (n, discordant) in [(50, 0.1), (80, 0.1)] {
         for margin in [0.0, 0.02] {
             let fails = rate(n, discordant / 2.0, discordant / 2.0, |[_, high], _| high < -margin);
-            println!("n = {n}, {discordant} discordant, margin {margin}: an equal candidate fails in {fails}");
+            eprintln!("n = {n}, {discordant} discordant, margin {margin}: an equal candidate fails in {fails}");
             assert!(fails <= 0.06, "n = {n}, {discordant} discordant, margin {margin}: {fails}");
         }
     }
@@ -63,7 +66,7 @@ fn an_equal_candidate_passes_as_often_as_the_gate_says() {
     for (n, discordant, margin) in [(60, 0.1, 0.05), (100, 0.05, 0.05)] {
         let passes = rate(n, discordant / 2.0, discordant / 2.0, |[low, _], _| low > -margin);
         let told = NonInferiority { n_cases: n, discordant, margin, alpha: 0.05 }.pass_power(0.0);
-        println!("n = {n}, {discordant} discordant, margin {margin}: passes {passes}, told {told}");
+        eprintln!("n = {n}, {discordant} discordant, margin {margin}: passes {passes}, told {told}");
         assert!((passes - told).abs() <= 0.03, "n = {n}, {discordant}, margin {margin}: {passes}, but told {told}");
     }
 }
@@ -86,7 +89,7 @@ fn a_drop_of_the_minimum_detectable_effect_is_detected_as_often_as_told() {
 fn both_bounds_together_hold_the_true_difference_in_nine_of_ten_trials() {
     for (n, lost, won) in [(30, 0.1, 0.05), (60, 0.05, 0.05)] {
         let held = rate(n, lost, won, |[low, high], _| low <= won - lost && won - lost <= high);
-        println!("n = {n}, lost {lost}, won {won}: held in {held}");
+        eprintln!("n = {n}, lost {lost}, won {won}: held in {held}");
         assert!((0.885..=0.99).contains(&held), "n = {n}, lost {lost}, won {won}: {held}");
     }
 }
@@ -111,4 +114,86 @@ fn score_and_exact_bounds_meet() {
     };
     assert!(gap(4_000) < 2e-4, "{}", gap(4_000));
     assert!(gap(100) < 0.01 && gap(4_000) < gap(100));
+}
+
+/// Macro F1 of two classifiers that answer `n` cases, 40 % of them injections: the baseline errs on 7 %, the candidate
+/// loses 6 % and wins 2 % of all cases.
+fn classifiers(rng: &mut ChaCha8Rng, n: usize) -> [Observed; 2] {
+    const LABELS: [&str; 2] = ["benign", "injection"];
+    let mut expected = Vec::new();
+    let mut answered = [Vec::new(), Vec::new()];
+    for _ in 0..n {
+        let label = usize::from(rng.random::<f64>() < 0.4);
+        let u: f64 = rng.random();
+        // Of the 7 % the baseline has wrong the candidate wins 2 points; of the 93 % it has right it loses 6.
+        let (baseline_right, candidate_right) = (u >= 0.07, !(0.02..0.13).contains(&u));
+        expected.push(LABELS[label]);
+        answered[0].push(if candidate_right { label } else { 1 - label });
+        answered[1].push(if baseline_right { label } else { 1 - label });
+    }
+    answered.map(|answered| {
+        let answers = answered.iter().map(|&label| (LABELS[label], if label == 0 { &[1.0, 0.0] } else { &[0.0, 1.0] }));
+        let answers = answers.map(|(label, scores): (&str, &[f32; 2])| (label, scores.as_slice()));
+        Observed::Classes(Classes::new(&LABELS.map(str::to_owned), expected.iter().copied(), answers).unwrap())
+    })
+}
+
+fn f1(sides: &[Observed; 2]) -> [Statistic; 2] {
+    sides.each_ref().map(|side| Metric::F1Macro.of(side, None).unwrap())
+}
+
+fn bounds_of_difference(sides: &[Observed; 2]) -> [f64; 2] {
+    let [candidate, baseline] = f1(sides);
+    let of = |counts: &[u32]| candidate.value(counts) - baseline.value(counts);
+    Bootstrap::new(&Units::cases(sides[0].n_cases()), Resamples { n: 1_000, seed: 3 }, of).bca(0.9)
+}
+
+#[test]
+fn bootstrap_bounds_of_a_difference_in_f1_miss_it_about_as_often_as_asked() {
+    let mut rng = ChaCha8Rng::seed_from_u64(17);
+    let [candidate, baseline] = f1(&classifiers(&mut rng, 400_000)).map(|statistic| statistic.observed());
+    let truth = candidate - baseline;
+    for n in [100, 200] {
+        let n_trials = 400;
+        let (mut too_high, mut too_low) = (0, 0);
+        for _ in 0..n_trials {
+            let [low, high] = bounds_of_difference(&classifiers(&mut rng, n));
+            (too_high, too_low) = (too_high + usize::from(low > truth), too_low + usize::from(high < truth));
+        }
+        let [too_high, too_low] = [too_high, too_low].map(|count| count as f64 / f64::from(n_trials));
+        eprintln!("n = {n}: the lower bound of a difference in macro F1 misses {too_high}, the upper one {too_low}");
+        assert!(too_high <= 0.08 && too_low <= 0.08, "n = {n}: {too_high}, {too_low}");
+    }
+}
+
+/// 15 texts make 105 pairs; each text shifts all of its pairs, so pairs are far from independent.
+#[test]
+fn drawing_texts_rather_than_pairs_keeps_the_coverage_of_a_correlation() {
+    const N_TEXTS: usize = 15;
+    let mut rng = ChaCha8Rng::seed_from_u64(23);
+    let pairs: Vec<[usize; 2]> = (0..N_TEXTS).flat_map(|a| (0..a).map(move |b| [a, b])).collect();
+    // The sum of twelve uniform numbers is close enough to normal.
+    let mut normal = move || (0..12).map(|_| rng.random::<f64>()).sum::<f64>() - 6.0;
+    let mut trial = || {
+        let of_text: Vec<[f64; 2]> = (0..N_TEXTS).map(|_| [normal(), normal()]).collect();
+        let value = |[a, b]: [usize; 2], side: usize| of_text[a][side] + of_text[b][side];
+        let expected = pairs.iter().map(|&pair| value(pair, 0) + 0.3 * normal()).collect();
+        let predicted = pairs.iter().map(|&pair| value(pair, 1)).collect();
+        let observed = Observed::Similarities(Similarities { expected, predicted });
+        let statistic = Metric::Pearson.of(&observed, None).unwrap();
+        // The two sides share nothing, so the true correlation is 0.
+        let holds = |units: &Units| {
+            let sample = Bootstrap::new(units, Resamples { n: 400, seed: 5 }, |counts| statistic.value(counts));
+            let [low, high] = sample.percentile(0.9);
+            low <= 0.0 && 0.0 <= high
+        };
+        [holds(&Units::sources(&pairs)), holds(&Units::cases(pairs.len()))]
+    };
+    let mut held = [0.0, 0.0];
+    for _ in 0..300 {
+        trial().into_iter().zip(&mut held).for_each(|(holds, count)| *count += f64::from(u8::from(holds)) / 300.0);
+    }
+    let [by_text, by_pair] = held;
+    eprintln!("a 90 % interval holds the true correlation in {by_text} by text, in {by_pair} by pair");
+    assert!(by_text >= 0.8 && by_pair < 0.7, "{by_text}, {by_pair}");
 }

@@ -1,0 +1,64 @@
+//! What a golden set may hold.
+
+#![allow(clippy::unwrap_used)]
+
+use std::path::Path;
+
+use highroad_assess::{GoldenInput, GoldenSet};
+use highroad_eval::Expected;
+use highroad_package::Digest;
+use highroad_task::Input;
+
+fn parse(text: &str) -> Result<GoldenSet, String> {
+    GoldenSet::parse(text.as_bytes(), Path::new("golden/slabs.jsonl")).map_err(|error| error.to_string())
+}
+
+#[track_caller]
+fn refused(text: &str, complaint: &str) {
+    let error = parse(text).unwrap_err();
+    assert!(error.contains(complaint), "{error}");
+}
+
+const A: &str = r#"{"id": "a", "input": {"text": "hi"}, "expected": "benign", "slices": ["short"], "must_pass": true}"#;
+const B: &str = r#"{"id": "b", "input": {"tokens": [101, 102]}, "expected": "injection"}"#;
+const PAIR: &str = r#"{"id": "p", "input": {"a": "x", "b": "y"}, "expected": 0.73}"#;
+
+#[test]
+fn a_case_has_an_input_an_expected_label_slices_and_a_pin() {
+    let text = format!("{A}\n{B}\n");
+    let set = parse(&text).unwrap();
+    assert_eq!((set.name.as_str(), set.digest), ("slabs", Digest::of(text.as_bytes())));
+    assert_eq!(set.cases[0].input, GoldenInput::One(Input::Text("hi".to_owned())));
+    assert_eq!(set.cases[1].input, GoldenInput::One(Input::Tokens(vec![101, 102])));
+    let first = &set.cases[0].case;
+    assert_eq!((first.expected.clone(), first.must_pass), (Expected::Label("benign".to_owned()), true));
+    assert_eq!(set.labels().into_iter().collect::<Vec<_>>(), ["benign", "injection"]);
+}
+
+#[test]
+fn pairs_that_share_a_text_share_a_source() {
+    let second = r#"{"id": "q", "input": {"a": "y", "b": "z"}, "expected": 0.1}"#;
+    let set = parse(&format!("{PAIR}\n{second}")).unwrap();
+    assert_eq!((set.cases[0].case.sources, set.cases[1].case.sources), ([0, 1], [1, 2]));
+}
+
+#[test]
+fn a_byte_more_is_another_golden_set() {
+    assert_ne!(parse(A).unwrap().digest, parse(&format!("{A}\n")).unwrap().digest);
+}
+
+#[test]
+fn what_is_wrong_is_told_with_its_line() {
+    refused(&format!("{A}\n{A}"), "golden/slabs.jsonl:2: id `a` is already taken by line 1");
+    refused(&format!("{A}\n{PAIR}"), "golden/slabs.jsonl:2: labelled texts and pairs cannot share a golden set");
+    refused(&format!("{A}\n\n{{"), "golden/slabs.jsonl:3: ");
+    refused(&A.replace("must_pass", "mustpass"), "unknown field `mustpass`");
+    refused(&A.replace("text", "txt"), r#"expected {"text": …}"#);
+    refused(&A.replace("\"benign\"", "0.5"), "a text expects a label");
+    refused(&PAIR.replace("0.73", "\"close\""), "a pair expects a number");
+    refused(&PAIR.replace("0.73", "0.73, \"must_pass\": true"), "`must_pass` needs a labelled case");
+    refused(&A.replace("short", "*"), "a slice cannot be called `*`");
+    refused(&A.replace("\"a\"", "\" \""), "must be 1 to 200 printable characters");
+    refused(&A.replace("\"a\"", "\"\\u001b[2J\""), "must be 1 to 200 printable characters");
+    refused("\n\n", "has no cases");
+}

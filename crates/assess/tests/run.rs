@@ -1,0 +1,191 @@
+//! Running a golden set: what is asked, what is recorded, what is judged. The models here are rules, not packages; the
+//! command's own tests run packages.
+
+#![allow(clippy::unwrap_used)]
+
+use std::cell::RefCell;
+use std::num::NonZeroUsize;
+use std::path::Path;
+
+use highroad_assess::{
+    AssessError, GoldenSet, Judged, Model, Results, RunOptions, Signature, Truncated, Value, judge, keep, run,
+};
+use highroad_eval::{Evidence, Gates, Outcome, Verdict};
+use highroad_package::{Digest, TaskKind};
+use highroad_task::{Answer, Input, TaskError};
+
+/// Calls a text an injection if it holds its word, or embeds it as its length and its number of vowels.
+struct Rule {
+    task: TaskKind,
+    word: &'static str,
+    asked: RefCell<Vec<String>>,
+    batch_noise: f32,
+}
+
+impl Rule {
+    fn classifier(word: &'static str) -> Self {
+        let labels = ["benign", "injection"].map(str::to_owned).to_vec();
+        let task = TaskKind::Classify { labels, flagged: None };
+        Self { task, word, asked: RefCell::default(), batch_noise: 0.0 }
+    }
+
+    fn embedder() -> Self {
+        Self { task: TaskKind::Embed { dimensions: 2, normalized: false }, ..Self::classifier("") }
+    }
+
+    fn answer(&self, input: &Input, noise: f32) -> Answer {
+        let Input::Text(text) = input else { panic!("only texts are asked here") };
+        if matches!(self.task, TaskKind::Embed { .. }) {
+            let n_vowels = text.chars().filter(|c| "aeiou".contains(*c)).count();
+            return Answer::Embedding { vector: vec![text.len() as f32 + noise, n_vowels as f32] };
+        }
+        let found = text.contains(self.word);
+        let label = if found { "injection" } else { "benign" }.to_owned();
+        let score = if found { 0.875 } else { 0.25 } + noise;
+        Answer::Class { label, scores: vec![1.0 - score, score] }
+    }
+}
+
+impl Model for Rule {
+    fn package(&self) -> Digest {
+        Digest::of(self.word.as_bytes())
+    }
+
+    fn task(&self) -> &TaskKind {
+        &self.task
+    }
+
+    fn numerics_id(&self) -> String {
+        "rule".to_owned()
+    }
+
+    fn evidence(&self) -> Evidence {
+        Evidence::Observed
+    }
+
+    fn answer_one(&self, input: &Input) -> Result<(Answer, Truncated), TaskError> {
+        if let Input::Text(text) = input {
+            self.asked.borrow_mut().push(text.clone());
+        }
+        Ok((self.answer(input, 0.0), Truncated(false)))
+    }
+
+    fn answer_all(&self, inputs: &[Input]) -> Result<Vec<Answer>, TaskError> {
+        Ok(inputs.iter().map(|input| self.answer(input, self.batch_noise)).collect())
+    }
+}
+
+fn golden(lines: impl IntoIterator<Item = String>) -> GoldenSet {
+    let text: Vec<String> = lines.into_iter().collect();
+    GoldenSet::parse(text.join("\n").as_bytes(), Path::new("golden.jsonl")).unwrap()
+}
+
+/// Half of the texts hold "secret" and are injections; every tenth holds "prompt" too.
+fn labelled(n: usize) -> GoldenSet {
+    golden((0..n).map(|idx| {
+        let (word, label) = if idx % 2 == 0 { ("secret", "injection") } else { ("weather", "benign") };
+        let more = if idx % 10 == 0 { "prompt" } else { "" };
+        format!(r#"{{"id": "{idx}", "input": {{"text": "{word} {more} {idx}"}}, "expected": "{label}"}}"#)
+    }))
+}
+
+fn answers(model: &Rule, golden: &GoldenSet) -> Result<Results, AssessError> {
+    run(model, golden, &RunOptions { threads: NonZeroUsize::MIN }, |_, _| ())
+}
+
+#[test]
+fn every_case_gets_its_answer_in_order_and_its_time() {
+    let set = labelled(20);
+    let results = answers(&Rule::classifier("secret"), &set).unwrap();
+    let labels: Vec<_> = results.cases.iter().map(|case| &case.value).collect();
+    assert!(matches!(labels[0], Value::Class { label, scores } if label == "injection" && scores == &[0.125, 0.875]));
+    assert!(matches!(labels[1], Value::Class { label, .. } if label == "benign"));
+    assert_eq!((results.speed.single_ms.len(), results.latency().n_samples), (20, 20));
+    assert!(results.batch_invariant && results.speed.inputs_per_s > 0.0);
+}
+
+#[test]
+fn an_answer_that_depends_on_the_batch_is_told() {
+    let noisy = Rule { batch_noise: 1e-7, ..Rule::classifier("secret") };
+    assert!(!answers(&noisy, &labelled(20)).unwrap().batch_invariant);
+}
+
+#[test]
+fn a_text_of_several_pairs_is_asked_once() {
+    let set = golden([
+        r#"{"id": "1", "input": {"a": "aaa", "b": "bbb"}, "expected": 0.2}"#.to_owned(),
+        r#"{"id": "2", "input": {"a": "bbb", "b": "aaa"}, "expected": 0.2}"#.to_owned(),
+        r#"{"id": "3", "input": {"a": "aaa", "b": "aab"}, "expected": 0.9}"#.to_owned(),
+    ]);
+    let model = Rule::embedder();
+    let results = answers(&model, &set).unwrap();
+    let n_warm_up = 3;
+    assert_eq!(model.asked.borrow()[n_warm_up..], ["aaa", "bbb", "aab"]);
+    let similarity = |idx: usize| match results.cases[idx].value {
+        Value::Similarity(similarity) => similarity,
+        Value::Class { .. } => f64::NAN,
+    };
+    // The angle between (3, 3) and (3, 0), then between (3, 3) and (3, 2).
+    assert!((similarity(0) - 0.5f64.sqrt()).abs() < 1e-12 && similarity(0) == similarity(1));
+    assert!((similarity(2) - 15.0 / (18.0f64 * 13.0).sqrt()).abs() < 1e-12);
+}
+
+#[test]
+fn a_model_for_another_task_is_refused() {
+    let error = answers(&Rule::embedder(), &labelled(4)).unwrap_err();
+    assert_eq!(error.to_string(), "the package is made to embed, but the golden set asks for labels");
+}
+
+#[test]
+fn results_survive_their_file_bit_for_bit() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, results) = (dir.path().join("eval.json"), answers(&Rule::classifier("secret"), &labelled(20)).unwrap());
+    results.write(&path).unwrap();
+    assert_eq!(Results::read(&path).unwrap(), results);
+}
+
+#[test]
+fn results_of_another_golden_set_are_refused() {
+    let results = answers(&Rule::classifier("secret"), &labelled(20)).unwrap();
+    assert!(matches!(results.observed(&labelled(21), &[]), Err(AssessError::OtherGolden { .. })));
+    let mut missing = results.clone();
+    missing.cases.pop();
+    assert!(matches!(missing.observed(&labelled(20), &[]), Err(AssessError::OtherCases)));
+    let mut swapped = results;
+    swapped.cases.swap(0, 1);
+    assert!(matches!(swapped.observed(&labelled(20), &[]), Err(AssessError::OtherCases)));
+}
+
+#[test]
+fn a_verdict_names_what_it_rests_on_and_is_kept_by_its_digest() {
+    let set = labelled(200);
+    let [good, bad] = ["secret", "prompt"].map(|word| answers(&Rule::classifier(word), &set).unwrap());
+    let rules = "[[rule]]\nmetric = 'accuracy'\nmargin = 0.05";
+    let judged = Judged { golden: &set, candidate: &bad, baseline: Some(&good) };
+    let decision = judge(&Gates::parse(rules).unwrap(), &judged).unwrap();
+    let signature = Signature {
+        gates: Digest::of(rules.as_bytes()),
+        baseline_reference: Some("router@champion".to_owned()),
+        created_at: "2026-11-23T10:00:00Z".to_owned(),
+        created_by: "Ada".to_owned(),
+    };
+    let verdict = signature.bind(&judged, decision);
+    assert_eq!((verdict.outcome, verdict.flips.len()), (Outcome::Fail, 80));
+    assert_eq!(verdict.golden_set.digest, set.digest.to_string());
+    assert_eq!((verdict.package.as_str(), verdict.evidence), (bad.package.to_string().as_str(), Evidence::Observed));
+
+    let dir = tempfile::tempdir().unwrap();
+    let (digest, path) = keep(dir.path().to_owned(), &bad.package, &verdict).unwrap();
+    let bytes = std::fs::read(&path).unwrap();
+    assert_eq!(digest, Digest::of(&bytes));
+    assert_eq!(path, dir.path().join(bad.package.hex()).join(format!("{}.json", digest.hex())));
+    assert_eq!(serde_json::from_slice::<Verdict>(&bytes).unwrap(), verdict);
+}
+
+#[test]
+fn a_label_the_candidate_never_heard_of_is_an_error() {
+    let set = golden([r#"{"id": "1", "input": {"text": "x"}, "expected": "spam"}"#.to_owned()]);
+    let results = answers(&Rule::classifier("secret"), &set).unwrap();
+    let error = results.observed(&set, &[]).unwrap_err();
+    assert_eq!(error.to_string(), "label `spam` is not one of the model's labels: benign, injection");
+}
