@@ -6,4 +6,7 @@ pub mod eval;
 pub mod gate;
 pub mod inspect;
 pub mod new;
+pub mod ops;
 pub mod pack;
+pub mod run;
+pub mod verify;

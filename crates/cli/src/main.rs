@@ -11,6 +11,7 @@ mod repo;
 mod resolve;
 #[allow(dead_code, reason = "train and export read all of it; they land next")]
 mod standard;
+mod tensors;
 
 /// The paved road for PyTorch: from research to production on one artifact, one runtime and one verdict.
 #[derive(Parser)]
@@ -27,6 +28,12 @@ enum Command {
     New(commands::new::Args),
     /// Check this machine and this repo against highroad.toml.
     Doctor(commands::doctor::Args),
+    /// Run a program on tensors from a file.
+    Run(commands::run::Args),
+    /// Compare a program with what eager PyTorch computed; exit code 1 where they differ.
+    Verify(commands::verify::Args),
+    /// List the operators that programs may use.
+    Ops(commands::ops::Args),
     /// Print the completion script of a shell.
     Completions(commands::completions::Args),
     /// Tell what a program or package is: inputs, outputs, weights, operators, graph.
@@ -47,6 +54,9 @@ fn main() -> ExitCode {
     let result = match cli.command {
         Command::New(args) => args.run(),
         Command::Doctor(args) => args.run(),
+        Command::Run(args) => args.run(),
+        Command::Verify(args) => args.run(),
+        Command::Ops(args) => args.run(),
         Command::Completions(args) => args.run(Cli::command()),
         Command::Inspect(args) => args.run(),
         Command::Pack(args) => args.run(),

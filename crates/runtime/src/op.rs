@@ -8,11 +8,11 @@
 use std::collections::HashMap;
 use std::sync::LazyLock;
 
-use highroad_tensor::DType;
-use smallvec::SmallVec;
+use highroad_tensor::{DType, Tensor};
+use smallvec::{SmallVec, smallvec};
 
 pub(crate) use self::call::check_size;
-pub use self::call::{Call, Ints, Limits, OpError, Operand, Scalar, TensorOrScalar, Value};
+pub use self::call::{Call, Ints, Limits, OpError, Operand, TensorOrScalar, Value};
 pub use self::schema::{Access, Arg, ArgType, Base, Schema, SchemaError};
 use crate::ops;
 use crate::rows::RowRule;
@@ -48,6 +48,24 @@ pub type Eval = fn(&Call<'_>, &[Meta]) -> Result<Outputs, OpError>;
 /// Turns constant arguments into a form that evaluation likes better (a packed weight); run once, at load. `None`
 /// when this call has nothing to prepare.
 pub type Prepare = fn(&Call<'_>) -> Option<Prepared>;
+/// Makes the views that an operator returns.
+#[derive(Clone, Copy)]
+pub enum View {
+    /// One.
+    One(fn(&Call<'_>) -> Result<Tensor, OpError>),
+    /// A list.
+    Many(fn(&Call<'_>) -> Result<Vec<Tensor>, OpError>),
+}
+
+impl View {
+    fn make(self, call: &Call<'_>) -> Result<Vec<Tensor>, OpError> {
+        match self {
+            Self::One(make) => Ok(vec![make(call)?]),
+            Self::Many(make) => make(call),
+        }
+    }
+}
+
 /// What [`Prepare`] made; evaluation finds it through [`Call::prepared`].
 pub type Prepared = Box<dyn std::any::Any + Send + Sync>;
 
@@ -61,6 +79,8 @@ pub struct Declaration {
     pub infer: Infer,
     /// The computation.
     pub eval: Eval,
+    /// For an operator that costs nothing but the view it returns: the view. Inference and evaluation follow from it.
+    pub view: Option<View>,
     /// One-time work on constant arguments.
     pub prepare: Option<Prepare>,
     /// How rows of the results depend on rows of the arguments.
@@ -73,6 +93,101 @@ pub struct Declaration {
     pub samples: Samples,
 }
 
+impl Declaration {
+    /// An operator without an in-place form, exact for every dtype, whose rows count as mixed, with `OpInfo` samples
+    /// under its own name; the methods below say what is different.
+    pub const fn new(schema: &'static str, infer: Infer, eval: Eval) -> Self {
+        Self {
+            schema,
+            form: Form::Functional,
+            infer,
+            eval,
+            view: None,
+            prepare: None,
+            rows: |_| Err("may mix rows".to_owned()),
+            dtypes: ALL,
+            tolerance: Tolerance::EXACT,
+            samples: Samples::OpInfo,
+        }
+    }
+
+    /// An operator that only returns views of its arguments.
+    pub const fn of_view(schema: &'static str, view: View) -> Self {
+        Self { view: Some(view), ..Self::new(schema, infer_view, eval_view) }
+    }
+
+    /// Computes a call: inference, the limits, evaluation.
+    pub fn run(&self, call: &Call<'_>) -> Result<Outputs, OpError> {
+        if let Some(View::One(make)) = self.view {
+            return Ok(smallvec![Value::Tensor(make(call)?)]);
+        }
+        let metas = (self.infer)(call)?;
+        metas.iter().try_for_each(|meta| check_size(meta, call.limits()))?;
+        (self.eval)(call, &metas)
+    }
+
+    /// Also exists as `name_`.
+    pub const fn in_place(self) -> Self {
+        Self { form: Form::AlsoInPlace, ..self }
+    }
+
+    /// Also exists as the in-place form called `name`.
+    pub const fn in_place_as(self, name: &'static str) -> Self {
+        Self { form: Form::AlsoInPlaceAs(name), ..self }
+    }
+
+    /// Exists only as `name`, unlike the rest of its table.
+    pub const fn functional_only(self) -> Self {
+        Self { form: Form::Functional, ..self }
+    }
+
+    /// Prepares constants once.
+    pub const fn prepare(self, prepare: Prepare) -> Self {
+        Self { prepare: Some(prepare), ..self }
+    }
+
+    /// How rows depend on each other.
+    pub const fn rows(self, rows: RowRule) -> Self {
+        Self { rows, ..self }
+    }
+
+    /// Dtypes promised.
+    pub const fn dtypes(self, dtypes: &'static [DType]) -> Self {
+        Self { dtypes, ..self }
+    }
+
+    /// How close to PyTorch.
+    pub const fn within(self, tolerance: Tolerance) -> Self {
+        Self { tolerance, ..self }
+    }
+
+    /// Golden samples from `conformance/handwritten.py`.
+    pub const fn handwritten(self) -> Self {
+        Self { samples: Samples::Handwritten, ..self }
+    }
+}
+
+fn view_of(call: &Call<'_>) -> Result<Vec<Tensor>, OpError> {
+    call.op().declaration().view.expect("only `of_view` installs these functions").make(call)
+}
+
+fn infer_view(call: &Call<'_>) -> Result<Metas, OpError> {
+    Ok(view_of(call)?.iter().map(|tensor| Meta::new(tensor.dtype(), tensor.shape())).collect())
+}
+
+fn eval_view(call: &Call<'_>, _: &[Meta]) -> Result<Outputs, OpError> {
+    Ok(view_of(call)?.into_iter().map(Value::Tensor).collect())
+}
+
+/// Every dtype that programs of f32 models use.
+pub const ALL: &[DType] = &[DType::F32, DType::I64, DType::I32, DType::Bool];
+/// Numbers without booleans.
+pub const NUMBERS: &[DType] = &[DType::F32, DType::I64, DType::I32];
+/// Integers and booleans.
+pub const INTEGERS: &[DType] = &[DType::I64, DType::I32, DType::Bool];
+/// Floats.
+pub const FLOATS: &[DType] = &[DType::F32];
+
 /// Which forms of an operator exist.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
@@ -80,6 +195,8 @@ pub enum Form {
     Functional,
     /// `name` and `name_`; the pass `functionalise` replaces the second by the first.
     AlsoInPlace,
+    /// `name` and the in-place form called this, where ATen names its overload otherwise.
+    AlsoInPlaceAs(&'static str),
 }
 
 /// Largest difference from PyTorch's result: `|ours - theirs| <= absolute + relative * |theirs|` for every element.
@@ -102,9 +219,9 @@ impl Tolerance {
 /// Where golden samples of an operator come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Samples {
-    /// The samples of these `OpInfo` entries of PyTorch's own test suite.
-    OpInfo(&'static [&'static str]),
-    /// `conformance/handwritten.py`, under the operator's name: PyTorch has no `OpInfo` that reaches the overload.
+    /// The samples of PyTorch's own test suite for the operator: its `OpInfo` entries, wherever they reach it.
+    OpInfo,
+    /// `conformance/handwritten.py`, under the operator's name: no `OpInfo` reaches the overload.
     Handwritten,
 }
 
@@ -167,12 +284,12 @@ static BY_NAME: LazyLock<HashMap<&'static str, &'static OpDef>> =
 fn forms(family: &'static str, declaration: &'static Declaration) -> Vec<OpDef> {
     let schema: Schema = declaration.schema.parse().expect("a test parses every declared schema");
     let name = schema.name.clone();
-    let in_place = (declaration.form == Form::AlsoInPlace).then(|| OpDef {
-        schema: schema.in_place(),
-        declaration,
-        family,
-        functional: Some(name),
-    });
+    let in_place_schema = match declaration.form {
+        Form::Functional => None,
+        Form::AlsoInPlace => Some(schema.in_place()),
+        Form::AlsoInPlaceAs(name) => Some(Schema { name: name.to_owned(), ..schema.in_place() }),
+    };
+    let in_place = in_place_schema.map(|schema| OpDef { schema, declaration, family, functional: Some(name) });
     let functional = OpDef { schema, declaration, family, functional: None };
     std::iter::once(functional).chain(in_place).collect()
 }

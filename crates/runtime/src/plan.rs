@@ -208,8 +208,7 @@ fn fold(op: &'static OpDef, operands: &[Operand]) -> Option<op::Outputs> {
         return None;
     }
     let call = Call::new(op, operands, &[], Limits { tensor_bytes: MAX_FOLDED_BYTES });
-    let metas = (op.declaration().infer)(&call).ok()?;
-    (op.declaration().eval)(&call, &metas).ok()
+    op.declaration().run(&call).ok()
 }
 
 fn for_each_slot(operand: &Operand, visit: &mut impl FnMut(usize)) {

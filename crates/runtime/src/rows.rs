@@ -234,3 +234,359 @@ fn collect_values(arg: &Argument, ids: &mut Vec<ValueId>) {
         _ => {}
     }
 }
+
+/// `rows` of an argument that keeps its dimensions: copies, conversions.
+pub(crate) fn same_as(call: &RowCall<'_>, argument: &str) -> Result<Rows, String> {
+    Ok(call.rows(argument))
+}
+
+/// Results computed from all tensors at the same place after broadcasting.
+pub(crate) fn elementwise(call: &RowCall<'_>) -> Result<Rows, String> {
+    let values: Vec<_> = call.all_values().collect();
+    broadcast(call, &values, usize::MAX)
+}
+
+/// Values broadcast against each other; `last` is the first dimension, counted from the front of the result, that is
+/// not computed place by place.
+fn broadcast(call: &RowCall<'_>, values: &[(ValueId, Rows)], last: usize) -> Result<Rows, String> {
+    let mut ndim = 0;
+    for &(id, rows) in values {
+        match rows {
+            Rows::Size | Rows::FromSize => return Err("computes with the number of rows".to_owned()),
+            Rows::Iota(_) => return Err("computes with positions in the batch".to_owned()),
+            Rows::Uniform if sizes(call.graph, id).is_none() => {}
+            Rows::Uniform | Rows::Row(_) => ndim = ndim.max(call.sizes_of(id)?.len()),
+        }
+    }
+    let aligned = |id: ValueId, row: usize| Ok::<_, String>(ndim - call.sizes_of(id)?.len() + row);
+    let mut place = None;
+    for &(id, rows) in values {
+        if let Rows::Row(row) = rows {
+            let at = aligned(id, row)?;
+            if place.is_some_and(|place| place != at) {
+                return Err("meets rows along two different dimensions".to_owned());
+            }
+            place = Some(at);
+        }
+    }
+    let Some(place) = place else { return Ok(Rows::Uniform) };
+    if place >= last {
+        return Err("mixes along the dimension of the rows".to_owned());
+    }
+    for &(id, rows) in values {
+        if rows == Rows::Uniform && !is_repeated(call, id, ndim, place) {
+            return Err(format!("meets `%{}`, which has a size of its own along the rows", call.graph.value(id).name));
+        }
+    }
+    Ok(Rows::Row(place))
+}
+
+/// Whether `id`, broadcast to `ndim` dimensions, holds the same along dimension `place`.
+fn is_repeated(call: &RowCall<'_>, id: ValueId, ndim: usize, place: usize) -> bool {
+    let Some(sizes) = sizes(call.graph, id) else { return true };
+    (place + sizes.len()).checked_sub(ndim).is_none_or(|at| sizes[at] == Dim::Known(1))
+}
+
+/// Computed along dimension `argument` of tensor `tensor` (softmax, sums that run, narrowing): other rows stay apart.
+pub(crate) fn along(call: &RowCall<'_>, tensor: &str, argument: &str) -> Result<Rows, String> {
+    only(call, &[tensor])?;
+    let ndim = call.sizes(tensor)?.len();
+    let dims = call.dims(argument, ndim)?.ok_or("works along all dimensions")?;
+    call.moved(tensor, |row| if dims.contains(&row) { Err(MIXED.to_owned()) } else { Ok(row) })
+}
+
+const MIXED: &str = "mixes along the dimension of the rows";
+
+/// Every other argument must not depend on the batch.
+fn only(call: &RowCall<'_>, tensors: &[&str]) -> Result<(), String> {
+    for (name, _) in &call.node.args {
+        if !tensors.contains(&name.as_str()) && call.values(name).iter().any(|(_, rows)| *rows != Rows::Uniform) {
+            return Err(format!("has an argument `{name}` that depends on the batch"));
+        }
+    }
+    Ok(())
+}
+
+/// Reduces the dimensions `dim`, all of them where the operator names none.
+pub(crate) fn reduced(call: &RowCall<'_>) -> Result<Rows, String> {
+    only(call, &["self"])?;
+    let ndim = call.sizes("self")?.len();
+    let dims = call.dims("dim", ndim)?.ok_or("reduces over all rows")?;
+    let keeps = matches!(call.arg("keepdim"), Some(Argument::Bool(true)));
+    call.moved("self", |row| match dims.contains(&row) {
+        true => Err("reduces over the rows".to_owned()),
+        false if keeps => Ok(row),
+        false => Ok(row - dims.iter().filter(|&&dim| dim < row).count()),
+    })
+}
+
+/// Works on the last `n` dimensions of `tensor` as a whole and keeps those before.
+pub(crate) fn leading(call: &RowCall<'_>, tensor: &str, n: usize) -> Result<Rows, String> {
+    only(call, &[tensor])?;
+    let free = call.sizes(tensor)?.len().saturating_sub(n);
+    call.moved(tensor, |row| if row < free { Ok(row) } else { Err(MIXED.to_owned()) })
+}
+
+/// Layer normalisation: works on as many last dimensions as `normalized_shape` lists.
+pub(crate) fn layer_normalised(call: &RowCall<'_>) -> Result<Rows, String> {
+    match call.arg("normalized_shape") {
+        Some(Argument::List(sizes)) => leading(call, "input", sizes.len()),
+        _ => Err("has a `normalized_shape` that is unknown".to_owned()),
+    }
+}
+
+/// Convolutions, pooling, batch normalisation after training: images in dimension 0 are apart, everything else is not.
+pub(crate) fn first_only(call: &RowCall<'_>) -> Result<Rows, String> {
+    let tensor = if call.arg("input").is_some() { "input" } else { "self" };
+    only(call, &[tensor])?;
+    call.moved(tensor, |row| if row == 0 { Ok(row) } else { Err(MIXED.to_owned()) })
+}
+
+/// A constant of the shape of `tensor`: its rows are alike, however many.
+pub(crate) fn constant_like(call: &RowCall<'_>, tensor: &str) -> Result<Rows, String> {
+    only(call, &[tensor])?;
+    Ok(match call.rows(tensor) {
+        Rows::Iota(row) => Rows::Row(row),
+        rows => rows,
+    })
+}
+
+/// A constant of the sizes `argument`.
+pub(crate) fn sized(call: &RowCall<'_>, argument: &str) -> Result<Rows, String> {
+    only(call, &[argument, "self"])?;
+    if call.values(argument).iter().all(|(_, rows)| *rows == Rows::Uniform) {
+        return Ok(Rows::Uniform);
+    }
+    batch_place(call)
+}
+
+/// The place of the batch among the sizes of the result.
+fn batch_place(call: &RowCall<'_>) -> Result<Rows, String> {
+    let place = call.out_sizes()?.iter().position(|size| call.is_batch(size));
+    place.map(Rows::Row).ok_or_else(|| "has a size computed from the number of rows".to_owned())
+}
+
+/// `arange`: counts the rows where it runs from 0 to their number.
+pub(crate) fn counted(call: &RowCall<'_>) -> Result<Rows, String> {
+    let starts_at_0 = call.arg("start").is_none_or(|start| *start == Argument::Int(0));
+    let steps_by_1 = call.arg("step").is_none_or(|step| *step == Argument::Int(1));
+    match call.rows("end") {
+        Rows::Size if starts_at_0 && steps_by_1 => Ok(Rows::Iota(0)),
+        _ => Err("counts in a range computed from the number of rows".to_owned()),
+    }
+}
+
+/// Views that keep the row-major order of elements: the batch stays in place where what is before it stays.
+pub(crate) fn reshaped(call: &RowCall<'_>) -> Result<Rows, String> {
+    let (from, to) = (call.sizes("self")?, call.out_sizes()?);
+    let significant = |sizes: &[Dim]| -> Vec<Dim> { sizes.iter().filter(|s| **s != Dim::Known(1)).cloned().collect() };
+    call.moved("self", |row| {
+        let before = significant(&from[..row]);
+        let place = |at: &usize| call.is_batch(&to[*at]) && significant(&to[..*at]) == before;
+        (0..to.len()).find(place).ok_or_else(|| "merges or splits the dimension of the rows".to_owned())
+    })
+}
+
+/// `expand`: rows stay at their place from the end; what is the same for all rows may be repeated for each.
+pub(crate) fn expanded(call: &RowCall<'_>) -> Result<Rows, String> {
+    let ndim = call.out_sizes()?.len();
+    let lead = ndim.saturating_sub(call.sizes("self")?.len());
+    match call.rows("self") {
+        Rows::Uniform => batch_place(call),
+        // Repeated along other dimensions, a count is an ordinary row: it must not be used as an index any more.
+        Rows::Row(row) | Rows::Iota(row) if lead + row < ndim => Ok(match call.rows("self") {
+            Rows::Iota(_) if only_one(call.out_sizes()?, lead + row) => Rows::Iota(lead + row),
+            Rows::Iota(_) => return Err("computes with positions in the batch".to_owned()),
+            _ => Rows::Row(lead + row),
+        }),
+        _ => Err("expands what depends on the batch".to_owned()),
+    }
+}
+
+fn only_one(sizes: &[Dim], but: usize) -> bool {
+    sizes.iter().enumerate().all(|(at, size)| at == but || *size == Dim::Known(1))
+}
+
+/// One entry of dimension `dim`, which goes away (`select`, `unbind`).
+pub(crate) fn removed(call: &RowCall<'_>) -> Result<Rows, String> {
+    only(call, &["self"])?;
+    let at = call.dim("dim", call.sizes("self")?.len())?;
+    call.moved("self", |row| match row.cmp(&at) {
+        std::cmp::Ordering::Less => Ok(row),
+        std::cmp::Ordering::Equal => Err("picks one row of the batch".to_owned()),
+        std::cmp::Ordering::Greater => Ok(row - 1),
+    })
+}
+
+/// `slice`: along the rows only the slice that takes all of them.
+pub(crate) fn sliced(call: &RowCall<'_>) -> Result<Rows, String> {
+    only(call, &["self"])?;
+    let at = call
+        .dim("dim", call.sizes("self")?.len())
+        .or_else(|why| if call.arg("dim").is_none() { Ok(0) } else { Err(why) })?;
+    let takes_all = matches!(call.arg("start"), None | Some(Argument::None | Argument::Int(0)))
+        && matches!(call.arg("end"), None | Some(Argument::None | Argument::Int(i64::MAX)))
+        && matches!(call.arg("step"), None | Some(Argument::Int(1)));
+    call.moved("self", |row| if row == at && !takes_all { Err("slices the batch".to_owned()) } else { Ok(row) })
+}
+
+/// `slice_scatter`, `select_scatter`: both tensors have the rows at one place, which is not written along.
+pub(crate) fn written(call: &RowCall<'_>) -> Result<Rows, String> {
+    only(call, &["self", "src"])?;
+    let at = call.dim("dim", call.sizes("self")?.len())?;
+    let removed = usize::from(call.node.op.contains("select"));
+    match (call.rows("self"), call.rows("src")) {
+        (Rows::Row(row), Rows::Uniform) if row != at => Ok(Rows::Row(row)),
+        (Rows::Row(row), Rows::Row(src)) if row != at && src == row - removed * usize::from(at < row) => {
+            Ok(Rows::Row(row))
+        }
+        _ => Err("writes to rows of the batch".to_owned()),
+    }
+}
+
+/// `cat`: every part has the rows, and not along the joined dimension.
+pub(crate) fn joined(call: &RowCall<'_>) -> Result<Rows, String> {
+    let parts = call.values("tensors");
+    let &(first, rows) = parts.first().ok_or("joins nothing")?;
+    let ndim = call.sizes_of(first)?.len();
+    let at = if call.arg("dim").is_none() { 0 } else { call.dim("dim", ndim)? };
+    match rows {
+        Rows::Row(row) if row != at && parts.iter().all(|(_, other)| *other == rows) => Ok(rows),
+        _ => Err("joins along the rows or with what is no row".to_owned()),
+    }
+}
+
+/// `stack`: a new dimension before or after the rows.
+pub(crate) fn stacked(call: &RowCall<'_>) -> Result<Rows, String> {
+    let parts = call.values("tensors");
+    let &(first, rows) = parts.first().ok_or("stacks nothing")?;
+    let ndim = call.sizes_of(first)?.len() + 1;
+    let at = if call.arg("dim").is_none() { 0 } else { call.dim("dim", ndim)? };
+    match rows {
+        Rows::Row(row) if parts.iter().all(|(_, other)| *other == rows) => Ok(Rows::Row(row + usize::from(at <= row))),
+        _ => Err("stacks what is no row".to_owned()),
+    }
+}
+
+/// Matrix products: the rows may be among the leading dimensions of both factors, or rows of the left one.
+pub(crate) fn multiplied(call: &RowCall<'_>) -> Result<Rows, String> {
+    let values: Vec<_> = call.all_values().collect();
+    let is_small = |id: ValueId| call.sizes_of(id).map(|sizes| sizes.len() < 2);
+    let tensors = values.iter().filter(|(id, _)| sizes(call.graph, *id).is_some());
+    for (id, _) in tensors.clone() {
+        if is_small(*id)? && call.node.op.contains("mul") {
+            return Err("multiplies a vector".to_owned());
+        }
+    }
+    let ndim = call.out_sizes()?.len();
+    let left = ["self", "mat1", "batch1"]
+        .into_iter()
+        .filter(|name| call.arg(name).is_some())
+        .next_back()
+        .ok_or("has no factor")?;
+    // Rows of the left factor stay rows of the product when the right factor is the same for all.
+    if let Rows::Row(row) = call.rows(left)
+        && row + 2 == call.sizes(left)?.len()
+        && only(call, &[left]).is_ok()
+    {
+        return Ok(Rows::Row(ndim - 2));
+    }
+    broadcast(call, &values, ndim.saturating_sub(2))
+}
+
+/// Attention: the rows are among the leading dimensions of query, key, value and mask.
+pub(crate) fn attended(call: &RowCall<'_>) -> Result<Rows, String> {
+    let values: Vec<_> = call.all_values().collect();
+    broadcast(call, &values, call.out_sizes()?.len().saturating_sub(2))
+}
+
+/// `embedding`: a table that is the same for all rows.
+pub(crate) fn looked_up(call: &RowCall<'_>) -> Result<Rows, String> {
+    only(call, &["indices"])?;
+    call.moved("indices", Ok)
+}
+
+/// `index_select`: of rows by indices that are the same for all.
+pub(crate) fn index_selected(call: &RowCall<'_>) -> Result<Rows, String> {
+    along(call, "self", "dim")
+}
+
+/// `pad` counts dimensions from the last.
+pub(crate) fn padded(call: &RowCall<'_>) -> Result<Rows, String> {
+    match call.arg("pad") {
+        Some(Argument::List(pads)) => leading(call, "self", pads.len() / 2),
+        _ => Err("has a `pad` that is unknown".to_owned()),
+    }
+}
+
+/// `x[i, j, …]`: each row picks from itself where the index along the rows counts them.
+pub(crate) fn indexed(call: &RowCall<'_>) -> Result<Rows, String> {
+    let x = call.rows("self");
+    let Some(Argument::List(items)) = call.arg("indices") else {
+        return Err("has indices that are unknown".to_owned());
+    };
+    let indices: Vec<(usize, ValueId, Rows)> = items
+        .iter()
+        .enumerate()
+        .filter_map(|(at, item)| item.as_value().map(|id| (at, id, call.rows_of(id))))
+        .collect();
+    let is_mask = |id: ValueId| call.graph.tensor_type(id).is_none_or(|ty| ty.dtype == highroad_tensor::DType::Bool);
+    if indices.iter().any(|(_, id, _)| is_mask(*id)) {
+        return Err("picks by a mask".to_owned());
+    }
+    let are_neighbours = indices.windows(2).all(|pair| pair[0].0 + 1 == pair[1].0);
+    let place = if are_neighbours { indices.first().map_or(0, |index| index.0) } else { 0 };
+    let index_ndim =
+        indices.iter().map(|(_, id, _)| call.sizes_of(*id).map(<[Dim]>::len)).collect::<Result<Vec<_>, _>>()?;
+    let ndim = index_ndim.into_iter().max().unwrap_or(0);
+    let aligned = |id: ValueId, row: usize| call.sizes_of(id).map(|sizes| place + ndim - sizes.len() + row);
+    // The index along the rows of `self`, which must count them.
+    let along_rows = match x {
+        Rows::Row(row) => indices.iter().find(|(at, _, _)| *at == row).copied(),
+        Rows::Uniform => None,
+        _ => return Err("picks from positions in the batch".to_owned()),
+    };
+    let mut found = match (x, along_rows) {
+        (_, Some((_, id, Rows::Iota(row)))) => Some(aligned(id, row)?),
+        (_, Some(_)) => return Err("picks rows of the batch".to_owned()),
+        (Rows::Row(_), None) if indices.iter().any(|(_, _, rows)| *rows != Rows::Uniform) => {
+            return Err("picks from all rows by what depends on one".to_owned());
+        }
+        (Rows::Row(row), None) => {
+            let n_before = indices.iter().filter(|(at, _, _)| *at < row).count();
+            let shift = if place <= row { ndim } else { 0 };
+            return Ok(Rows::Row(row - n_before + shift));
+        }
+        _ => None,
+    };
+    for (_, id, rows) in indices.iter().filter(|index| along_rows.is_none_or(|(at, _, _)| at != index.0)) {
+        let at = match rows {
+            Rows::Uniform => continue,
+            Rows::Row(row) => aligned(*id, *row)?,
+            _ => return Err("picks by positions in the batch".to_owned()),
+        };
+        if found.is_some_and(|found| found != at) {
+            return Err("meets rows along two different dimensions".to_owned());
+        }
+        found = Some(at);
+    }
+    let Some(found) = found else { return Ok(Rows::Uniform) };
+    let uniform = indices.iter().filter(|(_, _, rows)| *rows == Rows::Uniform);
+    for (_, id, _) in uniform {
+        if !is_repeated(call, *id, ndim, found - place) {
+            return Err("picks by an index with a size of its own along the rows".to_owned());
+        }
+    }
+    Ok(Rows::Row(found))
+}
+
+impl RowCall<'_> {
+    /// The rows of `tensor`, moved to where `place` says their dimension goes.
+    pub(crate) fn moved(&self, tensor: &str, place: impl Fn(usize) -> Result<usize, String>) -> Result<Rows, String> {
+        match self.rows(tensor) {
+            Rows::Row(row) => place(row).map(Rows::Row),
+            Rows::Iota(row) => place(row).map(Rows::Iota),
+            _ => Err("depends on the number of rows".to_owned()),
+        }
+    }
+}

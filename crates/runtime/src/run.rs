@@ -2,7 +2,7 @@
 
 use highroad_tensor::{DType, Tensor};
 
-use crate::op::{Call, Limits, OpError, Operand, Outputs, Value, check_size};
+use crate::op::{Call, Limits, OpError, Operand, Outputs, Value};
 use crate::plan::{Plan, Step};
 
 /// Why a run failed.
@@ -68,9 +68,7 @@ impl Step {
     fn run(&self, slots: &[Value], limits: Limits) -> Result<Outputs, OpError> {
         let declaration = self.op.declaration();
         let call = Call::new(self.op, &self.operands, slots, limits).with_prepared(self.prepared.as_ref());
-        let metas = (declaration.infer)(&call)?;
-        metas.iter().try_for_each(|meta| check_size(meta, limits))?;
-        (declaration.eval)(&call, &metas)
+        declaration.run(&call)
     }
 
     fn failed(&self, slots: &[Value], source: OpError) -> RunError {

@@ -4,7 +4,6 @@ use half::{bf16, f16};
 
 /// The element type of a tensor. `Bool` is stored as one byte, 0 or 1, as PyTorch stores it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
 #[allow(missing_docs)]
 pub enum DType {
     Bool,

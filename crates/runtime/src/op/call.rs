@@ -1,6 +1,6 @@
 //! One call of an operator: its arguments by name, the context it runs in, and what can be wrong with it.
 
-use highroad_tensor::{DType, Shape, Tensor, TensorError};
+use highroad_tensor::{DType, Scalar, Shape, Tensor, TensorError};
 use smallvec::SmallVec;
 
 use super::{Meta, OpDef, Prepared};
@@ -34,44 +34,6 @@ pub enum Operand {
     Slot(usize),
     /// Several, mixed.
     List(Vec<Operand>),
-}
-
-/// A Python number: its kind decides how it promotes.
-#[derive(Clone, Copy, Debug, PartialEq)]
-#[allow(missing_docs)]
-pub enum Scalar {
-    Bool(bool),
-    Int(i64),
-    Float(f64),
-}
-
-impl Scalar {
-    /// As a float; exact up to 2^53.
-    pub fn to_f64(self) -> f64 {
-        match self {
-            Self::Bool(b) => f64::from(u8::from(b)),
-            Self::Int(i) => i as f64,
-            Self::Float(f) => f,
-        }
-    }
-
-    /// As an integer; a float is truncated toward zero.
-    pub fn to_i64(self) -> i64 {
-        match self {
-            Self::Bool(b) => i64::from(b),
-            Self::Int(i) => i,
-            Self::Float(f) => f as i64,
-        }
-    }
-
-    /// The dtype PyTorch gives a tensor made of this number.
-    pub fn dtype(self) -> DType {
-        match self {
-            Self::Bool(_) => DType::Bool,
-            Self::Int(_) => DType::I64,
-            Self::Float(_) => DType::F32,
-        }
-    }
 }
 
 /// Bounds on what a program may ask for.
@@ -167,6 +129,11 @@ impl<'a> Call<'a> {
         matches!(self.operand(name), Some(Operand::Const(_)) | None)
     }
 
+    /// Whether the argument is `None`.
+    pub fn is_absent(&self, name: &'static str) -> bool {
+        matches!(self.value(name), Ok(Value::None))
+    }
+
     /// The tensor `name`.
     pub fn tensor(&self, name: &'static str) -> Result<&'a Tensor, OpError> {
         match self.value(name)? {
@@ -250,7 +217,7 @@ impl<'a> Call<'a> {
 
     /// The float `name`, `None` if absent.
     pub fn optional_float(&self, name: &'static str) -> Result<Option<f64>, OpError> {
-        Ok(self.optional_scalar(name)?.map(Scalar::to_f64))
+        Ok(self.optional_scalar(name)?.map(Scalar::to::<f64>))
     }
 
     /// The boolean `name`.
@@ -291,12 +258,6 @@ impl<'a> Call<'a> {
             Value::Str(text) => Ok(text),
             other => Err(wrong(name, "a string", other)),
         }
-    }
-
-    /// A zeroed, contiguous tensor as `meta` says, if the limits allow it.
-    pub fn output(&self, meta: &Meta) -> Result<Tensor, OpError> {
-        check_size(meta, self.limits)?;
-        Ok(Tensor::zeros(meta.dtype, &meta.shape)?)
     }
 
     fn operand(&self, name: &str) -> Option<&'a Operand> {
