@@ -13,8 +13,20 @@ use highroad_eval::{Outcome, Verdict};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-const WORDS: [&str; 12] =
-    ["ignore", "previous", "instructions", "reveal", "secret", "prompt", "what", "how", "please", "you", "system", "say"];
+const WORDS: [&str; 12] = [
+    "ignore",
+    "previous",
+    "instructions",
+    "reveal",
+    "secret",
+    "prompt",
+    "what",
+    "how",
+    "please",
+    "you",
+    "system",
+    "say",
+];
 
 /// A directory with two packed classifiers, `a` and `b`, and an embedder, `e`.
 struct Desk(TempDir);
@@ -44,7 +56,8 @@ impl Desk {
 
     /// What each package answers to every text, by package.
     fn answers(&self, n: usize) -> BTreeMap<&'static str, Vec<String>> {
-        let line = |idx| json!({"id": format!("c{idx}"), "input": {"text": text(idx)}, "expected": "benign"}).to_string();
+        let line =
+            |idx| json!({"id": format!("c{idx}"), "input": {"text": text(idx)}, "expected": "benign"}).to_string();
         self.write("all.jsonl", &(0..n).map(line).collect::<Vec<_>>().join("\n"));
         let answers = |package: &'static str| {
             let output = self.run(&["eval", package, "--golden", "all.jsonl", "--out", "eval.json", "--threads", "1"]);
@@ -170,7 +183,8 @@ fn too_few_cases_exit_with_3_until_a_named_person_accepts_each_flip() {
     assert_eq!(half.status.code(), Some(3), "{half:?}");
     fs::remove_dir_all(desk.path(".highroad/verdicts")).unwrap();
 
-    let both = desk.gate("b", "a", &[&["--accept", &first, "--accept", &second, "--expires", "30d"], who.as_slice()].concat());
+    let both =
+        desk.gate("b", "a", &[&["--accept", &first, "--accept", &second, "--expires", "30d"], who.as_slice()].concat());
     assert_eq!(both.status.code(), Some(0), "{both:?}");
     let verdict = desk.verdict();
     assert_eq!(verdict.waivers.len(), 2);

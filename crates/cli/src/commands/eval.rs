@@ -13,15 +13,16 @@ use serde::Serialize;
 
 use crate::progress;
 use crate::resolve::{Home, Target};
+use crate::standard::Standard;
 
 /// Answer a golden set: metrics with 95 % intervals, per slice, latency and throughput.
 #[derive(clap::Args)]
 pub struct Args {
     /// A package directory, a digest in the local store, or a reference such as `router@champion`.
     package: Target,
-    /// The golden set (JSONL).
+    /// The golden set (JSONL); the one of highroad.toml unless told.
     #[arg(long, value_name = "FILE")]
-    golden: PathBuf,
+    golden: Option<PathBuf>,
     /// Print JSON instead of tables.
     #[arg(long)]
     json: bool,
@@ -54,7 +55,7 @@ struct Report<'a> {
 
 impl Args {
     pub fn run(self) -> anyhow::Result<ExitCode> {
-        let golden = GoldenSet::read(&self.golden)?;
+        let golden = read_golden(self.golden.as_deref())?;
         let resolved = self.package.resolve(&Home::find())?;
         let results = assess(&resolved.package, &golden, self.threads, "answering")?;
         let observed = results.observed(&golden, &[])?;
@@ -69,6 +70,18 @@ impl Args {
         }
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// The golden set at `path`, else the one that `highroad.toml` of this directory names.
+pub fn read_golden(path: Option<&Path>) -> anyhow::Result<GoldenSet> {
+    let standard = || Standard::find(Path::new(".")).map(|found| found.map(|standard| standard.evaluation.golden));
+    let path = match path {
+        Some(path) => path.to_owned(),
+        None => {
+            standard()?.context("name the golden set with --golden FILE, as there is no highroad.toml here")?.into()
+        }
+    };
+    Ok(GoldenSet::read(&path)?)
 }
 
 /// Opens a package and answers the golden set with it, with a progress bar on a terminal.

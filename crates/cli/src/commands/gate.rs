@@ -1,6 +1,6 @@
 use std::env;
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
@@ -9,8 +9,9 @@ use highroad_eval::{CheckResult, Decision, Flip, Gates, Outcome, Verdict, Waiver
 use highroad_package::{Digest, VerifiedPackage};
 use jiff::{SignedDuration, Timestamp};
 
-use super::eval::{asked, assess, new_table, print_json, read, shorten};
+use super::eval::{asked, assess, new_table, print_json, read, read_golden, shorten};
 use crate::resolve::{Home, Resolved, Target};
+use crate::standard::Standard;
 
 /// Judge a candidate against a baseline, case by case. Exit code 0: pass, 1: fail, 3: the golden set is too small to tell.
 #[derive(clap::Args)]
@@ -20,12 +21,12 @@ pub struct Args {
     /// What it must not be worse than: a package like the candidate, or `trivial` for a first version.
     #[arg(long, value_name = "PACKAGE|trivial")]
     baseline: Target,
-    /// The golden set (JSONL).
+    /// The golden set (JSONL); the one of highroad.toml unless told.
     #[arg(long, value_name = "FILE")]
-    golden: PathBuf,
-    /// The rules.
-    #[arg(long, value_name = "FILE", default_value = "gates.toml")]
-    gates: PathBuf,
+    golden: Option<PathBuf>,
+    /// The rules; those of highroad.toml unless told, else gates.toml.
+    #[arg(long, value_name = "FILE")]
+    gates: Option<PathBuf>,
     /// Accept the regression of this case, where the golden set is too small to tell; may be given again.
     #[arg(long, value_name = "CASE", requires_all = ["by", "why"])]
     accept: Vec<String>,
@@ -59,9 +60,10 @@ const TRIVIAL: &str = "trivial";
 
 impl Args {
     pub fn run(self) -> anyhow::Result<ExitCode> {
-        let rules = read(&self.gates)?;
-        let gates = parse_gates(&rules).with_context(|| format!("cannot use `{}`", self.gates.display()))?;
-        let golden = GoldenSet::read(&self.golden)?;
+        let path = self.gates_path()?;
+        let rules = read(&path)?;
+        let gates = parse_gates(&rules).with_context(|| format!("cannot use `{}`", path.display()))?;
+        let golden = read_golden(self.golden.as_deref())?;
         let home = Home::find();
         let candidate = self.package.resolve(&home)?;
         let baseline = self.resolve_baseline(&home)?;
@@ -81,6 +83,14 @@ impl Args {
         let (digest, path) = keep(home.verdicts(), &of_candidate.package, &verdict)?;
         eprintln!("verdict {digest}\n{}", path.display());
         Ok(exit_code(verdict.outcome))
+    }
+
+    fn gates_path(&self) -> anyhow::Result<PathBuf> {
+        if let Some(path) = &self.gates {
+            return Ok(path.clone());
+        }
+        let standard = Standard::find(Path::new("."))?;
+        Ok(standard.map_or_else(|| "gates.toml".to_owned(), |standard| standard.evaluation.gates).into())
     }
 
     fn resolve_baseline(&self, home: &Home) -> anyhow::Result<Option<Resolved>> {
