@@ -1,4 +1,5 @@
 //! `highroad pack` as a shell sees it.
+#![allow(clippy::unwrap_used)]
 
 use std::path::Path;
 use std::process::{Command, Output};

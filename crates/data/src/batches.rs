@@ -45,6 +45,7 @@ pub fn in_order<T>(indices: &[usize], results: Vec<T>) -> Vec<T> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use proptest::prelude::*;
 

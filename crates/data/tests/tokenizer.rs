@@ -1,4 +1,5 @@
 //! The tokenizer against transformers (`conformance/make_tokenizer_goldens.py`) and against hostile files.
+#![allow(clippy::unwrap_used)]
 
 use std::fs;
 use std::path::{Path, PathBuf};

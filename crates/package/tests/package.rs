@@ -1,4 +1,5 @@
 //! Packing, verification and stores, on the tiny packages of `conformance/packages`.
+#![allow(clippy::unwrap_used)]
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};

@@ -55,6 +55,7 @@ pub(crate) fn decide(labels: &[String], logits: &[f32]) -> Answer {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
@@ -69,7 +70,7 @@ mod tests {
     #[test]
     fn scores_are_the_softmax_of_the_logits() {
         // scipy.special.softmax([1, 2, 3], in float64) rounded to f32
-        let expected = class("c", &[0.090_030_573, 0.244_728_47, 0.665_240_94]);
+        let expected = class("c", &[0.090_030_57, 0.244_728_48, 0.665_240_94]);
         assert_eq!(decide(&labels(&["a", "b", "c"]), &[1.0, 2.0, 3.0]), expected);
     }
 

@@ -154,6 +154,7 @@ fn tensor(view: &TensorView<'_>) -> Result<Tensor, TaskError> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -167,13 +167,16 @@ pub(crate) fn mismatch(reason: String) -> TaskError {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
-    /// Specs of `i64[b, s]`-like inputs: names with dtype and sizes, where a number is a known size.
-    fn specs(tensors: &[(&str, DType, &str)]) -> Vec<TensorSpec> {
+    /// Name, dtype and sizes, where a number is a known size: `("input_ids", DType::I64, "b s")`.
+    type Spec = (&'static str, DType, &'static str);
+
+    fn specs(tensors: &[Spec]) -> Vec<TensorSpec> {
         let dim = |size: &str| size.parse().map_or_else(|_| Dim::Symbol(size.to_owned()), Dim::Known);
-        let spec = |&(name, dtype, sizes): &(&str, DType, &str)| TensorSpec {
+        let spec = |&(name, dtype, sizes): &Spec| TensorSpec {
             name: name.to_owned(),
             dtype,
             sizes: sizes.split(' ').map(dim).collect(),
@@ -190,11 +193,11 @@ mod tests {
         Task { kind: TaskKind::Classify { labels, flagged: None }, max_tokens: 8 }
     }
 
-    const IDS: (&str, DType, &str) = ("input_ids", DType::I64, "b s");
-    const VECTOR: (&str, DType, &str) = ("y", DType::F32, "b 16");
+    const IDS: Spec = ("input_ids", DType::I64, "b s");
+    const VECTOR: Spec = ("y", DType::F32, "b 16");
 
     /// Why a program of these inputs and outputs does not fit the task.
-    fn refused(inputs: &[(&str, DType, &str)], outputs: &[(&str, DType, &str)], task: &Task) -> String {
+    fn refused(inputs: &[Spec], outputs: &[Spec], task: &Task) -> String {
         match Signature::of(&specs(inputs), &specs(outputs), task) {
             Ok(_) => panic!("accepted"),
             Err(error) => error.to_string(),
@@ -203,7 +206,7 @@ mod tests {
 
     #[test]
     fn inputs_that_are_no_tokens_are_refused() {
-        let cases: [(&[(&str, DType, &str)], &str); 9] = [
+        let cases: [(&[Spec], &str); 9] = [
             (&[], "it has no input `input_ids`"),
             (&[("attention_mask", DType::I64, "b s")], "it has no input `input_ids`"),
             (&[("input_ids", DType::F32, "b s")], "input `input_ids` is f32[b, s] where integers [batch, tokens]"),
@@ -239,7 +242,7 @@ mod tests {
     fn what_may_share_a_run_follows_from_proof_mask_and_sizes() {
         let unproved = RowIndependence::NotProved { reason: "mean over the batch".to_owned() };
         let mask = ("attention_mask", DType::Bool, "b s");
-        let cases: [(&[(&str, DType, &str)], &RowIndependence, Sharing); 5] = [
+        let cases: [(&[Spec], &RowIndependence, Sharing); 5] = [
             (&[IDS, mask], &RowIndependence::Proved, Sharing::Padded),
             (&[IDS], &RowIndependence::Proved, Sharing::EqualLengths),
             (&[("input_ids", DType::I64, "b 8")], &RowIndependence::Proved, Sharing::Padded),
