@@ -192,7 +192,10 @@ fn mark(outcome: Outcome) -> &'static str {
 
 /// The interval, the test, and what the check could have seen.
 fn facts(check: &CheckResult) -> String {
-    let test = check.p_value.map(|p| format!("exact McNemar p = {p:.3}"));
+    let test = check.p_value.map(|p| match p {
+        p if p < 0.001 => "exact McNemar p < 0.001".to_owned(),
+        p => format!("exact McNemar p = {p:.3}"),
+    });
     test.into_iter().chain(check.power_note.clone()).collect::<Vec<_>>().join("; ")
 }
 
