@@ -45,3 +45,30 @@ fn complete(node: &mut Node) -> bool {
     }
     node.args.iter().map(|(name, _)| name).ne(names.iter())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::passes::test::check;
+
+    #[test]
+    fn arguments_come_in_schema_order_with_their_defaults() {
+        check(
+            &[fill_defaults],
+            "graph(%x: f32[2], %n: int):
+               %a = aten.add.Tensor(alpha=2, other=3, self=%x)
+               %b = aten.slice.Tensor(self=%a, end=1)
+               %c = aten.unheard_of.default(z=1, a=2)
+               %d = aten.relu.default(self=%b, odd=1)
+               %m = _operator.mul(%n, 2)
+               return (%c, %d, %m)",
+            "graph(%x: f32[2], %n: int):
+               %a = aten.add.Tensor(self=%x, other=3, alpha=2)
+               %b = aten.slice.Tensor(self=%a, dim=0, start=None, end=1, step=1)
+               %c = aten.unheard_of.default(z=1, a=2)
+               %d = aten.relu.default(self=%b, odd=1)
+               %m = _operator.mul(a=%n, b=2)
+               return (%c, %d, %m)",
+        );
+    }
+}
