@@ -295,6 +295,23 @@ pub(crate) fn along(call: &RowCall<'_>, tensor: &str, argument: &str) -> Result<
     call.moved(tensor, |row| if dims.contains(&row) { Err(MIXED.to_owned()) } else { Ok(row) })
 }
 
+/// `narrow`: along the rows, the first ones, as many as the batch has (a mask cut to the batch); along other dimensions
+/// anything.
+pub(crate) fn narrowed(call: &RowCall<'_>) -> Result<Rows, String> {
+    if call.int("start") == Some(0) && call.rows("length") == Rows::Size {
+        let at = call.dim("dim", call.sizes("self")?.len())?;
+        return call.moved("self", |row| if row == at { Ok(row) } else { Err(MIXED.to_owned()) });
+    }
+    along(call, "self", "dim")
+}
+
+/// `gather`: picks by an index that has the rows at the same place, along another dimension.
+pub(crate) fn gathered(call: &RowCall<'_>) -> Result<Rows, String> {
+    let rows = elementwise(call)?;
+    let at = call.dim("dim", call.sizes("self")?.len())?;
+    if rows == Rows::Row(at) { Err(MIXED.to_owned()) } else { Ok(rows) }
+}
+
 const MIXED: &str = "mixes along the dimension of the rows";
 
 /// Every other argument must not depend on the batch.

@@ -101,3 +101,11 @@ fn every_small_program_agrees_with_pytorch() {
         .collect();
     assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
+
+#[test]
+fn rows_of_an_encoder_are_proved_independent() {
+    for name in ["mlp", "attention", "convolution"] {
+        let program = Program::open(&folder().join(format!("{name}.pt2"))).unwrap();
+        assert!(program.row_independence().is_proved(), "{name}: {:?}", program.row_independence());
+    }
+}

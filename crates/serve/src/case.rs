@@ -1,8 +1,8 @@
 //! A case file of `highroad replay`: one served input again, as a golden case or as the body that was sent.
 
+use highroad_service::Problem;
 use highroad_task::Input;
 use highroad_task::raw::TensorSpec;
-use highroad_service::Problem;
 use serde_json::Value;
 
 use crate::protocol::oip::{InferRequest, Query};

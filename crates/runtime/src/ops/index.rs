@@ -28,10 +28,7 @@ pub(super) const OPS: &[Declaration] = &[
         infer_gather,
         gather,
     )
-    .rows(|call| {
-        rows::elementwise(call)?;
-        rows::along(call, "self", "dim")
-    }),
+    .rows(rows::gathered),
     Declaration::new("aten::index.Tensor(Tensor self, Tensor?[] indices) -> Tensor", infer_index, index)
         .rows(rows::indexed),
     Declaration::new(

@@ -93,7 +93,7 @@ pub(super) const OPS: &[Declaration] = &[
         let start = wrap(c.int("start")?, x.size(at)?);
         Ok(x.narrow(at, sizes(&[start])?[0], sizes(&[c.int("length")?])?[0])?)
     })
-    .rows(|c| rows::along(c, "self", "dim")),
+    .rows(rows::narrowed),
     view("aten::diagonal(Tensor(a) self, int offset=0, int dim1=0, int dim2=1) -> Tensor(a)", |c| {
         let x = c.tensor("self")?;
         let shift = isize::try_from(c.int("offset")?).map_err(|_| OpError::Overflow)?;

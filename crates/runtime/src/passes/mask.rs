@@ -3,7 +3,7 @@
 //! The library computes `mask[b, k] and q >= 0` over index tensors (`arange`), because masks in general depend on
 //! positions. For encoders the comparison always holds and the indexing picks everything in order.
 
-use crate::graph::{Argument, Dim, Graph, Node, TensorType, Type, ValueId};
+use crate::graph::{Argument, Dim, Graph, Node, Source, TensorType, Type, ValueId};
 use crate::passes::rewrite::{
     Namer, Producers, Rewrite, Symbols, int_arg, node, only_output, rewrite_each, value_arg, wrap,
 };
@@ -146,6 +146,23 @@ fn index_in_order(
     Some(Rewrite::Is(Argument::Value(spread(graph, index, narrowed, &dims, ndim, namer)?)))
 }
 
+/// Whether a size is a symbol that a caller's argument has as it is, so that each run checks it.
+fn is_input_size(graph: &Graph, size: &Dim) -> bool {
+    let user = graph.inputs.iter().filter(|input| matches!(input.source, Source::User { .. }));
+    let mut sizes = user.filter_map(|input| graph.tensor_type(input.value)).flat_map(|ty| &ty.sizes);
+    matches!(size, Dim::Symbol(_)) && sizes.any(|other| other == size)
+}
+
+/// From now on `other` is `same`. torch leaves the batch of a mask free to be larger than that of the ids, whose
+/// rows alone are then read; here the two must be equal.
+fn unify(graph: &mut Graph, other: &Dim, same: &Dim) {
+    for value in &mut graph.values {
+        if let Type::Tensor(ty) = &mut value.ty {
+            ty.sizes.iter_mut().filter(|size| *size == other).for_each(|size| size.clone_from(same));
+        }
+    }
+}
+
 /// The first `end` elements of each dimension; refuses to run, as indexing does, where there are fewer.
 fn narrow_to(
     graph: &mut Graph,
@@ -160,6 +177,11 @@ fn narrow_to(
     let mut value = input;
     for (dim, iota) in iotas.iter().enumerate() {
         if symbols.is(&iota.end, &ty.sizes[dim]) {
+            continue;
+        }
+        if let Some(same) = symbols.symbol(&iota.end).filter(|_| is_input_size(graph, &ty.sizes[dim])) {
+            let other = std::mem::replace(&mut ty.sizes[dim], same.clone());
+            unify(graph, &other, &same);
             continue;
         }
         let offset = result.sizes.len() - iota.ndim;
@@ -226,11 +248,9 @@ mod tests {
                %and_2: bool[s0, 1, s1, s1] = aten.bitwise_and.Tensor(self=%and_1, other=%i)
                %m: bool[s0, 1, s1, s1] = aten.expand.default(self=%and_2, size=[%b, -1, %s, %s], implicit=False)
                return (%m)",
-            "graph(%ids: i64[s0, s1], %mask: bool[s2, s1]):
-               %b = aten.sym_size.int(self=%ids, dim=0)
+            "graph(%ids: i64[s0, s1], %mask: bool[s0, s1]):
                %s = aten.sym_size.int(self=%mask, dim=1)
-               %n = aten.narrow.default(self=%mask, dim=0, start=0, length=%b)
-               %u = aten.unsqueeze.default(self=%n, dim=1)
+               %u = aten.unsqueeze.default(self=%mask, dim=1)
                %v = aten.unsqueeze.default(self=%u, dim=2)
                %m = aten.expand.default(self=%v, size=[-1, -1, %s, -1], implicit=False)
                return (%m)",

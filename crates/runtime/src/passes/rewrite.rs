@@ -161,6 +161,12 @@ impl Symbols {
         }
     }
 
+    /// The symbol whose size `arg` is.
+    pub(super) fn symbol(&self, arg: &Argument) -> Option<Dim> {
+        let id = arg.as_value()?;
+        self.0.iter().find(|(_, held)| **held == id).map(|(symbol, _)| Dim::Symbol(symbol.clone()))
+    }
+
     /// Whether `arg` is exactly `size` on every run.
     pub(super) fn is(&self, arg: &Argument, size: &Dim) -> bool {
         self.argument(size).as_ref() == Some(arg)

@@ -33,7 +33,10 @@ async fn a_package_without_a_passing_verdict_does_not_serve() {
         assert_eq!(ready.status(), 503);
         let status: Value = ready.json().await.unwrap();
         assert!(status["members"][0]["failure"]["reason"].as_str().unwrap().contains(reason));
-        assert_eq!(rig.post_json("/v1/moderations", json!({ "model": "moderation", "input": "a" })).await.status(), 503);
+        assert_eq!(
+            rig.post_json("/v1/moderations", json!({ "model": "moderation", "input": "a" })).await.status(),
+            503
+        );
     }
 }
 

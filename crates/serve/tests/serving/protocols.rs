@@ -182,13 +182,18 @@ async fn oip_says_what_a_client_asks_for() {
     let rig = Rig::ready().await;
     assert_eq!(rig.get("/v2/health/live").await.status(), 200);
     assert_eq!(rig.get("/v2/health/ready").await.status(), 200);
-    assert!(json_of(rig.get("/v2").await).await["extensions"].as_array().unwrap().contains(&json!("binary_tensor_data")));
+    assert!(
+        json_of(rig.get("/v2").await).await["extensions"].as_array().unwrap().contains(&json!("binary_tensor_data"))
+    );
     assert_eq!(rig.get("/v2/models/moderation/ready").await.status(), 200);
     assert_eq!(rig.get("/v2/models/moderation/versions/1/ready").await.status(), 200);
     assert_eq!(rig.get("/v2/models/moderation/versions/2/ready").await.status(), 404);
     assert_eq!(rig.get("/v2/models/none/ready").await.status(), 404);
     let config = json_of(rig.get("/v2/models/moderation/config").await).await;
-    assert_eq!(config["input"][0], json!({ "name": "text", "data_type": "TYPE_STRING", "dims": [-1], "optional": true }));
+    assert_eq!(
+        config["input"][0],
+        json!({ "name": "text", "data_type": "TYPE_STRING", "dims": [-1], "optional": true })
+    );
     let index = json_of(rig.post("/v2/repository/index", "").await).await;
     assert_eq!(index[1], json!({ "name": "moderation", "version": "1", "state": "READY", "reason": "" }));
     assert_eq!(rig.get("/v2/systemsharedmemory/status").await.status(), 404);

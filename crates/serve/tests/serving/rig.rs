@@ -195,9 +195,7 @@ impl Registry for FakeRegistry {
             }
             let not_found = || DeployError::NotFound(reference.clone());
             let version = match &reference.selector {
-                Selector::Alias(_) => {
-                    *self.champions.lock().unwrap().get(&reference.name).ok_or_else(not_found)?
-                }
+                Selector::Alias(_) => *self.champions.lock().unwrap().get(&reference.name).ok_or_else(not_found)?,
                 Selector::Version(version) => *version,
                 Selector::Digest(_) => return Err(not_found()),
             };
