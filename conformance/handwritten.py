@@ -94,6 +94,40 @@ def elementwise():
     yield "aten.zero.default", [call(x(2, 3)), call(x(2, dtype=I))]
 
 
+def functions():
+    """Special values, which random samples miss, and overloads that take a number."""
+    odd = torch.tensor([0.0, -0.0, 0.5, -0.5, 1.5, 2.5, -2.5, INF, -INF, float("nan"), 1e-30, -3e4])
+    for name in ("ceil", "floor", "round", "trunc", "sign", "neg", "isinf", "isnan"):
+        yield f"aten.{name}.default", [call(odd), call(x(2, 3)), call(x(2, 3, dtype=I))]
+    for name in ("erf", "expm1", "log1p", "sin", "tanh"):
+        yield f"aten.{name}.default", [call(x(4, 5)), call(x(2, 3, dtype=I)), call(x()), call(x(0, 3))]
+    numbers = [x(2, 3), x(2, 3, dtype=I), x(2, 3, dtype=torch.int32)]
+    for name in ("eq", "ne", "lt", "le", "gt", "ge"):
+        yield f"aten.{name}.Scalar", [call(t, n) for t in numbers for n in (1, 0.5)]
+    yield "aten.rsub.Scalar", [call(t, n, 2) for t in numbers for n in (1, 3)]
+    yield "aten.pow.Tensor_Scalar", [call(x(2, 3).abs(), n) for n in (2, 0.5, -1, 3, -0.5, 1.7)] + [
+        call(x(2, 3, dtype=I), 3), call(x(2, 3, dtype=I), 0.5)
+    ]
+    yield "aten.clamp.default", [
+        call(x(2, 3), -1, 1), call(x(2, 3, dtype=I), None, 1), call(x(2, 3, dtype=I), 0.5, 2.5),
+        call(odd, 0.0, None), call(x(2, 3), 2, -2),
+    ]
+    yield "aten.clamp.Tensor", [
+        call(x(2, 3), x(3), x(2, 1)), call(x(2, 3), None, x(2, 3)), call(x(2, 3, dtype=I), x(3)), call(odd, x(1), None)
+    ]
+    yield "aten.bmm.default", [call(x(2, 3, 4), x(2, 4, 5)), call(x(0, 3, 4), x(0, 4, 5)), call(x(2, 3, 0), x(2, 0, 2))]
+    yield "aten.concat.default", [call([x(2, 3), x(1, 3)]), call([x(2, 3), x(2, 2, dtype=I)], 1), call([x(0), x(2, 3)], -1)]
+    i = lambda *shape: torch.randint(-3, 3, shape)
+    yield "aten.index.Tensor", [
+        call(x(3, 4), [i(2, 2)]), call(x(3, 4, 5), [None, i(2), i(3, 1)]), call(x(3, 4, 3), [i(2), None, i(2)]),
+        call(x(3, 4), [torch.tensor([True, False, True])]), call(x(2, 3, dtype=B), [i(2, 1).clamp(0, 1), i(1, 3)]),
+        call(x(2, 3), [x(2, 3, dtype=B)]),
+    ]
+    yield "aten.slice_scatter.default", [
+        call(x(4, 3), x(2, 3), 0, 1, 3), call(x(4, 3), x(2, 3), 0, None, None, 2), call(x(4, 3), x(4, 1), 1, -1),
+    ]
+
+
 def conversions():
     dtypes = (F, I, B, torch.int32)
     tensors = [x(2, 3), x(2, 3, dtype=I), x(4, dtype=B), torch.tensor([1.7, -1.7, 0.0, -0.0])]
@@ -178,6 +212,6 @@ def images():
 
 
 def calls():
-    for group in (symbolic, elementwise, conversions, creation, views, reductions, images):
+    for group in (symbolic, elementwise, functions, conversions, creation, views, reductions, images):
         torch.manual_seed(0)
         yield from group()

@@ -83,7 +83,7 @@ fn prove(graph: &Graph) -> Result<(), String> {
     }
     graph.outputs.iter().enumerate().try_for_each(|(index, output)| match output {
         Argument::Value(id) => match rows[id.0 as usize] {
-            Some(Rows::Row(0)) => Ok(()),
+            Some(Rows::Row(0)) if leads_with(graph, *id, &batch) => Ok(()),
             _ => {
                 Err(format!("output {index} (`%{}`) does not have the rows of the batch first", graph.value(*id).name))
             }
@@ -404,6 +404,14 @@ pub(crate) fn reshaped(call: &RowCall<'_>) -> Result<Rows, String> {
     })
 }
 
+/// `squeeze`: a batch of one row must not lose its dimension.
+pub(crate) fn squeezed(call: &RowCall<'_>) -> Result<Rows, String> {
+    let ndim = call.sizes("self")?.len();
+    let dims = call.dims("dim", ndim)?.unwrap_or_else(|| (0..ndim).collect());
+    call.moved("self", |row| if dims.contains(&row) { Err("drops a batch of one row".to_owned()) } else { Ok(row) })?;
+    reshaped(call)
+}
+
 /// `expand`: rows stay at their place from the end; what is the same for all rows may be repeated for each.
 pub(crate) fn expanded(call: &RowCall<'_>) -> Result<Rows, String> {
     let ndim = call.out_sizes()?.len();
@@ -506,7 +514,8 @@ pub(crate) fn multiplied(call: &RowCall<'_>) -> Result<Rows, String> {
         && row + 2 == call.sizes(left)?.len()
         && only(call, &[left]).is_ok()
     {
-        return Ok(Rows::Row(ndim - 2));
+        let n_columns = if call.node.op.contains(".mv.") { 0 } else { 1 };
+        return (ndim.checked_sub(1 + n_columns)).map(Rows::Row).ok_or_else(|| MIXED.to_owned());
     }
     broadcast(call, &values, ndim.saturating_sub(2))
 }

@@ -186,6 +186,8 @@ impl Tensor {
     }
 
     pub(crate) fn with_view(&self, shape: Shape, strides: Strides, offset: usize) -> Self {
+        // An empty view begins at the start, so that slicing its storage from its offset is always in bounds.
+        let offset = if shape.contains(&0) { 0 } else { offset };
         Self { dtype: self.dtype, shape, strides, offset, storage: self.storage.clone() }
     }
 

@@ -47,10 +47,8 @@ pub(super) const OPS: &[Declaration] = &[
 
 fn indices<'a>(call: &Call<'a>, argument: &'static str) -> Result<&'a Tensor, OpError> {
     let indices = call.tensor(argument)?;
-    match indices.dtype() {
-        DType::I64 | DType::I32 => Ok(indices),
-        dtype => Err(OpError::DType { argument, dtype }),
-    }
+    let dtype = indices.dtype();
+    if dtype.is_int() { Ok(indices) } else { Err(OpError::DType { argument, dtype }) }
 }
 
 /// An index as a position, if it lies in `0..size`.
@@ -79,8 +77,8 @@ fn infer_embedding(call: &Call<'_>) -> Result<Metas, OpError> {
 
 fn infer_index_select(call: &Call<'_>) -> Result<Metas, OpError> {
     let (x, index) = (call.tensor("self")?, indices(call, "index")?);
-    if index.ndim() > 1 {
-        let expected = "1 dimension".to_owned();
+    if index.ndim() > 1 || (x.ndim() == 0 && index.numel() != 1) {
+        let expected = "1 dimension, and 1 element where `self` is a scalar".to_owned();
         return Err(OpError::Shape { argument: "index", found: index.shape().into(), expected });
     }
     let at = dim(call.int("dim")?, x.ndim())?;

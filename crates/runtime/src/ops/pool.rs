@@ -34,7 +34,7 @@ pub(super) const OPS: &[Declaration] = &[
         infer_adaptive,
         |call, metas| {
             let ranges = adaptive_ranges(call)?;
-            let n = |y: usize, x: usize| ranges[0][y].len() * ranges[1][x].len();
+            let n = |y: usize, x: usize| (ranges[0][y].len() * ranges[1][x].len()) as f64;
             let ranges = [0, 1].map(|d| ranges[d].iter().map(|range| stepped(range.clone(), 1)).collect());
             averages(call, metas, &ranges, n)
         },
@@ -212,11 +212,11 @@ fn averages(
     call: &Call<'_>,
     metas: &[Meta],
     ranges: &[Vec<Reads>; 2],
-    divisor: impl Fn(usize, usize) -> usize + Sync,
+    divisor: impl Fn(usize, usize) -> f64 + Sync,
 ) -> Result<Outputs, OpError> {
     each_window(call, metas, ranges, |window, oy, ox| {
         let sum: f64 = window.map(f64::from).sum();
-        (sum / divisor(oy, ox) as f64) as f32
+        (sum / divisor(oy, ox)) as f32
     })
 }
 
@@ -225,12 +225,14 @@ fn avg_pool(call: &Call<'_>, metas: &[Meta]) -> Result<Outputs, OpError> {
     let ranges = windows.window_ranges();
     let includes_padding = call.bool("count_include_pad")?;
     let given = call.optional_int("divisor_override")?;
-    let given = given.map(|n| usize::try_from(n).ok().filter(|&n| n > 0).ok_or(OpError::DivisionByZero)).transpose()?;
+    if given == Some(0) {
+        return Err(OpError::DivisionByZero);
+    }
     let inner = |d: usize, o: usize| ranges[d][o].positions.len();
     averages(call, metas, &ranges, |oy, ox| match given {
-        Some(n) => n,
-        None if includes_padding => windows.padded_len(0, oy) * windows.padded_len(1, ox),
-        None => inner(0, oy) * inner(1, ox),
+        Some(n) => n as f64,
+        None if includes_padding => (windows.padded_len(0, oy) * windows.padded_len(1, ox)) as f64,
+        None => (inner(0, oy) * inner(1, ox)) as f64,
     })
 }
 

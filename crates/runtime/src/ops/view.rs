@@ -19,11 +19,11 @@ pub(super) const OPS: &[Declaration] = &[
     view("aten::flatten.using_ints(Tensor(a) self, int start_dim=0, int end_dim=-1) -> Tensor(a)", flatten)
         .rows(rows::reshaped),
     view("aten::unflatten.int(Tensor(a) self, int dim, SymInt[] sizes) -> Tensor(a)", unflatten).rows(rows::reshaped),
-    view("aten::squeeze(Tensor(a) self) -> Tensor(a)", |c| squeeze(c, None)).rows(rows::reshaped),
+    view("aten::squeeze(Tensor(a) self) -> Tensor(a)", |c| squeeze(c, None)).rows(rows::squeezed),
     view("aten::squeeze.dim(Tensor(a) self, int dim) -> Tensor(a)", |c| squeeze(c, Some(&[c.int("dim")?])))
-        .rows(rows::reshaped),
+        .rows(rows::squeezed),
     view("aten::squeeze.dims(Tensor(a) self, int[] dim) -> Tensor(a)", |c| squeeze(c, Some(&c.ints("dim")?)))
-        .rows(rows::reshaped),
+        .rows(rows::squeezed),
     view("aten::unsqueeze(Tensor(a) self, int dim) -> Tensor(a)", unsqueeze).rows(|c| {
         let ndim = c.sizes("self")?.len();
         let at = c.dim("dim", ndim + 1)?;
