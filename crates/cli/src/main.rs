@@ -12,6 +12,7 @@ mod resolve;
 #[allow(dead_code, reason = "train and export read all of it; they land next")]
 mod standard;
 mod tensors;
+mod tracking;
 
 /// The paved road for PyTorch: from research to production on one artifact, one runtime and one verdict.
 #[derive(Parser)]
@@ -44,6 +45,14 @@ enum Command {
     Eval(commands::eval::Args),
     /// Judge a candidate against a baseline, case by case: pass 0, fail 1, too few cases to tell 3.
     Gate(commands::gate::Args),
+    /// Move an alias of a registered model to a version that its gate admits.
+    Promote(commands::promote::Args),
+    /// Put a package and its verdicts into the registry as a model version.
+    Push(commands::push::Args),
+    /// Move an alias back to the version it named before.
+    Rollback(commands::rollback::Args),
+    /// Run the tracking server and model registry that MLflow clients speak to.
+    Track(commands::track::Args),
 }
 
 /// Exit code for a usage or environment error; 1 is a gate that failed or a mismatch, 3 a gate that is inconclusive.
@@ -62,6 +71,10 @@ fn main() -> ExitCode {
         Command::Pack(args) => args.run(),
         Command::Eval(args) => args.run(),
         Command::Gate(args) => args.run(),
+        Command::Promote(args) => args.run(),
+        Command::Push(args) => args.run(),
+        Command::Rollback(args) => args.run(),
+        Command::Track(args) => args.run(),
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

@@ -9,6 +9,8 @@ use std::str::FromStr;
 use anyhow::{Context as _, bail};
 use highroad_package::{Digest, MANIFEST, Package, Reference, Store, VerifiedPackage};
 
+use crate::tracking::{self, TrackingArgs};
+
 /// Where this machine keeps packages, verdicts and logs: `$HIGHROAD_HOME`, else `.highroad` in the current directory.
 #[derive(Clone, Debug)]
 pub struct Home(PathBuf);
@@ -22,6 +24,11 @@ impl Home {
     pub fn store(&self) -> anyhow::Result<Store> {
         let root = self.0.join("store");
         Store::open(&root).with_context(|| format!("cannot open the package store `{}`", root.display()))
+    }
+
+    /// The folder itself.
+    pub fn path(&self) -> &Path {
+        &self.0
     }
 
     pub fn verdicts(&self) -> PathBuf {
@@ -102,6 +109,15 @@ fn from_store(store: &Store, digits: &str) -> anyhow::Result<VerifiedPackage> {
     }
 }
 
-fn from_registry(_home: &Home, reference: Reference) -> anyhow::Result<Resolved> {
-    bail!("cannot look up `{reference}`: this build has no registry client yet")
+fn from_registry(home: &Home, reference: Reference) -> anyhow::Result<Resolved> {
+    let tracking = tracking::client(&TrackingArgs::default())?;
+    let store = home.store()?;
+    let client = tracking.client();
+    let bar = crate::progress::bar("fetching");
+    let package = tracking.block_on(async {
+        let version = client.resolve(&reference).await?;
+        client.fetch(&version, &store, &|n_bytes| bar.inc(n_bytes)).await
+    });
+    bar.finish_and_clear();
+    Ok(Resolved { package: package?, reference: Some(reference) })
 }

@@ -11,6 +11,7 @@ mod manifest;
 mod pack;
 mod package;
 mod reference;
+pub mod registry;
 mod store;
 
 pub use digest::{Digest, ParseDigestError};

@@ -1,1 +1,86 @@
 //! The tracking server and model registry that MLflow clients speak to.
+//!
+//! MLflow's REST words at the edge ([`Tracker::router`]), SQLite and plain files below. Two things are Highroad's own: an
+//! alias of a Highroad package moves only on a verdict that admits it, and every move is recorded.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use axum::Router;
+
+mod api;
+mod error;
+mod files;
+pub mod filter;
+mod gate;
+pub mod limits;
+mod store;
+mod ui;
+pub mod wire;
+
+pub use error::TrackError;
+pub use files::{ArtifactPath, Files};
+pub use gate::{Gate, OUTCOME_TAG, PACKAGE_SOURCE, PACKAGE_TAG, VERDICT_TAG, package_of};
+pub use store::{
+    ArchiveOthers, Batch, ExperimentSearch, LoggedModelSearch, Millis, Mover, NewLoggedModel, NewRun, NewVersion,
+    OrderField, Page, RunChange, RunSearch, Store, Target, View, version_number,
+};
+
+/// Where the present comes from.
+pub type Clock = Arc<dyn Fn() -> Millis + Send + Sync>;
+
+/// A tracking server: store, artifacts and gate. Cheap to clone.
+#[derive(Clone)]
+pub struct Tracker {
+    store: Store,
+    files: Arc<Files>,
+    gate: Gate,
+    clock: Clock,
+}
+
+impl Tracker {
+    /// Opens or creates `track.db` and `artifacts/` under `home`.
+    pub async fn open(home: &Path) -> Result<Self, TrackError> {
+        let clock: Clock = Arc::new(|| Millis(jiff::Timestamp::now().as_millisecond()));
+        Self::open_at(home, clock).await
+    }
+
+    /// The same with another clock.
+    pub async fn open_at(home: &Path, clock: Clock) -> Result<Self, TrackError> {
+        tokio::fs::create_dir_all(home).await.map_err(|source| TrackError::Io { path: home.to_owned(), source })?;
+        let files = Arc::new(Files::open(home.join("artifacts")).await?);
+        let store = Store::open(&home.join("track.db")).await?;
+        store.ensure_default_experiment(clock()).await?;
+        Ok(Self { store, gate: Gate::new(Arc::clone(&files)), files, clock })
+    }
+
+    /// MLflow under `/api` and `/ajax-api`, pages under `/ui`. Has no fallback of its own, so that it merges with others.
+    pub fn router(&self) -> Router {
+        let api = api::routes(self.clone());
+        Router::new().nest("/api", api.clone()).nest("/ajax-api", api).nest("/ui", ui::routes(self.clone()))
+    }
+
+    /// A whole server: [`Tracker::router`], `/` to the pages, `/health`, `/metrics`, and MLflow's 404 for the rest.
+    pub fn server(&self) -> Router {
+        self.router()
+            .route("/", axum::routing::get(|| async { axum::response::Redirect::to("/ui") }))
+            .route("/health", axum::routing::get(|| async { "OK" }))
+            .merge(highroad_service::metrics::route())
+            .fallback(api::unknown_route)
+            .method_not_allowed_fallback(api::unknown_route)
+    }
+
+    /// Closes the database, which folds its write-ahead log into the file.
+    pub async fn close(&self) {
+        self.store.close().await;
+    }
+
+    /// The database, for tests and for what runs in the same process.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    fn now(&self) -> Millis {
+        (self.clock)()
+    }
+}

@@ -1,0 +1,95 @@
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use highroad_eval::{Outcome, Verdict};
+use highroad_package::registry::VerdictFile;
+use highroad_package::{Digest, Verdicts};
+
+use crate::resolve::{Home, Target};
+use crate::tracking::{self, TrackingArgs};
+
+/// `highroad push PACKAGE NAME`
+#[derive(clap::Args)]
+pub struct Args {
+    /// The package: a directory, a digest (or its first digits) in the local store, or a reference.
+    package: Target,
+    /// Registered model that gets the new version; the package's own name if left out.
+    name: Option<String>,
+    /// Another verdict file than those kept locally; may be given more than once, the last counts.
+    #[arg(long, value_name = "FILE")]
+    verdict: Vec<PathBuf>,
+    /// Print the version as JSON.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    tracking: TrackingArgs,
+}
+
+impl Args {
+    pub fn run(self) -> anyhow::Result<ExitCode> {
+        let home = Home::find();
+        let package = self.package.resolve(&home)?.package;
+        let name = self.name.unwrap_or_else(|| package.manifest().name.clone());
+        let verdicts = if self.verdict.is_empty() {
+            local_verdicts(&package.digest(), &home)?
+        } else {
+            self.verdict.iter().map(|path| read_verdict(path, &package.digest())).collect::<Result<_, _>>()?
+        };
+        let tracking = tracking::client(&self.tracking)?;
+        let total = package.manifest().files.iter().map(|file| file.size_bytes).sum();
+        let bar = crate::progress::bar("uploading");
+        bar.set_length(total);
+        let version = tracking.block_on(tracking.client().push(&package, &name, &verdicts, &|n| bar.inc(n)))?;
+        bar.finish_and_clear();
+        if self.json {
+            print(&serde_json::to_string(&version)?);
+        } else {
+            print(&version.label());
+            let outcome = version.outcome.as_deref().unwrap_or("no verdict yet: run `highroad gate`, then push again");
+            eprintln!("pushed {} as {}: {outcome}", package.digest().short(), version.label());
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// One line of data.
+#[allow(clippy::print_stdout, reason = "stdout is where a command's data goes")]
+pub(super) fn print(line: &str) {
+    println!("{line}");
+}
+
+/// Verdicts kept on this machine, oldest first: the newest is the one that counts.
+fn local_verdicts(package: &Digest, home: &Home) -> anyhow::Result<Vec<VerdictFile>> {
+    let kept = Verdicts::open(home.verdicts())?;
+    let mut dated = Vec::new();
+    for digest in kept.list(package)? {
+        let bytes = kept.get(package, &digest)?;
+        let verdict: Verdict = serde_json::from_slice(&bytes).with_context(|| format!("verdict {digest}"))?;
+        dated.push((verdict.created_at.clone(), verdict_file(&verdict, bytes)));
+    }
+    dated.sort_by(|a, b| a.0.cmp(&b.0));
+    Ok(dated.into_iter().map(|(_, file)| file).collect())
+}
+
+fn read_verdict(path: &Path, package: &Digest) -> anyhow::Result<VerdictFile> {
+    let bytes = std::fs::read(path).with_context(|| format!("cannot read `{}`", path.display()))?;
+    let verdict: Verdict =
+        serde_json::from_slice(&bytes).with_context(|| format!("`{}` is no verdict", path.display()))?;
+    anyhow::ensure!(
+        verdict.package == package.to_string(),
+        "`{}` is about package {}, not {package}",
+        path.display(),
+        verdict.package
+    );
+    Ok(verdict_file(&verdict, bytes))
+}
+
+fn verdict_file(verdict: &Verdict, bytes: Vec<u8>) -> VerdictFile {
+    let outcome = match verdict.outcome {
+        Outcome::Pass => "pass",
+        Outcome::Fail => "fail",
+        Outcome::Inconclusive => "inconclusive",
+    };
+    VerdictFile { bytes, outcome: outcome.to_owned() }
+}

@@ -1,0 +1,167 @@
+//! Which tracking server a command speaks to, and the one it starts itself where none is configured.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::path::Path;
+
+use anyhow::Context as _;
+use highroad_package::registry::{Credentials, RegistryClient};
+use highroad_service::{Bound, Shell};
+use highroad_track::Tracker;
+
+use crate::resolve::Home;
+
+/// Where runs and models are tracked.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct TrackingArgs {
+    /// Tracking server; else HIGHROAD_TRACKING_URI, MLFLOW_TRACKING_URI, `[tracking] uri` of highroad.toml, else one is
+    /// started inside this process over the local state.
+    #[arg(long, value_name = "URL")]
+    pub tracking_uri: Option<String>,
+}
+
+/// A connection to a tracking server, and the runtime it needs: commands are synchronous.
+pub struct Tracking {
+    runtime: tokio::runtime::Runtime,
+    client: RegistryClient,
+    embedded: Option<Embedded>,
+}
+
+/// The tracking server of this process. It stops when this is dropped.
+struct Embedded {
+    tracker: Tracker,
+    stop: Option<tokio::sync::oneshot::Sender<()>>,
+    server: tokio::task::JoinHandle<()>,
+}
+
+/// Opens the tracking server of this command.
+pub fn client(args: &TrackingArgs) -> anyhow::Result<Tracking> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let (uri, embedded) = match configured_uri(args) {
+        Some(uri) => (uri, None),
+        None => {
+            let (address, embedded) = runtime.block_on(Embedded::start(Home::find().path()))?;
+            (format!("http://{address}"), Some(embedded))
+        }
+    };
+    let client = RegistryClient::new(&uri)?.with_credentials(credentials());
+    Ok(Tracking { runtime, client, embedded })
+}
+
+/// Who runs this command, for the record: git's user, else the login name.
+pub fn whoami() -> String {
+    let git = |key: &str| {
+        let output = std::process::Command::new("git").args(["config", "--get", key]).output().ok()?;
+        let text = String::from_utf8(output.stdout).ok()?.trim().to_owned();
+        (output.status.success() && !text.is_empty()).then_some(text)
+    };
+    let login = || ["USER", "LOGNAME"].iter().find_map(|name| std::env::var(name).ok()).filter(|name| !name.is_empty());
+    match (git("user.name"), git("user.email")) {
+        (Some(name), Some(email)) => format!("{name} <{email}>"),
+        (Some(name), None) => name,
+        (None, email) => email.or_else(login).unwrap_or_else(|| "unknown".to_owned()),
+    }
+}
+
+impl Tracking {
+    /// The client.
+    pub fn client(&self) -> &RegistryClient {
+        &self.client
+    }
+
+    /// Address of the server, for child processes (`MLFLOW_TRACKING_URI`); an embedded one lives as long as this value.
+    #[allow(dead_code, reason = "`highroad train` hands it to its children")]
+    pub fn uri(&self) -> &str {
+        self.client.uri()
+    }
+
+    /// Waits for an answer.
+    pub fn block_on<F: Future>(&self, future: F) -> F::Output {
+        self.runtime.block_on(future)
+    }
+}
+
+impl Drop for Tracking {
+    fn drop(&mut self) {
+        if let Some(mut embedded) = self.embedded.take() {
+            drop(embedded.stop.take());
+            self.runtime.block_on(async {
+                // The server drains within its own limit; a panic in it was logged there.
+                drop(embedded.server.await);
+                embedded.tracker.close().await;
+            });
+        }
+    }
+}
+
+impl Embedded {
+    async fn start(home: &Path) -> anyhow::Result<(SocketAddr, Self)> {
+        let tracker = Tracker::open(home).await.with_context(|| format!("local tracking in `{}`", home.display()))?;
+        let bound = Bound::bind("127.0.0.1:0").await?;
+        let address = bound.address();
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let router = tracker.server();
+        let shell = Shell { drain: std::time::Duration::from_secs(1), ..Shell::default() };
+        let server = tokio::spawn(async move {
+            if let Err(error) = bound.serve(router, shell, async { drop(stopped.await) }).await {
+                tracing::error!(%error, "The embedded tracking server failed: {error}");
+            }
+        });
+        Ok((address, Self { tracker, stop: Some(stop), server }))
+    }
+}
+
+fn configured_uri(args: &TrackingArgs) -> Option<String> {
+    let env = |name: &str| std::env::var(name).ok().filter(|uri| !uri.is_empty());
+    args.tracking_uri
+        .clone()
+        .or_else(|| env("HIGHROAD_TRACKING_URI"))
+        // MLflow also takes folders and databases here, which only its own Python code can open.
+        .or_else(|| env("MLFLOW_TRACKING_URI").filter(|uri| uri.starts_with("http://") || uri.starts_with("https://")))
+        .or_else(|| uri_of_standard(Path::new("highroad.toml")))
+}
+
+fn uri_of_standard(path: &Path) -> Option<String> {
+    let table: toml::Table = std::fs::read_to_string(path).ok()?.parse().ok()?;
+    let uri = table.get("tracking")?.get("uri")?.as_str()?;
+    (!uri.is_empty()).then(|| uri.to_owned())
+}
+
+/// MLflow's own variables for a login.
+fn credentials() -> Option<Credentials> {
+    let env = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    match (env("MLFLOW_TRACKING_TOKEN"), env("MLFLOW_TRACKING_USERNAME")) {
+        (Some(token), _) => Some(Credentials::Bearer(token)),
+        (None, Some(user)) => Some(Credentials::Basic(user, env("MLFLOW_TRACKING_PASSWORD").unwrap_or_default())),
+        (None, None) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_flag_wins_and_an_empty_uri_in_the_file_means_embedded() {
+        let args = TrackingArgs { tracking_uri: Some("http://a".into()) };
+        assert_eq!(configured_uri(&args).as_deref(), Some("http://a"));
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("highroad.toml");
+        std::fs::write(&path, "[tracking]\nuri = \"\"\n").unwrap();
+        assert_eq!(uri_of_standard(&path), None);
+        std::fs::write(&path, "[tracking]\nuri = \"http://b\"\n").unwrap();
+        assert_eq!(uri_of_standard(&path).as_deref(), Some("http://b"));
+    }
+
+    #[test]
+    fn an_embedded_server_answers_and_stops() {
+        let dir = tempfile::tempdir().unwrap();
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let (address, embedded) = runtime.block_on(Embedded::start(dir.path())).unwrap();
+        let client = RegistryClient::new(&format!("http://{address}")).unwrap();
+        let tracking = Tracking { runtime, client, embedded: Some(embedded) };
+        assert!(tracking.block_on(tracking.client().audit("")).unwrap().is_empty());
+        drop(tracking);
+        assert!(std::net::TcpStream::connect(address).is_err());
+    }
+}

@@ -1,0 +1,662 @@
+//! A registry of packages: a client of the MLflow REST interface, Highroad's own server or another.
+//!
+//! A pushed package is a model version: its files are artifacts under `highroad/packages/<hex>/`, its verdicts under
+//! `highroad/verdicts/<hex>/`, and tags tie the three together. What comes back is verified byte by byte, so a registry is
+//! trusted with names and aliases, never with content.
+
+use std::path::Path;
+use std::time::Duration;
+
+use futures_util::{StreamExt as _, TryStreamExt as _};
+use reqwest::{Method, RequestBuilder, StatusCode, header};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+use tokio::io::AsyncWriteExt as _;
+use tokio_util::io::ReaderStream;
+
+use crate::manifest::MAX_MANIFEST_BYTES;
+use crate::{Digest, MANIFEST, Manifest, PackageError, Reference, Selector, Store, VerifiedPackage};
+
+/// Tag of a version: digest of its package.
+pub const PACKAGE_TAG: &str = "highroad.package";
+/// Tag of a version: what the package is for.
+pub const TASK_TAG: &str = "highroad.task";
+/// Tag of a version: digest of the verdict that counts.
+pub const VERDICT_TAG: &str = "highroad.verdict";
+/// Tag of a version: `pass`, `fail` or `inconclusive`.
+pub const OUTCOME_TAG: &str = "highroad.outcome";
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest silence in a transfer; its whole length has no limit.
+const READ_TIMEOUT: Duration = Duration::from_secs(60);
+const CHUNK_BYTES: usize = 256 << 10;
+/// Largest JSON reply that is read.
+const MAX_REPLY_BYTES: usize = 64 << 20;
+/// Largest verdict that is read.
+const MAX_VERDICT_BYTES: usize = 16 << 20;
+
+/// Why a registry did not do what was asked. The first three name the server and the request.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+#[allow(missing_docs)]
+pub enum RegistryError {
+    #[error("cannot reach the tracking server at {server} to {asked}")]
+    Unreachable { server: String, asked: String, source: reqwest::Error },
+    #[error("the tracking server at {server} refused to {asked}: {message}")]
+    Refused { server: String, asked: String, status: u16, code: String, message: String },
+    #[error("the tracking server at {server} answered in an unknown form when asked to {asked}: {reason}")]
+    Reply { server: String, asked: String, reason: String },
+    #[error("`{0}` is not the address of a tracking server: expected `http://HOST:PORT` or `https://HOST`")]
+    Uri(String),
+    #[error("`{0}` is not in the registry")]
+    NotFound(String),
+    #[error("`{0}` is in the registry but is not a Highroad package")]
+    NotAPackage(String),
+    #[error(
+        "the server at {0} is an MLflow server without Highroad's gate: promotions need `highroad track` or `highroad up`"
+    )]
+    NoGate(String),
+    #[error(transparent)]
+    Package(#[from] PackageError),
+}
+
+/// Who the client says it is.
+#[derive(Clone)]
+pub enum Credentials {
+    /// `Authorization: Bearer …`
+    Bearer(String),
+    /// User and password.
+    Basic(String, String),
+}
+
+impl std::fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Credentials(…)")
+    }
+}
+
+/// A client of one tracking server. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct RegistryClient {
+    server: String,
+    http: reqwest::Client,
+    credentials: Option<Credentials>,
+}
+
+/// A version of a registered model that holds a package.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ResolvedVersion {
+    /// Registered model.
+    pub name: String,
+    /// Version number.
+    pub version: u64,
+    /// What it holds.
+    pub package: Digest,
+    /// The verdict that counts.
+    pub verdict: Option<Digest>,
+    /// `pass`, `fail` or `inconclusive`, as tagged.
+    pub outcome: Option<String>,
+    /// The run that trained it.
+    pub run_id: Option<String>,
+}
+
+impl ResolvedVersion {
+    /// `name:7`
+    pub fn label(&self) -> String {
+        format!("{}:{}", self.name, self.version)
+    }
+}
+
+/// A verdict to be pushed. Its content is `highroad-eval`'s; here it is bytes.
+#[derive(Clone, Debug)]
+pub struct VerdictFile {
+    /// The file.
+    pub bytes: Vec<u8>,
+    /// `pass`, `fail` or `inconclusive`.
+    pub outcome: String,
+}
+
+/// A promotion: which version gets which alias, who wants it, why, and how the rehearsal of the way back went.
+#[derive(Clone, Debug, Serialize)]
+#[allow(missing_docs)]
+pub struct Promotion {
+    pub name: String,
+    pub version: u64,
+    pub alias: String,
+    pub by: String,
+    pub why: String,
+    pub rehearsal: Value,
+}
+
+/// A return to what an alias named before.
+#[derive(Clone, Debug, Serialize)]
+#[allow(missing_docs)]
+pub struct Rollback {
+    pub name: String,
+    pub alias: String,
+    pub by: String,
+    pub why: String,
+}
+
+/// One entry of the audit trail.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct AliasMove {
+    /// Counts up over the whole server.
+    pub move_id: u64,
+    /// Milliseconds since 1970, UTC.
+    pub at: i64,
+    /// Registered model.
+    pub model: String,
+    /// The alias.
+    pub alias: String,
+    /// `promote`, `rollback`, `set`, `remove`, `delete-version`, `delete-model` or `rename`.
+    pub action: String,
+    /// Version before.
+    pub from: Option<u64>,
+    /// Version since; none if the alias was removed.
+    pub to: Option<u64>,
+    /// Who.
+    pub by: String,
+    /// Why.
+    pub why: String,
+    /// Package since.
+    pub package: Option<Digest>,
+    /// The verdict that admitted it.
+    pub verdict: Option<Digest>,
+    /// What the rehearsal found.
+    pub rehearsal: Option<Value>,
+}
+
+/// Told of each piece that was sent or received, in bytes.
+pub type Progress<'a> = dyn Fn(u64) + Send + Sync + 'a;
+
+impl RegistryClient {
+    /// A client of the server at `tracking_uri`: `http://HOST:PORT` or `https://HOST[/PREFIX]`. Nothing is asked yet.
+    pub fn new(tracking_uri: &str) -> Result<Self, RegistryError> {
+        let refuse = || RegistryError::Uri(tracking_uri.to_owned());
+        let url = reqwest::Url::parse(tracking_uri).map_err(|_| refuse())?;
+        let host = url.host_str().filter(|_| matches!(url.scheme(), "http" | "https")).ok_or_else(refuse)?;
+        let mut builder = reqwest::Client::builder()
+            .user_agent(concat!("highroad/", env!("CARGO_PKG_VERSION")))
+            .connect_timeout(CONNECT_TIMEOUT)
+            .read_timeout(READ_TIMEOUT);
+        // A proxy cannot reach this machine's loopback.
+        if host == "localhost"
+            || host.trim_matches(['[', ']']).parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback())
+        {
+            builder = builder.no_proxy();
+        }
+        let http = builder.build().map_err(|source| RegistryError::Unreachable {
+            server: tracking_uri.to_owned(),
+            asked: "prepare a connection".to_owned(),
+            source,
+        })?;
+        Ok(Self { server: tracking_uri.trim_end_matches('/').to_owned(), http, credentials: None })
+    }
+
+    /// The same client with a login.
+    #[must_use]
+    pub fn with_credentials(mut self, credentials: Option<Credentials>) -> Self {
+        self.credentials = credentials;
+        self
+    }
+
+    /// Address of the server.
+    pub fn uri(&self) -> &str {
+        &self.server
+    }
+
+    /// The version a reference means now. A digest means the newest version that holds it.
+    pub async fn resolve(&self, reference: &Reference) -> Result<ResolvedVersion, RegistryError> {
+        let found = match &reference.selector {
+            Selector::Version(number) => {
+                let query = [("name", reference.name.as_str()), ("version", &number.to_string())];
+                self.version("model-versions/get", &query, reference).await?
+            }
+            Selector::Alias(alias) => {
+                let query = [("name", reference.name.as_str()), ("alias", alias)];
+                self.version("registered-models/alias", &query, reference).await?
+            }
+            Selector::Digest(digest) => self.version_of(&reference.name, digest).await?,
+        };
+        let found = found.ok_or_else(|| RegistryError::NotFound(reference.to_string()))?;
+        found.resolved().ok_or_else(|| RegistryError::NotAPackage(reference.to_string()))
+    }
+
+    /// Brings the package to `store` and verifies every byte; one that is there already is only verified.
+    pub async fn fetch(
+        &self,
+        version: &ResolvedVersion,
+        store: &Store,
+        progress: &Progress<'_>,
+    ) -> Result<VerifiedPackage, RegistryError> {
+        if let Ok(package) = blocking(store, version.package, |store, digest| store.get(&digest)).await {
+            return Ok(package);
+        }
+        let staged = tempfile::tempdir().map_err(PackageError::io(std::env::temp_dir()))?;
+        let folder = format!("highroad/packages/{}", version.package.hex());
+        let limit = usize::try_from(MAX_MANIFEST_BYTES).unwrap_or(usize::MAX);
+        let bytes = self.download(&format!("{folder}/{MANIFEST}"), limit).await?;
+        let found = Digest::of(&bytes);
+        if found != version.package {
+            return Err(PackageError::ManifestChanged { expected: version.package, found }.into());
+        }
+        let manifest = Manifest::parse(&bytes)?;
+        let path = staged.path().join(MANIFEST);
+        tokio::fs::write(&path, &bytes).await.map_err(PackageError::io(path))?;
+        for entry in &manifest.files {
+            let path = staged.path().join(&entry.path);
+            let found =
+                self.download_to(&format!("{folder}/{}", entry.path), &path, entry.size_bytes, progress).await?;
+            if found != entry.digest {
+                return Err(PackageError::Changed { file: entry.path.clone(), expected: entry.digest, found }.into());
+            }
+        }
+        let dir = staged.path().to_owned();
+        let package = blocking(store, version.package, move |store, digest| {
+            store.add(&dir)?;
+            store.get(&digest)
+        });
+        Ok(package.await?)
+    }
+
+    /// The verdict of a version, compared with its digest; `None` if it has none.
+    pub async fn fetch_verdict(&self, version: &ResolvedVersion) -> Result<Option<Vec<u8>>, RegistryError> {
+        let Some(digest) = version.verdict else { return Ok(None) };
+        let path = verdict_path(&version.package, &digest);
+        let bytes = self.download(&path, MAX_VERDICT_BYTES).await?;
+        match Digest::of(&bytes) {
+            found if found == digest => Ok(Some(bytes)),
+            found => Err(PackageError::Changed { file: path, expected: digest, found }.into()),
+        }
+    }
+
+    /// Makes `package` a version of `name` and uploads its verdicts; the last of them is the one that counts.
+    ///
+    /// One package is one version: pushing it again to the same name uploads what is missing, updates the verdict and
+    /// returns the version that is there.
+    pub async fn push(
+        &self,
+        package: &VerifiedPackage,
+        name: &str,
+        verdicts: &[VerdictFile],
+        progress: &Progress<'_>,
+    ) -> Result<ResolvedVersion, RegistryError> {
+        self.ensure_model(name).await?;
+        self.upload_package(package, progress).await?;
+        for verdict in verdicts {
+            let path = verdict_path(&package.digest(), &Digest::of(&verdict.bytes));
+            self.upload(&path, verdict.bytes.clone().into(), verdict.bytes.len() as u64).await?;
+        }
+        let number = match self.version_of(name, &package.digest()).await? {
+            Some(version) => version.number(),
+            None => self.create_version(package, name).await?,
+        };
+        if let Some(verdict) = verdicts.last() {
+            self.set_version_tag(name, number, VERDICT_TAG, &Digest::of(&verdict.bytes).to_string()).await?;
+            self.set_version_tag(name, number, OUTCOME_TAG, &verdict.outcome).await?;
+        }
+        self.resolve(&Reference { name: name.to_owned(), selector: Selector::Version(number) }).await
+    }
+
+    /// Moves an alias to a version, if the gate lets it.
+    pub async fn promote(&self, promotion: &Promotion) -> Result<AliasMove, RegistryError> {
+        let asked = format!("promote `{}:{}` to `{}`", promotion.name, promotion.version, promotion.alias);
+        self.move_alias("promote", &asked, json!(promotion)).await
+    }
+
+    /// Moves an alias back to what it named before; away, if it named nothing before.
+    pub async fn rollback(&self, rollback: &Rollback) -> Result<AliasMove, RegistryError> {
+        let asked = format!("roll back `{}@{}`", rollback.name, rollback.alias);
+        self.move_alias("rollback", &asked, json!(rollback)).await
+    }
+
+    /// Moves of the aliases of `name`, newest first; of every model if it is empty.
+    pub async fn audit(&self, name: &str) -> Result<Vec<AliasMove>, RegistryError> {
+        #[derive(Deserialize)]
+        struct Reply {
+            #[serde(default)]
+            moves: Vec<AliasMove>,
+        }
+        let asked = format!("show the audit trail of `{name}`");
+        let request = self.request(Method::GET, "api/2.0/highroad/audit").query(&[("name", name)]);
+        Ok(self.ask::<Reply>(request, &asked).await?.moves)
+    }
+
+    /// A run as MLflow describes it: `info`, `data` with params, metrics and tags, `inputs`.
+    pub async fn run(&self, run_id: &str) -> Result<Value, RegistryError> {
+        let request = self.mlflow(Method::GET, "runs/get").query(&[("run_id", run_id)]);
+        let mut reply: Value = self.ask(request, &format!("show run {run_id}")).await?;
+        Ok(reply["run"].take())
+    }
+
+    async fn move_alias(&self, route: &str, asked: &str, body: Value) -> Result<AliasMove, RegistryError> {
+        #[derive(Deserialize)]
+        struct Reply {
+            r#move: AliasMove,
+        }
+        let request = self.request(Method::POST, &format!("api/2.0/highroad/{route}")).json(&body);
+        match self.ask::<Reply>(request, asked).await {
+            Ok(reply) => Ok(reply.r#move),
+            Err(RegistryError::Refused { status: 404 | 405, code, .. }) if code != "RESOURCE_DOES_NOT_EXIST" => {
+                Err(RegistryError::NoGate(self.server.clone()))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn ensure_model(&self, name: &str) -> Result<(), RegistryError> {
+        let request = self.mlflow(Method::POST, "registered-models/create").json(&json!({ "name": name }));
+        match self.ask::<Value>(request, &format!("register `{name}`")).await {
+            Err(RegistryError::Refused { code, .. }) if code == "RESOURCE_ALREADY_EXISTS" => Ok(()),
+            other => other.map(|_| ()),
+        }
+    }
+
+    /// Uploads what is missing, the manifest last: where it is, the rest is.
+    async fn upload_package(&self, package: &VerifiedPackage, progress: &Progress<'_>) -> Result<(), RegistryError> {
+        let folder = format!("highroad/packages/{}", package.digest().hex());
+        let there = self.list(&folder).await?;
+        let files = package.manifest().files.iter().map(|entry| entry.path.as_str()).chain([MANIFEST]);
+        for file in files {
+            let path = package.dir().join(file);
+            let size_bytes = tokio::fs::metadata(&path).await.map_err(PackageError::io(&path))?.len();
+            if there.iter().any(|found| found.path == file && found.file_size == Some(size_bytes)) {
+                progress(size_bytes);
+                continue;
+            }
+            let content = tokio::fs::File::open(&path).await.map_err(PackageError::io(&path))?;
+            let size = size_bytes;
+            // The body must own what it reports to, so it reports through a channel that is read here.
+            let (sent, mut sending) = tokio::sync::mpsc::unbounded_channel();
+            let stream = ReaderStream::with_capacity(content, CHUNK_BYTES)
+                .inspect_ok(move |chunk| _ = sent.send(chunk.len() as u64));
+            let target = format!("{folder}/{file}");
+            let upload = self.upload(&target, reqwest::Body::wrap_stream(stream), size);
+            let report = async {
+                while let Some(n) = sending.recv().await {
+                    progress(n);
+                }
+            };
+            let (result, ()) = tokio::join!(upload, report);
+            result?;
+        }
+        Ok(())
+    }
+
+    async fn create_version(&self, package: &VerifiedPackage, name: &str) -> Result<u64, RegistryError> {
+        #[derive(Deserialize)]
+        struct Reply {
+            model_version: Version,
+        }
+        let digest = package.digest();
+        let manifest = package.manifest();
+        let task = serde_json::to_value(&manifest.task).ok();
+        let task = task.as_ref().and_then(|task| task["task"].as_str()).unwrap_or("unknown");
+        let body = json!({
+            "name": name,
+            "source": format!("mlflow-artifacts:/highroad/packages/{}", digest.hex()),
+            "run_id": manifest.provenance.run_id.clone().unwrap_or_default(),
+            "tags": [
+                { "key": PACKAGE_TAG, "value": digest.to_string() },
+                { "key": TASK_TAG, "value": task },
+            ],
+        });
+        let request = self.mlflow(Method::POST, "model-versions/create").json(&body);
+        Ok(self.ask::<Reply>(request, &format!("make a version of `{name}`")).await?.model_version.number())
+    }
+
+    async fn set_version_tag(&self, name: &str, number: u64, key: &str, value: &str) -> Result<(), RegistryError> {
+        let body = json!({ "name": name, "version": number.to_string(), "key": key, "value": value });
+        let request = self.mlflow(Method::POST, "model-versions/set-tag").json(&body);
+        self.ask::<Value>(request, &format!("tag `{name}:{number}`")).await.map(|_| ())
+    }
+
+    async fn version(
+        &self,
+        route: &str,
+        query: &[(&str, &str)],
+        reference: &Reference,
+    ) -> Result<Option<Version>, RegistryError> {
+        #[derive(Deserialize)]
+        struct Reply {
+            model_version: Version,
+        }
+        let request = self.mlflow(Method::GET, route).query(query);
+        match self.ask::<Reply>(request, &format!("find `{reference}`")).await {
+            Ok(reply) => Ok(Some(reply.model_version)),
+            // MLflow says INVALID_PARAMETER_VALUE (400) for an alias that is not there.
+            Err(RegistryError::Refused { status: 404, .. }) => Ok(None),
+            Err(RegistryError::Refused { status: 400, message, .. }) if message.contains("not found") => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn version_of(&self, name: &str, digest: &Digest) -> Result<Option<Version>, RegistryError> {
+        #[derive(Deserialize)]
+        struct Reply {
+            #[serde(default)]
+            model_versions: Vec<Version>,
+        }
+        let filter = format!("name = '{}' AND tags.`{PACKAGE_TAG}` = '{digest}'", name.replace('\'', "''"));
+        let query = [("filter", filter.as_str()), ("order_by", "version_number DESC"), ("max_results", "1")];
+        let request = self.mlflow(Method::GET, "model-versions/search").query(&query);
+        let reply: Reply = self.ask(request, &format!("find package {} in `{name}`", digest.short())).await?;
+        Ok(reply.model_versions.into_iter().next())
+    }
+
+    async fn list(&self, folder: &str) -> Result<Vec<FileInfo>, RegistryError> {
+        #[derive(Deserialize)]
+        struct Reply {
+            #[serde(default)]
+            files: Vec<FileInfo>,
+        }
+        let request = self.request(Method::GET, "api/2.0/mlflow-artifacts/artifacts").query(&[("path", folder)]);
+        Ok(self.ask::<Reply>(request, &format!("list `{folder}`")).await?.files)
+    }
+
+    async fn upload(&self, path: &str, body: reqwest::Body, size_bytes: u64) -> Result<(), RegistryError> {
+        let request = self
+            .request(Method::PUT, &format!("api/2.0/mlflow-artifacts/artifacts/{path}"))
+            .header(header::CONTENT_LENGTH, size_bytes)
+            .header(header::CONTENT_TYPE, "application/octet-stream")
+            .body(body);
+        self.send(request, &format!("store `{path}`")).await.map(|_| ())
+    }
+
+    async fn download(&self, path: &str, limit: usize) -> Result<Vec<u8>, RegistryError> {
+        let asked = format!("send `{path}`");
+        let response = self.send(self.request(Method::GET, &artifact_route(path)), &asked).await?;
+        self.body(response, limit, &asked).await
+    }
+
+    /// Streams an artifact into a new file and gives its digest; stops as soon as it is longer than it may be.
+    async fn download_to(
+        &self,
+        path: &str,
+        to: &Path,
+        size_bytes: u64,
+        progress: &Progress<'_>,
+    ) -> Result<Digest, RegistryError> {
+        let asked = format!("send `{path}`");
+        let response = self.send(self.request(Method::GET, &artifact_route(path)), &asked).await?;
+        let mut file = tokio::fs::File::create_new(to).await.map_err(PackageError::io(to))?;
+        let mut hasher = Sha256::new();
+        let mut n_bytes = 0;
+        let mut chunks = response.bytes_stream();
+        while let Some(chunk) = chunks.next().await {
+            let chunk = chunk.map_err(|source| self.unreachable(&asked, source))?;
+            n_bytes += chunk.len() as u64;
+            if n_bytes > size_bytes {
+                let error = PackageError::Size { file: path.to_owned(), expected: size_bytes, found: n_bytes };
+                return Err(error.into());
+            }
+            hasher.update(&chunk);
+            file.write_all(&chunk).await.map_err(PackageError::io(to))?;
+            progress(chunk.len() as u64);
+        }
+        file.flush().await.map_err(PackageError::io(to))?;
+        Ok(Digest::finish(hasher))
+    }
+
+    fn mlflow(&self, method: Method, route: &str) -> RequestBuilder {
+        self.request(method, &format!("api/2.0/mlflow/{route}"))
+    }
+
+    fn request(&self, method: Method, route: &str) -> RequestBuilder {
+        let request = self.http.request(method, format!("{}/{route}", self.server));
+        match &self.credentials {
+            Some(Credentials::Bearer(token)) => request.bearer_auth(token),
+            Some(Credentials::Basic(user, password)) => request.basic_auth(user, Some(password)),
+            None => request,
+        }
+    }
+
+    async fn ask<T: DeserializeOwned>(&self, request: RequestBuilder, asked: &str) -> Result<T, RegistryError> {
+        let response = self.send(request, asked).await?;
+        let bytes = self.body(response, MAX_REPLY_BYTES, asked).await?;
+        serde_json::from_slice(&bytes).map_err(|error| self.odd(asked, error.to_string()))
+    }
+
+    /// Sends a request; a status that is no success becomes [`RegistryError::Refused`] with MLflow's words.
+    async fn send(&self, request: RequestBuilder, asked: &str) -> Result<reqwest::Response, RegistryError> {
+        #[derive(Deserialize, Default)]
+        struct Refusal {
+            #[serde(default)]
+            error_code: String,
+            #[serde(default)]
+            message: String,
+        }
+        let response = request.send().await.map_err(|source| self.unreachable(asked, source))?;
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response);
+        }
+        let body = self.body(response, MAX_REPLY_BYTES, asked).await.unwrap_or_default();
+        let refusal: Refusal = serde_json::from_slice(&body).unwrap_or_default();
+        let message = if refusal.message.is_empty() { plain(status) } else { refusal.message };
+        let (server, asked) = (self.server.clone(), asked.to_owned());
+        Err(RegistryError::Refused { server, asked, status: status.as_u16(), code: refusal.error_code, message })
+    }
+
+    async fn body(&self, response: reqwest::Response, limit: usize, asked: &str) -> Result<Vec<u8>, RegistryError> {
+        let mut bytes = Vec::new();
+        let mut chunks = response.bytes_stream();
+        while let Some(chunk) = chunks.next().await {
+            bytes.extend_from_slice(&chunk.map_err(|source| self.unreachable(asked, source))?);
+            if bytes.len() > limit {
+                return Err(self.odd(asked, format!("the reply has more than {limit} bytes")));
+            }
+        }
+        Ok(bytes)
+    }
+
+    fn unreachable(&self, asked: &str, source: reqwest::Error) -> RegistryError {
+        RegistryError::Unreachable {
+            server: self.server.clone(),
+            asked: asked.to_owned(),
+            source: source.without_url(),
+        }
+    }
+
+    fn odd(&self, asked: &str, reason: String) -> RegistryError {
+        RegistryError::Reply { server: self.server.clone(), asked: asked.to_owned(), reason }
+    }
+}
+
+#[derive(Deserialize)]
+struct FileInfo {
+    path: String,
+    #[serde(default)]
+    file_size: Option<u64>,
+}
+
+#[derive(Deserialize)]
+struct Version {
+    name: String,
+    version: String,
+    #[serde(default)]
+    run_id: String,
+    #[serde(default)]
+    tags: Vec<Tag>,
+}
+
+#[derive(Deserialize)]
+struct Tag {
+    key: String,
+    #[serde(default)]
+    value: String,
+}
+
+impl Version {
+    fn number(&self) -> u64 {
+        self.version.parse().unwrap_or(0)
+    }
+
+    fn tag(&self, key: &str) -> Option<&str> {
+        self.tags.iter().find(|tag| tag.key == key).map(|tag| tag.value.as_str())
+    }
+
+    fn resolved(self) -> Option<ResolvedVersion> {
+        Some(ResolvedVersion {
+            package: self.tag(PACKAGE_TAG)?.parse().ok()?,
+            verdict: self.tag(VERDICT_TAG).and_then(|text| text.parse().ok()),
+            outcome: self.tag(OUTCOME_TAG).map(str::to_owned),
+            run_id: Some(self.run_id.clone()).filter(|id| !id.is_empty()),
+            version: self.number(),
+            name: self.name,
+        })
+    }
+}
+
+fn verdict_path(package: &Digest, verdict: &Digest) -> String {
+    format!("highroad/verdicts/{}/{}.json", package.hex(), verdict.hex())
+}
+
+fn artifact_route(path: &str) -> String {
+    format!("api/2.0/mlflow-artifacts/artifacts/{path}")
+}
+
+fn plain(status: StatusCode) -> String {
+    format!("status {status}")
+}
+
+/// Runs store work, which reads and hashes whole packages, off the async threads.
+async fn blocking<T: Send + 'static>(
+    store: &Store,
+    digest: Digest,
+    work: impl FnOnce(Store, Digest) -> Result<T, PackageError> + Send + 'static,
+) -> Result<T, PackageError> {
+    let store = store.clone();
+    tokio::task::spawn_blocking(move || work(store, digest))
+        .await
+        .unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_http_addresses_are_tracking_servers() {
+        for bad in ["", "sqlite:///x.db", "127.0.0.1:5000", "file:///tmp", "databricks"] {
+            assert!(matches!(RegistryClient::new(bad), Err(RegistryError::Uri(_))), "{bad}");
+        }
+        assert_eq!(RegistryClient::new("http://localhost:5000/").unwrap().uri(), "http://localhost:5000");
+    }
+
+    #[tokio::test]
+    async fn an_unreachable_server_is_named_with_what_was_asked() {
+        // Port 9 is the discard service; nothing listens there on a loopback address.
+        let client = RegistryClient::new("http://127.0.0.1:9").unwrap();
+        let error = client.resolve(&"moderation@champion".parse().unwrap()).await.unwrap_err().to_string();
+        assert!(error.contains("http://127.0.0.1:9") && error.contains("`moderation@champion`"), "{error}");
+    }
+
+    #[test]
+    fn credentials_are_never_printed() {
+        assert_eq!(format!("{:?}", Credentials::Bearer("secret".into())), "Credentials(…)");
+    }
+}

@@ -1,0 +1,406 @@
+use std::collections::HashMap;
+
+use sqlx::{QueryBuilder, Row as _, Sqlite, SqliteConnection};
+
+use super::experiments::active_experiment;
+use super::search::{Page, View, page_bounds, page_of};
+use super::{Millis, Store, required};
+use crate::TrackError;
+use crate::limits;
+use crate::wire::{ExperimentId, Float, Metric, Pair, Run, RunData, RunInfo};
+
+/// The tag that carries a run's name for old clients.
+const NAME_TAG: &str = "mlflow.runName";
+/// Bound values in one statement; SQLite takes 32 766, older ones 999.
+const IDS_PER_QUERY: usize = 500;
+
+/// A run to be made.
+#[derive(Debug)]
+#[allow(missing_docs)]
+pub struct NewRun {
+    pub run_id: String,
+    pub experiment_id: ExperimentId,
+    /// Used if neither `run_name` nor the tag `mlflow.runName` is given.
+    pub fallback_name: String,
+    pub run_name: Option<String>,
+    pub user_id: String,
+    pub start_time: Millis,
+    pub tags: Vec<Pair>,
+}
+
+/// What `runs/update` changes.
+#[derive(Debug, Default)]
+#[allow(missing_docs)]
+pub struct RunChange {
+    pub status: Option<String>,
+    pub end_time: Option<i64>,
+    pub run_name: Option<String>,
+}
+
+/// What `runs/log-batch` brings.
+#[derive(Debug, Default)]
+#[allow(missing_docs)]
+pub struct Batch {
+    pub metrics: Vec<Metric>,
+    pub params: Vec<Pair>,
+    pub tags: Vec<Pair>,
+}
+
+impl Store {
+    /// Starts a run.
+    pub async fn create_run(&self, new: NewRun) -> Result<Run, TrackError> {
+        let mut tags = new.tags;
+        let tagged = tags.iter().find(|tag| tag.key == NAME_TAG).map(|tag| tag.value.clone());
+        let named = new.run_name.filter(|name| !name.is_empty());
+        if let (Some(name), Some(tag)) = (&named, &tagged)
+            && name != tag
+        {
+            return Err(TrackError::Invalid(format!(
+                "Both 'run_name' argument and 'mlflow.runName' tag are specified, but with different values \
+                 (run_name='{name}', mlflow.runName='{tag}')."
+            )));
+        }
+        let name = named.or(tagged.clone().filter(|name| !name.is_empty())).unwrap_or(new.fallback_name);
+        if tagged.is_none() {
+            tags.push(Pair { key: NAME_TAG.into(), value: name.clone() });
+        }
+        let mut tx = self.write().await?;
+        let location = active_experiment(&mut tx, new.experiment_id).await?;
+        sqlx::query(
+            "INSERT INTO runs (run_id, experiment_id, run_name, user_id, status, start_time, artifact_uri)
+             VALUES ($1, $2, $3, $4, 'RUNNING', $5, $6)",
+        )
+        .bind(&new.run_id)
+        .bind(new.experiment_id)
+        .bind(name)
+        .bind(new.user_id)
+        .bind(new.start_time.0)
+        .bind(format!("{location}/{}/artifacts", new.run_id))
+        .execute(&mut *tx)
+        .await?;
+        for tag in &tags {
+            put_tag(&mut tx, &new.run_id, tag).await?;
+        }
+        tx.commit().await?;
+        self.run(&new.run_id).await
+    }
+
+    /// The run, deleted or not.
+    pub async fn run(&self, run_id: &str) -> Result<Run, TrackError> {
+        let found = self.runs(&[run_id.to_owned()]).await?.pop();
+        found.ok_or_else(|| no_run(run_id))
+    }
+
+    /// The runs with these ids, in this order; unknown ids are left out.
+    pub async fn runs(&self, run_ids: &[String]) -> Result<Vec<Run>, TrackError> {
+        let mut found = HashMap::with_capacity(run_ids.len());
+        for ids in run_ids.chunks(IDS_PER_QUERY) {
+            let mut query = among("SELECT * FROM runs WHERE run_id IN (", ids, ")");
+            for row in query.build().fetch_all(&self.reads).await? {
+                let info = info_of(&row)?;
+                let id = info.run_id.clone();
+                let run =
+                    Run { info, data: RunData::default(), inputs: Default::default(), outputs: Default::default() };
+                found.insert(id, run);
+            }
+            self.read_data(ids, &mut found).await?;
+            self.read_inputs(ids, &mut found).await?;
+        }
+        Ok(run_ids.iter().filter_map(|id| found.remove(id)).collect())
+    }
+
+    async fn read_data(&self, ids: &[String], runs: &mut HashMap<String, Run>) -> Result<(), TrackError> {
+        let mut query = among("SELECT * FROM latest_metrics WHERE run_id IN (", ids, ") ORDER BY run_id, key");
+        for row in query.build().fetch_all(&self.reads).await? {
+            if let Some(run) = runs.get_mut(row.try_get::<&str, _>("run_id")?) {
+                run.data.metrics.push(metric_of(&row)?);
+            }
+        }
+        let mut query = among("SELECT run_id, key, value FROM params WHERE run_id IN (", ids, ") ORDER BY run_id, key");
+        for (id, key, value) in query.build_query_as::<(String, String, String)>().fetch_all(&self.reads).await? {
+            if let Some(run) = runs.get_mut(&id) {
+                run.data.params.push(Pair { key, value });
+            }
+        }
+        let mut query = among("SELECT run_id, key, value FROM tags WHERE run_id IN (", ids, ") ORDER BY run_id, key");
+        for (id, key, value) in query.build_query_as::<(String, String, String)>().fetch_all(&self.reads).await? {
+            if let Some(run) = runs.get_mut(&id) {
+                run.data.tags.push(Pair { key, value });
+            }
+        }
+        Ok(())
+    }
+
+    /// Changes status, end or name of an active run.
+    pub async fn update_run(&self, run_id: &str, change: RunChange) -> Result<RunInfo, TrackError> {
+        let mut tx = self.write().await?;
+        active_run(&mut tx, run_id).await?;
+        if let Some(status) = change.status {
+            if !matches!(status.as_str(), "RUNNING" | "SCHEDULED" | "FINISHED" | "FAILED" | "KILLED") {
+                return Err(TrackError::Invalid(format!("Invalid value '{status}' for parameter 'status' supplied.")));
+            }
+            sqlx::query("UPDATE runs SET status = $1 WHERE run_id = $2")
+                .bind(status)
+                .bind(run_id)
+                .execute(&mut *tx)
+                .await?;
+        }
+        if let Some(end_time) = change.end_time {
+            sqlx::query("UPDATE runs SET end_time = $1 WHERE run_id = $2")
+                .bind(end_time)
+                .bind(run_id)
+                .execute(&mut *tx)
+                .await?;
+        }
+        if let Some(name) = change.run_name.filter(|name| !name.is_empty()) {
+            put_tag(&mut tx, run_id, &Pair { key: NAME_TAG.into(), value: name }).await?;
+        }
+        tx.commit().await?;
+        Ok(self.run(run_id).await?.info)
+    }
+
+    /// Moves a run between `active` and `deleted`.
+    pub async fn set_run_stage(&self, run_id: &str, to: View) -> Result<(), TrackError> {
+        let changed = sqlx::query("UPDATE runs SET lifecycle_stage = $1 WHERE run_id = $2")
+            .bind(to.stage())
+            .bind(run_id)
+            .execute(&self.writes)
+            .await?;
+        if changed.rows_affected() == 0 { Err(no_run(run_id)) } else { Ok(()) }
+    }
+
+    /// Metrics, params and tags of an active run in one transaction: all of them or none.
+    ///
+    /// A param that exists keeps its value: the same value again is fine, another is an error.
+    pub async fn log_batch(&self, run_id: &str, batch: &Batch) -> Result<(), TrackError> {
+        check(batch)?;
+        let mut tx = self.write().await?;
+        let experiment_id = active_run(&mut tx, run_id).await?;
+        for param in &batch.params {
+            put_param(&mut tx, run_id, param).await?;
+        }
+        for metric in &batch.metrics {
+            put_metric(&mut tx, run_id, experiment_id, metric).await?;
+        }
+        for tag in &batch.tags {
+            put_tag(&mut tx, run_id, tag).await?;
+        }
+        Ok(tx.commit().await?)
+    }
+
+    /// Removes one tag of an active run.
+    pub async fn delete_tag(&self, run_id: &str, key: &str) -> Result<(), TrackError> {
+        let mut tx = self.write().await?;
+        active_run(&mut tx, run_id).await?;
+        let gone = sqlx::query("DELETE FROM tags WHERE run_id = $1 AND key = $2")
+            .bind(run_id)
+            .bind(key)
+            .execute(&mut *tx)
+            .await?;
+        if gone.rows_affected() == 0 {
+            return Err(TrackError::Missing(format!("No tag with name: {key} in run with id {run_id}")));
+        }
+        Ok(tx.commit().await?)
+    }
+
+    /// Every value of one metric by step, then time.
+    pub async fn metric_history(
+        &self,
+        run_id: &str,
+        key: &str,
+        max_results: i64,
+        page_token: &str,
+    ) -> Result<Page<Metric>, TrackError> {
+        required("metric_key", key)?;
+        let (limit, offset) = page_bounds(max_results, 25_000, i64::from(i32::MAX), page_token)?;
+        let known: Option<(i64,)> =
+            sqlx::query_as("SELECT 1 FROM runs WHERE run_id = $1").bind(run_id).fetch_optional(&self.reads).await?;
+        known.ok_or_else(|| no_run(run_id))?;
+        let rows = sqlx::query(
+            "SELECT * FROM metrics WHERE run_id = $1 AND key = $2
+             ORDER BY step, timestamp, is_nan, value LIMIT $3 OFFSET $4",
+        )
+        .bind(run_id)
+        .bind(key)
+        .bind(limit + 1)
+        .bind(offset)
+        .fetch_all(&self.reads)
+        .await?;
+        Ok(page_of(rows.iter().map(metric_of).collect::<Result<_, _>>()?, limit, offset))
+    }
+}
+
+/// The experiment of a run that can be written to.
+pub(super) async fn active_run(tx: &mut SqliteConnection, run_id: &str) -> Result<ExperimentId, TrackError> {
+    required("run_id", run_id)?;
+    let row: Option<(ExperimentId, String)> =
+        sqlx::query_as("SELECT experiment_id, lifecycle_stage FROM runs WHERE run_id = $1")
+            .bind(run_id)
+            .fetch_optional(tx)
+            .await?;
+    match row {
+        Some((experiment_id, stage)) if stage == "active" => Ok(experiment_id),
+        Some((_, stage)) => Err(TrackError::Invalid(format!(
+            "The run {run_id} must be in the 'active' state. Current state is {stage}."
+        ))),
+        None => Err(no_run(run_id)),
+    }
+}
+
+pub(super) fn no_run(run_id: &str) -> TrackError {
+    TrackError::Missing(format!("Run with id={run_id} not found"))
+}
+
+/// A statement over a list of ids.
+pub(super) fn among(head: &'static str, ids: &[String], tail: &'static str) -> QueryBuilder<Sqlite> {
+    let mut query = QueryBuilder::new(head);
+    let mut list = query.separated(", ");
+    for id in ids {
+        list.push_bind(id.clone());
+    }
+    query.push(tail);
+    query
+}
+
+pub(super) fn metric_of(row: &sqlx::sqlite::SqliteRow) -> Result<Metric, sqlx::Error> {
+    let is_nan: i64 = row.try_get("is_nan")?;
+    Ok(Metric {
+        key: row.try_get("key")?,
+        value: Float(if is_nan == 1 { f64::NAN } else { row.try_get("value")? }),
+        timestamp: row.try_get("timestamp")?,
+        step: row.try_get("step")?,
+        dataset_name: row.try_get("dataset_name").ok(),
+        dataset_digest: row.try_get("dataset_digest").ok(),
+        model_id: row.try_get("model_id").ok(),
+        run_id: row.try_get("run_id").ok(),
+    })
+}
+
+fn info_of(row: &sqlx::sqlite::SqliteRow) -> Result<RunInfo, sqlx::Error> {
+    let run_id: String = row.try_get("run_id")?;
+    Ok(RunInfo {
+        run_uuid: run_id.clone(),
+        run_name: row.try_get("run_name")?,
+        experiment_id: row.try_get("experiment_id")?,
+        user_id: row.try_get("user_id")?,
+        status: row.try_get("status")?,
+        start_time: row.try_get("start_time")?,
+        end_time: row.try_get("end_time")?,
+        artifact_uri: row.try_get("artifact_uri")?,
+        lifecycle_stage: row.try_get("lifecycle_stage")?,
+        run_id,
+    })
+}
+
+fn check(batch: &Batch) -> Result<(), TrackError> {
+    limits::count("metrics", batch.metrics.len(), limits::MAX_METRICS_PER_BATCH)?;
+    limits::count("params", batch.params.len(), limits::MAX_PARAMS_PER_BATCH)?;
+    limits::count("tags", batch.tags.len(), limits::MAX_PARAMS_PER_BATCH)?;
+    let total = batch.metrics.len() + batch.params.len() + batch.tags.len();
+    limits::count("metrics, params, and tags", total, limits::MAX_ENTITIES_PER_BATCH)?;
+    let mut seen = HashMap::new();
+    for (n, param) in batch.params.iter().enumerate() {
+        limits::key(&format!("params[{n}].key"), &param.key)?;
+        limits::length(&format!("params[{n}].value"), &param.value, limits::MAX_PARAM_VALUE)?;
+        if seen.insert(&param.key, &param.value).is_some_and(|other| *other != param.value) {
+            return Err(TrackError::Invalid(format!(
+                "Duplicate parameter keys have been submitted: {}. Please ensure the request contains only one param \
+                 value per param key.",
+                param.key
+            )));
+        }
+    }
+    for (n, metric) in batch.metrics.iter().enumerate() {
+        limits::key(&format!("metrics[{n}].key"), &metric.key)?;
+    }
+    for (n, tag) in batch.tags.iter().enumerate() {
+        limits::key(&format!("tags[{n}].key"), &tag.key)?;
+        limits::length(&format!("tags[{n}].value"), &tag.value, limits::MAX_TAG_VALUE)?;
+    }
+    Ok(())
+}
+
+async fn put_param(tx: &mut SqliteConnection, run_id: &str, param: &Pair) -> Result<(), TrackError> {
+    let kept: (String,) = sqlx::query_as(
+        "INSERT INTO params (run_id, key, value) VALUES ($1, $2, $3)
+         ON CONFLICT (run_id, key) DO UPDATE SET value = params.value RETURNING value",
+    )
+    .bind(run_id)
+    .bind(&param.key)
+    .bind(&param.value)
+    .fetch_one(tx)
+    .await?;
+    if kept.0 == param.value {
+        return Ok(());
+    }
+    Err(TrackError::Invalid(format!(
+        "Changing param values is not allowed. Param with key='{}' was already logged with value='{}' for run ID='{run_id}'. \
+         Attempted logging new value '{}'.",
+        param.key, kept.0, param.value
+    )))
+}
+
+async fn put_metric(
+    tx: &mut SqliteConnection,
+    run_id: &str,
+    experiment_id: ExperimentId,
+    metric: &Metric,
+) -> Result<(), TrackError> {
+    let (value, is_nan) = if metric.value.0.is_nan() { (0.0, 1) } else { (metric.value.0, 0) };
+    // The same value at the same step and time is a retry, not a second measurement.
+    sqlx::query(
+        "INSERT INTO metrics (run_id, key, step, timestamp, value, is_nan) VALUES ($1, $2, $3, $4, $5, $6)
+         ON CONFLICT DO NOTHING",
+    )
+    .bind(run_id)
+    .bind(&metric.key)
+    .bind(metric.step)
+    .bind(metric.timestamp)
+    .bind(value)
+    .bind(is_nan)
+    .execute(&mut *tx)
+    .await?;
+    sqlx::query(
+        "INSERT INTO latest_metrics (run_id, key, step, timestamp, value, is_nan) VALUES ($1, $2, $3, $4, $5, $6)
+         ON CONFLICT (run_id, key) DO UPDATE
+         SET step = excluded.step, timestamp = excluded.timestamp, value = excluded.value, is_nan = excluded.is_nan
+         WHERE excluded.step > latest_metrics.step
+            OR (excluded.step = latest_metrics.step AND excluded.timestamp > latest_metrics.timestamp)
+            OR (excluded.step = latest_metrics.step AND excluded.timestamp = latest_metrics.timestamp
+                AND excluded.value >= latest_metrics.value)",
+    )
+    .bind(run_id)
+    .bind(&metric.key)
+    .bind(metric.step)
+    .bind(metric.timestamp)
+    .bind(value)
+    .bind(is_nan)
+    .execute(&mut *tx)
+    .await?;
+    if metric.model_id.as_deref().is_some_and(|id| !id.is_empty()) {
+        super::logged_models::put_metric(tx, run_id, experiment_id, metric).await?;
+    }
+    Ok(())
+}
+
+async fn put_tag(tx: &mut SqliteConnection, run_id: &str, tag: &Pair) -> Result<(), TrackError> {
+    limits::key("key", &tag.key)?;
+    limits::length("value", &tag.value, limits::MAX_TAG_VALUE)?;
+    sqlx::query(
+        "INSERT INTO tags (run_id, key, value) VALUES ($1, $2, $3)
+         ON CONFLICT (run_id, key) DO UPDATE SET value = excluded.value",
+    )
+    .bind(run_id)
+    .bind(&tag.key)
+    .bind(&tag.value)
+    .execute(&mut *tx)
+    .await?;
+    if tag.key == NAME_TAG {
+        sqlx::query("UPDATE runs SET run_name = $1 WHERE run_id = $2")
+            .bind(&tag.value)
+            .bind(run_id)
+            .execute(tx)
+            .await?;
+    }
+    Ok(())
+}

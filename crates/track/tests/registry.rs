@@ -1,0 +1,294 @@
+//! The registry's rules over HTTP: what the gate refuses, what stays free, and what the record says.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use axum::Router;
+use axum::body::{Body, to_bytes};
+use axum::http::Request;
+use highroad_package::Digest;
+use highroad_track::{Millis, Tracker};
+use serde_json::{Value, json};
+use tower::ServiceExt as _;
+
+/// 2026-11-23T10:00:00Z
+const NOON: i64 = 1_795_428_000_000;
+const DAY: i64 = 86_400_000;
+
+struct House {
+    router: Router,
+    now: Arc<AtomicI64>,
+    _home: tempfile::TempDir,
+}
+
+impl House {
+    async fn new() -> Self {
+        let home = tempfile::tempdir().unwrap();
+        let now = Arc::new(AtomicI64::new(NOON));
+        let clock = Arc::clone(&now);
+        let tracker =
+            Tracker::open_at(home.path(), Arc::new(move || Millis(clock.load(Ordering::SeqCst)))).await.unwrap();
+        Self { router: tracker.server(), now, _home: home }
+    }
+
+    async fn call(&self, method: &str, path: &str, body: Value) -> (u16, Value) {
+        self.send(method, path, body.to_string().into_bytes()).await
+    }
+
+    async fn send(&self, method: &str, path: &str, body: Vec<u8>) -> (u16, Value) {
+        let request = Request::builder().method(method).uri(path).body(Body::from(body)).unwrap();
+        let response = self.router.clone().oneshot(request).await.unwrap();
+        let status = response.status().as_u16();
+        let bytes = to_bytes(response.into_body(), 1 << 20).await.unwrap();
+        (status, serde_json::from_slice(&bytes).unwrap_or(Value::Null))
+    }
+
+    /// A version of `name` that holds a package, with this verdict if any; gives its number.
+    async fn version(&self, name: &str, package: &Digest, verdict: Option<Vec<u8>>) -> u64 {
+        self.call("POST", "/api/2.0/mlflow/registered-models/create", json!({ "name": name })).await;
+        let mut tags = vec![json!({ "key": "highroad.package", "value": package.to_string() })];
+        if let Some(bytes) = verdict {
+            let digest = Digest::of(&bytes);
+            tags.push(json!({ "key": "highroad.verdict", "value": digest.to_string() }));
+            let path = format!(
+                "/api/2.0/mlflow-artifacts/artifacts/highroad/verdicts/{}/{}.json",
+                package.hex(),
+                digest.hex()
+            );
+            assert_eq!(self.send("PUT", &path, bytes).await.0, 200);
+        }
+        let source = format!("mlflow-artifacts:/highroad/packages/{}", package.hex());
+        let body = json!({ "name": name, "source": source, "tags": tags });
+        let (status, reply) = self.call("POST", "/api/2.0/mlflow/model-versions/create", body).await;
+        assert_eq!(status, 200, "{reply}");
+        reply["model_version"]["version"].as_str().unwrap().parse().unwrap()
+    }
+
+    async fn set_alias(&self, name: &str, version: u64) -> (u16, Value) {
+        let body = json!({ "name": name, "alias": "champion", "version": version.to_string() });
+        self.call("POST", "/api/2.0/mlflow/registered-models/alias", body).await
+    }
+
+    async fn promote(&self, name: &str, version: u64) -> (u16, Value) {
+        let body = json!({ "name": name, "version": version, "by": "ann", "why": "better",
+                           "rehearsal": { "passed": true } });
+        self.call("POST", "/api/2.0/highroad/promote", body).await
+    }
+
+    async fn roll_back(&self, name: &str) -> (u16, Value) {
+        self.call("POST", "/api/2.0/highroad/rollback", json!({ "name": name, "by": "bob", "why": "worse" })).await
+    }
+
+    async fn champion(&self, name: &str) -> Option<String> {
+        let path = format!("/api/2.0/mlflow/registered-models/alias?name={name}&alias=champion");
+        let (_, reply) = self.call("GET", &path, Value::Null).await;
+        reply["model_version"]["version"].as_str().map(str::to_owned)
+    }
+
+    async fn trail(&self, name: &str) -> Vec<Value> {
+        let (_, reply) = self.call("GET", &format!("/api/2.0/highroad/audit?name={name}"), Value::Null).await;
+        reply["moves"].as_array().cloned().unwrap_or_default()
+    }
+}
+
+fn package(n: u8) -> Digest {
+    Digest::of(&[n])
+}
+
+fn verdict(package: &Digest, outcome: &str, waivers: Value) -> Vec<u8> {
+    let digest = package.to_string();
+    json!({
+        "highroad_verdict": 1, "outcome": outcome, "package": digest,
+        "baseline": { "kind": "trivial", "name": "majority" },
+        "golden_set": { "name": "cases", "digest": digest, "n_cases": 3 },
+        "gates": digest, "numerics_id": "highroad-1/portable/f32", "evidence": "bit-exact", "answers": digest,
+        "checks": [{ "rule": "accuracy at least 0.9", "outcome": outcome, "n_cases": 3, "candidate": 0.95,
+                      "reason": "it is" }], "flips": [], "waivers": waivers,
+        "created_at": "2026-11-22T00:00:00Z", "created_by": "ann",
+    })
+    .to_string()
+    .into_bytes()
+}
+
+/// Says pass over a check that failed.
+fn claiming(package: &Digest) -> Vec<u8> {
+    let mut forged: Value = serde_json::from_slice(&verdict(package, "fail", json!([]))).unwrap();
+    forged["outcome"] = json!("pass");
+    forged.to_string().into_bytes()
+}
+
+fn passing(package: &Digest) -> Vec<u8> {
+    verdict(package, "pass", json!([]))
+}
+
+#[tokio::test]
+async fn a_package_without_a_passing_verdict_gets_no_alias_by_any_route() {
+    let house = House::new().await;
+    let cases = [
+        (None, "has no verdict"),
+        (Some(verdict(&package(1), "fail", json!([]))), "Fail"),
+        (Some(verdict(&package(1), "inconclusive", json!([]))), "Inconclusive"),
+        (Some(passing(&package(2))), "is about package"),
+        (Some(b"{}".to_vec()), "cannot be read"),
+        (Some(claiming(&package(1))), "do not support"),
+    ];
+    for (given, reason) in cases {
+        let version = house.version("m", &package(1), given).await;
+        for (status, reply) in [house.set_alias("m", version).await, house.promote("m", version).await] {
+            assert_eq!((status, reply["error_code"].as_str()), (403, Some("PERMISSION_DENIED")), "{reason}: {reply}");
+            assert!(reply["message"].as_str().unwrap().contains(reason), "{reason}: {reply}");
+        }
+        let stage = json!({ "name": "m", "version": version.to_string(), "stage": "Production" });
+        assert_eq!(house.call("POST", "/api/2.0/mlflow/model-versions/transition-stage", stage).await.0, 403);
+    }
+    assert_eq!(house.champion("m").await, None);
+    assert!(house.trail("m").await.is_empty(), "what was refused did not happen");
+}
+
+#[tokio::test]
+async fn a_verdict_that_was_never_uploaded_or_was_replaced_does_not_count() {
+    let house = House::new().await;
+    let version = house.version("m", &package(1), Some(passing(&package(1)))).await;
+    let digest = Digest::of(&passing(&package(1)));
+    let path =
+        format!("/api/2.0/mlflow-artifacts/artifacts/highroad/verdicts/{}/{}.json", package(1).hex(), digest.hex());
+    house.send("PUT", &path, verdict(&package(1), "fail", json!([]))).await;
+    let (status, reply) = house.promote("m", version).await;
+    assert!(status == 403 && reply["message"].as_str().unwrap().contains("is not the one of digest"), "{reply}");
+    house.send("DELETE", &path, Vec::new()).await;
+    let (status, reply) = house.promote("m", version).await;
+    assert!(status == 403 && reply["message"].as_str().unwrap().contains("never uploaded"), "{reply}");
+}
+
+#[tokio::test]
+async fn an_expired_acceptance_blocks_a_promotion_but_not_the_way_back() {
+    let house = House::new().await;
+    let waiver = json!([{ "case": "c7", "by": "eve", "why": "rare", "expires_at": "2026-11-24T10:00:00Z" }]);
+    let waived = house.version("m", &package(1), Some(verdict(&package(1), "pass", waiver))).await;
+    let clean = house.version("m", &package(2), Some(passing(&package(2)))).await;
+    assert_eq!(house.promote("m", waived).await.0, 200);
+    assert_eq!(house.promote("m", clean).await.0, 200);
+    house.now.store(NOON + 2 * DAY, Ordering::SeqCst);
+    let (status, reply) = house.promote("m", waived).await;
+    assert!(status == 403 && reply["message"].as_str().unwrap().contains("c7"), "{reply}");
+    let (status, reply) = house.roll_back("m").await;
+    assert_eq!((status, &reply["move"]["to"]), (200, &json!(waived)), "{reply}");
+}
+
+#[tokio::test]
+async fn models_that_are_no_packages_stay_free() {
+    let house = House::new().await;
+    house.call("POST", "/api/2.0/mlflow/registered-models/create", json!({ "name": "other" })).await;
+    let body = json!({ "name": "other", "source": "s3://bucket/model" });
+    house.call("POST", "/api/2.0/mlflow/model-versions/create", body).await;
+    assert_eq!(house.set_alias("other", 1).await.0, 200);
+    let trail = house.trail("other").await;
+    assert_eq!((&trail[0]["action"], &trail[0]["verdict"]), (&json!("set"), &Value::Null));
+}
+
+#[tokio::test]
+async fn the_package_of_a_version_cannot_be_taken_off_or_exchanged() {
+    let house = House::new().await;
+    house.version("m", &package(1), None).await;
+    let tag = json!({ "name": "m", "version": "1", "key": "highroad.package" });
+    assert_eq!(house.call("DELETE", "/api/2.0/mlflow/model-versions/delete-tag", tag).await.0, 403);
+    let tag = json!({ "name": "m", "version": "1", "key": "highroad.package", "value": package(2).to_string() });
+    assert_eq!(house.call("POST", "/api/2.0/mlflow/model-versions/set-tag", tag).await.0, 400);
+    // Nor left out when the version is made: the source says what it holds.
+    let source = format!("mlflow-artifacts:/highroad/packages/{}", package(3).hex());
+    house.call("POST", "/api/2.0/mlflow/model-versions/create", json!({ "name": "m", "source": source })).await;
+    assert_eq!(house.set_alias("m", 2).await.0, 403);
+}
+
+#[tokio::test]
+async fn every_move_is_recorded_and_each_rollback_undoes_one() {
+    let house = House::new().await;
+    for n in 1..=3 {
+        let version = house.version("m", &package(n), Some(passing(&package(n)))).await;
+        house.now.fetch_add(1000, Ordering::SeqCst);
+        let (status, reply) = house.promote("m", version).await;
+        assert_eq!(status, 200, "{reply}");
+    }
+    for expected in [Some("2"), Some("1"), None] {
+        let (status, reply) = house.roll_back("m").await;
+        assert_eq!(status, 200, "{reply}");
+        assert_eq!(house.champion("m").await.as_deref(), expected);
+    }
+    assert_eq!(house.roll_back("m").await.0, 404);
+
+    let trail = house.trail("m").await;
+    let steps: Vec<_> = trail.iter().rev().map(|m| (m["action"].as_str().unwrap(), &m["from"], &m["to"])).collect();
+    let (none, one, two, three) = (json!(null), json!(1), json!(2), json!(3));
+    assert_eq!(
+        steps,
+        [
+            ("promote", &none, &one),
+            ("promote", &one, &two),
+            ("promote", &two, &three),
+            ("rollback", &three, &two),
+            ("rollback", &two, &one),
+            ("rollback", &one, &none),
+        ]
+    );
+    let first = trail.last().unwrap();
+    assert_eq!((&first["by"], &first["why"], &first["at"]), (&json!("ann"), &json!("better"), &json!(NOON + 1000)));
+    assert_eq!(first["verdict"], json!(Digest::of(&passing(&package(1))).to_string()));
+    assert_eq!(first["rehearsal"]["passed"], json!(true));
+}
+
+#[tokio::test]
+async fn a_rollback_passes_over_a_version_that_is_gone() {
+    let house = House::new().await;
+    for n in 1..=3 {
+        let version = house.version("m", &package(n), Some(passing(&package(n)))).await;
+        house.promote("m", version).await;
+    }
+    house.call("DELETE", "/api/2.0/mlflow/model-versions/delete", json!({ "name": "m", "version": "2" })).await;
+    assert_eq!(house.roll_back("m").await.1["move"]["to"], json!(1));
+}
+
+#[tokio::test]
+async fn a_promotion_needs_a_name_and_a_reason() {
+    let house = House::new().await;
+    let version = house.version("m", &package(1), Some(passing(&package(1)))).await;
+    for (by, why) in [("", "x"), ("x", " ")] {
+        let body = json!({ "name": "m", "version": version, "by": by, "why": why });
+        assert_eq!(house.call("POST", "/api/2.0/highroad/promote", body).await.0, 400);
+    }
+    assert_eq!(house.promote("m", 99).await.0, 404);
+    assert_eq!(house.promote("nobody", 1).await.0, 404);
+}
+
+/// Two servers over one file, as two processes would be, each writing at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn two_servers_on_one_database_lose_nothing() {
+    let home = tempfile::tempdir().unwrap();
+    let (a, b) = (Tracker::open(home.path()).await.unwrap(), Tracker::open(home.path()).await.unwrap());
+    let call = |router: Router, path: &'static str, body: Value| async move {
+        let request = Request::builder().method("POST").uri(path).body(Body::from(body.to_string())).unwrap();
+        let response = router.oneshot(request).await.unwrap();
+        let status = response.status();
+        let bytes = to_bytes(response.into_body(), 1 << 20).await.unwrap();
+        assert_eq!(status, 200, "{}", String::from_utf8_lossy(&bytes));
+        serde_json::from_slice::<Value>(&bytes).unwrap()
+    };
+    let run = call(a.server(), "/api/2.0/mlflow/runs/create", json!({ "experiment_id": "0" })).await;
+    let run_id = run["run"]["info"]["run_id"].as_str().unwrap().to_owned();
+    call(a.server(), "/api/2.0/mlflow/registered-models/create", json!({ "name": "m" })).await;
+    let mut tasks = tokio::task::JoinSet::new();
+    for n in 0..40 {
+        let server = if n % 2 == 0 { a.server() } else { b.server() };
+        let run_id = run_id.clone();
+        tasks.spawn(async move {
+            let metric = json!({ "run_id": run_id, "key": "m", "value": n, "timestamp": n, "step": n });
+            call(server.clone(), "/api/2.0/mlflow/runs/log-metric", metric).await;
+            call(server, "/api/2.0/mlflow/model-versions/create", json!({ "name": "m", "source": "s3://x" })).await
+        });
+    }
+    let replies = tasks.join_all().await;
+    let mut versions: Vec<u64> =
+        replies.iter().map(|reply| reply["model_version"]["version"].as_str().unwrap().parse().unwrap()).collect();
+    versions.sort_unstable();
+    assert_eq!(versions, (1..=40).collect::<Vec<u64>>(), "each version number is given once");
+    assert_eq!(b.store().metric_history(&run_id, "m", 100, "").await.unwrap().items.len(), 40);
+}

@@ -1,0 +1,60 @@
+"""Fixtures shared by the Python tests: the `highroad` binary and servers started from it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parent.parent
+START_LIMIT_S = 30
+
+
+@pytest.fixture(scope="session")
+def highroad() -> Path:
+    """The binary under test: `HIGHROAD_BIN`, else the debug build."""
+    path = Path(os.environ.get("HIGHROAD_BIN") or REPO / "target" / "debug" / "highroad")
+    if not path.exists():
+        pytest.fail(f"{path} does not exist: run `cargo build -p highroad-cli` or set HIGHROAD_BIN")
+    return path
+
+
+@contextlib.contextmanager
+def serving(command: list[str], log: Path, **popen: object) -> Iterator[str]:
+    """Runs a server that prints its address as the first line of stdout; yields `http://HOST:PORT`, stops it after."""
+    with log.open("wb") as stderr:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True, **popen)
+        try:
+            ready, _, _ = select.select([process.stdout], [], [], START_LIMIT_S)
+            line = process.stdout.readline().strip() if ready else ""
+            if not line:
+                raise RuntimeError(f"{command} did not start within {START_LIMIT_S} s:\n{log.read_text()}")
+            yield line if line.startswith("http") else f"http://{line}"
+        finally:
+            process.terminate()
+            deadline = time.monotonic() + 25
+            while process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.02)
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+
+
+@pytest.fixture(scope="session")
+def tracking_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The local state of the session's tracking server."""
+    return tmp_path_factory.mktemp("track")
+
+
+@pytest.fixture(scope="session")
+def tracking_uri(highroad: Path, tracking_home: Path) -> Iterator[str]:
+    """A running `highroad track` on a free port."""
+    command = [str(highroad), "track", "--listen", "127.0.0.1:0", "--home", str(tracking_home)]
+    with serving(command, tracking_home / "server.log") as uri:
+        yield uri
