@@ -9,6 +9,7 @@ mod progress;
 #[allow(dead_code, reason = "train and export read all of it; they land next")]
 mod repo;
 mod resolve;
+mod serving;
 #[allow(dead_code, reason = "train and export read all of it; they land next")]
 mod standard;
 mod tensors;
@@ -53,6 +54,12 @@ enum Command {
     Rollback(commands::rollback::Args),
     /// Run the tracking server and model registry that MLflow clients speak to.
     Track(commands::track::Args),
+    /// Serve models: OpenAI embeddings and moderations, Open Inference Protocol v2, metrics.
+    Serve(commands::serve::Args),
+    /// Tracking, registry, pages and serving in one process on one port.
+    Up(commands::up::Args),
+    /// Compute a served answer again, bit for bit, and show the chain behind it.
+    Replay(commands::replay::Args),
 }
 
 /// Exit code for a usage or environment error; 1 is a gate that failed or a mismatch, 3 a gate that is inconclusive.
@@ -75,6 +82,9 @@ fn main() -> ExitCode {
         Command::Push(args) => args.run(),
         Command::Rollback(args) => args.run(),
         Command::Track(args) => args.run(),
+        Command::Serve(args) => args.run(),
+        Command::Up(args) => args.run(),
+        Command::Replay(args) => args.run(),
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

@@ -20,6 +20,8 @@ pub struct Args {
     /// Registered model.
     name: String,
     /// Version number.
+    // `version` is the id of the flag that every command has.
+    #[arg(id = "model_version", value_name = "VERSION")]
     version: u64,
     /// Alias to move.
     #[arg(long, default_value = "champion")]

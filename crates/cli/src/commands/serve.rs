@@ -1,0 +1,63 @@
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::bail;
+use highroad_package::registry::RegistryClient;
+use highroad_serve::config::{ModelSource, PortfolioConfig};
+use highroad_serve::{probes, router};
+use highroad_service::{Bound, Shell, stop_signal};
+
+use crate::resolve::Home;
+use crate::serving::{self, Members, PORTFOLIO};
+use crate::tracking::{self, TrackingArgs};
+
+/// `highroad serve [MODEL…]`
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    members: Members,
+    #[command(flatten)]
+    tracking: TrackingArgs,
+    /// Where to listen; port 0 takes a free one. The first line of stdout is the address.
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8080")]
+    listen: String,
+}
+
+impl Args {
+    pub fn run(self) -> anyhow::Result<ExitCode> {
+        let Some(config) = self.members.config()? else {
+            bail!("nothing to serve: name a model (`highroad serve moderation@champion`) or write a `{PORTFOLIO}`");
+        };
+        // Logging first, so that an embedded tracking server logs in the same form.
+        serving::start_telemetry()?;
+        let follows_registry = config.members.values().any(|member| matches!(member.source, ModelSource::Registry(_)));
+        if !follows_registry {
+            return tokio::runtime::Runtime::new()?.block_on(self.serve(config, None));
+        }
+        let tracking = tracking::client(&self.tracking)?;
+        tracking.block_on(self.serve(config, Some(tracking.client().clone())))
+    }
+
+    async fn serve(&self, config: PortfolioConfig, client: Option<RegistryClient>) -> anyhow::Result<ExitCode> {
+        let home = Home::find();
+        let bound = Bound::bind(&self.listen).await?;
+        let url = bound.url();
+        let registry = client.map(|client| serving::registry(&client, &home)).transpose()?;
+        let (portfolio, log) = serving::open(&home, config, self.members.unverified(), registry)?;
+        let errors = portfolio.load().await;
+        if !errors.is_empty() {
+            let reasons: Vec<String> = errors.iter().map(|(name, error)| format!("{name}: {error}")).collect();
+            bail!("not every member can serve\n  {}", reasons.join("\n  "));
+        }
+        let app = router(Arc::clone(&portfolio), log.clone())
+            .merge(probes(Arc::clone(&portfolio)))
+            .merge(highroad_service::metrics::route());
+        serving::announce(&url, &portfolio)?;
+        tokio::select! {
+            served = bound.serve(app, Shell::default(), stop_signal()) => served?,
+            () = portfolio.follow() => {}
+        }
+        log.flush();
+        Ok(ExitCode::SUCCESS)
+    }
+}

@@ -1,0 +1,123 @@
+use std::collections::BTreeSet;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::{Request, State};
+use axum::http::Method;
+use axum::middleware::{self, Next};
+use axum::response::{Redirect, Response};
+use axum::routing::get;
+use highroad_package::registry::RegistryClient;
+use highroad_serve::config::{MemberConfig, ModelSource, PortfolioConfig, is_member_name};
+use highroad_serve::{Portfolio, probes, router};
+use highroad_service::{Bound, Shell, stop_signal};
+use highroad_track::Tracker;
+
+use crate::resolve::Home;
+use crate::serving::{self, Members};
+
+/// `highroad up [MODEL…]`: tracking, registry, pages and serving in one process on one port.
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    members: Members,
+    /// Where to listen; port 0 takes a free one. The first line of stdout is the address.
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8080")]
+    listen: String,
+}
+
+/// Pause between two looks for models that have a champion for the first time.
+const DISCOVER_EVERY: Duration = Duration::from_secs(1);
+
+impl Args {
+    pub fn run(self) -> anyhow::Result<ExitCode> {
+        serving::start_telemetry()?;
+        let config = self.members.config()?;
+        tokio::runtime::Runtime::new()?.block_on(self.up(config))
+    }
+
+    async fn up(self, config: Option<PortfolioConfig>) -> anyhow::Result<ExitCode> {
+        let home = Home::find();
+        let tracker = Tracker::open(home.path()).await?;
+        let bound = Bound::bind(&self.listen).await?;
+        let url = bound.url();
+        let client = RegistryClient::new(&own_url(&bound))?;
+        let registry = serving::registry(&client, &home)?;
+        let discovers = config.is_none();
+        let config = config.unwrap_or_default();
+        let (portfolio, log) = serving::open(&home, config, self.members.unverified(), Some(registry))?;
+
+        let tracking = tracker.router().layer(middleware::from_fn_with_state(Arc::clone(&portfolio), tell_portfolio));
+        let app = router(Arc::clone(&portfolio), log.clone())
+            .merge(tracking)
+            .merge(probes(Arc::clone(&portfolio)))
+            .merge(highroad_service::metrics::route())
+            .route("/", get(|| async { Redirect::to("/ui") }));
+        // The registry is this very process, so it has to answer before members can load.
+        let server = tokio::spawn(bound.serve(app, Shell::default(), stop_signal()));
+        if discovers {
+            discover(&client, &portfolio).await;
+        }
+        // What does not load is told in the log and the status; the registry must stay reachable to repair it.
+        let _told = portfolio.load_what_exists().await;
+        serving::announce(&url, &portfolio)?;
+        eprintln!("tracking and registry at {url}, pages at {url}/ui");
+        tokio::select! {
+            served = server => served??,
+            () = portfolio.follow() => {}
+            () = keep_discovering(&client, &portfolio), if discovers => {}
+        }
+        log.flush();
+        tracker.close().await;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// Where this process reaches itself: an unspecified address is listened on, not connected to.
+fn own_url(bound: &Bound) -> String {
+    let mut address = bound.address();
+    if address.ip().is_unspecified() {
+        address.set_ip(match address {
+            std::net::SocketAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
+            std::net::SocketAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
+        });
+    }
+    format!("http://{address}")
+}
+
+async fn keep_discovering(client: &RegistryClient, portfolio: &Portfolio) {
+    loop {
+        tokio::time::sleep(DISCOVER_EVERY).await;
+        discover(client, portfolio).await;
+    }
+}
+
+/// Makes every model that ever had a champion a member.
+async fn discover(client: &RegistryClient, portfolio: &Portfolio) {
+    let moves = match client.audit("").await {
+        Ok(moves) => moves,
+        Err(error) => return tracing::warn!("Cannot look for champions: {error}"),
+    };
+    // Other MLflow models may have champions too; they are not ours to serve.
+    let packages = moves.into_iter().filter(|moved| moved.alias == "champion" && moved.package.is_some());
+    let names: BTreeSet<String> = packages.map(|moved| moved.model).collect();
+    for name in names.into_iter().filter(|name| is_member_name(name)) {
+        if let Ok(source @ ModelSource::Registry(_)) = format!("{name}@champion").parse() {
+            portfolio.add(name, MemberConfig::new(source));
+        }
+    }
+}
+
+/// After a write that may have moved an alias, members look at once instead of at their next interval.
+async fn tell_portfolio(State(portfolio): State<Arc<Portfolio>>, request: Request, next: Next) -> Response {
+    let moves_alias = request.method() != Method::GET
+        && ["alias", "promote", "rollback", "registered-models", "model-versions"]
+            .iter()
+            .any(|part| request.uri().path().contains(part));
+    let response = next.run(request).await;
+    if moves_alias && response.status().is_success() {
+        portfolio.look_now();
+    }
+    response
+}
