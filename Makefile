@@ -11,12 +11,12 @@ UV := .venv/bin/uv
 DEBUG_BIN := target/debug/highroad
 RELEASE_BIN := target/release/highroad
 
-.PHONY: help quickstart test test-rust test-python fuzz lint bench env env-bench python-module lock clean
+.PHONY: help quickstart test test-rust test-python fuzz lint bench env env-bench lock clean
 
 help: ## Show what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
 
-quickstart: env release-bin python-module ## Train, track, package, gate, serve, roll back and replay one real model
+quickstart: env release-bin python-module-release ## Train, track, package, gate, serve, roll back and replay one real model
 	@HIGHROAD_BIN=$(abspath $(RELEASE_BIN)) $(PY) scripts/quickstart.py $(ARGS)
 
 test: lint test-rust fuzz test-python ## Everything CI runs
@@ -35,7 +35,7 @@ fuzz: ## Mutate small programs against the reader for a few seconds
 test-python: env debug-bin python-module tools ## pytest: starter, real models, real clients
 	HIGHROAD_BIN=$(abspath $(DEBUG_BIN)) $(PY) -m pytest -q tests
 
-bench: env-bench release-bin python-module ## Highroad beside its peers, interleaved in one run
+bench: env-bench release-bin python-module-release ## Highroad beside its peers, interleaved in one run
 	HIGHROAD_BIN=$(abspath $(RELEASE_BIN)) $(PY) benches/peers.py $(ARGS)
 	HIGHROAD_BIN=$(abspath $(RELEASE_BIN)) $(PY) benches/serve.py
 
@@ -74,8 +74,12 @@ env-bench: .venv/.bench
 	@touch $@
 
 # The Python module is built into the environment; cargo decides whether anything changed.
+.PHONY: python-module python-module-release
 python-module: env
-	VIRTUAL_ENV=$(abspath .venv) .venv/bin/maturin develop --quiet --locked --release --manifest-path crates/python/Cargo.toml
+	VIRTUAL_ENV=$(abspath .venv) .venv/bin/maturin develop --quiet --locked $(MATURIN_ARGS)
+
+python-module-release:
+	@$(MAKE) --no-print-directory python-module MATURIN_ARGS=--release
 
 lock: .venv/.uv ## Resolve requirements/*.in again
 	cd requirements && for f in uv dev bench; do ../$(UV) pip compile --quiet --upgrade --generate-hashes --no-emit-index-url --python-version 3.11 $$f.in -o $$f.txt; done
