@@ -76,7 +76,7 @@ env-bench: .venv/.bench
 # The Python module is built into the environment; cargo decides whether anything changed.
 .PHONY: python-module python-module-release
 python-module: env
-	VIRTUAL_ENV=$(abspath .venv) .venv/bin/maturin develop --quiet --locked $(MATURIN_ARGS)
+	VIRTUAL_ENV=$(abspath .venv) .venv/bin/maturin develop --quiet --locked --manifest-path crates/python/Cargo.toml $(MATURIN_ARGS)
 
 python-module-release:
 	@$(MAKE) --no-print-directory python-module MATURIN_ARGS=--release
