@@ -90,6 +90,9 @@ pub struct Done<O> {
 /// The promise of one row. Dropping it before the row's turn takes the row out of the queue.
 pub type Ticket<O, E> = oneshot::Receiver<Result<Done<O>, RowError<E>>>;
 
+/// The tickets of one request, one a row.
+pub type Tickets<E> = Vec<Ticket<<E as Engine>::Output, <E as Engine>::Error>>;
+
 /// A queue and its worker threads. Dropping it lets the workers finish their batch and end.
 pub struct Batcher<E: Engine> {
     shared: Arc<Shared<E>>,
@@ -109,11 +112,7 @@ impl<E: Engine> Batcher<E> {
     }
 
     /// Queues the rows of one request, all or none; rows not started at `deadline` are given up.
-    pub fn submit(
-        &self,
-        jobs: Vec<E::Job>,
-        deadline: Option<Instant>,
-    ) -> Result<Vec<Ticket<E::Output, E::Error>>, Overloaded> {
+    pub fn submit(&self, jobs: Vec<E::Job>, deadline: Option<Instant>) -> Result<Tickets<E>, Overloaded> {
         let tickets = self.shared.admit(jobs, deadline)?;
         match tickets.len() {
             0 | 1 => self.shared.wake.notify_one(),
@@ -154,11 +153,7 @@ impl<E: Engine> Shared<E> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn admit(
-        &self,
-        jobs: Vec<E::Job>,
-        deadline: Option<Instant>,
-    ) -> Result<Vec<Ticket<E::Output, E::Error>>, Overloaded> {
+    fn admit(&self, jobs: Vec<E::Job>, deadline: Option<Instant>) -> Result<Tickets<E>, Overloaded> {
         let mut queue = self.lock();
         if !queue.rows.is_empty() && queue.rows.len() + jobs.len() > self.limits.queue_rows.get() {
             // Rows whose clients have left must not keep out those who stay.

@@ -96,11 +96,7 @@ impl Revision {
         let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
         let package = candidate.package.digest();
         let standing = Standing::of(candidate, unverified, &now)?;
-        let options = PredictorOptions {
-            threads: config.threads,
-            max_batch_tokens: config.batching.batch_tokens,
-            ..PredictorOptions::default()
-        };
+        let options = PredictorOptions { threads: config.threads, max_batch_tokens: config.batching.batch_tokens };
         let predictor = Predictor::open(&candidate.package, &options).map_err(DeployError::Load)?;
         let numerics_id = predictor.numerics_id();
         let evidence = match &standing {

@@ -1,3 +1,4 @@
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -62,7 +63,8 @@ impl Args {
         };
         let chain = Chain::find(sources, &record, package.manifest()).await;
         if self.json {
-            println!("{}", serde_json::to_string_pretty(&report(&record, &answers, &comparison, &other, &chain))?);
+            let report = report(&record, &answers, &comparison, &other, &chain);
+            writeln!(std::io::stdout(), "{}", serde_json::to_string_pretty(&report)?)?;
         } else {
             print_report(&record, &answers, &comparison, &other, &chain);
         }
@@ -344,6 +346,7 @@ fn report(record: &Record, answers: &Answers, comparison: &Comparison, other: &O
     })
 }
 
+#[allow(clippy::print_stdout, reason = "stdout is where a command's data goes")]
 fn print_report(record: &Record, answers: &Answers, comparison: &Comparison, other: &Other, chain: &Chain) {
     println!("{}", comparison.why);
     for (digest, answer) in &answers.rows {

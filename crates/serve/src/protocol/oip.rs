@@ -207,9 +207,9 @@ impl HeaderInput {
                     .split_at_checked(size)
                     .ok_or_else(|| error(format!("{size} bytes announced, {} left in the body", binary.len())))?;
                 *binary = rest;
-                self.from_binary(data, &shape, n)
+                self.read_binary(data, &shape, n)
             }
-            (None, Some(data)) => self.from_json(data, &shape, n),
+            (None, Some(data)) => self.read_json(data, &shape, n),
         };
         Ok((self.name.clone(), contents.map_err(error)?))
     }
@@ -224,7 +224,7 @@ impl HeaderInput {
         }
     }
 
-    fn from_binary(&self, data: &[u8], shape: &[usize], n: usize) -> Result<Contents, String> {
+    fn read_binary(&self, data: &[u8], shape: &[usize], n: usize) -> Result<Contents, String> {
         if self.datatype == "BYTES" {
             return Ok(Contents::Texts(binary_texts(data, n)?));
         }
@@ -239,7 +239,7 @@ impl HeaderInput {
         tensor(data, dtype, shape)
     }
 
-    fn from_json(&self, data: &Value, shape: &[usize], n: usize) -> Result<Contents, String> {
+    fn read_json(&self, data: &Value, shape: &[usize], n: usize) -> Result<Contents, String> {
         let mut leaves = Vec::new();
         flatten(data, MAX_DIMS, &mut leaves)?;
         if leaves.len() != n {
