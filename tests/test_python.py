@@ -65,7 +65,7 @@ def program(source):
 def test_a_package_source_says_what_it_is(source):
     described = tomllib.loads((source / "package.toml").read_text())
     assert described["owner"] == 'me, "myself" and I'
-    assert described["labels"] == ["a", "b", "c"] and described["check"] == {"relative_rms": 1e-5}
+    assert described["task"]["labels"] == ["a", "b", "c"] and described["parity"] == {"relative_rms": 1e-5}
     assert described["provenance"]["torch"] == torch.__version__
 
 

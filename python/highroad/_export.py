@@ -114,7 +114,7 @@ def export(
         _save_tokenizer(tokenizer, staging / "tokenizer.json")
         _save_cases(cases, staging / "parity.safetensors")
         _copy_notices(notices, staging)
-        description |= signature | {"check": {"relative_rms": relative_rms}, "provenance": provenance}
+        description |= {"task": signature, "parity": {"relative_rms": relative_rms}, "provenance": provenance}
         (staging / _DESCRIPTION).write_text(_toml(description), encoding="utf-8")
         staging.chmod(0o755)
         if target.exists():

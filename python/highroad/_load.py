@@ -64,7 +64,7 @@ class Program:
     def __init__(self, inner: _highroad.Program) -> None:
         self._inner = inner
         self._in_spec, self._out_spec = inner.in_spec(), inner.out_spec()
-        self._arg_names, self._constants, self._results = inner.arg_names(), inner.constants(), inner.results()
+        self._arg_names, self._constants = inner.arg_names(), inner.constants()
         self._constant_results = inner.constant_results()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

@@ -3,6 +3,7 @@
 pub mod completions;
 pub mod doctor;
 pub mod eval;
+pub mod export;
 pub mod gate;
 pub mod inspect;
 pub mod new;
@@ -15,5 +16,6 @@ pub mod rollback;
 pub mod run;
 pub mod serve;
 pub mod track;
+pub mod train;
 pub mod up;
 pub mod verify;

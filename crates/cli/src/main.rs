@@ -6,11 +6,10 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 
 mod commands;
 mod progress;
-#[allow(dead_code, reason = "train and export read all of it; they land next")]
 mod repo;
 mod resolve;
+mod runs;
 mod serving;
-#[allow(dead_code, reason = "train and export read all of it; they land next")]
 mod standard;
 mod tensors;
 mod tracking;
@@ -30,6 +29,10 @@ enum Command {
     New(commands::new::Args),
     /// Check this machine and this repo against highroad.toml.
     Doctor(commands::doctor::Args),
+    /// Train under torchrun, tracked and resumable; prints the run's id.
+    Train(commands::train::Args),
+    /// Export, pack and prove the trained model; prints the package's digest.
+    Export(commands::export::Args),
     /// Run a program on tensors from a file.
     Run(commands::run::Args),
     /// Compare a program with what eager PyTorch computed; exit code 1 where they differ.
@@ -70,6 +73,8 @@ fn main() -> ExitCode {
     let result = match cli.command {
         Command::New(args) => args.run(),
         Command::Doctor(args) => args.run(),
+        Command::Train(args) => args.run(),
+        Command::Export(args) => args.run(),
         Command::Run(args) => args.run(),
         Command::Verify(args) => args.run(),
         Command::Ops(args) => args.run(),

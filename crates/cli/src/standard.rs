@@ -11,6 +11,7 @@ pub const FILE: &str = "highroad.toml";
 /// What `highroad.toml` says. Every table is documented in `docs/reference/highroad-toml.md`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[allow(dead_code, reason = "some keys are read by the repo's own scripts; all of them are checked here")]
 pub struct Standard {
     /// What this repo makes and who answers for it.
     pub model: Model,
@@ -33,6 +34,7 @@ pub struct Standard {
 /// `[model]`
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[allow(dead_code, reason = "some keys are read by the repo's own scripts; all of them are checked here")]
 pub struct Model {
     /// Name in the registry.
     pub name: String,
@@ -95,6 +97,7 @@ pub struct Evaluation {
 /// `[packaging]`
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[allow(dead_code, reason = "some keys are read by the repo's own scripts; all of them are checked here")]
 pub struct Packaging {
     /// The script that `highroad export` runs.
     #[serde(default = "default_export")]
@@ -109,6 +112,7 @@ pub struct Packaging {
 /// `[serving]`
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[allow(dead_code, reason = "some keys are read by the repo's own scripts; all of them are checked here")]
 pub struct Serving {
     /// Alias that production follows.
     #[serde(default = "default_alias")]

@@ -1,0 +1,105 @@
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{ExitCode, Stdio};
+
+use anyhow::bail;
+use highroad_package::Package;
+use highroad_task::{Predictor, PredictorOptions, TaskError};
+
+use super::train::TrainedBy;
+use crate::repo::Python;
+use crate::resolve::Home;
+use crate::runs::Runs;
+use crate::standard::Standard;
+use crate::tracking::{self, TrackingArgs};
+
+/// Exit code when the runtime computes something else than PyTorch did.
+const MISMATCH: u8 = 1;
+
+/// `highroad export [--from DIR]`
+#[derive(clap::Args)]
+pub struct Args {
+    /// What `highroad train` wrote [default: `training.output` of highroad.toml]
+    #[arg(long)]
+    from: Option<PathBuf>,
+    /// The run that trained the weights [default: the one that `highroad train` noted beside them]
+    #[arg(long)]
+    run_id: Option<String>,
+    #[command(flatten)]
+    tracking: TrackingArgs,
+    /// Options of the script
+    #[arg(last = true)]
+    script_args: Vec<String>,
+}
+
+impl Args {
+    pub fn run(self) -> anyhow::Result<ExitCode> {
+        let root = Path::new(".");
+        let standard = Standard::load(root)?;
+        let weights = self.from.clone().unwrap_or_else(|| standard.training.output.clone().into());
+        if !weights.is_dir() {
+            bail!("there is nothing trained in `{}`: run `highroad train` first", weights.display());
+        }
+        let trained = TrainedBy::read(&weights)?;
+        let run_id = self.run_id.clone().or_else(|| trained.as_ref().map(|trained| trained.run_id.clone()));
+        if run_id.is_none() {
+            eprintln!("warning: no tracked run is known for these weights; the package will not name one");
+        }
+
+        let work = tempfile::tempdir()?;
+        let (source, package) = (work.path().join("source"), work.path().join("package"));
+        let status = self.script(&standard, &weights, &source, run_id.as_deref(), trained.as_ref())?.status()?;
+        if !status.success() {
+            bail!("`{}` failed ({status}); no package was made", standard.packaging.script);
+        }
+        let digest = highroad_package::pack(&source, &package)?;
+        let verified = Package::open(&package)?.verify()?;
+        match Predictor::open(&verified, &PredictorOptions::default())?.check_parity() {
+            Ok(report) => eprintln!(
+                "{} parity cases answered as PyTorch did: relative rms {:.1e} at most, {:.0e} allowed",
+                report.cases.len(),
+                report.worst().relative_rms,
+                report.limit
+            ),
+            Err(error @ TaskError::NoParity { .. }) => {
+                eprintln!("error: {error}; no package was made");
+                return Ok(ExitCode::from(MISMATCH));
+            }
+            Err(error) => return Err(error.into()),
+        }
+        Home::find().store()?.add(&package)?;
+        if let Some(run_id) = run_id {
+            self.note(&run_id, &digest.to_string());
+        }
+        writeln!(std::io::stdout(), "{digest}")?;
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn script(
+        &self,
+        standard: &Standard,
+        weights: &Path,
+        source: &Path,
+        run_id: Option<&str>,
+        trained: Option<&TrainedBy>,
+    ) -> anyhow::Result<std::process::Command> {
+        let python = Python::find(Path::new("."))?;
+        let mut script = python.command();
+        script.arg(&standard.packaging.script).arg("--weights").arg(weights).arg("--path").arg(source);
+        script.args(&self.script_args).env("HF_HUB_OFFLINE", "1").stdin(Stdio::null());
+        script.env("MLFLOW_RUN_ID", run_id.unwrap_or_default());
+        script.env("HIGHROAD_GIT_COMMIT", trained.and_then(|t| t.git_commit.clone()).unwrap_or_default());
+        // The script's prints are for people; stdout of this command is the digest.
+        script.stdout(std::io::stderr());
+        Ok(script)
+    }
+
+    /// Tells the run which package it became. The package stands without it, so a server that is away only warns.
+    fn note(&self, run_id: &str, digest: &str) {
+        let noted = tracking::client(&self.tracking)
+            .and_then(|tracking| tracking.block_on(Runs::new(tracking.uri()).tag(run_id, "highroad.package", digest)));
+        if let Err(error) = noted {
+            eprintln!("warning: run {run_id} was not told about its package: {error:#}");
+        }
+    }
+}
