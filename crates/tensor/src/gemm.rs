@@ -194,8 +194,7 @@ fn times_packed(
     shape.push(matrix.n_cols);
     let mut out = Tensor::scratch(DType::F32, &shape)?;
     let n_rows: usize = lead.iter().product();
-    let x =
-        x.view(&[n_rows, depth]).filter(|x| x.strides()[1] == 1 || depth == 1).unwrap_or_else(|| x.contiguous());
+    let x = x.view(&[n_rows, depth]).filter(|x| x.strides()[1] == 1 || depth == 1).unwrap_or_else(|| x.contiguous());
     let x = x.reshape(&[n_rows, depth])?;
     let product = Product {
         left: &elements::<f32>(&x)?[x.offset().min(elements::<f32>(&x)?.len())..],
