@@ -555,7 +555,7 @@ struct Signature<'a> {
 }
 
 #[derive(Deserialize)]
-#[allow(non_camel_case_types)]
+#[allow(non_camel_case_types, clippy::large_enum_variant)]
 enum InputSpec<'a> {
     user_input(IgnoredAny),
     #[serde(borrow)]
@@ -724,7 +724,7 @@ enum Symbolic<'a> {
 }
 
 #[derive(Deserialize)]
-#[allow(non_camel_case_types)]
+#[allow(non_camel_case_types, clippy::large_enum_variant)]
 enum RawArgument<'a> {
     as_none(IgnoredAny),
     #[serde(borrow)]

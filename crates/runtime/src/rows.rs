@@ -504,11 +504,7 @@ pub(crate) fn multiplied(call: &RowCall<'_>) -> Result<Rows, String> {
         }
     }
     let ndim = call.out_sizes()?.len();
-    let left = ["self", "mat1", "batch1"]
-        .into_iter()
-        .filter(|name| call.arg(name).is_some())
-        .next_back()
-        .ok_or("has no factor")?;
+    let left = ["self", "mat1", "batch1"].into_iter().rfind(|name| call.arg(name).is_some()).ok_or("has no factor")?;
     // Rows of the left factor stay rows of the product when the right factor is the same for all.
     if let Rows::Row(row) = call.rows(left)
         && row + 2 == call.sizes(left)?.len()

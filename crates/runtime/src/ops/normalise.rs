@@ -113,8 +113,7 @@ fn each_row(
     let mut out = Tensor::scratch(DType::F32, x.shape())?;
     let to = out.as_mut_slice::<f32>().expect("just made");
     x.cast(DType::F32)?.copy_into(to)?;
-    if n > 0 {
-        let rows = (ELEMENTS_PER_TASK / n).max(1);
+    if let Some(rows) = ELEMENTS_PER_TASK.checked_div(n).map(|rows| rows.max(1)) {
         parallel::for_each_chunk(to, rows * n, |task, chunk| {
             for (row, values) in (task * rows..).zip(chunk.chunks_exact_mut(n)) {
                 normalise(row, values);

@@ -293,11 +293,11 @@ fn pieces(
         return Err(OpError::Shape { argument: "self", found: x.shape().into(), expected });
     }
     let mut start = 0;
-    let mut piece = |len: usize| {
+    let piece = |len: usize| {
         start += len;
         Ok(x.narrow(at, start - len, len)?)
     };
-    parts.into_iter().map(|len| piece(len)).collect()
+    parts.into_iter().map(piece).collect()
 }
 
 fn equal_parts(size: usize, part: i64) -> Result<Vec<usize>, OpError> {

@@ -4,8 +4,11 @@ use crate::graph::{Argument, Graph, Node};
 use crate::passes::rewrite::{Rewrite, only_output, rewrite_each};
 use crate::passes::{Changed, PassError};
 
+/// Argument names and what they are called in the other form.
+type Renamed = &'static [(&'static str, &'static str)];
+
 /// Names that mean the same, with the arguments that are called otherwise.
-const SAME: &[(&str, &str, &[(&str, &str)])] = &[
+const SAME: &[(&str, &str, Renamed)] = &[
     ("aten.__and__.Tensor", "aten.bitwise_and.Tensor", &[]),
     ("aten.__and__.Scalar", "aten.bitwise_and.Scalar", &[]),
     ("aten.__or__.Tensor", "aten.bitwise_or.Tensor", &[]),
