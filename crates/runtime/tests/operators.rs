@@ -151,7 +151,9 @@ fn neither_batch_nor_threads_change_the_bits_of_independent_rows() {
     assert!(checked.len() > 80, "only {} operators were found to be row-wise: {checked:?}", checked.len());
 }
 
-const LAYOUTS: [(&str, fn(&Tensor) -> Tensor); 3] = [
+type Relaid = fn(&Tensor) -> Tensor;
+
+const LAYOUTS: [(&str, Relaid); 3] = [
     ("reversed strides", |tensor| {
         let order: Vec<usize> = (0..tensor.ndim()).rev().collect();
         tensor.permute(&order).unwrap().contiguous().permute(&order).unwrap()

@@ -17,6 +17,7 @@ pub struct Args {
 }
 
 impl Args {
+    #[allow(clippy::print_stdout)]
     pub fn run(self) -> anyhow::Result<ExitCode> {
         let out = self.out.unwrap_or_else(|| beside(&self.dir));
         let digest = highroad_package::pack(&self.dir, &out)?;

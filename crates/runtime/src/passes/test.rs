@@ -36,13 +36,11 @@ fn verify_without_weights(graph: &Graph) {
 /// The text with values numbered in the order of their definition and without types of results.
 fn anonymous(graph: &Graph) -> String {
     let mut graph = graph.clone();
-    let mut next = 0;
     let inputs: Vec<_> = graph.inputs.iter().map(|input| input.value).collect();
     let results = graph.nodes.iter().flat_map(|node| node.outputs.iter().flatten().copied());
-    for id in inputs.iter().copied().chain(results).collect::<Vec<_>>() {
+    for (next, id) in inputs.iter().copied().chain(results).collect::<Vec<_>>().into_iter().enumerate() {
         let value = &mut graph.values[id.0 as usize];
         value.name = format!("v{next}");
-        next += 1;
         if !inputs.contains(&id) {
             value.ty = Type::Unknown;
         }
