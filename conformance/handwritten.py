@@ -1,5 +1,6 @@
 """Samples for operators that no `OpInfo` reaches: `name: [(args, kwargs), ...]`."""
 
+import inspect
 import math
 import operator
 
@@ -28,10 +29,13 @@ def record(goldens, name, sample):
         goldens.call(target, args, kwargs)
         return
     outputs = target(*args)
-    goldens.add(name, args, {}, ["a", "b"], outputs)
+    names = list(inspect.signature(target).parameters) if target in FUSED.values() else ["a", "b"]
+    goldens.add(name, args, {}, names, outputs)
 
 
 def resolve(name):
+    if name in FUSED:
+        return FUSED[name]
     namespace, rest = name.split(".", 1)
     python = {"_operator": operator, "math": math, "torch": torch}
     if namespace in python:
@@ -39,6 +43,39 @@ def resolve(name):
         return builtins.get(rest) or getattr(python[namespace], rest)
     op, overload = rest.split(".")
     return getattr(getattr(torch.ops.aten, op), overload)
+
+
+def fused_linear(input, weight, bias, activation):
+    gelu_tanh = lambda y: torch.nn.functional.gelu(y, approximate="tanh")  # noqa: E731
+    function = gelu_tanh if activation == "gelu_tanh" else getattr(torch.nn.functional, activation)
+    return function(torch.nn.functional.linear(input, weight, bias))
+
+
+def fused_linears(input, weights, biases):
+    return [torch.nn.functional.linear(input, weight, bias) for weight, bias in zip(weights, biases)]
+
+
+def fused_add_layer_norm(input, residual, normalized_shape, weight, bias, eps):
+    return torch.nn.functional.layer_norm(input + residual, normalized_shape, weight, bias, eps)
+
+
+# What Highroad's own operators stand for.
+FUSED = {
+    "highroad.linear": fused_linear,
+    "highroad.linears": fused_linears,
+    "highroad.add_layer_norm": fused_add_layer_norm,
+}
+
+
+def fused():
+    activations = ("relu", "gelu", "gelu_tanh", "silu", "sigmoid", "tanh")
+    yield "highroad.linear", [call(x(2, n + 1), x(3, n + 1), x(3), name) for n, name in enumerate(activations)]
+    yield "highroad.linears", [
+        call(x(2, 3, 4), [x(3, 4), x(5, 4)], [x(3), None]), call(x(2, 4), [x(3, 4), x(3, 4), x(2, 4)], [x(3), x(3), x(2)])
+    ]
+    yield "highroad.add_layer_norm", [
+        call(x(2, 6), x(2, 6), [6], x(6), x(6), 1e-5), call(x(2, 3, 4), x(2, 3, 4), [3, 4], None, None, 1e-12)
+    ]
 
 
 def symbolic():
@@ -212,6 +249,6 @@ def images():
 
 
 def calls():
-    for group in (symbolic, elementwise, functions, conversions, creation, views, reductions, images):
+    for group in (symbolic, elementwise, functions, conversions, creation, views, reductions, images, fused):
         torch.manual_seed(0)
         yield from group()

@@ -21,7 +21,7 @@ pub mod verify;
 pub use error::LoadError;
 pub use passes::missing::MissingOp;
 pub use plan::PlanError;
-pub use program::{Program, RunOptions, TensorSpec, numerics_id};
+pub use program::{NodeTime, Program, RunOptions, TensorSpec, numerics_id};
 pub use rows::{RowIndependence, Rows};
 pub use run::{NodeError, RunError};
 pub use text::TextError;

@@ -13,6 +13,7 @@ mod binary;
 mod convert;
 mod convolution;
 mod create;
+mod fused;
 mod index;
 mod linear;
 mod normalise;
@@ -40,6 +41,7 @@ pub(crate) const TABLES: &[(&str, &[Declaration])] = &[
     ("normalise", normalise::OPS),
     ("convolution", convolution::OPS),
     ("pool", pool::OPS),
+    ("fused", fused::OPS),
 ];
 
 /// The dimension `dim` of a tensor of `ndim` dimensions, counted from the front; a tensor without dimensions has a

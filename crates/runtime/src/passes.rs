@@ -11,6 +11,8 @@ use crate::verify::{self, Fault};
 mod canonicalise;
 mod defaults;
 mod functionalise;
+mod fuse_linear;
+mod fuse_norm;
 mod inline;
 mod mask;
 pub mod missing;
@@ -49,9 +51,12 @@ const REPEATED: &[(&str, Pass)] = &[
     ("unused", unused::remove_unused),
 ];
 
-// Fusion for speed (kernels that do the work of several operators) follows here, on the canonical graph.
 /// Last, on the canonical graph: operators that kernels do together.
-const FUSION: &[(&str, Pass)] = &[];
+const FUSION: &[(&str, Pass)] = &[
+    ("fuse_activations", fuse_linear::fuse_activations),
+    ("fuse_shared_inputs", fuse_linear::fuse_shared_inputs),
+    ("fuse_add_layer_norm", fuse_norm::fuse_add_layer_norm),
+];
 
 /// Most rounds of [`REPEATED`]; each round that changes something removes nodes or replaces one by a cheaper one.
 const MAX_ROUNDS: usize = 64;

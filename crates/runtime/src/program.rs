@@ -4,8 +4,9 @@ use std::collections::HashMap;
 use std::fmt;
 use std::num::NonZeroUsize;
 use std::path::Path;
+use std::time::Duration;
 
-use highroad_tensor::{DType, Tensor};
+use highroad_tensor::{DType, Tensor, parallel};
 
 use crate::LoadError;
 use crate::archive::Archive;
@@ -13,7 +14,7 @@ use crate::graph::{Argument, Dim, Graph, Source, Type, ValueId};
 use crate::import;
 use crate::op::Limits;
 use crate::passes;
-use crate::plan::Plan;
+use crate::plan::{Plan, Step};
 use crate::rows::RowIndependence;
 use crate::run::{self, RunError};
 
@@ -35,6 +36,26 @@ pub struct TensorSpec {
     pub dtype: DType,
     /// Sizes; equal symbols stand for equal sizes.
     pub sizes: Vec<Dim>,
+}
+
+/// How long one operator of a program took.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct NodeTime {
+    /// Its overload, `aten.add.Tensor`.
+    pub op: String,
+    /// Name of its first result.
+    pub name: String,
+    /// Where the user's Python called it.
+    pub location: Option<String>,
+    /// Time from its first instruction to its last.
+    pub time: Duration,
+}
+
+impl NodeTime {
+    fn new(step: &Step, time: Duration) -> Self {
+        Self { op: step.op.name().to_owned(), name: step.name.clone(), location: step.location.clone(), time }
+    }
 }
 
 /// How to run.
@@ -92,8 +113,17 @@ impl Program {
     /// inputs do not fit their specs or an operator refuses its arguments.
     pub fn run(&self, inputs: &[Tensor], options: &RunOptions) -> Result<Vec<Tensor>, RunError> {
         check_inputs(&self.inputs, inputs)?;
-        let _threads = options.threads;
-        run::run(&self.plan, inputs, Limits::default())
+        parallel::with_threads(options.threads.get(), || run::run(&self.plan, inputs, Limits::default(), |_, _| {}))
+    }
+
+    /// Runs the program and tells how long each of its operators took, in the order they ran.
+    pub fn profile(&self, inputs: &[Tensor], options: &RunOptions) -> Result<(Vec<Tensor>, Vec<NodeTime>), RunError> {
+        check_inputs(&self.inputs, inputs)?;
+        let mut times = Vec::with_capacity(self.plan.steps.len());
+        let note = |step: &Step, time| times.push(NodeTime::new(step, time));
+        let run = || run::run(&self.plan, inputs, Limits::default(), note);
+        let outputs = parallel::with_threads(options.threads.get(), run)?;
+        Ok((outputs, times))
     }
 
     /// The canonical graph as text.

@@ -352,6 +352,17 @@ pub(crate) fn layer_normalised(call: &RowCall<'_>) -> Result<Rows, String> {
     }
 }
 
+/// A sum of two tensors that is layer normalised.
+pub(crate) fn added_and_normalised(call: &RowCall<'_>) -> Result<Rows, String> {
+    only(call, &["input", "residual"])?;
+    let Some(Argument::List(sizes)) = call.arg("normalized_shape") else {
+        return Err("has a `normalized_shape` that is unknown".to_owned());
+    };
+    let values: Vec<_> = call.values("input").into_iter().chain(call.values("residual")).collect();
+    let free = call.sizes("input")?.len().saturating_sub(sizes.len());
+    broadcast(call, &values, free)
+}
+
 /// Convolutions, pooling, batch normalisation after training: images in dimension 0 are apart, everything else is not.
 pub(crate) fn first_only(call: &RowCall<'_>) -> Result<Rows, String> {
     let tensor = if call.arg("input").is_some() { "input" } else { "self" };

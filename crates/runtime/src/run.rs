@@ -1,5 +1,7 @@
 //! Running a plan: a loop over its steps.
 
+use std::time::{Duration, Instant};
+
 use highroad_tensor::{DType, Tensor};
 
 use crate::op::{Call, Limits, OpError, Operand, Outputs, Value};
@@ -42,8 +44,13 @@ fn at(location: &Option<String>) -> String {
     location.as_ref().map(|location| format!(" at {location}")).unwrap_or_default()
 }
 
-/// Runs `plan` on checked inputs.
-pub(crate) fn run(plan: &Plan, inputs: &[Tensor], limits: Limits) -> Result<Vec<Tensor>, RunError> {
+/// Runs `plan` on checked inputs; `note` learns how long each step took.
+pub(crate) fn run(
+    plan: &Plan,
+    inputs: &[Tensor],
+    limits: Limits,
+    mut note: impl FnMut(&Step, Duration),
+) -> Result<Vec<Tensor>, RunError> {
     let mut slots = vec![Value::None; plan.n_slots];
     for (input, slot) in inputs.iter().zip(&plan.inputs) {
         if let Some(slot) = *slot {
@@ -51,7 +58,9 @@ pub(crate) fn run(plan: &Plan, inputs: &[Tensor], limits: Limits) -> Result<Vec<
         }
     }
     for step in &plan.steps {
+        let start = Instant::now();
         let outputs = step.run(&slots, limits).map_err(|source| step.failed(&slots, source))?;
+        note(step, start.elapsed());
         for (value, slot) in outputs.into_iter().zip(&step.outputs) {
             if let Some(slot) = *slot {
                 slots[slot] = value;

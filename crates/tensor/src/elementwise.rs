@@ -12,7 +12,8 @@ const PARALLEL_ELEMENTS: usize = 1 << 15;
 /// Elements of one task.
 const CHUNK: usize = 1 << 13;
 
-/// Runs a plain loop compiled for the widest vectors of the machine; the loop is inlined into each version.
+/// Runs a plain loop compiled for the widest vectors of the machine; the loop is inlined into each version. For the
+/// few loops where that pays: the maps below are instantiated hundreds of times and are bound by memory.
 pub(crate) struct Wide<F>(pub F);
 
 impl<F: FnOnce() -> R, R> SimdOp for Wide<F> {
@@ -81,11 +82,7 @@ pub fn map<T: Element, U: Element>(
     if let Some(from) = x.as_slice::<T>() {
         for_each_span(to, |start, to| {
             let from = &from[start..start + to.len()];
-            Wide(
-                #[inline(always)]
-                || to.iter_mut().zip(from).for_each(|(to, &from)| *to = f(from)),
-            )
-            .dispatch();
+            to.iter_mut().zip(from).for_each(|(to, &from)| *to = f(from));
         });
         return Ok(out);
     }
@@ -167,29 +164,15 @@ fn zip_rows<T: Element, U: Element, O: Element>(
     match (left_step, right_step) {
         (1, 1) => {
             let (left, right) = (&left[..n], &right[..n]);
-            Wide(
-                #[inline(always)]
-                || {
-                    to.iter_mut().zip(left).zip(right).for_each(|((to, &l), &r)| *to = f(l, r));
-                },
-            )
-            .dispatch();
+            to.iter_mut().zip(left).zip(right).for_each(|((to, &l), &r)| *to = f(l, r));
         }
         (1, 0) => {
             let (left, r) = (&left[..n], right[0]);
-            Wide(
-                #[inline(always)]
-                || to.iter_mut().zip(left).for_each(|(to, &l)| *to = f(l, r)),
-            )
-            .dispatch();
+            to.iter_mut().zip(left).for_each(|(to, &l)| *to = f(l, r));
         }
         (0, 1) => {
             let (l, right) = (left[0], &right[..n]);
-            Wide(
-                #[inline(always)]
-                || to.iter_mut().zip(right).for_each(|(to, &r)| *to = f(l, r)),
-            )
-            .dispatch();
+            to.iter_mut().zip(right).for_each(|(to, &r)| *to = f(l, r));
         }
         _ => to.iter_mut().enumerate().for_each(|(i, to)| *to = f(left[i * left_step], right[i * right_step])),
     }

@@ -126,7 +126,14 @@ impl<'a> Call<'a> {
 
     /// Whether the argument is the same on every run, so that preparation may read it.
     pub fn is_constant(&self, name: &str) -> bool {
-        matches!(self.operand(name), Some(Operand::Const(_)) | None)
+        fn is_constant(operand: &Operand) -> bool {
+            match operand {
+                Operand::Const(_) => true,
+                Operand::Slot(_) => false,
+                Operand::List(items) => items.iter().all(is_constant),
+            }
+        }
+        self.operand(name).is_none_or(is_constant)
     }
 
     /// Whether the argument is `None`.

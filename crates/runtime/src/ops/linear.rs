@@ -62,7 +62,7 @@ fn float(argument: &'static str, tensor: &Tensor) -> Result<(), OpError> {
     if tensor.dtype().is_float() { Ok(()) } else { Err(OpError::DType { argument, dtype: tensor.dtype() }) }
 }
 
-fn infer_linear(call: &Call<'_>) -> Result<Metas, OpError> {
+pub(super) fn infer_linear(call: &Call<'_>) -> Result<Metas, OpError> {
     let (x, weight) = (call.tensor("input")?, call.tensor("weight")?);
     float("input", x)?;
     let (n_out, n_in) = match *weight.shape() {
@@ -95,7 +95,7 @@ fn wrong_shape(argument: &'static str, tensor: &Tensor, expected: String) -> OpE
 }
 
 /// The packed weight, when weight and bias are constants; the unpacked pages are given back.
-fn pack_linear(call: &Call<'_>) -> Option<Prepared> {
+pub(super) fn pack_linear(call: &Call<'_>) -> Option<Prepared> {
     if !call.is_constant("weight") || !call.is_constant("bias") {
         return None;
     }
@@ -104,7 +104,13 @@ fn pack_linear(call: &Call<'_>) -> Option<Prepared> {
         return None;
     }
     let packed = LinearWeights::new(weight, bias).ok()?;
+    release(weight);
     Some(Box::new(packed))
+}
+
+/// Gives back the pages of a mapped weight that was packed: it is not read again.
+pub(super) fn release(weight: &Tensor) {
+    weight.storage().release();
 }
 
 fn eval_linear(call: &Call<'_>, metas: &[Meta]) -> Result<Outputs, OpError> {

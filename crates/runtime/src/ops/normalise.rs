@@ -72,7 +72,7 @@ fn infer_float(call: &Call<'_>) -> Result<Metas, OpError> {
     meta(x.dtype(), x.shape())
 }
 
-fn infer_layer_norm(call: &Call<'_>) -> Result<Metas, OpError> {
+pub(super) fn infer_layer_norm(call: &Call<'_>) -> Result<Metas, OpError> {
     let x = call.tensor("input")?;
     let normalised = super::sizes(&call.ints("normalized_shape")?)?;
     if normalised.is_empty() || !x.shape().ends_with(&normalised) {
