@@ -25,6 +25,8 @@ struct Cli {
 // One line a subcommand; each variant wraps the `Args` struct of its file, which has `fn run(self) -> anyhow::Result<ExitCode>`.
 #[derive(Subcommand)]
 enum Command {
+    /// Measure how long a program takes to load and to answer, and which operators take the time.
+    Bench(commands::bench::Args),
     /// Make a model repo from the blessed starter.
     New(commands::new::Args),
     /// Check this machine and this repo against highroad.toml.
@@ -71,6 +73,7 @@ const USAGE_OR_ENVIRONMENT: u8 = 2;
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
+        Command::Bench(args) => args.run(),
         Command::New(args) => args.run(),
         Command::Doctor(args) => args.run(),
         Command::Train(args) => args.run(),

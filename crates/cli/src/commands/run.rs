@@ -46,7 +46,7 @@ pub fn all_cores() -> NonZeroUsize {
 }
 
 /// The tensor of each spec, by position or by name; errors name what is missing and what is left over.
-fn in_order(specs: &[TensorSpec], mut given: Vec<(String, Tensor)>) -> anyhow::Result<Vec<Tensor>> {
+pub fn in_order(specs: &[TensorSpec], mut given: Vec<(String, Tensor)>) -> anyhow::Result<Vec<Tensor>> {
     let mut inputs = Vec::with_capacity(specs.len());
     for (index, spec) in specs.iter().enumerate() {
         let position = index.to_string();
