@@ -349,7 +349,7 @@ class Server:
         deadline = time.monotonic() + 120
         while self._process.poll() is None and time.monotonic() < deadline:
             try:
-                with urllib.request.urlopen(f"{self.url}/v2/health/ready", timeout=5):
+                with urllib.request.urlopen(f"{self.url}/ready", timeout=5):
                     return
             except OSError:
                 time.sleep(0.1)

@@ -48,6 +48,7 @@ CALL = {
     "max_tokens": 16,
     "parity_inputs": [inputs(1, 3), inputs(4, 16)],
     "licence": "MIT",
+    "git_commit": "0" * 40,
     "owner": 'me, "myself" and I',
 }
 
