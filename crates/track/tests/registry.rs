@@ -1,4 +1,5 @@
 //! The registry's rules over HTTP: what the gate refuses, what stays free, and what the record says.
+#![allow(clippy::unwrap_used)]
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};

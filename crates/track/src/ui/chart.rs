@@ -35,12 +35,12 @@ fn draw(
     y_range: Range,
 ) -> Result<(), Box<dyn std::error::Error>> {
     let root = SVGBackend::with_string(svg, SIZE).into_drawing_area();
-    let text = ("sans-serif", 11).into_font().color(&LABEL);
+    let text = ("sans-serif", 14).into_font().color(&LABEL);
     let mut chart = ChartBuilder::on(&root)
         .margin(6)
         .margin_right(14)
-        .x_label_area_size(20)
-        .y_label_area_size(48)
+        .x_label_area_size(24)
+        .y_label_area_size(58)
         .build_cartesian_2d(x_range, y_range)?;
     chart
         .configure_mesh()

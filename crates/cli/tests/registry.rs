@@ -1,0 +1,119 @@
+//! `highroad push`, `promote` and `rollback` as a shell sees them, over the tracking server each command starts itself.
+#![allow(clippy::unwrap_used)]
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use highroad_package::Package;
+use serde_json::{Value, json};
+
+struct Shell {
+    home: tempfile::TempDir,
+}
+
+impl Shell {
+    fn run(&self, args: &[&str]) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_highroad"))
+            .args(args)
+            .current_dir(self.home.path())
+            .env("HIGHROAD_HOME", self.home.path().join("state"))
+            .env_remove("HIGHROAD_TRACKING_URI")
+            .env_remove("MLFLOW_TRACKING_URI")
+            .output()
+            .unwrap()
+    }
+
+    /// stdout of a command that must succeed.
+    fn ok(&self, args: &[&str]) -> String {
+        let output = self.run(args);
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap().trim_end().to_owned()
+    }
+
+    fn pack(&self, name: &str) -> PathBuf {
+        let source = format!("{}/../../conformance/packages/{name}", env!("CARGO_MANIFEST_DIR"));
+        let out = self.home.path().join(name);
+        self.ok(&["pack", &source, "-o", out.to_str().unwrap()]);
+        out
+    }
+
+    fn verdict(&self, package: &Path, outcome: &str) -> PathBuf {
+        let digest = Package::open(package).unwrap().digest().to_string();
+        let verdict = json!({
+            "highroad_verdict": 1, "outcome": outcome, "package": digest,
+            "baseline": { "kind": "trivial", "name": "majority" },
+            "golden_set": { "name": "cases", "digest": digest, "n_cases": 3 },
+            "gates": digest, "numerics_id": "highroad-1/portable/f32", "evidence": "bit-exact", "answers": digest,
+            "checks": [{ "rule": "accuracy at least 0.9", "outcome": outcome, "n_cases": 3, "candidate": 0.95,
+                         "reason": "it is" }],
+            "flips": [], "created_at": "2026-11-22T00:00:00Z", "created_by": "ann",
+        });
+        let path = self.home.path().join(format!("{outcome}-{}.json", &digest[7..15]));
+        std::fs::write(&path, verdict.to_string()).unwrap();
+        path
+    }
+}
+
+#[test]
+fn a_package_goes_to_production_and_back_on_its_verdict() {
+    let shell = Shell { home: tempfile::tempdir().unwrap() };
+    let (a, b) = (shell.pack("classify-a"), shell.pack("classify-b"));
+    let (a_path, b_path) = (a.to_str().unwrap(), b.to_str().unwrap());
+
+    assert_eq!(shell.ok(&["push", a_path, "moderation"]), "moderation:1");
+    let refused = shell.run(&["promote", "moderation", "1"]);
+    let message = String::from_utf8(refused.stderr).unwrap();
+    assert!(refused.status.code() == Some(1) && message.contains("no verdict"), "{message}");
+
+    // One package is one version: pushing again brings its verdict.
+    let fail = shell.verdict(&a, "fail");
+    assert_eq!(shell.ok(&["push", a_path, "moderation", "--verdict", fail.to_str().unwrap()]), "moderation:1");
+    assert_eq!(shell.run(&["promote", "moderation", "1"]).status.code(), Some(1));
+    let pass = shell.verdict(&a, "pass");
+    shell.ok(&["push", a_path, "moderation", "--verdict", pass.to_str().unwrap()]);
+    let first: Value =
+        serde_json::from_str(&shell.ok(&["promote", "moderation", "1", "--by", "ann", "--why", "first", "--json"]))
+            .unwrap();
+    assert_eq!((&first["from"], &first["to"], &first["by"]), (&Value::Null, &json!(1), &json!("ann")));
+    assert_eq!((&first["rehearsal"]["kind"], &first["rehearsal"]["passed"]), (&json!("undeploy"), &json!(true)));
+    assert!(first["rehearsal"]["parity"]["n_cases"].as_u64().unwrap() > 0, "{first}");
+
+    let pass = shell.verdict(&b, "pass");
+    assert_eq!(shell.ok(&["push", b_path, "moderation", "--verdict", pass.to_str().unwrap()]), "moderation:2");
+    let second: Value = serde_json::from_str(&shell.ok(&["promote", "moderation", "2", "--json"])).unwrap();
+    assert_eq!((&second["rehearsal"]["kind"], &second["rehearsal"]["version"]), (&json!("previous"), &json!(1)));
+
+    assert_eq!(shell.ok(&["rollback", "moderation", "--why", "worse"]), "moderation@champion -> moderation:1");
+    assert_eq!(shell.ok(&["rollback", "moderation"]), "moderation@champion -> none");
+    assert_eq!(shell.run(&["rollback", "moderation"]).status.code(), Some(2));
+}
+
+#[test]
+fn a_reference_brings_back_the_bytes_that_were_pushed() {
+    let shell = Shell { home: tempfile::tempdir().unwrap() };
+    let package = shell.pack("classify-a");
+    shell.ok(&["push", package.to_str().unwrap(), "moderation"]);
+    // Into a second name, from the registry and not from the directory.
+    std::fs::remove_dir_all(&package).unwrap();
+    assert_eq!(shell.ok(&["push", "moderation:1", "copy"]), "copy:1");
+    let artifacts = shell.home.path().join("state/artifacts/highroad/packages");
+    let [folder] = std::fs::read_dir(&artifacts).unwrap().collect::<Vec<_>>().try_into().unwrap();
+    // One changed byte in the registry's own files is noticed by whoever fetches.
+    let store = shell.home.path().join("state/store");
+    let program = folder.unwrap().path().join("program.pt2");
+    let mut bytes = std::fs::read(&program).unwrap();
+    bytes[100] ^= 1;
+    std::fs::write(&program, bytes).unwrap();
+    for entry in std::fs::read_dir(&store).unwrap() {
+        make_writable(&entry.as_ref().unwrap().path());
+        std::fs::remove_dir_all(entry.unwrap().path()).unwrap();
+    }
+    let output = shell.run(&["push", "moderation:1", "again"]);
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.code() == Some(2) && message.contains("program.pt2"), "{message}");
+}
+
+fn make_writable(path: &Path) {
+    use std::os::unix::fs::PermissionsExt as _;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+}
