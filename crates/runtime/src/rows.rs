@@ -295,16 +295,6 @@ pub(crate) fn along(call: &RowCall<'_>, tensor: &str, argument: &str) -> Result<
     call.moved(tensor, |row| if dims.contains(&row) { Err(MIXED.to_owned()) } else { Ok(row) })
 }
 
-/// `narrow`: along the rows, the first ones, as many as the batch has (a mask cut to the batch); along other dimensions
-/// anything.
-pub(crate) fn narrowed(call: &RowCall<'_>) -> Result<Rows, String> {
-    if call.int("start") == Some(0) && call.rows("length") == Rows::Size {
-        let at = call.dim("dim", call.sizes("self")?.len())?;
-        return call.moved("self", |row| if row == at { Ok(row) } else { Err(MIXED.to_owned()) });
-    }
-    along(call, "self", "dim")
-}
-
 /// `gather`: picks by an index that has the rows at the same place, along another dimension.
 pub(crate) fn gathered(call: &RowCall<'_>) -> Result<Rows, String> {
     let rows = elementwise(call)?;
@@ -456,14 +446,38 @@ pub(crate) fn removed(call: &RowCall<'_>) -> Result<Rows, String> {
 
 /// `slice`: along the rows only the slice that takes all of them.
 pub(crate) fn sliced(call: &RowCall<'_>) -> Result<Rows, String> {
-    only(call, &["self"])?;
-    let at = call
-        .dim("dim", call.sizes("self")?.len())
-        .or_else(|why| if call.arg("dim").is_none() { Ok(0) } else { Err(why) })?;
-    let takes_all = matches!(call.arg("start"), None | Some(Argument::None | Argument::Int(0)))
-        && matches!(call.arg("end"), None | Some(Argument::None | Argument::Int(i64::MAX)))
+    let takes_all = is_first(call, "start")
+        && (matches!(call.arg("end"), None | Some(Argument::None | Argument::Int(i64::MAX)))
+            || ends_with_rows(call, "end"))
         && matches!(call.arg("step"), None | Some(Argument::Int(1)));
-    call.moved("self", |row| if row == at && !takes_all { Err("slices the batch".to_owned()) } else { Ok(row) })
+    part(call, takes_all)
+}
+
+/// `narrow`: along the rows only the part that takes all of them.
+pub(crate) fn narrowed(call: &RowCall<'_>) -> Result<Rows, String> {
+    part(call, is_first(call, "start") && ends_with_rows(call, "length"))
+}
+
+/// A part of dimension `dim`, which is 0 where it is left out.
+fn part(call: &RowCall<'_>, takes_all: bool) -> Result<Rows, String> {
+    let ndim = call.sizes("self")?.len();
+    let at = if call.arg("dim").is_none() { 0 } else { call.dim("dim", ndim)? };
+    match call.rows("self") {
+        Rows::Row(row) | Rows::Iota(row) if row == at && takes_all => call.moved("self", Ok),
+        Rows::Row(row) | Rows::Iota(row) if row == at => Err("takes a part of the batch".to_owned()),
+        _ => {
+            only(call, &["self"])?;
+            call.moved("self", Ok)
+        }
+    }
+}
+
+fn is_first(call: &RowCall<'_>, argument: &str) -> bool {
+    matches!(call.arg(argument), None | Some(Argument::None | Argument::Int(0)))
+}
+
+fn ends_with_rows(call: &RowCall<'_>, argument: &str) -> bool {
+    call.rows(argument) == Rows::Size
 }
 
 /// `slice_scatter`, `select_scatter`: both tensors have the rows at one place, which is not written along.
@@ -621,5 +635,118 @@ impl RowCall<'_> {
             Rows::Iota(row) => place(row).map(Rows::Iota),
             _ => Err("depends on the number of rows".to_owned()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn proof(text: &str) -> RowIndependence {
+        RowIndependence::of(&text.parse().expect("the test's graph is well formed"))
+    }
+
+    fn refusal(text: &str) -> String {
+        match proof(text) {
+            RowIndependence::Proved => panic!("proved:\n{text}"),
+            RowIndependence::NotProved { reason } => reason,
+        }
+    }
+
+    #[test]
+    fn an_encoder_with_a_mask_per_row_is_proved() {
+        let proved = proof(
+            "graph(%ids: i64[b, s], %mask: i64[b, s], %table: f32[9, 4] = \"table\", %w: f32[4, 4] = \"w\"):
+               %n: int = aten.sym_size.int(self=%ids, dim=0)
+               %x: f32[b, s, 4] = aten.embedding.default(weight=%table, indices=%ids)
+               %q: f32[b, s, 4] = aten.linear.default(input=%x, weight=%w)
+               %h: f32[b, s, 2, 2] = aten.view.default(self=%q, size=[%n, -1, 2, 2])
+               %t: f32[b, 2, s, 2] = aten.transpose.int(self=%h, dim0=1, dim1=2)
+               %m: bool[b, s] = aten.to.dtype(self=%mask, dtype=bool)
+               %u: bool[b, 1, s] = aten.unsqueeze.default(self=%m, dim=1)
+               %k: bool[b, 1, 1, s] = aten.unsqueeze.default(self=%u, dim=2)
+               %a: f32[b, 2, s, 2] = aten.scaled_dot_product_attention.default(query=%t, key=%t, value=%t, attn_mask=%k)
+               %y: f32[b, 2, 2] = aten.mean.dim(self=%a, dim=[2])
+               return (%y)",
+        );
+        assert_eq!(proved, RowIndependence::Proved);
+    }
+
+    #[test]
+    fn a_mask_indexed_by_its_own_rows_is_proved() {
+        let graph = |index: &str| {
+            format!(
+                "graph(%mask: bool[b, s]):
+                   %n: int = aten.sym_size.int(self=%mask, dim=0)
+                   %s: int = aten.sym_size.int(self=%mask, dim=1)
+                   %rows: i64[b] = aten.arange.default(end=%n)
+                   %r: i64[b, 1] = aten.unsqueeze.default(self=%rows, dim=1)
+                   %c: i64[s] = aten.arange.default(end=%s)
+                   {index}
+                   return (%y)"
+            )
+        };
+        let by_rows = graph("%y: bool[b, s] = aten.index.Tensor(self=%mask, indices=[%r, %c])");
+        assert_eq!(proof(&by_rows), RowIndependence::Proved);
+        let shifted = graph(
+            "%z: i64[b, 1] = aten.add.Tensor(self=%r, other=1)
+             %y: bool[b, s] = aten.index.Tensor(self=%mask, indices=[%z, %c])",
+        );
+        assert!(refusal(&shifted).contains("computes with positions in the batch"), "{}", refusal(&shifted));
+    }
+
+    #[test]
+    fn whatever_lets_rows_meet_is_refused_by_name() {
+        for (node, why) in [
+            ("%y: f32[b, 3] = aten.softmax.int(self=%x, dim=0)", "mixes along the dimension of the rows"),
+            ("%y: f32[3] = aten.sum.dim_IntList(self=%x, dim=[0])", "reduces over the rows"),
+            ("%y: f32[] = aten.mean.default(self=%x)", "reduces over all rows"),
+            ("%y: f32[b, 3] = aten.flip.default(self=%x, dims=[0])", "mixes along the dimension of the rows"),
+            ("%y: f32[3] = aten.select.int(self=%x, dim=0, index=0)", "picks one row of the batch"),
+            ("%y: f32[2, 3] = aten.slice.Tensor(self=%x, dim=0, start=0, end=2)", "takes a part of the batch"),
+            ("%y: f32[b, 3] = aten.slice.Tensor(self=%x, dim=0, start=1)", "takes a part of the batch"),
+            ("%y: f32[b, 3] = aten.cumsum.default(self=%x, dim=0)", "mixes along the dimension of the rows"),
+            ("%y: f32[3] = aten.squeeze.default(self=%x)", "drops a batch of one row"),
+            ("%y: f32[m] = aten.view.default(self=%x, size=[-1])", "merges or splits the dimension of the rows"),
+            (
+                "%n: int = aten.sym_size.int(self=%x, dim=0)
+              %y: f32[b, 3] = aten.mul.Tensor(self=%x, other=%n)",
+                "computes with the number of rows",
+            ),
+            (
+                "%t: f32[3, b] = aten.t.default(self=%x)
+              %y: f32[b, b] = aten.mm.default(self=%x, mat2=%t)",
+                "meets rows along two different dimensions",
+            ),
+            (
+                "%y: f32[b, 3] = aten.roll.default(self=%x, shifts=[1], dims=[0])",
+                "mixes along the dimension of the rows",
+            ),
+        ] {
+            let reason = refusal(&format!("graph(%x: f32[b, 3]):\n {node}\n return (%y)"));
+            assert!(reason.contains(why), "{node}: {reason}");
+            assert!(reason.starts_with("`%"), "the node is named: {reason}");
+        }
+    }
+
+    #[test]
+    fn a_mask_cut_to_the_batch_keeps_its_rows() {
+        let graph = "graph(%x: f32[b, s], %mask: f32[b, s]):
+               %n: int = aten.sym_size.int(self=%x, dim=0)
+               %m: f32[b, s] = aten.narrow.default(self=%mask, dim=0, start=0, length=%n)
+               %k: f32[b, s] = aten.slice.Tensor(self=%m, dim=0, start=0, end=%n)
+               %y: f32[b, s] = aten.mul.Tensor(self=%x, other=%k)
+               return (%y)";
+        assert_eq!(proof(graph), RowIndependence::Proved);
+    }
+
+    #[test]
+    fn a_fixed_batch_and_an_output_without_rows_are_not_proved() {
+        assert!(
+            refusal("graph(%x: f32[4, 3]):\n %y: f32[4, 3] = aten.relu.default(self=%x)\n return (%y)")
+                .contains("dynamic")
+        );
+        let turned = refusal("graph(%x: f32[b, 3]):\n %y: f32[3, b] = aten.t.default(self=%x)\n return (%y)");
+        assert!(turned.contains("does not have the rows of the batch first"), "{turned}");
     }
 }

@@ -127,7 +127,7 @@ pub(super) const OPS: &[Declaration] = &[
         infer_repeat_interleave,
         repeat_interleave,
     )
-    .rows(|c| rows::along(c, "self", "dim"))
+    .rows(rows::narrowed)
     .handwritten(),
     copy("aten::flip(Tensor self, int[] dims) -> Tensor", like_self, flip).rows(|c| rows::along(c, "self", "dims")),
     copy("aten::roll(Tensor self, SymInt[1] shifts, int[1] dims=[]) -> Tensor", like_self, roll)
