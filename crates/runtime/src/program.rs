@@ -6,7 +6,7 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 use std::time::Duration;
 
-use highroad_tensor::{DType, Tensor, parallel};
+use highroad_tensor::{DType, Tensor, instruction_set, parallel};
 
 use crate::LoadError;
 use crate::archive::Archive;
@@ -147,20 +147,7 @@ const KERNEL_SET: u32 = 1;
 
 /// The numerics id of this binary on this machine: `highroad-1/avx512/f32`.
 pub fn numerics_id() -> String {
-    format!("highroad-{KERNEL_SET}/{}/f32", instruction_path())
-}
-
-fn instruction_path() -> &'static str {
-    #[cfg(target_arch = "x86_64")]
-    {
-        if std::arch::is_x86_feature_detected!("avx512f") {
-            return "avx512";
-        }
-        if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
-            return "avx2";
-        }
-    }
-    if cfg!(target_arch = "aarch64") { "neon" } else { "generic" }
+    format!("highroad-{KERNEL_SET}/{}/f32", instruction_set())
 }
 
 fn input_specs(graph: &Graph) -> Result<Vec<TensorSpec>, LoadError> {
