@@ -41,8 +41,9 @@ bench: env-bench release-bin python-module-release ## Highroad beside its peers,
 	HIGHROAD_BIN=$(abspath $(RELEASE_BIN)) $(PY) benches/serve.py
 
 .PHONY: debug-bin release-bin nextest tools
+# The same selection as the tests', so that dependencies have the same features and are not built again.
 debug-bin:
-	cargo build --locked --bin highroad
+	cargo build --locked --workspace --bins --tests
 
 release-bin:
 	@echo "Building the highroad binary (a few minutes the first time)"
