@@ -59,8 +59,20 @@ def fused_add_layer_norm(input, residual, normalized_shape, weight, bias, eps):
     return torch.nn.functional.layer_norm(input + residual, normalized_shape, weight, bias, eps)
 
 
+def fused_conv2d_norm(
+    input, weight, bias, stride, padding, dilation, groups,
+    norm_weight, norm_bias, running_mean, running_var, eps, activation,
+):
+    function = {"none": lambda y: y, "relu": torch.relu, "relu6": torch.nn.functional.relu6}[activation]
+    y = torch.nn.functional.conv2d(input, weight, bias, stride, padding, dilation, groups)
+    return function(
+        torch.nn.functional.batch_norm(y, running_mean, running_var, norm_weight, norm_bias, False, 0.1, eps)
+    )
+
+
 # What Highroad's own operators stand for.
 FUSED = {
+    "highroad.conv2d_norm": fused_conv2d_norm,
     "highroad.linear": fused_linear,
     "highroad.linears": fused_linears,
     "highroad.add_layer_norm": fused_add_layer_norm,
@@ -72,6 +84,12 @@ def fused():
     yield "highroad.linear", [call(x(2, n + 1), x(3, n + 1), x(3), name) for n, name in enumerate(activations)]
     yield "highroad.linears", [
         call(x(2, 3, 4), [x(3, 4), x(5, 4)], [x(3), None]), call(x(2, 4), [x(3, 4), x(3, 4), x(2, 4)], [x(3), x(3), x(2)])
+    ]
+    variance = x(2).abs() + 0.5
+    yield "highroad.conv2d_norm", [
+        call(x(1, 3, 4, 5), x(2, 3, 3, 3), x(2), 1, [1, 1], 1, 1, x(2), x(2), x(2), variance, 1e-3, "relu6"),
+        call(x(2, 2, 4, 4), x(2, 1, 2, 2), None, [2, 2], 0, 1, 2, None, None, x(2), variance, 1e-5, "none"),
+        call(x(2, 3, 3, 3), x(2, 3, 1, 1), None, 1, 0, 1, 1, x(2), None, x(2), variance, 1e-5, "relu"),
     ]
     yield "highroad.add_layer_norm", [
         call(x(2, 6), x(2, 6), [6], x(6), x(6), 1e-5), call(x(2, 3, 4), x(2, 3, 4), [3, 4], None, None, 1e-12)

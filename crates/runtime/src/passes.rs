@@ -11,6 +11,7 @@ use crate::verify::{self, Fault};
 mod canonicalise;
 mod defaults;
 mod functionalise;
+mod fuse_conv;
 mod fuse_linear;
 mod fuse_norm;
 mod inline;
@@ -56,6 +57,7 @@ const FUSION: &[(&str, Pass)] = &[
     ("fuse_activations", fuse_linear::fuse_activations),
     ("fuse_shared_inputs", fuse_linear::fuse_shared_inputs),
     ("fuse_add_layer_norm", fuse_norm::fuse_add_layer_norm),
+    ("fuse_conv_norm", fuse_conv::fuse_conv_norm),
 ];
 
 /// Most rounds of [`REPEATED`]; each round that changes something removes nodes or replaces one by a cheaper one.

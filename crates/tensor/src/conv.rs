@@ -39,15 +39,35 @@ impl Window {
     }
 }
 
+/// How a convolution goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Convolution {
+    /// Where the filter is laid; `padding` is that before the image.
+    pub window: Window,
+    /// Channels fall into so many groups, which filters see one of.
+    pub groups: usize,
+    /// Positions of the window, `[vertical, horizontal]`; what they see after the image counts as padding.
+    pub out: [usize; 2],
+}
+
+impl Convolution {
+    /// A convolution of images of `size` with as much padding after the image as before; `None` if the window does not
+    /// fit.
+    pub fn of(window: Window, groups: usize, size: [usize; 2]) -> Option<Self> {
+        Some(Self { window, groups, out: [window.positions(0, size[0])?, window.positions(1, size[1])?] })
+    }
+}
+
 /// `activation(convolution of x with weight + bias)`: `x` `[N, C, H, W]`, `weight` `[O, C / groups, h, w]`, `bias` `[O]`, in
-/// `f32`; the result is `[N, O, H', W']`.
+/// `f32`; the result is `[N, O, out[0], out[1]]`.
 pub fn conv2d(
     x: &Tensor,
     weight: &Tensor,
     bias: Option<&Tensor>,
-    (window, groups): (&Window, usize),
+    convolution: &Convolution,
     activation: Unary,
 ) -> Result<Tensor, TensorError> {
+    let Convolution { window, groups, out: [out_h, out_w] } = *convolution;
     let mismatch = || {
         let (left, right) = (x.shape().into(), weight.shape().into());
         TensorError::Mismatch { what: "convolution", left, right }
@@ -56,9 +76,9 @@ pub fn conv2d(
     let &[o, c_group, kh, kw] = weight.shape() else { return Err(mismatch()) };
     let fits =
         groups > 0 && c_group.checked_mul(groups) == Some(c) && o.is_multiple_of(groups) && window.size == [kh, kw];
-    let (Some(out_h), Some(out_w), true) = (window.positions(0, h), window.positions(1, w), fits) else {
+    if !fits {
         return Err(mismatch());
-    };
+    }
     let (x, weight) = (x.contiguous(), weight.contiguous());
     let bias: Option<Vec<f32>> = match bias {
         None => None,
@@ -72,7 +92,7 @@ pub fn conv2d(
         x: whole(&x)?,
         weight: whole(&weight)?,
         bias: bias.as_deref(),
-        window,
+        window: &window,
         activation,
         groups,
         channels: [c, o],
@@ -183,7 +203,7 @@ impl Job<'_> {
         let panels_per_task = (PATCH_ELEMENTS / (depth.max(1) * width)).max(1);
         let cols_per_task = panels_per_task * width;
         let n_blocks = area.div_ceil(cols_per_task);
-        let is_pointwise = (kh, kw, stride, padding) == (1, 1, [1, 1], [0, 0]);
+        let is_pointwise = (kh, kw, stride, padding) == (1, 1, [1, 1], [0, 0]) && self.out == self.image;
         let out_len = out.len();
         let parts = parallel::Parts::new(out);
         parallel::for_each(n_images * self.groups * n_blocks, |task| {
@@ -368,12 +388,13 @@ mod tests {
             let (x, weight) = (random(&[2, c, 13, 17], 1), random(&[o, c / groups, size[0], size[1]], 2));
             let bias = random(&[o], 3);
             let window = Window { size, stride, padding, dilation };
-            let out = conv2d(&x, &weight, Some(&bias), (&window, groups), Unary::Identity).unwrap();
+            let how = Convolution::of(window, groups, [13, 17]).unwrap();
+            let out = conv2d(&x, &weight, Some(&bias), &how, Unary::Identity).unwrap();
             assert!(worst_difference(&out, &plain(&x, &weight, &bias, &window, groups)) < 2e-5, "{window:?} {groups}");
-            let two = parallel::with_threads(2, || conv2d(&x, &weight, Some(&bias), (&window, groups), Unary::Relu));
+            let two = parallel::with_threads(2, || conv2d(&x, &weight, Some(&bias), &how, Unary::Relu));
             let relu = crate::unary(&out, Unary::Relu).unwrap();
             assert_eq!(two.unwrap().to_vec::<f32>(), relu.to_vec::<f32>());
-            let one = conv2d(&x.narrow(0, 1, 1).unwrap(), &weight, Some(&bias), (&window, groups), Unary::Identity);
+            let one = conv2d(&x.narrow(0, 1, 1).unwrap(), &weight, Some(&bias), &how, Unary::Identity);
             assert_eq!(one.unwrap().to_vec::<f32>(), out.narrow(0, 1, 1).unwrap().to_vec::<f32>());
         }
     }
@@ -381,13 +402,29 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_an_error() {
         let window = Window { size: [3, 3], stride: [1, 1], padding: [0, 0], dilation: [1, 1] };
-        let x = random(&[1, 3, 2, 2], 1);
-        assert!(conv2d(&x, &random(&[4, 3, 3, 3], 2), None, (&window, 1), Unary::Identity).is_err());
+        assert_eq!(Convolution::of(window, 1, [2, 8]), None);
+        assert_eq!(Convolution::of(Window { stride: [0, 1], ..window }, 1, [8, 8]), None);
         let x = random(&[1, 3, 8, 8], 1);
-        assert!(conv2d(&x, &random(&[4, 2, 3, 3], 2), None, (&window, 1), Unary::Identity).is_err());
-        assert!(conv2d(&x, &random(&[4, 3, 3, 3], 2), None, (&window, 0), Unary::Identity).is_err());
-        let no_step = Window { stride: [0, 1], ..window };
-        assert!(conv2d(&x, &random(&[4, 3, 3, 3], 2), None, (&no_step, 1), Unary::Identity).is_err());
+        let how = |groups| Convolution { window, groups, out: [6, 6] };
+        assert!(conv2d(&x, &random(&[4, 2, 3, 3], 2), None, &how(1), Unary::Identity).is_err());
+        assert!(conv2d(&x, &random(&[4, 3, 3, 3], 2), None, &how(0), Unary::Identity).is_err());
+        assert!(conv2d(&x, &random(&[4, 3, 2, 2], 2), None, &how(1), Unary::Identity).is_err());
+    }
+
+    #[test]
+    fn positions_past_the_padding_see_zeros() {
+        for (c, o, groups) in [(3, 5, 1), (4, 4, 4)] {
+            let (x, weight) = (random(&[1, c, 6, 7], 1), random(&[o, c / groups, 2, 2], 2));
+            let window = Window { size: [2, 2], stride: [1, 1], padding: [0, 0], dilation: [1, 1] };
+            let same = Convolution { window, groups, out: [6, 7] };
+            let out = conv2d(&x, &weight, None, &same, Unary::Identity).unwrap();
+            let zeros = |shape: &[usize]| Tensor::zeros(DType::F32, shape).unwrap();
+            let wide = crate::concat(&[x, zeros(&[1, c, 6, 1])], 3).unwrap();
+            let wide = crate::concat(&[wide, zeros(&[1, c, 1, 8])], 2).unwrap();
+            let how = Convolution::of(window, groups, [7, 8]).unwrap();
+            let expected = conv2d(&wide, &weight, None, &how, Unary::Identity).unwrap();
+            assert_eq!(out.to_vec::<f32>(), expected.to_vec::<f32>());
+        }
     }
 
     #[test]

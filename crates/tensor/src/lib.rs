@@ -21,7 +21,7 @@ mod testing;
 mod view;
 
 pub use attention::{Attention, Causality, attention};
-pub use conv::{Pool, Window, adaptive_mean_pool2d, conv2d, pool2d};
+pub use conv::{Convolution, Pool, Window, adaptive_mean_pool2d, conv2d, pool2d};
 pub use dtype::{DType, Element};
 pub use elementwise::{Convert, Scalar, concat, map, select, zip};
 pub use gemm::{LinearWeights, PackedMatrix, instruction_set, linear, matmul};

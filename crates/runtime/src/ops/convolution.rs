@@ -1,10 +1,6 @@
-//! Convolutions over one or two spatial dimensions.
-//!
-//! A convolution is a product of the weight, one row a filter, with the patches of the image, one column a position;
-//! a depthwise one (a filter a channel) is computed directly. Each output is one chain of multiply-adds over channels and
-//! filter positions in order, so its bits do not depend on the batch.
+//! Convolutions over one or two spatial dimensions; one over a single dimension has height 1.
 
-use highroad_tensor::{DType, Shape, Tensor, matmul, parallel};
+use highroad_tensor::{Convolution, DType, Shape, Tensor, Unary, Window, conv2d};
 
 use super::{first, meta, one};
 use crate::op::{Call, Declaration, FLOATS, Infer, Ints, Meta, Metas, OpError, Outputs, Tolerance};
@@ -112,16 +108,6 @@ impl Geometry {
         let spatial = &self.out[2 - self.n_spatial..];
         batch.into_iter().chain([self.groups * self.out_channels]).chain(spatial.iter().copied()).collect()
     }
-
-    /// The input position that kernel position `k` sees from output position `o`; `None` in the padding.
-    fn source(&self, d: usize, o: usize, k: usize) -> Option<usize> {
-        (o * self.stride[d] + k * self.dilation[d]).checked_sub(self.padding[d]).filter(|&at| at < self.size[d])
-    }
-
-    /// Whether patches are the image itself.
-    fn is_pointwise(&self) -> bool {
-        self.kernel == [1, 1] && self.stride == [1, 1] && self.padding == [0, 0]
-    }
 }
 
 /// One spatial dimension becomes a height of `filler` and a width.
@@ -168,7 +154,7 @@ fn padding(
     Ok((before, [twice(before[0])?, twice(before[1])?]))
 }
 
-fn infer(call: &Call<'_>, n_spatial: usize) -> Result<Metas, OpError> {
+pub(super) fn infer(call: &Call<'_>, n_spatial: usize) -> Result<Metas, OpError> {
     let (x, weight) = (call.tensor("input")?, call.tensor("weight")?);
     let geometry = Geometry::of(call, n_spatial)?;
     if !x.dtype().is_float() || weight.dtype() != x.dtype() {
@@ -180,117 +166,33 @@ fn infer(call: &Call<'_>, n_spatial: usize) -> Result<Metas, OpError> {
         let expected = format!("[{}]", weight.shape()[0]);
         return Err(OpError::Shape { argument: "bias", found: bias.shape().into(), expected });
     }
-    // Patches of one image are the largest intermediate; refuse it where a result of that size is refused.
-    let patches = [geometry.in_channels, geometry.kernel[0], geometry.kernel[1], geometry.out[0], geometry.out[1]];
-    crate::op::check_size(&Meta::new(DType::F32, &patches), call.limits())?;
     meta(x.dtype(), &geometry.out_shape())
 }
 
 fn eval(call: &Call<'_>, metas: &[Meta]) -> Result<Outputs, OpError> {
-    let meta = first(metas);
-    let geometry = Geometry::of(call, call.tensor("weight")?.ndim() - 2)?;
-    let x = call.tensor("input")?.cast(DType::F32)?.contiguous();
-    let weight = call.tensor("weight")?.cast(DType::F32)?.contiguous();
-    let bias = call.optional_tensor("bias")?.map(|bias| bias.cast(DType::F32)).transpose()?;
-    let bias: Option<Vec<f32>> = bias.map(|bias| bias.to_vec().expect("just converted"));
-    let mut out = Tensor::scratch(DType::F32, &meta.shape)?;
+    let f32 = |tensor: &Tensor| tensor.cast(DType::F32);
+    let weight = f32(call.tensor("weight")?)?;
+    let bias = call.optional_tensor("bias")?.map(f32).transpose()?;
+    convolve(call, first(metas), &weight, bias.as_ref(), Unary::Identity)
+}
+
+/// The convolution that `call` describes, with these weights in `f32`.
+pub(super) fn convolve(
+    call: &Call<'_>,
+    meta: &Meta,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    activation: Unary,
+) -> Result<Outputs, OpError> {
+    let geometry = Geometry::of(call, weight.ndim() - 2)?;
+    let Geometry { n_images, groups, in_channels, out_channels, size, kernel, stride, dilation, padding, out, .. } =
+        geometry;
     if meta.shape.contains(&0) {
-        return one(out.cast(meta.dtype)?);
+        return one(Tensor::zeros(meta.dtype, &meta.shape)?);
     }
-    let to = out.as_mut_slice::<f32>().expect("just made");
-    if geometry.in_channels == 1 && geometry.out_channels == 1 {
-        depthwise(&geometry, slice(&x), slice(&weight), to);
-    } else {
-        by_products(&geometry, &x, &weight, to)?;
-    }
-    if let Some(bias) = bias {
-        let inner = geometry.out[0] * geometry.out[1];
-        for (channel, values) in to.chunks_exact_mut(inner).enumerate() {
-            let bias = bias[channel % bias.len()];
-            values.iter_mut().for_each(|x| *x += bias);
-        }
-    }
-    one(out.cast(meta.dtype)?)
-}
-
-fn slice(x: &Tensor) -> &[f32] {
-    x.as_slice().expect("made contiguous and converted by the caller")
-}
-
-/// Each image and group: weight `[out_channels, in_channels * kernel]` times patches `[in_channels * kernel, positions]`.
-fn by_products(geometry: &Geometry, x: &Tensor, weight: &Tensor, to: &mut [f32]) -> Result<(), OpError> {
-    let Geometry { n_images, groups, in_channels, out_channels, size, kernel, out, .. } = *geometry;
-    let depth = in_channels * kernel[0] * kernel[1];
-    let positions = out[0] * out[1];
-    let image = in_channels * size[0] * size[1];
-    let x = x.reshape(&[n_images * groups, image])?;
-    let weight = weight.reshape(&[groups, out_channels, depth])?;
-    for (at, to) in (0..n_images * groups).zip(to.chunks_exact_mut(out_channels * positions)) {
-        let image = x.select(0, at)?;
-        let columns = if geometry.is_pointwise() {
-            image.reshape(&[depth, positions])?
-        } else {
-            patches(geometry, slice(&image))?
-        };
-        matmul(&weight.select(0, at % groups)?, &columns)?.copy_into(to)?;
-    }
-    Ok(())
-}
-
-/// What each output position sees: `[in_channels * kernel, positions]`, zeros where it sees padding.
-fn patches(geometry: &Geometry, image: &[f32]) -> Result<Tensor, OpError> {
-    let Geometry { in_channels, size, kernel, out, stride, .. } = *geometry;
-    let positions = out[0] * out[1];
-    let mut columns = Tensor::zeros(DType::F32, &[in_channels * kernel[0] * kernel[1], positions])?;
-    let to = columns.as_mut_slice::<f32>().expect("just made");
-    parallel::for_each_chunk(to, kernel[0] * kernel[1] * positions, |channel, to| {
-        let plane = &image[channel * size[0] * size[1]..][..size[0] * size[1]];
-        for (k, row) in to.chunks_exact_mut(positions).enumerate() {
-            let (ky, kx) = (k / kernel[1], k % kernel[1]);
-            for (oy, to) in row.chunks_exact_mut(out[1]).enumerate() {
-                let Some(y) = geometry.source(0, oy, ky) else { continue };
-                let line = &plane[y * size[1]..][..size[1]];
-                let (first, last) = seen(geometry, kx);
-                let Some(start) = (first < last).then(|| geometry.source(1, first, kx)).flatten() else { continue };
-                let from = line[start..].iter().step_by(stride[1]);
-                to[first..last].iter_mut().zip(from).for_each(|(to, &from)| *to = from);
-            }
-        }
-    });
-    Ok(columns)
-}
-
-/// The output columns from which kernel column `kx` sees the image rather than padding.
-fn seen(geometry: &Geometry, kx: usize) -> (usize, usize) {
-    let is_seen = |ox: &usize| geometry.source(1, *ox, kx).is_some();
-    let first = (0..geometry.out[1]).find(is_seen).unwrap_or(geometry.out[1]);
-    let last = (first..geometry.out[1]).rev().find(is_seen).map_or(first, |ox| ox + 1);
-    (first, last)
-}
-
-/// One filter a channel: sums its positions in order, a line of output at a time.
-fn depthwise(geometry: &Geometry, x: &[f32], weight: &[f32], to: &mut [f32]) {
-    let Geometry { groups, size, kernel, out, stride, .. } = *geometry;
-    let (plane, taps) = (size[0] * size[1], kernel[0] * kernel[1]);
-    let seen: Vec<(usize, usize)> = (0..kernel[1]).map(|kx| seen(geometry, kx)).collect();
-    parallel::for_each_chunk(to, out[0] * out[1], |at, to| {
-        to.fill(0.0);
-        let (image, filter) = (&x[at * plane..][..plane], &weight[at % groups * taps..][..taps]);
-        for (oy, to) in to.chunks_exact_mut(out[1]).enumerate() {
-            for ky in 0..kernel[0] {
-                let Some(y) = geometry.source(0, oy, ky) else { continue };
-                let line = &image[y * size[1]..][..size[1]];
-                for (kx, &(first, last)) in seen.iter().enumerate() {
-                    let Some(start) = (first < last).then(|| geometry.source(1, first, kx)).flatten() else { continue };
-                    let tap = filter[ky * kernel[1] + kx];
-                    let to = &mut to[first..last];
-                    if stride[1] == 1 {
-                        to.iter_mut().zip(&line[start..]).for_each(|(to, &x)| *to += x * tap);
-                    } else {
-                        to.iter_mut().zip(line[start..].iter().step_by(stride[1])).for_each(|(to, &x)| *to += x * tap);
-                    }
-                }
-            }
-        }
-    });
+    let x = call.tensor("input")?.cast(DType::F32)?.reshape(&[n_images, groups * in_channels, size[0], size[1]])?;
+    let weight = weight.reshape(&[groups * out_channels, in_channels, kernel[0], kernel[1]])?;
+    let convolution = Convolution { window: Window { size: kernel, stride, padding, dilation }, groups, out };
+    let y = conv2d(&x, &weight, bias, &convolution, activation)?;
+    one(y.reshape(&meta.shape)?.cast(meta.dtype)?)
 }

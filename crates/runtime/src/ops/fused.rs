@@ -3,9 +3,10 @@
 use highroad_tensor::{DType, LayerNorm, LinearWeights, Tensor, Unary, layer_norm, linear};
 use smallvec::SmallVec;
 
+use super::convolution::{convolve, infer as infer_convolution};
 use super::linear::{infer_linear, pack_linear, release};
 use super::normalise::infer_layer_norm;
-use super::one;
+use super::{first, one};
 use crate::op::{Call, Declaration, Meta, Metas, OpError, Outputs, Prepared, Tolerance, Value};
 use crate::rows;
 
@@ -44,18 +45,30 @@ pub(super) const OPS: &[Declaration] = &[
     .within(Tolerance::SUM)
     .dtypes(F32)
     .handwritten(),
+    Declaration::new(
+        "highroad::conv2d_norm(Tensor input, Tensor weight, Tensor? bias, SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, SymInt groups, Tensor? norm_weight, Tensor? norm_bias, Tensor running_mean, Tensor running_var, float eps, str activation) -> Tensor",
+        infer_conv2d_norm,
+        conv2d_norm,
+    )
+    .prepare(|call| Some(Box::new(Folded::of_constants(call)?)))
+    .rows(rows::first_only)
+    .within(Tolerance::SUM)
+    .dtypes(F32)
+    .handwritten(),
 ];
 
-/// Activations that a linear layer can end with, by the name that passes give them.
+/// Activations that a layer can end with, by the name that passes give them.
 fn activation(call: &Call<'_>) -> Result<Unary, OpError> {
     Ok(match call.str("activation")? {
+        "none" => Unary::Identity,
+        "relu6" => Unary::Clamp { min: 0.0, max: 6.0 },
         "relu" => Unary::Relu,
         "gelu" => Unary::Gelu,
         "gelu_tanh" => Unary::GeluTanh,
         "silu" => Unary::Silu,
         "sigmoid" => Unary::Sigmoid,
         "tanh" => Unary::Tanh,
-        _ => return Err(OpError::Unsupported("a linear layer with this activation")),
+        _ => return Err(OpError::Unsupported("a layer that ends with this activation")),
     })
 }
 
@@ -151,4 +164,64 @@ fn add_layer_norm(call: &Call<'_>, _: &[Meta]) -> Result<Outputs, OpError> {
     };
     let n_dims = call.ints("normalized_shape")?.len();
     one(layer_norm(call.tensor("input")?, Some(call.tensor("residual")?), n_dims, &norm)?)
+}
+
+/// The weights of a convolution into which those of the batch norm behind it went.
+struct Folded {
+    weight: Tensor,
+    bias: Tensor,
+}
+
+impl Folded {
+    /// `norm(conv(x))` is a convolution whose filters are scaled: `y = (w x + b - mean) s + beta` with
+    /// `s = gamma / sqrt(var + eps)`. In f64, so that folding rounds once.
+    fn of(call: &Call<'_>) -> Result<Self, OpError> {
+        let weight = call.tensor("weight")?.contiguous();
+        let n = weight.shape().first().copied().unwrap_or(0);
+        let channels = |argument: &'static str, absent: f64| -> Result<Vec<f64>, OpError> {
+            let Some(tensor) = call.optional_tensor(argument)? else { return Ok(vec![absent; n]) };
+            if tensor.shape() != [n] {
+                let expected = format!("[{n}]");
+                return Err(OpError::Shape { argument, found: tensor.shape().into(), expected });
+            }
+            let values = tensor.cast(DType::F64)?;
+            Ok(values.to_vec().expect("just converted"))
+        };
+        let (gamma, beta) = (channels("norm_weight", 1.0)?, channels("norm_bias", 0.0)?);
+        let (mean, var) = (channels("running_mean", 0.0)?, channels("running_var", 1.0)?);
+        let (bias, eps) = (channels("bias", 0.0)?, call.float("eps")?);
+        let scales: Vec<f64> = (0..n).map(|o| gamma[o] / (var[o] + eps).sqrt()).collect();
+        let shifts: Vec<f32> = (0..n).map(|o| ((bias[o] - mean[o]) * scales[o] + beta[o]) as f32).collect();
+        only_f32("weight", &weight)?;
+        let values = weight.as_slice::<f32>().expect("made contiguous, and checked to be f32");
+        let filter = values.len() / n.max(1);
+        let scaled: Vec<f32> =
+            values.iter().enumerate().map(|(i, &w)| (f64::from(w) * scales[i / filter]) as f32).collect();
+        Ok(Self { weight: Tensor::from_slice(&scaled, weight.shape())?, bias: Tensor::from_slice(&shifts, &[n])? })
+    }
+
+    fn of_constants(call: &Call<'_>) -> Option<Self> {
+        let names = ["weight", "bias", "norm_weight", "norm_bias", "running_mean", "running_var"];
+        let folded = names.iter().all(|name| call.is_constant(name)).then(|| Self::of(call).ok()).flatten()?;
+        release(call.tensor("weight").ok()?);
+        Some(folded)
+    }
+}
+
+fn infer_conv2d_norm(call: &Call<'_>) -> Result<Metas, OpError> {
+    only_f32("input", call.tensor("input")?)?;
+    activation(call)?;
+    infer_convolution(call, 2)
+}
+
+fn conv2d_norm(call: &Call<'_>, metas: &[Meta]) -> Result<Outputs, OpError> {
+    let now;
+    let folded = match call.prepared::<Folded>() {
+        Some(folded) => folded,
+        None => {
+            now = Folded::of(call)?;
+            &now
+        }
+    };
+    convolve(call, first(metas), &folded.weight, Some(&folded.bias), activation(call)?)
 }

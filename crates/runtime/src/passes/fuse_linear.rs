@@ -36,9 +36,13 @@ fn activated(graph: &Graph, activation: &Node, producers: &Producers, n_uses: &[
     Some(Rewrite::To(node("highroad.linear", args, only_output(activation)?, &linear.location)))
 }
 
-fn activation_name(node: &Node) -> Option<&'static str> {
+/// What operators call the activation that `node` is; `None` if it is none.
+pub(super) fn activation_name(node: &Node) -> Option<&'static str> {
     match node.op.as_str() {
         "aten.relu.default" => Some("relu"),
+        "aten.relu6.default" => Some("relu6"),
+        "aten.hardtanh.default" if has_bounds(node, "min_val", "max_val") => Some("relu6"),
+        "aten.clamp.default" if has_bounds(node, "min", "max") => Some("relu6"),
         "aten.silu.default" => Some("silu"),
         "aten.sigmoid.default" => Some("sigmoid"),
         "aten.tanh.default" => Some("tanh"),
@@ -50,6 +54,16 @@ fn activation_name(node: &Node) -> Option<&'static str> {
         },
         _ => None,
     }
+}
+
+/// Whether an activation cuts at 0 and 6, as EfficientNet-lite and MobileNet write it.
+fn has_bounds(node: &Node, min: &str, max: &str) -> bool {
+    let is = |name, bound: f64| match node.arg(name) {
+        Some(Argument::Int(value)) => *value as f64 == bound,
+        Some(Argument::Float(value)) => *value == bound,
+        _ => false,
+    };
+    is(min, 0.0) && is(max, 6.0)
 }
 
 fn is_f32_linear(graph: &Graph, linear: &Node) -> bool {
