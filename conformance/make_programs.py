@@ -1,13 +1,15 @@
 """Makes the small programs of conformance/programs: one `.pt2` a feature, with cases recorded from eager PyTorch.
 
-    python conformance/make_programs.py [NAME ...]
+    python conformance/make_programs.py [--into FOLDER] [--bare] [NAME ...]
 
 Each NAME.pt2 is what `torch.export.save` writes, except that paths in stack traces are cut to start at this folder or
 at `site-packages`. NAME.safetensors holds cases: `i.input.j` and `i.output.j` are the flattened tensor leaves of case i.
+`--bare` leaves out what the program says for people (stack traces, module names), which is most of a small file.
+`conformance/older_torch` makes those of earlier releases so.
 """
 
+import argparse
 import re
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -219,16 +221,19 @@ def tidy(trace):
     return re.sub(rf'File "(?:{root}|[^"]*/site-packages/|[^"]*/lib/python[0-9.]+/)', 'File "', trace)
 
 
-def tidy_graph(module):
+def tidy_graph(module, bare):
     for node in module.graph.nodes:
-        if trace := node.meta.get("stack_trace"):
+        if bare:
+            for key in ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn"):
+                node.meta.pop(key, None)
+        elif trace := node.meta.get("stack_trace"):
             node.meta["stack_trace"] = tidy(trace)
     for child in module.children():
         if isinstance(child, torch.fx.GraphModule):
-            tidy_graph(child)
+            tidy_graph(child, bare)
 
 
-def make(name):
+def make(name, folder, bare):
     torch.manual_seed(0)
     module, cases, dynamic_shapes = PROGRAMS[name]()
     module.eval()
@@ -239,7 +244,7 @@ def make(name):
     args, kwargs = cases[0]
     exported = torch.export.export(module, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
     exported._example_inputs = None
-    tidy_graph(exported.graph_module)
+    tidy_graph(exported.graph_module, bare)
     recorded = {}
     for i, (args, kwargs) in enumerate(cases):
         with torch.no_grad():
@@ -247,12 +252,21 @@ def make(name):
         for kind, tree in (("input", (args, kwargs)), ("output", outputs)):
             tensors = [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
             recorded |= {f"{i}.{kind}.{j}": tensor.contiguous().clone() for j, tensor in enumerate(tensors)}
-    torch.export.save(exported, FOLDER / f"{name}.pt2")
-    save_file(recorded, FOLDER / f"{name}.safetensors")
-    print(name, (FOLDER / f"{name}.pt2").stat().st_size)
+    torch.export.save(exported, folder / f"{name}.pt2")
+    save_file(recorded, folder / f"{name}.safetensors")
+    print(name, (folder / f"{name}.pt2").stat().st_size)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", choices=[[], *PROGRAMS], metavar="NAME")
+    parser.add_argument("--into", type=Path, default=FOLDER)
+    parser.add_argument("--bare", action="store_true")
+    options = parser.parse_args()
+    options.into.mkdir(parents=True, exist_ok=True)
+    for name in options.names or PROGRAMS:
+        make(name, options.into, options.bare)
 
 
 if __name__ == "__main__":
-    FOLDER.mkdir(exist_ok=True)
-    for name in sys.argv[1:] or PROGRAMS:
-        make(name)
+    main()

@@ -86,20 +86,39 @@ fn relative_rms(ours: &[f64], theirs: &[f64]) -> f64 {
     if error == 0.0 { 0.0 } else { (error / size).sqrt() }
 }
 
-#[test]
-fn every_small_program_agrees_with_pytorch() {
-    let mut programs: Vec<PathBuf> = folder().read_dir().unwrap().map(|entry| entry.unwrap().path()).collect();
+fn programs_in(folder: &Path) -> Vec<PathBuf> {
+    let mut programs: Vec<PathBuf> = folder.read_dir().unwrap().map(|entry| entry.unwrap().path()).collect();
     programs.retain(|path| path.extension().is_some_and(|extension| extension == "pt2"));
     programs.sort();
-    assert!(programs.len() >= 10, "{} programs", programs.len());
+    programs
+}
+
+fn check_all(programs: &[PathBuf]) {
     let failures: Vec<String> = programs
         .iter()
         .filter_map(|program| {
             let result = std::panic::catch_unwind(|| check(program));
-            result.err().map(|panic| panic.downcast_ref::<String>().cloned().unwrap_or_default())
+            let reason = |panic: Box<dyn std::any::Any + Send>| panic.downcast_ref::<String>().cloned();
+            result.err().map(|panic| format!("{}: {}", program.display(), reason(panic).unwrap_or_default()))
         })
         .collect();
     assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+#[test]
+fn every_small_program_agrees_with_pytorch() {
+    let programs = programs_in(&folder());
+    assert!(programs.len() >= 10, "{} programs", programs.len());
+    check_all(&programs);
+}
+
+#[test]
+fn files_of_every_supported_release_agree_with_pytorch() {
+    for release in 9..15 {
+        let programs = programs_in(&folder().join(format!("torch-2.{release}")));
+        assert_eq!(programs.len(), 5, "torch 2.{release}");
+        check_all(&programs);
+    }
 }
 
 #[test]
