@@ -34,7 +34,10 @@ def main() -> None:
     validation = data.encode(data.split("validation"), tokenizer)
 
     model = models.pretrained(len(data.LABELS)).to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=options.weight_decay)
+    # Words that the data lacks keep the meaning they came with, beside the words it has.
+    model.encoder.embeddings.requires_grad_(False)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, weight_decay=options.weight_decay, fused=True)
     steps_per_epoch = math.ceil(len(train) / options.batch_size)
     n_steps = options.epochs * steps_per_epoch
     eval_every = math.ceil(steps_per_epoch / options.evals_per_epoch)
@@ -69,6 +72,8 @@ def main() -> None:
                     record.save(checkpoint, model, optimizer, state)
                 if done or stop:
                     break
+        if not stop:
+            choose_operating_point(validation, state, output, options.min_recall, last_step)
     if stop:
         raise SystemExit(f"stopped by {stop[0]} at step {state['step']}: `highroad train --resume` goes on from there")
 
@@ -104,6 +109,20 @@ def judge(model, validation, state, output, last_step, device) -> None:
         models.save(model, output / "model.safetensors")
     else:
         state["stale"] += 1
+
+
+def choose_operating_point(validation, state, output, min_recall, last_step) -> None:
+    """Move the best weights' decision so that enough of what must be flagged is flagged; ranking and AUROC stay."""
+    path = output / "model.safetensors"
+    model = models.load(path, len(data.LABELS))
+    with torch.no_grad():
+        batches = [data.collate(batch) for batch in data.batches(validation, 128, torch.Generator().manual_seed(0))]
+        logits = torch.cat([model(input_ids, attention_mask) for input_ids, attention_mask, _ in batches])
+    labels = torch.cat([labels for _, _, labels in batches])
+    shift = models.operating_point(logits, labels, data.LABELS.index(data.FLAGGED), min_recall)
+    models.shift_decision(model, data.LABELS.index(data.FLAGGED), shift)
+    models.save(model, path)
+    record.log({"validation/shift": shift}, state, last_step)
 
 
 def schedule(progress: float, warmup: float) -> float:

@@ -41,6 +41,16 @@ def test_padding_does_not_change_an_answer(classifier):
     torch.testing.assert_close(alone, padded)
 
 
+def test_the_operating_point_finds_as_many_as_it_must():
+    torch.manual_seed(0)
+    logits, labels = torch.randn(500, 2), torch.arange(500) % 2
+    for min_recall in (0.0, 0.5, 0.9, 0.99, 1.0):
+        moved = logits + torch.tensor([0.0, models.operating_point(logits, labels, 1, min_recall)])
+        found = (moved.argmax(1) == 1)[labels == 1].float().mean().item()
+        assert found >= min_recall
+        assert models.operating_point(moved, labels, 1, min_recall) == pytest.approx(0.0, abs=2e-3)
+
+
 def test_weights_survive_saving(classifier, tmp_path):
     models.save(classifier, tmp_path / "model.safetensors")
     loaded = models.load(tmp_path / "model.safetensors", len(data.LABELS))
