@@ -1,10 +1,12 @@
 //! `highroad push`, `promote` and `rollback` as a shell sees them, over the tracking server each command starts itself.
 #![allow(clippy::unwrap_used)]
 
+use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
 
 use highroad_package::Package;
+use highroad_package::registry::RegistryClient;
 use serde_json::{Value, json};
 
 struct Shell {
@@ -54,6 +56,33 @@ impl Shell {
     }
 }
 
+/// `highroad track` over the shell's state, until it is dropped.
+struct Server {
+    process: Child,
+    url: String,
+}
+
+impl Shell {
+    fn track(&self) -> Server {
+        let mut process = Command::new(env!("CARGO_BIN_EXE_highroad"))
+            .args(["track", "--listen", "127.0.0.1:0"])
+            .env("HIGHROAD_HOME", self.home.path().join("state"))
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut url = String::new();
+        BufReader::new(process.stdout.take().unwrap()).read_line(&mut url).unwrap();
+        Server { process, url: url.trim_end().to_owned() }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+}
+
 #[test]
 fn a_package_goes_to_production_and_back_on_its_verdict() {
     let shell = Shell { home: tempfile::tempdir().unwrap() };
@@ -84,6 +113,21 @@ fn a_package_goes_to_production_and_back_on_its_verdict() {
     assert_eq!((&second["rehearsal"]["kind"], &second["rehearsal"]["version"]), (&json!("previous"), &json!(1)));
 
     assert_eq!(shell.ok(&["rollback", "moderation", "--why", "worse"]), "moderation@champion -> moderation:1");
+    let server = shell.track();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let client = RegistryClient::new(&server.url).unwrap();
+    let (names, admitted) = runtime.block_on(async {
+        let version = client.resolve(&"moderation@champion".parse().unwrap()).await.unwrap();
+        (client.models_with("champion").await.unwrap(), client.admitted_at(&version, "champion").await.unwrap())
+    });
+    // The rollback is not what admitted it.
+    let first_at = jiff::Timestamp::from_millisecond(first["at"].as_i64().unwrap()).unwrap();
+    assert_eq!(
+        (names, admitted),
+        (vec!["moderation".to_owned()], Some(first_at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()))
+    );
+    drop(server);
+
     assert_eq!(shell.ok(&["rollback", "moderation"]), "moderation@champion -> none");
     assert_eq!(shell.run(&["rollback", "moderation"]).status.code(), Some(2));
 }

@@ -31,6 +31,8 @@ pub const OUTCOME_TAG: &str = "highroad.outcome";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest silence in a transfer; its whole length has no limit.
 const READ_TIMEOUT: Duration = Duration::from_secs(60);
+/// Most that MLflow gives at once.
+const MODELS_PER_PAGE: &str = "1000";
 const CHUNK_BYTES: usize = 256 << 10;
 /// Largest JSON reply that is read.
 const MAX_REPLY_BYTES: usize = 64 << 20;
@@ -313,6 +315,40 @@ impl RegistryClient {
         self.move_alias("rollback", &asked, json!(rollback)).await
     }
 
+    /// Names of the registered models that have `alias`, whatever they hold.
+    pub async fn models_with(&self, alias: &str) -> Result<Vec<String>, RegistryError> {
+        #[derive(Deserialize)]
+        struct Reply {
+            #[serde(default)]
+            registered_models: Vec<Model>,
+            #[serde(default)]
+            next_page_token: Option<String>,
+        }
+        #[derive(Deserialize)]
+        struct Model {
+            name: String,
+            #[serde(default)]
+            aliases: Vec<Alias>,
+        }
+        #[derive(Deserialize)]
+        struct Alias {
+            alias: String,
+        }
+        let (mut names, mut token) = (Vec::new(), String::new());
+        loop {
+            let query = [("max_results", MODELS_PER_PAGE), ("page_token", &token)];
+            let request = self.mlflow(Method::GET, "registered-models/search").query(&query);
+            let reply: Reply = self.ask(request, "list the registered models").await?;
+            let named =
+                reply.registered_models.into_iter().filter(|model| model.aliases.iter().any(|a| a.alias == alias));
+            names.extend(named.map(|model| model.name));
+            match reply.next_page_token.filter(|next| !next.is_empty() && *next != token) {
+                Some(next) => token = next,
+                None => return Ok(names),
+            }
+        }
+    }
+
     /// Moves of the aliases of `name`, newest first; of every model if it is empty.
     pub async fn audit(&self, name: &str) -> Result<Vec<AliasMove>, RegistryError> {
         #[derive(Deserialize)]
@@ -323,6 +359,22 @@ impl RegistryClient {
         let asked = format!("show the audit trail of `{name}`");
         let request = self.request(Method::GET, "api/2.0/highroad/audit").query(&[("name", name)]);
         Ok(self.ask::<Reply>(request, &asked).await?.moves)
+    }
+
+    /// When `version` was promoted to `alias`, RFC 3339 in UTC; a rollback to it does not count. `None` if it never was, or if
+    /// the server keeps no audit trail.
+    pub async fn admitted_at(&self, version: &ResolvedVersion, alias: &str) -> Result<Option<String>, RegistryError> {
+        let moves = match self.audit(&version.name).await {
+            Ok(moves) => moves,
+            Err(RegistryError::NotFound(_) | RegistryError::Refused { status: 404 | 405, .. }) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let promotion = moves
+            .iter()
+            .find(|entry| entry.alias == alias && entry.to == Some(version.version) && entry.action != "rollback");
+        Ok(promotion
+            .and_then(|entry| jiff::Timestamp::from_millisecond(entry.at).ok())
+            .map(|at| at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()))
     }
 
     /// A run as MLflow describes it: `info`, `data` with params, metrics and tags, `inputs`.

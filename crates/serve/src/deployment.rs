@@ -204,7 +204,7 @@ impl Deployment {
         if self.is_pausing(&resolved) {
             return Ok(Refreshed::Unchanged);
         }
-        let result = match registry.fetch(&resolved).await {
+        let result = match registry.fetch(reference, &resolved).await {
             Ok(candidate) => self.load(candidate, Some(resolved.clone())).await,
             Err(error) => Err(error),
         };
@@ -317,7 +317,7 @@ impl LocalState {
         let digest = self.store.add(dir)?;
         let package = self.store.get(&digest)?;
         let version = format!("{name}@{digest}");
-        Ok(Candidate { version, package, verdict: self.best_verdict(&digest)? })
+        Ok(Candidate { version, package, verdict: self.best_verdict(&digest)?, admitted_at: None })
     }
 
     fn best_verdict(&self, package: &Digest) -> Result<Option<(Digest, Verdict)>, DeployError> {

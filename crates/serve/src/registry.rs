@@ -15,8 +15,12 @@ pub trait Registry: Send + Sync + 'static {
     /// [`DeployError::Registry`] if nobody knows.
     fn resolve<'a>(&'a self, reference: &'a Reference) -> BoxFuture<'a, Result<Resolved, DeployError>>;
 
-    /// Brings the package and its verdict to this machine and verifies them.
-    fn fetch<'a>(&'a self, resolved: &'a Resolved) -> BoxFuture<'a, Result<Candidate, DeployError>>;
+    /// Brings the package and its verdict to this machine and verifies them; `reference` is what meant this version.
+    fn fetch<'a>(
+        &'a self,
+        reference: &'a Reference,
+        resolved: &'a Resolved,
+    ) -> BoxFuture<'a, Result<Candidate, DeployError>>;
 }
 
 /// A version of a registered model, by what decides whether a member has to change.

@@ -28,12 +28,15 @@ impl Registry for RemoteRegistry {
         })
     }
 
-    fn fetch<'a>(&'a self, resolved: &'a Resolved) -> BoxFuture<'a, Result<Candidate, DeployError>> {
+    fn fetch<'a>(
+        &'a self,
+        reference: &'a Reference,
+        resolved: &'a Resolved,
+    ) -> BoxFuture<'a, Result<Candidate, DeployError>> {
         Box::pin(async move {
             let Resolved { name, version, package, verdict } = resolved.clone();
-            let reference = Reference { name: name.clone(), selector: Selector::Version(version) };
             let wanted = ResolvedVersion { name, version, package, verdict, outcome: None, run_id: None };
-            let failed = |error| failed(&reference, error);
+            let failed = |error| failed(reference, error);
             let package = self.client.fetch(&wanted, &self.local.store, &|_bytes| {}).await.map_err(failed)?;
             let verdict = match (wanted.verdict, self.client.fetch_verdict(&wanted).await.map_err(failed)?) {
                 (Some(digest), Some(bytes)) => {
@@ -42,7 +45,11 @@ impl Registry for RemoteRegistry {
                 }
                 _ => None,
             };
-            Ok(Candidate { version: resolved.label(), package, verdict })
+            let admitted_at = match &reference.selector {
+                Selector::Alias(alias) => self.client.admitted_at(&wanted, alias).await.map_err(failed)?,
+                Selector::Version(_) | Selector::Digest(_) => None,
+            };
+            Ok(Candidate { version: resolved.label(), package, verdict, admitted_at })
         })
     }
 }

@@ -24,6 +24,9 @@ pub struct Candidate {
     pub package: VerifiedPackage,
     /// Its verdict, where it has one.
     pub verdict: Option<(Digest, Verdict)>,
+    /// When the registry promoted it, RFC 3339 in UTC. The verdict is asked about that moment, else about now: an
+    /// acceptance that expires later must stop neither a restart nor the way back.
+    pub admitted_at: Option<String>,
 }
 
 /// What a server does with a package that no verdict admits.
@@ -95,7 +98,7 @@ impl Revision {
     ) -> Result<Self, DeployError> {
         let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
         let package = candidate.package.digest();
-        let standing = Standing::of(candidate, unverified, &now)?;
+        let standing = Standing::of(candidate, unverified, candidate.admitted_at.as_ref().unwrap_or(&now))?;
         let options = PredictorOptions { threads: config.threads, max_batch_tokens: config.batching.batch_tokens };
         let predictor = Predictor::open(&candidate.package, &options).map_err(DeployError::Load)?;
         let numerics_id = predictor.numerics_id();
@@ -254,11 +257,11 @@ enum Standing<'a> {
 }
 
 impl<'a> Standing<'a> {
-    fn of(candidate: &'a Candidate, unverified: Unverified, now: &str) -> Result<Self, DeployError> {
+    fn of(candidate: &'a Candidate, unverified: Unverified, at: &str) -> Result<Self, DeployError> {
         let package = candidate.package.digest();
         let refusal = match &candidate.verdict {
             None => DeployError::NoVerdict(package),
-            Some((digest, verdict)) => match verdict.admits(&package.to_string(), now) {
+            Some((digest, verdict)) => match verdict.admits(&package.to_string(), at) {
                 Ok(()) => return Ok(Self::Admitted { digest: *digest, verdict }),
                 Err(refusal) => DeployError::Refused { package, refusal },
             },

@@ -98,6 +98,20 @@ async fn the_rollback_of_a_first_version_is_undeployment() {
 }
 
 #[tokio::test]
+async fn an_acceptance_that_expired_since_the_promotion_stops_neither_restart_nor_rollback() {
+    for (admitted_at, serves) in
+        [(None, false), (Some("2026-02-01T00:00:00Z"), false), (Some("2025-12-31T00:00:00Z"), true)]
+    {
+        let rig = Rig::new(&["moderation"], Options::default()).await;
+        *rig.registry.admitted_at.lock().unwrap() = admitted_at.map(str::to_owned);
+        rig.registry.release("moderation", 1, TinyPackage::ClassifyA, Verdicted::PassWaivedUntil2026);
+        rig.registry.promote("moderation", 1);
+        let errors = rig.portfolio.load().await;
+        assert_eq!(errors.is_empty(), serves, "{admitted_at:?}: {errors:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_registry_that_is_away_takes_nothing_down() {
     let rig = Rig::ready().await;
     *rig.registry.away.lock().unwrap() = true;

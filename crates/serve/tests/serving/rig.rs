@@ -131,6 +131,8 @@ pub enum Verdicted {
     Fail,
     /// A pass that was measured on another machine.
     PassElsewhere,
+    /// A pass that rests on an acceptance, which expired on 2026-01-01.
+    PassWaivedUntil2026,
 }
 
 /// A registry in memory.
@@ -141,6 +143,8 @@ pub struct FakeRegistry {
     champions: Mutex<BTreeMap<String, u64>>,
     /// While set, nobody answers.
     pub away: Mutex<bool>,
+    /// When it says that its versions were promoted.
+    pub admitted_at: Mutex<Option<String>>,
 }
 
 #[derive(Clone)]
@@ -152,7 +156,14 @@ struct Release {
 impl FakeRegistry {
     fn new(store: Store) -> Self {
         let sources = tempfile::tempdir().unwrap();
-        Self { store, sources, versions: Mutex::default(), champions: Mutex::default(), away: Mutex::new(false) }
+        Self {
+            store,
+            sources,
+            versions: Mutex::default(),
+            champions: Mutex::default(),
+            away: Mutex::new(false),
+            admitted_at: Mutex::default(),
+        }
     }
 
     pub fn add(&self, package: TinyPackage) -> Digest {
@@ -206,11 +217,20 @@ impl Registry for FakeRegistry {
         })
     }
 
-    fn fetch<'a>(&'a self, resolved: &'a Resolved) -> BoxFuture<'a, Result<Candidate, DeployError>> {
+    fn fetch<'a>(
+        &'a self,
+        _reference: &'a Reference,
+        resolved: &'a Resolved,
+    ) -> BoxFuture<'a, Result<Candidate, DeployError>> {
         Box::pin(async move {
             let release = self.versions.lock().unwrap()[&(resolved.name.clone(), resolved.version)].clone();
             let package = self.store.get(&release.package)?;
-            Ok(Candidate { version: resolved.label(), package, verdict: release.verdict })
+            Ok(Candidate {
+                version: resolved.label(),
+                package,
+                verdict: release.verdict,
+                admitted_at: self.admitted_at.lock().unwrap().clone(),
+            })
         })
     }
 }
@@ -218,12 +238,18 @@ impl Registry for FakeRegistry {
 fn verdict(package: Digest, verdicted: Verdicted) -> Option<Verdict> {
     let (outcome, numerics_id) = match verdicted {
         Verdicted::None => return None,
-        Verdicted::Pass => (Outcome::Pass, highroad_task::raw::numerics_id()),
+        Verdicted::Pass | Verdicted::PassWaivedUntil2026 => (Outcome::Pass, highroad_task::raw::numerics_id()),
         Verdicted::Fail => (Outcome::Fail, highroad_task::raw::numerics_id()),
         Verdicted::PassElsewhere => (Outcome::Pass, "highroad-0/abacus/f32".to_owned()),
     };
     // Through JSON, as verdicts arrive.
     let digest = Digest::of(b"").to_string();
+    let waivers = match verdicted {
+        Verdicted::PassWaivedUntil2026 => {
+            json!([{ "case": "c7", "by": "eve", "why": "rare", "expires_at": "2026-01-01T00:00:00Z" }])
+        }
+        _ => json!([]),
+    };
     let verdict = json!({
         "highroad_verdict": 1,
         "outcome": outcome,
@@ -239,6 +265,7 @@ fn verdict(package: Digest, verdicted: Verdicted) -> Option<Verdict> {
             "reason": "0.95 is above 0.9",
         }],
         "flips": [],
+        "waivers": waivers,
         "created_at": "2026-11-23T09:00:00Z",
         "created_by": "test",
     });
