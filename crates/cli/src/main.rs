@@ -95,7 +95,32 @@ fn main() -> ExitCode {
         Command::Replay(args) => args.run(),
     };
     result.unwrap_or_else(|error| {
-        eprintln!("error: {error:#}");
+        eprintln!("error: {}", describe(&error));
         ExitCode::from(USAGE_OR_ENVIRONMENT)
     })
+}
+
+/// The error and its causes on one line. A cause that the text before it tells already (many errors hold what lies beneath in
+/// their own sentence) is not told again.
+pub(crate) fn describe(error: &anyhow::Error) -> String {
+    error.chain().fold(String::new(), |told, cause| {
+        let cause = cause.to_string();
+        match told.as_str() {
+            "" => cause,
+            _ if told.contains(cause.trim_end()) => told,
+            _ => format!("{told}: {cause}"),
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_cause_is_told_once() {
+        let inner =
+            anyhow::anyhow!("no such file").context("cannot read the file: no such file").context("cannot load `m`");
+        assert_eq!(describe(&inner), "cannot load `m`: cannot read the file: no such file");
+    }
 }

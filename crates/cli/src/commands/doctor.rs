@@ -76,7 +76,7 @@ fn print(findings: &[Finding]) -> anyhow::Result<()> {
 fn examine(root: &Path) -> Vec<Finding> {
     let standard = match Standard::load(root) {
         Ok(standard) => standard,
-        Err(error) => return vec![Finding::error("standard", format!("{error:#}"), "fix it, then look again")],
+        Err(error) => return vec![Finding::error("standard", crate::describe(&error), "fix it, then look again")],
     };
     let mut findings = vec![the_standard(&standard)];
     match Python::find(root).and_then(|python| Ok((python.installed()?, python))) {
@@ -86,7 +86,9 @@ fn examine(root: &Path) -> Vec<Finding> {
             findings.push(highroad_package(&installed));
             findings.push(lock(root, &standard, &installed));
         }
-        Err(error) => findings.push(Finding::error("python", format!("{error:#}"), "see `[environment]` in README.md")),
+        Err(error) => {
+            findings.push(Finding::error("python", crate::describe(&error), "see `[environment]` in README.md"))
+        }
     }
     findings.extend([git(root), disk(root), cpu(), tracking(&standard), golden(root, &standard)]);
     findings.extend([gates(root, &standard), scripts(root, &standard)]);

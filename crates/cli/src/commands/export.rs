@@ -99,7 +99,7 @@ impl Args {
         let noted = tracking::client(&self.tracking)
             .and_then(|tracking| tracking.block_on(Runs::new(tracking.uri()).tag(run_id, "highroad.package", digest)));
         if let Err(error) = noted {
-            eprintln!("warning: run {run_id} was not told about its package: {error:#}");
+            eprintln!("warning: run {run_id} was not told about its package: {}", crate::describe(&error));
         }
     }
 }

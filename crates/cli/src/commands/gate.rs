@@ -1,4 +1,3 @@
-use std::env;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -12,6 +11,7 @@ use jiff::{SignedDuration, Timestamp};
 use super::eval::{asked, assess, new_table, print_json, read, read_golden, shorten};
 use crate::resolve::{Home, Resolved, Target};
 use crate::standard::Standard;
+use crate::tracking;
 
 /// Judge a candidate against a baseline, case by case. Exit code 0: pass, 1: fail, 3: the golden set is too small to tell.
 #[derive(clap::Args)]
@@ -76,7 +76,7 @@ impl Args {
             gates: Digest::of(&rules),
             baseline_reference: baseline.and_then(|baseline| baseline.reference).map(|name| name.to_string()),
             created_at: whole_seconds(now),
-            created_by: self.by.clone().unwrap_or_else(user),
+            created_by: self.by.clone().unwrap_or_else(tracking::whoami),
         };
         let verdict = signature.bind(&judged, decision);
         self.report(&verdict, &judged)?;
@@ -143,10 +143,6 @@ fn parse_days(text: &str) -> Result<i64, String> {
 /// RFC 3339 in UTC without a fraction, so that comparing text compares time.
 fn whole_seconds(at: Timestamp) -> String {
     at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
-}
-
-fn user() -> String {
-    ["USER", "LOGNAME"].iter().find_map(|name| env::var(name).ok()).unwrap_or_else(|| "unknown".to_owned())
 }
 
 fn exit_code(outcome: Outcome) -> ExitCode {

@@ -1,4 +1,3 @@
-use std::collections::BTreeSet;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,10 +8,12 @@ use axum::middleware::{self, Next};
 use axum::response::{Redirect, Response};
 use axum::routing::get;
 use highroad_package::registry::RegistryClient;
+use highroad_package::{Reference, Selector};
 use highroad_serve::config::{MemberConfig, ModelSource, PortfolioConfig, is_member_name};
 use highroad_serve::{Portfolio, probes, router};
 use highroad_service::{Bound, Shell, stop_signal};
 use highroad_track::Tracker;
+use tokio::sync::Notify;
 
 use crate::resolve::Home;
 use crate::serving::{self, Members};
@@ -27,8 +28,19 @@ pub struct Args {
     listen: String,
 }
 
-/// Pause between two looks for models that have a champion for the first time.
-const DISCOVER_EVERY: Duration = Duration::from_secs(1);
+/// Pause between two looks for models that have a champion for the first time. A promotion through this process is seen at
+/// once; this is for commands that write to the same state themselves.
+const DISCOVER_EVERY: Duration = Duration::from_secs(5);
+
+/// The alias that production follows.
+const CHAMPION: &str = "champion";
+
+/// Who wants to know that an alias may have moved.
+#[derive(Clone)]
+struct Listeners {
+    portfolio: Arc<Portfolio>,
+    discovery: Arc<Notify>,
+}
 
 impl Args {
     pub fn run(self) -> anyhow::Result<ExitCode> {
@@ -48,7 +60,8 @@ impl Args {
         let config = config.unwrap_or_default();
         let (portfolio, log) = serving::open(&home, config, self.members.unverified(), Some(registry))?;
 
-        let tracking = tracker.router().layer(middleware::from_fn_with_state(Arc::clone(&portfolio), tell_portfolio));
+        let listeners = Listeners { portfolio: Arc::clone(&portfolio), discovery: Arc::default() };
+        let tracking = tracker.router().layer(middleware::from_fn_with_state(listeners.clone(), tell));
         let app = router(Arc::clone(&portfolio), log.clone())
             .merge(tracking)
             .merge(probes(Arc::clone(&portfolio)))
@@ -66,7 +79,7 @@ impl Args {
         tokio::select! {
             served = server => served??,
             () = portfolio.follow() => {}
-            () = keep_discovering(&client, &portfolio), if discovers => {}
+            () = keep_discovering(&client, &listeners), if discovers => {}
         }
         log.flush();
         tracker.close().await;
@@ -86,38 +99,38 @@ fn own_url(bound: &Bound) -> String {
     format!("http://{address}")
 }
 
-async fn keep_discovering(client: &RegistryClient, portfolio: &Portfolio) {
+async fn keep_discovering(client: &RegistryClient, listeners: &Listeners) {
     loop {
-        tokio::time::sleep(DISCOVER_EVERY).await;
-        discover(client, portfolio).await;
+        let _either = tokio::time::timeout(DISCOVER_EVERY, listeners.discovery.notified()).await;
+        discover(client, &listeners.portfolio).await;
     }
 }
 
-/// Makes every model that ever had a champion a member.
+/// Makes every model that has a champion a member, if the champion is a package: other MLflow models are not ours to serve.
 async fn discover(client: &RegistryClient, portfolio: &Portfolio) {
-    let moves = match client.audit("").await {
-        Ok(moves) => moves,
+    let named = match client.models_with(CHAMPION).await {
+        Ok(named) => named,
         Err(error) => return tracing::warn!("Cannot look for champions: {error}"),
     };
-    // Other MLflow models may have champions too; they are not ours to serve.
-    let packages = moves.into_iter().filter(|moved| moved.alias == "champion" && moved.package.is_some());
-    let names: BTreeSet<String> = packages.map(|moved| moved.model).collect();
-    for name in names.into_iter().filter(|name| is_member_name(name)) {
-        if let Ok(source @ ModelSource::Registry(_)) = format!("{name}@champion").parse() {
-            portfolio.add(name, MemberConfig::new(source));
+    for name in named.into_iter().filter(|name| is_member_name(name) && portfolio.deployment(name).is_err()) {
+        let reference = Reference { name: name.clone(), selector: Selector::Alias(CHAMPION.to_owned()) };
+        if client.resolve(&reference).await.is_ok() {
+            portfolio.add(name, MemberConfig::new(ModelSource::Registry(reference)));
+            portfolio.look_now();
         }
     }
 }
 
 /// After a write that may have moved an alias, members look at once instead of at their next interval.
-async fn tell_portfolio(State(portfolio): State<Arc<Portfolio>>, request: Request, next: Next) -> Response {
+async fn tell(State(listeners): State<Listeners>, request: Request, next: Next) -> Response {
     let moves_alias = request.method() != Method::GET
         && ["alias", "promote", "rollback", "registered-models", "model-versions"]
             .iter()
             .any(|part| request.uri().path().contains(part));
     let response = next.run(request).await;
     if moves_alias && response.status().is_success() {
-        portfolio.look_now();
+        listeners.portfolio.look_now();
+        listeners.discovery.notify_one();
     }
     response
 }
