@@ -18,13 +18,16 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT / "target" / "bench"
+AOT = WORK / "minilm.aoti.pt2"
 DOCS = ROOT / "docs" / "reference" / "benchmarks.md"
 HIGHROAD = Path(os.environ.get("HIGHROAD_BIN", ROOT / "target" / "release" / "highroad"))
 SIZES = [(1, 16), (1, 128), (8, 32), (32, 128)]
+BATCH = (8, 32)  # the batch whose first row is compared with the same row alone
 THREADS = 2
 PEERS = {
     "eager": "PyTorch eager",
     "compile": "torch.compile",
+    "aotinductor": "AOTInductor",
     "onnxruntime": "ONNX Runtime",
     "openvino": "OpenVINO f32",
 }
@@ -44,6 +47,7 @@ def main() -> None:
     prepare()
     limit = gemm_limit()
     engines = {name: Engine(name) for name in options.peers}
+    same_bits = {"highroad": highroad_same_bits()} | {name: engine.ask({"bits": True}) for name, engine in engines.items()}
     rounds = []
     for n in range(options.rounds):
         order = ["highroad", *engines]
@@ -52,7 +56,7 @@ def main() -> None:
         print(f"round {n + 1} of {options.rounds}", file=sys.stderr)
     for engine in engines.values():
         engine.stop()
-    text = tables(rounds, options.peers, limit, engines)
+    text = tables(rounds, options.peers, limit, engines, same_bits)
     print(text)
     if not options.no_docs:
         replace_tables(text)
@@ -78,7 +82,24 @@ def highroad_bench(size, seconds):
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
+def highroad_same_bits():
+    """Whether the first row of a batch has the same bits alone."""
+    from safetensors.torch import load_file
+
+    alone, together = WORK / "alone.safetensors", WORK / "together.safetensors"
+    for source, target in ((inputs_path("alone"), alone), (inputs_path(BATCH), together)):
+        command = [HIGHROAD, "run", WORK / "minilm.pt2", "--inputs", source, "--outputs", target]
+        subprocess.run([*command, "--threads", str(THREADS)], check=True)
+    return equal_bits(load_file(alone)["0"].numpy(), load_file(together)["0"].numpy()[:1])
+
+
+def equal_bits(left, right):
+    return left.shape == right.shape and left.tobytes() == right.tobytes()
+
+
 def inputs_path(size):
+    if size == "alone":
+        return WORK / "inputs-alone.safetensors"
     return WORK / f"inputs-{size[0]}x{size[1]}.safetensors"
 
 
@@ -88,7 +109,7 @@ def inputs_path(size):
 def prepare() -> None:
     """Exports the model once for Highroad (`.pt2`) and once for the peers (ONNX)."""
     WORK.mkdir(parents=True, exist_ok=True)
-    if (WORK / "minilm.pt2").exists() and (WORK / "minilm.onnx").exists():
+    if all(path.exists() for path in (WORK / "minilm.pt2", WORK / "minilm.onnx", inputs_path("alone"))):
         return
     import torch
     from safetensors.torch import save_file
@@ -110,6 +131,8 @@ def prepare() -> None:
     for size in SIZES:
         ids, mask = example(size)
         save_file({"0": ids, "1": mask}, inputs_path(size))
+    ids, mask = example(BATCH)
+    save_file({"0": ids[:1].clone(), "1": mask[:1].clone()}, inputs_path("alone"))
 
 
 def encoder():
@@ -171,12 +194,15 @@ def work(name) -> None:
     """The worker: reads orders, answers with the median milliseconds of a run or with its peak memory."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # Whatever an engine prints must not look like an answer.
-    run = {"eager": eager, "compile": compiled, "onnxruntime": onnxruntime, "openvino": openvino}[name]()
+    run = {"eager": eager, "compile": compiled, "aotinductor": aotinductor, "onnxruntime": onnxruntime, "openvino": openvino}[name]()
     inputs = {}
     for line in sys.stdin:
         order = json.loads(line)
         if "peak" in order:
             answer = peak_bytes()
+        elif "bits" in order:
+            ids, mask = example(BATCH)
+            answer = equal_bits(as_numpy(run(ids[:1], mask[:1])), as_numpy(run(ids, mask))[:1])
         else:
             size = tuple(order["size"])
             if size not in inputs:
@@ -231,6 +257,27 @@ def compiled():
     return run
 
 
+def aotinductor():
+    """The compiled library is made once and kept beside the other programs."""
+    import torch
+    from torch._inductor import aoti_compile_and_package, aoti_load_package
+
+    torch.set_num_threads(THREADS)
+    if not AOT.exists():
+        with torch.no_grad():
+            aoti_compile_and_package(torch.export.load(WORK / "minilm.pt2"), package_path=str(AOT))
+    return aoti_load_package(str(AOT))
+
+
+def as_numpy(output):
+    """The first output of any engine."""
+    import numpy
+
+    if hasattr(output, "numpy"):
+        return output.numpy()
+    return output if isinstance(output, numpy.ndarray) else as_numpy(output[0])
+
+
 def onnxruntime():
     import onnxruntime
 
@@ -258,7 +305,7 @@ def gemm_limit():
     return {row["rows"]: row["rten_gemm_ms"] for row in json.loads(output[output.index("[") :])}
 
 
-def tables(rounds, peers, limit, engines) -> str:
+def tables(rounds, peers, limit, engines, same_bits) -> str:
     median = lambda key: statistics.median(each[key] for each in rounds)  # noqa: E731
     heads = ["batch x tokens", "Highroad", *(PEERS[peer] for peer in peers), "Highroad / best peer", "limit"]
     rows = []
@@ -269,8 +316,11 @@ def tables(rounds, peers, limit, engines) -> str:
         rows.append([f"{size[0]}x{size[1]}", *times, ratio, f"{limit[size[0] * size[1]]:.1f}"])
     reports = [each["report", SIZES[0]] for each in rounds]
     small = {key: statistics.median(report[key] for report in reports) for key in ("first_answer_ms", "peak_rss_bytes")}
-    facts = [["Highroad", f"{small['first_answer_ms']:.0f}", megabytes(small["peak_rss_bytes"])]]
-    facts += [[PEERS[p], f"{engines[p].first_answer_ms:.0f}", megabytes(engines[p].peak_bytes)] for p in peers]
+    said = {True: "yes", False: "no"}
+    facts = [["Highroad", f"{small['first_answer_ms']:.0f}", megabytes(small["peak_rss_bytes"]), said[same_bits["highroad"]]]]
+    facts += [
+        [PEERS[p], f"{engines[p].first_answer_ms:.0f}", megabytes(engines[p].peak_bytes), said[same_bits[p]]] for p in peers
+    ]
     weights = (WORK / "minilm.pt2").stat().st_size
     return "\n".join(
         [
@@ -280,9 +330,10 @@ def tables(rounds, peers, limit, engines) -> str:
             markdown(heads, rows),
             "",
             f"Start of the process to first answer at 1x16, and peak memory then; the model's weights are "
-            f"{megabytes(weights)} MB, the `highroad` binary is {megabytes(HIGHROAD.stat().st_size)} MB.",
+            f"{megabytes(weights)} MB, the `highroad` binary is {megabytes(HIGHROAD.stat().st_size)} MB. "
+            "A row is compared alone and as the first of 8x32.",
             "",
-            markdown(["engine", "first answer, ms", "peak memory, MB"], facts),
+            markdown(["engine", "first answer, ms", "peak memory, MB", "a row has the same bits alone and in a batch"], facts),
         ]
     )
 
