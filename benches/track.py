@@ -19,6 +19,7 @@ from pathlib import Path
 
 import mlflow
 import psutil
+import report
 
 ROOT = Path(__file__).resolve().parent.parent
 HIGHROAD = Path(os.environ.get("HIGHROAD_BIN", ROOT / "target" / "release" / "highroad"))
@@ -47,11 +48,13 @@ def main() -> None:
         for name in SERVERS if n % 2 == 0 else reversed(SERVERS):
             found[name].append(measure(SERVERS[name]))
         print(f"round {n + 1} of {options.rounds}", file=sys.stderr)
-    print("| server | " + " | ".join(COLUMNS.values()) + " |")
-    print("|---" * (1 + len(COLUMNS)) + "|")
+    rows = []
     for name, rounds in found.items():
         medians = [statistics.median(each[key] for each in rounds) for key in COLUMNS]
-        print(f"| `{name}` | " + " | ".join(f"{value:.3g}" for value in medians) + " |")
+        rows.append([f"`{name}`", *(f"{value:.2g}" if value < 10 else f"{value:.0f}" for value in medians)])
+    text = report.markdown(["server", *COLUMNS.values()], rows)
+    print(text)
+    report.write("track.py", text)
 
 
 def measure(command) -> dict[str, float]:

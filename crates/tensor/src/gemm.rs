@@ -241,7 +241,13 @@ impl Product<'_> {
         let rows_per_task = n_rows.div_ceil(n_rows.div_ceil(ROW_BLOCK)).next_multiple_of(4);
         let n_row_blocks = n_rows.div_ceil(rows_per_task);
         // Tasks enough that a thread held up by its neighbours does not hold up the product.
-        let n_groups = if n_threads == 1 { 1 } else { (4 * n_threads).div_ceil(n_row_blocks).min(n_panels) };
+        // And as many for each thread: nine equal tasks take two threads as long as ten.
+        let n_groups = match n_threads {
+            1 => 1,
+            _ => ((4 * n_threads).div_ceil(n_row_blocks)..)
+                .find(|n_groups| (n_row_blocks * n_groups).is_multiple_of(n_threads))
+                .map_or(n_panels, |n_groups| n_groups.min(n_panels)),
+        };
         let panels_per_task = n_panels.div_ceil(n_groups);
         let n_groups = n_panels.div_ceil(panels_per_task);
         let parts = Parts::new(out);
