@@ -21,7 +21,7 @@ quickstart: env release-bin python-module-release ## Train, track, package, gate
 
 test: lint test-rust fuzz test-python ## Everything CI runs
 
-lint: ## Formatting and clippy, warnings denied
+lint: rust ## Formatting and clippy, warnings denied
 	cargo fmt --all --check
 	cargo clippy --workspace --locked -- -D warnings
 	cargo clippy --workspace --all-targets --locked -- -D warnings -A clippy::unwrap_used
@@ -41,16 +41,19 @@ bench: env-bench release-bin python-module-release ## Highroad beside its peers,
 	HIGHROAD_BIN=$(abspath $(RELEASE_BIN)) $(PY) benches/serve.py
 	HIGHROAD_BIN=$(abspath $(RELEASE_BIN)) $(PY) benches/track.py
 
-.PHONY: debug-bin release-bin nextest tools
+.PHONY: rust debug-bin release-bin nextest tools
 # The same selection as the tests', so that dependencies have the same features and are not built again.
-debug-bin:
+debug-bin: rust
 	cargo build --locked --workspace --bins --tests
 
-release-bin:
+rust:
+	@command -v cargo >/dev/null || { echo "error: cargo is missing: install Rust 1.95 (https://rustup.rs)" >&2; exit 2; }
+
+release-bin: rust
 	@echo "Building the highroad binary (a few minutes the first time)"
 	cargo build --locked --release --bin highroad
 
-nextest:
+nextest: rust
 	@command -v cargo-nextest >/dev/null || cargo install --locked cargo-nextest
 
 # promtool lints the metrics page, Chromium renders the dashboard. Without apt the tests that need them say so and fail.

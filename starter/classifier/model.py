@@ -1,6 +1,5 @@
 """The model: a MiniLM encoder, the mean of its token vectors, one linear layer."""
 
-import math
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -43,28 +42,6 @@ def pretrained(n_labels: int) -> Classifier:
     if missing:
         raise ValueError(f"{ENCODER} lacks weights: {missing}")
     return Classifier(encoder, n_labels)
-
-
-def operating_point(logits: torch.Tensor, labels: torch.Tensor, flagged: int, min_recall: float) -> float:
-    """What the flagged label's logit must gain so that argmax finds ``min_recall`` of its examples; 0 if it does already.
-
-    ``logits`` are ``[N, labels]``, ``labels`` ``[N]``. Training weighs both mistakes alike; which of them costs more is a
-    decision about the product, taken here on examples that trained nothing.
-    """
-    others = logits.clone()
-    others[:, flagged] = -torch.inf
-    margins = (logits[:, flagged] - others.amax(1))[labels == flagged].sort().values
-    n_lost = math.floor((1 - min_recall) * len(margins) + 1e-9)
-    if n_lost >= len(margins):
-        return 0.0
-    # Halfway to the next one that may be lost, so that no example sits on the border.
-    border = margins[max(n_lost - 1, 0) : n_lost + 1].mean().item()
-    return max(0.0, -border) if n_lost else max(0.0, -border + 1e-3)
-
-
-@torch.no_grad()
-def shift_decision(model: Classifier, flagged: int, shift: float) -> None:
-    model.head.bias[flagged] += shift
 
 
 def save(model: Classifier, path: Path) -> None:

@@ -17,6 +17,7 @@ from torch.nn.functional import cross_entropy
 import data
 import model as models
 import record
+import threshold
 
 STANDARD = tomllib.loads(Path("highroad.toml").read_text(encoding="utf-8"))
 
@@ -73,7 +74,8 @@ def main() -> None:
                 if done or stop:
                     break
         if not stop:
-            choose_operating_point(validation, state, output, options.min_recall, last_step)
+            shift = threshold.choose(output / "model.safetensors", validation, options.min_recall)
+            record.log({"validation/shift": shift}, state, last_step)
     if stop:
         raise SystemExit(f"stopped by {stop[0]} at step {state['step']}: `highroad train --resume` goes on from there")
 
@@ -109,20 +111,6 @@ def judge(model, validation, state, output, last_step, device) -> None:
         models.save(model, output / "model.safetensors")
     else:
         state["stale"] += 1
-
-
-def choose_operating_point(validation, state, output, min_recall, last_step) -> None:
-    """Move the best weights' decision so that enough of what must be flagged is flagged; ranking and AUROC stay."""
-    path = output / "model.safetensors"
-    model = models.load(path, len(data.LABELS))
-    with torch.no_grad():
-        batches = [data.collate(batch) for batch in data.batches(validation, 128, torch.Generator().manual_seed(0))]
-        logits = torch.cat([model(input_ids, attention_mask) for input_ids, attention_mask, _ in batches])
-    labels = torch.cat([labels for _, _, labels in batches])
-    shift = models.operating_point(logits, labels, data.LABELS.index(data.FLAGGED), min_recall)
-    models.shift_decision(model, data.LABELS.index(data.FLAGGED), shift)
-    models.save(model, path)
-    record.log({"validation/shift": shift}, state, last_step)
 
 
 def schedule(progress: float, warmup: float) -> float:

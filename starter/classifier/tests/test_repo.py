@@ -12,6 +12,7 @@ sys.path.insert(0, str(ROOT))
 
 import data  # noqa: E402
 import model as models  # noqa: E402
+import threshold  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -45,10 +46,10 @@ def test_the_operating_point_finds_as_many_as_it_must():
     torch.manual_seed(0)
     logits, labels = torch.randn(500, 2), torch.arange(500) % 2
     for min_recall in (0.0, 0.5, 0.9, 0.99, 1.0):
-        moved = logits + torch.tensor([0.0, models.operating_point(logits, labels, 1, min_recall)])
+        moved = logits + torch.tensor([0.0, threshold.shift(logits, labels, 1, min_recall)])
         found = (moved.argmax(1) == 1)[labels == 1].float().mean().item()
         assert found >= min_recall
-        assert models.operating_point(moved, labels, 1, min_recall) == pytest.approx(0.0, abs=2e-3)
+        assert threshold.shift(moved, labels, 1, min_recall) == pytest.approx(0.0, abs=2e-3)
 
 
 def test_weights_survive_saving(classifier, tmp_path):

@@ -200,7 +200,12 @@ fn infer_batch_norm(call: &Call<'_>) -> Result<Metas, OpError> {
     if call.op().schema().position("training").is_some() && call.bool("training")? {
         return Err(OpError::Unsupported("batch normalisation while training; call `model.eval()` before the export"));
     }
-    let [_, channels, _] = channels(call.tensor("input")?)?;
+    let x = call.tensor("input")?;
+    // As PyTorch, which looks at nothing else of an empty input.
+    if x.numel() == 0 {
+        return infer_float(call);
+    }
+    let [_, channels, _] = channels(x)?;
     for argument in ["running_mean", "running_var"] {
         call.tensor(argument)?;
         check_affine(call, argument, &[channels])?;
