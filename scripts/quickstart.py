@@ -259,10 +259,12 @@ def short(arg: object) -> str:
 
 def step(title: str, explanation: str) -> None:
     step.number += 1
-    print(f"\n{step.number:2}. {title}: {explanation}", flush=True)
+    minutes, seconds = divmod(round(time.monotonic() - STARTED), 60)
+    print(f"\n{step.number:2}. [{minutes}:{seconds:02}] {title}: {explanation}", flush=True)
 
 
 step.number = 0
+STARTED = time.monotonic()
 
 
 def say(text: str) -> None:
