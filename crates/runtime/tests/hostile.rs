@@ -94,6 +94,60 @@ fn an_archive_packed_again_without_alignment_is_read() {
     }
 }
 
+/// The archive with the directory that an archive of more than 4 GiB has: sizes and places in 64 bits.
+fn with_zip64_directory(archive: &[u8]) -> Vec<u8> {
+    const UNKNOWN: [u8; 4] = [0xff; 4];
+    fn number<const N: usize>(bytes: &[u8], at: usize) -> u64 {
+        bytes[at..at + N].iter().rev().fold(0, |number, &byte| number << 8 | u64::from(byte))
+    }
+    let end = archive.windows(4).rposition(|bytes| bytes == b"PK\x05\x06").unwrap();
+    let (n_records, start) = (number::<2>(archive, end + 10), number::<4>(archive, end + 16) as usize);
+    let mut out = archive[..start].to_vec();
+    let mut at = start;
+    for _ in 0..n_records {
+        let [name, extra, comment] = [28, 30, 32].map(|offset| number::<2>(archive, at + offset) as usize);
+        let (fixed, rest) = archive[at..at + 46 + name + extra + comment].split_at(46);
+        let [stored, full, place] = [20, 24, 42].map(|offset| number::<4>(fixed, offset));
+        let mut fixed = fixed.to_vec();
+        for offset in [20, 24, 42] {
+            fixed[offset..offset + 4].copy_from_slice(&UNKNOWN);
+        }
+        fixed[30..32].copy_from_slice(&(extra as u16 + 28).to_le_bytes());
+        out.extend(fixed);
+        out.extend(&rest[..name]);
+        out.extend([1, 0, 24, 0]);
+        out.extend([full, stored, place].iter().flat_map(|number| number.to_le_bytes()));
+        out.extend(&rest[name..]);
+        at += 46 + name + extra + comment;
+    }
+    let (directory_end, directory_len) = (out.len() as u64, (out.len() - start) as u64);
+    out.extend(b"PK\x06\x06");
+    out.extend(44u64.to_le_bytes());
+    out.extend([45, 0, 45, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    out.extend([n_records, n_records, directory_len, start as u64].iter().flat_map(|number| number.to_le_bytes()));
+    out.extend(b"PK\x06\x07\0\0\0\0");
+    out.extend(directory_end.to_le_bytes());
+    out.extend(1u32.to_le_bytes());
+    out.extend(b"PK\x05\x06\0\0\0\0");
+    out.extend([0xff; 12]);
+    out.extend([0, 0]);
+    out
+}
+
+#[test]
+fn a_zip64_directory_is_read() {
+    for name in ["attention", "tied_weights"] {
+        let expected = read(&bytes(name)).unwrap().graph.to_string();
+        let large = with_zip64_directory(&bytes(name));
+        assert_eq!(read(&large).unwrap().graph.to_string(), expected);
+        // And is held to the same rules: a place beyond the file is an error.
+        let mut broken = large.clone();
+        let place = broken.windows(4).rposition(|bytes| bytes == [1, 0, 24, 0]).unwrap() + 4 + 16;
+        broken[place + 6] = 1;
+        error_of(&broken);
+    }
+}
+
 #[test]
 fn every_truncation_is_an_error() {
     let whole = bytes("tied_weights");
