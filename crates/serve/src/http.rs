@@ -250,16 +250,19 @@ fn openai_response(result: Result<Response, Refused>) -> Response {
     result.unwrap_or_else(|refused| refused.problem.respond(|_| refused.body()))
 }
 
-fn whole(body: Result<Bytes, BytesRejection>) -> Result<Bytes, Problem> {
-    body.map_err(|rejection| {
-        let kind = if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE { Kind::TooLarge } else { Kind::Invalid };
-        Problem::new(kind, rejection.body_text())
-    })
-}
-
 impl App {
+    fn whole(&self, body: Result<Bytes, BytesRejection>) -> Result<Bytes, Problem> {
+        body.map_err(|rejection| match rejection.status() {
+            StatusCode::PAYLOAD_TOO_LARGE => {
+                let limit = self.portfolio.limits().body_bytes;
+                Problem::new(Kind::TooLarge, format!("the body has more bytes than the limit of {limit}"))
+            }
+            _ => Problem::invalid(rejection.body_text()),
+        })
+    }
+
     async fn embeddings(&self, id: &RequestId, body: Result<Bytes, BytesRejection>) -> Result<Response, Refused> {
-        let request = EmbeddingsRequest::parse(&whole(body)?)?;
+        let request = EmbeddingsRequest::parse(&self.whole(body)?)?;
         let revision = self.portfolio.revision(&request.model).map_err(|error| count(None, error))?;
         let task = &revision.manifest().task.kind;
         if !matches!(task, TaskKind::Embed { .. }) {
@@ -274,7 +277,7 @@ impl App {
     }
 
     async fn moderations(&self, id: &RequestId, body: Result<Bytes, BytesRejection>) -> Result<Response, Refused> {
-        let request = ModerationsRequest::parse(&whole(body)?)?;
+        let request = ModerationsRequest::parse(&self.whole(body)?)?;
         let revision = match &request.model {
             Some(model) => self.portfolio.revision(model).map_err(|error| count(None, error))?,
             None => self.only_moderator()?,
@@ -311,7 +314,7 @@ impl App {
         body: Result<Bytes, BytesRejection>,
     ) -> Result<Response, Problem> {
         let revision = self.versioned(path)?;
-        let request = InferRequest::parse(&whole(body)?, json_bytes(headers)?)?;
+        let request = InferRequest::parse(&self.whole(body)?, json_bytes(headers)?)?;
         let timeout = request.timeout;
         let (query, wanted) = request.query(revision.program().inputs())?;
         let task = &revision.manifest().task.kind;

@@ -51,7 +51,9 @@ impl Args {
             print(&findings)?;
         }
         let count = |level| findings.iter().filter(|finding| finding.level == level).count();
-        eprintln!("{} checks: {} errors, {} warnings", findings.len(), count(Level::Error), count(Level::Warning));
+        let found = [(findings.len(), "check"), (count(Level::Error), "error"), (count(Level::Warning), "warning")];
+        let [checks, errors, warnings] = found.map(|(n, what)| format!("{n} {what}{}", if n == 1 { "" } else { "s" }));
+        eprintln!("{checks}: {errors}, {warnings}");
         let is_healthy = count(Level::Error) == 0;
         Ok(if is_healthy { ExitCode::SUCCESS } else { ExitCode::from(crate::USAGE_OR_ENVIRONMENT) })
     }

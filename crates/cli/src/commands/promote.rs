@@ -23,36 +23,44 @@ pub struct Args {
     // `version` is the id of the flag that every command has.
     #[arg(id = "model_version", value_name = "VERSION")]
     version: u64,
+    #[command(flatten)]
+    mover: MoverArgs,
+}
+
+/// What every move of an alias takes.
+#[derive(clap::Args)]
+pub(super) struct MoverArgs {
     /// Alias to move.
     #[arg(long, default_value = "champion")]
-    alias: String,
-    /// Who promotes; git's user if left out.
+    pub alias: String,
+    /// Who moves it; git's user if left out.
     #[arg(long)]
     by: Option<String>,
     /// Why.
-    #[arg(long, default_value = "promoted by hand")]
-    why: String,
+    #[arg(long, default_value = "moved by hand")]
+    pub why: String,
     /// Print the record as JSON.
     #[arg(long)]
-    json: bool,
+    pub json: bool,
     #[command(flatten)]
-    tracking: TrackingArgs,
+    pub tracking: TrackingArgs,
+}
+
+impl MoverArgs {
+    pub fn by(&self) -> String {
+        self.by.clone().unwrap_or_else(tracking::whoami)
+    }
 }
 
 impl Args {
     pub fn run(self) -> anyhow::Result<ExitCode> {
-        let tracking = tracking::client(&self.tracking)?;
-        let rehearsal = rehearse(&tracking, &self.name, self.version, &self.alias)?;
-        let promotion = Promotion {
-            name: self.name,
-            version: self.version,
-            alias: self.alias,
-            by: self.by.unwrap_or_else(tracking::whoami),
-            why: self.why,
-            rehearsal,
-        };
+        let Self { name, version, mover } = self;
+        let tracking = tracking::client(&mover.tracking)?;
+        let rehearsal = rehearse(&tracking, &name, version, &mover.alias)?;
+        let by = mover.by();
+        let promotion = Promotion { name, version, alias: mover.alias, by, why: mover.why, rehearsal };
         match tracking.block_on(tracking.client().promote(&promotion)) {
-            Ok(moved) => report(&moved, self.json),
+            Ok(moved) => report(&moved, mover.json),
             Err(RegistryError::Refused { status: 403, message, .. }) => {
                 eprintln!("refused: {message}");
                 Ok(ExitCode::from(REFUSED))

@@ -65,9 +65,13 @@ impl Args {
         let bar = progress::bar("comparing with PyTorch");
         bar.enable_steady_tick(Duration::from_millis(100));
         let options = RunOptions::with_threads(self.threads.unwrap_or_else(all_cores));
-        let report = Program::open(&program)
-            .with_context(|| format!("cannot load `{}`", program.display()))
-            .and_then(|program| check_cases(&program, &cases, check, &options).context("cannot run the cases"));
+        let source = self.cases.as_ref().unwrap_or(&self.path).display();
+        let report = Program::open(&program).with_context(|| format!("cannot load `{}`", program.display())).and_then(
+            |program| {
+                check_cases(&program, &cases, check, &options)
+                    .with_context(|| format!("cannot run the cases of `{source}`"))
+            },
+        );
         bar.finish_and_clear();
         let report = report?;
         self.print(&report)?;

@@ -129,6 +129,9 @@ async fn hostile_bodies_are_4xx_in_the_protocols_shape() {
         assert!(response.status().is_client_error(), "{}", &body[..body.len().min(60)]);
         assert!(json_of(response).await["error"].is_string());
     }
+    let large = json_of(rig.post("/v1/embeddings", embed(json!("x".repeat(5000)))).await).await;
+    let limit = rig.portfolio.limits().body_bytes.to_string();
+    assert!(large["error"]["message"].as_str().unwrap().contains(&limit), "{large}");
     // And the server is as well as before.
     assert_eq!(rig.post("/v1/embeddings", embed(json!("a"))).await.status(), 200);
 }

@@ -3,7 +3,7 @@ use sqlx::{QueryBuilder, Row as _, Sqlite, SqliteConnection};
 
 use super::experiments::active_experiment;
 use super::runs::metric_of;
-use super::search::{Page, compare_number, compare_text, page_bounds, page_of};
+use super::search::{Page, compare_number, compare_text, page_bounds, page_of, push_ids};
 use super::{Millis, Store, required};
 use crate::TrackError;
 use crate::filter::{self, Clause, Entity};
@@ -95,12 +95,8 @@ impl Store {
             return Ok(Page { items: Vec::new(), next_page_token: None });
         }
         let mut query = QueryBuilder::new("SELECT * FROM logged_models m WHERE m.lifecycle_stage = 'active'");
-        query.push(" AND m.experiment_id IN (");
-        let mut ids = query.separated(", ");
-        for id in &search.experiment_ids {
-            ids.push_bind(*id);
-        }
-        query.push(")");
+        query.push(" AND m.experiment_id IN ");
+        push_ids(&mut query, &search.experiment_ids);
         for clause in filter::parse(&search.filter)? {
             query.push(" AND ");
             push_clause(&mut query, &clause)?;

@@ -73,12 +73,8 @@ impl Store {
             push_order_join(&mut query, n, order);
         }
         query.push(" WHERE r.").push(search.view.sql().replace("1 = 1", "run_id IS NOT NULL"));
-        query.push(" AND r.experiment_id IN (");
-        let mut ids = query.separated(", ");
-        for id in &search.experiment_ids {
-            ids.push_bind(*id);
-        }
-        query.push(")");
+        query.push(" AND r.experiment_id IN ");
+        push_ids(&mut query, &search.experiment_ids);
         for clause in filter::parse(&search.filter)? {
             query.push(" AND ");
             push_run_clause(&mut query, &clause)?;
@@ -256,6 +252,16 @@ fn push_run_clause(query: &mut QueryBuilder<Sqlite>, clause: &Clause) -> Result<
 }
 
 /// The table an order key lives in, joined as `o0`, `o1`, ….
+/// `($1, $2, …)`
+pub(super) fn push_ids(query: &mut QueryBuilder<Sqlite>, ids: &[ExperimentId]) {
+    query.push("(");
+    let mut list = query.separated(", ");
+    for id in ids {
+        list.push_bind(*id);
+    }
+    query.push(")");
+}
+
 fn push_order_join(query: &mut QueryBuilder<Sqlite>, n: usize, order: &Order) {
     let table = match order.key.entity {
         Entity::Metric => "latest_metrics",
