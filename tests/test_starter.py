@@ -1,5 +1,6 @@
 """The starter: rendered, examined, trained a few steps, killed and resumed, exported."""
 
+import hashlib
 import json
 import os
 import signal
@@ -17,7 +18,8 @@ FEW = ["--fraction", "0.01", "--max_steps", "6", "--batch_size", "16", "--checkp
 
 
 def git(repo, *args):
-    subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t@t", *args], cwd=repo, check=True, capture_output=True)
+    command = ["git", "-c", "user.name=t", "-c", "user.email=t@t", *args]
+    return subprocess.run(command, cwd=repo, check=True, capture_output=True, text=True).stdout
 
 
 def small_validation(repo):
@@ -103,6 +105,58 @@ def test_a_run_records_where_it_comes_from(trained, highroad_bin):
     assert tags["highroad.seed"] == "7"
     assert "--max_steps 6" in tags["highroad.command"]
     assert json.loads((repo / "runs/latest/provenance.json").read_text())["run_id"] == run_id
+
+
+def test_a_run_keeps_its_code_environment_and_weights(trained, call):
+    repo, run_id = trained
+    run = json.loads(call("runs", "show", "latest", "--json", cwd=repo).stdout)
+    weights = hashlib.sha256((repo / "runs/latest/model.safetensors").read_bytes()).hexdigest()
+    assert run["id"] == run_id and run["tags"]["highroad.weights.model.safetensors"] == f"sha256:{weights}"
+    assert run["tags"]["highroad.torch"].startswith(torch.__version__)
+    kept = repo / f".highroad/artifacts/{run['experiment_id']}/{run_id}/artifacts/highroad"
+    assert json.loads((kept / "environment.json").read_text())["torch"]["version"] == torch.__version__
+    assert (kept / "requirements.txt").read_bytes() == (repo / "requirements.txt").read_bytes()
+
+
+def test_runs_are_listed_exported_and_named_by_their_beginning(trained, call):
+    repo, run_id = trained
+    assert run_id[:8] in call("runs", "list", cwd=repo).stdout
+    listed = json.loads(call("runs", "list", "--filter", "params.seed = '7'", "--json", cwd=repo).stdout)
+    assert run_id in {run["id"] for run in listed}
+    lines = call("runs", "export", "--points", "--format", "jsonl", cwd=repo).stdout.splitlines()
+    points = [json.loads(line) for line in lines]
+    last = [p["value"] for p in points if p["run_id"] == run_id and p["metric"] == "train/loss"][-1]
+    assert last == losses(repo / "runs/latest")[-1]
+    assert call("runs", "show", run_id[:10], cwd=repo).stdout.startswith(run_id)
+    assert "no run is called `nothing`" in call("runs", "show", "nothing", cwd=repo, code=2).stderr
+
+
+def test_a_run_with_changes_that_were_not_committed_is_reproduced_bit_for_bit(trained, call, tmp_path):
+    repo, first = trained
+    extra = tmp_path / "extra.csv"
+    extra.write_text("text,label\n")
+    edits = {
+        "train.py": ("(model.parameters(), clip_norm)", "(model.parameters(), clip_norm / 2)"),
+        "data.py": ("    return {f\"s-labs/", f"    return {{\"extra.csv\": Path({str(extra)!r})}} | {{f\"s-labs/"),
+    }
+    for name, (old, new) in edits.items():
+        text = (repo / name).read_text()
+        assert old in text
+        (repo / name).write_text(text.replace(old, new))
+    try:
+        changed = call("train", "--output", "runs/changed", "--", *FEW, cwd=repo).stdout.strip()
+    finally:
+        git(repo, "checkout", "--", *edits)
+    report = json.loads(call("reproduce", changed, "--json", cwd=repo).stdout)
+    assert report["same_bits"] and report["reproduced"] and report["first_difference"] is None, report
+    differs = json.loads(call("runs", "diff", first, report["reproduction"], "--json", cwd=repo).stdout)["differences"]
+    assert differs["weights"] and [d["name"] for d in differs["code"]] == ["uncommitted changes"]
+    assert [d["name"] for d in differs["data"]] == ["extra.csv"] and not differs["environment"]
+
+    extra.write_text("other,label\n")
+    refused = call("reproduce", changed, cwd=repo, code=2)
+    assert "`extra.csv` is sha256:" in refused.stderr and "the run read sha256:" in refused.stderr
+    assert git(repo, "worktree", "list").count("\n") == 1, "a checkout stayed behind"
 
 
 def test_a_run_logs_its_losses(trained, highroad_bin):

@@ -6,13 +6,14 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 
 mod commands;
 mod progress;
+mod record;
 mod repo;
 mod resolve;
-mod runs;
 mod serving;
 mod standard;
 mod tensors;
 mod tracking;
+mod training;
 
 /// The paved road for PyTorch: from research to production on one artifact, one runtime and one verdict.
 #[derive(Parser)]
@@ -33,6 +34,10 @@ enum Command {
     Doctor(commands::doctor::Args),
     /// Train under torchrun, tracked and resumable; prints the run's id.
     Train(commands::train::Args),
+    /// List, show, compare and export tracked runs.
+    Runs(commands::runs::Args),
+    /// Train again what a run trained: its code, environment and data; exit code 1 where the result differs.
+    Reproduce(commands::reproduce::Args),
     /// Export, pack and prove the trained model; prints the package's digest.
     Export(commands::export::Args),
     /// Run a program on tensors from a file.
@@ -77,6 +82,8 @@ fn main() -> ExitCode {
         Command::New(args) => args.run(),
         Command::Doctor(args) => args.run(),
         Command::Train(args) => args.run(),
+        Command::Runs(args) => args.run(),
+        Command::Reproduce(args) => args.run(),
         Command::Export(args) => args.run(),
         Command::Run(args) => args.run(),
         Command::Verify(args) => args.run(),

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, bail};
 use highroad_package::Digest;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// Name of the file beside a run's weights that says where they come from.
 pub const PROVENANCE: &str = "provenance.json";
@@ -17,12 +17,33 @@ pub const PROVENANCE: &str = "provenance.json";
 pub struct Python(PathBuf);
 
 /// What is installed for an interpreter.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Installed {
     /// Version of Python.
     pub python: String,
     /// Version of each distribution, by normalised name.
     pub packages: BTreeMap<String, String>,
+    /// Which build of torch it would import.
+    pub torch: Option<TorchBuild>,
+}
+
+/// A build of torch, as its `version.py` tells.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TorchBuild {
+    version: String,
+    git_version: Option<String>,
+    cuda: Option<String>,
+    hip: Option<String>,
+}
+
+impl TorchBuild {
+    /// On one line: `2.15.0+cu132, git 1a2b3c4d5e6f, CUDA 13.2`.
+    pub fn described(&self) -> String {
+        let git = self.git_version.as_ref().map(|git| format!("git {}", git.get(..12).unwrap_or(git)));
+        let cuda = self.cuda.as_ref().map(|version| format!("CUDA {version}"));
+        let hip = self.hip.as_ref().map(|version| format!("HIP {version}"));
+        [Some(self.version.clone()), git, cuda, hip].into_iter().flatten().collect::<Vec<_>>().join(", ")
+    }
 }
 
 impl Python {
@@ -44,6 +65,11 @@ impl Python {
             .context("no Python found: make an environment with `python3 -m venv .venv`, or set HIGHROAD_PYTHON")
     }
 
+    /// The interpreter at `path`.
+    pub fn at(path: PathBuf) -> Self {
+        Self(path)
+    }
+
     /// Where it lies.
     pub fn path(&self) -> &Path {
         &self.0
@@ -56,10 +82,7 @@ impl Python {
 
     /// Its version and every distribution it would import, without importing any.
     pub fn installed(&self) -> anyhow::Result<Installed> {
-        const LIST: &str = "import json, platform, re\nfrom importlib.metadata import distributions\n\
-            name = lambda d: re.sub(r'[-_.]+', '-', d.metadata['Name'] or '').lower()\n\
-            print(json.dumps({'python': platform.python_version(), \
-            'packages': {name(d): d.version for d in distributions()}}))";
+        const LIST: &str = include_str!("installed.py");
         let output = self.command().args(["-c", LIST]).output();
         let output = output.with_context(|| format!("cannot start {}", self.0.display()))?;
         if !output.status.success() {
@@ -78,6 +101,10 @@ pub struct GitState {
     pub branch: Option<String>,
     /// Whether tracked files differ from the commit.
     pub is_dirty: bool,
+    /// Files that are neither tracked nor ignored.
+    pub untracked: Vec<String>,
+    /// Where the directory lies below the top of the work tree, ending in `/`; empty at the top.
+    pub prefix: String,
 }
 
 impl GitState {
@@ -88,7 +115,17 @@ impl GitState {
         let branch = git(root, ["symbolic-ref", "--short", "HEAD"]);
         let is_dirty =
             git(root, ["status", "--porcelain", "--untracked-files=no"]).is_some_and(|text| !text.is_empty());
-        Some(Self { commit, branch, is_dirty })
+        let untracked = git(root, ["ls-files", "--others", "--exclude-standard"]).unwrap_or_default();
+        let untracked = untracked.lines().map(str::to_owned).collect();
+        let prefix = git(root, ["rev-parse", "--show-prefix"]).unwrap_or_default();
+        Some(Self { commit, branch, is_dirty, untracked, prefix })
+    }
+
+    /// What tracked files of the whole work tree have that the commit has not, as a patch for `git apply`.
+    pub fn diff(root: &Path) -> Option<Vec<u8>> {
+        let arguments = ["diff", "--binary", "--full-index", "--no-color", "--no-ext-diff", "--no-textconv", "HEAD"];
+        let output = Command::new("git").arg("-C").arg(root).args(arguments).output().ok()?;
+        output.status.success().then_some(output.stdout)
     }
 
     /// The commit as provenance records it: `-dirty` appended if tracked files differ.
@@ -105,8 +142,8 @@ fn git(root: &Path, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Option
 
 /// Digest of the file at `path`; `None` if there is none.
 pub fn file_digest(path: &Path) -> anyhow::Result<Option<Digest>> {
-    match std::fs::read(path) {
-        Ok(bytes) => Ok(Some(Digest::of(&bytes))),
+    match std::fs::File::open(path).and_then(Digest::of_reader) {
+        Ok(digest) => Ok(Some(digest)),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
     }

@@ -69,10 +69,9 @@ impl Tracking {
         &self.client
     }
 
-    /// Address of the server, for child processes (`MLFLOW_TRACKING_URI`); an embedded one lives as long as this value.
-    #[allow(dead_code, reason = "`highroad train` hands it to its children")]
-    pub fn uri(&self) -> &str {
-        self.client.uri()
+    /// Whether the server lives inside this process, so that no other machine can reach it.
+    pub fn is_embedded(&self) -> bool {
+        self.embedded.is_some()
     }
 
     /// Waits for an answer.

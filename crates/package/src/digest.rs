@@ -20,6 +20,11 @@ impl Digest {
         Self(Sha256::digest(bytes).into())
     }
 
+    /// The digest of everything that `reader` gives.
+    pub fn of_reader(reader: impl std::io::Read) -> std::io::Result<Self> {
+        crate::files::copy_and_hash(reader, &mut std::io::sink(), u64::MAX).map(|(_size, digest)| digest)
+    }
+
     /// The digest a hasher has reached, for content that is streamed.
     pub fn finish(hasher: Sha256) -> Self {
         Self(hasher.finalize().into())

@@ -17,6 +17,10 @@ use tokio::io::AsyncWriteExt as _;
 use tokio_util::io::ReaderStream;
 
 use crate::manifest::MAX_MANIFEST_BYTES;
+mod runs;
+
+pub use runs::{Dataset, NewRun, Point, Run, RunFile, RunQuery, RunStatus};
+
 use crate::{Digest, MANIFEST, Manifest, PackageError, Reference, Selector, Store, VerifiedPackage};
 
 /// Tag of a version: digest of its package.
@@ -60,6 +64,11 @@ pub enum RegistryError {
         "the server at {0} is an MLflow server without Highroad's gate: promotions need `highroad track` or `highroad up`"
     )]
     NoGate(String),
+    #[error(
+        "the tracking server at {server} keeps the files of run {run_id} at `{uri}` and does not hand them through: \
+         start it with `--serve-artifacts`"
+    )]
+    NotProxied { server: String, run_id: String, uri: String },
     #[error(transparent)]
     Package(#[from] PackageError),
 }

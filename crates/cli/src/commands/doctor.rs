@@ -174,8 +174,7 @@ fn lock(root: &Path, standard: &Standard, installed: &Installed) -> Finding {
         let found = format!("{file}: {}=={} has no hash", pin.name, pin.version);
         return Finding::error("lock", found, "lock again with --generate-hashes");
     }
-    let differs = |pin: &&Pin| installed.packages.get(&pin.name).is_none_or(|found| !is_same(found, &pin.version));
-    let others: Vec<String> = pins.iter().filter(differs).map(|pin| difference(pin, installed)).collect();
+    let others = differing_from_lock(&text, installed);
     match others.as_slice() {
         [] => Finding::ok("lock", format!("{} packages of {file} are pinned, hashed and installed", pins.len())),
         [first, ..] => {
@@ -183,6 +182,12 @@ fn lock(root: &Path, standard: &Standard, installed: &Installed) -> Finding {
             Finding::error("lock", found, install_command(standard))
         }
     }
+}
+
+/// Each package that is not installed in the version that a lock file pins.
+pub fn differing_from_lock(text: &str, installed: &Installed) -> Vec<String> {
+    let differs = |pin: &Pin| installed.packages.get(&pin.name).is_none_or(|found| !is_same(found, &pin.version));
+    pins(text).iter().filter(|pin| differs(pin)).map(|pin| difference(pin, installed)).collect()
 }
 
 fn difference(pin: &Pin, installed: &Installed) -> String {
@@ -390,6 +395,7 @@ mod tests {
         let installed = |version: &str| Installed {
             python: "3.11.7".into(),
             packages: [("torch".to_owned(), version.to_owned())].into(),
+            torch: None,
         };
         assert_eq!(lock(dir.path(), &standard, &installed("2.15.0+cpu")).level, Level::Ok);
         let finding = lock(dir.path(), &standard, &installed("2.14.0"));

@@ -6,12 +6,11 @@ use anyhow::bail;
 use highroad_package::Package;
 use highroad_task::{Predictor, PredictorOptions, TaskError};
 
-use super::train::TrainedBy;
 use crate::repo::Python;
 use crate::resolve::Home;
-use crate::runs::Runs;
 use crate::standard::Standard;
 use crate::tracking::{self, TrackingArgs};
+use crate::training::TrainedBy;
 
 /// Exit code when the runtime computes something else than PyTorch did.
 const MISMATCH: u8 = 1;
@@ -96,8 +95,9 @@ impl Args {
 
     /// Tells the run which package it became. The package stands without it, so a server that is away only warns.
     fn note(&self, run_id: &str, digest: &str) {
+        let tags = [("highroad.package".to_owned(), digest.to_owned())].into();
         let noted = tracking::client(&self.tracking)
-            .and_then(|tracking| tracking.block_on(Runs::new(tracking.uri()).tag(run_id, "highroad.package", digest)));
+            .and_then(|tracking| Ok(tracking.block_on(tracking.client().tag_run(run_id, &tags))?));
         if let Err(error) = noted {
             eprintln!("warning: run {run_id} was not told about its package: {}", crate::describe(&error));
         }
