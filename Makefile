@@ -26,7 +26,7 @@ lint: rust ## Formatting and clippy, warnings denied
 	cargo clippy --workspace --locked -- -D warnings
 	cargo clippy --workspace --all-targets --locked -- -D warnings -A clippy::unwrap_used
 
-test-rust: env nextest ## Rust tests and doc tests
+test-rust: env nextest tools ## Rust tests and doc tests
 	cargo nextest run --workspace --locked
 	cargo test --workspace --locked --doc --quiet
 
@@ -56,9 +56,10 @@ release-bin: rust
 nextest: rust
 	@command -v cargo-nextest >/dev/null || cargo install --locked cargo-nextest
 
-# promtool lints the metrics page, Chromium renders the dashboard. Without apt the tests that need them say so and fail.
+# promtool lints the metrics page, Chromium renders the dashboard, PostgreSQL is the other database. Without apt the tests
+# that need them say so and fail.
 tools:
-	@command -v promtool >/dev/null && command -v chromium >/dev/null || scripts/debian-tools prometheus chromium
+	@command -v promtool >/dev/null && command -v chromium >/dev/null && ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || scripts/debian-tools prometheus chromium postgresql
 
 env: .venv/.dev ## The pinned, hashed Python environment
 env-bench: .venv/.bench

@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::Context as _;
 use highroad_package::registry::{Credentials, RegistryClient};
 use highroad_service::{Bound, Shell};
-use highroad_track::Tracker;
+use highroad_track::{Database, Setup, Tracker};
 
 use crate::resolve::Home;
 
@@ -95,7 +95,8 @@ impl Drop for Tracking {
 
 impl Embedded {
     async fn start(home: &Path) -> anyhow::Result<(SocketAddr, Self)> {
-        let tracker = Tracker::open(home).await.with_context(|| format!("local tracking in `{}`", home.display()))?;
+        let setup = Storage::from_env()?.setup(home);
+        let tracker = Tracker::open(setup).await.with_context(|| format!("local tracking in `{}`", home.display()))?;
         let bound = Bound::bind("127.0.0.1:0").await?;
         let address = bound.address();
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
@@ -107,6 +108,33 @@ impl Embedded {
             }
         });
         Ok((address, Self { tracker, stop: Some(stop), server }))
+    }
+}
+
+/// Where a tracking server of ours keeps its tables.
+#[derive(clap::Args)]
+pub struct Storage {
+    /// `postgres://USER:PASSWORD@HOST/NAME` or the path of a SQLite file; else `track.db` in the home folder.
+    #[arg(long, value_name = "URL", env = DATABASE_URL, hide_env_values = true, global = true)]
+    database: Option<Database>,
+}
+
+const DATABASE_URL: &str = "HIGHROAD_DATABASE_URL";
+
+impl Storage {
+    /// For servers that have no options of their own.
+    pub fn from_env() -> anyhow::Result<Self> {
+        let url = std::env::var(DATABASE_URL).ok().filter(|url| !url.is_empty());
+        Ok(Self { database: url.map(|url| url.parse()).transpose()? })
+    }
+
+    /// What a server is opened with where `home` is the folder of everything that is not named.
+    pub fn setup(&self, home: &Path) -> Setup {
+        let mut setup = Setup::under(home);
+        if let Some(database) = &self.database {
+            setup.database = database.clone();
+        }
+        setup
     }
 }
 

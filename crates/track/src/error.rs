@@ -2,6 +2,8 @@ use std::path::PathBuf;
 
 use highroad_service::{Kind, Problem};
 
+use crate::store::Database;
+
 /// Why the tracking server does not do what was asked. The text of the first six is for the client.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -20,15 +22,34 @@ pub enum TrackError {
     #[error("{method} {path} is not spoken here")]
     UnknownRoute { method: String, path: String },
     #[error("the tracking database failed: {0}")]
-    Database(#[from] sqlx::Error),
-    #[error("the tracking database at {path} cannot be opened: {source}")]
-    Open { path: PathBuf, source: sqlx::Error },
-    #[error("the tracking database was written by another version of Highroad: {0}")]
-    Migrate(#[from] sqlx::migrate::MigrateError),
+    Database(sqlx::Error),
+    #[error("the tracking database at {database} cannot be opened: {source}")]
+    Open { database: Database, source: sqlx::Error },
+    #[error(
+        "the tables of the tracking database at {database} cannot be brought to this version of Highroad: {source}"
+    )]
+    Migrate { database: Database, source: sqlx::migrate::MigrateError },
+    #[error(
+        "the tracking database at {database} has tables of version {found}, and this highroad knows up to {newest}; use \
+         a newer highroad, or let that one go back first: `highroad track migrate --to {newest}`"
+    )]
+    Newer { database: Database, found: i64, newest: i64 },
     #[error("cannot access `{path}`: {source}")]
     Io { path: PathBuf, source: std::io::Error },
     #[error("the page cannot be drawn: {0}")]
     Page(#[from] minijinja::Error),
+}
+
+/// PostgreSQL's code for text that it cannot keep, such as one with a zero byte.
+const NOT_TEXT: &str = "22021";
+
+impl From<sqlx::Error> for TrackError {
+    fn from(error: sqlx::Error) -> Self {
+        if error.as_database_error().and_then(|error| error.code()).is_some_and(|code| code == NOT_TEXT) {
+            return Self::Invalid("a text has a zero byte, which the database cannot keep".into());
+        }
+        Self::Database(error)
+    }
 }
 
 impl TrackError {

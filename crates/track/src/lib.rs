@@ -1,9 +1,9 @@
 //! The tracking server and model registry that MLflow clients speak to.
 //!
-//! MLflow's REST words at the edge ([`Tracker::router`]), SQLite and plain files below. Two things are Highroad's own: an
+//! MLflow's REST words at the edge ([`Tracker::router`]), SQL and plain files below. Two things are Highroad's own: an
 //! alias of a Highroad package moves only on a verdict that admits it, and every move is recorded.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use axum::Router;
@@ -22,12 +22,30 @@ pub use error::TrackError;
 pub use files::{ArtifactPath, Files};
 pub use gate::{Gate, OUTCOME_TAG, PACKAGE_SOURCE, PACKAGE_TAG, VERDICT_TAG, package_of};
 pub use store::{
-    ArchiveOthers, Batch, ExperimentSearch, LoggedModelSearch, Millis, Mover, NewLoggedModel, NewRun, NewVersion,
-    OrderField, Page, RunChange, RunSearch, Store, Target, View, version_number,
+    ArchiveOthers, Batch, Database, ExperimentSearch, LoggedModelSearch, Migrated, Millis, Mover, NewLoggedModel,
+    NewRun, NewVersion, OrderField, Page, RunChange, RunSearch, Schema, Store, Target, View, migrate, version_number,
 };
 
 /// Where the present comes from.
 pub type Clock = Arc<dyn Fn() -> Millis + Send + Sync>;
+
+/// Where a tracking server keeps what, and what time it is there.
+#[derive(Clone)]
+#[allow(missing_docs)]
+pub struct Setup {
+    pub database: Database,
+    /// Folder of the artifacts.
+    pub artifacts: PathBuf,
+    pub clock: Clock,
+}
+
+impl Setup {
+    /// `track.db` and `artifacts/` under `home`, and the system's clock.
+    pub fn under(home: &Path) -> Self {
+        let clock: Clock = Arc::new(|| Millis(jiff::Timestamp::now().as_millisecond()));
+        Self { database: Database::Sqlite(home.join("track.db")), artifacts: home.join("artifacts"), clock }
+    }
+}
 
 /// A tracking server: store, artifacts and gate. Cheap to clone.
 #[derive(Clone)]
@@ -39,19 +57,18 @@ pub struct Tracker {
 }
 
 impl Tracker {
-    /// Opens or creates `track.db` and `artifacts/` under `home`.
-    pub async fn open(home: &Path) -> Result<Self, TrackError> {
-        let clock: Clock = Arc::new(|| Millis(jiff::Timestamp::now().as_millisecond()));
-        Self::open_at(home, clock).await
-    }
-
-    /// The same with another clock.
-    pub async fn open_at(home: &Path, clock: Clock) -> Result<Self, TrackError> {
-        tokio::fs::create_dir_all(home).await.map_err(|source| TrackError::Io { path: home.to_owned(), source })?;
-        let files = Arc::new(Files::open(home.join("artifacts")).await?);
-        let store = Store::open(&home.join("track.db")).await?;
-        store.ensure_default_experiment(clock()).await?;
-        Ok(Self { store, gate: Gate::new(Arc::clone(&files)), files, clock })
+    /// Opens or creates what `setup` names.
+    pub async fn open(setup: Setup) -> Result<Self, TrackError> {
+        let files = Arc::new(Files::open(setup.artifacts).await?);
+        if let Database::Sqlite(path) = &setup.database
+            && let Some(folder) = path.parent()
+        {
+            let fail = |source| TrackError::Io { path: folder.to_owned(), source };
+            tokio::fs::create_dir_all(folder).await.map_err(fail)?;
+        }
+        let store = Store::open(setup.database).await?;
+        store.ensure_default_experiment((setup.clock)()).await?;
+        Ok(Self { store, gate: Gate::new(Arc::clone(&files)), files, clock: setup.clock })
     }
 
     /// MLflow under `/api` and `/ajax-api`, pages under `/ui`. Has no fallback of its own, so that it merges with others.

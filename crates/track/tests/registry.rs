@@ -9,8 +9,12 @@ use axum::body::{Body, to_bytes};
 use axum::http::Request;
 use highroad_package::Digest;
 use highroad_track::{Millis, Tracker};
+use rstest::rstest;
 use serde_json::{Value, json};
 use tower::ServiceExt as _;
+
+mod place;
+use place::{Kept, Kind};
 
 /// 2026-11-23T10:00:00Z
 const NOON: i64 = 1_795_428_000_000;
@@ -19,17 +23,17 @@ const DAY: i64 = 86_400_000;
 struct House {
     router: Router,
     now: Arc<AtomicI64>,
-    _home: tempfile::TempDir,
+    _kept: Kept,
 }
 
 impl House {
-    async fn new() -> Self {
-        let home = tempfile::tempdir().unwrap();
+    async fn new(kind: Kind) -> Self {
+        let (mut setup, kept) = kind.place();
         let now = Arc::new(AtomicI64::new(NOON));
         let clock = Arc::clone(&now);
-        let tracker =
-            Tracker::open_at(home.path(), Arc::new(move || Millis(clock.load(Ordering::SeqCst)))).await.unwrap();
-        Self { router: tracker.server(), now, _home: home }
+        setup.clock = Arc::new(move || Millis(clock.load(Ordering::SeqCst)));
+        let tracker = Tracker::open(setup).await.unwrap();
+        Self { router: tracker.server(), now, _kept: kept }
     }
 
     async fn call(&self, method: &str, path: &str, body: Value) -> (u16, Value) {
@@ -122,9 +126,12 @@ fn passing(package: &Digest) -> Vec<u8> {
     verdict(package, "pass", json!([]))
 }
 
+#[rstest]
 #[tokio::test]
-async fn a_package_without_a_passing_verdict_gets_no_alias_by_any_route() {
-    let house = House::new().await;
+async fn a_package_without_a_passing_verdict_gets_no_alias_by_any_route(
+    #[values(Kind::Sqlite, Kind::Postgres)] kind: Kind,
+) {
+    let house = House::new(kind).await;
     let cases = [
         (None, "has no verdict"),
         (Some(verdict(&package(1), "fail", json!([]))), "Fail"),
@@ -146,9 +153,12 @@ async fn a_package_without_a_passing_verdict_gets_no_alias_by_any_route() {
     assert!(house.trail("m").await.is_empty(), "what was refused did not happen");
 }
 
+#[rstest]
 #[tokio::test]
-async fn a_verdict_that_was_never_uploaded_or_was_replaced_does_not_count() {
-    let house = House::new().await;
+async fn a_verdict_that_was_never_uploaded_or_was_replaced_does_not_count(
+    #[values(Kind::Sqlite, Kind::Postgres)] kind: Kind,
+) {
+    let house = House::new(kind).await;
     let version = house.version("m", &package(1), Some(passing(&package(1)))).await;
     let digest = Digest::of(&passing(&package(1)));
     let path =
@@ -161,9 +171,12 @@ async fn a_verdict_that_was_never_uploaded_or_was_replaced_does_not_count() {
     assert!(status == 403 && reply["message"].as_str().unwrap().contains("never uploaded"), "{reply}");
 }
 
+#[rstest]
 #[tokio::test]
-async fn an_expired_acceptance_blocks_a_promotion_but_not_the_way_back() {
-    let house = House::new().await;
+async fn an_expired_acceptance_blocks_a_promotion_but_not_the_way_back(
+    #[values(Kind::Sqlite, Kind::Postgres)] kind: Kind,
+) {
+    let house = House::new(kind).await;
     let waiver = json!([{ "case": "c7", "by": "eve", "why": "rare", "expires_at": "2026-11-24T10:00:00Z" }]);
     let waived = house.version("m", &package(1), Some(verdict(&package(1), "pass", waiver))).await;
     let clean = house.version("m", &package(2), Some(passing(&package(2)))).await;
@@ -176,9 +189,10 @@ async fn an_expired_acceptance_blocks_a_promotion_but_not_the_way_back() {
     assert_eq!((status, &reply["move"]["to"]), (200, &json!(waived)), "{reply}");
 }
 
+#[rstest]
 #[tokio::test]
-async fn models_that_are_no_packages_stay_free() {
-    let house = House::new().await;
+async fn models_that_are_no_packages_stay_free(#[values(Kind::Sqlite, Kind::Postgres)] kind: Kind) {
+    let house = House::new(kind).await;
     house.call("POST", "/api/2.0/mlflow/registered-models/create", json!({ "name": "other" })).await;
     let body = json!({ "name": "other", "source": "s3://bucket/model" });
     house.call("POST", "/api/2.0/mlflow/model-versions/create", body).await;
@@ -187,9 +201,10 @@ async fn models_that_are_no_packages_stay_free() {
     assert_eq!((&trail[0]["action"], &trail[0]["verdict"]), (&json!("set"), &Value::Null));
 }
 
+#[rstest]
 #[tokio::test]
-async fn the_package_of_a_version_cannot_be_taken_off_or_exchanged() {
-    let house = House::new().await;
+async fn the_package_of_a_version_cannot_be_taken_off_or_exchanged(#[values(Kind::Sqlite, Kind::Postgres)] kind: Kind) {
+    let house = House::new(kind).await;
     house.version("m", &package(1), None).await;
     let tag = json!({ "name": "m", "version": "1", "key": "highroad.package" });
     assert_eq!(house.call("DELETE", "/api/2.0/mlflow/model-versions/delete-tag", tag).await.0, 403);
@@ -201,9 +216,10 @@ async fn the_package_of_a_version_cannot_be_taken_off_or_exchanged() {
     assert_eq!(house.set_alias("m", 2).await.0, 403);
 }
 
+#[rstest]
 #[tokio::test]
-async fn every_move_is_recorded_and_each_rollback_undoes_one() {
-    let house = House::new().await;
+async fn every_move_is_recorded_and_each_rollback_undoes_one(#[values(Kind::Sqlite, Kind::Postgres)] kind: Kind) {
+    let house = House::new(kind).await;
     for n in 1..=3 {
         let version = house.version("m", &package(n), Some(passing(&package(n)))).await;
         house.now.fetch_add(1000, Ordering::SeqCst);
@@ -237,9 +253,10 @@ async fn every_move_is_recorded_and_each_rollback_undoes_one() {
     assert_eq!(first["rehearsal"]["passed"], json!(true));
 }
 
+#[rstest]
 #[tokio::test]
-async fn a_rollback_passes_over_a_version_that_is_gone() {
-    let house = House::new().await;
+async fn a_rollback_passes_over_a_version_that_is_gone(#[values(Kind::Sqlite, Kind::Postgres)] kind: Kind) {
+    let house = House::new(kind).await;
     for n in 1..=3 {
         let version = house.version("m", &package(n), Some(passing(&package(n)))).await;
         house.promote("m", version).await;
@@ -248,9 +265,10 @@ async fn a_rollback_passes_over_a_version_that_is_gone() {
     assert_eq!(house.roll_back("m").await.1["move"]["to"], json!(1));
 }
 
+#[rstest]
 #[tokio::test]
-async fn a_promotion_needs_a_name_and_a_reason() {
-    let house = House::new().await;
+async fn a_promotion_needs_a_name_and_a_reason(#[values(Kind::Sqlite, Kind::Postgres)] kind: Kind) {
+    let house = House::new(kind).await;
     let version = house.version("m", &package(1), Some(passing(&package(1)))).await;
     for (by, why) in [("", "x"), ("x", " ")] {
         let body = json!({ "name": "m", "version": version, "by": by, "why": why });
@@ -260,11 +278,12 @@ async fn a_promotion_needs_a_name_and_a_reason() {
     assert_eq!(house.promote("nobody", 1).await.0, 404);
 }
 
-/// Two servers over one file, as two processes would be, each writing at once.
+/// Two servers over one database, as two processes would be, each writing at once.
+#[rstest]
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn two_servers_on_one_database_lose_nothing() {
-    let home = tempfile::tempdir().unwrap();
-    let (a, b) = (Tracker::open(home.path()).await.unwrap(), Tracker::open(home.path()).await.unwrap());
+async fn two_servers_on_one_database_lose_nothing(#[values(Kind::Sqlite, Kind::Postgres)] kind: Kind) {
+    let (setup, _kept) = kind.place();
+    let (a, b) = (Tracker::open(setup.clone()).await.unwrap(), Tracker::open(setup).await.unwrap());
     let call = |router: Router, path: &'static str, body: Value| async move {
         let request = Request::builder().method("POST").uri(path).body(Body::from(body.to_string())).unwrap();
         let response = router.oneshot(request).await.unwrap();

@@ -5,38 +5,101 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use highroad_service::telemetry::{self, LogFormat};
 use highroad_service::{Bound, Shell, stop_signal};
-use highroad_track::Tracker;
+use highroad_track::{Schema, Setup, Tracker};
 
 use crate::resolve::Home;
+use crate::tracking::Storage;
 
 /// `highroad track`
 #[derive(clap::Args)]
 pub struct Args {
+    #[command(subcommand)]
+    command: Option<Command>,
     /// Address to listen on; port 0 takes a free one. The bound address is the first line of stdout.
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:5000")]
     listen: String,
+    #[command(flatten)]
+    places: Places,
+}
+
+/// What else there is to do with a tracking database.
+#[derive(clap::Subcommand)]
+enum Command {
+    /// Bring the tables to a version; a server does this by itself as it starts.
+    Migrate(Migrate),
+}
+
+/// Where tracking keeps what.
+#[derive(clap::Args)]
+struct Places {
     /// Folder of the database and the artifacts; else HIGHROAD_HOME, else `.highroad`.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", global = true)]
     home: Option<PathBuf>,
+    #[command(flatten)]
+    storage: Storage,
+}
+
+#[derive(clap::Args)]
+struct Migrate {
+    /// The version to go to; without it the newest. Going back drops what the newer tables hold.
+    #[arg(long, value_name = "N", conflicts_with = "down")]
+    to: Option<i64>,
+    /// One version back.
+    #[arg(long)]
+    down: bool,
+}
+
+impl Places {
+    fn home(&self) -> PathBuf {
+        self.home.clone().unwrap_or_else(|| Home::find().path().to_owned())
+    }
+
+    fn setup(&self) -> Setup {
+        self.storage.setup(&self.home())
+    }
 }
 
 impl Args {
     pub fn run(self) -> anyhow::Result<ExitCode> {
         telemetry::init(LogFormat::from_env(), "info")?;
-        tokio::runtime::Runtime::new()?.block_on(self.serve())
+        let runtime = tokio::runtime::Runtime::new()?;
+        match self.command {
+            None => runtime.block_on(serve(&self.listen, self.places)),
+            Some(Command::Migrate(migrate)) => runtime.block_on(migrate.run(self.places)),
+        }
     }
+}
 
-    async fn serve(self) -> anyhow::Result<ExitCode> {
-        let home = self.home.unwrap_or_else(|| Home::find().path().to_owned());
-        let tracker = Tracker::open(&home).await.with_context(|| format!("cannot track in `{}`", home.display()))?;
-        let bound = Bound::bind(&self.listen).await?;
-        let mut stdout = std::io::stdout();
-        writeln!(stdout, "{}", bound.url())?;
-        stdout.flush()?;
-        eprintln!("tracking in `{}`; pages at {}/ui", home.display(), bound.url());
-        let result = bound.serve(tracker.server(), Shell::default(), stop_signal()).await;
-        tracker.close().await;
-        result?;
+async fn serve(listen: &str, places: Places) -> anyhow::Result<ExitCode> {
+    let setup = places.setup();
+    let database = setup.database.clone();
+    let tracker =
+        Tracker::open(setup).await.with_context(|| format!("cannot track in `{}`", places.home().display()))?;
+    let bound = Bound::bind(listen).await?;
+    let mut stdout = std::io::stdout();
+    writeln!(stdout, "{}", bound.url())?;
+    stdout.flush()?;
+    eprintln!("tracking in `{database}`; pages at {}/ui", bound.url());
+    let result = bound.serve(tracker.server(), Shell::default(), stop_signal()).await;
+    tracker.close().await;
+    result?;
+    Ok(ExitCode::SUCCESS)
+}
+
+impl Migrate {
+    async fn run(self, places: Places) -> anyhow::Result<ExitCode> {
+        let schema = match self.to {
+            Some(version) => Schema::Version(version),
+            None if self.down => Schema::Down,
+            None => Schema::Newest,
+        };
+        let database = places.setup().database;
+        let moved = highroad_track::migrate(&database, schema).await?;
+        writeln!(std::io::stdout(), "{}", moved.to)?;
+        match moved.from == moved.to {
+            true => eprintln!("the tables of `{database}` are at version {}", moved.to),
+            false => eprintln!("the tables of `{database}` went from version {} to {}", moved.from, moved.to),
+        }
         Ok(ExitCode::SUCCESS)
     }
 }

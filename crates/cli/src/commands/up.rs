@@ -17,12 +17,15 @@ use tokio::sync::Notify;
 
 use crate::resolve::Home;
 use crate::serving::{self, Members};
+use crate::tracking::Storage;
 
 /// `highroad up [MODEL…]`: tracking, registry, pages and serving in one process on one port.
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
     members: Members,
+    #[command(flatten)]
+    storage: Storage,
     /// Where to listen; port 0 takes a free one. The first line of stdout is the address.
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8080")]
     listen: String,
@@ -51,7 +54,7 @@ impl Args {
 
     async fn up(self, config: Option<PortfolioConfig>) -> anyhow::Result<ExitCode> {
         let home = Home::find();
-        let tracker = Tracker::open(home.path()).await?;
+        let tracker = Tracker::open(self.storage.setup(home.path())).await?;
         let bound = Bound::bind(&self.listen).await?;
         let url = bound.url();
         let client = RegistryClient::new(&own_url(&bound))?;

@@ -1,7 +1,7 @@
-use sqlx::{QueryBuilder, Row as _, Sqlite};
+use sqlx::Row as _;
 
 use super::search::{Page, View, compare_number, compare_text, page_of};
-use super::{Millis, Store, required};
+use super::{Millis, QueryBuilder, Store, required};
 use crate::TrackError;
 use crate::filter::{self, Clause, Direction, Entity, Test};
 use crate::limits;
@@ -171,7 +171,7 @@ impl Store {
         Ok(tx.commit().await?)
     }
 
-    async fn read_experiments(&self, mut query: QueryBuilder<Sqlite>) -> Result<Vec<Experiment>, TrackError> {
+    async fn read_experiments(&self, query: QueryBuilder) -> Result<Vec<Experiment>, TrackError> {
         let rows = query.build().fetch_all(&self.reads).await?;
         let mut experiments = Vec::with_capacity(rows.len());
         for row in rows {
@@ -195,7 +195,7 @@ impl Store {
 }
 
 /// The artifact location of an experiment that can be written to.
-pub(super) async fn active_experiment(tx: &mut sqlx::SqliteConnection, id: ExperimentId) -> Result<String, TrackError> {
+pub(super) async fn active_experiment(tx: &mut sqlx::AnyConnection, id: ExperimentId) -> Result<String, TrackError> {
     let row: Option<(String, String)> =
         sqlx::query_as("SELECT artifact_location, lifecycle_stage FROM experiments WHERE experiment_id = $1")
             .bind(id)
@@ -210,14 +210,14 @@ pub(super) async fn active_experiment(tx: &mut sqlx::SqliteConnection, id: Exper
     }
 }
 
-fn select() -> QueryBuilder<Sqlite> {
+fn select() -> QueryBuilder {
     QueryBuilder::new(
         "SELECT experiment_id, name, artifact_location, lifecycle_stage, creation_time, last_update_time
          FROM experiments",
     )
 }
 
-async fn refuse_taken_name(tx: &mut sqlx::SqliteConnection, name: &str) -> Result<(), TrackError> {
+async fn refuse_taken_name(tx: &mut sqlx::AnyConnection, name: &str) -> Result<(), TrackError> {
     let taken: Option<(String,)> =
         sqlx::query_as("SELECT lifecycle_stage FROM experiments WHERE name = $1").bind(name).fetch_optional(tx).await?;
     match taken {
@@ -230,7 +230,7 @@ async fn refuse_taken_name(tx: &mut sqlx::SqliteConnection, name: &str) -> Resul
     }
 }
 
-async fn put_tag(tx: &mut sqlx::SqliteConnection, id: ExperimentId, tag: &Pair) -> Result<(), TrackError> {
+async fn put_tag(tx: &mut sqlx::AnyConnection, id: ExperimentId, tag: &Pair) -> Result<(), TrackError> {
     limits::key("key", &tag.key)?;
     limits::length("value", &tag.value, limits::MAX_EXPERIMENT_TAG_VALUE)?;
     sqlx::query(
@@ -245,7 +245,7 @@ async fn put_tag(tx: &mut sqlx::SqliteConnection, id: ExperimentId, tag: &Pair) 
     Ok(())
 }
 
-async fn touch(tx: &mut sqlx::SqliteConnection, id: ExperimentId, now: Millis) -> Result<(), TrackError> {
+async fn touch(tx: &mut sqlx::AnyConnection, id: ExperimentId, now: Millis) -> Result<(), TrackError> {
     sqlx::query("UPDATE experiments SET last_update_time = $1 WHERE experiment_id = $2")
         .bind(now.0)
         .bind(id)
@@ -265,7 +265,7 @@ fn column(name: &str) -> Option<(&'static str, bool)> {
     }
 }
 
-fn push_clause(query: &mut QueryBuilder<Sqlite>, clause: &Clause) -> Result<(), TrackError> {
+fn push_clause(query: &mut QueryBuilder, clause: &Clause) -> Result<(), TrackError> {
     match clause.key.entity {
         Entity::Attribute => {
             let (column, is_text) =

@@ -1,6 +1,6 @@
 use std::collections::HashMap;
 
-use sqlx::{Row as _, SqliteConnection};
+use sqlx::{AnyConnection, Row as _};
 
 use super::runs::{active_run, among};
 use super::{Store, required};
@@ -66,7 +66,7 @@ impl Store {
     }
 
     pub(super) async fn read_inputs(&self, ids: &[String], runs: &mut HashMap<String, Run>) -> Result<(), TrackError> {
-        let mut query = among(
+        let query = among(
             "SELECT u.run_id, u.tags, d.name, d.digest, d.source_type, d.source, d.schema, d.profile
              FROM run_datasets u JOIN datasets d
              ON d.experiment_id = u.experiment_id AND d.name = u.name AND d.digest = u.digest WHERE u.run_id IN (",
@@ -79,7 +79,7 @@ impl Store {
                 run.inputs.dataset_inputs.push(DatasetInput { tags, dataset: dataset_of(&row)? });
             }
         }
-        let mut query = among(
+        let query = among(
             "SELECT run_id, model_id, direction, step FROM run_models WHERE run_id IN (",
             ids,
             ") ORDER BY run_id, step, model_id",
@@ -96,7 +96,7 @@ impl Store {
     }
 }
 
-fn dataset_of(row: &sqlx::sqlite::SqliteRow) -> Result<Dataset, sqlx::Error> {
+fn dataset_of(row: &sqlx::any::AnyRow) -> Result<Dataset, sqlx::Error> {
     Ok(Dataset {
         name: row.try_get("name")?,
         digest: row.try_get("digest")?,
@@ -108,7 +108,7 @@ fn dataset_of(row: &sqlx::sqlite::SqliteRow) -> Result<Dataset, sqlx::Error> {
 }
 
 async fn put_dataset(
-    tx: &mut SqliteConnection,
+    tx: &mut AnyConnection,
     run_id: &str,
     experiment_id: ExperimentId,
     input: &DatasetInput,
@@ -149,7 +149,7 @@ async fn put_dataset(
 }
 
 async fn put_model(
-    tx: &mut SqliteConnection,
+    tx: &mut AnyConnection,
     run_id: &str,
     model_id: &str,
     direction: &'static str,

@@ -1,10 +1,10 @@
 use serde::Deserialize;
-use sqlx::{QueryBuilder, Row as _, Sqlite, SqliteConnection};
+use sqlx::{AnyConnection, Row as _};
 
 use super::experiments::active_experiment;
 use super::runs::metric_of;
 use super::search::{Page, compare_number, compare_text, page_bounds, page_of, push_ids};
-use super::{Millis, Store, required};
+use super::{Millis, QueryBuilder, Store, required};
 use crate::TrackError;
 use crate::filter::{self, Clause, Entity};
 use crate::limits;
@@ -174,7 +174,7 @@ impl Store {
         Ok(tx.commit().await?)
     }
 
-    async fn read_logged_model(&self, row: &sqlx::sqlite::SqliteRow) -> Result<LoggedModel, TrackError> {
+    async fn read_logged_model(&self, row: &sqlx::any::AnyRow) -> Result<LoggedModel, TrackError> {
         let model_id: String = row.try_get("model_id")?;
         let tags = sqlx::query_as("SELECT key, value FROM logged_model_tags WHERE model_id = $1 ORDER BY key")
             .bind(&model_id)
@@ -221,7 +221,7 @@ impl Store {
 
 /// A run's metric that was measured on a logged model.
 pub(super) async fn put_metric(
-    tx: &mut SqliteConnection,
+    tx: &mut AnyConnection,
     run_id: &str,
     experiment_id: ExperimentId,
     metric: &Metric,
@@ -262,7 +262,7 @@ fn no_model(model_id: &str) -> TrackError {
     TrackError::Missing(format!("Logged model with ID '{model_id}' not found."))
 }
 
-async fn touch(tx: &mut SqliteConnection, model_id: &str, now: Millis) -> Result<(), TrackError> {
+async fn touch(tx: &mut AnyConnection, model_id: &str, now: Millis) -> Result<(), TrackError> {
     let changed = sqlx::query(
         "UPDATE logged_models SET last_updated_timestamp_ms = $1 WHERE model_id = $2 AND lifecycle_stage = 'active'",
     )
@@ -273,7 +273,7 @@ async fn touch(tx: &mut SqliteConnection, model_id: &str, now: Millis) -> Result
     if changed.rows_affected() == 0 { Err(no_model(model_id)) } else { Ok(()) }
 }
 
-async fn put_params(tx: &mut SqliteConnection, model_id: &str, params: &[Pair]) -> Result<(), TrackError> {
+async fn put_params(tx: &mut AnyConnection, model_id: &str, params: &[Pair]) -> Result<(), TrackError> {
     for param in params {
         limits::key("params.key", &param.key)?;
         limits::length("params.value", &param.value, limits::MAX_PARAM_VALUE)?;
@@ -289,7 +289,7 @@ async fn put_params(tx: &mut SqliteConnection, model_id: &str, params: &[Pair]) 
     Ok(())
 }
 
-async fn put_tags(tx: &mut SqliteConnection, model_id: &str, tags: &[Pair]) -> Result<(), TrackError> {
+async fn put_tags(tx: &mut AnyConnection, model_id: &str, tags: &[Pair]) -> Result<(), TrackError> {
     for tag in tags {
         required("tags.key", &tag.key)?;
         limits::length("tags.value", &tag.value, limits::MAX_TAG_VALUE)?;
@@ -319,7 +319,7 @@ fn column(name: &str) -> Option<(&'static str, bool)> {
     })
 }
 
-fn push_clause(query: &mut QueryBuilder<Sqlite>, clause: &Clause) -> Result<(), TrackError> {
+fn push_clause(query: &mut QueryBuilder, clause: &Clause) -> Result<(), TrackError> {
     let name = &clause.key.name;
     let table = match clause.key.entity {
         Entity::Attribute => {
@@ -341,7 +341,7 @@ fn push_clause(query: &mut QueryBuilder<Sqlite>, clause: &Clause) -> Result<(), 
     Ok(())
 }
 
-fn push_order(query: &mut QueryBuilder<Sqlite>, order: &OrderField) -> Result<(), TrackError> {
+fn push_order(query: &mut QueryBuilder, order: &OrderField) -> Result<(), TrackError> {
     let key = filter::parse_order(&order.field_name)?.key;
     let direction = if order.ascending { " ASC, " } else { " DESC, " };
     match key.entity {

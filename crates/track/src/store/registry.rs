@@ -1,7 +1,7 @@
-use sqlx::{QueryBuilder, Row as _, Sqlite, SqliteConnection};
+use sqlx::{AnyConnection, Row as _};
 
 use super::search::{Page, compare_number, compare_text, page_bounds, page_of};
-use super::{Millis, Store, required};
+use super::{Millis, QueryBuilder, Store, required};
 use crate::TrackError;
 use crate::filter::{self, Clause, Comparator, Direction, Entity, Test, Value};
 use crate::gate::{self, Gate};
@@ -544,7 +544,7 @@ struct Entry {
     admitted: Option<gate::Admitted>,
 }
 
-async fn model(db: &mut SqliteConnection, name: &str) -> Result<RegisteredModel, TrackError> {
+async fn model(db: &mut AnyConnection, name: &str) -> Result<RegisteredModel, TrackError> {
     let row =
         sqlx::query("SELECT * FROM registered_models WHERE name = $1").bind(name).fetch_optional(&mut *db).await?;
     let row = row.ok_or_else(|| no_model(name))?;
@@ -578,7 +578,7 @@ async fn model(db: &mut SqliteConnection, name: &str) -> Result<RegisteredModel,
     })
 }
 
-async fn version(db: &mut SqliteConnection, name: &str, number: i64) -> Result<ModelVersion, TrackError> {
+async fn version(db: &mut AnyConnection, name: &str, number: i64) -> Result<ModelVersion, TrackError> {
     let row = sqlx::query("SELECT * FROM model_versions WHERE name = $1 AND version = $2")
         .bind(name)
         .bind(number)
@@ -618,7 +618,7 @@ async fn version(db: &mut SqliteConnection, name: &str, number: i64) -> Result<M
     })
 }
 
-async fn aliased(db: &mut SqliteConnection, name: &str, alias: &str) -> Result<Option<i64>, TrackError> {
+async fn aliased(db: &mut AnyConnection, name: &str, alias: &str) -> Result<Option<i64>, TrackError> {
     Ok(sqlx::query_scalar("SELECT version FROM registered_model_aliases WHERE name = $1 AND alias = $2")
         .bind(name)
         .bind(alias)
@@ -631,7 +631,7 @@ async fn aliased(db: &mut SqliteConnection, name: &str, alias: &str) -> Result<O
 /// A rollback returns to what was admitted once: an acceptance that has expired since must not block the way back. So the
 /// gate is asked about the moment of that promotion. Versions deleted since are passed over.
 async fn previous(
-    db: &mut SqliteConnection,
+    db: &mut AnyConnection,
     name: &str,
     alias: &str,
     current: Option<i64>,
@@ -683,7 +683,7 @@ fn targets(trail: &[(String, Option<i64>, i64)]) -> Vec<(Option<i64>, i64)> {
     stack
 }
 
-async fn put_alias(tx: &mut SqliteConnection, name: &str, alias: &str, to: Option<i64>) -> Result<(), TrackError> {
+async fn put_alias(tx: &mut AnyConnection, name: &str, alias: &str, to: Option<i64>) -> Result<(), TrackError> {
     let query = match to {
         Some(number) => sqlx::query(
             "INSERT INTO registered_model_aliases (name, alias, version) VALUES ($1, $2, $3)
@@ -701,7 +701,7 @@ async fn put_alias(tx: &mut SqliteConnection, name: &str, alias: &str, to: Optio
 }
 
 async fn record(
-    tx: &mut SqliteConnection,
+    tx: &mut AnyConnection,
     model: &str,
     alias: &str,
     entry: Entry,
@@ -756,13 +756,13 @@ fn canonical_stage(stage: &str) -> Result<&'static str, TrackError> {
     })
 }
 
-async fn exists(db: &mut SqliteConnection, name: &str) -> Result<(), TrackError> {
+async fn exists(db: &mut AnyConnection, name: &str) -> Result<(), TrackError> {
     let found: Option<(i64,)> =
         sqlx::query_as("SELECT 1 FROM registered_models WHERE name = $1").bind(name).fetch_optional(db).await?;
     found.map(|_| ()).ok_or_else(|| no_model(name))
 }
 
-async fn touch(tx: &mut SqliteConnection, name: &str, now: Millis) -> Result<(), TrackError> {
+async fn touch(tx: &mut AnyConnection, name: &str, now: Millis) -> Result<(), TrackError> {
     required("name", name)?;
     let changed = sqlx::query("UPDATE registered_models SET last_updated_timestamp = $1 WHERE name = $2")
         .bind(now.0)
@@ -772,7 +772,7 @@ async fn touch(tx: &mut SqliteConnection, name: &str, now: Millis) -> Result<(),
     if changed.rows_affected() == 0 { Err(no_model(name)) } else { Ok(()) }
 }
 
-async fn touch_version(tx: &mut SqliteConnection, name: &str, number: i64, now: Millis) -> Result<(), TrackError> {
+async fn touch_version(tx: &mut AnyConnection, name: &str, number: i64, now: Millis) -> Result<(), TrackError> {
     touch(tx, name, now).await?;
     let changed = sqlx::query("UPDATE model_versions SET last_updated_timestamp = $1 WHERE name = $2 AND version = $3")
         .bind(now.0)
@@ -783,7 +783,7 @@ async fn touch_version(tx: &mut SqliteConnection, name: &str, number: i64, now: 
     if changed.rows_affected() == 0 { Err(no_version(name, number)) } else { Ok(()) }
 }
 
-async fn put_model_tag(tx: &mut SqliteConnection, name: &str, tag: &Pair) -> Result<(), TrackError> {
+async fn put_model_tag(tx: &mut AnyConnection, name: &str, tag: &Pair) -> Result<(), TrackError> {
     check_tag(tag)?;
     sqlx::query(
         "INSERT INTO registered_model_tags (name, key, value) VALUES ($1, $2, $3)
@@ -797,7 +797,7 @@ async fn put_model_tag(tx: &mut SqliteConnection, name: &str, tag: &Pair) -> Res
     Ok(())
 }
 
-async fn put_version_tag(tx: &mut SqliteConnection, name: &str, number: i64, tag: &Pair) -> Result<(), TrackError> {
+async fn put_version_tag(tx: &mut AnyConnection, name: &str, number: i64, tag: &Pair) -> Result<(), TrackError> {
     check_tag(tag)?;
     sqlx::query(
         "INSERT INTO model_version_tags (name, version, key, value) VALUES ($1, $2, $3, $4)
@@ -819,7 +819,7 @@ fn check_tag(tag: &Pair) -> Result<(), TrackError> {
 }
 
 /// The filter clause that MLflow's client adds by itself, which must also match models without the tag.
-fn push_prompt_rule(query: &mut QueryBuilder<Sqlite>, clauses: &[Clause]) {
+fn push_prompt_rule(query: &mut QueryBuilder, clauses: &[Clause]) {
     let asks_for_prompts = clauses.iter().any(|clause| {
         clause.key.name == IS_PROMPT
             && matches!(&clause.test, Test::Compare(comparator, Value::Text(value))
@@ -845,7 +845,7 @@ fn version_column(name: &str) -> Option<(&'static str, bool)> {
     })
 }
 
-fn push_version_clause(query: &mut QueryBuilder<Sqlite>, clause: &Clause) -> Result<(), TrackError> {
+fn push_version_clause(query: &mut QueryBuilder, clause: &Clause) -> Result<(), TrackError> {
     let key = &clause.key.name;
     match clause.key.entity {
         Entity::Attribute => {

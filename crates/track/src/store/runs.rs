@@ -1,10 +1,10 @@
 use std::collections::HashMap;
 
-use sqlx::{QueryBuilder, Row as _, Sqlite, SqliteConnection};
+use sqlx::{AnyConnection, Row as _};
 
 use super::experiments::active_experiment;
 use super::search::{Page, View, page_bounds, page_of};
-use super::{Millis, Store, required};
+use super::{Millis, QueryBuilder, Store, required};
 use crate::TrackError;
 use crate::limits;
 use crate::wire::{ExperimentId, Float, Metric, Pair, Run, RunData, RunInfo};
@@ -95,7 +95,7 @@ impl Store {
     pub async fn runs(&self, run_ids: &[String]) -> Result<Vec<Run>, TrackError> {
         let mut found = HashMap::with_capacity(run_ids.len());
         for ids in run_ids.chunks(IDS_PER_QUERY) {
-            let mut query = among("SELECT * FROM runs WHERE run_id IN (", ids, ")");
+            let query = among("SELECT * FROM runs WHERE run_id IN (", ids, ")");
             for row in query.build().fetch_all(&self.reads).await? {
                 let info = info_of(&row)?;
                 let id = info.run_id.clone();
@@ -110,19 +110,19 @@ impl Store {
     }
 
     async fn read_data(&self, ids: &[String], runs: &mut HashMap<String, Run>) -> Result<(), TrackError> {
-        let mut query = among("SELECT * FROM latest_metrics WHERE run_id IN (", ids, ") ORDER BY run_id, key");
+        let query = among("SELECT * FROM latest_metrics WHERE run_id IN (", ids, ") ORDER BY run_id, key");
         for row in query.build().fetch_all(&self.reads).await? {
             if let Some(run) = runs.get_mut(row.try_get::<&str, _>("run_id")?) {
                 run.data.metrics.push(metric_of(&row)?);
             }
         }
-        let mut query = among("SELECT run_id, key, value FROM params WHERE run_id IN (", ids, ") ORDER BY run_id, key");
+        let query = among("SELECT run_id, key, value FROM params WHERE run_id IN (", ids, ") ORDER BY run_id, key");
         for (id, key, value) in query.build_query_as::<(String, String, String)>().fetch_all(&self.reads).await? {
             if let Some(run) = runs.get_mut(&id) {
                 run.data.params.push(Pair { key, value });
             }
         }
-        let mut query = among("SELECT run_id, key, value FROM tags WHERE run_id IN (", ids, ") ORDER BY run_id, key");
+        let query = among("SELECT run_id, key, value FROM tags WHERE run_id IN (", ids, ") ORDER BY run_id, key");
         for (id, key, value) in query.build_query_as::<(String, String, String)>().fetch_all(&self.reads).await? {
             if let Some(run) = runs.get_mut(&id) {
                 run.data.tags.push(Pair { key, value });
@@ -231,7 +231,7 @@ impl Store {
 }
 
 /// The experiment of a run that can be written to.
-pub(super) async fn active_run(tx: &mut SqliteConnection, run_id: &str) -> Result<ExperimentId, TrackError> {
+pub(super) async fn active_run(tx: &mut AnyConnection, run_id: &str) -> Result<ExperimentId, TrackError> {
     required("run_id", run_id)?;
     let row: Option<(ExperimentId, String)> =
         sqlx::query_as("SELECT experiment_id, lifecycle_stage FROM runs WHERE run_id = $1")
@@ -252,17 +252,13 @@ pub(super) fn no_run(run_id: &str) -> TrackError {
 }
 
 /// A statement over a list of ids.
-pub(super) fn among(head: &'static str, ids: &[String], tail: &'static str) -> QueryBuilder<Sqlite> {
+pub(super) fn among(head: &'static str, ids: &[String], tail: &'static str) -> QueryBuilder {
     let mut query = QueryBuilder::new(head);
-    let mut list = query.separated(", ");
-    for id in ids {
-        list.push_bind(id.clone());
-    }
-    query.push(tail);
+    query.push_binds(ids.iter().map(String::as_str)).push(tail);
     query
 }
 
-pub(super) fn metric_of(row: &sqlx::sqlite::SqliteRow) -> Result<Metric, sqlx::Error> {
+pub(super) fn metric_of(row: &sqlx::any::AnyRow) -> Result<Metric, sqlx::Error> {
     let is_nan: i64 = row.try_get("is_nan")?;
     Ok(Metric {
         key: row.try_get("key")?,
@@ -276,7 +272,7 @@ pub(super) fn metric_of(row: &sqlx::sqlite::SqliteRow) -> Result<Metric, sqlx::E
     })
 }
 
-fn info_of(row: &sqlx::sqlite::SqliteRow) -> Result<RunInfo, sqlx::Error> {
+fn info_of(row: &sqlx::any::AnyRow) -> Result<RunInfo, sqlx::Error> {
     let run_id: String = row.try_get("run_id")?;
     Ok(RunInfo {
         run_uuid: run_id.clone(),
@@ -320,7 +316,7 @@ fn check(batch: &Batch) -> Result<(), TrackError> {
     Ok(())
 }
 
-async fn put_param(tx: &mut SqliteConnection, run_id: &str, param: &Pair) -> Result<(), TrackError> {
+async fn put_param(tx: &mut AnyConnection, run_id: &str, param: &Pair) -> Result<(), TrackError> {
     let kept: (String,) = sqlx::query_as(
         "INSERT INTO params (run_id, key, value) VALUES ($1, $2, $3)
          ON CONFLICT (run_id, key) DO UPDATE SET value = params.value RETURNING value",
@@ -341,7 +337,7 @@ async fn put_param(tx: &mut SqliteConnection, run_id: &str, param: &Pair) -> Res
 }
 
 async fn put_metric(
-    tx: &mut SqliteConnection,
+    tx: &mut AnyConnection,
     run_id: &str,
     experiment_id: ExperimentId,
     metric: &Metric,
@@ -383,7 +379,7 @@ async fn put_metric(
     Ok(())
 }
 
-async fn put_tag(tx: &mut SqliteConnection, run_id: &str, tag: &Pair) -> Result<(), TrackError> {
+async fn put_tag(tx: &mut AnyConnection, run_id: &str, tag: &Pair) -> Result<(), TrackError> {
     limits::key("key", &tag.key)?;
     limits::length("value", &tag.value, limits::MAX_TAG_VALUE)?;
     sqlx::query(

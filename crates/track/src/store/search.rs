@@ -1,10 +1,10 @@
-use sqlx::{QueryBuilder, Sqlite};
-
-use super::Store;
+use super::{QueryBuilder, Store};
 use crate::TrackError;
 use crate::filter::{self, Clause, Comparator, Direction, Entity, Order, Test, Value};
 use crate::limits;
 use crate::wire::{ExperimentId, Run};
+
+const ESCAPE: &str = r" ESCAPE '\'";
 
 /// Which lifecycle stages are shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -116,19 +116,16 @@ pub(super) fn page_of<T>(mut items: Vec<T>, limit: i64, offset: i64) -> Page<T> 
 }
 
 /// `column` tested as text.
-pub(super) fn compare_text(
-    query: &mut QueryBuilder<Sqlite>,
-    column: &'static str,
-    clause: &Clause,
-) -> Result<(), TrackError> {
+pub(super) fn compare_text(query: &mut QueryBuilder, column: &'static str, clause: &Clause) -> Result<(), TrackError> {
     match &clause.test {
         Test::Compare(Comparator::Ilike, Value::Text(value)) => {
-            query.push("LOWER(").push(column).push(") LIKE LOWER(").push_bind(value.clone()).push(")");
+            query.push("LOWER(").push(column).push(") LIKE ");
+            query.push_bind(literal_backslashes(&value.to_ascii_lowercase())).push(ESCAPE);
         }
-        Test::Compare(
-            comparator @ (Comparator::Equal | Comparator::NotEqual | Comparator::Like),
-            Value::Text(value),
-        ) => {
+        Test::Compare(Comparator::Like, Value::Text(value)) => {
+            query.push(column).push(" LIKE ").push_bind(literal_backslashes(value)).push(ESCAPE);
+        }
+        Test::Compare(comparator @ (Comparator::Equal | Comparator::NotEqual), Value::Text(value)) => {
             query.push(column).push(comparator.sql()).push_bind(value.clone());
         }
         Test::Compare(_, Value::Number(_)) => {
@@ -145,15 +142,24 @@ pub(super) fn compare_text(
         }
         Test::In(values) => push_list(query, column, " IN (", values),
         Test::NotIn(values) => push_list(query, column, " NOT IN (", values),
-        Test::IsNull => drop(query.push(column).push(" IS NULL")),
-        Test::IsNotNull => drop(query.push(column).push(" IS NOT NULL")),
+        Test::IsNull => {
+            query.push(column).push(" IS NULL");
+        }
+        Test::IsNotNull => {
+            query.push(column).push(" IS NOT NULL");
+        }
     }
     Ok(())
 }
 
+/// A pattern in which a backslash means itself, as it does in SQLite but not in PostgreSQL.
+fn literal_backslashes(pattern: &str) -> String {
+    pattern.replace('\\', r"\\")
+}
+
 /// `column` tested as a number.
 pub(super) fn compare_number(
-    query: &mut QueryBuilder<Sqlite>,
+    query: &mut QueryBuilder,
     column: &'static str,
     clause: &Clause,
 ) -> Result<(), TrackError> {
@@ -183,13 +189,8 @@ pub(super) fn compare_number(
     }
 }
 
-fn push_list(query: &mut QueryBuilder<Sqlite>, column: &'static str, operator: &'static str, values: &[String]) {
-    query.push(column).push(operator);
-    let mut list = query.separated(", ");
-    for value in values {
-        list.push_bind(value.clone());
-    }
-    query.push(")");
+fn push_list(query: &mut QueryBuilder, column: &'static str, operator: &'static str, values: &[String]) {
+    query.push(column).push(operator).push_binds(values.iter().map(String::as_str)).push(")");
 }
 
 /// Column of an attribute of a run, and whether it is text.
@@ -213,7 +214,7 @@ fn invalid_attribute(name: &str) -> TrackError {
     ))
 }
 
-fn push_run_clause(query: &mut QueryBuilder<Sqlite>, clause: &Clause) -> Result<(), TrackError> {
+fn push_run_clause(query: &mut QueryBuilder, clause: &Clause) -> Result<(), TrackError> {
     let name = &clause.key.name;
     let from = match clause.key.entity {
         Entity::Attribute => {
@@ -251,18 +252,13 @@ fn push_run_clause(query: &mut QueryBuilder<Sqlite>, clause: &Clause) -> Result<
     Ok(())
 }
 
-/// The table an order key lives in, joined as `o0`, `o1`, ….
 /// `($1, $2, …)`
-pub(super) fn push_ids(query: &mut QueryBuilder<Sqlite>, ids: &[ExperimentId]) {
-    query.push("(");
-    let mut list = query.separated(", ");
-    for id in ids {
-        list.push_bind(*id);
-    }
-    query.push(")");
+pub(super) fn push_ids(query: &mut QueryBuilder, ids: &[ExperimentId]) {
+    query.push("(").push_binds(ids.iter().copied()).push(")");
 }
 
-fn push_order_join(query: &mut QueryBuilder<Sqlite>, n: usize, order: &Order) {
+/// The table an order key lives in, joined as `o0`, `o1`, ….
+fn push_order_join(query: &mut QueryBuilder, n: usize, order: &Order) {
     let table = match order.key.entity {
         Entity::Metric => "latest_metrics",
         Entity::Param => "params",
@@ -274,7 +270,7 @@ fn push_order_join(query: &mut QueryBuilder<Sqlite>, n: usize, order: &Order) {
 }
 
 /// Runs that lack the key come last in either direction, NaN just before them.
-fn push_order(query: &mut QueryBuilder<Sqlite>, n: usize, order: &Order) -> Result<(), TrackError> {
+fn push_order(query: &mut QueryBuilder, n: usize, order: &Order) -> Result<(), TrackError> {
     let direction = if order.direction == Direction::Ascending { " ASC, " } else { " DESC, " };
     match order.key.entity {
         Entity::Attribute => {

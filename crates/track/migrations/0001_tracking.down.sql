@@ -1,0 +1,14 @@
+DROP TABLE run_models;
+DROP TABLE logged_model_metrics;
+DROP TABLE logged_model_tags;
+DROP TABLE logged_model_params;
+DROP TABLE logged_models;
+DROP TABLE run_datasets;
+DROP TABLE datasets;
+DROP TABLE latest_metrics;
+DROP TABLE metrics;
+DROP TABLE tags;
+DROP TABLE params;
+DROP TABLE runs;
+DROP TABLE experiment_tags;
+DROP TABLE experiments;

@@ -1,0 +1,155 @@
+//! Where the tables are: a SQLite file or a PostgreSQL database, spoken to with the same queries.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use sqlx::any::{AnyConnectOptions, AnyPoolOptions};
+use sqlx::postgres::PgConnectOptions;
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{AnyPool, ConnectOptions as _};
+
+use crate::TrackError;
+
+/// How long a writer waits for another process's transaction.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a start waits for a connection before it says that the database does not answer.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Where the tracking tables are. Displayed without a password.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Database {
+    /// A file; any number of processes of one machine may share it.
+    Sqlite(PathBuf),
+    /// `postgres://user:password@host:port/name?sslmode=verify-full`; any number of servers may share it.
+    Postgres(String),
+}
+
+impl Database {
+    /// What begins a transaction that will write.
+    ///
+    /// It holds the only write lock from the start, on either database: a rule that reads first and writes later never
+    /// finds the tables changed under it, whichever process wrote.
+    pub(super) fn begin_write(&self) -> &'static str {
+        match self {
+            Self::Sqlite(_) => "BEGIN IMMEDIATE",
+            // The number is ours alone: the ASCII codes of `hroad`.
+            Self::Postgres(_) => "BEGIN; SELECT pg_advisory_xact_lock(448345170276)",
+        }
+    }
+
+    /// A pool of at most `n_connections`, each with this database's settings.
+    pub(super) async fn pool(&self, n_connections: u32) -> Result<AnyPool, TrackError> {
+        let connected = async {
+            let options = self.options()?;
+            let settings = self.settings();
+            let pool = AnyPoolOptions::new().max_connections(n_connections).acquire_timeout(BUSY_TIMEOUT);
+            let pool = pool.after_connect(move |connection, _| {
+                Box::pin(async move { sqlx::raw_sql(settings).execute(connection).await.map(drop) })
+            });
+            tokio::time::timeout(CONNECT_TIMEOUT, pool.connect_with(options))
+                .await
+                .map_err(|_| sqlx::Error::PoolTimedOut)?
+        };
+        connected.await.map_err(|source| TrackError::Open { database: self.clone(), source })
+    }
+
+    fn options(&self) -> Result<AnyConnectOptions, sqlx::Error> {
+        sqlx::any::install_default_drivers();
+        match self {
+            Self::Sqlite(path) => {
+                let path = std::path::absolute(path)?;
+                let options = SqliteConnectOptions::new().filename(path).create_if_missing(true);
+                AnyConnectOptions::from_url(&options.to_url_lossy())
+            }
+            Self::Postgres(url) => url.parse(),
+        }
+    }
+
+    fn settings(&self) -> &'static str {
+        match self {
+            // FULL: what was answered with success survives a power cut, not only the end of the process.
+            Self::Sqlite(_) => {
+                const { assert!(BUSY_TIMEOUT.as_millis() == 30_000) };
+                "PRAGMA busy_timeout = 30000; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;
+                 PRAGMA foreign_keys = ON; PRAGMA case_sensitive_like = ON;"
+            }
+            Self::Postgres(_) => "SET lock_timeout = '30s'; SET standard_conforming_strings = on;",
+        }
+    }
+}
+
+impl From<&Path> for Database {
+    fn from(path: &Path) -> Self {
+        Self::Sqlite(path.to_owned())
+    }
+}
+
+impl FromStr for Database {
+    type Err = TrackError;
+
+    /// A URL of PostgreSQL, `sqlite:PATH`, or a bare path.
+    fn from_str(text: &str) -> Result<Self, TrackError> {
+        let path = match text.split_once(':') {
+            Some(("postgres" | "postgresql", _)) => return Ok(Self::Postgres(text.to_owned())),
+            Some(("sqlite", path)) => path.strip_prefix("//").unwrap_or(path),
+            Some((scheme, rest)) if rest.starts_with("//") => {
+                return Err(TrackError::Invalid(format!(
+                    "databases of the kind `{scheme}` are not supported; use `postgres://…` or the path of a SQLite file"
+                )));
+            }
+            _ => text,
+        };
+        if path.is_empty() {
+            return Err(TrackError::Invalid("the path of the database is empty".into()));
+        }
+        Ok(Self::Sqlite(path.into()))
+    }
+}
+
+impl fmt::Display for Database {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Sqlite(path) => path.display().fmt(f),
+            Self::Postgres(url) => match url.parse::<PgConnectOptions>() {
+                Ok(at) => {
+                    let name = at.get_database().unwrap_or_default();
+                    write!(f, "postgres://{}:{}/{name}", at.get_host(), at.get_port())
+                }
+                Err(_) => f.write_str("postgres://…"),
+            },
+        }
+    }
+}
+
+impl fmt::Debug for Database {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_database_is_named_by_a_url_or_a_path() {
+        let sqlite = |path: &str| Database::Sqlite(path.into());
+        assert_eq!("runs.db".parse::<Database>().unwrap(), sqlite("runs.db"));
+        assert_eq!("sqlite:runs.db".parse::<Database>().unwrap(), sqlite("runs.db"));
+        assert_eq!("sqlite:///data/runs.db".parse::<Database>().unwrap(), sqlite("/data/runs.db"));
+        assert!(matches!("postgresql://db/x".parse::<Database>().unwrap(), Database::Postgres(_)));
+        assert!("mysql://db/x".parse::<Database>().unwrap_err().to_string().contains("`mysql`"));
+        assert!("".parse::<Database>().is_err());
+    }
+
+    #[test]
+    fn a_password_is_never_shown() {
+        let database: Database = "postgres://anna:s3cret@db.example:5433/runs".parse().unwrap();
+        assert_eq!(
+            format!("{database} {database:?}"),
+            "postgres://db.example:5433/runs postgres://db.example:5433/runs"
+        );
+    }
+}
