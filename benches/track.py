@@ -1,18 +1,22 @@
-"""The tracking server beside MLflow's own: start to first answer, memory, and what the `mlflow` client waits.
+"""The tracking server beside MLflow's own: start to first answer, idle memory, what each request takes, what the `mlflow`
+client waits, and how many metric points a second eight writers get acknowledged.
 
-Both keep SQLite and files in an empty directory, start anew in each round and take turns; the client is the same `mlflow`
-package in this process. `make bench` runs this.
+Both keep SQLite and files in an empty directory, start anew in each round and take turns; the clients are the same, in this
+process and on the server's own cores. `make bench` runs this.
 """
 
 from __future__ import annotations
 
 import argparse
+import http.client
+import json
 import os
 import socket
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 from pathlib import Path
@@ -23,7 +27,14 @@ import report
 
 ROOT = Path(__file__).resolve().parent.parent
 HIGHROAD = Path(os.environ.get("HIGHROAD_BIN", ROOT / "target" / "release" / "highroad"))
-N_STEPS = 200
+N_STEPS = 100
+N_RUNS = 300
+N_WRITERS = 8
+N_BATCHES = 150
+METRICS = [f"metric_{n}" for n in range(10)]
+# Points of one `log-batch`, as many as MLflow takes.
+BATCH = 1000
+WRITE_FOR_S = 5
 SERVERS = {
     "highroad track": lambda port, home: [HIGHROAD, "track", "--listen", f"127.0.0.1:{port}", "--home", home],
     "mlflow server": lambda port, home: [
@@ -31,11 +42,15 @@ SERVERS = {
         *("--backend-store-uri", f"sqlite:///{home}/mlflow.db", "--artifacts-destination", f"{home}/artifacts"),
     ],
 }  # fmt: skip
-COLUMNS = {
-    "start_s": "start to first answer, s",
-    "memory_mb": "memory, MB",
-    "log_ms": "one `log_metrics`, ms",
-    "search_ms": "`search_runs`, ms",
+ROWS = {
+    "start_ms": "start to first answer, ms",
+    "memory_mb": "memory, idle, MB",
+    "create_run_ms": "`runs/create`, ms",
+    "log_metric_ms": "`runs/log-metric`, ms",
+    "log_batch_ms": "`runs/log-batch` of 1000 metrics, ms",
+    "search_ms": "`runs/search`, 100 of 300 runs, ms",
+    "client_ms": "`mlflow.log_metrics` of 2, ms",
+    "points_per_s": "points/s, 8 writers of 1000 each",
 }
 
 
@@ -48,13 +63,15 @@ def main() -> None:
         for name in SERVERS if n % 2 == 0 else reversed(SERVERS):
             found[name].append(measure(SERVERS[name]))
         print(f"round {n + 1} of {options.rounds}", file=sys.stderr)
-    rows = []
-    for name, rounds in found.items():
-        medians = [statistics.median(each[key] for each in rounds) for key in COLUMNS]
-        rows.append([f"`{name}`", *(f"{value:.2g}" if value < 10 else f"{value:.0f}" for value in medians)])
-    text = report.markdown(["server", *COLUMNS.values()], rows)
+    median = {name: {key: statistics.median(each[key] for each in rounds) for key in ROWS} for name, rounds in found.items()}
+    rows = [[label, *(number(median[name][key]) for name in SERVERS)] for key, label in ROWS.items()]
+    text = report.markdown(["", *(f"`{name}`" for name in SERVERS)], rows)
     print(text)
     report.write("track.py", text)
+
+
+def number(value) -> str:
+    return f"{value:.2g}" if value < 10 else f"{value:,.0f}"
 
 
 def measure(command) -> dict[str, float]:
@@ -68,10 +85,8 @@ def measure(command) -> dict[str, float]:
         try:
             address = f"http://127.0.0.1:{port}"
             wait_for(f"{address}/health", server)
-            result = {"start_s": time.monotonic() - started}
-            result |= use(address)
-            result["memory_mb"] = memory_mb(server.pid)
-            return result
+            result = {"start_ms": (time.monotonic() - started) * 1e3, "memory_mb": memory_mb(server.pid)}
+            return result | ask(port) | log_with_mlflow(address) | write_at_once(port)
         finally:
             for child in psutil.Process(server.pid).children(recursive=True):
                 child.terminate()
@@ -90,21 +105,93 @@ def wait_for(url, server) -> None:
     raise SystemExit(f"error: `{server.args[0]}` does not answer")
 
 
-def use(address) -> dict[str, float]:
-    mlflow.set_tracking_uri(address)
-    mlflow.set_experiment("bench")
-    waits = []
-    with mlflow.start_run():
-        for step in range(N_STEPS):
-            begun = time.perf_counter()
-            mlflow.log_metrics({"loss": 1 / (1 + step), "accuracy": step / N_STEPS}, step=step)
-            waits.append((time.perf_counter() - begun) * 1e3)
-    searches = []
-    for _ in range(20):
+class Client:
+    """One kept connection, as MLflow's own client has."""
+
+    def __init__(self, port) -> None:
+        self.connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+
+    def post(self, path, body) -> dict:
+        body = body if isinstance(body, bytes) else json.dumps(body).encode()
+        self.connection.request("POST", f"/api/2.0/mlflow/{path}", body, {"Content-Type": "application/json"})
+        reply = self.connection.getresponse()
+        text = reply.read()
+        if reply.status != 200:
+            raise SystemExit(f"error: {path} answers {reply.status}: {text[:500]}")
+        return json.loads(text)
+
+    def run(self, experiment_id) -> str:
+        body = {"experiment_id": experiment_id, "start_time": 1_795_428_000_000}
+        return self.post("runs/create", body)["run"]["info"]["run_id"]
+
+
+def batch(run_id, n) -> bytes:
+    """The n-th thousand points of a run: ten metrics, a hundred steps."""
+    steps = range(n * BATCH // len(METRICS), (n + 1) * BATCH // len(METRICS))
+    points = [
+        {"key": key, "value": 1 / (1 + step), "timestamp": 1_795_428_000_000 + step, "step": step}
+        for step in steps
+        for key in METRICS
+    ]
+    return json.dumps({"run_id": run_id, "metrics": points}).encode()
+
+
+def ask(port) -> dict[str, float]:
+    client = Client(port)
+    experiment_id = client.post("experiments/create", {"name": "requests"})["experiment_id"]
+    created, runs = timed(lambda _: client.run(experiment_id), range(N_RUNS))
+    for run_id in runs:
+        metrics = [{"key": key, "value": 0.5, "timestamp": 1, "step": 1} for key in METRICS]
+        params = [{"key": f"param_{n}", "value": str(n)} for n in range(5)]
+        client.post("runs/log-batch", {"run_id": run_id, "metrics": metrics, "params": params})
+    search = {"experiment_ids": [experiment_id], "filter": "metrics.metric_0 < 0.9", "max_results": 100}
+    searched, _ = timed(lambda _: client.post("runs/search", search), range(20))
+    metric = {"run_id": runs[0], "key": "loss", "value": 0.5, "timestamp": 1}
+    logged, _ = timed(lambda step: client.post("runs/log-metric", metric | {"step": step}), range(N_STEPS))
+    bodies = [batch(runs[1], n) for n in range(1, 31)]
+    batched, _ = timed(lambda body: client.post("runs/log-batch", body), bodies)
+    return {"create_run_ms": created, "search_ms": searched, "log_metric_ms": logged, "log_batch_ms": batched}
+
+
+def timed(action, arguments) -> tuple[float, list]:
+    """Median milliseconds and what came back."""
+    waits, results = [], []
+    for argument in arguments:
         begun = time.perf_counter()
-        mlflow.search_runs(experiment_names=["bench"], filter_string="metrics.loss < 0.5", output_format="list")
-        searches.append((time.perf_counter() - begun) * 1e3)
-    return {"log_ms": statistics.median(waits), "search_ms": statistics.median(searches)}
+        results.append(action(argument))
+        waits.append((time.perf_counter() - begun) * 1e3)
+    return statistics.median(waits), results
+
+
+def log_with_mlflow(address) -> dict[str, float]:
+    mlflow.set_tracking_uri(address)
+    mlflow.set_experiment("client")
+    with mlflow.start_run():
+        log = lambda step: mlflow.log_metrics({"loss": 1 / (1 + step), "accuracy": step / N_STEPS}, step=step)  # noqa: E731
+        return {"client_ms": timed(log, range(N_STEPS))[0]}
+
+
+def write_at_once(port) -> dict[str, float]:
+    clients = [Client(port) for _ in range(N_WRITERS)]
+    runs = [client.run("0") for client in clients]
+    work = [[batch(run_id, n) for n in range(N_BATCHES)] for run_id in runs]
+    acknowledged = [0] * N_WRITERS
+    deadline = time.monotonic() + WRITE_FOR_S
+
+    def write(n) -> None:
+        for body in work[n]:
+            clients[n].post("runs/log-batch", body)
+            acknowledged[n] += BATCH
+            if time.monotonic() > deadline:
+                return
+
+    begun = time.monotonic()
+    threads = [threading.Thread(target=write, args=[n]) for n in range(N_WRITERS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return {"points_per_s": sum(acknowledged) / (time.monotonic() - begun)}
 
 
 def memory_mb(pid) -> float:

@@ -5,11 +5,13 @@
 
 use sqlx::{Any, AnyPool, Transaction};
 
+use self::ingest::Ingest;
 use self::query::QueryBuilder;
 use crate::TrackError;
 
 mod database;
 mod experiments;
+mod ingest;
 mod inputs;
 mod logged_models;
 mod migrations;
@@ -45,6 +47,7 @@ impl Millis {
 pub struct Store {
     database: Database,
     reads: AnyPool,
+    ingest: Ingest,
     // There is one writer at a time. One connection queues writers here, in order, rather than in SQLite's busy loop or
     // at PostgreSQL's lock; those are left for other processes.
     writes: AnyPool,
@@ -56,7 +59,8 @@ impl Store {
         let writes = database.pool(1).await?;
         migrations::move_to(&database, &writes, Schema::Newest).await?;
         let reads = database.pool(N_READERS).await?;
-        Ok(Self { database, reads, writes })
+        let ingest = Ingest::start(database.clone(), writes.clone());
+        Ok(Self { database, reads, ingest, writes })
     }
 
     /// Closes every connection, which folds SQLite's write-ahead log into the file.

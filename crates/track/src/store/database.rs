@@ -8,7 +8,7 @@ use std::time::Duration;
 use sqlx::any::{AnyConnectOptions, AnyPoolOptions};
 use sqlx::postgres::PgConnectOptions;
 use sqlx::sqlite::SqliteConnectOptions;
-use sqlx::{AnyPool, ConnectOptions as _};
+use sqlx::{AnyPool, ConnectOptions as _, Connection as _};
 
 use crate::TrackError;
 
@@ -43,6 +43,10 @@ impl Database {
     pub(super) async fn pool(&self, n_connections: u32) -> Result<AnyPool, TrackError> {
         let connected = async {
             let options = self.options()?;
+            if let Self::Postgres(_) = self {
+                // A pool would try again without a word; one connection tells what is wrong.
+                options.connect().await?.close().await?;
+            }
             let settings = self.settings();
             let pool = AnyPoolOptions::new().max_connections(n_connections).acquire_timeout(BUSY_TIMEOUT);
             let pool = pool.after_connect(move |connection, _| {
@@ -73,7 +77,7 @@ impl Database {
             Self::Sqlite(_) => {
                 const { assert!(BUSY_TIMEOUT.as_millis() == 30_000) };
                 "PRAGMA busy_timeout = 30000; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;
-                 PRAGMA foreign_keys = ON; PRAGMA case_sensitive_like = ON;"
+                 PRAGMA foreign_keys = ON; PRAGMA case_sensitive_like = ON; PRAGMA wal_autocheckpoint = 4000;"
             }
             Self::Postgres(_) => "SET lock_timeout = '30s'; SET standard_conforming_strings = on;",
         }
@@ -142,6 +146,15 @@ mod tests {
         assert!(matches!("postgresql://db/x".parse::<Database>().unwrap(), Database::Postgres(_)));
         assert!("mysql://db/x".parse::<Database>().unwrap_err().to_string().contains("`mysql`"));
         assert!("".parse::<Database>().is_err());
+    }
+
+    #[tokio::test]
+    async fn a_commit_waits_for_the_disk() {
+        let home = tempfile::tempdir().unwrap();
+        let pool = Database::Sqlite(home.path().join("track.db")).pool(1).await.unwrap();
+        let synchronous: i64 = sqlx::query_scalar("PRAGMA synchronous").fetch_one(&pool).await.unwrap();
+        let journal: String = sqlx::query_scalar("PRAGMA journal_mode").fetch_one(&pool).await.unwrap();
+        assert_eq!((synchronous, journal.as_str()), (2, "wal"));
     }
 
     #[test]
