@@ -10,8 +10,9 @@ PY := .venv/bin/python
 UV := .venv/bin/uv
 DEBUG_BIN := target/debug/highroad
 RELEASE_BIN := target/release/highroad
+DASHBOARD := dashboard/dist/index.html
 
-.PHONY: help quickstart test test-rust test-python fuzz lint bench env env-bench lock clean
+.PHONY: help quickstart test test-rust test-python test-dashboard fuzz lint bench env env-bench dashboard lock clean
 
 help: ## Show what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -19,16 +20,20 @@ help: ## Show what there is
 quickstart: env release-bin python-module-release ## Train, track, package, gate, serve, roll back and replay one real model
 	@HIGHROAD_BIN=$(abspath $(RELEASE_BIN)) $(PY) scripts/quickstart.py $(ARGS)
 
-test: lint test-rust fuzz test-python ## Everything CI runs
+test: lint test-rust test-dashboard fuzz test-python ## Everything CI runs
 
-lint: rust ## Formatting and clippy, warnings denied
+lint: rust $(DASHBOARD) ## Formatting, clippy and TypeScript, warnings denied
+	cd dashboard && npm run --silent check
 	cargo fmt --all --check
 	cargo clippy --workspace --locked -- -D warnings
 	cargo clippy --workspace --all-targets --locked -- -D warnings -A clippy::unwrap_used
 
-test-rust: env nextest tools ## Rust tests and doc tests
+test-rust: env nextest tools $(DASHBOARD) ## Rust tests and doc tests
 	cargo nextest run --workspace --locked
 	cargo test --workspace --locked --doc --quiet
+
+test-dashboard: $(DASHBOARD) ## The dashboard's own unit tests; its pages are tested by pytest
+	cd dashboard && npm test --silent
 
 fuzz: ## Mutate small programs against the reader for a few seconds
 	scripts/fuzz
@@ -43,15 +48,25 @@ bench: env-bench release-bin python-module-release ## Highroad beside its peers,
 
 .PHONY: rust debug-bin release-bin nextest tools
 # The same selection as the tests', so that dependencies have the same features and are not built again.
-debug-bin: rust
+debug-bin: rust $(DASHBOARD)
 	cargo build --locked --workspace --bins --tests
 
 rust:
 	@command -v cargo >/dev/null || { echo "error: cargo is missing: install Rust 1.95 (https://rustup.rs)" >&2; exit 2; }
 
-release-bin: rust
+release-bin: rust $(DASHBOARD)
 	@echo "Building the highroad binary (a few minutes the first time)"
 	cargo build --locked --release --bin highroad
+
+# `cargo build` embeds what is in dashboard/dist; without it the binary has a page that says how to get it.
+dashboard: $(DASHBOARD) ## Build the web pages that the binary embeds
+dashboard/node_modules/.package-lock.json: dashboard/package-lock.json
+	@node -e 'const [a, b] = process.versions.node.split("."); process.exit(a > 20 || (a == 20 && b >= 19) ? 0 : 1)' 2>/dev/null \
+	  || { echo "error: Node 20.19 or newer is missing: install it (https://nodejs.org)" >&2; exit 2; }
+	cd dashboard && npm ci --silent
+	@touch $@
+$(DASHBOARD): dashboard/node_modules/.package-lock.json $(shell git ls-files dashboard)
+	cd dashboard && npm run --silent build
 
 nextest: rust
 	@command -v cargo-nextest >/dev/null || cargo install --locked cargo-nextest
@@ -93,4 +108,4 @@ lock: .venv/.uv ## Resolve requirements/*.in again
 	cd requirements && ../$(UV) pip compile --quiet --no-deps --generate-hashes --no-emit-index-url --python-version 3.11 assets.in -o assets.txt
 
 clean: ## Remove what was built, trained and installed
-	rm -rf target .venv quickstart .highroad
+	rm -rf target .venv quickstart .highroad dashboard/node_modules dashboard/dist/*

@@ -371,7 +371,7 @@ def test_up_serves_what_is_promoted_and_takes_it_back(highroad: Path, tmp_path: 
         version_served(site, "moderation:1")
         site.run("rollback", "moderation", *at)
         page = urllib.request.urlopen(f"{site.url}/", timeout=10)
-        assert page.url.endswith("/ui") and b"moderation" in urllib.request.urlopen(f"{site.url}/ui/models", timeout=10).read()
+        assert page.url.endswith("/ui") and b"moderation" in urllib.request.urlopen(f"{site.url}/ui/api/models", timeout=10).read()
 
 
 def test_a_raw_request_is_one_text(site: Site) -> None:

@@ -36,8 +36,6 @@ pub enum TrackError {
     Newer { database: Database, found: i64, newest: i64 },
     #[error("cannot access `{path}`: {source}")]
     Io { path: PathBuf, source: std::io::Error },
-    #[error("the page cannot be drawn: {0}")]
-    Page(#[from] minijinja::Error),
 }
 
 /// PostgreSQL's code for text that it cannot keep, such as one with a zero byte.

@@ -9,13 +9,13 @@ use std::sync::Arc;
 use axum::Router;
 
 mod api;
+mod dashboard;
 mod error;
 mod files;
 pub mod filter;
 mod gate;
 pub mod limits;
 mod store;
-mod ui;
 pub mod wire;
 
 pub use error::TrackError;
@@ -71,10 +71,10 @@ impl Tracker {
         Ok(Self { store, gate: Gate::new(Arc::clone(&files)), files, clock: setup.clock })
     }
 
-    /// MLflow under `/api` and `/ajax-api`, pages under `/ui`. Has no fallback of its own, so that it merges with others.
+    /// MLflow under `/api` and `/ajax-api`, the dashboard under `/ui`. Has no fallback of its own, so that it merges with others.
     pub fn router(&self) -> Router {
         let api = api::routes(self.clone());
-        Router::new().nest("/api", api.clone()).nest("/ajax-api", api).nest("/ui", ui::routes(self.clone()))
+        Router::new().nest("/api", api.clone()).nest("/ajax-api", api).nest("/ui", dashboard::routes(self.clone()))
     }
 
     /// A whole server: [`Tracker::router`], `/` to the pages, `/health`, `/metrics`, and MLflow's 404 for the rest.

@@ -19,6 +19,7 @@ mod query;
 mod registry;
 mod runs;
 mod search;
+mod views;
 
 pub use database::Database;
 pub use experiments::ExperimentSearch;
@@ -27,6 +28,7 @@ pub use migrations::{Migrated, Schema, migrate};
 pub use registry::{ArchiveOthers, Mover, NewVersion, Target, version_number};
 pub use runs::{Batch, NewRun, RunChange};
 pub use search::{Page, RunSearch, View};
+pub use views::{CellValue, ExperimentSummary, History, KeyInUse, TableRow, TableSearch, Window};
 
 /// Connections that read.
 const N_READERS: u32 = 4;

@@ -79,7 +79,7 @@ async fn serve(listen: &str, places: Places) -> anyhow::Result<ExitCode> {
     let mut stdout = std::io::stdout();
     writeln!(stdout, "{}", bound.url())?;
     stdout.flush()?;
-    eprintln!("tracking in `{database}`; pages at {}/ui", bound.url());
+    eprintln!("tracking in `{database}`; dashboard at {}/ui", bound.url());
     let result = bound.serve(tracker.server(), Shell::default(), stop_signal()).await;
     tracker.close().await;
     result?;

@@ -78,7 +78,7 @@ impl Args {
         // What does not load is told in the log and the status; the registry must stay reachable to repair it.
         let _told = portfolio.load_what_exists().await;
         serving::announce(&url, &portfolio)?;
-        eprintln!("tracking and registry at {url}, pages at {url}/ui");
+        eprintln!("tracking and registry at {url}, dashboard at {url}/ui");
         tokio::select! {
             served = server => served??,
             () = portfolio.follow() => {}

@@ -73,7 +73,7 @@ impl Store {
         let mut query = select();
         query.push(" WHERE experiment_id = ").push_bind(id);
         let found = self.read_experiments(query).await?.pop();
-        found.ok_or_else(|| TrackError::Missing(format!("No Experiment with id={id} exists")))
+        found.ok_or_else(|| no_experiment(id))
     }
 
     /// The experiment of this name, deleted or not.
@@ -206,8 +206,12 @@ pub(super) async fn active_experiment(tx: &mut sqlx::AnyConnection, id: Experime
         Some((_, stage)) => Err(TrackError::Invalid(format!(
             "The experiment {id} must be in the 'active' state. Current state is {stage}."
         ))),
-        None => Err(TrackError::Missing(format!("No Experiment with id={id} exists"))),
+        None => Err(no_experiment(id)),
     }
+}
+
+pub(super) fn no_experiment(id: ExperimentId) -> TrackError {
+    TrackError::Missing(format!("No Experiment with id={id} exists"))
 }
 
 fn select() -> QueryBuilder {

@@ -4,7 +4,7 @@ use crate::filter::{self, Clause, Comparator, Direction, Entity, Order, Test, Va
 use crate::limits;
 use crate::wire::{ExperimentId, Run};
 
-const ESCAPE: &str = r" ESCAPE '\'";
+pub(super) const ESCAPE: &str = r" ESCAPE '\'";
 
 /// Which lifecycle stages are shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -214,7 +214,7 @@ fn invalid_attribute(name: &str) -> TrackError {
     ))
 }
 
-fn push_run_clause(query: &mut QueryBuilder, clause: &Clause) -> Result<(), TrackError> {
+pub(super) fn push_run_clause(query: &mut QueryBuilder, clause: &Clause) -> Result<(), TrackError> {
     let name = &clause.key.name;
     let from = match clause.key.entity {
         Entity::Attribute => {
@@ -258,7 +258,7 @@ pub(super) fn push_ids(query: &mut QueryBuilder, ids: &[ExperimentId]) {
 }
 
 /// The table an order key lives in, joined as `o0`, `o1`, ….
-fn push_order_join(query: &mut QueryBuilder, n: usize, order: &Order) {
+pub(super) fn push_order_join(query: &mut QueryBuilder, n: usize, order: &Order) {
     let table = match order.key.entity {
         Entity::Metric => "latest_metrics",
         Entity::Param => "params",
@@ -270,7 +270,7 @@ fn push_order_join(query: &mut QueryBuilder, n: usize, order: &Order) {
 }
 
 /// Runs that lack the key come last in either direction, NaN just before them.
-fn push_order(query: &mut QueryBuilder, n: usize, order: &Order) -> Result<(), TrackError> {
+pub(super) fn push_order(query: &mut QueryBuilder, n: usize, order: &Order) -> Result<(), TrackError> {
     let direction = if order.direction == Direction::Ascending { " ASC, " } else { " DESC, " };
     match order.key.entity {
         Entity::Attribute => {
