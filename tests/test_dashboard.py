@@ -94,7 +94,8 @@ def log_long(client: MlflowClient, run_id: str) -> None:
     points = [
         Metric("long", 100.0 if step == SPIKE_STEP else 1.0, 1_700_000_000_000 + step, step) for step in range(N_LONG)
     ]
-    for start in range(0, N_LONG, 1000):
+    points += [Metric("stepless", float(n % 7), 1_700_000_000_000 + n * 10, 0) for n in range(N_LONG)]
+    for start in range(0, len(points), 1000):
         client.log_batch(run_id, points[start : start + 1000])
 
 
@@ -155,6 +156,7 @@ def test_experiments_are_found_and_opened(site: Site, open_page: Callable[..., P
     expect(page.locator("tbody tr")).to_have_count(1)
     page.keyboard.press("Enter")
     expect(page.get_by_role("heading", name="tuning")).to_be_visible()
+    expect(page).to_have_title("tuning · Highroad")
     wait_for(lambda: names(page)[:1] == [f"run-{N_RUNS - 1:03}"])
     assert row_count(page) == N_RUNS
     assert len(names(page)) < 60, "only the rows on screen are in the page"
@@ -200,12 +202,13 @@ def test_columns_are_chosen_moved_linked_and_kept(site: Site, open_page: Callabl
         return page.get_by_role("columnheader").all_inner_texts()[6:]
 
     page = open_page(f"/ui/experiments/{site.experiment}")
-    wait_for(lambda: headers() == ["f1", "long", "train/loss", "layers", "lr"])
+    wait_for(lambda: headers() == ["f1", "long", "stepless", "train/loss", "layers", "lr"])
     page.get_by_role("button", name="Columns").click()
     dialog = page.get_by_role("dialog")
     dialog.get_by_label("Find columns").fill("se")
     dialog.get_by_role("checkbox", name="seed").check()
     dialog.get_by_role("button", name="Hide long").click()
+    dialog.get_by_role("button", name="Hide stepless").click()
     dialog.get_by_role("button", name="Move seed up").click()
     page.keyboard.press("Escape")
     wait_for(lambda: headers() == ["f1", "train/loss", "layers", "seed", "lr"])
@@ -220,10 +223,9 @@ def test_columns_are_chosen_moved_linked_and_kept(site: Site, open_page: Callabl
     wait_for(lambda: headers() == wanted)
     link = open_page(f"/ui/experiments/{site.experiment}?cols=params.seed")
     wait_for(lambda: link.get_by_role("columnheader").all_inner_texts()[6:] == ["seed"])
-    asked = []
-    link.on("request", lambda request: asked.append(request.post_data_json) if request.url.endswith("/table") else None)
-    wait_for(lambda: asked)
-    assert asked[0]["columns"] == ["params.seed"], "only what is shown is fetched"
+    with link.expect_request("**/runs/table") as asked:
+        link.get_by_label("Quick search").fill("run")
+    assert asked.value.post_data_json["columns"] == ["params.seed"], "only what is shown is fetched"
 
 
 def hovered(page: Page, metric: str, part: float) -> str:
@@ -283,10 +285,14 @@ def test_a_long_history_is_cut_without_losing_its_spike(site: Site, open_page: C
     by_time = {"by": "time", "from": 1_700_000_000_000 + SPIKE_STEP, "to": 1_700_000_000_000 + SPIKE_STEP + 1}
     [two] = site.api("/series", {**asked, "window": by_time})["series"]
     assert two["steps"] == [SPIKE_STEP, SPIKE_STEP + 1]
+    [timed] = site.api("/series", {**asked, "keys": ["stepless"]})["series"]
+    assert set(timed["steps"]) == {0} and 300 < len(timed["times"]) <= 400 and timed["times"] == sorted(timed["times"])
+    assert (timed["n_points"], min(timed["lows"]), max(timed["highs"])) == (N_LONG, 0.0, 6.0)
 
     page = open_page(f"/ui/runs/{site.runs[-1]}?metric=long")
     expect(page.locator(".chart-note")).to_contain_text("6k points")
-    assert "100" in hovered(page, "long", SPIKE_STEP / N_LONG)
+    near_spike = [hovered(page, "long", (SPIKE_STEP + away) / N_LONG) for away in range(-40, 41, 10)]
+    assert any("1 … 100" in told for told in near_spike), near_spike
 
 
 def test_runs_are_compared(site: Site, open_page: Callable[..., Page]) -> None:

@@ -10,6 +10,7 @@ import { Charts } from '../parts/charts';
 import { useParam } from '../parts/params';
 import { Empty, Failure, Moment, Pill, Skeleton } from '../parts/states';
 import { Tabs } from '../parts/tabs';
+import { useTitle } from '../parts/title';
 
 const RUNNING_EVERY_MS = 3000;
 
@@ -31,9 +32,9 @@ export default function Compare(): JSX.Element {
         .filter((each) => each !== id)
         .join(','),
     );
+  useTitle(() => 'Compare');
   return (
     <div class="page">
-      <title>Compare · Highroad</title>
       <nav class="crumbs" aria-label="Where this is">
         <A href="/">Experiments</A>
         <Show when={runs()[0]}>{(run) => <A href={`/experiments/${run().experiment_id}`}>Runs</A>}</Show>

@@ -11,6 +11,7 @@ import { useParam } from '../parts/params';
 import { RunTable } from '../parts/run-table';
 import { Failure } from '../parts/states';
 import { Tabs } from '../parts/tabs';
+import { useTitle } from '../parts/title';
 
 /** Runs drawn before somebody chooses some. */
 const MAX_DRAWN = 10;
@@ -77,9 +78,9 @@ export default function ExperimentPage(): JSX.Element {
   );
   const compare = () => selected().size > 1 && navigate(`/compare?runs=${[...selected()].join(',')}`);
 
+  useTitle(() => experiment.value?.name);
   return (
     <div class="page full">
-      <title>{`${experiment.value?.name ?? 'Experiment'} · Highroad`}</title>
       <nav class="crumbs" aria-label="Where this is">
         <A href="/">Experiments</A>
       </nav>

@@ -6,6 +6,7 @@ import { createLive } from '../lib/live';
 import { useKeys } from '../parts/keys';
 import { useParam } from '../parts/params';
 import { Empty, Failure, Moment, Skeleton } from '../parts/states';
+import { useTitle } from '../parts/title';
 
 const EVERY_MS = 5000;
 const ROW = '[data-row]';
@@ -23,9 +24,9 @@ export default function Experiments(): JSX.Element {
     return (live.value?.experiments ?? []).filter((experiment) => experiment.name.toLowerCase().includes(wanted));
   });
   useKeys({ j: () => step(1), k: () => step(-1) });
+  useTitle(() => 'Experiments');
   return (
     <div class="page">
-      <title>Experiments · Highroad</title>
       <div class="page-head">
         <h1>Experiments</h1>
         <Show when={live.value}>

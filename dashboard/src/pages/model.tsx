@@ -7,6 +7,7 @@ import { Moves } from '../parts/moves';
 import { useParam } from '../parts/params';
 import { Empty, Failure, Moment, Pill, Skeleton } from '../parts/states';
 import { Tabs } from '../parts/tabs';
+import { useTitle } from '../parts/title';
 
 const EVERY_MS = 5000;
 
@@ -20,9 +21,9 @@ export default function ModelPage(): JSX.Element {
     () => EVERY_MS,
   );
   const [tab, setTab] = useParam('tab', 'versions');
+  useTitle(name);
   return (
     <div class="page">
-      <title>{`${name()} · Highroad`}</title>
       <nav class="crumbs" aria-label="Where this is">
         <A href="/models">Models</A>
       </nav>

@@ -7,6 +7,7 @@ import { useKeys } from '../parts/keys';
 import { Moves } from '../parts/moves';
 import { useParam } from '../parts/params';
 import { Empty, Failure, Moment, Pill, Skeleton } from '../parts/states';
+import { useTitle } from '../parts/title';
 import { step } from './experiments';
 
 const EVERY_MS = 5000;
@@ -31,9 +32,9 @@ export default function Models(): JSX.Element {
     );
   });
   useKeys({ j: () => step(1), k: () => step(-1) });
+  useTitle(() => 'Models');
   return (
     <div class="page">
-      <title>Models · Highroad</title>
       <div class="page-head">
         <h1>Models</h1>
         <Show when={live.value}>{(value) => <span class="soft">{plural(value().models.length, 'model')}</span>}</Show>

@@ -9,6 +9,7 @@ import { Pairs } from '../parts/pairs';
 import { useParam } from '../parts/params';
 import { Failure, Moment, Pill, Skeleton } from '../parts/states';
 import { Tabs } from '../parts/tabs';
+import { useTitle } from '../parts/title';
 
 const RUNNING_EVERY_MS = 1000;
 /** A run that ended may still get tags, versions and a second life. */
@@ -31,9 +32,9 @@ export default function RunPage(): JSX.Element {
     const latest = run.value?.metrics.find(({ key }) => key === metric);
     return latest && `${latest.step} ${latest.time} ${latest.value}`;
   };
+  useTitle(() => run.value?.name);
   return (
     <div class="page">
-      <title>{`${run.value?.name ?? 'Run'} · Highroad`}</title>
       <nav class="crumbs" aria-label="Where this is">
         <A href="/">Experiments</A>
         <Show when={run.value}>

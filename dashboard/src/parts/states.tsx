@@ -4,6 +4,7 @@ import { A } from '@solidjs/router';
 import { For, type JSX, Show } from 'solid-js';
 import { ago, when } from '../lib/format';
 import { now } from '../lib/live';
+import { useTitle } from './title';
 
 export function Failure(props: { what: string; error: string; again?: () => void }): JSX.Element {
   return (
@@ -38,9 +39,9 @@ export function Skeleton(props: { rows: number }): JSX.Element {
 }
 
 export function NotFound(): JSX.Element {
+  useTitle(() => 'Not found');
   return (
     <div class="page">
-      <title>Not found · Highroad</title>
       <h1>There is no such page</h1>
       <p class="soft">
         Go back to the <A href="/">experiments</A> or the <A href="/models">models</A>.
