@@ -13,12 +13,11 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import mlflow
 import numpy as np
 import pytest
 from conftest import REPO, serving
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import LoggedModelOutput, Metric, Param, RunTag
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 AXE = REPO / "dashboard" / "node_modules" / "axe-core" / "axe.min.js"
@@ -55,6 +54,7 @@ def site(highroad: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
         runs = [log_run(client, experiment, n) for n in range(N_RUNS)]
         log_artifacts(client, runs[-1], tmp_path_factory.mktemp("files"))
         log_long(client, runs[-1])
+        log_model(client, experiment, runs[-1], tmp_path_factory.mktemp("model"))
         hostile = client.create_experiment(HOSTILE)
         hostile_run = client.create_run(hostile, run_name=HOSTILE).info.run_id
         client.log_param(hostile_run, "p", HOSTILE)
@@ -87,6 +87,14 @@ def log_artifacts(client: MlflowClient, run_id: str, folder: Path) -> None:
     client.log_artifact(run_id, str(folder / "plot.png"))
     (folder / "weights.bin").write_bytes(bytes(range(256)) * 100)
     client.log_artifact(run_id, str(folder / "weights.bin"))
+
+
+def log_model(client: MlflowClient, experiment: str, run_id: str, folder: Path) -> None:
+    model = client.create_logged_model(experiment, "network", source_run_id=run_id)
+    (folder / "MLmodel").write_text("flavors: {}")
+    client.log_model_artifacts(model.model_id, str(folder))
+    client.finalize_logged_model(model.model_id, "READY")
+    client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
 
 
 def log_long(client: MlflowClient, run_id: str) -> None:
@@ -339,6 +347,11 @@ def test_artifacts_are_shown_within_limits(site: Site, open_page: Callable[..., 
     with page.expect_download() as download:
         page.get_by_role("link", name="Download").click()
     assert download.value.suggested_filename == "plot.png"
+    page.get_by_role("combobox", name="Of").select_option("model network")
+    page.get_by_role("button", name="MLmodel").click()
+    expect(page.locator(".preview pre")).to_have_text("flavors: {}")
+    page.get_by_role("tab", name="Data and models").click()
+    expect(page.get_by_role("cell", name="network")).to_be_visible()
 
 
 def test_the_registry_shows_versions_aliases_and_the_audit_trail(site: Site, open_page: Callable[..., Page]) -> None:

@@ -23,6 +23,8 @@ export default function RunPage(): JSX.Element {
   );
   const [tab, setTab] = useParam('tab', 'charts');
   const [path, setPath] = useParam('path');
+  /** The logged model whose artifacts are shown; nothing for the run's own. */
+  const [of, setOf] = useParam('of');
   const metrics = createMemo(() => run.value?.metrics.map(({ key }) => key) ?? [], [], {
     equals: (a, b) => a.join('\n') === b.join('\n'),
   });
@@ -113,12 +115,35 @@ export default function RunPage(): JSX.Element {
                     <DataAndModels run={value()} />
                   </Match>
                   <Match when={tab() === 'artifacts'}>
-                    <Artifacts
-                      owner={{ run_id: id() }}
-                      chosen={path()}
-                      choose={setPath}
-                      live={value().status === 'RUNNING'}
-                    />
+                    <Show when={value().models.length > 0}>
+                      <div class="controls">
+                        <label class="control">
+                          Of
+                          <select
+                            value={of()}
+                            onChange={(event) => {
+                              setPath(undefined);
+                              setOf(event.target.value);
+                            }}
+                          >
+                            <option value="">the run</option>
+                            <For each={value().models}>
+                              {(model) => <option value={model.id}>{`model ${model.name}`}</option>}
+                            </For>
+                          </select>
+                        </label>
+                      </div>
+                    </Show>
+                    <Show when={of() || 'run'} keyed>
+                      {(owner) => (
+                        <Artifacts
+                          owner={owner === 'run' ? { run_id: id() } : { model_id: owner }}
+                          chosen={path()}
+                          choose={setPath}
+                          live={value().status === 'RUNNING'}
+                        />
+                      )}
+                    </Show>
                   </Match>
                   <Match when={true}>
                     <Charts metrics={metrics()} runs={runs()} stampOf={stampOf} />
