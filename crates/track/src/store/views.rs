@@ -87,7 +87,7 @@ pub struct Table {
 }
 
 /// A key that runs of an experiment logged.
-#[derive(Debug, Clone, sqlx::FromRow)]
+#[derive(Debug, Clone)]
 #[allow(missing_docs)]
 pub struct KeyInUse {
     pub key: String,
