@@ -45,6 +45,8 @@ bench: env-bench release-bin python-module-release ## Highroad beside its peers,
 	HIGHROAD_BIN=$(abspath $(RELEASE_BIN)) $(PY) benches/peers.py $(ARGS)
 	HIGHROAD_BIN=$(abspath $(RELEASE_BIN)) $(PY) benches/serve.py
 	HIGHROAD_BIN=$(abspath $(RELEASE_BIN)) $(PY) benches/track.py
+	HIGHROAD_BIN=$(abspath $(RELEASE_BIN)) $(PY) benches/data.py
+	HIGHROAD_BIN=$(abspath $(RELEASE_BIN)) $(PY) benches/run.py
 
 .PHONY: rust debug-bin release-bin nextest tools
 # The same selection as the tests', so that dependencies have the same features and are not built again.

@@ -1,12 +1,17 @@
 """Highroad: the paved road for PyTorch.
 
 ``highroad.export`` writes a trained module as a package source; ``highroad.load`` opens a program or a package in
-the Rust runtime that also serves it. Only ``export`` needs torch.
+the Rust runtime that also serves it. ``highroad.data`` reads training data, ``highroad.run`` tracks a run. Only
+``export`` and tensors of ``highroad.data`` need torch.
 """
 
 from __future__ import annotations
 
 from ._export import ExportError, export
 from ._load import Classification, LoadError, Predictor, Program, load
+from ._run import Run, UndeliveredWarning, run, sync_runs
 
-__all__ = ["Classification", "ExportError", "LoadError", "Predictor", "Program", "export", "load"]
+__all__ = [
+    *("Classification", "ExportError", "LoadError", "Predictor", "Program", "Run", "UndeliveredWarning"),
+    *("export", "load", "run", "sync_runs"),
+]

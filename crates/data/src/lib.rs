@@ -1,9 +1,23 @@
-//! Tokenizers, record readers and batches: what lies between a text and a tensor. Same input, same batches, everywhere.
+//! Tokenizers, record readers, batches and the training data loader: what lies between a text and a tensor. Same input, same
+//! batches, everywhere.
 
 mod batches;
+mod encoder;
+mod field;
+mod files;
+mod loader;
+mod plan;
 mod records;
+mod table;
+mod threads;
 mod tokenizer;
 
 pub use batches::{Budget, batches, in_order};
+pub use encoder::Encoder;
+pub use field::{Field, Kind, MAX_TEXT_BYTES};
+pub use files::{Local, Place, resolve};
+pub use loader::{Array, Batch, Loader, LoaderOptions, State, Text};
+pub use plan::{Layout, Plan, Remainder, Segment, Size, TooFewRows};
 pub use records::{MAX_LINE_BYTES, RecordError, Records};
+pub use table::{BadRecord, DataError, FilePrint, Format, MAX_LISTED_BAD, MAX_RECORD_BYTES, OnBad, Table};
 pub use tokenizer::{Encoded, Tokenizer, TokenizerError};

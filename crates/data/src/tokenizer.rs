@@ -49,23 +49,16 @@ impl Tokenizer {
     /// Errors, and never panics, on a file that is over 128 MiB, is no tokenizer, or adds so many special tokens
     /// that no text fits.
     pub fn from_bytes(json: &[u8], max_tokens: usize) -> Result<Self, TokenizerError> {
-        if json.len() > MAX_FILE_BYTES {
-            return Err(TokenizerError::FileTooLarge(json.len()));
-        }
         guarded(|| Self::read(json, max_tokens)).unwrap_or_else(|panic| Err(TokenizerError::Invalid(panic)))
     }
 
     fn read(json: &[u8], max_tokens: usize) -> Result<Self, TokenizerError> {
-        let invalid = |e: tokenizers::Error| TokenizerError::Invalid(e.to_string());
-        let mut inner = tokenizers::Tokenizer::from_bytes(json).map_err(invalid)?;
-        let n_special = inner.get_post_processor().map_or(0, |post| post.added_tokens(false));
+        let (mut inner, pad_id, n_special) = read(json, false)?;
         if max_tokens <= n_special {
             return Err(TokenizerError::NoRoom { max_tokens, n_special });
         }
-        let pad_id = pad_id(&inner);
-        inner.with_padding(None);
         let truncation = TruncationParams { max_length: max_tokens, ..TruncationParams::default() };
-        inner.with_truncation(Some(truncation)).map_err(invalid)?;
+        inner.with_truncation(Some(truncation)).map_err(|e| TokenizerError::Invalid(e.to_string()))?;
         let tokenizer = Self { inner, max_tokens, pad_id };
         // A file can be well-formed and still name a special token that does not exist; find out now.
         tokenizer.encode("highroad")?;
@@ -111,6 +104,23 @@ impl Tokenizer {
     }
 }
 
+/// [`read`], with a panic of the `tokenizers` crate as an error.
+pub(crate) fn parsed(json: &[u8], is_pair: bool) -> Result<(tokenizers::Tokenizer, u32, usize), TokenizerError> {
+    guarded(|| read(json, is_pair)).unwrap_or_else(|panic| Err(TokenizerError::Invalid(panic)))
+}
+
+/// The tokenizer without padding, the id that pads, and the number of special tokens that it adds to a text or a pair.
+fn read(json: &[u8], is_pair: bool) -> Result<(tokenizers::Tokenizer, u32, usize), TokenizerError> {
+    if json.len() > MAX_FILE_BYTES {
+        return Err(TokenizerError::FileTooLarge(json.len()));
+    }
+    let mut inner = tokenizers::Tokenizer::from_bytes(json).map_err(|e| TokenizerError::Invalid(e.to_string()))?;
+    let n_special = inner.get_post_processor().map_or(0, |post| post.added_tokens(is_pair));
+    let pad_id = pad_id(&inner);
+    inner.with_padding(None);
+    Ok((inner, pad_id, n_special))
+}
+
 fn pad_id(tokenizer: &tokenizers::Tokenizer) -> u32 {
     let named = || ["[PAD]", "<pad>"].into_iter().find_map(|token| tokenizer.token_to_id(token));
     tokenizer.get_padding().map(|padding| padding.pad_id).or_else(named).unwrap_or(0)
@@ -118,7 +128,7 @@ fn pad_id(tokenizer: &tokenizers::Tokenizer) -> u32 {
 
 /// What `work` gives, or the message of its panic: the `tokenizers` crate indexes and asserts in places that a
 /// malformed file reaches, and one bad file must not take a server down.
-fn guarded<T>(work: impl FnOnce() -> T) -> Result<T, String> {
+pub(crate) fn guarded<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     // Nothing is used after a panic but the error, so no broken invariant can be seen.
     catch_unwind(AssertUnwindSafe(work)).map_err(|panic| {
         let text = panic.downcast_ref::<String>().map(String::as_str);

@@ -5,8 +5,10 @@
 
 use pyo3::prelude::*;
 
+mod loader;
 mod predictor;
 mod program;
+mod record;
 mod tensors;
 
 #[pymodule]
@@ -16,9 +18,13 @@ mod _highroad {
     #[pymodule_export]
     use crate::LoadError;
     #[pymodule_export]
+    use crate::loader::{DataFault, Loader};
+    #[pymodule_export]
     use crate::predictor::Predictor;
     #[pymodule_export]
     use crate::program::Program;
+    #[pymodule_export]
+    use crate::record::{Recorder, create_run, sync_runs};
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
