@@ -155,7 +155,7 @@ fn uri_of_standard(path: &Path) -> Option<String> {
 }
 
 /// MLflow's own variables for a login.
-fn credentials() -> Option<Credentials> {
+pub fn credentials() -> Option<Credentials> {
     let env = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
     match (env("MLFLOW_TRACKING_TOKEN"), env("MLFLOW_TRACKING_USERNAME")) {
         (Some(token), _) => Some(Credentials::Bearer(token)),

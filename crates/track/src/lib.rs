@@ -22,8 +22,9 @@ pub use error::TrackError;
 pub use files::{ArtifactPath, Files};
 pub use gate::{Gate, OUTCOME_TAG, PACKAGE_SOURCE, PACKAGE_TAG, VERDICT_TAG, package_of};
 pub use store::{
-    ArchiveOthers, Batch, Database, ExperimentSearch, LoggedModelSearch, Migrated, Millis, Mover, NewLoggedModel,
-    NewRun, NewVersion, OrderField, Page, RunChange, RunSearch, Schema, Store, Target, View, migrate, version_number,
+    ArchiveOthers, Backup, Batch, Database, ExperimentSearch, ImportedVersion, LoggedModelSearch, Migrated, Millis,
+    Mover, NewLoggedModel, NewRun, NewVersion, OrderField, Page, RunChange, RunEnd, RunSearch, Schema, Store, Target,
+    View, back_up, check_backup, migrate, version_number,
 };
 
 /// Where the present comes from.
@@ -95,6 +96,16 @@ impl Tracker {
     /// The database, for tests and for what runs in the same process.
     pub fn store(&self) -> &Store {
         &self.store
+    }
+
+    /// The artifacts.
+    pub fn files(&self) -> &Files {
+        &self.files
+    }
+
+    /// What admits a package to an alias.
+    pub fn gate(&self) -> &Gate {
+        &self.gate
     }
 
     fn now(&self) -> Millis {

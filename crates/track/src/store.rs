@@ -9,8 +9,10 @@ use self::ingest::Ingest;
 use self::query::QueryBuilder;
 use crate::TrackError;
 
+mod backup;
 mod database;
 mod experiments;
+mod import;
 mod ingest;
 mod inputs;
 mod logged_models;
@@ -21,8 +23,10 @@ mod runs;
 mod search;
 mod views;
 
+pub use backup::{Backup, back_up, check_backup};
 pub use database::Database;
 pub use experiments::ExperimentSearch;
+pub use import::{ImportedVersion, RunEnd};
 pub use logged_models::{LoggedModelSearch, NewLoggedModel, OrderField};
 pub use migrations::{Migrated, Schema, migrate};
 pub use registry::{ArchiveOthers, Mover, NewVersion, Target, version_number};

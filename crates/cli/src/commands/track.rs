@@ -10,6 +10,8 @@ use highroad_track::{Schema, Setup, Tracker};
 use crate::resolve::Home;
 use crate::tracking::Storage;
 
+mod import;
+
 /// `highroad track`
 #[derive(clap::Args)]
 pub struct Args {
@@ -27,6 +29,10 @@ pub struct Args {
 enum Command {
     /// Bring the tables to a version; a server does this by itself as it starts.
     Migrate(Migrate),
+    /// Copy the SQLite database to a file, also while it is served, and read the copy to the end.
+    Backup(BackupArgs),
+    /// Take over what an MLflow server holds; what was taken before is not taken again.
+    Import(import::Import),
 }
 
 /// Where tracking keeps what.
@@ -49,6 +55,19 @@ struct Migrate {
     down: bool,
 }
 
+#[derive(clap::Args)]
+struct BackupArgs {
+    /// The file to make; it must not exist.
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    /// Make nothing: read a backup that exists and tell whether it is whole.
+    #[arg(long)]
+    check: bool,
+    /// Tell what it holds as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
 impl Places {
     fn home(&self) -> PathBuf {
         self.home.clone().unwrap_or_else(|| Home::find().path().to_owned())
@@ -66,6 +85,10 @@ impl Args {
         match self.command {
             None => runtime.block_on(serve(&self.listen, self.places)),
             Some(Command::Migrate(migrate)) => runtime.block_on(migrate.run(self.places)),
+            Some(Command::Import(import)) => {
+                runtime.block_on(async { import.run(Tracker::open(self.places.setup()).await?).await })
+            }
+            Some(Command::Backup(backup)) => runtime.block_on(backup.run(self.places)),
         }
     }
 }
@@ -99,6 +122,31 @@ impl Migrate {
         match moved.from == moved.to {
             true => eprintln!("the tables of `{database}` are at version {}", moved.to),
             false => eprintln!("the tables of `{database}` went from version {} to {}", moved.from, moved.to),
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl BackupArgs {
+    async fn run(self, places: Places) -> anyhow::Result<ExitCode> {
+        let backup = match self.check {
+            true => highroad_track::check_backup(&self.file).await?,
+            false => highroad_track::back_up(&places.setup().database, &self.file).await?,
+        };
+        let mut stdout = std::io::stdout();
+        if self.json {
+            writeln!(stdout, "{}", serde_json::to_string(&backup)?)?;
+        } else {
+            writeln!(stdout, "{}", self.file.display())?;
+            eprintln!(
+                "whole: {} bytes, tables of version {}, {} experiments, {} runs, {} points, {} model versions",
+                backup.size_bytes,
+                backup.schema,
+                backup.n_experiments,
+                backup.n_runs,
+                backup.n_points,
+                backup.n_model_versions
+            );
         }
         Ok(ExitCode::SUCCESS)
     }

@@ -59,6 +59,18 @@ impl Database {
         connected.await.map_err(|source| TrackError::Open { database: self.clone(), source })
     }
 
+    /// A pool that only reads a SQLite file which nobody writes.
+    pub(super) async fn pool_of_copy(file: &Path) -> Result<AnyPool, TrackError> {
+        sqlx::any::install_default_drivers();
+        let connected = async {
+            let options =
+                SqliteConnectOptions::new().filename(std::path::absolute(file)?).read_only(true).immutable(true);
+            let options = AnyConnectOptions::from_url(&options.to_url_lossy())?;
+            AnyPoolOptions::new().max_connections(1).connect_with(options).await
+        };
+        connected.await.map_err(|source| TrackError::Open { database: Self::from(file), source })
+    }
+
     fn options(&self) -> Result<AnyConnectOptions, sqlx::Error> {
         sqlx::any::install_default_drivers();
         match self {

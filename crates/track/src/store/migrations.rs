@@ -49,15 +49,30 @@ pub async fn migrate(database: &Database, schema: Schema) -> Result<Migrated, Tr
     migrated
 }
 
+/// The version of tables that are only read. Errors if they are newer than this program.
+pub(super) async fn version(database: &Database, pool: &AnyPool) -> Result<i64, TrackError> {
+    let migrator = migrator(database);
+    let listed = async { pool.acquire().await?.list_applied_migrations(&migrator.table_name).await };
+    let applied = listed.await.map_err(|source| TrackError::Migrate { database: database.clone(), source })?;
+    let found = applied.last().map_or(0, |each| each.version);
+    refuse_newer(database, found, newest(&migrator))?;
+    Ok(found)
+}
+
+fn refuse_newer(database: &Database, found: i64, newest: i64) -> Result<(), TrackError> {
+    if found <= newest {
+        return Ok(());
+    }
+    Err(TrackError::Newer { database: database.clone(), found, newest })
+}
+
 pub(super) async fn move_to(database: &Database, pool: &AnyPool, schema: Schema) -> Result<Migrated, TrackError> {
     let migrator = migrator(database);
     let fail = |source| TrackError::Migrate { database: database.clone(), source };
     let applied = applied(pool, &migrator).await.map_err(fail)?;
     let newest = newest(&migrator);
     let from = applied.last().copied().unwrap_or(0);
-    if from > newest {
-        return Err(TrackError::Newer { database: database.clone(), found: from, newest });
-    }
+    refuse_newer(database, from, newest)?;
     let to = match schema {
         Schema::Newest => newest,
         Schema::Down => applied.iter().rev().nth(1).copied().unwrap_or(0),

@@ -797,7 +797,12 @@ async fn put_model_tag(tx: &mut AnyConnection, name: &str, tag: &Pair) -> Result
     Ok(())
 }
 
-async fn put_version_tag(tx: &mut AnyConnection, name: &str, number: i64, tag: &Pair) -> Result<(), TrackError> {
+pub(super) async fn put_version_tag(
+    tx: &mut AnyConnection,
+    name: &str,
+    number: i64,
+    tag: &Pair,
+) -> Result<(), TrackError> {
     check_tag(tag)?;
     sqlx::query(
         "INSERT INTO model_version_tags (name, version, key, value) VALUES ($1, $2, $3, $4)
