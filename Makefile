@@ -12,7 +12,7 @@ DEBUG_BIN := target/debug/highroad
 RELEASE_BIN := target/release/highroad
 DASHBOARD := dashboard/dist/index.html
 
-.PHONY: help quickstart test test-rust test-python test-dashboard fuzz lint bench env env-bench dashboard lock clean
+.PHONY: help quickstart test test-rust test-python test-dashboard fuzz lint mlflow-answers bench env env-bench dashboard lock clean
 
 help: ## Show what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -41,6 +41,9 @@ fuzz: ## Mutate small programs against the reader for a few seconds
 test-python: env debug-bin python-module tools ## pytest: starter, real models, real clients
 	HIGHROAD_BIN=$(abspath $(DEBUG_BIN)) $(PY) -m pytest -q tests
 
+mlflow-answers: env ## Record anew what the real MLflow server answers (conformance/mlflow_answers.jsonl)
+	$(PY) conformance/mlflow_replay.py --record
+
 bench: env-bench release-bin python-module-release ## Highroad beside its peers, interleaved in one run
 	HIGHROAD_BIN=$(abspath $(RELEASE_BIN)) $(PY) benches/peers.py $(ARGS)
 	HIGHROAD_BIN=$(abspath $(RELEASE_BIN)) $(PY) benches/serve.py
@@ -65,7 +68,9 @@ dashboard: $(DASHBOARD) ## Build the web pages that the binary embeds
 dashboard/node_modules/.package-lock.json: dashboard/package-lock.json
 	@node -e 'const [a, b] = process.versions.node.split("."); process.exit(a > 20 || (a == 20 && b >= 19) ? 0 : 1)' 2>/dev/null \
 	  || { echo "error: Node 20.19 or newer is missing: install it (https://nodejs.org)" >&2; exit 2; }
-	cd dashboard && npm ci --silent
+# `npm ci` would insist on the builds of every platform that the linter has, and mirrors of the registry lack some of them;
+# versions are exact and integrity comes from the lock file either way.
+	cd dashboard && npm install --no-save --silent
 	@touch $@
 $(DASHBOARD): dashboard/node_modules/.package-lock.json $(shell git ls-files dashboard)
 	cd dashboard && npm run --silent build
@@ -87,10 +92,11 @@ env-bench: .venv/.bench
 	$(PY) -m pip install --quiet --require-hashes -r requirements/uv.txt
 	@touch $@
 
-.venv/.dev: .venv/.uv requirements/dev.txt requirements/assets.txt
+.venv/.dev: .venv/.uv requirements/dev.txt requirements/assets.txt requirements/mlflow2.txt
 	@echo "Installing the Python environment (torch is about 5 GB unpacked)"
 	$(UV) pip install --quiet --python $(PY) --require-hashes -r requirements/dev.txt
 	$(UV) pip install --quiet --python $(PY) --require-hashes --no-deps -r requirements/assets.txt
+	$(UV) pip install --quiet --python $(PY) --require-hashes --target .venv/mlflow2 -r requirements/mlflow2.txt
 	@touch $@
 
 .venv/.bench: .venv/.dev requirements/bench.txt
@@ -106,7 +112,7 @@ python-module-release:
 	@$(MAKE) --no-print-directory python-module MATURIN_ARGS=--release
 
 lock: .venv/.uv ## Resolve requirements/*.in again
-	cd requirements && for f in uv dev bench; do ../$(UV) pip compile --quiet --upgrade --generate-hashes --no-emit-index-url --python-version 3.11 $$f.in -o $$f.txt; done
+	cd requirements && for f in uv dev bench mlflow2; do ../$(UV) pip compile --quiet --upgrade --generate-hashes --no-emit-index-url --python-version 3.11 $$f.in -o $$f.txt; done
 	cd requirements && ../$(UV) pip compile --quiet --no-deps --generate-hashes --no-emit-index-url --python-version 3.11 assets.in -o assets.txt
 
 clean: ## Remove what was built, trained and installed

@@ -10,6 +10,7 @@ pub mod inspect;
 pub mod new;
 pub mod ops;
 pub mod pack;
+pub mod profile_train;
 pub mod promote;
 pub mod push;
 pub mod replay;

@@ -34,6 +34,8 @@ enum Command {
     Doctor(commands::doctor::Args),
     /// Train under torchrun, tracked and resumable; prints the run's id.
     Train(commands::train::Args),
+    /// Show where the time of a training step goes, and whether torch.compile pays.
+    ProfileTrain(commands::profile_train::Args),
     /// List, show, compare and export tracked runs.
     Runs(commands::runs::Args),
     /// Train again what a run trained: its code, environment and data; exit code 1 where the result differs.
@@ -82,6 +84,7 @@ fn main() -> ExitCode {
         Command::New(args) => args.run(),
         Command::Doctor(args) => args.run(),
         Command::Train(args) => args.run(),
+        Command::ProfileTrain(args) => args.run(),
         Command::Runs(args) => args.run(),
         Command::Reproduce(args) => args.run(),
         Command::Export(args) => args.run(),

@@ -2,7 +2,7 @@
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, FromRequest, Request};
-use axum::http::{Method, Uri};
+use axum::http::{HeaderMap, Method, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, patch, post, put};
 use axum::{Json, body::Bytes};
@@ -12,21 +12,34 @@ use serde_json::{Map, Value, json};
 use crate::{TrackError, Tracker, limits};
 
 mod artifacts;
+mod checks;
+mod datasets;
 mod experiments;
 mod highroad;
 mod logged_models;
+mod otlp;
 mod registry;
 mod runs;
+mod server;
+mod traces;
 
 /// Everything under `/api`.
 pub fn routes(tracker: Tracker) -> Router {
     Router::new()
         .merge(tracking())
         .merge(registry())
+        .merge(traces())
+        .merge(golden_datasets())
         .route("/2.0/mlflow-artifacts/artifacts", get(artifacts::list_folder))
         .route(
             "/2.0/mlflow-artifacts/artifacts/{*path}",
             put(artifacts::upload).get(artifacts::download).delete(artifacts::remove),
+        )
+        .route("/3.0/mlflow/server-info", get(server::info))
+        .route("/3.0/mlflow/workspaces", get(server::no_workspaces).post(server::no_workspaces))
+        .route(
+            "/3.0/mlflow/workspaces/{name}",
+            get(server::no_workspaces).patch(server::no_workspaces).delete(server::no_workspaces),
         )
         .route("/2.0/highroad/audit", get(highroad::audit))
         .route("/2.0/highroad/promote", post(highroad::promote))
@@ -64,6 +77,7 @@ fn tracking() -> Router<Tracker> {
         .route("/runs/outputs", post(runs::log_outputs))
         .route("/runs/log-model", post(runs::log_model))
         .route("/metrics/get-history", get(runs::metric_history))
+        .route("/metrics/get-history-bulk-interval", get(runs::sampled_histories))
         .route("/artifacts/list", get(artifacts::list_run))
         .route("/logged-models", post(logged_models::create))
         .route("/logged-models/search", post(logged_models::search))
@@ -79,6 +93,56 @@ fn tracking() -> Router<Tracker> {
     Router::new()
         .nest("/2.0/mlflow", mlflow)
         .route("/2.0mlflow/experiments/search-datasets", post(experiments::search_datasets))
+}
+
+/// What MLflow and OpenTelemetry serve beside `/api`.
+pub fn root(tracker: Tracker) -> Router {
+    Router::new()
+        .route("/version", get(server::version))
+        .route("/v1/traces", post(otlp::export))
+        .layer(DefaultBodyLimit::max(limits::MAX_BODY_BYTES))
+        .with_state(tracker)
+}
+
+fn traces() -> Router<Tracker> {
+    let tags = patch(traces::set_tag).delete(traces::delete_tag);
+    let version_3 = Router::new()
+        .route("/traces", post(traces::put))
+        .route("/traces/get", get(traces::get))
+        .route("/traces/batchGet", get(traces::batch_get))
+        .route("/traces/batchGetInfos", post(traces::batch_get_infos))
+        .route("/traces/search", post(traces::search))
+        .route("/traces/delete-traces", post(traces::delete))
+        .route("/traces/{trace_id}", get(traces::get_info))
+        .route("/traces/{trace_id}/tags", tags.clone())
+        .route("/traces/{trace_id}/assessments", post(traces::assess))
+        .route(
+            "/traces/{trace_id}/assessments/{assessment_id}",
+            get(traces::assessment_of).patch(traces::change_assessment).delete(traces::delete_assessment),
+        );
+    let version_2 = Router::new()
+        .route("/traces/delete-traces", post(traces::delete))
+        .route("/traces/link-to-run", post(traces::link_to_run))
+        .route("/traces/link-prompts", post(traces::link_prompts))
+        .route("/traces/{trace_id}/tags", tags);
+    Router::new().nest("/3.0/mlflow", version_3).nest("/2.0/mlflow", version_2)
+}
+
+fn golden_datasets() -> Router<Tracker> {
+    let datasets = Router::new()
+        .route("/create", post(datasets::create))
+        .route("/search", get(datasets::search).post(datasets::search))
+        .route("/{dataset_id}", get(datasets::get).delete(datasets::delete))
+        .route("/{dataset_id}/add-experiments", post(datasets::add_to))
+        .route("/{dataset_id}/remove-experiments", post(datasets::remove_from))
+        .route("/{dataset_id}/experiment-ids", get(datasets::experiments))
+        .route(
+            "/{dataset_id}/records",
+            get(datasets::records).post(datasets::upsert_records).delete(datasets::delete_records),
+        )
+        .route("/{dataset_id}/tags", patch(datasets::set_tags))
+        .route("/{dataset_id}/tags/{key}", delete(datasets::delete_tag));
+    Router::new().nest("/3.0/mlflow/datasets", datasets)
 }
 
 fn registry() -> Router<Tracker> {
@@ -113,7 +177,7 @@ pub async fn unknown_route(method: Method, uri: Uri) -> Edge {
     Edge(TrackError::UnknownRoute { method: method.to_string(), path: uri.path().to_owned() })
 }
 
-/// A [`TrackError`] on its way out: `{"error_code": …, "message": …}`.
+/// A [`TrackError`] on its way out: `{"error_code": …, "message": …}` and how MLflow 3 classifies it.
 #[derive(Debug)]
 pub struct Edge(TrackError);
 
@@ -129,7 +193,10 @@ impl From<TrackError> for Edge {
 impl IntoResponse for Edge {
     fn into_response(self) -> Response {
         let code = self.0.code();
-        self.0.problem().respond(|problem| json!({ "error_code": code, "message": problem.message }))
+        let (sqlstate, class) = self.0.classification();
+        self.0.problem().respond(|problem| {
+            json!({ "error_code": code, "message": problem.message, "sqlstate": sqlstate, "error_class": class })
+        })
     }
 }
 
@@ -152,50 +219,157 @@ fn page<T: serde::Serialize>(name: &str, page: crate::Page<T>) -> Reply {
 
 /// The arguments of a call: the query of a `GET`, else the JSON body, else (without a body) the query.
 ///
-/// Unknown fields are ignored. Errors as MLflow does, naming the parameter.
+/// Unknown fields are ignored, `camelCase` names are read as protobuf's JSON allows. Errors are MLflow's and name the parameter.
 #[derive(Debug)]
 pub struct Args<T>(pub T);
+
+/// The same for a call whose arguments are two sets: what it is about, and the rest.
+#[derive(Debug)]
+pub struct Both<A, B>(pub A, pub B);
 
 impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Args<T> {
     type Rejection = Edge;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Edge> {
-        let query = request.uri().query().unwrap_or_default().to_owned();
-        let body = if matches!(*request.method(), Method::GET | Method::HEAD) {
-            Bytes::new()
-        } else {
-            read_body(request, state).await?
-        };
-        let args = if body.is_empty() { parse(Value::Object(query_object(&query))) } else { parse_bytes(&body) };
-        Ok(Self(args?))
+        let object = arguments(request, state).await?;
+        Ok(Self(parse(&object)?))
     }
 }
 
-async fn read_body<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes, TrackError> {
+impl<S: Send + Sync, A: DeserializeOwned, B: DeserializeOwned> FromRequest<S> for Both<A, B> {
+    type Rejection = Edge;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Edge> {
+        let object = arguments(request, state).await?;
+        Ok(Self(parse(&object)?, parse(&object)?))
+    }
+}
+
+async fn arguments<S: Send + Sync>(request: Request, state: &S) -> Result<Value, TrackError> {
+    let query = request.uri().query().unwrap_or_default().to_owned();
+    if matches!(*request.method(), Method::GET | Method::HEAD) {
+        return Ok(Value::Object(query_object(&query)));
+    }
+    let body = read_body(request, state).await?;
+    if body.is_empty() { Ok(Value::Object(query_object(&query))) } else { body_object(&body) }
+}
+
+/// The body of a call that says it is JSON, as MLflow demands of `POST` and `PUT`.
+pub async fn read_body<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes, TrackError> {
+    if matches!(*request.method(), Method::POST | Method::PUT) {
+        check_content_type(request.headers())?;
+    }
     Bytes::from_request(request, state).await.map_err(|rejection| match rejection.status().as_u16() {
         413 => TrackError::TooLarge(format!("the request body is over {} bytes", limits::MAX_BODY_BYTES)),
         _ => TrackError::Invalid(rejection.body_text()),
     })
 }
 
+fn check_content_type(headers: &HeaderMap) -> Result<(), TrackError> {
+    let Some(given) = headers.get(header::CONTENT_TYPE) else {
+        return Err(TrackError::Invalid("Bad Request. Content-Type header is missing.".into()));
+    };
+    let kind = given.to_str().unwrap_or_default().split(';').next().unwrap_or_default();
+    if kind == "application/json" {
+        return Ok(());
+    }
+    Err(TrackError::Invalid("Bad Request. Content-Type must be one of ['application/json'].".into()))
+}
+
+/// A body as an object. Old clients encode it twice; `null` is no arguments.
+fn body_object(body: &[u8]) -> Result<Value, TrackError> {
+    let unreadable = |error| TrackError::Invalid(format!("Invalid request: the body is no JSON: {error}"));
+    let mut value: Value = serde_json::from_slice(body).map_err(unreadable)?;
+    if let Value::String(text) = &value {
+        value = serde_json::from_str(text).map_err(unreadable)?;
+    }
+    match value {
+        Value::Null => Ok(Value::Object(Map::new())),
+        Value::Object(object) => snake_case_names(object).map(Value::Object),
+        _ => Err(TrackError::Invalid("Invalid request: the body is no JSON object".into())),
+    }
+}
+
+fn snake_case_names(object: Map<String, Value>) -> Result<Map<String, Value>, TrackError> {
+    if !object.keys().any(|name| name.bytes().any(|c| c.is_ascii_uppercase())) {
+        return Ok(object);
+    }
+    let mut named = Map::with_capacity(object.len());
+    for (name, value) in object {
+        let snake = snake_case(&name);
+        if named.insert(snake.clone(), value).is_some() {
+            return Err(TrackError::Invalid(format!(
+                "Request specifies both '{snake}' and its camelCase form; provide only one of them."
+            )));
+        }
+    }
+    Ok(named)
+}
+
+fn snake_case(name: &str) -> String {
+    let mut snake = String::with_capacity(name.len() + 4);
+    for c in name.chars() {
+        if c.is_ascii_uppercase() {
+            snake.push('_');
+        }
+        snake.push(c.to_ascii_lowercase());
+    }
+    snake
+}
+
+/// A body that is read without a detour, for calls where that counts.
 fn parse_bytes<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, TrackError> {
     let mut json = serde_json::Deserializer::from_slice(bytes);
-    serde_path_to_error::deserialize(&mut json).map_err(|error| unreadable(&error.path().to_string(), error.inner()))
+    // What went wrong is told by the slow way, which knows the offending value.
+    serde_path_to_error::deserialize(&mut json).or_else(|_| parse(&body_object(bytes)?))
 }
 
-fn parse<T: DeserializeOwned>(value: Value) -> Result<T, TrackError> {
-    serde_path_to_error::deserialize(value).map_err(|error| unreadable(&error.path().to_string(), error.inner()))
+fn parse<T: DeserializeOwned>(object: &Value) -> Result<T, TrackError> {
+    serde_path_to_error::deserialize(object).map_err(|error| unreadable(object, error.path(), error.inner()))
 }
 
-fn unreadable(path: &str, error: &serde_json::Error) -> TrackError {
+/// MLflow's words for a parameter that is missing or of another type.
+fn unreadable(object: &Value, path: &serde_path_to_error::Path, error: &serde_json::Error) -> TrackError {
     let text = error.to_string();
-    let message = match text.strip_prefix("missing field `").and_then(|rest| rest.split('`').next()) {
-        Some(field) if path == "." => format!("Missing value for required parameter '{field}'."),
-        Some(field) => format!("Missing value for required parameter '{path}.{field}'."),
-        None if path == "." => format!("Invalid request: {text}"),
-        None => format!("Invalid value for parameter '{path}' supplied: {text}"),
-    };
-    TrackError::Invalid(message)
+    let name = path.to_string();
+    if let Some(field) = text.strip_prefix("missing field `").and_then(|rest| rest.split('`').next()) {
+        let prefix = if name == "." { String::new() } else { format!("{name}.") };
+        return missing(&if field.is_empty() { name } else { format!("{prefix}{field}") });
+    }
+    if let Some(own) = text.strip_prefix(crate::wire::OWN_WORDS) {
+        return TrackError::Invalid(own.to_owned());
+    }
+    let value = value_at(object, path);
+    TrackError::Invalid(format!(
+        "Invalid value {value} for parameter '{name}' supplied:  Hint: Value was of type '{}'. {}",
+        python_type(value),
+        limits::SEE_DOCS
+    ))
+}
+
+fn missing(name: &str) -> TrackError {
+    TrackError::Invalid(format!("Missing value for required parameter '{name}'. {}", limits::SEE_DOCS))
+}
+
+fn value_at<'v>(object: &'v Value, path: &serde_path_to_error::Path) -> &'v Value {
+    use serde_path_to_error::Segment;
+    path.iter().fold(object, |value, segment| match segment {
+        Segment::Seq { index } => value.get(*index).unwrap_or(&Value::Null),
+        Segment::Map { key } => value.get(key).unwrap_or(&Value::Null),
+        _ => value,
+    })
+}
+
+fn python_type(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "NoneType",
+        Value::Bool(_) => "bool",
+        Value::Number(number) if number.is_f64() => "float",
+        Value::Number(_) => "int",
+        Value::String(_) => "str",
+        Value::Array(_) => "list",
+        Value::Object(_) => "dict",
+    }
 }
 
 /// A query as an object of texts; a repeated name becomes a list.
@@ -219,6 +393,7 @@ mod tests {
 
     #[derive(Debug, serde::Deserialize)]
     struct Example {
+        #[serde(deserialize_with = "crate::wire::filled")]
         run_id: String,
         #[serde(default)]
         max_results: Option<Int>,
@@ -229,19 +404,31 @@ mod tests {
     #[test]
     fn a_query_is_read_like_a_body() {
         let object = query_object("run_id=a%20b&max_results=5&order_by=x&order_by=y+DESC");
-        let example: Example = parse(Value::Object(object)).unwrap();
+        let example: Example = parse(&Value::Object(object)).unwrap();
         assert_eq!((example.run_id.as_str(), example.max_results), ("a b", Some(Int(5))));
         assert_eq!(example.order_by, ["x", "y DESC"]);
-        let one: Example = parse(Value::Object(query_object("run_id=a&order_by=x"))).unwrap();
+        let one: Example = parse(&Value::Object(query_object("run_id=a&order_by=x"))).unwrap();
         assert_eq!(one.order_by, ["x"]);
     }
 
     #[test]
     fn an_error_names_the_parameter() {
         let message = |body: &str| parse_bytes::<Example>(body.as_bytes()).unwrap_err().to_string();
-        assert_eq!(message("{}"), "Missing value for required parameter 'run_id'.");
-        assert!(message(r#"{"run_id": 1}"#).starts_with("Invalid value for parameter 'run_id' supplied: "));
-        assert!(message(r#"{"run_id": "a", "max_results": "x"}"#).contains("'max_results'"));
+        let missing = "Missing value for required parameter 'run_id'.";
+        for body in ["{}", r#"{"run_id": ""}"#, r#"{"run_id": null}"#, "null", r#""{}""#] {
+            assert!(message(body).starts_with(missing), "{body}: {}", message(body));
+        }
+        let hint = "Invalid value [1] for parameter 'run_id' supplied:  Hint: Value was of type 'list'.";
+        assert!(message(r#"{"run_id": [1]}"#).starts_with(hint));
+        assert!(message(r#"{"run_id": "a", "max_results": "x"}"#).contains("\"x\" for parameter 'max_results'"));
         assert!(message("[").starts_with("Invalid request: "));
+        assert!(message("[1]").starts_with("Invalid request: "));
+    }
+
+    #[test]
+    fn camel_case_is_read_and_both_cases_are_refused() {
+        let example: Example = parse(&body_object(br#"{"runId": "a", "maxResults": 3}"#).unwrap()).unwrap();
+        assert_eq!((example.run_id.as_str(), example.max_results), ("a", Some(Int(3))));
+        assert!(body_object(br#"{"runId": "a", "run_id": "b"}"#).is_err());
     }
 }

@@ -4,7 +4,7 @@ use highroad_service::{Kind, Problem};
 
 use crate::store::Database;
 
-/// Why the tracking server does not do what was asked. The text of the first six is for the client.
+/// Why the tracking server does not do what was asked. The text of the first seven is for the client.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 #[allow(missing_docs)]
@@ -19,6 +19,8 @@ pub enum TrackError {
     Refused(String),
     #[error("{0}")]
     TooLarge(String),
+    #[error("{0}")]
+    Disabled(String),
     #[error("{method} {path} is not spoken here")]
     UnknownRoute { method: String, path: String },
     #[error("the tracking database failed: {0}")]
@@ -59,8 +61,20 @@ impl TrackError {
             Self::Exists(_) => "RESOURCE_ALREADY_EXISTS",
             Self::Refused(_) => "PERMISSION_DENIED",
             Self::TooLarge(_) => "BAD_REQUEST",
+            Self::Disabled(_) => "FEATURE_DISABLED",
             Self::UnknownRoute { .. } => "ENDPOINT_NOT_FOUND",
             _ => "INTERNAL_ERROR",
+        }
+    }
+
+    /// How MLflow 3 classifies it: `sqlstate` and `error_class` of the reply.
+    pub fn classification(&self) -> (&'static str, &'static str) {
+        match self {
+            Self::Invalid(_) | Self::TooLarge(_) => ("KAM00", "INVALID_PARAMETER_VALUE"),
+            Self::Missing(_) | Self::UnknownRoute { .. } => ("KAM00", "RESOURCE_NOT_FOUND"),
+            Self::Exists(_) => ("KAM00", "RESOURCE_ALREADY_EXISTS"),
+            Self::Refused(_) => ("KAM00", "PERMISSION_DENIED"),
+            _ => ("XXM00", "CLIENT_INTERNAL_ERROR"),
         }
     }
 
@@ -71,6 +85,7 @@ impl TrackError {
             Self::Missing(message) => Problem::not_found(message),
             Self::Refused(message) => Problem::new(Kind::Forbidden, message),
             Self::TooLarge(message) => Problem::new(Kind::TooLarge, message),
+            Self::Disabled(message) => Problem::new(Kind::Unavailable, message),
             Self::UnknownRoute { .. } => Problem::not_found(self.to_string()),
             other => Problem::internal(other),
         }

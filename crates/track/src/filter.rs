@@ -42,6 +42,11 @@ pub enum Entity {
     Param,
     Tag,
     Dataset,
+    /// What clients noted of a trace beside its tags.
+    Metadata,
+    Span,
+    Feedback,
+    Expectation,
 }
 
 /// What a clause asks of a value.
@@ -124,8 +129,12 @@ impl Entity {
             "metric" | "metrics" => Self::Metric,
             "parameter" | "parameters" | "param" | "params" => Self::Param,
             "tag" | "tags" => Self::Tag,
-            "attribute" | "attributes" | "attr" | "run" => Self::Attribute,
+            "attribute" | "attributes" | "attr" | "run" | "trace" => Self::Attribute,
             "dataset" | "datasets" => Self::Dataset,
+            "metadata" | "request_metadata" | "trace_metadata" => Self::Metadata,
+            "span" | "spans" => Self::Span,
+            "feedback" => Self::Feedback,
+            "expectation" => Self::Expectation,
             _ => return None,
         })
     }
@@ -165,7 +174,7 @@ fn clause(input: &mut &str) -> winnow::Result<Clause> {
 /// `metrics.a`, ``tags.`a b` ``, `"name"`, `params.a.b`: only the first dot separates.
 fn key(input: &mut &str) -> winnow::Result<Key> {
     let entity = opt(terminated(word.verify_map(Entity::of), '.')).parse_next(input)?;
-    let name = alt((quoted('`'), quoted('"'), bare)).parse_next(input)?;
+    let name = alt((quoted('`'), quoted('"'), quoted('\''), bare)).parse_next(input)?;
     Ok(Key { entity: entity.unwrap_or(Entity::Attribute), name })
 }
 

@@ -22,9 +22,10 @@ pub use error::TrackError;
 pub use files::{ArtifactPath, Files};
 pub use gate::{Gate, OUTCOME_TAG, PACKAGE_SOURCE, PACKAGE_TAG, VERDICT_TAG, package_of};
 pub use store::{
-    ArchiveOthers, Backup, Batch, Database, ExperimentSearch, ImportedVersion, LoggedModelSearch, Migrated, Millis,
-    Mover, NewLoggedModel, NewRun, NewVersion, OrderField, Page, RunChange, RunEnd, RunSearch, Schema, Store, Target,
-    View, back_up, check_backup, migrate, version_number,
+    ArchiveOthers, Assessment, Backup, Batch, Database, DatasetSearch, EvaluationDataset, ExperimentSearch,
+    ImportedVersion, LoggedModelSearch, Migrated, Millis, Mover, NewLoggedModel, NewRun, NewVersion, OrderField, Page,
+    Previews, RunChange, RunEnd, RunSearch, Schema, Span, Store, Target, TraceInfo, TraceSearch, TracesToDelete,
+    Upserted, View, back_up, check_backup, migrate, version_number,
 };
 
 /// Where the present comes from.
@@ -72,10 +73,14 @@ impl Tracker {
         Ok(Self { store, gate: Gate::new(Arc::clone(&files)), files, clock: setup.clock })
     }
 
-    /// MLflow under `/api` and `/ajax-api`, the dashboard under `/ui`. Has no fallback of its own, so that it merges with others.
+    /// MLflow under `/api` and `/ajax-api`, `/version`, OpenTelemetry at `/v1/traces`, the dashboard under `/ui`. Has no fallback
+    /// of its own, so that it merges with others.
     pub fn router(&self) -> Router {
         let api = api::routes(self.clone());
-        Router::new().nest("/api", api.clone()).nest("/ajax-api", api).nest("/ui", dashboard::routes(self.clone()))
+        api::root(self.clone())
+            .nest("/api", api.clone())
+            .nest("/ajax-api", api)
+            .nest("/ui", dashboard::routes(self.clone()))
     }
 
     /// A whole server: [`Tracker::router`], `/` to the pages, `/health`, `/metrics`, and MLflow's 404 for the rest.

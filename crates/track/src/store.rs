@@ -11,6 +11,7 @@ use crate::TrackError;
 
 mod backup;
 mod database;
+mod datasets;
 mod experiments;
 mod import;
 mod ingest;
@@ -21,10 +22,12 @@ mod query;
 mod registry;
 mod runs;
 mod search;
+mod traces;
 mod views;
 
 pub use backup::{Backup, back_up, check_backup};
 pub use database::Database;
+pub use datasets::{DatasetSearch, EvaluationDataset, Upserted};
 pub use experiments::ExperimentSearch;
 pub use import::{ImportedVersion, RunEnd};
 pub use logged_models::{LoggedModelSearch, NewLoggedModel, OrderField};
@@ -32,6 +35,7 @@ pub use migrations::{Migrated, Schema, migrate};
 pub use registry::{ArchiveOthers, Mover, NewVersion, Target, version_number};
 pub use runs::{Batch, NewRun, RunChange};
 pub use search::{Page, RunSearch, View};
+pub use traces::{Assessment, Previews, Span, TraceInfo, TraceSearch, TracesToDelete};
 pub use views::{CellValue, ExperimentSummary, History, KeyInUse, TableRow, TableSearch, Window};
 
 /// Connections that read.

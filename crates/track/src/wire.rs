@@ -6,7 +6,7 @@ use serde::de::{self, Deserializer};
 use serde::{Deserialize, Serialize, Serializer};
 
 /// An experiment's number; MLflow writes it as a string.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, sqlx::Type)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord, sqlx::Type)]
 #[sqlx(transparent)]
 pub struct ExperimentId(pub i64);
 
@@ -23,8 +23,17 @@ impl Serialize for ExperimentId {
 }
 
 impl<'de> Deserialize<'de> for ExperimentId {
+    /// From text, as MLflow sends it; an empty one counts as missing.
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Int::deserialize(deserializer).map(|id| Self(id.0))
+        let text = String::deserialize(deserializer)?;
+        if text.is_empty() {
+            return Err(de::Error::missing_field(""));
+        }
+        text.parse().map(Self).map_err(|_| {
+            de::Error::custom(format_args!(
+                "{OWN_WORDS}Invalid experiment ID '{text}'. Experiment ID must be a valid integer."
+            ))
+        })
     }
 }
 
@@ -98,12 +107,46 @@ impl<'de> Deserialize<'de> for Float {
             }
 
             fn visit_str<E: de::Error>(self, value: &str) -> Result<Float, E> {
-                let number: f64 = value.parse().map_err(|_| E::invalid_value(de::Unexpected::Str(value), &self))?;
+                let number: f64 =
+                    value.trim().parse().map_err(|_| E::invalid_value(de::Unexpected::Str(value), &self))?;
                 self.visit_f64(number)
             }
         }
         deserializer.deserialize_any(Visitor)
     }
+}
+
+/// What begins an error of reading whose text is for the client as it is.
+pub(crate) const OWN_WORDS: &str = "\u{1}";
+
+/// A text that must be there and not be empty.
+pub fn filled<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let given = Option::<String>::deserialize(deserializer)?;
+    given.filter(|text| !text.is_empty()).ok_or_else(|| de::Error::missing_field(""))
+}
+
+/// A value that must be there and not be `null`.
+pub fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
+    Option::<T>::deserialize(deserializer)?.ok_or_else(|| de::Error::missing_field(""))
+}
+
+/// A value of an enumeration by name or, as protobuf's JSON allows, by number.
+pub fn enum_name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum NameOrNumber {
+        Name(String),
+        Number(i64),
+    }
+    Ok(Option::deserialize(deserializer)?.map(|given| match given {
+        NameOrNumber::Name(name) => name,
+        NameOrNumber::Number(number) => number.to_string(),
+    }))
+}
+
+/// A value that may be `null`, which is its default.
+pub fn or_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
 /// A list that a query may give as one value.
@@ -135,7 +178,7 @@ fn none(text: &Option<String>) -> bool {
 #[allow(missing_docs)]
 pub struct Pair {
     pub key: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub value: String,
 }
 
@@ -151,6 +194,16 @@ pub struct Experiment {
     pub creation_time: i64,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub tags: Vec<Pair>,
+    pub workspace: Workspace,
+}
+
+/// The one workspace there is, `default`, which MLflow 3 writes on an experiment.
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+pub enum Workspace {
+    /// The only one.
+    #[default]
+    #[serde(rename = "default")]
+    Default,
 }
 
 /// What a run is.
@@ -221,10 +274,11 @@ pub struct Run {
 #[allow(missing_docs)]
 pub struct Metric {
     pub key: String,
+    #[serde(deserialize_with = "present")]
     pub value: Float,
-    #[serde(deserialize_with = "int")]
+    #[serde(deserialize_with = "present_int")]
     pub timestamp: i64,
-    #[serde(default, deserialize_with = "int")]
+    #[serde(default, deserialize_with = "int_or_0")]
     pub step: i64,
     #[serde(default, skip_serializing_if = "none")]
     pub dataset_name: Option<String>,
@@ -236,8 +290,12 @@ pub struct Metric {
     pub run_id: Option<String>,
 }
 
-fn int<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error> {
-    Int::deserialize(deserializer).map(|n| n.0)
+fn present_int<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error> {
+    present::<D, Int>(deserializer).map(|n| n.0)
+}
+
+fn int_or_0<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error> {
+    Ok(Option::<Int>::deserialize(deserializer)?.map_or(0, |n| n.0))
 }
 
 /// A dataset a run read, by digest.
@@ -275,7 +333,7 @@ pub struct ModelInput {
 #[allow(missing_docs)]
 pub struct ModelOutput {
     pub model_id: String,
-    #[serde(default, deserialize_with = "int")]
+    #[serde(default, deserialize_with = "int_or_0")]
     pub step: i64,
 }
 

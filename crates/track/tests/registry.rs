@@ -41,7 +41,12 @@ impl House {
     }
 
     async fn send(&self, method: &str, path: &str, body: Vec<u8>) -> (u16, Value) {
-        let request = Request::builder().method(method).uri(path).body(Body::from(body)).unwrap();
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("content-type", "application/json")
+            .body(Body::from(body))
+            .unwrap();
         let response = self.router.clone().oneshot(request).await.unwrap();
         let status = response.status().as_u16();
         let bytes = to_bytes(response.into_body(), 1 << 20).await.unwrap();
@@ -285,7 +290,12 @@ async fn two_servers_on_one_database_lose_nothing(#[values(Kind::Sqlite, Kind::P
     let (setup, _kept) = kind.place();
     let (a, b) = (Tracker::open(setup.clone()).await.unwrap(), Tracker::open(setup).await.unwrap());
     let call = |router: Router, path: &'static str, body: Value| async move {
-        let request = Request::builder().method("POST").uri(path).body(Body::from(body.to_string())).unwrap();
+        let request = Request::builder()
+            .method("POST")
+            .uri(path)
+            .header("content-type", "application/json")
+            .body(Body::from(body.to_string()))
+            .unwrap();
         let response = router.oneshot(request).await.unwrap();
         let status = response.status();
         let bytes = to_bytes(response.into_body(), 1 << 20).await.unwrap();
@@ -302,7 +312,8 @@ async fn two_servers_on_one_database_lose_nothing(#[values(Kind::Sqlite, Kind::P
         tasks.spawn(async move {
             let metric = json!({ "run_id": run_id, "key": "m", "value": n, "timestamp": n, "step": n });
             call(server.clone(), "/api/2.0/mlflow/runs/log-metric", metric).await;
-            call(server, "/api/2.0/mlflow/model-versions/create", json!({ "name": "m", "source": "s3://x" })).await
+            call(server, "/api/2.0/mlflow/model-versions/create", json!({ "name": "m", "source": "s3://bucket/x" }))
+                .await
         });
     }
     let replies = tasks.join_all().await;

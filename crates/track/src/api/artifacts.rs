@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio_util::io::ReaderStream;
 
-use super::{Args, Edge, Reply, done};
+use super::{Args, Edge, Reply, done, missing};
 use crate::files::Entry;
 use crate::{ArtifactPath, TrackError, Tracker};
 
@@ -73,7 +73,7 @@ pub struct RunFolder {
 
 /// Paths are relative to the run's artifacts.
 pub async fn list_run(State(tracker): State<Tracker>, Args(args): Args<RunFolder>) -> Reply {
-    let id = args.run_id.or(args.run_uuid).unwrap_or_default();
+    let id = args.run_id.or(args.run_uuid).filter(|id| !id.is_empty()).ok_or_else(|| missing("run_id"))?;
     let root = tracker.store.run(&id).await?.info.artifact_uri;
     list_under(&tracker, &root, args.path.as_deref().unwrap_or_default()).await
 }

@@ -1,14 +1,15 @@
 use axum::Json;
 use axum::extract::State;
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::{Args, Reply, done, page};
-use crate::wire::{ExperimentId, Int, Pair, one_or_many, or_empty};
-use crate::{ExperimentSearch, Tracker, View};
+use super::{Args, Reply, checks, done, page};
+use crate::wire::{ExperimentId, Int, Pair, enum_name, filled, one_or_many, or_default, or_empty};
+use crate::{ExperimentSearch, TrackError, Tracker, View, limits};
 
 #[derive(Deserialize)]
 pub struct Create {
+    #[serde(deserialize_with = "filled")]
     name: String,
     #[serde(default)]
     artifact_location: Option<String>,
@@ -18,6 +19,7 @@ pub struct Create {
 
 pub async fn create(State(tracker): State<Tracker>, Args(args): Args<Create>) -> Reply {
     let location = args.artifact_location.as_deref();
+    checks::artifact_location(location.unwrap_or_default())?;
     let id = tracker.store.create_experiment(&args.name, location, &args.tags, tracker.now()).await?;
     Ok(Json(json!({ "experiment_id": id })))
 }
@@ -33,6 +35,7 @@ pub async fn get(State(tracker): State<Tracker>, Args(args): Args<ById>) -> Repl
 
 #[derive(Deserialize)]
 pub struct ByName {
+    #[serde(deserialize_with = "filled")]
     experiment_name: String,
 }
 
@@ -42,7 +45,7 @@ pub async fn get_by_name(State(tracker): State<Tracker>, Args(args): Args<ByName
 
 #[derive(Deserialize)]
 pub struct Search {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "enum_name")]
     view_type: Option<String>,
     #[serde(default)]
     filter: Option<String>,
@@ -59,7 +62,7 @@ pub async fn search(State(tracker): State<Tracker>, Args(args): Args<Search>) ->
         view: View::parse(args.view_type.as_deref().unwrap_or_default())?,
         filter: args.filter.unwrap_or_default(),
         order_by: args.order_by,
-        max_results: args.max_results.map_or(0, |n| n.0),
+        max_results: checks::page_size(args.max_results)?,
         page_token: args.page_token.unwrap_or_default(),
     };
     page("experiments", tracker.store.search_experiments(&search).await?)
@@ -68,6 +71,7 @@ pub async fn search(State(tracker): State<Tracker>, Args(args): Args<Search>) ->
 #[derive(Deserialize)]
 pub struct Update {
     experiment_id: ExperimentId,
+    #[serde(deserialize_with = "filled")]
     new_name: String,
 }
 
@@ -89,8 +93,9 @@ pub async fn restore(State(tracker): State<Tracker>, Args(args): Args<ById>) -> 
 #[derive(Deserialize)]
 pub struct SetTag {
     experiment_id: ExperimentId,
+    #[serde(deserialize_with = "filled")]
     key: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     value: String,
 }
 
@@ -103,6 +108,7 @@ pub async fn set_tag(State(tracker): State<Tracker>, Args(args): Args<SetTag>) -
 #[derive(Deserialize)]
 pub struct DeleteTag {
     experiment_id: ExperimentId,
+    #[serde(deserialize_with = "filled")]
     key: String,
 }
 
@@ -118,12 +124,28 @@ pub struct ByIds {
 }
 
 pub async fn search_datasets(State(tracker): State<Tracker>, Args(args): Args<ByIds>) -> Reply {
+    let n = args.experiment_ids.len();
+    if n == 0 {
+        return Err(
+            TrackError::Invalid("SearchDatasets request must specify at least one experiment_id.".into()).into()
+        );
+    }
+    if n > limits::MAX_EXPERIMENTS_OF_DATASETS {
+        return Err(TrackError::Invalid(format!(
+            "SearchDatasets request cannot specify more than {} experiment_ids. Received {n} experiment_ids.",
+            limits::MAX_EXPERIMENTS_OF_DATASETS
+        ))
+        .into());
+    }
     let found = tracker.store.search_datasets(&args.experiment_ids).await?;
-    let summaries: Vec<_> = found
-        .into_iter()
-        .map(|(experiment_id, name, digest, context)| {
-            json!({ "experiment_id": experiment_id, "name": name, "digest": digest, "context": context })
-        })
-        .collect();
-    Ok(Json(json!({ "dataset_summaries": summaries })))
+    let items = found.into_iter().map(summary).collect();
+    page("dataset_summaries", crate::Page { items, next_page_token: None })
+}
+
+fn summary((experiment_id, name, digest, context): (ExperimentId, String, String, Option<String>)) -> Value {
+    let mut summary = json!({ "experiment_id": experiment_id, "name": name, "digest": digest });
+    if let Some(context) = context {
+        summary["context"] = context.into();
+    }
+    summary
 }

@@ -6,14 +6,16 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{Args, Reply, page};
-use crate::wire::Int;
+use crate::wire::{Int, filled};
 use crate::{Mover, Target, TrackError, Tracker};
 
 #[derive(Deserialize)]
 pub struct Promote {
+    #[serde(deserialize_with = "filled")]
     name: String,
     version: Int,
     #[serde(default = "champion")]
+    #[serde(deserialize_with = "filled")]
     alias: String,
     by: String,
     why: String,
@@ -34,8 +36,10 @@ pub async fn promote(State(tracker): State<Tracker>, Args(args): Args<Promote>) 
 
 #[derive(Deserialize)]
 pub struct Rollback {
+    #[serde(deserialize_with = "filled")]
     name: String,
     #[serde(default = "champion")]
+    #[serde(deserialize_with = "filled")]
     alias: String,
     by: String,
     why: String,

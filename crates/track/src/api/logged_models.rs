@@ -3,8 +3,8 @@ use axum::extract::{Path, State};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{Args, Reply, done, page};
-use crate::wire::{ExperimentId, Int, Pair, one_or_many, or_empty};
+use super::{Args, Reply, checks, done, missing, page};
+use crate::wire::{ExperimentId, Int, Pair, enum_name, or_empty, present};
 use crate::{LoggedModelSearch, NewLoggedModel, OrderField, Tracker};
 
 #[derive(Deserialize)]
@@ -25,7 +25,7 @@ pub struct Create {
 pub async fn create(State(tracker): State<Tracker>, Args(args): Args<Create>) -> Reply {
     let model_id = format!("m-{}", uuid::Uuid::new_v4().simple());
     let new = NewLoggedModel {
-        name: args.name.filter(|name| !name.is_empty()).unwrap_or_else(|| model_id.clone()),
+        name: args.name.filter(|name| !name.is_empty()).unwrap_or_else(super::runs::random_name),
         model_id,
         experiment_id: args.experiment_id,
         model_type: args.model_type,
@@ -42,17 +42,29 @@ pub async fn get(State(tracker): State<Tracker>, Path(id): Path<String>) -> Repl
 
 #[derive(Deserialize)]
 pub struct Finalize {
-    status: String,
+    #[serde(deserialize_with = "enum_name")]
+    status: Option<String>,
 }
 
 pub async fn finalize(State(tracker): State<Tracker>, Path(id): Path<String>, Args(args): Args<Finalize>) -> Reply {
-    let model = tracker.store.finalize_logged_model(&id, &args.status, tracker.now()).await?;
+    let status = status_name(args.status.filter(|status| !status.is_empty()).ok_or_else(|| missing("status"))?);
+    let model = tracker.store.finalize_logged_model(&id, &status, tracker.now()).await?;
     Ok(Json(json!({ "model": model })))
 }
 
 pub async fn delete(State(tracker): State<Tracker>, Path(id): Path<String>) -> Reply {
     tracker.store.delete_logged_model(&id, tracker.now()).await?;
     done()
+}
+
+/// A status by its number in MLflow's protocol.
+fn status_name(given: String) -> String {
+    match given.as_str() {
+        "1" => "LOGGED_MODEL_PENDING".into(),
+        "2" => "LOGGED_MODEL_READY".into(),
+        "3" => "LOGGED_MODEL_UPLOAD_FAILED".into(),
+        _ => given,
+    }
 }
 
 #[derive(Deserialize)]
@@ -83,7 +95,7 @@ pub async fn log_params(State(tracker): State<Tracker>, Path(id): Path<String>, 
 
 #[derive(Deserialize)]
 pub struct Search {
-    #[serde(default, deserialize_with = "one_or_many")]
+    #[serde(deserialize_with = "present")]
     experiment_ids: Vec<ExperimentId>,
     #[serde(default)]
     filter: Option<String>,
@@ -100,7 +112,7 @@ pub async fn search(State(tracker): State<Tracker>, Args(args): Args<Search>) ->
         experiment_ids: args.experiment_ids,
         filter: args.filter.unwrap_or_default(),
         order_by: args.order_by,
-        max_results: args.max_results.map_or(0, |n| n.0),
+        max_results: checks::page_size(args.max_results)?,
         page_token: args.page_token.unwrap_or_default(),
     };
     page("models", tracker.store.search_logged_models(&search).await?)

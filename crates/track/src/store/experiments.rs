@@ -5,7 +5,7 @@ use super::{Millis, QueryBuilder, Store, required};
 use crate::TrackError;
 use crate::filter::{self, Clause, Direction, Entity, Test};
 use crate::limits;
-use crate::wire::{Experiment, ExperimentId, Pair};
+use crate::wire::{Experiment, ExperimentId, Pair, Workspace};
 
 /// What `experiments/search` asks.
 #[derive(Debug, Default)]
@@ -42,7 +42,7 @@ impl Store {
         required("name", name)?;
         limits::length("name", name, limits::MAX_EXPERIMENT_NAME)?;
         let mut tx = self.write().await?;
-        refuse_taken_name(&mut tx, name).await?;
+        refuse_taken_name(&mut tx, name, None).await?;
         let row = sqlx::query(
             "INSERT INTO experiments (name, artifact_location, creation_time, last_update_time)
              VALUES ($1, '', $2, $2) RETURNING experiment_id",
@@ -112,7 +112,7 @@ impl Store {
         limits::length("name", name, limits::MAX_EXPERIMENT_NAME)?;
         let mut tx = self.write().await?;
         active_experiment(&mut tx, id).await?;
-        refuse_taken_name(&mut tx, name).await?;
+        refuse_taken_name(&mut tx, name, Some(id)).await?;
         sqlx::query("UPDATE experiments SET name = $1, last_update_time = $2 WHERE experiment_id = $3")
             .bind(name)
             .bind(now.0)
@@ -136,7 +136,7 @@ impl Store {
         .execute(&mut *tx)
         .await?;
         if changed.rows_affected() == 0 {
-            return Err(TrackError::Missing(format!("No Experiment with id={id} exists that is not yet {stage}")));
+            return Err(TrackError::Missing(format!("No Experiment with id={id} exists")));
         }
         sqlx::query("UPDATE runs SET lifecycle_stage = $1 WHERE experiment_id = $2")
             .bind(stage)
@@ -188,6 +188,7 @@ impl Store {
                 last_update_time: row.try_get("last_update_time")?,
                 creation_time: row.try_get("creation_time")?,
                 tags,
+                workspace: Workspace::Default,
             });
         }
         Ok(experiments)
@@ -221,12 +222,23 @@ fn select() -> QueryBuilder {
     )
 }
 
-async fn refuse_taken_name(tx: &mut sqlx::AnyConnection, name: &str) -> Result<(), TrackError> {
-    let taken: Option<(String,)> =
-        sqlx::query_as("SELECT lifecycle_stage FROM experiments WHERE name = $1").bind(name).fetch_optional(tx).await?;
+/// Errors if another experiment than `own` has the name.
+async fn refuse_taken_name(
+    tx: &mut sqlx::AnyConnection,
+    name: &str,
+    own: Option<ExperimentId>,
+) -> Result<(), TrackError> {
+    let taken: Option<(i64, String)> =
+        sqlx::query_as("SELECT experiment_id, lifecycle_stage FROM experiments WHERE name = $1")
+            .bind(name)
+            .fetch_optional(tx)
+            .await?;
     match taken {
         None => Ok(()),
-        Some((stage,)) if stage == "active" => Err(TrackError::Exists(format!("Experiment '{name}' already exists."))),
+        Some((id, _)) if Some(ExperimentId(id)) == own => Ok(()),
+        Some((_, stage)) if stage == "active" => {
+            Err(TrackError::Exists(format!("Experiment '{name}' already exists.")))
+        }
         Some(_) => Err(TrackError::Exists(format!(
             "Experiment '{name}' already exists in deleted state. You can restore the experiment, or permanently delete \
              it to create a new one."

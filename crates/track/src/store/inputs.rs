@@ -135,7 +135,7 @@ async fn put_dataset(
     let tags = serde_json::to_string(&input.tags).map_err(|error| TrackError::Invalid(error.to_string()))?;
     sqlx::query(
         "INSERT INTO run_datasets (run_id, experiment_id, name, digest, tags, context) VALUES ($1, $2, $3, $4, $5, $6)
-         ON CONFLICT (run_id, name, digest) DO UPDATE SET tags = excluded.tags, context = excluded.context",
+         ON CONFLICT (run_id, name, digest) DO NOTHING",
     )
     .bind(run_id)
     .bind(experiment_id)

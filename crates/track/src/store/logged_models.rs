@@ -215,7 +215,10 @@ impl Store {
             .bind(model_id)
             .fetch_all(&self.reads)
             .await?;
-        Ok(LoggedModelData { params, metrics: rows.iter().map(metric_of).collect::<Result<_, _>>()? })
+        let metrics = rows.iter().map(|row| {
+            Ok(Metric { run_id: row.try_get("run_id")?, model_id: Some(model_id.to_owned()), ..metric_of(row)? })
+        });
+        Ok(LoggedModelData { params, metrics: metrics.collect::<Result<_, sqlx::Error>>()? })
     }
 }
 
@@ -329,7 +332,7 @@ fn push_clause(query: &mut QueryBuilder, clause: &Clause) -> Result<(), TrackErr
         Entity::Metric => "logged_model_metrics",
         Entity::Param => "logged_model_params",
         Entity::Tag => "logged_model_tags",
-        Entity::Dataset => return Err(invalid_key(name)),
+        _ => return Err(invalid_key(name)),
     };
     query.push(format!("EXISTS (SELECT 1 FROM {table} x WHERE x.model_id = m.model_id AND x.key = "));
     query.push_bind(name.clone()).push(" AND ");

@@ -170,7 +170,7 @@ impl Store {
             .bind(new_name)
             .fetch_optional(&mut *tx)
             .await?;
-        if taken.is_some() {
+        if taken.is_some() && new_name != name {
             return Err(TrackError::Exists(format!("Registered Model (name={new_name}) already exists.")));
         }
         sqlx::query("UPDATE registered_models SET name = $1 WHERE name = $2")
@@ -283,7 +283,7 @@ impl Store {
         let mut connection = self.reads.acquire().await?;
         exists(&mut connection, name).await?;
         let number = aliased(&mut connection, name, alias).await?;
-        let number = number.ok_or_else(|| TrackError::Missing(format!("Registered model alias {alias} not found.")))?;
+        let number = number.ok_or_else(|| TrackError::Invalid(format!("Registered model alias {alias} not found.")))?;
         drop(connection);
         self.model_version(name, number).await
     }
@@ -531,9 +531,9 @@ pub enum ArchiveOthers {
 
 /// A version number as MLflow writes it.
 pub fn version_number(text: &str) -> Result<i64, TrackError> {
-    text.parse()
+    text.trim()
+        .parse()
         .ok()
-        .filter(|number| *number > 0)
         .ok_or_else(|| TrackError::Invalid(format!("Parameter 'version' must be an integer, got '{text}'.")))
 }
 

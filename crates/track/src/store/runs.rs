@@ -13,7 +13,7 @@ use crate::wire::{ExperimentId, Float, Metric, Pair, Run, RunData, RunInfo};
 /// The tag that carries a run's name for old clients.
 const NAME_TAG: &str = "mlflow.runName";
 /// Bound values in one statement; SQLite takes 32 766, older ones 999.
-const IDS_PER_QUERY: usize = 500;
+pub(super) const IDS_PER_QUERY: usize = 500;
 
 /// A run to be made.
 #[derive(Debug)]
@@ -279,7 +279,7 @@ pub(super) fn metric_of(row: &sqlx::any::AnyRow) -> Result<Metric, sqlx::Error> 
         dataset_name: row.try_get("dataset_name").ok(),
         dataset_digest: row.try_get("dataset_digest").ok(),
         model_id: row.try_get("model_id").ok(),
-        run_id: row.try_get("run_id").ok(),
+        run_id: None,
     })
 }
 
@@ -341,8 +341,8 @@ pub(super) async fn put_param(tx: &mut AnyConnection, run_id: &str, param: &Pair
         return Ok(());
     }
     Err(TrackError::Invalid(format!(
-        "Changing param values is not allowed. Param with key='{}' was already logged with value='{}' for run ID='{run_id}'. \
-         Attempted logging new value '{}'.",
+        "Changing param values is not allowed. Params were already logged='[{{'key': '{}', 'old_value': '{}', 'new_value': \
+         '{}'}}]' for run ID='{run_id}'.",
         param.key, kept.0, param.value
     )))
 }

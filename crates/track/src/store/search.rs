@@ -236,6 +236,9 @@ pub(super) fn push_run_clause(query: &mut QueryBuilder, clause: &Clause) -> Resu
             query.push(")");
             return Ok(());
         }
+        Entity::Metadata | Entity::Span | Entity::Feedback | Entity::Expectation => {
+            return Err(TrackError::Invalid(format!("Invalid entity of '{name}': runs have no traces' keys")));
+        }
     };
     query.push(if matches!(clause.test, Test::IsNull) { "NOT EXISTS (" } else { "EXISTS (" });
     query.push(from).push_bind(name.clone());
@@ -263,7 +266,7 @@ pub(super) fn push_order_join(query: &mut QueryBuilder, n: usize, order: &Order)
         Entity::Metric => "latest_metrics",
         Entity::Param => "params",
         Entity::Tag => "tags",
-        Entity::Attribute | Entity::Dataset => return,
+        _ => return,
     };
     query.push(format!(" LEFT JOIN {table} o{n} ON o{n}.run_id = r.run_id AND o{n}.key = "));
     query.push_bind(order.key.name.clone());
@@ -285,9 +288,7 @@ pub(super) fn push_order(query: &mut QueryBuilder, n: usize, order: &Order) -> R
         Entity::Param | Entity::Tag => {
             query.push(format!("CASE WHEN o{n}.value IS NULL THEN 1 ELSE 0 END, o{n}.value{direction}"));
         }
-        Entity::Dataset => {
-            return Err(TrackError::Invalid("Invalid order_by entity type 'dataset'".into()));
-        }
+        _ => return Err(TrackError::Invalid(format!("Invalid order_by entity of '{}'", order.key.name))),
     }
     Ok(())
 }

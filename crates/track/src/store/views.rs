@@ -236,7 +236,8 @@ impl Store {
             Entity::Metric => "latest_metrics",
             Entity::Param => "params",
             Entity::Tag => "tags",
-            Entity::Attribute | Entity::Dataset => return Ok(Vec::new()),
+            // The rest are no columns of a table of runs.
+            _ => return Ok(Vec::new()),
         };
         let mut query = QueryBuilder::new("SELECT x.key, COUNT(*) AS n_runs, ");
         query.push("CASE WHEN MIN(x.value) <> MAX(x.value) THEN 1 ELSE 0 END AS varies FROM ").push(table);

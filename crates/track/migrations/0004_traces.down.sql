@@ -1,0 +1,10 @@
+DROP TABLE evaluation_dataset_records;
+DROP TABLE evaluation_dataset_experiments;
+DROP TABLE evaluation_dataset_tags;
+DROP TABLE evaluation_datasets;
+DROP TABLE assessments;
+DROP TABLE spans;
+DROP TABLE trace_links;
+DROP TABLE trace_metadata;
+DROP TABLE trace_tags;
+DROP TABLE traces;
