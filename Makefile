@@ -81,7 +81,7 @@ nextest: rust
 # promtool lints the metrics page, Chromium renders the dashboard, PostgreSQL is the other database. Without apt the tests
 # that need them say so and fail.
 tools:
-	@command -v promtool >/dev/null && command -v chromium >/dev/null && ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || scripts/debian-tools prometheus chromium postgresql
+	@command -v promtool >/dev/null && command -v chromium >/dev/null && ls /usr/lib/postgresql/*/bin/postgres /usr/share/datasets/fashion-mnist >/dev/null 2>&1 || scripts/debian-tools prometheus chromium postgresql dataset-fashion-mnist
 
 env: .venv/.dev ## The pinned, hashed Python environment
 env-bench: .venv/.bench

