@@ -129,6 +129,10 @@ def play(uri: str) -> list[dict[str, Any]]:
     return Normal().exchanges(player.exchanges)
 
 
+# The client sets this tag of a prompt in a thread, so that a reply holds it or does not.
+SET_BESIDE = "_mlflow_experiment_ids"
+
+
 class Normal:
     """Ids are told by the exchange in which they first appear, so that two servers agree on which is which; times as `<time>`."""
 
@@ -174,6 +178,7 @@ class Normal:
         if isinstance(value, int) and not isinstance(value, bool) and value > NOW_MS and value < 10 * NOW_MS:
             return "<time>"
         if isinstance(value, list):
+            value = [each for each in value if not (isinstance(each, dict) and each.get("key") == SET_BESIDE)]
             by = UNORDERED.get(key)
             if by and all(isinstance(each, dict) for each in value):
                 value = sorted(value, key=lambda each: (str(each.get(by)), each.get("step", 0), str(each.get("context", ""))))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import urllib.error
@@ -103,8 +104,6 @@ def test_limits_are_mlflows(tracking_uri: str, client: MlflowClient, experiment:
         {"metrics": [metric] * 1001},
         {"params": [{"key": f"p{i}", "value": "v"} for i in range(101)]},
         {"tags": [{"key": f"t{i}", "value": "v"} for i in range(101)]},
-        {"params": [{"key": "p", "value": "x" * 6001}]},
-        {"tags": [{"key": "t", "value": "x" * 8001}]},
         {"metrics": [{**metric, "key": "k" * 251}]},
         {"metrics": [{**metric, "value": "much"}]},
         {"params": [{"key": "../up", "value": "v"}]},
@@ -113,6 +112,10 @@ def test_limits_are_mlflows(tracking_uri: str, client: MlflowClient, experiment:
         status, reply = post(tracking_uri, "/api/2.0/mlflow/runs/log-batch", {"run_id": run_id, **body})
         assert (status, reply["error_code"]) == (400, "INVALID_PARAMETER_VALUE"), body
     assert client.get_run(run_id).data.params == {}
+    long = {"params": [{"key": "p", "value": "ü" * 6001}], "tags": [{"key": "t", "value": "x" * 8001}]}
+    assert post(tracking_uri, "/api/2.0/mlflow/runs/log-batch", {"run_id": run_id, **long}) == (200, {})
+    kept = client.get_run(run_id).data
+    assert (kept.params["p"], kept.tags["t"]) == ("ü" * 6000, "x" * 8000), "cut, as MLflow does"
     status, reply = post(tracking_uri, "/api/2.0/mlflow/runs/create", {"experiment_id": []})
     assert status == 400 and "'experiment_id'" in reply["message"]
 
@@ -331,7 +334,7 @@ def test_every_listed_route_answers(tracking_uri: str) -> None:
     routes = json.loads((REPO / "conformance" / "mlflow_routes.json").read_text())["routes"]
     assert len(routes) >= 60
     for route in routes:
-        path = route["path"].replace("{model_id}", "m-0").replace("{key}", "k").replace("{path}", "no/such")
+        path = re.sub(r"\{\w+\}", "x", route["path"].replace("{path}", "no/such"))
         body = b"{}" if route["method"] != "GET" else None
         request = urllib.request.Request(tracking_uri + path, body, {"content-type": "application/json"}, method=route["method"])
         try:
@@ -339,11 +342,11 @@ def test_every_listed_route_answers(tracking_uri: str) -> None:
                 assert reply.status == 200, route
         except urllib.error.HTTPError as error:
             reply = json.loads(error.read())
-            assert reply["error_code"] != "ENDPOINT_NOT_FOUND" and error.code in (400, 404), (route, reply)
+            assert reply["error_code"] != "ENDPOINT_NOT_FOUND" and error.code in (400, 404, 503), (route, reply)
 
 
 def test_an_unknown_route_is_mlflows_404(tracking_uri: str) -> None:
-    for method, path in [("POST", "/api/2.0/mlflow/nope"), ("POST", "/api/2.0/mlflow/runs/get"), ("POST", "/api/3.0/mlflow/traces")]:
+    for method, path in [("POST", "/api/2.0/mlflow/nope"), ("POST", "/api/2.0/mlflow/runs/get"), ("POST", "/api/3.0/mlflow/nope")]:
         status, reply = post(tracking_uri, path, {}, method)
         assert (status, reply["error_code"]) == (404, "ENDPOINT_NOT_FOUND"), path
 

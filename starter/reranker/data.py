@@ -102,7 +102,7 @@ def embedded(embedder, texts: list[str]) -> torch.Tensor:
 
 
 def batches(examples: list[Group], size: int, generator: torch.Generator) -> list[list[Group]]:
-    return encoder.by_length(examples, size, generator, length=lambda group: max(map(len, group.pairs)))
+    return encoder.by_length(examples, size, generator, length=lambda group: max(map(len, group[0])))
 
 
 def collate(batch: list[Group]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory as _, Parser, Subcommand};
 
 mod commands;
+mod engine;
 mod progress;
 mod record;
 mod repo;

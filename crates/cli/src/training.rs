@@ -13,12 +13,13 @@ use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::engine::{Engine, EngineArgs};
 use crate::record::{self, Record, Started};
 use crate::repo::{GitState, PROVENANCE, Python};
 use crate::standard::Standard;
 
 /// Port of the rendezvous where its endpoint names none; torchrun's own.
-const RENDEZVOUS_PORT: u16 = 29500;
+pub const RENDEZVOUS_PORT: u16 = 29500;
 
 /// A training script and everything that is said to it.
 #[derive(Clone, Debug)]
@@ -99,6 +100,21 @@ pub struct Trained {
 }
 
 impl Launch {
+    /// `script` of the repo in the current directory, in one process here, with nothing said to it.
+    pub fn new(script: impl Into<PathBuf>) -> Self {
+        Self {
+            root: PathBuf::from("."),
+            script: script.into(),
+            output: PathBuf::from("runs"),
+            resume: false,
+            script_args: Vec::new(),
+            processes: Processes::default(),
+            n_threads: None,
+            name: None,
+            tags: BTreeMap::new(),
+        }
+    }
+
     /// Opens a run, starts the script in it and waits; SIGTERM and SIGINT go on to the script.
     pub async fn train(&self, client: &RegistryClient) -> anyhow::Result<Trained> {
         self.train_with(&Python::find(&self.root)?, client).await
@@ -120,6 +136,34 @@ impl Launch {
             self.close_run(client, run_id, status).await?;
         }
         Ok(Trained { run_id, status })
+    }
+
+    /// Opens a run and hands the training over to an engine's client; waits where the client does.
+    pub async fn train_on(
+        &self,
+        engine: Engine,
+        args: &EngineArgs,
+        client: &RegistryClient,
+    ) -> anyhow::Result<Trained> {
+        let (standard, python) = (Standard::load(&self.root)?, Python::find(&self.root)?);
+        // What cannot be written is refused before a run is opened.
+        let job = args.job(engine, self, &python, client.uri(), None)?;
+        let run_id = self.open_run(client, &standard, &python, &[job.client_line()]).await?;
+        let described = args.job(engine, self, &python, client.uri(), Some(&run_id))?;
+        let mut command = described.command(&run_id)?;
+        command.stdout(Stdio::piped()).stdin(Stdio::null()).kill_on_drop(true);
+        let started = command.spawn().with_context(|| format!("cannot start {}", job.client_name()));
+        let status = match started {
+            Ok(child) => watch(child).await?,
+            Err(error) => {
+                client.update_run(&run_id, RunStatus::Failed, Some(now_ms())).await?;
+                return Err(error);
+            }
+        };
+        if job.waits || !status.success() {
+            self.close_run(client, &run_id, status).await?;
+        }
+        Ok(Trained { run_id: Some(run_id), status })
     }
 
     /// The run that weights in `output` belong to, or a new one with its record.
@@ -173,8 +217,10 @@ impl Launch {
     }
 
     async fn close_run(&self, client: &RegistryClient, run_id: &str, status: ExitStatus) -> anyhow::Result<()> {
-        if status.success() {
-            client.tag_run(run_id, &record::weights(&self.root.join(&self.output))?).await?;
+        let output = self.root.join(&self.output);
+        // A cluster's output may be out of this machine's reach.
+        if status.success() && output.is_dir() {
+            client.tag_run(run_id, &record::weights(&output)?).await?;
         }
         client.update_run(run_id, ended_as(status), Some(now_ms())).await?;
         Ok(())
@@ -192,17 +238,26 @@ impl Launch {
         if let Some(run_id) = run_id {
             child.env("MLFLOW_TRACKING_URI", tracking_uri).env("MLFLOW_RUN_ID", run_id);
         }
-        let git_commit = GitState::of(&self.root).and_then(|git| git.described());
-        child.env("HIGHROAD_GIT_COMMIT", git_commit.unwrap_or_default());
-        // torchrun would give each of several processes one thread, and the number decides the last bits of a sum.
-        child.env("OMP_NUM_THREADS", self.n_threads().to_string());
-        child.env("PYTHONUNBUFFERED", "1").env("HF_HUB_OFFLINE", "1");
+        child.envs(self.variables());
         // The script's prints are for people; stdout of this command is the run id.
         child.stdout(Stdio::piped()).stdin(Stdio::null()).kill_on_drop(true);
         child.spawn().with_context(|| format!("cannot start {}", python.path().display()))
     }
 
-    fn n_threads(&self) -> usize {
+    /// What each process is told in its environment, wherever it runs.
+    pub fn variables(&self) -> Vec<(&'static str, String)> {
+        let git_commit = GitState::of(&self.root).and_then(|git| git.described());
+        vec![
+            ("HIGHROAD_GIT_COMMIT", git_commit.unwrap_or_default()),
+            // torchrun would give each of several processes one thread, and the number decides the last bits of a sum.
+            ("OMP_NUM_THREADS", self.n_threads().to_string()),
+            ("PYTHONUNBUFFERED", "1".to_owned()),
+            ("HF_HUB_OFFLINE", "1".to_owned()),
+        ]
+    }
+
+    /// Threads of each process.
+    pub fn n_threads(&self) -> usize {
         let chosen = || std::env::var("OMP_NUM_THREADS").ok()?.parse().ok().filter(|&n| n > 0);
         let n_cores = std::thread::available_parallelism().map_or(1, usize::from);
         let shared = || (n_cores / usize::try_from(self.processes.per_node).unwrap_or(n_cores)).max(1);
@@ -212,11 +267,17 @@ impl Launch {
     fn command_line(&self) -> anyhow::Result<Vec<String>> {
         let mut command: Vec<String> = ["python", "-m", "torch.distributed.run"].map(str::to_owned).into();
         command.extend(self.processes.torchrun()?);
-        command.push(self.script.display().to_string());
-        command.extend(["--output".to_owned(), self.output.display().to_string()]);
-        command.extend(self.resume.then(|| "--resume".to_owned()));
-        command.extend(self.script_args.iter().cloned());
+        command.extend(self.script_line());
         Ok(command)
+    }
+
+    /// The script and its options, as torchrun takes them.
+    pub fn script_line(&self) -> Vec<String> {
+        let mut line = vec![self.script.display().to_string()];
+        line.extend(["--output".to_owned(), self.output.display().to_string()]);
+        line.extend(self.resume.then(|| "--resume".to_owned()));
+        line.extend(self.script_args.iter().cloned());
+        line
     }
 
     /// What `highroad train` must be told to do the same again elsewhere.

@@ -50,7 +50,8 @@ impl House {
     }
 
     async fn post(&self, path: &str, body: Value) -> Value {
-        self.answer(Request::post(path).body(Body::from(body.to_string())).unwrap()).await
+        let request = Request::post(path).header("content-type", "application/json");
+        self.answer(request.body(Body::from(body.to_string())).unwrap()).await
     }
 
     async fn get(&self, path: &str) -> Value {

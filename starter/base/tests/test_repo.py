@@ -19,7 +19,7 @@ def model():
 
 
 def test_batches_hold_every_example_once_in_an_order_the_seed_decides():
-    examples = [([7] * (1 + i % 5), [i]) for i in range(23)]
+    examples = [([[7] * (1 + i % 5)], [i]) for i in range(23)]
     order = lambda seed: data.batches(examples, 4, torch.Generator().manual_seed(seed))  # noqa: E731
     assert sorted(number for batch in order(1) for _, (number,) in batch) == list(range(23))
     assert [len(batch) for batch in order(1)].count(4) == 5

@@ -133,14 +133,13 @@ impl Args {
         tags.insert("mlflow.parentRunId".to_owned(), run.id.clone());
         Ok(Launch {
             root: checkout.repo.clone(),
-            script: recorded.script,
             output: self.output.clone(),
-            resume: false,
             script_args: recorded.script_args,
             processes: recorded.processes,
             n_threads: run.tags.get(record::THREADS_TAG).and_then(|text| text.parse().ok()),
             name: Some(format!("{} again", run.name)),
             tags,
+            ..Launch::new(recorded.script)
         })
     }
 
@@ -302,7 +301,9 @@ fn link_highroad(base: &Python, python: &Python) -> anyhow::Result<()> {
 
 /// Refuses to train on other data than the run read, before anything is spent.
 fn check_data(checkout: &Checkout, python: &Python, run: &Run) -> anyhow::Result<()> {
-    const FINGERPRINTS: &str = "import json, data\nprint(json.dumps(data.fingerprints()))";
+    const FINGERPRINTS: &str = "import hashlib, json, data\n\
+        digest = lambda path: 'sha256:' + hashlib.file_digest(open(path, 'rb'), 'sha256').hexdigest()\n\
+        print(json.dumps({name: digest(path) for name, path in data.files().items()}))";
     let recorded = tagged(run, DATA_TAGS);
     if recorded.is_empty() || !checkout.repo.join("data.py").is_file() {
         eprintln!("warning: the run recorded no data, so the data cannot be checked");
@@ -314,7 +315,7 @@ fn check_data(checkout: &Checkout, python: &Python, run: &Run) -> anyhow::Result
     if !output.status.success() {
         bail!("the data cannot be read: {}", String::from_utf8_lossy(&output.stderr).trim());
     }
-    let found: BTreeMap<String, String> = serde_json::from_slice(&output.stdout).context("data.fingerprints()")?;
+    let found: BTreeMap<String, String> = serde_json::from_slice(&output.stdout).context("`data.files()` does not name files")?;
     for (name, digest) in &recorded {
         match found.get(name) {
             Some(found) if found == digest => {}

@@ -1,10 +1,11 @@
-use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::bail;
 
+use crate::engine::EngineArgs;
+use crate::repo::Python;
 use crate::standard::Standard;
 use crate::tracking::{self, TrackingArgs};
 use crate::training::{Launch, Processes, exit_code};
@@ -27,6 +28,8 @@ pub struct Args {
     #[command(flatten)]
     processes: Processes,
     #[command(flatten)]
+    engine: EngineArgs,
+    #[command(flatten)]
     tracking: TrackingArgs,
     /// Options of the script, such as `-- --epochs 3`
     #[arg(last = true)]
@@ -36,23 +39,28 @@ pub struct Args {
 impl Args {
     pub fn run(self) -> anyhow::Result<ExitCode> {
         let tracking = tracking::client(&self.tracking)?;
-        if self.processes.n_nodes > 1 && tracking.is_embedded() {
-            bail!("several machines need one tracking server: give --tracking-uri, or set `[tracking] uri`");
+        if (self.processes.n_nodes > 1 || self.engine.on.is_some()) && tracking.is_embedded() {
+            bail!("other machines need a tracking server they can reach: give --tracking-uri, or set `[tracking] uri`");
         }
         let root = Path::new(".");
         let standard = Standard::load(root)?;
         let launch = Launch {
-            root: root.to_owned(),
-            script: self.script.unwrap_or_else(|| standard.training.script.into()),
             output: self.output.unwrap_or_else(|| standard.training.output.into()),
             resume: self.resume,
             script_args: self.script_args,
             processes: self.processes,
-            n_threads: None,
             name: self.name,
-            tags: BTreeMap::new(),
+            ..Launch::new(self.script.unwrap_or_else(|| standard.training.script.into()))
         };
-        let trained = tracking.block_on(launch.train(tracking.client()))?;
+        let trained = match self.engine.on {
+            None => tracking.block_on(launch.train(tracking.client()))?,
+            Some(engine) if self.engine.dry_run => {
+                let job = self.engine.job(engine, &launch, &Python::find(root)?, tracking.client().uri(), None)?;
+                writeln!(std::io::stdout(), "{}", job.describe())?;
+                return Ok(ExitCode::SUCCESS);
+            }
+            Some(engine) => tracking.block_on(launch.train_on(engine, &self.engine, tracking.client()))?,
+        };
         if let (Some(run_id), true) = (&trained.run_id, trained.status.success()) {
             writeln!(std::io::stdout(), "{run_id}")?;
         }

@@ -256,7 +256,7 @@ pub(super) fn among(head: &'static str, ids: &[String], tail: &'static str) -> Q
 /// `run_id, key, value, is_nan, timestamp, step`: read by place, which is several times as fast as by name.
 type MetricRow = (String, String, f64, i64, i64, i64);
 
-fn metric_of_row((run_id, key, value, is_nan, timestamp, step): MetricRow) -> Metric {
+fn metric_of_row((_, key, value, is_nan, timestamp, step): MetricRow) -> Metric {
     Metric {
         key,
         value: Float(if is_nan == 1 { f64::NAN } else { value }),
@@ -265,7 +265,8 @@ fn metric_of_row((run_id, key, value, is_nan, timestamp, step): MetricRow) -> Me
         dataset_name: None,
         dataset_digest: None,
         model_id: None,
-        run_id: Some(run_id),
+        // Only rows that mix runs name theirs, as MLflow's do.
+        run_id: None,
     }
 }
 
