@@ -28,7 +28,7 @@ impl Token {
         if id >= TYPE_BIT || kind > 1 {
             return Err(TokenizerError::Encode(format!("token {id} of type {kind}: types are 0 and 1")));
         }
-        Ok(Self(id | kind * TYPE_BIT))
+        Ok(Self(id | (kind * TYPE_BIT)))
     }
 
     pub(crate) fn id(self) -> u32 {

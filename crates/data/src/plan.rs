@@ -138,7 +138,7 @@ impl Plan {
         let tail = self.row_ends_between(start, *ends.last().expect("something is left over"));
         let rows = tail.len();
         let mut cuts: Vec<usize> = ends[from..].iter().map(|end| tail.partition_point(|row| row <= end)).collect();
-        while cuts.len() % world != 0 {
+        while !cuts.len().is_multiple_of(world) {
             let begin_of = |i: usize| if i == 0 { 0 } else { cuts[i - 1] };
             let n_rows = |i: usize| cuts[i] - begin_of(i);
             let largest = (0..cuts.len()).rev().max_by_key(|&i| n_rows(i)).expect("there is a batch");

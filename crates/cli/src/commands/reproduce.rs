@@ -315,7 +315,8 @@ fn check_data(checkout: &Checkout, python: &Python, run: &Run) -> anyhow::Result
     if !output.status.success() {
         bail!("the data cannot be read: {}", String::from_utf8_lossy(&output.stderr).trim());
     }
-    let found: BTreeMap<String, String> = serde_json::from_slice(&output.stdout).context("`data.files()` does not name files")?;
+    let found: BTreeMap<String, String> =
+        serde_json::from_slice(&output.stdout).context("`data.files()` does not name files")?;
     for (name, digest) in &recorded {
         match found.get(name) {
             Some(found) if found == digest => {}

@@ -87,7 +87,7 @@ impl Work {
         self.shared.with_words(|words| {
             while let Some(n) = self.claim() {
                 let make = || self.shared.batch(&self.plan, self.own[n], words);
-                let batch = catch_unwind(AssertUnwindSafe(make)).unwrap_or_else(|_| Err(DataError::Panic));
+                let batch = catch_unwind(AssertUnwindSafe(make)).unwrap_or(Err(DataError::Panic));
                 self.lock().ready.insert(n, batch);
                 self.made.notify_all();
             }
