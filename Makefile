@@ -39,7 +39,7 @@ fuzz: ## Mutate small programs against the reader for a few seconds
 	scripts/fuzz
 
 test-python: env debug-bin python-module tools ## pytest: starter, real models, real clients
-	HIGHROAD_BIN=$(abspath $(DEBUG_BIN)) $(PY) -m pytest -q tests
+	HIGHROAD_BIN=$(abspath $(DEBUG_BIN)) $(PY) -m pytest -q -n 2 --dist loadfile --durations 10 tests
 
 mlflow-answers: env ## Record anew what the real MLflow server answers (conformance/mlflow_answers.jsonl)
 	$(PY) conformance/mlflow_replay.py --record
