@@ -49,7 +49,7 @@ class Site:
 def site(highroad: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     home = tmp_path_factory.mktemp("dashboard")
     with serving([str(highroad), "track", "--listen", "127.0.0.1:0", "--home", str(home)], home / "server.log") as url:
-        client = MlflowClient(url)
+        client = MlflowClient(url, registry_uri=url)
         experiment = client.create_experiment("tuning")
         runs = [log_run(client, experiment, n) for n in range(N_RUNS)]
         log_artifacts(client, runs[-1], tmp_path_factory.mktemp("files"))
