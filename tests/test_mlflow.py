@@ -27,8 +27,8 @@ def client(tracking_uri: str, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
     # A client that meets an error must say so now, not after minutes of retries.
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     mlflow.set_tracking_uri(tracking_uri)
-    mlflow.set_registry_uri(tracking_uri)
-    return MlflowClient(tracking_uri)
+    # Without the registry's address the client would take one that a former test of this process left.
+    return MlflowClient(tracking_uri, registry_uri=tracking_uri)
 
 
 @pytest.fixture

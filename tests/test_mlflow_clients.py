@@ -133,8 +133,11 @@ def test_lightning_logs_by_itself(client: MlflowClient, experiment: str, tmp_pat
             super().__init__()
             self.layer = torch.nn.Linear(4, 1)
 
+        def forward(self, x):
+            return self.layer(x)
+
         def training_step(self, batch, _):
-            loss = torch.nn.functional.mse_loss(self.layer(batch[0]), batch[1])
+            loss = torch.nn.functional.mse_loss(self(batch[0]), batch[1])
             self.log("train_loss", loss, on_epoch=True)
             return loss
 

@@ -102,7 +102,7 @@ def test_an_import_keeps_everything_and_can_be_repeated(
     highroad: Path, mlflow_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    theirs = MlflowClient(mlflow_server)
+    theirs = MlflowClient(mlflow_server, registry_uri=mlflow_server)
     mlflow.set_tracking_uri(mlflow_server)
     run_id, gone = fill(theirs, tmp_path)
     home = tmp_path / "home"
@@ -115,7 +115,7 @@ def test_an_import_keeps_everything_and_can_be_repeated(
 
     command = [str(highroad), "track", "--listen", "127.0.0.1:0", "--home", str(home)]
     with serving(command, tmp_path / "server.log") as uri:
-        ours = MlflowClient(uri)
+        ours = MlflowClient(uri, registry_uri=uri)
         expected = facts(theirs, run_id)
         mlflow.set_tracking_uri(uri)
         assert facts(ours, run_id) == expected
@@ -128,4 +128,4 @@ def test_an_import_keeps_everything_and_can_be_repeated(
         versions = ours.search_model_versions("name='classifier'")
         assert sorted(version.version for version in versions) in (["1", "3"], [1, 3])
         assert str(ours.get_model_version_by_alias("classifier", "champion").version) == "3"
-        assert str(ours.create_model_version("classifier", "s3://x", run_id).version) == "4"
+        assert str(ours.create_model_version("classifier", "s3://bucket/model", run_id).version) == "4"

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use highroad_package::Digest;
+use highroad_package::registry::Run;
 use serde::Serialize;
 
 use crate::repo::{GitState, Installed, Python, file_digest};
@@ -170,6 +171,12 @@ pub fn weights(output: &Path) -> anyhow::Result<BTreeMap<String, String>> {
         }
     }
     Ok(tags)
+}
+
+/// The tags of `run` that begin with `prefix`, by the rest of their names.
+pub fn tagged(run: &Run, prefix: &str) -> BTreeMap<String, String> {
+    let named = run.tags.iter().filter_map(|(key, value)| Some((key.strip_prefix(prefix)?.to_owned(), value.clone())));
+    named.collect()
 }
 
 fn cpu_model() -> Option<String> {

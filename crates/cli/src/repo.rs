@@ -1,7 +1,6 @@
 //! The model repo a command runs in: its Python, its commit, its lock file.
 
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -110,14 +109,13 @@ pub struct GitState {
 impl GitState {
     /// The state of the work tree around `root`; `None` outside a work tree or without git.
     pub fn of(root: &Path) -> Option<Self> {
-        git(root, ["rev-parse", "--is-inside-work-tree"])?;
-        let commit = git(root, ["rev-parse", "--verify", "HEAD"]);
-        let branch = git(root, ["symbolic-ref", "--short", "HEAD"]);
-        let is_dirty =
-            git(root, ["status", "--porcelain", "--untracked-files=no"]).is_some_and(|text| !text.is_empty());
-        let untracked = git(root, ["ls-files", "--others", "--exclude-standard"]).unwrap_or_default();
+        git(root, &["rev-parse", "--is-inside-work-tree"]).ok()?;
+        let commit = git(root, &["rev-parse", "--verify", "HEAD"]).ok();
+        let branch = git(root, &["symbolic-ref", "--short", "HEAD"]).ok();
+        let is_dirty = git(root, &["status", "--porcelain", "--untracked-files=no"]).is_ok_and(|text| !text.is_empty());
+        let untracked = git(root, &["ls-files", "--others", "--exclude-standard"]).unwrap_or_default();
         let untracked = untracked.lines().map(str::to_owned).collect();
-        let prefix = git(root, ["rev-parse", "--show-prefix"]).unwrap_or_default();
+        let prefix = git(root, &["rev-parse", "--show-prefix"]).unwrap_or_default();
         Some(Self { commit, branch, is_dirty, untracked, prefix })
     }
 
@@ -135,9 +133,13 @@ impl GitState {
     }
 }
 
-fn git(root: &Path, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Option<String> {
-    let output = Command::new("git").arg("-C").arg(root).args(args).output().ok()?;
-    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+/// What `git ARGUMENTS` prints in the work tree around `root`, trimmed.
+pub fn git(root: &Path, arguments: &[&str]) -> anyhow::Result<String> {
+    let output = Command::new("git").arg("-C").arg(root).args(arguments).output().context("cannot start git")?;
+    if !output.status.success() {
+        bail!("`git {}` failed: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
 /// Digest of the file at `path`; `None` if there is none.

@@ -10,11 +10,11 @@ use highroad_package::registry::{Point, Run};
 use serde::Serialize;
 
 use super::runs;
-use crate::record::{self, COMMIT_TAG, DATA_TAGS, DIFF_FILE, DIFF_TAG, WEIGHTS_TAGS};
-use crate::repo::{Python, file_digest};
+use crate::record::{self, COMMIT_TAG, DATA_TAGS, DIFF_FILE, DIFF_TAG, WEIGHTS_TAGS, tagged};
+use crate::repo::{Python, file_digest, git};
 use crate::resolve::Home;
 use crate::standard::Standard;
-use crate::tracking::{self, Tracking, TrackingArgs};
+use crate::tracking::{self, Tracking};
 use crate::training::{Launch, Processes, exit_code};
 
 /// The weights or metrics differ.
@@ -25,9 +25,8 @@ const MISMATCH: u8 = 1;
 pub struct Args {
     /// Id of the run, its beginning, name, or `latest`
     run: String,
-    /// Experiment to look in [default: the one of highroad.toml, else all]
-    #[arg(long)]
-    experiment: Option<String>,
+    #[command(flatten)]
+    place: runs::Place,
     /// Python environment to train in
     #[arg(long, value_enum, default_value = "auto")]
     environment: Environment,
@@ -39,10 +38,8 @@ pub struct Args {
     keep: bool,
     /// Largest relative difference of a last metric that counts as reproduced where bits cannot be promised: on a GPU, or on
     /// another processor
-    #[arg(long, default_value_t = 0.02)]
+    #[arg(long, default_value_t = 0.02, value_parser = fraction)]
     tolerance: f64,
-    #[command(flatten)]
-    tracking: TrackingArgs,
     /// Print the findings as JSON
     #[arg(long)]
     json: bool,
@@ -97,8 +94,8 @@ struct Compared {
 
 impl Args {
     pub fn run(self) -> anyhow::Result<ExitCode> {
-        let tracking = tracking::client(&self.tracking)?;
-        let run = runs::find(&tracking, self.experiment.as_deref(), &self.run)?;
+        let tracking = tracking::client(&self.place.tracking)?;
+        let run = runs::find(&tracking, self.place.experiment.as_deref(), &self.run)?;
         let checkout = Checkout::of(&tracking, &run)?;
         eprintln!("code      {} in {}", checkout.described, checkout.repo.display());
         let python = self.python(&checkout, &run)?;
@@ -246,14 +243,6 @@ fn path_text(path: &Path) -> anyhow::Result<&str> {
     path.to_str().with_context(|| format!("{} is not valid UTF-8", path.display()))
 }
 
-fn git(root: &Path, arguments: &[&str]) -> anyhow::Result<String> {
-    let output = Command::new("git").arg("-C").arg(root).args(arguments).output().context("cannot start git")?;
-    if !output.status.success() {
-        bail!("`git {}` failed: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr).trim());
-    }
-    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
-}
-
 /// A new environment with what the lock file pins; one that was built for the same lock file is used again.
 fn rebuild(base: &Python, lock: &Path, digest: &Digest) -> anyhow::Result<Python> {
     let environments = std::path::absolute(Home::find().path())?.join("environments");
@@ -301,9 +290,8 @@ fn link_highroad(base: &Python, python: &Python) -> anyhow::Result<()> {
 
 /// Refuses to train on other data than the run read, before anything is spent.
 fn check_data(checkout: &Checkout, python: &Python, run: &Run) -> anyhow::Result<()> {
-    const FINGERPRINTS: &str = "import hashlib, json, data\n\
-        digest = lambda path: 'sha256:' + hashlib.file_digest(open(path, 'rb'), 'sha256').hexdigest()\n\
-        print(json.dumps({name: digest(path) for name, path in data.files().items()}))";
+    const FINGERPRINTS: &str = "import json, data\nfrom highroad._provenance import data_digests\n\
+        print(json.dumps(data_digests(data.files())))";
     let recorded = tagged(run, DATA_TAGS);
     if recorded.is_empty() || !checkout.repo.join("data.py").is_file() {
         eprintln!("warning: the run recorded no data, so the data cannot be checked");
@@ -326,11 +314,6 @@ fn check_data(checkout: &Checkout, python: &Python, run: &Run) -> anyhow::Result
     }
     eprintln!("data      {} files have the digests that the run recorded", recorded.len());
     Ok(())
-}
-
-fn tagged(run: &Run, prefix: &str) -> BTreeMap<String, String> {
-    let named = run.tags.iter().filter_map(|(key, value)| Some((key.strip_prefix(prefix)?.to_owned(), value.clone())));
-    named.collect()
 }
 
 impl Report {
@@ -380,6 +363,13 @@ impl Report {
 
 fn told(compared: &Compared) -> String {
     if compared.was == compared.is { compared.is.clone() } else { format!("was {}, is {}", compared.was, compared.is) }
+}
+
+fn fraction(text: &str) -> Result<f64, String> {
+    text.parse()
+        .ok()
+        .filter(|value| (0.0..1.0).contains(value))
+        .ok_or_else(|| "give a number from 0 to below 1".to_owned())
 }
 
 /// Whether bits can be promised, and why.

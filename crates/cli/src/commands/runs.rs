@@ -9,7 +9,7 @@ use highroad_package::registry::{Point, RegistryClient, Run, RunQuery};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::record::{COMMIT_TAG, DATA_TAGS, DIFF_TAG, ENVIRONMENT_FILE, WEIGHTS_TAGS};
+use crate::record::{COMMIT_TAG, DATA_TAGS, DIFF_TAG, ENVIRONMENT_FILE, WEIGHTS_TAGS, tagged};
 use crate::standard::Standard;
 use crate::tracking::{self, Tracking, TrackingArgs};
 
@@ -17,6 +17,10 @@ use crate::tracking::{self, Tracking, TrackingArgs};
 const SHOWN_METRICS: usize = 4;
 /// Characters of a run's id that a list shows; as many are enough to name it.
 const SHORT_ID: usize = 8;
+/// What a list tells of every run before its metrics.
+const FIXED_COLUMNS: [&str; 5] = ["run", "name", "status", "began", "took"];
+/// From the duration on, columns are numbers.
+const FIRST_NUMBER: usize = 4;
 /// Runs that are looked through for a name or the beginning of an id.
 const SEARCHED_RUNS: usize = 10_000;
 
@@ -39,20 +43,27 @@ enum What {
     Export(Export),
 }
 
+/// Where runs are looked for.
+#[derive(clap::Args)]
+pub struct Place {
+    /// Experiment to look in [default: the one of highroad.toml, else all]
+    #[arg(long)]
+    pub experiment: Option<String>,
+    #[command(flatten)]
+    pub tracking: TrackingArgs,
+}
+
 /// Which runs are meant.
 #[derive(clap::Args)]
 struct Selection {
-    /// Experiment to look in [default: the one of highroad.toml, else all]
-    #[arg(long)]
-    experiment: Option<String>,
+    #[command(flatten)]
+    place: Place,
     /// Condition in MLflow's grammar, such as `metrics.loss < 0.2 AND params.seed = '7'`
     #[arg(long, default_value = "")]
     filter: String,
     /// Order, such as `metrics.loss ASC` [default: newest first]
     #[arg(long, default_value = "")]
     order_by: String,
-    #[command(flatten)]
-    tracking: TrackingArgs,
 }
 
 #[derive(clap::Args)]
@@ -60,7 +71,7 @@ struct List {
     #[command(flatten)]
     selection: Selection,
     /// Most runs that are listed
-    #[arg(long, default_value_t = 20)]
+    #[arg(long, default_value_t = 20, value_parser = at_least_one)]
     limit: usize,
     /// Metrics and params to show, such as `validation/loss` [default: the four metrics most runs have]
     #[arg(long, value_delimiter = ',')]
@@ -74,11 +85,8 @@ struct List {
 struct Show {
     /// Id, its beginning, name, or `latest`
     run: String,
-    /// Experiment to look in [default: the one of highroad.toml, else all]
-    #[arg(long)]
-    experiment: Option<String>,
     #[command(flatten)]
-    tracking: TrackingArgs,
+    place: Place,
     /// Print the run as JSON
     #[arg(long)]
     json: bool,
@@ -90,11 +98,8 @@ struct Diff {
     a: String,
     /// Id, its beginning, name, or `latest`
     b: String,
-    /// Experiment to look in [default: the one of highroad.toml, else all]
-    #[arg(long)]
-    experiment: Option<String>,
     #[command(flatten)]
-    tracking: TrackingArgs,
+    place: Place,
     /// Print what differs as JSON
     #[arg(long)]
     json: bool,
@@ -131,7 +136,7 @@ impl Args {
 
 impl Selection {
     async fn runs(&self, client: &RegistryClient, limit: usize) -> anyhow::Result<Vec<Run>> {
-        let experiment_ids = experiments(client, self.experiment.as_deref()).await?;
+        let experiment_ids = experiments(client, self.place.experiment.as_deref()).await?;
         let (filter, order_by) = (self.filter.clone(), self.order_by.clone());
         Ok(client.search_runs(&RunQuery { experiment_ids, filter, order_by, limit }).await?)
     }
@@ -139,7 +144,7 @@ impl Selection {
 
 impl List {
     fn run(self) -> anyhow::Result<ExitCode> {
-        let tracking = tracking::client(&self.selection.tracking)?;
+        let tracking = tracking::client(&self.selection.place.tracking)?;
         let runs = tracking.block_on(self.selection.runs(tracking.client(), self.limit))?;
         let mut stdout = std::io::stdout().lock();
         if self.json {
@@ -152,15 +157,13 @@ impl List {
         }
         let columns = if self.columns.is_empty() { common_metrics(&runs) } else { self.columns };
         let mut table = table();
-        table.set_header(
-            ["run", "name", "status", "began", "took"].into_iter().map(str::to_owned).chain(columns.clone()),
-        );
+        table.set_header(FIXED_COLUMNS.into_iter().map(str::to_owned).chain(columns.clone()));
         for run in &runs {
             let fixed = [short(&run.id), run.name.clone(), run.status.name().to_lowercase(), began(run), took(run)];
             table.add_row(fixed.into_iter().chain(columns.iter().map(|column| cell(run, column))));
         }
-        for column in table.column_iter_mut().skip(4) {
-            column.set_cell_alignment(CellAlignment::Right);
+        for idx in FIRST_NUMBER..FIXED_COLUMNS.len() + columns.len() {
+            table.column_mut(idx).expect("the header made it").set_cell_alignment(CellAlignment::Right);
         }
         writeln!(stdout, "{table}")?;
         Ok(ExitCode::SUCCESS)
@@ -169,8 +172,8 @@ impl List {
 
 impl Show {
     fn run(self) -> anyhow::Result<ExitCode> {
-        let tracking = tracking::client(&self.tracking)?;
-        let run = find(&tracking, self.experiment.as_deref(), &self.run)?;
+        let tracking = tracking::client(&self.place.tracking)?;
+        let run = find(&tracking, self.place.experiment.as_deref(), &self.run)?;
         let mut stdout = std::io::stdout().lock();
         if self.json {
             writeln!(stdout, "{}", serde_json::to_string_pretty(&run)?)?;
@@ -201,8 +204,8 @@ fn section(out: &mut impl std::io::Write, title: &str, pairs: &BTreeMap<String, 
 
 impl Diff {
     fn run(self) -> anyhow::Result<ExitCode> {
-        let tracking = tracking::client(&self.tracking)?;
-        let experiment = self.experiment.as_deref();
+        let tracking = tracking::client(&self.place.tracking)?;
+        let experiment = self.place.experiment.as_deref();
         let (a, b) = (find(&tracking, experiment, &self.a)?, find(&tracking, experiment, &self.b)?);
         let found = Differences::between(&tracking, &a, &b);
         let mut stdout = std::io::stdout().lock();
@@ -239,10 +242,6 @@ struct Difference {
 impl Differences {
     fn between(tracking: &Tracking, a: &Run, b: &Run) -> Self {
         let metrics = |run: &Run| run.metrics.iter().map(|(key, value)| (key.clone(), number(*value))).collect();
-        let tagged = |run: &Run, prefix: &str| -> BTreeMap<String, String> {
-            let named = run.tags.iter().filter_map(|(key, value)| Some((key.strip_prefix(prefix)?, value)));
-            named.map(|(name, digest)| (name.to_owned(), digest.clone())).collect()
-        };
         let data = |run: &Run| {
             let mut data = tagged(run, DATA_TAGS);
             data.extend(run.datasets.iter().map(|dataset| (dataset.name.clone(), dataset.digest.clone())));
@@ -329,7 +328,7 @@ fn changed_files(a: &Run, b: &Run) -> Vec<String> {
 
 impl Export {
     fn run(self) -> anyhow::Result<ExitCode> {
-        let tracking = tracking::client(&self.selection.tracking)?;
+        let tracking = tracking::client(&self.selection.place.tracking)?;
         let runs = tracking.block_on(self.selection.runs(tracking.client(), usize::MAX))?;
         let rows: Box<dyn Iterator<Item = anyhow::Result<Row>>> = if self.points {
             Box::new(runs.iter().flat_map(|run| points(&tracking, run)))
@@ -424,6 +423,10 @@ fn write_csv(rows: impl Iterator<Item = anyhow::Result<Row>>) -> anyhow::Result<
         }))?;
     }
     Ok(out.flush()?)
+}
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|&n| n > 0).ok_or_else(|| "give a number from 1".to_owned())
 }
 
 /// Ids of the experiments to look in: the named one, else that of the repo, else all.

@@ -47,11 +47,11 @@ impl Shared {
                 tokens.of(sample, &mut samples.tokens);
             }
             if self.tokens.is_none() || !columns.is_empty() {
-                let cells = self.table.read(sample)?;
+                let mut cells = self.table.read(sample)?;
                 if let (Some(text), None) = (&self.text, &self.tokens) {
                     self.encode(text, &cells, words, &mut samples.tokens)?;
                 }
-                columns.iter_mut().zip(cells.into_iter().skip(n_texts)).for_each(|(column, cell)| push(column, cell));
+                columns.iter_mut().zip(cells.drain(n_texts..)).for_each(|(column, cell)| push(column, cell));
             }
             samples.ends.push(samples.tokens.len());
         }
