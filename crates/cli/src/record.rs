@@ -97,7 +97,7 @@ impl Record {
         self.tag(THREADS_TAG, started.n_threads.to_string());
         self.tag("highroad.version", env!("CARGO_PKG_VERSION"));
         self.tag("highroad.owner", &*standard.model.owner);
-        if let Some(seed) = standard.training.parameters.get("seed") {
+        if let Some(seed) = standard.training.seed {
             self.tag("highroad.seed", seed.to_string());
         }
     }

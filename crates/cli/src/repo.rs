@@ -31,7 +31,8 @@ pub struct Installed {
 pub struct TorchBuild {
     version: String,
     git_version: Option<String>,
-    cuda: Option<String>,
+    /// The CUDA it was built for, if any.
+    pub cuda: Option<String>,
     hip: Option<String>,
 }
 

@@ -1,21 +1,39 @@
 //! `highroad.toml`: the standard a model repo declares, read by every command that works inside one.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::Context as _;
-use serde::Deserialize;
+use highroad_package::Digest;
+use schemars::JsonSchema;
+use schemars::generate::SchemaSettings;
+use serde::{Deserialize, Serialize};
 
+pub mod effective;
+pub mod moves;
+pub mod source;
+
+use effective::{Chain, Head};
+
+/// Variable that tells the repo's own scripts the effective standard; `highroad.standard()` reads it.
+pub const FOR_SCRIPTS: &str = "HIGHROAD_STANDARD";
 /// File name of the declared standard, at the root of a repo.
 pub const FILE: &str = "highroad.toml";
 
-/// What `highroad.toml` says. Every table is documented in `docs/reference/highroad-toml.md`.
-#[derive(Clone, Debug, Deserialize)]
+/// Where the published schema of `highroad.toml` lies; the starter names it for editors.
+pub const SCHEMA_URL: &str =
+    "https://raw.githubusercontent.com/highroad-ml/highroad/main/docs/reference/highroad.schema.json";
+
+/// What a model repo, or the organisation whose standard it extends, declares.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-#[allow(dead_code, reason = "some keys are read by the repo's own scripts; all of them are checked here")]
 pub struct Standard {
     /// What this repo makes and who answers for it.
     pub model: Model,
-    /// The Python environment that trains and exports.
+    /// Who may answer for models.
+    #[serde(default)]
+    pub owners: Owners,
+    /// The environment that trains and exports.
     pub environment: Environment,
     /// How training is started; further keys are the script's own defaults.
     pub training: Training,
@@ -32,13 +50,12 @@ pub struct Standard {
 }
 
 /// `[model]`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-#[allow(dead_code, reason = "some keys are read by the repo's own scripts; all of them are checked here")]
 pub struct Model {
     /// Name in the registry.
     pub name: String,
-    /// Which starter this repo follows: `classifier`.
+    /// Which starter this repo follows, such as `classifier`.
     pub kind: String,
     /// Who answers for the model: a team or an address.
     pub owner: String,
@@ -46,21 +63,36 @@ pub struct Model {
     pub licence: String,
 }
 
+/// `[owners]`
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Owners {
+    /// The teams and addresses that may own a model; anybody if absent. `@example.com` stands for every address there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub known: Vec<String>,
+}
+
 /// `[environment]`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Environment {
-    /// Accepted Python versions, such as `>=3.11`.
+    /// Accepted Python versions (PEP 440), such as `>=3.11`.
     pub python: String,
-    /// Accepted torch versions, such as `>=2.9,<2.16`.
+    /// Accepted versions of the framework, PyTorch, such as `>=2.9,<2.16`.
     pub torch: String,
+    /// Accepted versions of this command; any if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub highroad: Option<String>,
+    /// Accepted versions of other packages, by name; only what is installed is judged.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub packages: BTreeMap<String, String>,
     /// Lock file: every package pinned and hashed.
     #[serde(default = "default_lock")]
     pub lock: String,
 }
 
 /// `[training]`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Training {
     /// The script that `highroad train` launches.
     #[serde(default = "default_train")]
@@ -68,60 +100,141 @@ pub struct Training {
     /// Where checkpoints go.
     #[serde(default = "default_output")]
     pub output: String,
-    /// The script's own defaults (seed, epochs, batch size, …): they belong to the script, so any key is allowed here.
+    /// Numbers that the forward and backward passes compute in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub precision: Option<Precision>,
+    /// How several processes share the work.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub strategy: Option<Strategy>,
+    /// Seed of every generator.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seed: Option<u64>,
+    /// Whether only deterministic algorithms may run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub deterministic: Option<bool>,
+    /// The script's other defaults (epochs, batch size, …): they belong to the script, so any key is allowed here.
     #[serde(flatten)]
+    #[schemars(with = "BTreeMap<String, serde_json::Value>")]
     pub parameters: toml::Table,
 }
 
+/// Numbers that training computes in; weights and optimizer stay f32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Precision {
+    /// bfloat16 where the hardware multiplies it faster, else 32-bit floats.
+    Auto,
+    /// 32-bit floats.
+    F32,
+    /// Autocast to bfloat16.
+    Bf16,
+    /// Autocast to float16, with a gradient scaler.
+    Fp16,
+}
+
+/// How several processes share the work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Strategy {
+    /// `ddp` where there are several processes.
+    Auto,
+    /// There is one process.
+    Single,
+    /// Each has the whole model (`DistributedDataParallel`).
+    Ddp,
+    /// Each has a part of it (`fully_shard`).
+    Fsdp2,
+}
+
 /// `[tracking]`
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Tracking {
     /// Tracking server; absent means the embedded one over `.highroad/`.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub uri: Option<String>,
     /// Experiment that runs belong to; absent means the model's name.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub experiment: Option<String>,
 }
 
 /// `[evaluation]`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Evaluation {
     /// Golden set that eval and gate answer.
     pub golden: String,
+    /// Digest of the blessed golden set; any if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>", regex(pattern = "^sha256:[0-9a-f]{64}$"))]
+    pub golden_digest: Option<Digest>,
+    /// The fewest cases a golden set may have.
+    #[serde(default)]
+    pub min_cases: usize,
     /// Gate rules.
     #[serde(default = "default_gates")]
     pub gates: String,
 }
 
 /// `[packaging]`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-#[allow(dead_code, reason = "some keys are read by the repo's own scripts; all of them are checked here")]
 pub struct Packaging {
     /// The script that `highroad export` runs.
     #[serde(default = "default_export")]
     pub script: String,
-    /// Longest input in tokens, special tokens included.
-    pub max_tokens: u32,
+    /// The task that a package's signature must declare, such as `classify`; any if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub signature: Option<String>,
+    /// SPDX identifiers of the licences that weights may have; any if absent.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub licences: Vec<String>,
+    /// Longest input in tokens, special tokens included; absent where the model reads no text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_tokens: Option<u32>,
     /// Largest accepted relative root mean square between eager PyTorch and the runtime.
     #[serde(default = "default_relative_rms")]
     pub relative_rms: f64,
 }
 
 /// `[serving]`
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-#[allow(dead_code, reason = "some keys are read by the repo's own scripts; all of them are checked here")]
 pub struct Serving {
     /// Alias that production follows.
     #[serde(default = "default_alias")]
     pub alias: String,
+    /// Protocols that clients speak to the model; any if absent.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub protocols: Vec<Protocol>,
+    /// What an answer may cost.
+    #[serde(default)]
+    pub budgets: Budgets,
+}
+
+/// A protocol of `highroad serve`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Protocol {
+    /// OpenAI's: `/v1/moderations`, `/v1/embeddings`.
+    #[serde(rename = "openai")]
+    OpenAi,
+    /// The Open Inference Protocol, version 2.
+    OpenInference,
+}
+
+/// `[serving.budgets]`
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Budgets {
+    /// The slowest acceptable 99th percentile of the service time of one case, in milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub p99_ms: Option<f64>,
 }
 
 impl Default for Serving {
     fn default() -> Self {
-        Self { alias: default_alias() }
+        Self { alias: default_alias(), protocols: Vec::new(), budgets: Budgets::default() }
     }
 }
 
@@ -156,7 +269,7 @@ fn default_alias() -> String {
 impl Standard {
     /// The standard of the repo at `root`.
     ///
-    /// Errors if there is none, it is not TOML, or it has a key that nothing reads.
+    /// Errors if there is none, if a file it extends cannot be had, or if one of them is not TOML or has a key that nothing reads.
     pub fn load(root: &Path) -> anyhow::Result<Self> {
         Self::find(root)?.with_context(|| {
             format!("no `{FILE}` in {}: run this inside a repo made by `highroad new`", root.display())
@@ -166,23 +279,47 @@ impl Standard {
     /// As [`Standard::load`], but `None` where the directory holds no `highroad.toml`.
     pub fn find(root: &Path) -> anyhow::Result<Option<Self>> {
         let path = root.join(FILE);
-        match std::fs::read_to_string(&path) {
-            Ok(text) => Self::parse(&text).map(Some),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
-        }
+        if path.exists() { Chain::read(&path)?.standard().map(Some) } else { Ok(None) }
     }
 
-    fn parse(text: &str) -> anyhow::Result<Self> {
-        toml::from_str(text).map_err(|error| {
-            let hint = did_you_mean(error.message()).map(|key| format!("\nhint: did you mean `{key}`?"));
-            anyhow::anyhow!("`{FILE}`: {}{}", error.to_string().trim_end(), hint.unwrap_or_default())
-        })
+    /// The effective standard, defaults included, as JSON in one line: the value of [`FOR_SCRIPTS`]. A file would not be there on
+    /// another machine.
+    pub fn for_scripts(&self) -> anyhow::Result<String> {
+        Ok(serde_json::to_string(self)?)
+    }
+
+    /// The JSON Schema (draft 7, which editors know) of the files that declare a standard.
+    ///
+    /// It demands no key: what a file leaves out may come from the one it extends.
+    pub fn schema() -> serde_json::Value {
+        let of = SchemaSettings::draft07().into_generator();
+        let mut schema = of.clone().into_root_schema_for::<Self>().to_value();
+        let mut head = of.into_root_schema_for::<Head>().to_value();
+        for part in ["properties", "definitions"] {
+            if let (Some(whole), Some(more)) = (schema[part].as_object_mut(), head[part].as_object_mut()) {
+                whole.append(more);
+            }
+        }
+        demand_nothing(&mut schema);
+        schema["$id"] = SCHEMA_URL.into();
+        schema["title"] = FILE.into();
+        schema
     }
 
     /// Experiment that runs belong to.
     pub fn experiment(&self) -> &str {
         self.tracking.experiment.as_deref().unwrap_or(&self.model.name)
+    }
+}
+
+fn demand_nothing(schema: &mut serde_json::Value) {
+    match schema {
+        serde_json::Value::Object(map) => {
+            map.retain(|key, value| key != "required" || !value.is_array());
+            map.values_mut().for_each(demand_nothing);
+        }
+        serde_json::Value::Array(items) => items.iter_mut().for_each(demand_nothing),
+        _ => {}
     }
 }
 
@@ -200,7 +337,13 @@ fn did_you_mean(message: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::Standard;
+    use super::effective::{Chain, Layer};
+    use super::source::Place;
+    use super::{FILE, Standard};
+
+    fn parse(text: &str) -> anyhow::Result<Standard> {
+        Chain(vec![Layer::parse(Place::File(FILE.into()), text.to_owned())?]).standard()
+    }
 
     const MINIMAL: &str = r#"
         [model]
@@ -213,6 +356,7 @@ mod tests {
         torch = ">=2.9,<2.16"
         [training]
         seed = 7
+        epochs = 3
         [evaluation]
         golden = "golden/test.jsonl"
         [packaging]
@@ -221,31 +365,57 @@ mod tests {
 
     #[test]
     fn what_is_not_said_has_a_default() {
-        let standard = Standard::parse(MINIMAL).expect("valid");
+        let standard = parse(MINIMAL).expect("valid");
         assert_eq!(standard.environment.lock, "requirements.txt");
         assert_eq!(standard.serving.alias, "champion");
         assert_eq!(standard.experiment(), "moderation");
-        assert_eq!(standard.training.parameters["seed"].as_integer(), Some(7));
+        assert_eq!(standard.training.seed, Some(7));
+        assert_eq!(standard.training.parameters["epochs"].as_integer(), Some(3));
         assert_eq!(standard.tracking.uri, None);
     }
 
     #[test]
     fn a_misspelt_key_is_named_with_its_line_and_the_likely_key() {
-        let error = Standard::parse(&MINIMAL.replace("max_tokens", "max_token")).expect_err("unknown key").to_string();
+        let error = parse(&MINIMAL.replace("max_tokens", "max_token")).expect_err("unknown key").to_string();
         assert!(error.contains("unknown field `max_token`"), "{error}");
-        assert!(error.contains("line 15"), "{error}");
+        assert!(error.contains("line 16"), "{error}");
         assert!(error.ends_with("hint: did you mean `max_tokens`?"), "{error}");
     }
 
     #[test]
+    fn scripts_find_what_was_inherited_and_left_out() {
+        let text = parse(MINIMAL).expect("valid").for_scripts().expect("JSON");
+        let standard: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        assert_eq!(standard["training"]["epochs"], 3);
+        assert_eq!(standard["packaging"]["script"], "export.py");
+    }
+
+    #[test]
     fn a_key_unlike_any_other_gets_no_guess() {
-        let error = Standard::parse(&MINIMAL.replace("max_tokens", "zebra")).expect_err("unknown key").to_string();
+        let error = parse(&MINIMAL.replace("max_tokens", "zebra")).expect_err("unknown key").to_string();
         assert!(!error.contains("did you mean"), "{error}");
     }
 
     #[test]
     fn a_missing_table_is_named() {
-        let error = Standard::parse("[model]\nname = \"x\"\n").expect_err("incomplete").to_string();
+        let error = parse("[model]\nname = \"x\"\n").expect_err("incomplete").to_string();
         assert!(error.contains("missing field"), "{error}");
+    }
+
+    #[test]
+    fn the_published_schema_is_the_one_these_types_have() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/reference/highroad.schema.json");
+        let published = std::fs::read_to_string(path).expect("published");
+        let current = serde_json::to_string_pretty(&Standard::schema()).expect("JSON") + "\n";
+        assert!(
+            published == current,
+            "`highroad standard schema > docs/reference/highroad.schema.json` writes it anew"
+        );
+    }
+
+    #[test]
+    fn the_starter_names_the_schema_for_editors() {
+        let starter = include_str!("../../../starter/base/highroad.toml.jinja");
+        assert!(starter.starts_with(&format!("#:schema {}\n", super::SCHEMA_URL)));
     }
 }

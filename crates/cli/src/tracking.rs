@@ -37,7 +37,7 @@ struct Embedded {
 /// Opens the tracking server of this command.
 pub fn client(args: &TrackingArgs) -> anyhow::Result<Tracking> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let (uri, embedded) = match configured_uri(args) {
+    let (uri, embedded) = match configured_uri(args)? {
         Some(uri) => (uri, None),
         None => {
             let (address, embedded) = runtime.block_on(Embedded::start(Home::find().path()))?;
@@ -138,20 +138,24 @@ impl Storage {
     }
 }
 
-fn configured_uri(args: &TrackingArgs) -> Option<String> {
+/// The server that flag, environment or standard name. Errors if a file that the standard extends cannot be had.
+pub fn configured_uri(args: &TrackingArgs) -> anyhow::Result<Option<String>> {
     let env = |name: &str| std::env::var(name).ok().filter(|uri| !uri.is_empty());
-    args.tracking_uri
+    let named = args
+        .tracking_uri
         .clone()
         .or_else(|| env("HIGHROAD_TRACKING_URI"))
         // MLflow also takes folders and databases here, which only its own Python code can open.
-        .or_else(|| env("MLFLOW_TRACKING_URI").filter(|uri| uri.starts_with("http://") || uri.starts_with("https://")))
-        .or_else(|| uri_of_standard(Path::new("highroad.toml")))
+        .or_else(|| env("MLFLOW_TRACKING_URI").filter(|uri| uri.starts_with("http://") || uri.starts_with("https://")));
+    match named {
+        Some(uri) => Ok(Some(uri)),
+        None => uri_of_standard(Path::new(".")),
+    }
 }
 
-fn uri_of_standard(path: &Path) -> Option<String> {
-    let table: toml::Table = std::fs::read_to_string(path).ok()?.parse().ok()?;
-    let uri = table.get("tracking")?.get("uri")?.as_str()?;
-    (!uri.is_empty()).then(|| uri.to_owned())
+fn uri_of_standard(root: &Path) -> anyhow::Result<Option<String>> {
+    let uri = crate::standard::effective::value(root, "tracking.uri")?;
+    Ok(uri.and_then(|uri| uri.as_str().map(str::to_owned)).filter(|uri| !uri.is_empty()))
 }
 
 /// MLflow's own variables for a login.
@@ -171,13 +175,13 @@ mod tests {
     #[test]
     fn the_flag_wins_and_an_empty_uri_in_the_file_means_embedded() {
         let args = TrackingArgs { tracking_uri: Some("http://a".into()) };
-        assert_eq!(configured_uri(&args).as_deref(), Some("http://a"));
+        assert_eq!(configured_uri(&args).unwrap().as_deref(), Some("http://a"));
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("highroad.toml");
         std::fs::write(&path, "[tracking]\nuri = \"\"\n").unwrap();
-        assert_eq!(uri_of_standard(&path), None);
+        assert_eq!(uri_of_standard(dir.path()).unwrap(), None);
         std::fs::write(&path, "[tracking]\nuri = \"http://b\"\n").unwrap();
-        assert_eq!(uri_of_standard(&path).as_deref(), Some("http://b"));
+        assert_eq!(uri_of_standard(dir.path()).unwrap().as_deref(), Some("http://b"));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::IsTerminal as _;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{ExitCode, ExitStatus, Stdio};
 
@@ -16,7 +17,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::engine::{Engine, EngineArgs};
 use crate::record::{self, Record, Started};
 use crate::repo::{GitState, PROVENANCE, Python};
-use crate::standard::Standard;
+use crate::standard::{FOR_SCRIPTS, Standard};
 
 /// Port of the rendezvous where its endpoint names none; torchrun's own.
 pub const RENDEZVOUS_PORT: u16 = 29500;
@@ -238,22 +239,25 @@ impl Launch {
         if let Some(run_id) = run_id {
             child.env("MLFLOW_TRACKING_URI", tracking_uri).env("MLFLOW_RUN_ID", run_id);
         }
-        child.envs(self.variables());
+        child.envs(self.variables()?);
         // The script's prints are for people; stdout of this command is the run id.
         child.stdout(Stdio::piped()).stdin(Stdio::null()).kill_on_drop(true);
         child.spawn().with_context(|| format!("cannot start {}", python.path().display()))
     }
 
     /// What each process is told in its environment, wherever it runs.
-    pub fn variables(&self) -> Vec<(&'static str, String)> {
+    pub fn variables(&self) -> anyhow::Result<Vec<(&'static str, String)>> {
         let git_commit = GitState::of(&self.root).and_then(|git| git.described());
-        vec![
+        let standard = Standard::find(&self.root)?.map(|standard| standard.for_scripts()).transpose()?;
+        let mut variables = vec![
             ("HIGHROAD_GIT_COMMIT", git_commit.unwrap_or_default()),
             // torchrun would give each of several processes one thread, and the number decides the last bits of a sum.
             ("OMP_NUM_THREADS", self.n_threads().to_string()),
             ("PYTHONUNBUFFERED", "1".to_owned()),
             ("HF_HUB_OFFLINE", "1".to_owned()),
-        ]
+        ];
+        variables.extend(standard.map(|standard| (FOR_SCRIPTS, standard)));
+        Ok(variables)
     }
 
     /// Threads of each process.
@@ -293,7 +297,6 @@ impl Launch {
 fn ended_as(status: ExitStatus) -> RunStatus {
     match status.code() {
         Some(0) => RunStatus::Finished,
-        // torchrun ends with 1 when a signal stops it, which is a failure too.
         Some(_) => RunStatus::Failed,
         None => RunStatus::Killed,
     }
@@ -338,11 +341,14 @@ impl TrainedBy {
 }
 
 /// Shows the script's output until it ends; SIGTERM and SIGINT go on to it, so that it can save where it is.
+///
+/// A script that fails after such a signal ended by it: torchrun itself ends with 1 then.
 async fn watch(mut child: Child) -> anyhow::Result<ExitStatus> {
     let pid = child.id().and_then(|pid| rustix::process::Pid::from_raw(pid.cast_signed()));
     let mut lines = BufReader::new(child.stdout.take().context("the script's output is piped")?).lines();
     let (mut terminated, mut interrupted) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let progress = Progress::new();
+    let mut stopped_by = None;
     loop {
         let forwarded = tokio::select! {
             line = lines.next_line() => match line? {
@@ -356,9 +362,14 @@ async fn watch(mut child: Child) -> anyhow::Result<ExitStatus> {
         if let Some(pid) = pid {
             rustix::process::kill_process(pid, forwarded)?;
         }
+        stopped_by = Some(forwarded);
     }
     progress.finish();
-    Ok(child.wait().await?)
+    let status = child.wait().await?;
+    Ok(match stopped_by {
+        Some(signal) if !status.success() => ExitStatus::from_raw(signal.as_raw()),
+        _ => status,
+    })
 }
 
 /// Lines that begin `step A/B` move a bar where there is a terminal; elsewhere they are printed as they are.
@@ -400,16 +411,29 @@ fn step(line: &str) -> Option<(u64, u64, &str)> {
 
 /// The script's own exit code; 128 and the signal's number where one ended it, as shells say it.
 pub fn exit_code(status: ExitStatus) -> ExitCode {
-    use std::os::unix::process::ExitStatusExt as _;
     let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
     ExitCode::from(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1))
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::process::ExitStatusExt as _;
-
     use super::*;
+
+    #[tokio::test]
+    async fn a_script_that_a_signal_stops_ends_with_that_signal() {
+        let mut script = Command::new("sh");
+        script.args(["-c", "trap 'exit 1' TERM; while :; do sleep 0.05; done"]).stdout(Stdio::piped());
+        // While somebody listens, the signal does not end this process.
+        let _listening = signal(SignalKind::terminate()).unwrap();
+        let mut watching = tokio::spawn(watch(script.spawn().unwrap()));
+        let status = loop {
+            rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::TERM).unwrap();
+            if let Ok(ended) = tokio::time::timeout(std::time::Duration::from_millis(50), &mut watching).await {
+                break ended.unwrap().unwrap();
+            }
+        };
+        assert_eq!((exit_code(status), ended_as(status)), (ExitCode::from(143), RunStatus::Killed));
+    }
 
     #[test]
     fn progress_lines_are_told_from_other_lines() {

@@ -16,12 +16,13 @@ use sha2::{Digest as _, Sha256};
 use tokio::io::AsyncWriteExt as _;
 use tokio_util::io::ReaderStream;
 
-use crate::manifest::MAX_MANIFEST_BYTES;
+use crate::{Digest, MANIFEST, PackageError, Reference, Selector, Store, VerifiedPackage};
+
+mod models;
 mod runs;
 
+pub use models::{ModelVersion, RegisteredModel};
 pub use runs::{Dataset, NewRun, Point, Run, RunFile, RunQuery, RunStatus};
-
-use crate::{Digest, MANIFEST, Manifest, PackageError, Reference, Selector, Store, VerifiedPackage};
 
 /// Tag of a version: digest of its package.
 pub const PACKAGE_TAG: &str = "highroad.package";
@@ -224,11 +225,11 @@ impl RegistryClient {
         let found = match &reference.selector {
             Selector::Version(number) => {
                 let query = [("name", reference.name.as_str()), ("version", &number.to_string())];
-                self.version("model-versions/get", &query, reference).await?
+                self.version("model-versions/get", &query, &reference.to_string()).await?
             }
             Selector::Alias(alias) => {
                 let query = [("name", reference.name.as_str()), ("alias", alias)];
-                self.version("registered-models/alias", &query, reference).await?
+                self.version("registered-models/alias", &query, &reference.to_string()).await?
             }
             Selector::Digest(digest) => self.version_of(&reference.name, digest).await?,
         };
@@ -248,15 +249,9 @@ impl RegistryClient {
         }
         let staged = tempfile::tempdir().map_err(PackageError::io(std::env::temp_dir()))?;
         let folder = format!("highroad/packages/{}", version.package.hex());
-        let limit = usize::try_from(MAX_MANIFEST_BYTES).unwrap_or(usize::MAX);
-        let bytes = self.download(&format!("{folder}/{MANIFEST}"), limit).await?;
-        let found = Digest::of(&bytes);
-        if found != version.package {
-            return Err(PackageError::ManifestChanged { expected: version.package, found }.into());
-        }
-        let manifest = Manifest::parse(&bytes)?;
+        let manifest = self.manifest(&version.package).await?;
         let path = staged.path().join(MANIFEST);
-        tokio::fs::write(&path, &bytes).await.map_err(PackageError::io(path))?;
+        tokio::fs::write(&path, manifest.canonical()?).await.map_err(PackageError::io(path))?;
         for entry in &manifest.files {
             let path = staged.path().join(&entry.path);
             let found =
@@ -322,40 +317,6 @@ impl RegistryClient {
     pub async fn rollback(&self, rollback: &Rollback) -> Result<AliasMove, RegistryError> {
         let asked = format!("roll back `{}@{}`", rollback.name, rollback.alias);
         self.move_alias("rollback", &asked, json!(rollback)).await
-    }
-
-    /// Names of the registered models that have `alias`, whatever they hold.
-    pub async fn models_with(&self, alias: &str) -> Result<Vec<String>, RegistryError> {
-        #[derive(Deserialize)]
-        struct Reply {
-            #[serde(default)]
-            registered_models: Vec<Model>,
-            #[serde(default)]
-            next_page_token: Option<String>,
-        }
-        #[derive(Deserialize)]
-        struct Model {
-            name: String,
-            #[serde(default)]
-            aliases: Vec<Alias>,
-        }
-        #[derive(Deserialize)]
-        struct Alias {
-            alias: String,
-        }
-        let (mut names, mut token) = (Vec::new(), String::new());
-        loop {
-            let query = [("max_results", MODELS_PER_PAGE), ("page_token", &token)];
-            let request = self.mlflow(Method::GET, "registered-models/search").query(&query);
-            let reply: Reply = self.ask(request, "list the registered models").await?;
-            let named =
-                reply.registered_models.into_iter().filter(|model| model.aliases.iter().any(|a| a.alias == alias));
-            names.extend(named.map(|model| model.name));
-            match reply.next_page_token.filter(|next| !next.is_empty() && *next != token) {
-                Some(next) => token = next,
-                None => return Ok(names),
-            }
-        }
     }
 
     /// Moves of the aliases of `name`, newest first; of every model if it is empty.
@@ -479,14 +440,14 @@ impl RegistryClient {
         &self,
         route: &str,
         query: &[(&str, &str)],
-        reference: &Reference,
+        asked: &str,
     ) -> Result<Option<Version>, RegistryError> {
         #[derive(Deserialize)]
         struct Reply {
             model_version: Version,
         }
         let request = self.mlflow(Method::GET, route).query(query);
-        match self.ask::<Reply>(request, &format!("find `{reference}`")).await {
+        match self.ask::<Reply>(request, &format!("find `{asked}`")).await {
             Ok(reply) => Ok(Some(reply.model_version)),
             // MLflow says INVALID_PARAMETER_VALUE (400) for an alias that is not there.
             Err(RegistryError::Refused { status: 404, .. }) => Ok(None),

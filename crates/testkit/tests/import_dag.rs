@@ -17,7 +17,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("assess", &["task", "eval", "package", "data"]),
     ("track", &["eval", "package", "service"]),
     ("serve", &["task", "eval", "package", "service"]),
-    ("cli", &["tensor", "runtime", "data", "task", "eval", "package", "assess", "service", "track", "serve"]),
+    ("cli", &["tensor", "runtime", "data", "task", "eval", "package", "assess", "service", "track", "serve", "record"]),
     ("python", &["tensor", "runtime", "data", "task", "package", "eval", "record"]),
     ("testkit", &["tensor", "service"]),
 ];

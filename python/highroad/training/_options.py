@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import tomllib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
+
+from .._standard import standard
 
 # What a loop needs and a highroad.toml may leave out.
 DEFAULTS: dict[str, Any] = {
@@ -41,8 +41,8 @@ def options(description: str | None = None, args: Sequence[str] | None = None) -
 
     ``args`` is the command line, the process's own by default. A wrong option ends the process with code 2.
     """
-    standard = tomllib.loads(Path("highroad.toml").read_text(encoding="utf-8"))
-    defaults = DEFAULTS | {name: value for name, value in standard["training"].items() if name not in _NOT_OPTIONS}
+    declared = standard()["training"]
+    defaults = DEFAULTS | {name: value for name, value in declared.items() if name not in _NOT_OPTIONS}
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --output")
     parser.add_argument("--profile", type=int, default=0, metavar="N", help="measure N steps and stop; see `highroad profile-train`")

@@ -3,14 +3,22 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use highroad_assess::GoldenSet;
 use pep440_rs::{Version, VersionSpecifiers};
 use serde::Serialize;
 
 use crate::repo::{GitState, Installed, Python};
+use crate::rules::{self, Broken, Level};
+use crate::standard::effective::Chain;
 use crate::standard::{FILE, Standard};
+use crate::template::Record;
+use crate::tracking::{self, TrackingArgs};
 
-/// The owner of a repo that was made where nobody was known.
-pub const UNASSIGNED: &str = "unassigned";
+mod fix;
+mod gpu;
+
+use fix::Fix;
+
 /// Weights, checkpoints and a package of a small encoder, twice.
 const ENOUGH_DISK_BYTES: u64 = 2 << 30;
 
@@ -20,6 +28,9 @@ pub struct Args {
     /// Print the findings as JSON
     #[arg(long)]
     json: bool,
+    /// Do what is safe about the findings that say `fix`, then look again
+    #[arg(long)]
+    fix: bool,
 }
 
 /// One thing that was looked at.
@@ -32,19 +43,18 @@ struct Finding {
     /// What to do about it.
     #[serde(skip_serializing_if = "Option::is_none")]
     help: Option<String>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-enum Level {
-    Ok,
-    Warning,
-    Error,
+    /// What `--fix` would do about it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fix: Option<Fix>,
 }
 
 impl Args {
     pub fn run(self) -> anyhow::Result<ExitCode> {
-        let findings = examine(Path::new("."));
+        let root = Path::new(".");
+        let mut findings = examine(root);
+        if self.fix && fix::apply(root, findings.iter().filter_map(|finding| finding.fix)) {
+            findings = examine(root);
+        }
         if self.json {
             writeln!(std::io::stdout(), "{}", serde_json::to_string_pretty(&findings)?)?;
         } else {
@@ -61,7 +71,7 @@ impl Args {
 
 fn print(findings: &[Finding]) -> anyhow::Result<()> {
     let mut stdout = std::io::stdout().lock();
-    for Finding { check, level, found, help } in findings {
+    for Finding { check, level, found, help, fix } in findings {
         let mark = match level {
             Level::Ok => "ok     ",
             Level::Warning => "warning",
@@ -70,6 +80,9 @@ fn print(findings: &[Finding]) -> anyhow::Result<()> {
         writeln!(stdout, "{mark}  {check:<11}  {found}")?;
         if let Some(help) = help {
             writeln!(stdout, "{:23}{help}", "")?;
+        }
+        if let Some(fix) = fix {
+            writeln!(stdout, "{:23}`highroad doctor --fix` {}", "", fix.promise())?;
         }
     }
     Ok(())
@@ -80,44 +93,83 @@ fn examine(root: &Path) -> Vec<Finding> {
         Ok(standard) => standard,
         Err(error) => return vec![Finding::error("standard", crate::describe(&error), "fix it, then look again")],
     };
-    let mut findings = vec![the_standard(&standard)];
+    let mut findings = vec![the_standard(&standard), owner(&standard), licence(&standard)];
+    findings.extend(breaches(root));
     match Python::find(root).and_then(|python| Ok((python.installed()?, python))) {
         Ok((installed, python)) => {
             findings.push(python_version(&standard, &installed, python.path()));
             findings.push(torch_version(&standard, &installed));
-            findings.push(highroad_package(&installed));
+            findings.push(highroad_version(&standard, &installed));
+            findings.extend(other_packages(&standard, &installed));
             findings.push(lock(root, &standard, &installed));
+            findings.push(gpu::examine(&standard, &installed));
         }
         Err(error) => {
-            findings.push(Finding::error("python", crate::describe(&error), "see `[environment]` in README.md"))
+            let finding = Finding::error("python", crate::describe(&error), "see `[environment]` in README.md");
+            findings.push(finding.with_fix(fix::environment(root)));
         }
     }
-    findings.extend([git(root), disk(root), cpu(), tracking(&standard), golden(root, &standard)]);
+    findings.extend([git(root), disk(root), cpu(), tracking(), golden(root, &standard)]);
+    findings.extend(ignored(root, &standard));
+    findings.extend(template(root));
     findings.extend([gates(root, &standard), scripts(root, &standard)]);
     findings
 }
 
 impl Finding {
     fn ok(check: &'static str, found: impl Into<String>) -> Self {
-        Self { check, level: Level::Ok, found: found.into(), help: None }
+        Self { check, level: Level::Ok, found: found.into(), help: None, fix: None }
     }
 
     fn warning(check: &'static str, found: impl Into<String>, help: impl Into<String>) -> Self {
-        Self { check, level: Level::Warning, found: found.into(), help: Some(help.into()) }
+        Self { check, level: Level::Warning, found: found.into(), help: Some(help.into()), fix: None }
     }
 
     fn error(check: &'static str, found: impl Into<String>, help: impl Into<String>) -> Self {
-        Self { check, level: Level::Error, found: found.into(), help: Some(help.into()) }
+        Self { check, level: Level::Error, found: found.into(), help: Some(help.into()), fix: None }
+    }
+
+    /// What is broken, else `otherwise`.
+    fn of(check: &'static str, broken: Option<Broken>, otherwise: &str) -> Self {
+        match broken {
+            Some(Broken { level, found, help }) => Self { check, level, found, help: Some(help), fix: None },
+            None => Self::ok(check, otherwise),
+        }
+    }
+
+    fn with_fix(self, fix: Option<Fix>) -> Self {
+        Self { fix, ..self }
     }
 }
 
 fn the_standard(standard: &Standard) -> Finding {
     let model = &standard.model;
-    if model.owner == UNASSIGNED {
-        let help = format!("name a team or an address as `owner` in {FILE}");
-        return Finding::warning("standard", format!("nobody answers for `{}`", model.name), help);
+    Finding::ok("standard", format!("{FILE}: {} `{}`", model.kind, model.name))
+}
+
+fn owner(standard: &Standard) -> Finding {
+    let owner = &standard.model.owner;
+    Finding::of("owner", rules::owner(owner, &standard.owners.known), owner)
+}
+
+fn licence(standard: &Standard) -> Finding {
+    let licence = &standard.model.licence;
+    Finding::of("licence", rules::licence(licence, &standard.packaging.licences), licence)
+}
+
+/// Locked keys that the repo changes and required ones that it lacks; nothing where it extends nothing.
+fn breaches(root: &Path) -> Vec<Finding> {
+    let Ok(chain) = Chain::read(&root.join(FILE)) else { return Vec::new() };
+    let Some(parent) = chain.0.get(1) else { return Vec::new() };
+    let breaches = chain.breaches();
+    if breaches.is_empty() {
+        return vec![Finding::ok("extends", parent.place.name())];
     }
-    Finding::ok("standard", format!("{FILE}: {} `{}`, owner {}", model.kind, model.name, model.owner))
+    let finding = |breach: crate::standard::effective::Breach| {
+        let help = format!("set it as the extended standard does, or ask who keeps that: {FILE}");
+        Finding::error("extends", format!("`{}` {}", breach.key, breach.problem), help)
+    };
+    breaches.into_iter().map(finding).collect()
 }
 
 fn python_version(standard: &Standard, installed: &Installed, path: &Path) -> Finding {
@@ -145,11 +197,22 @@ fn torch_version(standard: &Standard, installed: &Installed) -> Finding {
     }
 }
 
-fn highroad_package(installed: &Installed) -> Finding {
+fn highroad_version(standard: &Standard, installed: &Installed) -> Finding {
+    let own = env!("CARGO_PKG_VERSION");
+    match standard.environment.highroad.as_ref().map(|wanted| (wanted, is_within(own, wanted))) {
+        Some((wanted, Ok(false))) => {
+            let found = format!("this command is {own}, and the standard wants {wanted}");
+            return Finding::error("highroad", found, "install such a version");
+        }
+        Some((_, Err(error))) => {
+            return Finding::error("highroad", error, format!("fix `environment.highroad` in {FILE}"));
+        }
+        _ => {}
+    }
     match installed.packages.get("highroad") {
-        Some(version) if version == env!("CARGO_PKG_VERSION") => Finding::ok("highroad", version),
+        Some(version) if version == own => Finding::ok("highroad", version),
         Some(version) => {
-            let found = format!("the Python package is {version}, this command {}", env!("CARGO_PKG_VERSION"));
+            let found = format!("the Python package is {version}, this command {own}");
             Finding::warning("highroad", found, "install both from one release")
         }
         None => {
@@ -157,6 +220,29 @@ fn highroad_package(installed: &Installed) -> Finding {
             Finding::error("highroad", "the Python package is not installed", help)
         }
     }
+}
+
+/// Packages that are installed in a version the standard does not accept.
+fn other_packages(standard: &Standard, installed: &Installed) -> Vec<Finding> {
+    let judge = |(name, wanted): (&String, &String)| {
+        let found = installed.packages.get(&normalised(name))?;
+        match is_within(found, wanted) {
+            Ok(true) => None,
+            Ok(false) => {
+                let help = "lock such a version and install the lock file";
+                Some(Finding::error("packages", format!("{name} is {found}, and the standard wants {wanted}"), help))
+            }
+            Err(error) => {
+                Some(Finding::error("packages", error, format!("fix `environment.packages.{name}` in {FILE}")))
+            }
+        }
+    };
+    standard.environment.packages.iter().filter_map(judge).collect()
+}
+
+/// A package's name as indexes compare it.
+fn normalised(name: &str) -> String {
+    name.trim().to_lowercase().replace(['_', '.'], "-")
 }
 
 /// Whether every package of the lock file is hashed, and installed in the version it pins.
@@ -179,7 +265,7 @@ fn lock(root: &Path, standard: &Standard, installed: &Installed) -> Finding {
         [] => Finding::ok("lock", format!("{} packages of {file} are pinned, hashed and installed", pins.len())),
         [first, ..] => {
             let found = format!("{} of {} packages differ from {file}, first {first}", others.len(), pins.len());
-            Finding::error("lock", found, install_command(standard))
+            Finding::error("lock", found, install_command(standard)).with_fix(fix::environment(root))
         }
     }
 }
@@ -215,7 +301,7 @@ fn pins(text: &str) -> Vec<Pin> {
             pin.is_hashed = true;
         } else if let Some((name, rest)) = line.split_once("==").filter(|_| !line.starts_with('#')) {
             let version = rest.split([' ', ';']).next().unwrap_or_default().to_owned();
-            let name = name.split('[').next().unwrap_or_default().trim().to_lowercase().replace(['_', '.'], "-");
+            let name = normalised(name.split('[').next().unwrap_or_default());
             pins.push(Pin { name, version, is_hashed: rest.contains("--hash=") });
         }
     }
@@ -240,7 +326,8 @@ fn is_same(found: &str, pinned: &str) -> bool {
 fn git(root: &Path) -> Finding {
     let help = "git init && git add -A && git commit -m \"Start from highroad new\"";
     match GitState::of(root) {
-        None => Finding::error("git", "not a git repository: packages could not name their code", help),
+        None => Finding::error("git", "not a git repository: packages could not name their code", help)
+            .with_fix(Some(Fix::Git)),
         Some(GitState { commit: None, .. }) => Finding::error("git", "no commit yet", help),
         Some(GitState { commit: Some(commit), is_dirty, .. }) if is_dirty => {
             let found = format!("{} with changes that are not committed", short(&commit));
@@ -297,13 +384,21 @@ pub fn cpu_features() -> Vec<&'static str> {
     vec![std::env::consts::ARCH]
 }
 
-fn tracking(standard: &Standard) -> Finding {
-    let Some(uri) = configured_uri(standard) else {
-        return Finding::ok("tracking", "embedded, in .highroad/");
+fn tracking() -> Finding {
+    let uri = match tracking::configured_uri(&TrackingArgs::default()) {
+        Ok(Some(uri)) => uri,
+        Ok(None) => return Finding::ok("tracking", "embedded, in .highroad/"),
+        Err(error) => return Finding::error("tracking", crate::describe(&error), format!("fix `extends` in {FILE}")),
     };
-    let health = format!("{}/health", uri.trim_end_matches('/'));
-    match get(&health) {
-        Ok(()) => Finding::ok("tracking", uri),
+    let base = uri.trim_end_matches('/');
+    match get(&format!("{base}/health")) {
+        // MLflow tells its version there, other servers nothing.
+        Ok(_) => match get(&format!("{base}/version")) {
+            Ok(version) if version.trim().parse::<Version>().is_ok() => {
+                Finding::ok("tracking", format!("{uri}, version {}", version.trim()))
+            }
+            _ => Finding::ok("tracking", uri),
+        },
         Err(error) => {
             let help = "start it, or remove the address to use the embedded server";
             Finding::error("tracking", format!("{uri} does not answer: {error}"), help)
@@ -311,31 +406,77 @@ fn tracking(standard: &Standard) -> Finding {
     }
 }
 
-fn configured_uri(standard: &Standard) -> Option<String> {
-    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-    variable("HIGHROAD_TRACKING_URI")
-        .or_else(|| variable("MLFLOW_TRACKING_URI"))
-        .or_else(|| standard.tracking.uri.clone())
-}
-
-fn get(url: &str) -> anyhow::Result<()> {
+fn get(url: &str) -> anyhow::Result<String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let client = reqwest::Client::builder().timeout(Duration::from_secs(5)).build()?;
-        client.get(url).send().await?.error_for_status()?;
-        Ok(())
+        Ok(client.get(url).send().await?.error_for_status()?.text().await?)
     })
 }
 
 fn golden(root: &Path, standard: &Standard) -> Finding {
-    let file = &standard.evaluation.golden;
-    match std::fs::read_to_string(root.join(file)) {
-        Ok(text) => {
-            let n_cases = text.lines().filter(|line| !line.trim().is_empty()).count();
-            Finding::ok("golden", format!("{file}: {n_cases} cases"))
-        }
-        Err(_) => Finding::warning("golden", format!("{file} is not there yet"), "python golden/build.py makes it"),
+    let evaluation = &standard.evaluation;
+    let (file, path) = (&evaluation.golden, root.join(&evaluation.golden));
+    if !path.exists() {
+        let finding = Finding::warning("golden", format!("{file} is not there yet"), "python golden/build.py makes it");
+        return finding.with_fix(root.join(fix::GOLDEN_SCRIPT).is_file().then_some(Fix::Golden));
     }
+    let golden = match GoldenSet::read(&path) {
+        Ok(golden) => golden,
+        Err(error) => {
+            return Finding::error("golden", error.to_string(), "docs/reference/golden-sets.md says what it takes");
+        }
+    };
+    let found = format!("{file}: {} cases, {}", golden.cases.len(), golden.digest);
+    match &evaluation.golden_digest {
+        Some(blessed) if *blessed != golden.digest => {
+            let help = format!("make it again, or bless it: set `evaluation.golden_digest` in {FILE}");
+            Finding::error("golden", format!("{found}, and the blessed one is {blessed}"), help)
+        }
+        _ if golden.cases.len() < evaluation.min_cases => {
+            let help = format!("the standard wants {} cases or more", evaluation.min_cases);
+            Finding::error("golden", found, help)
+        }
+        _ => Finding::ok("golden", found),
+    }
+}
+
+/// Whether git would leave out what is made here, so that nobody commits weights or an environment.
+fn ignored(root: &Path, standard: &Standard) -> Option<Finding> {
+    GitState::of(root)?;
+    let missing = fix::not_ignored(root, standard);
+    if missing.is_empty() {
+        return Some(Finding::ok("gitignore", "state, environment and training output stay out of git"));
+    }
+    let found = format!("git would take {}", missing.join(", "));
+    Some(Finding::warning("gitignore", found, "add them to .gitignore").with_fix(Some(Fix::Gitignore)))
+}
+
+/// Whether the starter has moved on; nothing where the repo does not say what it was made from.
+fn template(root: &Path) -> Option<Finding> {
+    let (record, _) = match Record::read(root).transpose()? {
+        Ok(recorded) => recorded,
+        Err(error) => {
+            return Some(Finding::error("template", crate::describe(&error), "git checkout .highroad-template"));
+        }
+    };
+    let now = match record.values.render() {
+        Ok(files) => Record::of(&files, record.values.clone()),
+        Err(error) => {
+            return Some(Finding::warning(
+                "template",
+                crate::describe(&error),
+                "look at the changelog of this version",
+            ));
+        }
+    };
+    let n_changed = now.files.iter().filter(|(path, digest)| record.files.get(*path) != Some(digest)).count();
+    let n_gone = record.files.keys().filter(|path| !now.files.contains_key(*path)).count();
+    if now.digest == record.digest {
+        return Some(Finding::ok("template", format!("the starter of {}", record.highroad)));
+    }
+    let found = format!("{} file(s) of the starter have changed since {}", n_changed + n_gone, record.highroad);
+    Some(Finding::warning("template", found, "highroad update --dry-run shows them"))
 }
 
 fn gates(root: &Path, standard: &Standard) -> Finding {
@@ -348,11 +489,22 @@ fn gates(root: &Path, standard: &Standard) -> Finding {
         }
     };
     match highroad_eval::Gates::parse(&text) {
-        Ok(gates) => Finding::ok("gates", format!("{file}: {} rules", gates.rules.len())),
+        Ok(gates) => match standard.serving.budgets.p99_ms.filter(|budget| !holds(&gates, *budget)) {
+            Some(budget) => {
+                let help = format!("add [[latency]] with percentile = 99 and max_ms = {budget}");
+                Finding::warning("gates", format!("no rule of {file} holds the budget of {budget} ms at p99"), help)
+            }
+            None => Finding::ok("gates", format!("{file}: {} rules", gates.rules.len())),
+        },
         Err(error) => {
             Finding::error("gates", format!("{file}: {error}"), "docs/reference/gates.md lists what it takes")
         }
     }
+}
+
+/// Whether a latency rule is at least as strict as the budget.
+fn holds(gates: &highroad_eval::Gates, p99_ms: f64) -> bool {
+    gates.latency.iter().any(|rule| rule.percentile >= 99 && rule.max_ms <= p99_ms)
 }
 
 fn scripts(root: &Path, standard: &Standard) -> Finding {
@@ -366,6 +518,38 @@ fn scripts(root: &Path, standard: &Standard) -> Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn standard() -> Standard {
+        toml::from_str(
+            "[model]\nname='m'\nkind='classifier'\nowner='o'\nlicence='MIT'\n[environment]\npython='>=3.11'\n\
+             torch='>=2.9'\n[training]\n[evaluation]\ngolden='g'\n[packaging]\nmax_tokens=9\n",
+        )
+        .expect("valid")
+    }
+
+    fn installed(torch: &str) -> Installed {
+        let packages = [("torch".to_owned(), torch.to_owned())].into();
+        Installed { python: "3.11.7".into(), packages, torch: None }
+    }
+
+    #[test]
+    fn other_packages_are_judged_where_they_are_installed() {
+        let mut declared = standard();
+        declared.environment.packages =
+            [("Torch".to_owned(), "<2".to_owned()), ("absent".to_owned(), ">=1".to_owned())].into();
+        let found = other_packages(&declared, &installed("2.15.0"));
+        assert_eq!(found.len(), 1);
+        assert!(found[0].found.contains("Torch is 2.15.0"), "{found:?}");
+    }
+
+    #[test]
+    fn a_budget_needs_a_gate_that_holds_it() {
+        let gates = |max_ms: u32| {
+            let text = format!("[[rule]]\nmetric='accuracy'\nfloor=0.5\n[[latency]]\npercentile=99\nmax_ms={max_ms}\n");
+            highroad_eval::Gates::parse(&text).expect("valid")
+        };
+        assert!(holds(&gates(40), 50.0) && !holds(&gates(60), 50.0));
+    }
 
     #[test]
     fn a_lock_file_is_read_as_pip_reads_it() {
@@ -387,16 +571,7 @@ mod tests {
     fn a_package_of_another_version_is_named_with_both() {
         let dir = tempfile::tempdir().expect("temporary directory");
         std::fs::write(dir.path().join("requirements.txt"), "torch==2.15.0 --hash=sha256:aa\n").expect("written");
-        let standard: Standard = toml::from_str(
-            "[model]\nname='m'\nkind='classifier'\nowner='o'\nlicence='MIT'\n[environment]\npython='>=3.11'\n\
-             torch='>=2.9'\n[training]\n[evaluation]\ngolden='g'\n[packaging]\nmax_tokens=9\n",
-        )
-        .expect("valid");
-        let installed = |version: &str| Installed {
-            python: "3.11.7".into(),
-            packages: [("torch".to_owned(), version.to_owned())].into(),
-            torch: None,
-        };
+        let standard = standard();
         assert_eq!(lock(dir.path(), &standard, &installed("2.15.0+cpu")).level, Level::Ok);
         let finding = lock(dir.path(), &standard, &installed("2.14.0"));
         assert_eq!(finding.level, Level::Error);

@@ -3,12 +3,12 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitCode, Stdio};
 
 use anyhow::bail;
-use highroad_package::Package;
+use highroad_package::{Manifest, Package};
 use highroad_task::{Predictor, PredictorOptions, TaskError};
 
 use crate::repo::Python;
 use crate::resolve::Home;
-use crate::standard::Standard;
+use crate::standard::{FOR_SCRIPTS, Standard};
 use crate::tracking::{self, TrackingArgs};
 use crate::training::TrainedBy;
 
@@ -53,6 +53,7 @@ impl Args {
         }
         let digest = highroad_package::pack(&source, &package)?;
         let verified = Package::open(&package)?.verify()?;
+        expect_signature(&standard, verified.manifest())?;
         match Predictor::open(&verified, &PredictorOptions::default())?.check_parity() {
             Ok(report) => eprintln!(
                 "{} parity cases answered as PyTorch did: relative rms {:.1e} at most, {:.0e} allowed",
@@ -86,6 +87,7 @@ impl Args {
         let mut script = python.command();
         script.arg(&standard.packaging.script).arg("--weights").arg(weights).arg("--path").arg(source);
         script.args(&self.script_args).env("HF_HUB_OFFLINE", "1").stdin(Stdio::null());
+        script.env(FOR_SCRIPTS, standard.for_scripts()?);
         script.env("MLFLOW_RUN_ID", run_id.unwrap_or_default());
         script.env("HIGHROAD_GIT_COMMIT", trained.and_then(|t| t.git_commit.clone()).unwrap_or_default());
         // The script's prints are for people; stdout of this command is the digest.
@@ -101,5 +103,38 @@ impl Args {
         if let Err(error) = noted {
             eprintln!("warning: run {run_id} was not told about its package: {}", crate::describe(&error));
         }
+    }
+}
+
+/// Errors if the standard wants another task than the one the package is for.
+fn expect_signature(standard: &Standard, manifest: &Manifest) -> anyhow::Result<()> {
+    let Some(wanted) = &standard.packaging.signature else { return Ok(()) };
+    let task = serde_json::to_value(&manifest.task)?;
+    let found = task["task"].as_str().unwrap_or_default();
+    if found != wanted {
+        bail!("the signature says `{found}`, and the standard wants `{wanted}`; no package was made");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_package_for_another_task_than_the_standards_is_refused() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/../../conformance/packages/embed");
+        highroad_package::pack(Path::new(source), &dir.path().join("package")).expect("packed");
+        let package = Package::open(&dir.path().join("package")).expect("opened");
+        let mut standard: Standard = toml::from_str(
+            "[model]\nname='m'\nkind='embedder'\nowner='o'\nlicence='MIT'\n[environment]\npython='>=3.11'\n\
+             torch='>=2.9'\n[training]\n[evaluation]\ngolden='g'\n[packaging]\nsignature='embed'\n",
+        )
+        .expect("valid");
+        expect_signature(&standard, package.manifest()).expect("it embeds");
+        standard.packaging.signature = Some("classify".to_owned());
+        let error = expect_signature(&standard, package.manifest()).expect_err("it embeds").to_string();
+        assert!(error.contains("`embed`") && error.contains("`classify`"), "{error}");
     }
 }

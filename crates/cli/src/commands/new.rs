@@ -3,11 +3,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
-use include_dir::{Dir, DirEntry, include_dir};
-use minijinja::syntax::SyntaxConfig;
 
-// Template folders hold what a repo holds; a file ending in `.jinja` is rendered and loses the ending.
-static STARTER: Dir<'static> = include_dir!("$CARGO_MANIFEST_DIR/../../starter");
+use crate::template::{Record, Values, write_file};
 
 /// `highroad new NAME --kind KIND`
 #[derive(clap::Args)]
@@ -22,8 +19,9 @@ pub struct Args {
     owner: Option<String>,
 }
 
+/// What a model is for.
 #[derive(Clone, Copy, clap::ValueEnum)]
-enum Kind {
+pub enum Kind {
     /// Text in, one of several labels out
     Classifier,
     /// Text in, a vector out
@@ -54,7 +52,7 @@ impl Kind {
     }
 
     /// The template folders a repo of this kind is made of; no two of them hold a file of the same name.
-    fn folders(self) -> &'static [&'static str] {
+    pub fn folders(self) -> &'static [&'static str] {
         match self {
             Self::Classifier => &["base", "text", "classifier"],
             Self::Embedder => &["base", "text", "embedder"],
@@ -70,7 +68,7 @@ impl Kind {
 impl Args {
     pub fn run(self) -> anyhow::Result<ExitCode> {
         let name = model_name(&self.name)?;
-        let owner = self.owner.or_else(git_email).unwrap_or_else(|| super::doctor::UNASSIGNED.to_owned());
+        let owner = self.owner.or_else(git_email).unwrap_or_else(|| crate::rules::UNASSIGNED.to_owned());
         let parent = match self.name.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),
@@ -81,11 +79,10 @@ impl Args {
         std::fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
 
         let staged = tempfile::Builder::new().prefix(".highroad-new-").tempdir_in(parent)?;
-        let values = minijinja::context! { name, owner, kind => self.kind.name() };
-        for folder in self.kind.folders() {
-            let template = STARTER.get_dir(folder).expect("the starter has a folder for every kind");
-            render(template, folder, staged.path(), &values)?;
-        }
+        let values = Values { kind: self.kind.name().to_owned(), name: name.to_owned(), owner };
+        let files = values.render()?;
+        files.iter().try_for_each(|(path, bytes)| write_file(staged.path(), path, bytes))?;
+        Record::of(&files, values).write(&files, staged.path())?;
         let staged = staged.keep();
         std::fs::rename(&staged, &self.name).with_context(|| format!("cannot make {}", self.name.display()))?;
         writeln!(std::io::stdout(), "{}", self.name.display())?;
@@ -110,35 +107,6 @@ fn git_email() -> Option<String> {
     let output = std::process::Command::new("git").args(["config", "user.email"]).output().ok()?;
     let email = String::from_utf8(output.stdout).ok()?.trim().to_owned();
     (!email.is_empty() && !email.contains(['"', '\\', '\n'])).then_some(email)
-}
-
-fn render(dir: &Dir<'_>, base: &str, target: &Path, values: &minijinja::Value) -> anyhow::Result<()> {
-    for entry in dir.entries() {
-        let path = entry.path().strip_prefix(base).expect("entries lie below their folder");
-        // A developer's caches may lie in the template folder when the binary is built.
-        if path.components().any(|part| matches!(part.as_os_str().to_str(), Some("__pycache__" | ".pytest_cache"))) {
-            continue;
-        }
-        match entry {
-            DirEntry::Dir(dir) => {
-                std::fs::create_dir_all(target.join(path))?;
-                render(dir, base, target, values)?;
-            }
-            DirEntry::File(file) if path.extension().is_some_and(|extension| extension == "jinja") => {
-                let text = file.contents_utf8().context("a template is not text")?;
-                std::fs::write(target.join(path.with_extension("")), rendered(text, values)?)?;
-            }
-            DirEntry::File(file) => std::fs::write(target.join(path), file.contents())?,
-        }
-    }
-    Ok(())
-}
-
-fn rendered(text: &str, values: &minijinja::Value) -> anyhow::Result<String> {
-    let mut environment = minijinja::Environment::new();
-    environment.set_undefined_behavior(minijinja::UndefinedBehavior::Strict);
-    environment.set_syntax(SyntaxConfig::builder().keep_trailing_newline(true).build()?);
-    Ok(environment.render_str(text, values)?)
 }
 
 #[cfg(test)]

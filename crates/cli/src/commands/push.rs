@@ -36,11 +36,13 @@ impl Args {
         } else {
             self.verdict.iter().map(|path| read_verdict(path, &package.digest())).collect::<Result<_, _>>()?
         };
+        let standard = crate::standard::effective::tags(Path::new("."))?;
         let tracking = tracking::client(&self.tracking)?;
         let total = package.manifest().files.iter().map(|file| file.size_bytes).sum();
         let bar = crate::progress::bar("uploading");
         bar.set_length(total);
         let version = tracking.block_on(tracking.client().push(&package, &name, &verdicts, &|n| bar.inc(n)))?;
+        tracking.block_on(tracking.client().tag_version(&version, &standard))?;
         bar.finish_and_clear();
         if self.json {
             print(&serde_json::to_string(&version)?);

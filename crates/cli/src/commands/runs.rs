@@ -1,7 +1,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
@@ -24,7 +25,7 @@ const FIRST_NUMBER: usize = 4;
 /// Runs that are looked through for a name or the beginning of an id.
 const SEARCHED_RUNS: usize = 10_000;
 
-/// `highroad runs list|show|diff|export`
+/// `highroad runs list|show|diff|export|sync`
 #[derive(clap::Args)]
 pub struct Args {
     #[command(subcommand)]
@@ -41,6 +42,8 @@ enum What {
     Diff(Diff),
     /// Runs, or all points of their metrics, as CSV or one JSON object a line
     Export(Export),
+    /// Deliver what killed runs and outages left in the journal of `highroad.run`
+    Sync(Sync),
 }
 
 /// Where runs are looked for.
@@ -117,6 +120,16 @@ struct Export {
     points: bool,
 }
 
+#[derive(clap::Args)]
+struct Sync {
+    /// Folder of the journals
+    #[arg(long, env = "HIGHROAD_JOURNAL", default_value = ".highroad/journal")]
+    journal: PathBuf,
+    /// Seconds to try for, for each journal
+    #[arg(long, default_value_t = 30)]
+    patience: u64,
+}
+
 #[derive(Clone, Copy, clap::ValueEnum)]
 enum Format {
     Csv,
@@ -130,7 +143,31 @@ impl Args {
             What::Show(show) => show.run(),
             What::Diff(diff) => diff.run(),
             What::Export(export) => export.run(),
+            What::Sync(sync) => sync.run(),
         }
+    }
+}
+
+impl Sync {
+    fn run(self) -> anyhow::Result<ExitCode> {
+        let synced = highroad_record::sync(&self.journal, Duration::from_secs(self.patience))
+            .with_context(|| format!("cannot read {}", self.journal.display()))?;
+        let mut stdout = std::io::stdout().lock();
+        for journal in synced.iter().filter(|journal| journal.trouble.is_none()) {
+            let refused = match journal.n_refused {
+                0 => String::new(),
+                n => format!(", {n} entries refused: see {}", journal.dir.join("refused.jsonl").display()),
+            };
+            writeln!(stdout, "{} delivered{refused}", journal.run_id)?;
+        }
+        let left: Vec<String> = synced
+            .iter()
+            .filter_map(|journal| Some(format!("{}: {}", journal.dir.display(), journal.trouble.as_ref()?)))
+            .collect();
+        if !left.is_empty() {
+            bail!("{} of {} journals are not delivered\n{}", left.len(), synced.len(), left.join("\n"));
+        }
+        Ok(ExitCode::SUCCESS)
     }
 }
 

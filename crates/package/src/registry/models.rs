@@ -1,0 +1,124 @@
+//! What a registry holds, model by model.
+
+use std::collections::BTreeMap;
+
+use reqwest::Method;
+use serde::Deserialize;
+
+use super::{MODELS_PER_PAGE, RegistryClient, RegistryError, ResolvedVersion, Tag, Version};
+use crate::manifest::MAX_MANIFEST_BYTES;
+use crate::{Digest, MANIFEST, Manifest, PackageError};
+
+/// A registered model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RegisteredModel {
+    /// Its name.
+    pub name: String,
+    /// Version of each alias.
+    pub aliases: BTreeMap<String, u64>,
+    /// Its newest version; `None` if it has none.
+    pub newest: Option<u64>,
+    /// Tags of the model itself.
+    pub tags: BTreeMap<String, String>,
+}
+
+/// A version of a registered model, whatever it holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModelVersion {
+    /// Its tags.
+    pub tags: BTreeMap<String, String>,
+    /// The package it holds; `None` if it is none of ours.
+    pub package: Option<ResolvedVersion>,
+}
+
+#[derive(Deserialize)]
+struct Page {
+    #[serde(default)]
+    registered_models: Vec<Model>,
+    #[serde(default)]
+    next_page_token: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Model {
+    name: String,
+    #[serde(default)]
+    aliases: Vec<Alias>,
+    #[serde(default)]
+    latest_versions: Vec<Version>,
+    #[serde(default)]
+    tags: Vec<Tag>,
+}
+
+#[derive(Deserialize)]
+struct Alias {
+    alias: String,
+    version: String,
+}
+
+impl RegistryClient {
+    /// Every registered model.
+    pub async fn models(&self) -> Result<Vec<RegisteredModel>, RegistryError> {
+        let (mut models, mut token) = (Vec::new(), String::new());
+        loop {
+            let query = [("max_results", MODELS_PER_PAGE), ("page_token", &token)];
+            let request = self.mlflow(Method::GET, "registered-models/search").query(&query);
+            let page: Page = self.ask(request, "list the registered models").await?;
+            models.extend(page.registered_models.into_iter().map(RegisteredModel::from));
+            match page.next_page_token.filter(|next| !next.is_empty() && *next != token) {
+                Some(next) => token = next,
+                None => return Ok(models),
+            }
+        }
+    }
+
+    /// Names of the registered models that have `alias`, whatever they hold.
+    pub async fn models_with(&self, alias: &str) -> Result<Vec<String>, RegistryError> {
+        let models = self.models().await?.into_iter();
+        Ok(models.filter(|model| model.aliases.contains_key(alias)).map(|model| model.name).collect())
+    }
+
+    /// Version `number` of the model called `name`.
+    pub async fn model_version(&self, name: &str, number: u64) -> Result<ModelVersion, RegistryError> {
+        let label = format!("{name}:{number}");
+        let query = [("name", name), ("version", &number.to_string())];
+        let found = self.version("model-versions/get", &query, &label).await?;
+        let version = found.ok_or(RegistryError::NotFound(label))?;
+        let tags = version.tags.iter().map(|tag| (tag.key.clone(), tag.value.clone())).collect();
+        Ok(ModelVersion { tags, package: version.resolved() })
+    }
+
+    /// The manifest of a package, compared with its digest; the rest of the package is not fetched.
+    pub async fn manifest(&self, package: &Digest) -> Result<Manifest, RegistryError> {
+        let limit = usize::try_from(MAX_MANIFEST_BYTES).unwrap_or(usize::MAX);
+        let bytes = self.download(&format!("highroad/packages/{}/{MANIFEST}", package.hex()), limit).await?;
+        match Digest::of(&bytes) {
+            found if found == *package => Ok(Manifest::parse(&bytes)?),
+            found => Err(PackageError::ManifestChanged { expected: *package, found }.into()),
+        }
+    }
+
+    /// Sets tags of a version.
+    pub async fn tag_version(
+        &self,
+        version: &ResolvedVersion,
+        tags: &BTreeMap<String, String>,
+    ) -> Result<(), RegistryError> {
+        for (key, value) in tags {
+            self.set_version_tag(&version.name, version.version, key, value).await?;
+        }
+        Ok(())
+    }
+}
+
+impl From<Model> for RegisteredModel {
+    fn from(model: Model) -> Self {
+        let alias = |alias: Alias| Some((alias.alias, alias.version.parse().ok()?));
+        Self {
+            name: model.name,
+            aliases: model.aliases.into_iter().filter_map(alias).collect(),
+            newest: model.latest_versions.iter().map(Version::number).max(),
+            tags: model.tags.into_iter().map(|tag| (tag.key, tag.value)).collect(),
+        }
+    }
+}
