@@ -105,6 +105,7 @@ def test_a_run_records_where_it_comes_from(trained, highroad_bin):
     assert tags["highroad.data.s-labs/train.csv"].startswith("sha256:")
     assert tags["highroad.seed"] == "7"
     assert "--max_steps 6" in tags["highroad.command"]
+    assert float(tags["highroad.duration_seconds"]) > 0
     assert json.loads((repo / "runs/latest/provenance.json").read_text())["run_id"] == run_id
 
 
@@ -117,6 +118,16 @@ def test_a_run_keeps_its_code_environment_and_weights(trained, call):
     kept = repo / f".highroad/artifacts/{run['experiment_id']}/{run_id}/artifacts/highroad"
     assert json.loads((kept / "environment.json").read_text())["torch"]["version"] == torch.__version__
     assert (kept / "requirements.txt").read_bytes() == (repo / "requirements.txt").read_bytes()
+
+
+def test_a_run_records_rows_schema_and_label_balance_of_its_data(trained, call):
+    repo, _ = trained
+    run = json.loads(call("runs", "show", "latest", "--json", cwd=repo).stdout)
+    profiles = {dataset["name"]: json.loads(dataset["profile"]) for dataset in run["datasets"]}
+    assert set(profiles) == {"train", "validation"}
+    assert profiles["validation"]["rows"] == 64
+    for profile in profiles.values():
+        assert set(profile["balance"]["1"]) == {"0", "1"} and sum(profile["balance"]["1"].values()) == profile["rows"]
 
 
 def test_runs_are_listed_exported_and_named_by_their_beginning(trained, call):

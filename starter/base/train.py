@@ -48,7 +48,8 @@ def train(options, job: training.Job) -> None:
 
     batches = training.global_batches(examples, options.batch_size, data.batches, options.seed, progress.step)
     n_left = 0 if progress.stale >= options.patience else last_step - progress.step
-    with log.run(progress.step, progress.run_id, data.files()) as progress.run_id:
+    splits = {"train": examples, "validation": validation}
+    with log.run(progress.step, progress.run_id, data.files(), splits) as progress.run_id:
         for batch in itertools.islice(batches, n_left):
             rate = schedule.get_last_lr()[0]
             loss, norm = step(model, optimizer, scaler, batch, progress.step, options, job, parts)

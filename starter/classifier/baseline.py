@@ -28,7 +28,7 @@ def fit(options: argparse.Namespace, job: training.Job) -> None:
     # The regression learns nothing more from more of them.
     train, validation = data.examples("train", options)[:4_000], data.examples("validation", options)
     log = training.Log(options, job, last_step=1)
-    with log.run(0, None, data.files()):
+    with log.run(0, None, data.files(), {"train": train, "validation": validation}):
         regression = LogisticRegression(max_iter=1_000).fit(*features(model, train, "train"))
         set_head(model, regression)
         log({"validation/accuracy": regression.score(*features(model, validation, "validation"))}, 1)

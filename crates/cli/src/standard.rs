@@ -156,6 +156,9 @@ pub struct Tracking {
     /// Experiment that runs belong to; absent means the model's name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub experiment: Option<String>,
+    /// What an hour of the machine costs, in the organisation's currency; runs then carry an estimate of their cost.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub price_per_hour: Option<f64>,
 }
 
 /// `[evaluation]`

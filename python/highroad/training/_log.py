@@ -6,43 +6,53 @@ import argparse
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from .._provenance import data_digests
+from .._run import RUN_ID, URI, Run, run
+from .._standard import standard
+from ._data import fingerprint
 from ._job import Job
 
 
 class Log:
-    """Writes ``output/metrics.jsonl`` with every digit, prints what a person reads, and logs to MLflow.
+    """Writes ``output/metrics.jsonl`` with every digit, prints what a person reads, and logs through ``highroad.run``.
 
-    `highroad train` says where runs are tracked (``MLFLOW_TRACKING_URI``); a bare `python train.py` keeps the file only. Of all
-    processes the leading one logs.
+    `highroad train` says where runs are tracked (``MLFLOW_TRACKING_URI``, a server); a bare `python train.py` keeps the file
+    only. Of all processes the leading one logs, and no step waits for the server.
     """
 
     def __init__(self, options: argparse.Namespace, job: Job, last_step: int) -> None:
         self._options, self._job, self._last_step = options, job, last_step
         self._path = Path(options.output, "metrics.jsonl")
-        self._tracked = job.leads and "MLFLOW_TRACKING_URI" in os.environ
+        self._is_tracked = job.leads and os.environ.get(URI, "").startswith(("http://", "https://"))
+        self._tracked: Run | None = None
 
     @contextlib.contextmanager
-    def run(self, step: int, run_id: str | None, data: Mapping[str, str | os.PathLike[str]]) -> Iterator[str | None]:
+    def run(
+        self, step: int, run_id: str | None, files: Mapping[str, str | os.PathLike[str]], splits: Mapping[str, Sequence[Any]]
+    ) -> Iterator[str | None]:
         """The run that metrics go to: the one `highroad train` opened, the resumed one (``run_id``), or a new one.
 
-        ``data`` are the files that the run is trained on, by the names their fingerprints are recorded under. What an interrupted run logged after ``step`` is cut.
+        ``files`` are what it is trained on, by the names their digests are recorded under; ``splits`` the examples made of
+        them. What an interrupted run logged after ``step`` is cut.
         """
         if self._job.leads:
             self._cut(step)
-        if not self._tracked:
+        if not self._is_tracked:
             yield run_id
             return
-        import mlflow
-
-        with mlflow.start_run(run_id=os.environ.get("MLFLOW_RUN_ID") or run_id) as run:
+        price = standard().get("tracking", {}).get("price_per_hour")
+        with run(run_id=os.environ.get(RUN_ID) or run_id, price_per_hour=price) as self._tracked:
             if step == 0:
-                mlflow.log_params(vars(self._options))
-            mlflow.set_tags({f"highroad.data.{name}": digest for name, digest in data_digests(data).items()})
-            yield run.info.run_id
+                self._tracked.log_params(vars(self._options))
+            digests = data_digests(files)
+            self._tracked.set_tags({f"highroad.data.{name}": digest for name, digest in digests.items()})
+            for name, examples in splits.items():
+                self._tracked.log_input(fingerprint(examples, digests), name=name, context=name)
+            yield self._tracked.run_id
 
     def __call__(self, metrics: Mapping[str, float], step: int) -> None:
         if not self._job.leads or not metrics:
@@ -52,9 +62,7 @@ class Log:
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **metrics}) + "\n")
         if self._tracked:
-            import mlflow
-
-            mlflow.log_metrics(dict(metrics), step=step)
+            self._tracked.log(metrics, step=step)
 
     def _cut(self, step: int) -> None:
         """Keeps the lines up to ``step``; a last line that a dying process left unfinished goes too."""
