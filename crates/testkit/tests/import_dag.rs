@@ -26,7 +26,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
 /// out of the numeric crates; `data` drives it only while it copies objects from S3.
 const RESERVED: &[(&str, &[&str])] = &[
     ("sqlx", &["track"]),
-    ("tokio", &["data", "package", "assess", "service", "track", "serve", "cli"]),
+    ("tokio", &["data", "package", "assess", "service", "track", "serve", "cli", "testkit"]),
     ("axum", &["service", "track", "serve", "cli"]),
     ("anyhow", &["cli", "testkit"]),
     ("pyo3", &["python"]),

@@ -46,7 +46,8 @@ fn open(bucket: &str, options: &BTreeMap<String, String>) -> object_store::Resul
     for (key, value) in options {
         builder = builder.with_config(key.parse::<AmazonS3ConfigKey>()?, value);
     }
-    let endpoint = builder.get_config_value(&AmazonS3ConfigKey::Endpoint);
+    let set = |key| builder.get_config_value(&key);
+    let endpoint = set(AmazonS3ConfigKey::S3Endpoint).or_else(|| set(AmazonS3ConfigKey::Endpoint));
     let plain = endpoint.is_some_and(|endpoint| endpoint.starts_with("http://"));
     builder.with_allow_http(plain).build()
 }
