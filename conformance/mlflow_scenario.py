@@ -31,6 +31,7 @@ def play(p) -> None:
     clients(p)
     wrong_parameters(p)
     odd_requests(p)
+    transfers(p)
 
 
 def post(p, path: str, name: str, /, **body: Any) -> dict:
@@ -1032,3 +1033,14 @@ def odd_requests(p) -> None:
     p.call("workspaces", "GET", "/api/3.0/mlflow/workspaces")
     p.call("workspaces: create", "POST", "/api/3.0/mlflow/workspaces", {"name": "w"})
     p.call("workspaces: get", "GET", "/api/3.0/mlflow/workspaces/default")
+
+
+def transfers(p) -> None:
+    """What is on the server's own disk has no addresses to sign: the client then sends the file in one request."""
+    one, path = "/api/2.0/mlflow-artifacts/mpu/{}/0/of a run/artifacts", "/api/2.0/mlflow-artifacts/presigned/0/of a run/artifacts/a"
+    part = {"part_number": 1, "etag": "x", "url": "y"}
+    p.call("mpu/create", "POST", one.format("create"), body={"path": "/tmp/big.bin", "num_parts": 2})
+    p.call("mpu/create: nothing", "POST", one.format("create"), body={})
+    p.call("mpu/complete", "POST", one.format("complete"), body={"path": "big.bin", "upload_id": "1", "parts": [part]})
+    p.call("mpu/abort", "POST", one.format("abort"), body={"path": "big.bin", "upload_id": "1"})
+    p.call("presigned", "GET", path)

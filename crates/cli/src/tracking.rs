@@ -3,11 +3,12 @@
 use std::future::Future;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::str::FromStr;
 
 use anyhow::Context as _;
 use highroad_package::registry::{Credentials, RegistryClient};
 use highroad_service::{Bound, Shell};
-use highroad_track::{Database, Setup, Tracker};
+use highroad_track::{Artifacts, Database, Setup, Tracker, Transfers};
 
 use crate::resolve::Home;
 
@@ -111,21 +112,34 @@ impl Embedded {
     }
 }
 
-/// Where a tracking server of ours keeps its tables.
+/// Where a tracking server of ours keeps its tables and its artifacts.
 #[derive(clap::Args)]
 pub struct Storage {
     /// `postgres://USER:PASSWORD@HOST/NAME` or the path of a SQLite file; else `track.db` in the home folder.
     #[arg(long, value_name = "URL", env = DATABASE_URL, hide_env_values = true, global = true)]
     database: Option<Database>,
+    /// `s3://BUCKET/PREFIX` or a folder; else `artifacts` in the home folder. Credentials, region and endpoint of a
+    /// bucket come from AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION and AWS_ENDPOINT_URL.
+    #[arg(long, value_name = "URL", env = ARTIFACTS_URL, global = true)]
+    artifacts: Option<Artifacts>,
+    /// How clients may move artifacts that are in a bucket: `presigned` gives those that ask signed addresses of the
+    /// store itself, `proxied` lets every byte through the server, for a store that clients cannot reach.
+    #[arg(long, value_name = "HOW", env = ARTIFACT_TRANSFERS, global = true)]
+    artifact_transfers: Option<Transfers>,
 }
 
 const DATABASE_URL: &str = "HIGHROAD_DATABASE_URL";
+const ARTIFACTS_URL: &str = "HIGHROAD_ARTIFACTS_URL";
+const ARTIFACT_TRANSFERS: &str = "HIGHROAD_ARTIFACT_TRANSFERS";
 
 impl Storage {
     /// For servers that have no options of their own.
     pub fn from_env() -> anyhow::Result<Self> {
-        let url = std::env::var(DATABASE_URL).ok().filter(|url| !url.is_empty());
-        Ok(Self { database: url.map(|url| url.parse()).transpose()? })
+        Ok(Self {
+            database: from_env(DATABASE_URL)?,
+            artifacts: from_env(ARTIFACTS_URL)?,
+            artifact_transfers: from_env(ARTIFACT_TRANSFERS)?,
+        })
     }
 
     /// What a server is opened with where `home` is the folder of everything that is not named.
@@ -134,8 +148,18 @@ impl Storage {
         if let Some(database) = &self.database {
             setup.database = database.clone();
         }
+        if let Some(artifacts) = &self.artifacts {
+            setup.artifacts = artifacts.clone();
+        }
+        setup.transfers = self.artifact_transfers.unwrap_or_default();
         setup
     }
+}
+
+/// What a variable says, if it says something.
+fn from_env<T: FromStr<Err: std::error::Error + Send + Sync + 'static>>(name: &str) -> anyhow::Result<Option<T>> {
+    let value = std::env::var(name).ok().filter(|value| !value.is_empty());
+    value.map(|value| value.parse()).transpose().with_context(|| format!("{name} cannot be used"))
 }
 
 /// The server that flag, environment or standard name. Errors if a file that the standard extends cannot be had.

@@ -22,6 +22,7 @@ mod registry;
 mod runs;
 mod server;
 mod traces;
+mod transfers;
 
 /// Everything under `/api`.
 pub fn routes(tracker: Tracker) -> Router {
@@ -35,6 +36,10 @@ pub fn routes(tracker: Tracker) -> Router {
             "/2.0/mlflow-artifacts/artifacts/{*path}",
             put(artifacts::upload).get(artifacts::download).delete(artifacts::remove),
         )
+        .route("/2.0/mlflow-artifacts/mpu/create/{*folder}", post(transfers::create))
+        .route("/2.0/mlflow-artifacts/mpu/complete/{*folder}", post(transfers::complete))
+        .route("/2.0/mlflow-artifacts/mpu/abort/{*folder}", post(transfers::abort))
+        .route("/2.0/mlflow-artifacts/presigned/{*path}", get(transfers::presigned))
         .route("/3.0/mlflow/server-info", get(server::info))
         .route("/3.0/mlflow/workspaces", get(server::no_workspaces).post(server::no_workspaces))
         .route(
@@ -193,9 +198,14 @@ impl From<TrackError> for Edge {
 impl IntoResponse for Edge {
     fn into_response(self) -> Response {
         let code = self.0.code();
-        let (sqlstate, class) = self.0.classification();
+        let classification = self.0.classification();
         self.0.problem().respond(|problem| {
-            json!({ "error_code": code, "message": problem.message, "sqlstate": sqlstate, "error_class": class })
+            let mut body = json!({ "error_code": code, "message": problem.message });
+            if let Some((sqlstate, class)) = classification {
+                body["sqlstate"] = json!(sqlstate);
+                body["error_class"] = json!(class);
+            }
+            body
         })
     }
 }

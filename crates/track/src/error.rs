@@ -2,9 +2,10 @@ use std::path::PathBuf;
 
 use highroad_service::{Kind, Problem};
 
+use crate::files::Artifacts;
 use crate::store::Database;
 
-/// Why the tracking server does not do what was asked. The text of the first seven is for the client.
+/// Why the tracking server does not do what was asked. The text of the first eight is for the client.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 #[allow(missing_docs)]
@@ -21,6 +22,8 @@ pub enum TrackError {
     TooLarge(String),
     #[error("{0}")]
     Disabled(String),
+    #[error("{0} is not supported for the current artifact repository")]
+    Unsupported(&'static str),
     #[error("{method} {path} is not spoken here")]
     UnknownRoute { method: String, path: String },
     #[error("the tracking database failed: {0}")]
@@ -36,6 +39,10 @@ pub enum TrackError {
          a newer highroad, or let that one go back first: `highroad track migrate --to {newest}`"
     )]
     Newer { database: Database, found: i64, newest: i64 },
+    #[error("cannot keep artifacts in `{place}`: {reason}")]
+    OpenArtifacts { place: Artifacts, reason: String },
+    #[error("the artifacts in `{place}` failed: {reason}")]
+    Artifacts { place: Artifacts, reason: String },
     #[error("cannot access `{path}`: {source}")]
     Io { path: PathBuf, source: std::io::Error },
 }
@@ -62,19 +69,21 @@ impl TrackError {
             Self::Refused(_) => "PERMISSION_DENIED",
             Self::TooLarge(_) => "BAD_REQUEST",
             Self::Disabled(_) => "FEATURE_DISABLED",
+            Self::Unsupported(_) => "NOT_IMPLEMENTED",
             Self::UnknownRoute { .. } => "ENDPOINT_NOT_FOUND",
             _ => "INTERNAL_ERROR",
         }
     }
 
-    /// How MLflow 3 classifies it: `sqlstate` and `error_class` of the reply.
-    pub fn classification(&self) -> (&'static str, &'static str) {
+    /// How MLflow 3 classifies it: `sqlstate` and `error_class` of the reply, which some of its replies lack.
+    pub fn classification(&self) -> Option<(&'static str, &'static str)> {
         match self {
-            Self::Invalid(_) | Self::TooLarge(_) => ("KAM00", "INVALID_PARAMETER_VALUE"),
-            Self::Missing(_) | Self::UnknownRoute { .. } => ("KAM00", "RESOURCE_NOT_FOUND"),
-            Self::Exists(_) => ("KAM00", "RESOURCE_ALREADY_EXISTS"),
-            Self::Refused(_) => ("KAM00", "PERMISSION_DENIED"),
-            _ => ("XXM00", "CLIENT_INTERNAL_ERROR"),
+            Self::Invalid(_) | Self::TooLarge(_) => Some(("KAM00", "INVALID_PARAMETER_VALUE")),
+            Self::Missing(_) | Self::UnknownRoute { .. } => Some(("KAM00", "RESOURCE_NOT_FOUND")),
+            Self::Exists(_) => Some(("KAM00", "RESOURCE_ALREADY_EXISTS")),
+            Self::Refused(_) => Some(("KAM00", "PERMISSION_DENIED")),
+            Self::Unsupported(_) => None,
+            _ => Some(("XXM00", "CLIENT_INTERNAL_ERROR")),
         }
     }
 
@@ -86,6 +95,7 @@ impl TrackError {
             Self::Refused(message) => Problem::new(Kind::Forbidden, message),
             Self::TooLarge(message) => Problem::new(Kind::TooLarge, message),
             Self::Disabled(message) => Problem::new(Kind::Unavailable, message),
+            Self::Unsupported(_) => Problem::new(Kind::Unsupported, self.to_string()),
             Self::UnknownRoute { .. } => Problem::not_found(self.to_string()),
             other => Problem::internal(other),
         }

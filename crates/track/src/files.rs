@@ -1,13 +1,20 @@
-//! Artifacts: files under one folder, written whole or not at all, and no way out of it.
+//! Artifacts: on a local folder or in a bucket of an S3-compatible store, written whole or not at all.
 
-use std::path::{Path, PathBuf};
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
 
 use axum::body::Bytes;
-use futures_util::{Stream, StreamExt as _};
-use tokio::fs;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use futures_util::stream::BoxStream;
+use futures_util::{Stream, TryStreamExt as _};
 
 use crate::TrackError;
+
+mod local;
+mod s3;
+
+use local::Folder;
+pub(crate) use s3::{Bucket, Part};
 
 /// Longest path, in bytes.
 const MAX_PATH_BYTES: usize = 1024;
@@ -15,13 +22,49 @@ const MAX_PATH_BYTES: usize = 1024;
 const MAX_PART_BYTES: usize = 255;
 /// Most entries one listing returns.
 const MAX_ENTRIES: usize = 100_000;
-/// Uploads under way; never listed, and the name no artifact may have.
+/// Uploads under way in a folder; never listed, and the name no artifact may have.
 const PARTIAL: &str = ".highroad-partial";
 
-/// The artifact folder.
+/// Where artifacts are kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Artifacts {
+    /// Plain files under this folder.
+    Folder(PathBuf),
+    /// Objects of a bucket. Endpoint, region and credentials are those of the environment.
+    S3 {
+        /// The bucket; it must exist.
+        bucket: String,
+        /// What the key of every object begins with, without slashes around it; may be empty.
+        prefix: String,
+    },
+}
+
+/// How clients may move artifacts that are in a bucket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Transfers {
+    /// Through the server, or past it: clients that ask get signed addresses of the store itself.
+    #[default]
+    Presigned,
+    /// Every byte through the server, for stores that clients cannot reach.
+    Proxied,
+}
+
+/// The artifacts.
 #[derive(Debug)]
-pub struct Files {
-    root: PathBuf,
+pub struct Files(Kept);
+
+#[derive(Debug)]
+enum Kept {
+    Folder(Folder),
+    S3(Bucket),
+}
+
+/// What a file holds, to be read once.
+pub struct Content {
+    /// Its length.
+    pub size_bytes: u64,
+    /// Its bytes, in order.
+    pub bytes: BoxStream<'static, std::io::Result<Bytes>>,
 }
 
 /// A relative path of plain parts. Only [`ArtifactPath::parse`] makes one.
@@ -30,12 +73,137 @@ pub struct ArtifactPath(String);
 
 /// One entry of a listing.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[allow(missing_docs)]
 pub struct Entry {
     /// Its name in the folder that was listed.
     pub name: String,
     /// Length of a file; none for a folder.
     pub size_bytes: Option<u64>,
+}
+
+impl Files {
+    /// Opens the place: a folder is made where it does not exist, a bucket must be there and let us in.
+    pub async fn open(place: Artifacts, transfers: Transfers) -> Result<Self, TrackError> {
+        let kept = match place {
+            Artifacts::Folder(root) => Folder::open(root).await.map(Kept::Folder),
+            Artifacts::S3 { bucket, prefix } => Bucket::open(bucket, prefix, transfers).await.map(Kept::S3),
+        };
+        kept.map(Self)
+    }
+
+    /// Writes `body` to `path`, replacing what is there only when every byte has arrived. `upload` names the upload.
+    pub async fn write<E: fmt::Display + Send + 'static>(
+        &self,
+        path: &ArtifactPath,
+        upload: &str,
+        body: impl Stream<Item = Result<Bytes, E>> + Unpin + Send + 'static,
+    ) -> Result<(), TrackError> {
+        match &self.0 {
+            Kept::Folder(folder) => folder.write(path, upload, body).await,
+            Kept::S3(bucket) => bucket.write(path, body).await,
+        }
+    }
+
+    /// A file's length and its bytes.
+    pub async fn open_file(&self, path: &ArtifactPath) -> Result<Content, TrackError> {
+        match &self.0 {
+            Kept::Folder(folder) => folder.open_file(path).await,
+            Kept::S3(bucket) => bucket.open_file(path).await,
+        }
+    }
+
+    /// A file's length.
+    pub async fn size_bytes(&self, path: &ArtifactPath) -> Result<u64, TrackError> {
+        match &self.0 {
+            Kept::Folder(folder) => folder.size_bytes(path).await,
+            Kept::S3(bucket) => bucket.size_bytes(path).await,
+        }
+    }
+
+    /// The whole content, if it has at most `most` bytes.
+    pub async fn read(&self, path: &ArtifactPath, most: u64) -> Result<Vec<u8>, TrackError> {
+        let Content { size_bytes, bytes } = self.open_file(path).await?;
+        if size_bytes > most {
+            return Err(TrackError::TooLarge(format!("`{}` has {size_bytes} bytes, over {most}", path.as_str())));
+        }
+        let whole = bytes.try_fold(Vec::new(), async |mut whole, chunk| {
+            whole.extend_from_slice(&chunk);
+            Ok(whole)
+        });
+        whole.await.map_err(|source| TrackError::Io { path: path.as_str().into(), source })
+    }
+
+    /// The entries of a folder by name; none if it does not exist, since object stores have no empty folders either.
+    pub async fn list(&self, folder: Option<&ArtifactPath>) -> Result<Vec<Entry>, TrackError> {
+        let mut entries = match &self.0 {
+            Kept::Folder(files) => files.list(folder).await,
+            Kept::S3(bucket) => bucket.list(folder).await,
+        }?;
+        entries.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(entries)
+    }
+
+    /// Removes a file or a folder with all it holds.
+    pub async fn delete(&self, path: &ArtifactPath) -> Result<(), TrackError> {
+        match &self.0 {
+            Kept::Folder(folder) => folder.delete(path).await,
+            Kept::S3(bucket) => bucket.delete(path).await,
+        }
+    }
+
+    /// The bucket, if clients may be sent there.
+    pub(crate) fn presigning(&self) -> Option<&Bucket> {
+        match &self.0 {
+            Kept::S3(bucket) if bucket.transfers() == Transfers::Presigned => Some(bucket),
+            _ => None,
+        }
+    }
+}
+
+impl FromStr for Artifacts {
+    type Err = TrackError;
+
+    /// `s3://BUCKET/PREFIX`, or the path of a folder.
+    fn from_str(text: &str) -> Result<Self, TrackError> {
+        let invalid = |why: &str| Err(TrackError::Invalid(why.to_owned()));
+        match text.split_once("://") {
+            Some(("s3", rest)) => {
+                let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+                let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+                if bucket.is_empty() || !bucket.chars().all(plain) {
+                    return invalid("it is `s3://BUCKET/PREFIX`; credentials and endpoint come from the environment");
+                }
+                let prefix = prefix.trim_end_matches('/');
+                if !prefix.is_empty() {
+                    ArtifactPath::parse(prefix)?;
+                }
+                Ok(Self::S3 { bucket: bucket.to_owned(), prefix: prefix.to_owned() })
+            }
+            Some(_) => invalid("artifacts are kept in a folder or in `s3://BUCKET/PREFIX`"),
+            None if text.is_empty() => invalid("the path of the artifacts is empty"),
+            None => Ok(Self::Folder(text.into())),
+        }
+    }
+}
+
+impl FromStr for Transfers {
+    type Err = TrackError;
+
+    fn from_str(text: &str) -> Result<Self, TrackError> {
+        match text {
+            "presigned" => Ok(Self::Presigned),
+            "proxied" => Ok(Self::Proxied),
+            _ => Err(TrackError::Invalid("it is `presigned` or `proxied`".into())),
+        }
+    }
+}
+
+impl fmt::Display for Artifacts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Folder(path) => path.display().fmt(f),
+            Self::S3 { bucket, prefix } => write!(f, "s3://{bucket}/{prefix}"),
+        }
+    }
 }
 
 impl ArtifactPath {
@@ -68,149 +236,17 @@ impl ArtifactPath {
     }
 }
 
-impl Files {
-    /// The folder at `root`, made where it does not exist.
-    pub async fn open(root: PathBuf) -> Result<Self, TrackError> {
-        let fail = |source| TrackError::Io { path: root.clone(), source };
-        fs::create_dir_all(root.join(PARTIAL)).await.map_err(fail)?;
-        let root = fs::canonicalize(&root).await.map_err(fail)?;
-        Ok(Self { root })
-    }
-
-    /// Writes `body` to `path`, replacing what is there only when every byte has arrived. `upload` names the upload.
-    pub async fn write<E: std::fmt::Display>(
-        &self,
-        path: &ArtifactPath,
-        upload: &str,
-        mut body: impl Stream<Item = Result<Bytes, E>> + Unpin,
-    ) -> Result<(), TrackError> {
-        let target = self.inside(path).await?;
-        let partial = self.root.join(PARTIAL).join(upload);
-        let fail = |source| TrackError::Io { path: partial.clone(), source };
-        let mut file = fs::File::create(&partial).await.map_err(fail)?;
-        let written = async {
-            while let Some(chunk) = body.next().await {
-                let chunk = chunk.map_err(|error| TrackError::Invalid(format!("the upload broke off: {error}")))?;
-                file.write_all(&chunk).await.map_err(fail)?;
-            }
-            file.flush().await.map_err(fail)?;
-            if let Some(parent) = target.parent() {
-                fs::create_dir_all(parent).await.map_err(|source| taken(path, source))?;
-            }
-            fs::rename(&partial, &target).await.map_err(|source| taken(path, source))
-        }
-        .await;
-        if written.is_err() {
-            // The first error is the one to tell; a leftover partial file is only space.
-            drop(fs::remove_file(&partial).await);
-        }
-        written
-    }
-
-    /// Opens a file and tells its length.
-    pub async fn open_file(&self, path: &ArtifactPath) -> Result<(fs::File, u64), TrackError> {
-        let target = self.inside(path).await?;
-        let file = fs::File::open(&target).await.map_err(|source| absent(path, source))?;
-        let metadata = file.metadata().await.map_err(|source| absent(path, source))?;
-        if !metadata.is_file() {
-            return Err(no_artifact(path));
-        }
-        Ok((file, metadata.len()))
-    }
-
-    /// The whole content, if it has at most `most` bytes.
-    pub async fn read(&self, path: &ArtifactPath, most: u64) -> Result<Vec<u8>, TrackError> {
-        let (file, size_bytes) = self.open_file(path).await?;
-        if size_bytes > most {
-            return Err(TrackError::TooLarge(format!("`{}` has {size_bytes} bytes, over {most}", path.as_str())));
-        }
-        let mut bytes = Vec::new();
-        file.take(most).read_to_end(&mut bytes).await.map_err(|source| absent(path, source))?;
-        Ok(bytes)
-    }
-
-    /// The entries of a folder by name; none if it does not exist, since object stores have no empty folders either.
-    pub async fn list(&self, folder: Option<&ArtifactPath>) -> Result<Vec<Entry>, TrackError> {
-        let target = match folder {
-            Some(path) => self.inside(path).await?,
-            None => self.root.clone(),
-        };
-        let mut entries = Vec::new();
-        let Ok(mut reader) = fs::read_dir(&target).await else { return Ok(entries) };
-        let fail = |source| TrackError::Io { path: target.clone(), source };
-        while let Some(entry) = reader.next_entry().await.map_err(fail)? {
-            let Ok(name) = entry.file_name().into_string() else { continue };
-            // Not followed: a link is neither a file nor a folder of ours.
-            let metadata = entry.metadata().await.map_err(fail)?;
-            if name == PARTIAL || metadata.is_symlink() || entries.len() == MAX_ENTRIES {
-                continue;
-            }
-            entries.push(Entry { name, size_bytes: metadata.is_file().then_some(metadata.len()) });
-        }
-        entries.sort_by(|a, b| a.name.cmp(&b.name));
-        Ok(entries)
-    }
-
-    /// Removes a file or a folder with all it holds.
-    pub async fn delete(&self, path: &ArtifactPath) -> Result<(), TrackError> {
-        let target = self.inside(path).await?;
-        let metadata = fs::symlink_metadata(&target).await.map_err(|source| absent(path, source))?;
-        let gone = if metadata.is_dir() { fs::remove_dir_all(&target).await } else { fs::remove_file(&target).await };
-        gone.map_err(|source| absent(path, source))
-    }
-
-    /// Where `path` is, provided no link on the way leads out of the folder.
-    async fn inside(&self, path: &ArtifactPath) -> Result<PathBuf, TrackError> {
-        let target = self.root.join(path.as_str());
-        let mut there: &Path = &target;
-        let real = loop {
-            match fs::canonicalize(there).await {
-                Ok(real) => break real,
-                Err(_) => match there.parent() {
-                    Some(parent) => there = parent,
-                    None => return Err(no_artifact(path)),
-                },
-            }
-        };
-        if real.starts_with(&self.root) { Ok(target) } else { Err(no_artifact(path)) }
-    }
-}
-
 fn no_artifact(path: &ArtifactPath) -> TrackError {
     TrackError::Missing(format!("No such artifact: '{}'", path.as_str()))
 }
 
-fn absent(path: &ArtifactPath, source: std::io::Error) -> TrackError {
-    match source.kind() {
-        std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory => no_artifact(path),
-        _ => TrackError::Io { path: path.as_str().into(), source },
-    }
-}
-
-/// A file where a folder must be, or a folder where the file must be.
-fn taken(path: &ArtifactPath, source: std::io::Error) -> TrackError {
-    use std::io::ErrorKind::{AlreadyExists, DirectoryNotEmpty, IsADirectory, NotADirectory};
-    match source.kind() {
-        AlreadyExists | DirectoryNotEmpty | IsADirectory | NotADirectory => {
-            TrackError::Invalid(format!("'{}' collides with an artifact that is there", path.as_str()))
-        }
-        _ => TrackError::Io { path: path.as_str().into(), source },
-    }
+fn broke_off(error: impl fmt::Display) -> TrackError {
+    TrackError::Invalid(format!("the upload broke off: {error}"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    async fn folder() -> (tempfile::TempDir, Files) {
-        let dir = tempfile::tempdir().unwrap();
-        let files = Files::open(dir.path().join("artifacts")).await.unwrap();
-        (dir, files)
-    }
-
-    fn body(text: &'static str) -> impl Stream<Item = Result<Bytes, std::io::Error>> + Unpin {
-        futures_util::stream::iter([Ok(Bytes::from_static(text.as_bytes()))])
-    }
 
     #[test]
     fn paths_that_lead_elsewhere_are_refused() {
@@ -243,48 +279,18 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn what_is_written_is_listed_and_read_and_deleted() {
-        let (_dir, files) = folder().await;
-        let path = ArtifactPath::parse("1/run/a.txt").unwrap();
-        files.write(&path, "u1", body("hello")).await.unwrap();
-        assert_eq!(files.read(&path, 5).await.unwrap(), b"hello");
-        assert!(matches!(files.read(&path, 4).await, Err(TrackError::TooLarge(_))));
-        let listed = files.list(Some(&ArtifactPath::parse("1/run").unwrap())).await.unwrap();
-        assert_eq!(listed, [Entry { name: "a.txt".into(), size_bytes: Some(5) }]);
-        assert_eq!(files.list(None).await.unwrap(), [Entry { name: "1".into(), size_bytes: None }]);
-        files.delete(&path).await.unwrap();
-        assert!(matches!(files.read(&path, 5).await, Err(TrackError::Missing(_))));
-    }
-
-    #[tokio::test]
-    async fn an_upload_that_breaks_off_leaves_the_old_file() {
-        let (_dir, files) = folder().await;
-        let path = ArtifactPath::parse("a.txt").unwrap();
-        files.write(&path, "u1", body("old")).await.unwrap();
-        let broken = futures_util::stream::iter([Ok(Bytes::from_static(b"ne")), Err("connection reset")]);
-        assert!(files.write(&path, "u2", broken).await.is_err());
-        assert_eq!(files.read(&path, 10).await.unwrap(), b"old");
-        assert_eq!(std::fs::read_dir(files.root.join(PARTIAL)).unwrap().count(), 0);
-    }
-
-    #[cfg(unix)]
-    #[tokio::test]
-    async fn a_link_does_not_lead_out() {
-        let (dir, files) = folder().await;
-        std::fs::write(dir.path().join("secret"), "s").unwrap();
-        std::os::unix::fs::symlink(dir.path(), files.root.join("link")).unwrap();
-        let path = ArtifactPath::parse("link/secret").unwrap();
-        assert!(matches!(files.read(&path, 10).await, Err(TrackError::Missing(_))));
-        assert!(matches!(files.write(&path, "u", body("x")).await, Err(TrackError::Missing(_))));
-        assert_eq!(files.list(None).await.unwrap(), []);
-    }
-
-    #[tokio::test]
-    async fn a_file_where_a_folder_must_be_is_a_clear_error() {
-        let (_dir, files) = folder().await;
-        files.write(&ArtifactPath::parse("a").unwrap(), "u1", body("x")).await.unwrap();
-        let error = files.write(&ArtifactPath::parse("a/b").unwrap(), "u2", body("x")).await.unwrap_err();
-        assert!(matches!(error, TrackError::Invalid(_) | TrackError::Missing(_)), "{error:?}");
+    #[test]
+    fn a_place_is_a_folder_or_a_bucket() {
+        let bucket = |bucket: &str, prefix: &str| Artifacts::S3 { bucket: bucket.into(), prefix: prefix.into() };
+        let parse = |text: &str| text.parse::<Artifacts>();
+        assert_eq!(parse("s3://models").unwrap(), bucket("models", ""));
+        assert_eq!(parse("s3://models/team/a/").unwrap(), bucket("models", "team/a"));
+        assert_eq!(parse("/srv/artifacts").unwrap(), Artifacts::Folder("/srv/artifacts".into()));
+        for wrong in
+            ["", "s3://", "s3:///key", "s3://KEY:SECRET@bucket/x", "s3://b/../c", "gs://bucket/x", "file:///srv"]
+        {
+            let error = parse(wrong).unwrap_err().to_string();
+            assert!(!error.contains("SECRET"), "{error}");
+        }
     }
 }

@@ -3,7 +3,7 @@
 //! MLflow's REST words at the edge ([`Tracker::router`]), SQL and plain files below. Two things are Highroad's own: an
 //! alias of a Highroad package moves only on a verdict that admits it, and every move is recorded.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use axum::Router;
@@ -19,7 +19,7 @@ mod store;
 pub mod wire;
 
 pub use error::TrackError;
-pub use files::{ArtifactPath, Files};
+pub use files::{ArtifactPath, Artifacts, Content, Entry, Files, Transfers};
 pub use gate::{Gate, OUTCOME_TAG, PACKAGE_SOURCE, PACKAGE_TAG, VERDICT_TAG, package_of};
 pub use store::{
     ArchiveOthers, Assessment, Backup, Batch, Database, DatasetSearch, EvaluationDataset, ExperimentSearch,
@@ -36,8 +36,9 @@ pub type Clock = Arc<dyn Fn() -> Millis + Send + Sync>;
 #[allow(missing_docs)]
 pub struct Setup {
     pub database: Database,
-    /// Folder of the artifacts.
-    pub artifacts: PathBuf,
+    pub artifacts: Artifacts,
+    /// How clients may move artifacts that are in a bucket.
+    pub transfers: Transfers,
     pub clock: Clock,
 }
 
@@ -45,7 +46,8 @@ impl Setup {
     /// `track.db` and `artifacts/` under `home`, and the system's clock.
     pub fn under(home: &Path) -> Self {
         let clock: Clock = Arc::new(|| Millis(jiff::Timestamp::now().as_millisecond()));
-        Self { database: Database::Sqlite(home.join("track.db")), artifacts: home.join("artifacts"), clock }
+        let artifacts = Artifacts::Folder(home.join("artifacts"));
+        Self { database: Database::Sqlite(home.join("track.db")), artifacts, transfers: Transfers::default(), clock }
     }
 }
 
@@ -61,7 +63,7 @@ pub struct Tracker {
 impl Tracker {
     /// Opens or creates what `setup` names.
     pub async fn open(setup: Setup) -> Result<Self, TrackError> {
-        let files = Arc::new(Files::open(setup.artifacts).await?);
+        let files = Arc::new(Files::open(setup.artifacts, setup.transfers).await?);
         if let Database::Sqlite(path) = &setup.database
             && let Some(folder) = path.parent()
         {

@@ -95,14 +95,14 @@ impl Args {
 
 async fn serve(listen: &str, places: Places) -> anyhow::Result<ExitCode> {
     let setup = places.setup();
-    let database = setup.database.clone();
+    let (database, artifacts) = (setup.database.clone(), setup.artifacts.clone());
     let tracker =
         Tracker::open(setup).await.with_context(|| format!("cannot track in `{}`", places.home().display()))?;
     let bound = Bound::bind(listen).await?;
     let mut stdout = std::io::stdout();
     writeln!(stdout, "{}", bound.url())?;
     stdout.flush()?;
-    eprintln!("tracking in `{database}`; dashboard at {}/ui", bound.url());
+    eprintln!("tracking in `{database}`, artifacts in `{artifacts}`; dashboard at {}/ui", bound.url());
     let result = bound.serve(tracker.server(), Shell::default(), stop_signal()).await;
     tracker.close().await;
     result?;

@@ -7,16 +7,12 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::Response;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio_util::io::ReaderStream;
 
 use super::{Args, Edge, Reply, done, missing};
-use crate::files::Entry;
-use crate::{ArtifactPath, TrackError, Tracker};
+use crate::{ArtifactPath, Content, Entry, TrackError, Tracker};
 
 /// The scheme of URIs whose artifacts this server keeps.
 const PROXIED: &str = "mlflow-artifacts:/";
-/// Bytes read at a time on the way out.
-const CHUNK_BYTES: usize = 256 << 10;
 
 pub async fn upload(
     State(tracker): State<Tracker>,
@@ -32,8 +28,8 @@ pub async fn upload(
 /// A stored file is a stranger's: a browser must neither run it here nor guess what it is.
 pub async fn download(State(tracker): State<Tracker>, Path(path): Path<String>) -> Result<Response, Edge> {
     let path = ArtifactPath::parse(&path)?;
-    let (file, size_bytes) = tracker.files.open_file(&path).await?;
-    let mut response = Response::new(Body::from_stream(ReaderStream::with_capacity(file, CHUNK_BYTES)));
+    let Content { size_bytes, bytes } = tracker.files.open_file(&path).await?;
+    let mut response = Response::new(Body::from_stream(bytes));
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_LENGTH, HeaderValue::from(size_bytes));
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));

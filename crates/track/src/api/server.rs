@@ -1,19 +1,21 @@
 //! What the server says about itself.
 
 use axum::Json;
+use axum::extract::State;
 use serde_json::json;
 
 use super::{Edge, Reply};
-use crate::TrackError;
+use crate::{TrackError, Tracker};
 
 /// What clients ask before they use an optional part.
-pub async fn info() -> Reply {
+pub async fn info(State(tracker): State<Tracker>) -> Reply {
+    let presigns = tracker.files.presigning().is_some();
     Ok(Json(json!({
         "store_type": "SqlStore",
         "workspaces_enabled": false,
         "trace_archival_enabled": false,
-        "multipart_uploads_enabled": false,
-        "multipart_downloads_enabled": false,
+        "multipart_uploads_enabled": presigns,
+        "multipart_downloads_enabled": presigns,
         "presigned_upload_run_id_supported": false,
         "presigned_upload_model_id_supported": false,
         "features_enabled": { "gateway": false },

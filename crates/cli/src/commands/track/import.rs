@@ -449,7 +449,7 @@ impl Importer {
         let reply = self.source.send(self.source.http.get(url)).await?.error_for_status()?;
         let size_bytes = reply.content_length();
         let files = self.tracker.files();
-        if let (Some(size_bytes), Ok((_, kept))) = (size_bytes, files.open_file(&path).await)
+        if let (Some(size_bytes), Ok(kept)) = (size_bytes, files.size_bytes(&path).await)
             && size_bytes == kept
         {
             return Ok(());
@@ -457,7 +457,7 @@ impl Importer {
         let upload = format!("import-{}", highroad_package::Digest::of(to.as_bytes()).hex());
         files.write(&path, &upload, reply.bytes_stream().boxed()).await?;
         self.summary.artifacts += 1;
-        self.summary.artifact_bytes += files.open_file(&path).await?.1;
+        self.summary.artifact_bytes += files.size_bytes(&path).await?;
         Ok(())
     }
 
