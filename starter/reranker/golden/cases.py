@@ -13,9 +13,9 @@ N_QUERIES = 200
 
 
 def cases() -> Iterator[dict]:
-    corpus = data.articles()
+    corpus = data.articles()[: data.N_SEARCHED]
     words = CountVectorizer(binary=True, stop_words="english").fit_transform(text for _, text in corpus)
-    for query in data.split("test")[:N_QUERIES]:
+    for query in range(data.N_TEST)[:N_QUERIES]:
         shared = (words @ words[query].T).toarray().ravel()
         shared[query] = -1
         for document in (query, *shared.argsort(kind="stable")[-2:].tolist()):
