@@ -5,6 +5,7 @@ where loading it would be most of the time.
 """
 
 import json
+import re
 
 import pytest
 from cli import call, highroad_bin  # noqa: F401
@@ -50,6 +51,8 @@ def test_it_trains_exports_and_answers_as_pytorch_does(repo, call):
     run(repo, "train.py", "--max_steps", 2, "--log_every", 1, "--precision", "f32", *KINDS[kind][0])
     lines = [json.loads(line) for line in (repo / "runs/latest/metrics.jsonl").read_text().splitlines()]
     assert sum("train/loss" in line for line in lines) == 2 and any("validation/loss" in line for line in lines)
+    # The names that a tracking server takes, MLflow's and ours: `ndcg@10` is refused.
+    assert all(re.fullmatch(r"[\w.:/ -]+", name) for line in lines for name in line)
     run(repo, "export.py")
     call("pack", "runs/package", "-o", "runs/packed", cwd=repo)
     assert json.loads(call("verify", "runs/packed", "--json", cwd=repo).stdout)["passed"]

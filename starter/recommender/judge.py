@@ -24,7 +24,7 @@ def judge(model: torch.nn.Module, validation: list[data.Example], job: training.
 def top10(ranks: torch.Tensor) -> dict[str, float]:
     """Share of right films among the first ten, and nDCG@10, of 0-based ranks."""
     gains = [1 / math.log2(rank + 2) if rank < 10 else 0.0 for rank in ranks.tolist()]
-    return {"hit@10": (ranks < 10).float().mean().item(), "ndcg@10": sum(gains) / len(gains)}
+    return {"hit_at_10": (ranks < 10).float().mean().item(), "ndcg_at_10": sum(gains) / len(gains)}
 
 
 def finish(weights: Path, validation: list[data.Example], options) -> dict[str, float]:

@@ -18,7 +18,7 @@ import model as models
 def judge(model: torch.nn.Module, validation: list[data.Group], job: training.Job) -> dict[str, float]:
     """``loss`` is what nDCG@10 lacks to 1: its lowest decides which weights are kept."""
     before, after = gains(model, validation, job.to_device).mean(0).tolist()
-    return {"loss": 1 - after, "ndcg@10": after, "ndcg@10_embedder": before}
+    return {"loss": 1 - after, "ndcg_at_10": after, "ndcg_at_10_embedder": before}
 
 
 def finish(weights: Path, validation: list[data.Group], options) -> dict[str, float]:
@@ -61,10 +61,10 @@ def main() -> None:
     before, after = found.mean(0).tolist()
     report = {
         "queries": len(groups),
-        "ndcg@10_embedder": before,
-        "ndcg@10_reranker": after,
+        "ndcg_at_10_embedder": before,
+        "ndcg_at_10_reranker": after,
         # What an order without a mistake would reach: the right document is not always among the candidates.
-        "ndcg@10_at_most": sum(group.right is not None for group in groups) / len(groups),
+        "ndcg_at_10_at_most": sum(group.right is not None for group in groups) / len(groups),
         "p": chance(found[:, 1] - found[:, 0]),
     }
     print(json.dumps({name: round(value, 4) for name, value in report.items()}))
