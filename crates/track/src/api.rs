@@ -7,6 +7,8 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, patch, post, put};
 use axum::{Json, body::Bytes};
 use serde::de::DeserializeOwned;
+use serde::ser::SerializeMap as _;
+use serde::{Serialize, Serializer};
 use serde_json::{Map, Value, json};
 
 use crate::{TrackError, Tracker, limits};
@@ -215,16 +217,30 @@ fn done() -> Reply {
     Ok(Json(json!({})))
 }
 
+/// What a handler that lists answers.
+type Listing = Result<Response, Edge>;
+
 /// A reply with a list: left out when empty, as protobuf's JSON does, and `next_page_token` when there is more.
-fn page<T: serde::Serialize>(name: &str, page: crate::Page<T>) -> Reply {
-    let mut reply = Map::new();
-    if !page.items.is_empty() {
-        reply.insert(name.to_owned(), json!(page.items));
+struct Listed<T> {
+    name: &'static str,
+    page: crate::Page<T>,
+}
+
+impl<T: Serialize> Serialize for Listed<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut reply = serializer.serialize_map(None)?;
+        if !self.page.items.is_empty() {
+            reply.serialize_entry(self.name, &self.page.items)?;
+        }
+        if let Some(token) = &self.page.next_page_token {
+            reply.serialize_entry("next_page_token", token)?;
+        }
+        reply.end()
     }
-    if let Some(token) = page.next_page_token {
-        reply.insert("next_page_token".to_owned(), Value::String(token));
-    }
-    Ok(Json(Value::Object(reply)))
+}
+
+fn page<T: Serialize>(name: &'static str, page: crate::Page<T>) -> Listing {
+    Ok(Json(Listed { name, page }).into_response())
 }
 
 /// The arguments of a call: the query of a `GET`, else the JSON body, else (without a body) the query.

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
-use super::{Args, Reply, checks, done, page};
+use super::{Args, Listing, Reply, checks, done, page};
 use crate::wire::{ExperimentId, Int, filled, one_or_many, or_empty};
 use crate::{DatasetSearch, EvaluationDataset, TrackError, Tracker, limits};
 
@@ -90,7 +90,7 @@ pub struct Search {
     page_token: Option<String>,
 }
 
-pub async fn search(State(tracker): State<Tracker>, Args(args): Args<Search>) -> Reply {
+pub async fn search(State(tracker): State<Tracker>, Args(args): Args<Search>) -> Listing {
     let search = DatasetSearch {
         experiment_ids: args.experiment_ids,
         filter: args.filter_string.unwrap_or_default(),
@@ -140,7 +140,7 @@ pub async fn remove_from(
     Ok(Json(json!({ "dataset": dataset_json(&dataset) })))
 }
 
-pub async fn experiments(State(tracker): State<Tracker>, Path(id): Path<String>) -> Reply {
+pub async fn experiments(State(tracker): State<Tracker>, Path(id): Path<String>) -> Listing {
     let items = tracker.store.dataset_experiments(&id).await?;
     page("experiment_ids", crate::Page { items, next_page_token: None })
 }

@@ -3,7 +3,7 @@ use axum::extract::State;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Args, Reply, checks, done, page};
+use super::{Args, Listing, Reply, checks, done, page};
 use crate::wire::{ExperimentId, Int, Pair, enum_name, filled, one_or_many, or_default, or_empty};
 use crate::{ExperimentSearch, TrackError, Tracker, View, limits};
 
@@ -57,7 +57,7 @@ pub struct Search {
     page_token: Option<String>,
 }
 
-pub async fn search(State(tracker): State<Tracker>, Args(args): Args<Search>) -> Reply {
+pub async fn search(State(tracker): State<Tracker>, Args(args): Args<Search>) -> Listing {
     let search = ExperimentSearch {
         view: View::parse(args.view_type.as_deref().unwrap_or_default())?,
         filter: args.filter.unwrap_or_default(),
@@ -123,7 +123,7 @@ pub struct ByIds {
     experiment_ids: Vec<ExperimentId>,
 }
 
-pub async fn search_datasets(State(tracker): State<Tracker>, Args(args): Args<ByIds>) -> Reply {
+pub async fn search_datasets(State(tracker): State<Tracker>, Args(args): Args<ByIds>) -> Listing {
     let n = args.experiment_ids.len();
     if n == 0 {
         return Err(

@@ -5,7 +5,7 @@ use axum::extract::State;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Args, Reply, page};
+use super::{Args, Listing, Reply, page};
 use crate::wire::{Int, filled};
 use crate::{Mover, Target, TrackError, Tracker};
 
@@ -77,7 +77,7 @@ pub struct Audit {
     page_token: Option<String>,
 }
 
-pub async fn audit(State(tracker): State<Tracker>, Args(args): Args<Audit>) -> Reply {
+pub async fn audit(State(tracker): State<Tracker>, Args(args): Args<Audit>) -> Listing {
     let token = args.page_token.unwrap_or_default();
     page("moves", tracker.store.audit(&args.name, args.max_results.map_or(0, |n| n.0), &token).await?)
 }

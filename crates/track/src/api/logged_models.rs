@@ -3,7 +3,7 @@ use axum::extract::{Path, State};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{Args, Reply, checks, done, missing, page};
+use super::{Args, Listing, Reply, checks, done, missing, page};
 use crate::wire::{ExperimentId, Int, Pair, enum_name, or_empty, present};
 use crate::{LoggedModelSearch, NewLoggedModel, OrderField, Tracker};
 
@@ -107,7 +107,7 @@ pub struct Search {
     page_token: Option<String>,
 }
 
-pub async fn search(State(tracker): State<Tracker>, Args(args): Args<Search>) -> Reply {
+pub async fn search(State(tracker): State<Tracker>, Args(args): Args<Search>) -> Listing {
     let search = LoggedModelSearch {
         experiment_ids: args.experiment_ids,
         filter: args.filter.unwrap_or_default(),

@@ -3,7 +3,7 @@ use axum::extract::State;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{Args, Both, Reply, checks, done, page};
+use super::{Args, Both, Listing, Reply, checks, done, page};
 use crate::wire::{Int, ModelVersion, Pair, filled, one_or_many, or_default, or_empty};
 use crate::{ArchiveOthers, Mover, NewVersion, Target, TrackError, Tracker, limits, version_number};
 
@@ -52,7 +52,7 @@ impl Search {
     }
 }
 
-pub async fn search(State(tracker): State<Tracker>, Args(args): Args<Search>) -> Reply {
+pub async fn search(State(tracker): State<Tracker>, Args(args): Args<Search>) -> Listing {
     let (filter, order_by, n, token) = args.parts()?;
     page("registered_models", tracker.store.search_registered_models(&filter, &order_by, n, &token).await?)
 }
@@ -127,7 +127,7 @@ pub struct Latest {
     stages: Vec<String>,
 }
 
-pub async fn latest_versions(State(tracker): State<Tracker>, Args(args): Args<Latest>) -> Reply {
+pub async fn latest_versions(State(tracker): State<Tracker>, Args(args): Args<Latest>) -> Listing {
     let items = tracker.store.latest_versions(&args.name, &args.stages).await?;
     page("model_versions", crate::Page { items, next_page_token: None })
 }
@@ -258,7 +258,7 @@ pub async fn get_version(State(tracker): State<Tracker>, Args(args): Args<Versio
     Ok(Json(json!({ "model_version": tracker.store.model_version(&args.name, args.number()?).await? })))
 }
 
-pub async fn search_versions(State(tracker): State<Tracker>, Args(args): Args<Search>) -> Reply {
+pub async fn search_versions(State(tracker): State<Tracker>, Args(args): Args<Search>) -> Listing {
     let (filter, order_by, n, token) = args.parts()?;
     page("model_versions", tracker.store.search_model_versions(&filter, &order_by, n, &token).await?)
 }

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::checks::{self, Place};
-use super::{Args, Both, Reply, done, missing, page, parse_bytes, read_body};
+use super::{Args, Both, Listing, Reply, done, missing, page, parse_bytes, read_body};
 use crate::wire::{
     DatasetInput, ExperimentId, Int, Metric, ModelInput, ModelOutput, Pair, enum_name, filled, one_or_many, or_default,
     or_empty, present,
@@ -109,7 +109,7 @@ pub struct Search {
     page_token: Option<String>,
 }
 
-pub async fn search(State(tracker): State<Tracker>, Args(args): Args<Search>) -> Reply {
+pub async fn search(State(tracker): State<Tracker>, Args(args): Args<Search>) -> Listing {
     let search = RunSearch {
         experiment_ids: args.experiment_ids,
         filter: args.filter.unwrap_or_default(),
@@ -262,7 +262,7 @@ pub struct History {
     page_token: Option<String>,
 }
 
-pub async fn metric_history(State(tracker): State<Tracker>, Both(run, args): Both<RunRef, History>) -> Reply {
+pub async fn metric_history(State(tracker): State<Tracker>, Both(run, args): Both<RunRef, History>) -> Listing {
     let token = args.page_token.unwrap_or_default();
     let n = match args.max_results {
         Some(Int(n)) if n < 1 => {
@@ -291,7 +291,7 @@ pub struct Sampled {
 }
 
 /// The histories of several runs, thinned to about `max_results` steps that all runs share, for charts.
-pub async fn sampled_histories(State(tracker): State<Tracker>, Args(args): Args<Sampled>) -> Reply {
+pub async fn sampled_histories(State(tracker): State<Tracker>, Args(args): Args<Sampled>) -> Listing {
     let (steps, n) = (args.steps()?, args.n_points()?);
     let mut points = Vec::new();
     for run_id in &args.run_ids {

@@ -7,7 +7,7 @@ use axum::extract::{Path, State};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::{Args, Both, Reply, checks, done, missing, page};
+use super::{Args, Both, Listing, Reply, checks, done, missing, page};
 use crate::wire::{ExperimentId, Int, filled, one_or_many, or_default, or_empty, present};
 use crate::{Assessment, Millis, TraceInfo, TraceSearch, TracesToDelete, TrackError, Tracker, limits};
 
@@ -182,7 +182,7 @@ impl ByIds {
     }
 }
 
-pub async fn batch_get(State(tracker): State<Tracker>, Args(args): Args<ByIds>) -> Reply {
+pub async fn batch_get(State(tracker): State<Tracker>, Args(args): Args<ByIds>) -> Listing {
     let mut items = Vec::new();
     for info in tracker.store.trace_infos(&args.ids()?).await? {
         items.push(whole(&tracker, &info).await?);
@@ -190,7 +190,7 @@ pub async fn batch_get(State(tracker): State<Tracker>, Args(args): Args<ByIds>) 
     page("traces", crate::Page { items, next_page_token: None })
 }
 
-pub async fn batch_get_infos(State(tracker): State<Tracker>, Args(args): Args<ByIds>) -> Reply {
+pub async fn batch_get_infos(State(tracker): State<Tracker>, Args(args): Args<ByIds>) -> Listing {
     let infos = tracker.store.trace_infos(&args.ids()?).await?;
     page("trace_infos", crate::Page { items: infos.iter().map(info_json).collect(), next_page_token: None })
 }
@@ -209,7 +209,7 @@ pub struct Search {
     page_token: Option<String>,
 }
 
-pub async fn search(State(tracker): State<Tracker>, Args(args): Args<Search>) -> Reply {
+pub async fn search(State(tracker): State<Tracker>, Args(args): Args<Search>) -> Listing {
     let search = TraceSearch {
         experiment_ids: args.locations.iter().map(experiment_of).collect::<Result<_, _>>()?,
         filter: args.filter.unwrap_or_default(),

@@ -1,12 +1,10 @@
-use std::collections::HashMap;
+use sqlx::AnyConnection;
 
-use sqlx::{AnyConnection, Row as _};
-
-use super::runs::{active_run, among};
+use super::runs::active_run;
 use super::{Store, required};
 use crate::TrackError;
 use crate::limits;
-use crate::wire::{Dataset, DatasetInput, ExperimentId, ModelInput, ModelOutput, Run};
+use crate::wire::{Dataset, DatasetInput, ExperimentId, ModelInput, ModelOutput, RunInputs, RunOutputs};
 
 /// The tag of a dataset input that says what it was used for: `training`, `evaluation`.
 const CONTEXT_TAG: &str = "mlflow.data.context";
@@ -64,47 +62,38 @@ impl Store {
         }
         Ok(found)
     }
-
-    pub(super) async fn read_inputs(&self, ids: &[String], runs: &mut HashMap<String, Run>) -> Result<(), TrackError> {
-        let query = among(
-            "SELECT u.run_id, u.tags, d.name, d.digest, d.source_type, d.source, d.schema, d.profile
-             FROM run_datasets u JOIN datasets d
-             ON d.experiment_id = u.experiment_id AND d.name = u.name AND d.digest = u.digest WHERE u.run_id IN (",
-            ids,
-            ") ORDER BY u.run_id, d.name, d.digest",
-        );
-        for row in query.build().fetch_all(&self.reads).await? {
-            if let Some(run) = runs.get_mut(row.try_get::<&str, _>("run_id")?) {
-                let tags = serde_json::from_str(row.try_get("tags")?).unwrap_or_default();
-                run.inputs.dataset_inputs.push(DatasetInput { tags, dataset: dataset_of(&row)? });
-            }
-        }
-        let query = among(
-            "SELECT run_id, model_id, direction, step FROM run_models WHERE run_id IN (",
-            ids,
-            ") ORDER BY run_id, step, model_id",
-        );
-        let rows = query.build_query_as::<(String, String, String, i64)>().fetch_all(&self.reads).await?;
-        for (run_id, model_id, direction, step) in rows {
-            let Some(run) = runs.get_mut(&run_id) else { continue };
-            match direction.as_str() {
-                "input" => run.inputs.model_inputs.push(ModelInput { model_id }),
-                _ => run.outputs.model_outputs.push(ModelOutput { model_id, step }),
-            }
-        }
-        Ok(())
-    }
 }
 
-fn dataset_of(row: &sqlx::any::AnyRow) -> Result<Dataset, sqlx::Error> {
-    Ok(Dataset {
-        name: row.try_get("name")?,
-        digest: row.try_get("digest")?,
-        source_type: row.try_get("source_type")?,
-        source: row.try_get("source")?,
-        schema: row.try_get("schema")?,
-        profile: row.try_get("profile")?,
-    })
+/// A dataset that a run read, for [`of_run`].
+pub(super) const DATASET_COLUMNS: &str = "x.tags, d.name, d.digest, d.source_type, d.source, d.schema, d.profile";
+pub(super) const DATASETS_OF_RUN: &str = "run_datasets x JOIN datasets d
+     ON d.experiment_id = x.experiment_id AND d.name = x.name AND d.digest = x.digest WHERE x.run_id = r.run_id";
+
+pub(super) type DatasetRow = (String, String, String, String, String, Option<String>, Option<String>);
+/// `model_id, direction, step`.
+pub(super) type ModelRow = (String, String, i64);
+
+/// What a run read and made, by name.
+pub(super) fn of_run(datasets: Vec<DatasetRow>, mut models: Vec<ModelRow>) -> (RunInputs, RunOutputs) {
+    let mut inputs =
+        RunInputs { dataset_inputs: datasets.into_iter().map(dataset_input).collect(), ..RunInputs::default() };
+    inputs
+        .dataset_inputs
+        .sort_by(|a, b| (&a.dataset.name, &a.dataset.digest).cmp(&(&b.dataset.name, &b.dataset.digest)));
+    let mut outputs = RunOutputs::default();
+    models.sort_unstable_by(|a, b| (a.2, &a.0).cmp(&(b.2, &b.0)));
+    for (model_id, direction, step) in models {
+        match direction.as_str() {
+            "input" => inputs.model_inputs.push(ModelInput { model_id }),
+            _ => outputs.model_outputs.push(ModelOutput { model_id, step }),
+        }
+    }
+    (inputs, outputs)
+}
+
+fn dataset_input((tags, name, digest, source_type, source, schema, profile): DatasetRow) -> DatasetInput {
+    let dataset = Dataset { name, digest, source_type, source, schema, profile };
+    DatasetInput { tags: serde_json::from_str(&tags).unwrap_or_default(), dataset }
 }
 
 async fn put_dataset(

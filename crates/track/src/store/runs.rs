@@ -1,11 +1,13 @@
 use std::collections::HashMap;
 
+use serde::de::DeserializeOwned;
+use sqlx::any::AnyRow;
 use sqlx::{AnyConnection, Row as _};
 
 use super::experiments::active_experiment;
 use super::ingest::Prepared;
 use super::search::{Page, View, page_bounds, page_of};
-use super::{Millis, QueryBuilder, Store, required};
+use super::{Database, Millis, QueryBuilder, Store, inputs, required};
 use crate::TrackError;
 use crate::limits;
 use crate::wire::{ExperimentId, Float, Metric, Pair, Run, RunData, RunInfo};
@@ -96,21 +98,27 @@ impl Store {
     pub async fn runs(&self, run_ids: &[String]) -> Result<Vec<Run>, TrackError> {
         let mut found = HashMap::with_capacity(run_ids.len());
         for ids in run_ids.chunks(IDS_PER_QUERY) {
-            let query = among("SELECT * FROM runs WHERE run_id IN (", ids, ")");
+            let mut query = QueryBuilder::default();
+            query.push(select_runs(&self.database)).push(" WHERE r.run_id IN (");
+            query.push_binds(ids.iter().map(String::as_str)).push(")");
+            let mut inexact = Vec::new();
             for row in query.build().fetch_all(&self.reads).await? {
-                let info = info_of(&row)?;
-                let id = info.run_id.clone();
-                let run =
-                    Run { info, data: RunData::default(), inputs: Default::default(), outputs: Default::default() };
-                found.insert(id, run);
+                let (mut run, metrics) = run_of(&row)?;
+                match metrics {
+                    Some(metrics) => run.data.metrics = metrics,
+                    None => inexact.push(run.info.run_id.clone()),
+                }
+                found.insert(run.info.run_id.clone(), run);
             }
-            self.read_data(ids, &mut found).await?;
-            self.read_inputs(ids, &mut found).await?;
+            if !inexact.is_empty() {
+                self.read_metrics(&inexact, &mut found).await?;
+            }
         }
         Ok(run_ids.iter().filter_map(|id| found.remove(id)).collect())
     }
 
-    async fn read_data(&self, ids: &[String], runs: &mut HashMap<String, Run>) -> Result<(), TrackError> {
+    /// The newest values of these runs, number by number.
+    async fn read_metrics(&self, ids: &[String], runs: &mut HashMap<String, Run>) -> Result<(), TrackError> {
         let query = among(
             "SELECT run_id, key, value, is_nan, timestamp, step FROM latest_metrics WHERE run_id IN (",
             ids,
@@ -119,18 +127,6 @@ impl Store {
         for row in query.build_query_as::<MetricRow>().fetch_all(&self.reads).await? {
             if let Some(run) = runs.get_mut(&row.0) {
                 run.data.metrics.push(metric_of_row(row));
-            }
-        }
-        let query = among("SELECT run_id, key, value FROM params WHERE run_id IN (", ids, ") ORDER BY run_id, key");
-        for (id, key, value) in query.build_query_as::<(String, String, String)>().fetch_all(&self.reads).await? {
-            if let Some(run) = runs.get_mut(&id) {
-                run.data.params.push(Pair { key, value });
-            }
-        }
-        let query = among("SELECT run_id, key, value FROM tags WHERE run_id IN (", ids, ") ORDER BY run_id, key");
-        for (id, key, value) in query.build_query_as::<(String, String, String)>().fetch_all(&self.reads).await? {
-            if let Some(run) = runs.get_mut(&id) {
-                run.data.tags.push(Pair { key, value });
             }
         }
         Ok(())
@@ -270,7 +266,7 @@ fn metric_of_row((_, key, value, is_nan, timestamp, step): MetricRow) -> Metric 
     }
 }
 
-pub(super) fn metric_of(row: &sqlx::any::AnyRow) -> Result<Metric, sqlx::Error> {
+pub(super) fn metric_of(row: &AnyRow) -> Result<Metric, sqlx::Error> {
     let is_nan: i64 = row.try_get("is_nan")?;
     Ok(Metric {
         key: row.try_get("key")?,
@@ -284,20 +280,62 @@ pub(super) fn metric_of(row: &sqlx::any::AnyRow) -> Result<Metric, sqlx::Error> 
     })
 }
 
-fn info_of(row: &sqlx::any::AnyRow) -> Result<RunInfo, sqlx::Error> {
-    let run_id: String = row.try_get("run_id")?;
-    Ok(RunInfo {
+/// A run and all that hangs on it in one row, for [`run_of`].
+fn select_runs(database: &Database) -> String {
+    let list = |columns, from| database.list(columns, from);
+    let metrics = format!("key, {}, is_nan, timestamp, step", database.exact_text("value"));
+    format!(
+        "SELECT r.run_id, r.run_name, r.experiment_id, r.user_id, r.status, r.start_time, r.end_time, r.artifact_uri,
+         r.lifecycle_stage, {}, {}, {}, {}, {} FROM runs r",
+        list(&metrics, "latest_metrics x WHERE x.run_id = r.run_id"),
+        list("key, value", "params x WHERE x.run_id = r.run_id"),
+        list("key, value", "tags x WHERE x.run_id = r.run_id"),
+        list(inputs::DATASET_COLUMNS, inputs::DATASETS_OF_RUN),
+        list("model_id, direction, step", "run_models x WHERE x.run_id = r.run_id"),
+    )
+}
+
+/// A row of [`select_runs`]; no metrics if one of them has no exact text.
+fn run_of(row: &AnyRow) -> Result<(Run, Option<Vec<Metric>>), sqlx::Error> {
+    let (inputs, outputs) = inputs::of_run(listed(row, 12)?, listed(row, 13)?);
+    let run_id: String = row.try_get(0)?;
+    let info = RunInfo {
         run_uuid: run_id.clone(),
-        run_name: row.try_get("run_name")?,
-        experiment_id: row.try_get("experiment_id")?,
-        user_id: row.try_get("user_id")?,
-        status: row.try_get("status")?,
-        start_time: row.try_get("start_time")?,
-        end_time: row.try_get("end_time")?,
-        artifact_uri: row.try_get("artifact_uri")?,
-        lifecycle_stage: row.try_get("lifecycle_stage")?,
         run_id,
-    })
+        run_name: row.try_get(1)?,
+        experiment_id: row.try_get(2)?,
+        user_id: row.try_get(3)?,
+        status: row.try_get(4)?,
+        start_time: row.try_get(5)?,
+        end_time: row.try_get(6)?,
+        artifact_uri: row.try_get(7)?,
+        lifecycle_stage: row.try_get(8)?,
+    };
+    let data = RunData { metrics: Vec::new(), params: pairs(listed(row, 10)?), tags: pairs(listed(row, 11)?) };
+    let mut metrics: Option<Vec<Metric>> = listed(row, 9)?.into_iter().map(metric_of_texts).collect();
+    if let Some(metrics) = &mut metrics {
+        metrics.sort_unstable_by(|a, b| a.key.cmp(&b.key));
+    }
+    Ok((Run { info, data, inputs, outputs }, metrics))
+}
+
+/// What [`Database::list`] made of a subquery.
+fn listed<T: DeserializeOwned>(row: &AnyRow, column: usize) -> Result<Vec<T>, sqlx::Error> {
+    let text: Option<&str> = row.try_get(column)?;
+    let list = text.map(serde_json::from_str).transpose();
+    Ok(list.map_err(|error| sqlx::Error::Decode(error.into()))?.unwrap_or_default())
+}
+
+fn pairs(mut pairs: Vec<(String, String)>) -> Vec<Pair> {
+    pairs.sort_unstable();
+    pairs.into_iter().map(|(key, value)| Pair { key, value }).collect()
+}
+
+/// `key, value, is_nan, timestamp, step`; nothing if the value has no exact text.
+fn metric_of_texts(row: (String, Option<String>, i64, i64, i64)) -> Option<Metric> {
+    let (key, value, is_nan, timestamp, step) = row;
+    let value = value?.parse().ok()?;
+    Some(metric_of_row((String::new(), key, value, is_nan, timestamp, step)))
 }
 
 fn check(batch: &Batch) -> Result<(), TrackError> {
