@@ -345,9 +345,8 @@ fn snake_case(name: &str) -> String {
 
 /// A body that is read without a detour, for calls where that counts.
 fn parse_bytes<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, TrackError> {
-    let mut json = serde_json::Deserializer::from_slice(bytes);
-    // What went wrong is told by the slow way, which knows the offending value.
-    serde_path_to_error::deserialize(&mut json).or_else(|_| parse(&body_object(bytes)?))
+    // What went wrong is told by the slow way, which knows the offending value and the path to it.
+    serde_json::from_slice(bytes).or_else(|_| parse(&body_object(bytes)?))
 }
 
 fn parse<T: DeserializeOwned>(object: &Value) -> Result<T, TrackError> {

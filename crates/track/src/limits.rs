@@ -1,5 +1,7 @@
 //! Limits of what clients may log, the numbers MLflow 3 uses, and the checks that name the offender.
 
+use std::fmt::Display;
+
 use crate::TrackError;
 
 /// Largest JSON body of a request; `log-batch` has its own.
@@ -60,7 +62,7 @@ pub const MAX_RECORDS_PER_CALL: usize = 100_000;
 pub const MAX_VERDICT_BYTES: u64 = 16 << 20;
 
 /// Errors if `value` has more than `max` characters, naming `what`.
-pub fn length(what: &str, value: &str, max: usize) -> Result<(), TrackError> {
+pub fn length(what: impl Display, value: &str, max: usize) -> Result<(), TrackError> {
     // A string of n bytes has at most n characters: the common case needs no walk.
     if value.len() <= max || value.chars().count() <= max {
         return Ok(());
@@ -98,19 +100,19 @@ pub fn cut(value: &mut String, max: usize) {
 
 /// A key of a param, metric or tag: 1 to 250 characters that MLflow allows, and no path tricks, since clients make
 /// files of them.
-pub fn key(what: &str, key: &str) -> Result<(), TrackError> {
+pub fn key(what: impl Display, key: &str) -> Result<(), TrackError> {
     if key.is_empty() {
         return Err(TrackError::Invalid(format!("Missing value for required parameter '{what}'. {SEE_DOCS}")));
     }
-    path_name(what, key)?;
-    length(what, key, MAX_KEY)
+    path_name(&what, key)?;
+    length(&what, key, MAX_KEY)
 }
 
 /// What MLflow appends where a parameter of the request itself is at fault.
 pub const SEE_DOCS: &str = "See the API docs for more information about request parameters.";
 
 /// A name that clients make files of: allowed characters only, and it leads nowhere else.
-pub fn path_name(what: &str, name: &str) -> Result<(), TrackError> {
+pub fn path_name(what: impl Display, name: &str) -> Result<(), TrackError> {
     let invalid = |why: &str| {
         let shown = serde_json::Value::from(name);
         TrackError::Invalid(format!("Invalid value {shown} for parameter '{what}' supplied: {why}"))
@@ -121,6 +123,10 @@ pub fn path_name(what: &str, name: &str) -> Result<(), TrackError> {
             "Names may only contain alphanumerics, underscores (_), dashes (-), periods (.), spaces ( ), colon(:) and \
              slashes (/).",
         ));
+    }
+    // Without slashes and leading dots there is nothing to resolve: the common case builds no path.
+    if !name.is_empty() && !name.contains('/') && !name.starts_with('.') {
+        return Ok(());
     }
     let resolved = resolved(name);
     if resolved != name || resolved == "." || resolved.starts_with("..") || resolved.starts_with('/') {

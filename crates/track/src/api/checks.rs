@@ -1,5 +1,7 @@
 //! What MLflow refuses at the door, in its words. Rules that hold whichever client writes are the store's.
 
+use std::fmt::{self, Display};
+
 use crate::wire::{DatasetInput, Int, Metric, Pair};
 use crate::{TrackError, limits};
 
@@ -11,17 +13,18 @@ pub enum Place {
 }
 
 impl Place {
-    fn of(self, field: &str) -> String {
-        match self {
-            Self::Alone => field.to_owned(),
-            Self::At(list, n) => format!("{list}[{n}].{field}"),
-        }
+    /// Spelt out only where there is something to say about it.
+    fn of(self, field: &str) -> impl Display {
+        fmt::from_fn(move |f| match self {
+            Self::Alone => f.write_str(field),
+            Self::At(list, n) => write!(f, "{list}[{n}].{field}"),
+        })
     }
 }
 
 pub fn metric(metric: &Metric, place: Place) -> Result<(), TrackError> {
     filled(&metric.key, place)?;
-    limits::path_name(&place.of("name"), &metric.key)?;
+    limits::path_name(place.of("name"), &metric.key)?;
     if metric.timestamp < 0 {
         return Err(TrackError::Invalid(format!(
             "Invalid value {} for parameter '{}' supplied: metric '{}' (value={:?}). Timestamp must be a nonnegative long \
@@ -38,7 +41,7 @@ pub fn metric(metric: &Metric, place: Place) -> Result<(), TrackError> {
 /// Cuts a value that is too long, as MLflow does: Lightning and the Trainer log whole configurations.
 pub fn param(param: &mut Pair, place: Place) -> Result<(), TrackError> {
     filled(&param.key, place)?;
-    limits::path_name(&place.of("key"), &param.key)?;
+    limits::path_name(place.of("key"), &param.key)?;
     limits::length("Param key", &param.key, limits::MAX_KEY)?;
     limits::cut(&mut param.value, limits::MAX_PARAM_VALUE);
     Ok(())
@@ -47,15 +50,15 @@ pub fn param(param: &mut Pair, place: Place) -> Result<(), TrackError> {
 /// Cuts a value that is too long, as MLflow does.
 pub fn tag(tag: &mut Pair, place: Place) -> Result<(), TrackError> {
     filled(&tag.key, place)?;
-    limits::path_name(&place.of("key"), &tag.key)?;
-    limits::length(&place.of("key"), &tag.key, limits::MAX_KEY)?;
+    limits::path_name(place.of("key"), &tag.key)?;
+    limits::length(place.of("key"), &tag.key, limits::MAX_KEY)?;
     limits::cut(&mut tag.value, limits::MAX_TAG_VALUE);
     Ok(())
 }
 
 /// MLflow looks at the key before it looks at the length.
 fn filled(key: &str, place: Place) -> Result<(), TrackError> {
-    if key.is_empty() { Err(super::missing(&place.of("key"))) } else { Ok(()) }
+    if key.is_empty() { Err(super::missing(&place.of("key").to_string())) } else { Ok(()) }
 }
 
 /// A param may stand in a batch once, whatever its value.

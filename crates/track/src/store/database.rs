@@ -70,6 +70,9 @@ impl Database {
             }
             let settings = self.settings();
             let pool = AnyPoolOptions::new().max_connections(n_connections).acquire_timeout(BUSY_TIMEOUT);
+            // A connection over a network may have broken while it was idle. One to a file does not, and asking it would
+            // double the way between threads that most calls consist of.
+            let pool = pool.test_before_acquire(matches!(self, Self::Postgres(_)));
             let pool = pool.after_connect(move |connection, _| {
                 Box::pin(async move { sqlx::raw_sql(settings).execute(connection).await.map(drop) })
             });

@@ -18,7 +18,7 @@ const MAX_GROUP: usize = 64;
 /// Batches that may wait; more wait in their connections.
 const MAX_WAITING: usize = 256;
 /// Rows of one statement, most first: any number of rows is made of few statements, each prepared once.
-const POINTS_PER_STATEMENT: [usize; 4] = [500, 50, 5, 1];
+const POINTS_PER_STATEMENT: [usize; 4] = [1000, 100, 10, 1];
 const SERIES_PER_STATEMENT: [usize; 3] = [100, 10, 1];
 
 /// The way in. Cheap to clone; the writing task ends with the last of them.

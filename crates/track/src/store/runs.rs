@@ -346,8 +346,8 @@ fn check(batch: &Batch) -> Result<(), TrackError> {
     limits::count("metrics, params, and tags", total, limits::MAX_ENTITIES_PER_BATCH)?;
     let mut seen = HashMap::new();
     for (n, param) in batch.params.iter().enumerate() {
-        limits::key(&format!("params[{n}].key"), &param.key)?;
-        limits::length(&format!("params[{n}].value"), &param.value, limits::MAX_PARAM_VALUE)?;
+        limits::key(format_args!("params[{n}].key"), &param.key)?;
+        limits::length(format_args!("params[{n}].value"), &param.value, limits::MAX_PARAM_VALUE)?;
         if seen.insert(&param.key, &param.value).is_some_and(|other| *other != param.value) {
             return Err(TrackError::Invalid(format!(
                 "Duplicate parameter keys have been submitted: {}. Please ensure the request contains only one param \
@@ -357,11 +357,11 @@ fn check(batch: &Batch) -> Result<(), TrackError> {
         }
     }
     for (n, metric) in batch.metrics.iter().enumerate() {
-        limits::key(&format!("metrics[{n}].key"), &metric.key)?;
+        limits::key(format_args!("metrics[{n}].key"), &metric.key)?;
     }
     for (n, tag) in batch.tags.iter().enumerate() {
-        limits::key(&format!("tags[{n}].key"), &tag.key)?;
-        limits::length(&format!("tags[{n}].value"), &tag.value, limits::MAX_TAG_VALUE)?;
+        limits::key(format_args!("tags[{n}].key"), &tag.key)?;
+        limits::length(format_args!("tags[{n}].value"), &tag.value, limits::MAX_TAG_VALUE)?;
     }
     Ok(())
 }
