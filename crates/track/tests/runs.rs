@@ -43,7 +43,7 @@ fn new_run(run_id: &str) -> NewRun {
 async fn every_number_comes_back_bit_for_bit(#[values(Kind::Sqlite, Kind::Postgres)] kind: Kind) {
     let (setup, _kept) = kind.place();
     let tracker = Tracker::open(setup).await.unwrap();
-    let extreme = [f64::MAX, f64::MIN, f64::MIN_POSITIVE, 5e-324, 1.2345678901234567e-200, 3.0251373381551388e240];
+    let extreme = [f64::MAX, f64::MIN, f64::MIN_POSITIVE, 5e-324, 1.2345678901234567e-200, 3.025_137_338_155_139e240];
     let runs: [(&str, Vec<f64>); 3] =
         [("a", ordinary().collect()), ("b", extreme.to_vec()), ("c", vec![0.0, 0.1, -1e15, 1e30, f64::NAN])];
     for (run_id, values) in &runs {
