@@ -73,7 +73,7 @@ def interrupt(repo, output, number, after_step, *args):
 
 def test_a_run_killed_twice_gives_every_bit_of_the_uninterrupted_one(repo, uninterrupted):
     steps = random.Random(time.time_ns())
-    first, second = steps.randint(3, 14), steps.randint(15, STEPS - 1)
+    first, second = steps.randint(4, 14), steps.randint(15, STEPS - 1)
     print(f"killed after steps {first} and {second}")
     assert interrupt(repo, "killed", signal.SIGKILL, first) == -signal.SIGKILL
     # What a process that dies while it writes leaves behind is neither read nor kept.
