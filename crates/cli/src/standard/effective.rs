@@ -154,7 +154,7 @@ impl Chain {
     pub fn breaches(&self) -> Vec<Breach> {
         let merged = self.merged();
         let mut breaches = Vec::new();
-        for (idx, parent) in self.0.iter().enumerate().skip(1) {
+        for (idx, parent) in (1..).zip(self.0.get(1..).unwrap_or_default()) {
             let above = self.merged_from(idx);
             for locked in &parent.head.locked {
                 let leaves = |flat: &Flat| {

@@ -14,8 +14,8 @@ use tokio::net::TcpListener;
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [folder, key_id, secret] = &arguments[..] else { return Err("usage: FOLDER KEY_ID SECRET".into()) };
+    let arguments: Vec<String> = std::env::args().collect();
+    let [_, folder, key_id, secret] = &arguments[..] else { return Err("usage: FOLDER KEY_ID SECRET".into()) };
     let files = FileSystem::new(folder).map_err(|error| format!("cannot serve `{folder}`: {error:?}"))?;
     let mut builder = S3ServiceBuilder::new(files);
     builder.set_auth(SimpleAuth::from_single(key_id.clone(), secret.clone()));
