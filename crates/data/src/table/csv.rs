@@ -1,8 +1,9 @@
 //! CSV (RFC 4180) with a header line; records are found by where they start.
 
 use std::borrow::Cow;
+use std::sync::{Mutex, PoisonError};
 
-use csv_core::{ReadRecordResult, ReaderBuilder};
+use csv_core::{ReadRecordResult, Reader, ReaderBuilder};
 use highroad_tensor::Storage;
 use memchr::memchr_iter;
 
@@ -17,6 +18,8 @@ pub(super) struct Csv {
     delimiter: u8,
     header: Vec<String>,
     starts: Vec<u64>,
+    /// Idle ones: to make one costs as much as to read a hundred records.
+    readers: Mutex<Vec<Reader>>,
 }
 
 /// One record: its fields joined, and where each ends.
@@ -36,7 +39,8 @@ impl Csv {
         if at == all.len() {
             return Err("there is no header".to_owned());
         }
-        let first = record(&all[at..], delimiter, line)?;
+        let mut reader = reader(delimiter);
+        let first = record(&mut reader, &all[at..], line)?;
         line += count_lines(&all[at..at + first.n_bytes]);
         at += first.n_bytes;
         let header: Vec<String> =
@@ -49,14 +53,15 @@ impl Csv {
         if let Some(missing) = fields.iter().find(|field| !header.contains(&field.name)) {
             return Err(format!("there is no column `{}`; the header has {}", missing.name, header.join(", ")));
         }
-        let mut csv = Self { bytes: bytes.clone(), delimiter, header, starts: Vec::new() };
+        let readers = Mutex::default();
+        let mut csv = Self { bytes: bytes.clone(), delimiter, header, starts: Vec::new(), readers };
         let mut bad = Bad::default();
         loop {
             skip_empty(all, &mut at, &mut line);
             if at == all.len() {
                 return Ok((Box::new(csv), bad));
             }
-            let record = record(&all[at..], delimiter, line)?;
+            let record = record(&mut reader, &all[at..], line)?;
             match csv.values(&record, fields) {
                 Ok(_) => csv.starts.push(at as u64),
                 Err(reason) => bad.add(line, reason),
@@ -88,7 +93,12 @@ impl Rows for Csv {
 
     fn read<'a>(&'a self, row: usize, fields: &[Field]) -> Result<Vec<Cell<'a>>, String> {
         let rest = &self.bytes.bytes()[self.starts[row] as usize..];
-        self.values(&record(rest, self.delimiter, row as u64 + 1)?, fields)
+        let idle = || self.readers.lock().unwrap_or_else(PoisonError::into_inner);
+        let free = idle().pop();
+        let mut reader = free.unwrap_or_else(|| reader(self.delimiter));
+        let record = record(&mut reader, rest, row as u64 + 1);
+        idle().push(reader);
+        self.values(&record?, fields)
     }
 
     fn schema(&self) -> Vec<(String, String)> {
@@ -103,11 +113,14 @@ impl Record {
     }
 }
 
+fn reader(delimiter: u8) -> Reader {
+    ReaderBuilder::new().delimiter(delimiter).build()
+}
+
 /// The record at the start of `bytes`. `line` is for messages: a quote that is left open swallows what follows, so that no
 /// policy could go on behind it.
-fn record(bytes: &[u8], delimiter: u8, line: u64) -> Result<Record, String> {
-    // Made anew each time: a clone of a `csv_core::Reader` has lost its transition table.
-    let mut reader = ReaderBuilder::new().delimiter(delimiter).build();
+fn record(reader: &mut Reader, bytes: &[u8], line: u64) -> Result<Record, String> {
+    reader.reset();
     let mut record = Record { text: vec![0; 1024], ends: vec![0; 16], n_bytes: 0 };
     let (mut n_text, mut n_ends) = (0, 0);
     let limit = bytes.len().min(MAX_RECORD_BYTES);
