@@ -40,6 +40,8 @@ pub use views::{CellValue, ExperimentSummary, History, KeyInUse, TableRow, Table
 
 /// Connections that read.
 const N_READERS: u32 = 4;
+/// Parts of one large read that are read at the same time: others need connections too.
+const PARALLEL_READS: usize = 2;
 
 /// Milliseconds since 1970, UTC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

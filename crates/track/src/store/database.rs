@@ -39,13 +39,23 @@ impl Database {
         }
     }
 
-    /// The rows of a subquery as one text: a JSON list of lists of `columns`, in no order. Nothing or `[]` if there are none.
+    /// The rows of a subquery as one value: a JSON list of lists of `columns`, in no order. Null or `[]` if there are none.
+    pub(super) fn list(&self, columns: &str, from: &str) -> String {
+        format!("(SELECT {} FROM {from})", self.aggregate(columns))
+    }
+
+    /// The beginning of a query that gives all its rows as one text, as [`Database::list`] does; `columns` may be such lists
+    /// themselves. They are in the order in which a subquery in FROM sorts them.
     ///
     /// sqlx hands rows over one by one between threads, which costs more than finding them.
-    pub(super) fn list(&self, columns: &str, from: &str) -> String {
+    pub(super) fn select_list(&self, columns: &str) -> String {
+        format!("SELECT CAST({} AS TEXT)", self.aggregate(columns))
+    }
+
+    fn aggregate(&self, columns: &str) -> String {
         match self {
-            Self::Sqlite(_) => format!("(SELECT json_group_array(json_array({columns})) FROM {from})"),
-            Self::Postgres(_) => format!("(SELECT CAST(json_agg(json_build_array({columns})) AS TEXT) FROM {from})"),
+            Self::Sqlite(_) => format!("json_group_array(json_array({columns}))"),
+            Self::Postgres(_) => format!("json_agg(json_build_array({columns}))"),
         }
     }
 

@@ -1,21 +1,26 @@
 use std::collections::HashMap;
 
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use sqlx::any::AnyRow;
 use sqlx::{AnyConnection, Row as _};
 
 use super::experiments::active_experiment;
 use super::ingest::Prepared;
+use super::inputs::{self, DatasetRow, ModelRow};
 use super::search::{Page, View, page_bounds, page_of};
-use super::{Database, Millis, QueryBuilder, Store, inputs, required};
+use super::{Database, Millis, PARALLEL_READS, QueryBuilder, Store, required};
 use crate::TrackError;
 use crate::limits;
-use crate::wire::{ExperimentId, Float, Metric, Pair, Run, RunData, RunInfo};
+use crate::wire::{ExperimentId, Float, Metric, Pair, Run, RunData, RunInfo, or_empty};
 
 /// The tag that carries a run's name for old clients.
 const NAME_TAG: &str = "mlflow.runName";
 /// Bound values in one statement; SQLite takes 32 766, older ones 999.
 pub(super) const IDS_PER_QUERY: usize = 500;
+/// Runs that one statement gives as one text, which SQLite limits to 1 GB.
+const RUNS_PER_QUERY: usize = 50;
 
 /// A run to be made.
 #[derive(Debug)]
@@ -96,25 +101,29 @@ impl Store {
 
     /// The runs with these ids, in this order; unknown ids are left out.
     pub async fn runs(&self, run_ids: &[String]) -> Result<Vec<Run>, TrackError> {
-        let mut found = HashMap::with_capacity(run_ids.len());
-        for ids in run_ids.chunks(IDS_PER_QUERY) {
-            let mut query = QueryBuilder::default();
-            query.push(select_runs(&self.database)).push(" WHERE r.run_id IN (");
-            query.push_binds(ids.iter().map(String::as_str)).push(")");
-            let mut inexact = Vec::new();
-            for row in query.build().fetch_all(&self.reads).await? {
-                let (mut run, metrics) = run_of(&row)?;
-                match metrics {
-                    Some(metrics) => run.data.metrics = metrics,
-                    None => inexact.push(run.info.run_id.clone()),
-                }
-                found.insert(run.info.run_id.clone(), run);
-            }
-            if !inexact.is_empty() {
-                self.read_metrics(&inexact, &mut found).await?;
-            }
-        }
+        let parts: Vec<_> = run_ids.chunks(RUNS_PER_QUERY).map(|ids| self.some_runs(ids)).collect();
+        let parts: Vec<_> = stream::iter(parts).buffered(PARALLEL_READS).try_collect().await?;
+        let mut found: HashMap<String, Run> = parts.into_iter().flatten().collect();
         Ok(run_ids.iter().filter_map(|id| found.remove(id)).collect())
+    }
+
+    async fn some_runs(&self, ids: &[String]) -> Result<HashMap<String, Run>, TrackError> {
+        let mut query = QueryBuilder::default();
+        query.push(select_runs(&self.database)).push(" WHERE r.run_id IN (");
+        query.push_binds(ids.iter().map(String::as_str)).push(")");
+        let (mut found, mut inexact) = (HashMap::with_capacity(ids.len()), Vec::new());
+        for row in listed(query.build_query_scalar().fetch_one(&self.reads).await?)? {
+            let (mut run, metrics) = run_of(row);
+            match metrics {
+                Some(metrics) => run.data.metrics = metrics,
+                None => inexact.push(run.info.run_id.clone()),
+            }
+            found.insert(run.info.run_id.clone(), run);
+        }
+        if !inexact.is_empty() {
+            self.read_metrics(&inexact, &mut found).await?;
+        }
+        Ok(found)
     }
 
     /// The newest values of these runs, number by number.
@@ -280,49 +289,72 @@ pub(super) fn metric_of(row: &AnyRow) -> Result<Metric, sqlx::Error> {
     })
 }
 
-/// A run and all that hangs on it in one row, for [`run_of`].
+/// Runs and all that hangs on them, for [`listed`] and [`run_of`].
 fn select_runs(database: &Database) -> String {
     let list = |columns, from| database.list(columns, from);
     let metrics = format!("key, {}, is_nan, timestamp, step", database.exact_text("value"));
-    format!(
-        "SELECT r.run_id, r.run_name, r.experiment_id, r.user_id, r.status, r.start_time, r.end_time, r.artifact_uri,
-         r.lifecycle_stage, {}, {}, {}, {}, {} FROM runs r",
+    let columns = format!(
+        "r.run_id, r.run_name, r.experiment_id, r.user_id, r.status, r.start_time, r.end_time, r.artifact_uri,
+         r.lifecycle_stage, {}, {}, {}, {}, {}",
         list(&metrics, "latest_metrics x WHERE x.run_id = r.run_id"),
         list("key, value", "params x WHERE x.run_id = r.run_id"),
         list("key, value", "tags x WHERE x.run_id = r.run_id"),
         list(inputs::DATASET_COLUMNS, inputs::DATASETS_OF_RUN),
         list("model_id, direction, step", "run_models x WHERE x.run_id = r.run_id"),
-    )
+    );
+    format!("{} FROM runs r", database.select_list(&columns))
 }
 
-/// A row of [`select_runs`]; no metrics if one of them has no exact text.
-fn run_of(row: &AnyRow) -> Result<(Run, Option<Vec<Metric>>), sqlx::Error> {
-    let (inputs, outputs) = inputs::of_run(listed(row, 12)?, listed(row, 13)?);
-    let run_id: String = row.try_get(0)?;
+/// The columns of [`select_runs`].
+#[derive(Deserialize)]
+struct RunRow {
+    run_id: String,
+    run_name: String,
+    experiment_id: i64,
+    user_id: String,
+    status: String,
+    start_time: i64,
+    end_time: Option<i64>,
+    artifact_uri: String,
+    lifecycle_stage: String,
+    #[serde(deserialize_with = "or_empty")]
+    metrics: Vec<MetricTexts>,
+    #[serde(deserialize_with = "or_empty")]
+    params: Vec<(String, String)>,
+    #[serde(deserialize_with = "or_empty")]
+    tags: Vec<(String, String)>,
+    #[serde(deserialize_with = "or_empty")]
+    datasets: Vec<DatasetRow>,
+    #[serde(deserialize_with = "or_empty")]
+    models: Vec<ModelRow>,
+}
+
+/// The run; no metrics if one of them has no exact text.
+fn run_of(row: RunRow) -> (Run, Option<Vec<Metric>>) {
+    let (inputs, outputs) = inputs::of_run(row.datasets, row.models);
     let info = RunInfo {
-        run_uuid: run_id.clone(),
-        run_id,
-        run_name: row.try_get(1)?,
-        experiment_id: row.try_get(2)?,
-        user_id: row.try_get(3)?,
-        status: row.try_get(4)?,
-        start_time: row.try_get(5)?,
-        end_time: row.try_get(6)?,
-        artifact_uri: row.try_get(7)?,
-        lifecycle_stage: row.try_get(8)?,
+        run_uuid: row.run_id.clone(),
+        run_id: row.run_id,
+        run_name: row.run_name,
+        experiment_id: ExperimentId(row.experiment_id),
+        user_id: row.user_id,
+        status: row.status,
+        start_time: row.start_time,
+        end_time: row.end_time,
+        artifact_uri: row.artifact_uri,
+        lifecycle_stage: row.lifecycle_stage,
     };
-    let data = RunData { metrics: Vec::new(), params: pairs(listed(row, 10)?), tags: pairs(listed(row, 11)?) };
-    let mut metrics: Option<Vec<Metric>> = listed(row, 9)?.into_iter().map(metric_of_texts).collect();
+    let data = RunData { metrics: Vec::new(), params: pairs(row.params), tags: pairs(row.tags) };
+    let mut metrics: Option<Vec<Metric>> = row.metrics.into_iter().map(metric_of_texts).collect();
     if let Some(metrics) = &mut metrics {
         metrics.sort_unstable_by(|a, b| a.key.cmp(&b.key));
     }
-    Ok((Run { info, data, inputs, outputs }, metrics))
+    (Run { info, data, inputs, outputs }, metrics)
 }
 
-/// What [`Database::list`] made of a subquery.
-fn listed<T: DeserializeOwned>(row: &AnyRow, column: usize) -> Result<Vec<T>, sqlx::Error> {
-    let text: Option<&str> = row.try_get(column)?;
-    let list = text.map(serde_json::from_str).transpose();
+/// What [`Database::select_list`] gives.
+pub(super) fn listed<T: DeserializeOwned>(text: Option<String>) -> Result<Vec<T>, sqlx::Error> {
+    let list = text.as_deref().map(serde_json::from_str).transpose();
     Ok(list.map_err(|error| sqlx::Error::Decode(error.into()))?.unwrap_or_default())
 }
 
@@ -331,9 +363,11 @@ fn pairs(mut pairs: Vec<(String, String)>) -> Vec<Pair> {
     pairs.into_iter().map(|(key, value)| Pair { key, value }).collect()
 }
 
-/// `key, value, is_nan, timestamp, step`; nothing if the value has no exact text.
-fn metric_of_texts(row: (String, Option<String>, i64, i64, i64)) -> Option<Metric> {
-    let (key, value, is_nan, timestamp, step) = row;
+/// `key, value, is_nan, timestamp, step`.
+type MetricTexts = (String, Option<String>, i64, i64, i64);
+
+/// Nothing if the value has no exact text.
+fn metric_of_texts((key, value, is_nan, timestamp, step): MetricTexts) -> Option<Metric> {
     let value = value?.parse().ok()?;
     Some(metric_of_row((String::new(), key, value, is_nan, timestamp, step)))
 }

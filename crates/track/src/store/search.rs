@@ -1,3 +1,4 @@
+use super::runs::listed;
 use super::{QueryBuilder, Store};
 use crate::TrackError;
 use crate::filter::{self, Clause, Comparator, Direction, Entity, Order, Test, Value};
@@ -68,7 +69,8 @@ impl Store {
             return Ok(Page { items: Vec::new(), next_page_token: None });
         }
         let orders = search.order_by.iter().map(|text| filter::parse_order(text)).collect::<Result<Vec<_>, _>>()?;
-        let mut query = QueryBuilder::new("SELECT r.run_id FROM runs r");
+        let mut query = QueryBuilder::default();
+        query.push(self.database.select_list("run_id")).push(" FROM (SELECT r.run_id FROM runs r");
         for (n, order) in orders.iter().enumerate() {
             push_order_join(&mut query, n, order);
         }
@@ -84,8 +86,9 @@ impl Store {
             push_order(&mut query, n, order)?;
         }
         query.push("r.start_time DESC, r.run_id LIMIT ").push_bind(limit + 1).push(" OFFSET ").push_bind(offset);
-        let ids: Vec<String> = query.build_query_scalar().fetch_all(&self.reads).await?;
-        let page = page_of(ids, limit, offset);
+        query.push(") page");
+        let ids: Vec<(String,)> = listed(query.build_query_scalar().fetch_one(&self.reads).await?)?;
+        let page = page_of(ids.into_iter().map(|(id,)| id).collect(), limit, offset);
         Ok(Page { items: self.runs(&page.items).await?, next_page_token: page.next_page_token })
     }
 }

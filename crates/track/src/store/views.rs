@@ -2,14 +2,15 @@
 
 use std::collections::HashMap;
 
+use futures_util::future::try_join_all;
 use sqlx::Row as _;
 use sqlx::any::AnyRow;
 
-use super::Store;
 use super::experiments::no_experiment;
 use super::query::QueryBuilder;
 use super::runs::{among, no_run};
 use super::search::{ESCAPE, View, push_ids, push_order, push_order_join, push_run_clause};
+use super::{PARALLEL_READS, Store};
 use crate::TrackError;
 use crate::filter::{self, Entity, Key, Order};
 use crate::wire::{ExperimentId, Float};
@@ -121,6 +122,9 @@ pub struct History {
     /// Points that were read to make these.
     pub n_points: i64,
 }
+
+/// Number of points; smallest, largest and mean value; first step and time.
+type Bucket = (i64, Option<f64>, Option<f64>, Option<f64>, Option<i64>, Option<i64>);
 
 /// The axis along which a history is cut into buckets.
 #[derive(Clone, Copy)]
@@ -363,7 +367,6 @@ impl Store {
         Ok((ends[0], ends[1]))
     }
 
-    // One range of the primary key for each bucket is half the work of one GROUP BY, which would sort every point first.
     async fn buckets(
         &self,
         run_id: &str,
@@ -373,16 +376,11 @@ impl Store {
         last: i64,
         n_buckets: i64,
     ) -> Result<History, TrackError> {
+        let bounds: Vec<_> = bucket_bounds(first, last, n_buckets).collect();
+        let parts = bounds.chunks(bounds.len().div_ceil(PARALLEL_READS).max(1));
+        let parts: Vec<_> = parts.map(|bounds| self.some_buckets(run_id, key, axis, bounds)).collect();
         let mut history = History::default();
-        let mut connection = self.reads.acquire().await?;
-        for (from, to) in bucket_bounds(first, last, n_buckets) {
-            let mut query: QueryBuilder =
-                QueryBuilder::new("SELECT COUNT(*), MIN(value), MAX(value), AVG(value), MIN(step), MIN(timestamp)");
-            axis.push_where(&mut query, run_id, key);
-            query.push(" AND ").push(axis.column()).push(" >= ").push_bind(from);
-            query.push(" AND ").push(axis.column()).push(" <= ").push_bind(to).push(" AND is_nan = 0");
-            type Bucket = (i64, Option<f64>, Option<f64>, Option<f64>, Option<i64>, Option<i64>);
-            let bucket: Bucket = query.build_query_as().fetch_one(&mut *connection).await?;
+        for bucket in try_join_all(parts).await?.into_iter().flatten() {
             let (n_points, Some(low), Some(high), Some(mean), Some(step), Some(time)) = bucket else { continue };
             history.steps.push(step);
             history.times.push(time);
@@ -391,6 +389,27 @@ impl Store {
             history.n_points += n_points;
         }
         Ok(history)
+    }
+
+    // One range of the primary key for each bucket is half the work of one GROUP BY, which would sort every point first.
+    async fn some_buckets(
+        &self,
+        run_id: &str,
+        key: &str,
+        axis: Axis,
+        bounds: &[(i64, i64)],
+    ) -> Result<Vec<Bucket>, TrackError> {
+        let mut buckets = Vec::with_capacity(bounds.len());
+        let mut connection = self.reads.acquire().await?;
+        for (from, to) in bounds {
+            let mut query: QueryBuilder =
+                QueryBuilder::new("SELECT COUNT(*), MIN(value), MAX(value), AVG(value), MIN(step), MIN(timestamp)");
+            axis.push_where(&mut query, run_id, key);
+            query.push(" AND ").push(axis.column()).push(" >= ").push_bind(*from);
+            query.push(" AND ").push(axis.column()).push(" <= ").push_bind(*to).push(" AND is_nan = 0");
+            buckets.push(query.build_query_as().fetch_one(&mut *connection).await?);
+        }
+        Ok(buckets)
     }
 
     /// When a run began.
