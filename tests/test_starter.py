@@ -149,7 +149,7 @@ def test_a_run_with_changes_that_were_not_committed_is_reproduced_bit_for_bit(tr
     extra.write_text("text,label\n")
     edits = {
         "train.py": ("training.clip(model, options.clip_norm)", "training.clip(model, options.clip_norm / 2)"),
-        "data.py": ("    return {f\"s-labs/", f"    return {{\"extra.csv\": Path({str(extra)!r})}} | {{f\"s-labs/"),
+        "corpus.py": ("    return {f\"s-labs/", f"    return {{\"extra.csv\": Path({str(extra)!r})}} | {{f\"s-labs/"),
     }
     for name, (old, new) in edits.items():
         text = (repo / name).read_text()

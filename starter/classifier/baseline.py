@@ -51,10 +51,13 @@ def features(model: models.Classifier, examples: list[data.Encoded], name: str):
 
 @torch.no_grad()
 def set_head(model: models.Classifier, regression: LogisticRegression) -> None:
-    """Two logits half the regression's margin apart from zero: their softmax is the regression's probability."""
-    weight, bias = torch.tensor(regression.coef_[0]) / 2, torch.tensor(regression.intercept_) / 2
-    model.head.weight.copy_(torch.stack([-weight, weight]))
-    model.head.bias.copy_(torch.cat([-bias, bias]))
+    """The regression as a layer: the softmax of its logits is the regression's probability."""
+    weight, bias = torch.tensor(regression.coef_), torch.tensor(regression.intercept_)
+    if len(data.LABELS) == 2:
+        # scikit-learn keeps one margin for two labels: half of it on either side of zero says the same.
+        weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
+    model.head.weight.copy_(weight)
+    model.head.bias.copy_(bias)
 
 
 if __name__ == "__main__":

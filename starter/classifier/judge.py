@@ -23,6 +23,8 @@ def judge(model: torch.nn.Module, validation: list[data.Encoded], job: training.
 
 def finish(weights: Path, validation: list[data.Encoded], options) -> dict[str, float]:
     """Moves the decision of the kept weights so that ``min_recall`` of what must be flagged is flagged; by how much."""
+    if data.FLAGGED is None:
+        return {}
     model = training.load_weights(models.fresh(), weights)
     flagged = data.LABELS.index(data.FLAGGED)
     with torch.no_grad():

@@ -19,7 +19,7 @@ import encoder
 
 LABELS = ["other", "relevant"]
 # Articles that are searched, and how many of their titles are queries.
-N_SEARCHED, N_TEST, N_VALIDATION = 2_000, 300, 50
+N_SEARCHED, N_TEST, N_VALIDATION = 2_000, 600, 100
 # How many wrong documents a title is trained with, of how many that the embedder ranks highest; how many are ranked anew.
 N_NEGATIVES, N_HARD, N_CANDIDATES = 3, 30, 20
 

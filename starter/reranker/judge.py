@@ -6,6 +6,7 @@
 import argparse
 import json
 import math
+import statistics
 from pathlib import Path
 
 import numpy as np
@@ -18,27 +19,37 @@ import model as models
 
 
 def judge(model: torch.nn.Module, validation: list[data.Group], job: training.Job) -> dict[str, float]:
-    """``loss`` is what nDCG@10 lacks to 1: its lowest decides which weights are kept."""
-    before, after = gains(model, validation, job.to_device).mean(0).tolist()
-    return {"loss": 1 - after, "ndcg_at_10": after, "ndcg_at_10_embedder": before}
+    """``loss`` decides which weights are kept: cross-entropy of the right document, which hangs less on chance than its rank."""
+    rankings = ranked(model, validation, job.to_device)
+    losses = [-float(scores.log_softmax(0)[right]) for scores, right in filter(None, rankings)]
+    before, after = gains(rankings).mean(0).tolist()
+    return {"loss": statistics.fmean(losses), "ndcg_at_10": after, "ndcg_at_10_embedder": before}
 
 
 def finish(weights: Path, validation: list[data.Group], options) -> dict[str, float]:
     return {}
 
 
-def gains(model, groups: list[data.Group], to_device=lambda tensors: tensors) -> torch.Tensor:
+def ranked(model, groups: list[data.Group], to_device=lambda tensors: tensors) -> list[tuple[torch.Tensor, int] | None]:
+    """Scores of each query's documents, in the embedder's order, and which is right; ``None`` if it is not among them."""
+
+    def scores(group: data.Group) -> torch.Tensor:
+        input_ids, attention_mask, _ = to_device(data.collate([group]))
+        return model(input_ids, attention_mask)[:, 1].float().cpu()
+
+    return [None if group.right is None else (scores(group), group.right) for group in groups]
+
+
+def gains(rankings: list[tuple[torch.Tensor, int] | None]) -> torch.Tensor:
     """nDCG@10 of each query ``[N, 2]``, one document being right: as the embedder ranked the candidates, as the model does."""
     # Where the embedder did not find the right document, no order of its candidates helps.
-    ranks = [(None, None) if group.right is None else (group.right, rank(model, group, to_device)) for group in groups]
+    ranks = [(None, None) if found is None else (found[1], rank(*found)) for found in rankings]
     return torch.tensor([(gain(before), gain(after)) for before, after in ranks], dtype=torch.float64)
 
 
-def rank(model, group: data.Group, to_device) -> int:
-    """How many documents of the group the model puts before the right one."""
-    input_ids, attention_mask, _ = to_device(data.collate([group]))
-    scores = model(input_ids, attention_mask)[:, 1].float()
-    return int((scores > scores[group.right]).sum())
+def rank(scores: torch.Tensor, right: int) -> int:
+    """How many documents are put before the right one."""
+    return int((scores > scores[right]).sum())
 
 
 def gain(rank: int | None) -> float:
@@ -57,7 +68,7 @@ def main() -> None:
     options = parser.parse_args()
     model = training.load_weights(models.fresh(), options.weights / "model.safetensors")
     groups = data.examples("test", options)
-    found = gains(model, groups)
+    found = gains(ranked(model, groups))
     before, after = found.mean(0).tolist()
     report = {
         "queries": len(groups),

@@ -14,7 +14,7 @@ use include_dir::{Dir, DirEntry, include_dir};
 use minijinja::syntax::SyntaxConfig;
 use serde::{Deserialize, Serialize};
 
-use crate::commands::new::Kind;
+use crate::commands::new::{Data, Kind};
 
 pub mod merge;
 
@@ -53,6 +53,9 @@ pub struct Record {
 pub struct Values {
     /// Kind of model.
     pub kind: String,
+    /// Texts a classifier started with. Earlier versions did not ask: theirs are prompts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data: Option<String>,
     /// Name of the model.
     pub name: String,
     /// Who answers for it.
@@ -64,9 +67,14 @@ impl Values {
     pub fn render(&self) -> anyhow::Result<Files> {
         let kind = Kind::from_str(&self.kind, false);
         let kind = kind.map_err(|_| anyhow::anyhow!("this version's starter has no kind `{}`", self.kind))?;
-        let values = minijinja::context! { kind => self.kind.as_str(), name => self.name.as_str(), owner => self.owner.as_str() };
+        let data = self.data.as_deref().map(|data| {
+            Data::from_str(data, false).map_err(|_| anyhow::anyhow!("this version's starter has no data `{data}`"))
+        });
+        let data = kind.data(data.transpose()?)?.map(Data::name);
+        let Self { kind: kind_name, name, owner, .. } = self;
+        let values = minijinja::context! { kind => kind_name, data => data, name => name, owner => owner };
         let mut files = Files::new();
-        for folder in kind.folders() {
+        for folder in kind.folders().iter().copied().chain(data) {
             let template = STARTER.get_dir(folder).expect("the starter has a folder for every kind");
             render(template, folder, &mut files, &values)?;
         }
@@ -193,7 +201,7 @@ mod tests {
     use super::*;
 
     fn values() -> Values {
-        Values { kind: "classifier".into(), name: "m".into(), owner: "o".into() }
+        Values { kind: "classifier".into(), data: None, name: "m".into(), owner: "o".into() }
     }
 
     #[test]

@@ -36,6 +36,6 @@ def test_the_operating_point_finds_as_many_as_it_must():
     logits, labels = torch.randn(500, 2), torch.arange(500) % 2
     for min_recall in (0.0, 0.5, 0.9, 0.99, 1.0):
         moved = logits + torch.tensor([0.0, judge.shift(logits, labels, 1, min_recall)])
-        found = (moved.argmax(1) == 1)[labels == 1].float().mean().item()
+        found = (moved.argmax(1) == 1)[labels == 1].double().mean().item()
         assert found >= min_recall
         assert judge.shift(moved, labels, 1, min_recall) == pytest.approx(0.0, abs=2e-3)

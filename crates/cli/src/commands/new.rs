@@ -14,6 +14,9 @@ pub struct Args {
     /// What the model is for
     #[arg(long, value_enum)]
     kind: Kind,
+    /// What a classifier learns until it has data of its own [default: moderation]
+    #[arg(long, value_enum)]
+    data: Option<Data>,
     /// Who answers for the model [default: git's user.email]
     #[arg(long)]
     owner: Option<String>,
@@ -38,7 +41,38 @@ pub enum Kind {
     Custom,
 }
 
+/// Texts a classifier starts with.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Data {
+    /// Prompts: which of them are injections
+    Moderation,
+    /// Mails: which of them are spam
+    Spam,
+    /// News: which of eight topics
+    Topics,
+}
+
+impl Data {
+    /// As `--data` and the template's folder are called.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Moderation => "moderation",
+            Self::Spam => "spam",
+            Self::Topics => "topics",
+        }
+    }
+}
+
 impl Kind {
+    /// The texts a repo of this kind starts with: only a classifier has a choice.
+    pub fn data(self, chosen: Option<Data>) -> anyhow::Result<Option<Data>> {
+        match (self, chosen) {
+            (Self::Classifier, chosen) => Ok(Some(chosen.unwrap_or(Data::Moderation))),
+            (_, None) => Ok(None),
+            (_, Some(_)) => bail!("`--data` chooses a classifier's texts; a {} starter has one data set", self.name()),
+        }
+    }
+
     fn name(self) -> &'static str {
         match self {
             Self::Classifier => "classifier",
@@ -68,6 +102,7 @@ impl Kind {
 impl Args {
     pub fn run(self) -> anyhow::Result<ExitCode> {
         let name = model_name(&self.name)?;
+        let data = self.kind.data(self.data)?;
         let owner = self.owner.or_else(git_email).unwrap_or_else(|| crate::rules::UNASSIGNED.to_owned());
         let parent = match self.name.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -79,7 +114,8 @@ impl Args {
         std::fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
 
         let staged = tempfile::Builder::new().prefix(".highroad-new-").tempdir_in(parent)?;
-        let values = Values { kind: self.kind.name().to_owned(), name: name.to_owned(), owner };
+        let data = data.map(|data| data.name().to_owned());
+        let values = Values { kind: self.kind.name().to_owned(), data, name: name.to_owned(), owner };
         let files = values.render()?;
         files.iter().try_for_each(|(path, bytes)| write_file(staged.path(), path, bytes))?;
         Record::of(&files, values).write(&files, staged.path())?;
@@ -117,7 +153,11 @@ mod tests {
     use crate::standard::Standard;
 
     fn make(target: &Path, kind: Kind) -> anyhow::Result<ExitCode> {
-        Args { name: target.to_owned(), kind, owner: Some("safety team".to_owned()) }.run()
+        make_with(target, kind, None)
+    }
+
+    fn make_with(target: &Path, kind: Kind, data: Option<Data>) -> anyhow::Result<ExitCode> {
+        Args { name: target.to_owned(), kind, data, owner: Some("safety team".to_owned()) }.run()
     }
 
     #[test]
@@ -146,6 +186,23 @@ mod tests {
                 assert!(repo.join(file).is_file(), "{}: {file}", kind.name());
             }
         }
+    }
+
+    #[test]
+    fn a_classifier_and_nothing_else_chooses_its_texts() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        for data in Data::value_variants() {
+            let repo = dir.path().join(data.name());
+            make_with(&repo, Kind::Classifier, Some(*data)).expect("rendered");
+            Standard::load(&repo).expect("valid highroad.toml");
+            for file in ["corpus.py", "gates.toml", "golden/cases.py", "golden/must_pass.jsonl"] {
+                assert!(repo.join(file).is_file(), "{}: {file}", data.name());
+            }
+        }
+        let repo = dir.path().join("vision");
+        let error = make_with(&repo, Kind::Vision, Some(Data::Spam)).expect_err("one data set").to_string();
+        assert!(error.contains("a vision starter has one data set"), "{error}");
+        assert!(!repo.exists());
     }
 
     #[test]

