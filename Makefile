@@ -44,12 +44,13 @@ test-python: env debug-bin python-module tools ## pytest: starter, real models, 
 mlflow-answers: env ## Record anew what the real MLflow server answers (conformance/mlflow_answers.jsonl)
 	$(PY) conformance/mlflow_replay.py --record
 
-bench: env-bench release-bin python-module-release ## Highroad beside its peers, interleaved in one run
+bench: env-bench release-bin python-module-release tools ## Highroad beside its peers, interleaved in one run
 	HIGHROAD_BIN=$(abspath $(RELEASE_BIN)) $(PY) benches/peers.py $(ARGS)
 	HIGHROAD_BIN=$(abspath $(RELEASE_BIN)) $(PY) benches/serve.py
 	HIGHROAD_BIN=$(abspath $(RELEASE_BIN)) $(PY) benches/track.py
 	HIGHROAD_BIN=$(abspath $(RELEASE_BIN)) $(PY) benches/data.py
 	HIGHROAD_BIN=$(abspath $(RELEASE_BIN)) $(PY) benches/run.py
+	HIGHROAD_BIN=$(abspath $(RELEASE_BIN)) $(PY) benches/dashboard.py
 
 .PHONY: rust debug-bin release-bin nextest tools
 # The same selection as the tests', so that dependencies have the same features and are not built again.

@@ -1,6 +1,7 @@
 """The model: a MiniLM encoder, the mean of its token vectors, one linear layer."""
 
 import torch
+from highroad import training
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -27,9 +28,11 @@ def fresh() -> Classifier:
 
 
 def pretrained(options=None) -> Classifier:
-    """The pretrained encoder with a fresh head."""
+    """The pretrained encoder with a fresh head; with adapters in the encoder where ``options`` ask for them."""
     model = fresh()
     encoder.load_pretrained(model.encoder)
+    if options is not None:
+        training.lora(model.encoder, options.lora_rank, encoder.ADAPTED)
     return model
 
 

@@ -30,7 +30,8 @@ def fresh() -> Embedder:
 def pretrained(options) -> Embedder:
     model = fresh()
     encoder.load_pretrained(model.encoder)
-    return training.lora(model, options.lora_rank, ["query", "value"])
+    training.lora(model.encoder, options.lora_rank, encoder.ADAPTED)
+    return model
 
 
 def loss(model: nn.Module, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:

@@ -5,6 +5,7 @@ two means is that embedder's answer. The last layer sees both, adds nothing yet,
 """
 
 import torch
+from highroad import training
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, normalize, one_hot
 from transformers.models.bert.modeling_bert import BertLayer
@@ -65,6 +66,8 @@ def pretrained(options=None) -> Reranker:
     model.both.load_state_dict(model.encoder.encoder.layer[-1].state_dict())
     nn.init.zeros_(model.head.weight)
     nn.init.zeros_(model.head.bias)
+    if options is not None:
+        training.lora(model.encoder, options.lora_rank, encoder.ADAPTED)
     return model
 
 

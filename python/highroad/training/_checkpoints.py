@@ -75,7 +75,8 @@ class Checkpoints:
         self._job = job
         self._model, self._optimizer, self._average = model, optimizer, average
         self._plain = {"schedule": schedule, "scaler": scaler}
-        self._fixed = {name: getattr(options, name) for name in _FIXED}
+        # Adapters are an option of those repos alone whose models offer them.
+        self._fixed = {"lora_rank": 0} | {name: getattr(options, name) for name in _FIXED if hasattr(options, name)}
 
     def among_best(self, progress: Progress, loss: float | None) -> bool:
         """Whether a validation loss (``None``: not judged) is one of the ``keep_best`` lowest so far."""

@@ -28,7 +28,6 @@ DEFAULTS: dict[str, Any] = {
     "checkpoint_every": 100,
     "keep_best": 1,
     "log_every": 10,
-    "lora_rank": 0,
     "output": "runs/latest",
 }
 CHOICES = {"precision": ("auto", "f32", "bf16", "fp16"), "strategy": ("auto", "single", "ddp", "fsdp2")}
