@@ -16,9 +16,9 @@ from training_run import Run
 KINDS = {
     "moderation": (["--batch_size", "4"], {"csv.DictReader(file)]": "csv.DictReader(file)][:100]"}),
     "spam": (["--batch_size", "4"], {"sample(found, len(found))": "sample(found, 400)"}),
-    "topics": (["--batch_size", "4"], {"_N_HEADS = 3": "_N_HEADS = 2_100", "_ONE_IN = 10": "_ONE_IN = 50"}),
+    "topics": (["--batch_size", "4", "--lora_rank", "2"], {"_N_HEADS = 3": "_N_HEADS = 2_100", "_ONE_IN = 10": "_ONE_IN = 50"}),
     "embedder": (["--batch_size", "4"], {"N_VALIDATION = 50": "N_VALIDATION = 4", "range(len(texts))": "range(8)"}),
-    "reranker": (["--batch_size", "2", "--n_titles", "40"], {"N_SEARCHED, N_TEST, N_VALIDATION = 2_000, 600, 100": "N_SEARCHED, N_TEST, N_VALIDATION = 80, 8, 4"}),
+    "reranker": (["--batch_size", "2", "--n_titles", "40", "--lora_rank", "2"], {"N_SEARCHED, N_TEST, N_VALIDATION = 2_000, 600, 100": "N_SEARCHED, N_TEST, N_VALIDATION = 80, 8, 4"}),
     "generator": (["--n_windows", "256"], {}),
     "recommender": ([], {}),
     "vision": (["--fraction", "0.01"], {"N_PICTURES = 1_000": "N_PICTURES = 20"}),

@@ -45,6 +45,8 @@ class Progress:
     best: float | None = None
     stale: int = 0
     run_id: str | None = None
+    # Where the data stands, for a loop over a ``highroad.data.Loader``: its ``state_dict()``.
+    data: dict[str, Any] | None = None
     # Validation loss by step, of the evaluations whose checkpoints are the best so far.
     kept: dict[str, float] = field(default_factory=dict)
 
