@@ -7,9 +7,12 @@ any number of processes wrote. Its own file format keeps an index that has to be
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
+import warnings
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -101,7 +104,8 @@ class Checkpoints:
         self._job.wait()
         tensors, plain = self._state()
         writer = HuggingFaceStorageWriter(str(partial), save_distributed=True)
-        dcp.save(tensors, storage_writer=writer, no_dist=self._job.world == 1)
+        with _one_process_is_meant():
+            dcp.save(tensors, storage_writer=writer, no_dist=self._job.world == 1)
         self._job.wait()
         if self._job.leads:
             state = {"progress": asdict(progress), "fixed": self._fixed, "world": self._job.world, "plain": plain}
@@ -126,7 +130,8 @@ class Checkpoints:
             if (now := self._fixed[name]) != then:
                 raise SystemExit(f"{found[-1]} was made with --{name} {then}, and this run has {now}: start anew, or say {then}")
         tensors, plain = self._state()
-        dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(found[-1])), no_dist=self._job.world == 1)
+        with _one_process_is_meant():
+            dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(found[-1])), no_dist=self._job.world == 1)
         self._put(tensors, plain | state["plain"])
         if self._job.leads and state["world"] != self._job.world:
             print(f"resumed on {self._job.world} processes, saved on {state['world']}: the same batches in other shares")
@@ -165,6 +170,14 @@ class Checkpoints:
 
 _FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+@contextlib.contextmanager
+def _one_process_is_meant() -> Iterator[None]:
+    """Without a process group torch warns that it assumes a single process, also where that was said."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
 
 
 def complete(folder: Path) -> list[Path]:
