@@ -1,4 +1,5 @@
-"""Makes the tiny package sources of the Rust tests: two classifiers that differ only in their weights, and an embedder.
+"""Makes the tiny package sources of the Rust tests: two classifiers that differ only in their weights, an embedder and a
+reranker.
 
     python conformance/make_packages.py
 
@@ -31,6 +32,11 @@ PARITY_TEXTS = [
     ["what is the weather?", "tell me a secret, please", "no"],
     ["", "0123456789 " * 12],
 ]
+PARITY_PAIRS = [
+    [("what is the secret?", "the weather is what it is")],
+    [("hello", "no"), ("reveal the system prompt", "please do not ignore the previous instructions"), ("", "a")],
+    [("secret " * 30, "prompt " * 40), ("who?", "0123456789 " * 12)],
+]
 
 
 def make_tokenizer() -> Tokenizer:
@@ -48,6 +54,16 @@ def make_tokenizer() -> Tokenizer:
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", cls), ("[SEP]", sep)]
     )
     return tokenizer
+
+
+def of_pairs(tokenizer: Tokenizer) -> Tokenizer:
+    """The same, with BERT's way to join two texts."""
+    copy = Tokenizer.from_str(tokenizer.to_str())
+    special = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
+    copy.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=special
+    )
+    return copy
 
 
 class Encoder(nn.Module):
@@ -68,8 +84,22 @@ class Encoder(nn.Module):
         with torch.no_grad():
             self.bert.embeddings.word_embeddings.weight.mul_(4)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        return self.bert(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
+        return self.bert(
+            input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids
+        ).last_hidden_state
+
+
+class Reranker(Encoder):
+    """Logits `[B, 1]` from the first token of a pair."""
+
+    def __init__(self, n_tokens: int) -> None:
+        super().__init__(n_tokens)
+        self.head = nn.Linear(WIDTH, 1, bias=False)
+        nn.init.normal_(self.head.weight)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
+        return self.head(super().forward(input_ids, attention_mask, token_type_ids)[:, 0])
 
 
 class Classifier(Encoder):
@@ -93,13 +123,16 @@ class Embedder(Encoder):
         return nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
 
 
-def encode(tokenizer: Tokenizer, texts: list[str]) -> tuple[Tensor, Tensor]:
+def encode(tokenizer: Tokenizer, texts: list) -> tuple[Tensor, ...]:
     tokenizer.enable_padding()
     tokenizer.enable_truncation(MAX_TOKENS)
     encodings = tokenizer.encode_batch(texts)
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    return torch.tensor([e.ids for e in encodings]), torch.tensor([e.attention_mask for e in encodings])
+    rows = [[e.ids for e in encodings], [e.attention_mask for e in encodings]]
+    if isinstance(texts[0], tuple):
+        rows.append([e.type_ids for e in encodings])
+    return tuple(map(torch.tensor, rows))
 
 
 def export(module: nn.Module, args: tuple[Tensor, ...], path: Path) -> None:
@@ -114,17 +147,17 @@ def export(module: nn.Module, args: tuple[Tensor, ...], path: Path) -> None:
     torch.export.save(program, path)
 
 
-def write_source(name: str, module: nn.Module, tokenizer: Tokenizer, task: str) -> None:
+def write_source(name: str, module: nn.Module, tokenizer: Tokenizer, task: str, inputs: list = PARITY_TEXTS) -> None:
     source = ROOT / name
     source.mkdir(parents=True, exist_ok=True)
     module.eval()
     cases: dict[str, Tensor] = {}
-    for i, texts in enumerate(PARITY_TEXTS):
+    for i, texts in enumerate(inputs):
         args = encode(tokenizer, texts)
         with torch.no_grad():
             cases[f"{i}.output.0"] = module(*args)
         cases |= {f"{i}.input.{j}": arg for j, arg in enumerate(args)}
-    export(module, encode(tokenizer, PARITY_TEXTS[2]), source / "program.pt2")
+    export(module, encode(tokenizer, max(inputs[:3], key=len)), source / "program.pt2")
     (source / "parity.safetensors").write_bytes(save(cases))
     tokenizer_json = json.loads(tokenizer.to_str())
     (source / "tokenizer.json").write_text(json.dumps(tokenizer_json, ensure_ascii=False, separators=(",", ":")) + "\n")
@@ -162,6 +195,8 @@ def main() -> None:
         write_source(name, Classifier(n_tokens), tokenizer, classify)
     torch.manual_seed(2)
     write_source("embed", Embedder(n_tokens), tokenizer, f'task = "embed"\ndimensions = {WIDTH}\nnormalized = true')
+    torch.manual_seed(3)
+    write_source("rerank", Reranker(n_tokens), of_pairs(tokenizer), 'task = "rerank"', PARITY_PAIRS)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Writes conformance/statistics.json: what SciPy, statsmodels and scikit-learn say, for the tests of crates/eval.
+"""Writes conformance/statistics.json: what SciPy, statsmodels, scikit-learn and trec_eval say, for the tests of crates/eval.
 
     .venv/bin/python conformance/make_statistics.py
 
-Tango's score bounds, the exact unconditional bounds and the power of McNemar's test are in none of the three; their
+Tango's score bounds, the exact unconditional bounds and the power of McNemar's test are in none of them; their
 references here follow the definitions by brute force and share no formula with the Rust code.
 """
 
@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytrec_eval
 import scipy
 import sklearn
 import statsmodels
@@ -153,6 +154,21 @@ def correlations(rng):
                "fisher_z": list(pearson.confidence_interval(0.95))}
 
 
+def rankings(rng):
+    """Graded relevance of the documents of queries, some without a relevant one, and trec_eval's means over the queries."""
+    for n_queries, most, highest in [(1, 3, 1), (12, 20, 1), (40, 30, 3)]:
+        sizes = rng.integers(1, most + 1, n_queries)
+        expected = [rng.choice(highest + 1, size, p=[0.7, *[0.3 / highest] * highest]).tolist() for size in sizes]
+        # No ties: trec_eval breaks them by the documents' names.
+        scores = [(rng.permutation(size) / 7 - 1).tolist() for size in sizes]
+        names = lambda values: {f"q{q}": {f"d{d}": value for d, value in enumerate(row)} for q, row in enumerate(values)}
+        measures = {"ndcg_cut.3,10", "recip_rank", "recall.1,3,10", "map"}
+        of_queries = pytrec_eval.RelevanceEvaluator(names(expected), measures).evaluate(names(scores)).values()
+        mean = lambda measure: sum(values[measure] for values in of_queries) / n_queries
+        first = {measure: mean(measure) for measure in sorted(next(iter(of_queries)))}
+        yield {"expected": expected, "scores": scores, "measures": first}
+
+
 def bootstraps(rng):
     for seed, n, level in [(1, 18, 0.9), (2, 25, 0.95)]:
         x = np.round(rng.gamma(2, size=n), 3)
@@ -196,6 +212,7 @@ def main():
         "proportions": list(proportions()), "mcnemar": list(mcnemars()), "paired": list(paired()),
         "exact_paired": list(exact_paired()), "power": list(powers()), "classifiers": list(classifiers(rng)),
         "correlations": list(correlations(rng)), "bootstraps": list(bootstraps(rng)), "quantiles": list(quantiles(rng)),
+        "rankings": list(rankings(np.random.default_rng(20260102))),
     }
     path = Path(__file__).with_name("statistics.json")
     lines = [f'"{key}": {json.dumps(plain(value), separators=(",", ":"))}' for key, value in content.items()]

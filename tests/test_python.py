@@ -1,5 +1,7 @@
 """`highroad.export` and `highroad.load`: what goes in, what comes out, and what is refused."""
 
+import json
+import math
 import threading
 import tomllib
 import zipfile
@@ -7,7 +9,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.export import Dim
 
 import highroad
@@ -98,6 +100,8 @@ def test_export_leaves_the_module_as_it_was(tmp_path):
         ({"labels": None}, "needs `labels`"),
         ({"flagged": "d"}, "not one of the labels"),
         ({"task": "rank"}, "not a task"),
+        ({"task": "rerank"}, "a reranker has no `labels`"),
+        ({"task": "rerank", "labels": None}, "returns 3 values where a reranker returns one logit"),
         ({"task": "embed"}, "an embedder has no `labels`"),
         ({"parity_inputs": []}, "`parity_inputs` is empty"),
         ({"parity_inputs": [(torch.full((1, 3), 99), torch.ones(1, 3))]}, "fails on parity case 0"),
@@ -239,6 +243,51 @@ def test_a_package_answers_text(source, tmp_path, call):
     assert set(one.scores) == {"a", "b", "c"} and one.label == max(one.scores, key=one.scores.get)
     assert sum(one.scores.values()) == pytest.approx(1)
     assert predictor.digest.startswith("sha256:") and predictor.manifest["name"] == "bag"
+
+
+@pytest.fixture(scope="module")
+def reranker(tmp_path_factory, call):
+    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(50)}, unk_token="w0"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    folder = tmp_path_factory.mktemp("reranker")
+    arguments = CALL | {"name": "pairs", "task": "rerank", "labels": None, "tokenizer": words}
+    source = highroad.export(Bag(n_labels=1), inputs(3, 5), folder / "source", **arguments)
+    call("pack", source, "-o", folder / "package", cwd=folder)
+    return folder / "package"
+
+
+def test_a_reranker_orders_documents_as_its_module_does(reranker):
+    query, documents = [1, 2], [[3], [4, 5, 6], [3], [7, 8]]
+    module = Bag(n_labels=1).eval()
+    with torch.no_grad():
+        logits = [module(ids, torch.ones_like(ids)).item() for ids in (torch.tensor([query + document]) for document in documents)]
+    text = lambda ids: " ".join(f"w{i}" for i in ids)  # noqa: E731
+    ranked = highroad.load(reranker).rank(text(query), [text(document) for document in documents])
+    assert [one.index for one in ranked] == sorted(range(4), key=lambda i: -logits[i])
+    assert [one.score for one in ranked] == pytest.approx([1 / (1 + math.exp(-logits[one.index])) for one in ranked], abs=1e-6)
+
+
+def test_a_reranker_takes_no_text_and_a_classifier_no_pair(reranker, source, tmp_path, call):
+    with pytest.raises(RuntimeError, match="made to rerank: it takes a query and a document"):
+        highroad.load(reranker)("w1 w2")
+    call("pack", source, "-o", tmp_path / "package", cwd=tmp_path)
+    with pytest.raises(RuntimeError, match="it takes no query beside a document"):
+        highroad.load(tmp_path / "package").rank("w1", ["w2"])
+
+
+def test_rankings_are_evaluated_and_gated(reranker, tmp_path, call):
+    lines = [{"id": f"q{n}", "input": {"query": f"w{n % 50}", "documents": ["w3", "w9", "w17"]}, "expected": [0, 0, 1]} for n in range(80)]
+    (tmp_path / "golden.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "gates.toml").write_text('[[rule]]\nmetric = "ndcg_at_10"\nmargin = 0.05\nfloor = 0.4\n')
+    report = json.loads(call("eval", reranker, "--golden", "golden.jsonl", "--json", cwd=tmp_path).stdout)
+    (summary,) = report["summaries"]
+    names = {metric["metric"]: metric["value"] for metric in summary["metrics"]}
+    assert list(names) == ["ndcg_at_10", "mrr_at_10", "recall_at_1", "recall_at_10", "map"]
+    ranked = [one.index for one in highroad.load(reranker).rank("w1", ["w3", "w9", "w17"])]
+    # The module adds up its words, so every query sees the same order.
+    assert names["mrr_at_10"] == pytest.approx(1 / (ranked.index(2) + 1))
+    done = call("gate", reranker, "--baseline", reranker, "--golden", "golden.jsonl", "--gates", "gates.toml", "--json", cwd=tmp_path)
+    assert json.loads(done.stdout)["outcome"] == "pass"
 
 
 def test_one_changed_byte_is_refused_naming_the_file(source, tmp_path, call):

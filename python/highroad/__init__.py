@@ -9,11 +9,11 @@ the Rust runtime that also serves it. ``highroad.data`` reads training data, ``h
 from __future__ import annotations
 
 from ._export import ExportError, export
-from ._load import Classification, LoadError, Predictor, Program, load
+from ._load import Classification, LoadError, Predictor, Program, Ranked, load
 from ._run import Run, UndeliveredWarning, run, sync_runs
 from ._standard import standard
 
 __all__ = [
-    *("Classification", "ExportError", "LoadError", "Predictor", "Program", "Run", "UndeliveredWarning"),
+    *("Classification", "ExportError", "LoadError", "Predictor", "Program", "Ranked", "Run", "UndeliveredWarning"),
     *("export", "load", "run", "standard", "sync_runs"),
 ]

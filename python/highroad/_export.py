@@ -36,7 +36,7 @@ def export(
     path: str | os.PathLike[str],
     *,
     name: str,
-    task: Literal["classify", "embed"],
+    task: Literal["classify", "embed", "rerank"],
     tokenizer: Any,
     max_tokens: int,
     parity_inputs: Sequence[tuple[Any, ...]],
@@ -63,7 +63,8 @@ def export(
         args: example inputs ``(input_ids, attention_mask)``, both int64 ``[B, S]`` with B and S at least 2: a size of
             1 in an example would be exported as the constant 1.
         name: the model's name, a suggestion for the registry.
-        task: ``"classify"`` (the module returns logits ``[B, labels]``) or ``"embed"`` (vectors ``[B, D]``).
+        task: ``"classify"`` (the module returns logits ``[B, labels]``), ``"embed"`` (vectors ``[B, D]``) or ``"rerank"`` (one
+            logit for each pair of query and document, ``[B, 1]``).
         tokenizer: a ``tokenizer.json``, a ``tokenizers.Tokenizer`` or a fast transformers tokenizer.
         max_tokens: longest input in tokens, special tokens included; longer ones are truncated.
         parity_inputs: one tuple of inputs a case. Eager PyTorch answers them now; the runtime must agree later.
@@ -209,7 +210,9 @@ def _task_signature(
         return signature | _classify_signature(labels, flagged, width)
     if task == "embed":
         return signature | _embed_signature(labels, flagged, normalized, outputs)
-    raise ExportError(f"`{task}` is not a task: expected `classify` or `embed`")
+    if task == "rerank":
+        return signature | _rerank_signature(labels, flagged, width)
+    raise ExportError(f"`{task}` is not a task: expected `classify`, `embed` or `rerank`")
 
 
 def _classify_signature(labels: Sequence[str] | None, flagged: str | None, width: int) -> dict[str, Any]:
@@ -231,6 +234,14 @@ def _embed_signature(
     if normalized is not None and normalized != unit:
         raise ExportError(f"`normalized` is {normalized}, but the module's vectors say {unit}")
     return {"dimensions": outputs[0].shape[1], "normalized": unit}
+
+
+def _rerank_signature(labels: Sequence[str] | None, flagged: str | None, width: int) -> dict[str, Any]:
+    if labels is not None or flagged is not None:
+        raise ExportError("a reranker has no `labels` and no `flagged`")
+    if width != 1:
+        raise ExportError(f"the module returns {width} values where a reranker returns one logit for each pair")
+    return {}
 
 
 def _exported(module: Any, args: tuple[Any, ...], dynamic_shapes: Any, max_tokens: int) -> Any:

@@ -15,7 +15,7 @@ import numpy as np
 from . import _highroad, _pytree
 from ._highroad import LoadError
 
-__all__ = ["Classification", "LoadError", "Predictor", "Program", "load"]
+__all__ = ["Classification", "LoadError", "Predictor", "Program", "Ranked", "load"]
 
 # The runtime's dtype names and NumPy's; bf16 travels as its bits, because NumPy does not know it.
 _NUMPY = {
@@ -117,8 +117,16 @@ class Classification:
     scores: dict[str, float]
 
 
+@dataclass(frozen=True)
+class Ranked:
+    """A document as a reranker sees it: its place among the documents given, and its relevance score, 0 to 1."""
+
+    index: int
+    score: float
+
+
 class Predictor:
-    """A package that answers text: a ``Classification``, or a vector as a NumPy array."""
+    """A package that answers text: a ``Classification``, or a vector as a NumPy array; or a reranker, which has ``rank``."""
 
     def __init__(self, inner: _highroad.Predictor) -> None:
         self._inner = inner
@@ -133,6 +141,10 @@ class Predictor:
         """The answer to a text, or the answers to a list of texts in order; batching does not change any bit."""
         answers = [self._answer(*one) for one in self._inner.predict([texts] if isinstance(texts, str) else list(texts))]
         return answers[0] if isinstance(texts, str) else answers
+
+    def rank(self, query: str, documents: Sequence[str]) -> list[Ranked]:
+        """The documents by their relevance to ``query``, best first; equal ones in the order given. Of a reranker only."""
+        return [Ranked(index, score) for index, score in self._inner.rank(query, list(documents))]
 
     def _answer(self, label: str | None, values: np.ndarray) -> Classification | np.ndarray:
         if label is None:

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 
 import encoder
 
-LABELS = ["other", "relevant"]
 # Articles that are searched, and how many of their titles are queries.
 N_SEARCHED, N_TEST, N_VALIDATION = 2_000, 600, 100
 # How many wrong documents a title is trained with, of how many that the embedder ranks highest; how many are ranked anew.
@@ -52,9 +53,18 @@ def masked(title: str, extract: str) -> str:
     return text[:200]
 
 
-def pair(query: str, document: str) -> str:
-    """The one text that the model reads; the tokenizer makes `[SEP]` and `[CLS]` its own signs."""
-    return f"{query} [SEP] [CLS] {document}"
+def tokenizer() -> Tokenizer:
+    """The encoder's, which joins a query and a document so that each begins with a `[CLS]` of its own."""
+    tokenizer = encoder.tokenizer()
+    signs = [(sign, tokenizer.token_to_id(sign)) for sign in ("[CLS]", "[SEP]")]
+    joined = "[CLS] $A [SEP] [CLS] $B [SEP]"
+    tokenizer.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", pair=joined, special_tokens=signs)
+    return tokenizer
+
+
+def pair_ids(pairs: list[tuple[str, str]]) -> list[list[int]]:
+    """Token ids of each query beside its document."""
+    return [encoding.ids for encoding in tokenizer().encode_batch(pairs)]
 
 
 def examples(name: str, options) -> list[Group]:
@@ -72,7 +82,7 @@ def examples(name: str, options) -> list[Group]:
 
 
 def ranking(corpus: list[tuple[str, str]], query: int, documents: list[int]) -> Group:
-    pairs = encoder.token_ids([pair(corpus[query][0], corpus[i][1]) for i in documents])
+    pairs = pair_ids([(corpus[query][0], corpus[i][1]) for i in documents])
     return Group(pairs, documents.index(query) if query in documents else None)
 
 

@@ -35,7 +35,7 @@ def ranked(model, groups: list[data.Group], to_device=lambda tensors: tensors) -
 
     def scores(group: data.Group) -> torch.Tensor:
         input_ids, attention_mask, _ = to_device(data.collate([group]))
-        return model(input_ids, attention_mask)[:, 1].float().cpu()
+        return model(input_ids, attention_mask)[:, 0].float().cpu()
 
     return [None if group.right is None else (scores(group), group.right) for group in groups]
 

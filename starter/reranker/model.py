@@ -13,11 +13,11 @@ from transformers.models.bert.modeling_bert import BertLayer
 import data
 import encoder
 
-CLS = encoder.tokenizer().token_to_id("[CLS]")
+CLS = data.tokenizer().token_to_id("[CLS]")
 
 
 class Reranker(nn.Module):
-    """Logits ``[B, 2]`` of `other` and `relevant`, for ``input_ids`` and ``attention_mask``, both int64 ``[B, S]``.
+    """How relevant the document is, a logit ``[B, 1]``, for ``input_ids`` and ``attention_mask``, both int64 ``[B, S]``.
 
     A row holds `[CLS] query [SEP] [CLS] document [SEP]`.
     """
@@ -36,8 +36,7 @@ class Reranker(nn.Module):
         query, document = (normalize(mean(hidden, side == which), dim=1) for which in (1, 2))
         score = self.scale * ((query * document).sum(1, keepdim=True) - self.border)
         together = self.both(hidden, attention_mask=(attention_mask == 1)[:, None, None, :])
-        score = score + self.head(mean(together, attention_mask == 1))
-        return torch.cat([torch.zeros_like(score), score], dim=1)
+        return score + self.head(mean(together, attention_mask == 1))
 
     def each_alone(self, input_ids: torch.Tensor, side: torch.Tensor) -> torch.Tensor:
         """Token vectors ``[B, S, D]`` as if query and document had been encoded by themselves."""
@@ -74,16 +73,20 @@ def pretrained(options=None) -> Reranker:
 def loss(model: nn.Module, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
     """How little the right document stands out in its group, and how far each score is from its own answer."""
     input_ids, attention_mask, right = batch
-    scores = model(input_ids, attention_mask)[:, 1].float().view(len(right), -1)
+    scores = model(input_ids, attention_mask).float().view(len(right), -1)
     answers = one_hot(right, scores.shape[1]).to(scores.dtype)
     return cross_entropy(scores, right) + binary_cross_entropy_with_logits(scores, answers)
 
 
 def package() -> dict:
-    """What the package says: a text `QUERY [SEP] [CLS] DOCUMENT` is classified; documents are sorted by `relevant`'s score."""
-    return {"task": "classify", "labels": data.LABELS, "tokenizer": encoder.tokenizer(), "notices": encoder.NOTICES}
+    """What the package says about the model: its task and all that a query and a document need to become a score."""
+    return {"task": "rerank", "tokenizer": data.tokenizer(), "notices": encoder.NOTICES}
 
 
 def parity_cases() -> list[tuple[torch.Tensor, ...]]:
     """Inputs the runtime must answer as PyTorch does."""
-    return encoder.parity_cases([line["input"]["text"] for line in encoder.must_pass()])
+    cases = [line["input"] for line in encoder.must_pass()]
+    pairs = [(case["query"], document) for case in cases for document in case["documents"]]
+    # Several of the longest: one alone may sit where the logit cancels to nothing.
+    longest = [(query, f"{document} " * encoder.MAX_TOKENS) for query, document in pairs[:4]]
+    return [encoder.padded(data.pair_ids(group)) for group in (pairs[:1], longest, pairs)]

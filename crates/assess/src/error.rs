@@ -2,7 +2,7 @@ use std::io;
 use std::path::PathBuf;
 
 use highroad_data::RecordError;
-use highroad_eval::{GateError, ObservedError};
+use highroad_eval::{GateError, ObservedError, RankingsError};
 use highroad_package::{Digest, PackageError};
 use highroad_task::TaskError;
 
@@ -34,6 +34,8 @@ pub enum AssessError {
     Task { case: String, source: TaskError },
     #[error(transparent)]
     Observed(#[from] ObservedError),
+    #[error(transparent)]
+    Rankings(#[from] RankingsError),
     #[error(transparent)]
     Gate(#[from] GateError),
     #[error(transparent)]

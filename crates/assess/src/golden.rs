@@ -14,6 +14,9 @@ use crate::GoldenError;
 /// Largest golden set that is read: it is held in memory and answered case by case.
 const MAX_GOLDEN_BYTES: u64 = 1 << 30;
 
+/// Most documents of a query.
+const MAX_DOCUMENTS: usize = 1000;
+
 /// Longest id or slice name.
 const MAX_NAME_CHARS: usize = 200;
 
@@ -24,7 +27,7 @@ pub struct GoldenSet {
     pub name: String,
     /// Digest of the file.
     pub digest: Digest,
-    /// At least one, in file order; all labelled or all pairs.
+    /// At least one, in file order; all labelled, all pairs or all rankings.
     pub cases: Vec<GoldenCase>,
 }
 
@@ -44,6 +47,13 @@ pub enum GoldenInput {
     One(Input),
     /// Two texts, to be compared.
     Pair([String; 2]),
+    /// Documents, to be ordered by how well they answer a query.
+    Ranking {
+        /// What is sought.
+        query: String,
+        /// At least one, in the order they came in, such as that of a first search.
+        documents: Vec<String>,
+    },
 }
 
 #[derive(Deserialize)]
@@ -59,11 +69,15 @@ struct Line {
 }
 
 #[derive(Deserialize)]
-#[serde(untagged, expecting = "expected {\"text\": …}, {\"tokens\": […]} or {\"a\": …, \"b\": …}")]
+#[serde(
+    untagged,
+    expecting = "expected {\"text\": …}, {\"tokens\": […]}, {\"a\": …, \"b\": …} or {\"query\": …, \"documents\": […]}"
+)]
 enum LineInput {
     Text(Text),
     Tokens(Tokens),
     Pair(Pair),
+    Ranking(Ranking),
 }
 
 #[derive(Deserialize)]
@@ -85,8 +99,15 @@ struct Pair {
     b: String,
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Ranking {
+    query: String,
+    documents: Vec<String>,
+}
+
 impl GoldenSet {
-    /// Reads a JSONL file, one case a line. Unknown keys, a second case of one id, labelled cases beside pairs and an
+    /// Reads a JSONL file, one case a line. Unknown keys, a second case of one id, cases of two kinds and an
     /// empty set are errors that name the line.
     pub fn read(path: &Path) -> Result<Self, GoldenError> {
         let io = |source| GoldenError::Io { path: path.to_owned(), source };
@@ -118,7 +139,7 @@ impl GoldenSet {
         self.cases.iter().map(|case| case.case.clone()).collect()
     }
 
-    /// The labels that are expected somewhere, sorted; none for pairs.
+    /// The labels that are expected somewhere, sorted; none for pairs and rankings.
     pub fn labels(&self) -> BTreeSet<&str> {
         let expected = self.cases.iter().map(|case| &case.case.expected);
         expected
@@ -149,15 +170,16 @@ impl Reader {
             LineInput::Text(Text { text }) => GoldenInput::One(Input::Text(text)),
             LineInput::Tokens(Tokens { tokens }) => GoldenInput::One(Input::Tokens(tokens)),
             LineInput::Pair(Pair { a, b }) => GoldenInput::Pair([a, b]),
+            LineInput::Ranking(Ranking { query, documents }) => GoldenInput::Ranking { query, documents },
         };
         check_expected(&input, &expected, must_pass)?;
         let is_other_kind = |first: &GoldenCase| std::mem::discriminant(&first.input) != std::mem::discriminant(&input);
         if self.cases.first().is_some_and(is_other_kind) {
-            return Err("labelled texts and pairs cannot share a golden set".to_owned());
+            return Err("labelled texts, pairs and rankings cannot share a golden set".to_owned());
         }
         let sources = match &input {
-            // A labelled case is a source of its own.
-            GoldenInput::One(_) => [self.cases.len(); 2],
+            // A labelled case is a source of its own, and so is a query.
+            GoldenInput::One(_) | GoldenInput::Ranking { .. } => [self.cases.len(); 2],
             GoldenInput::Pair(texts) => texts.each_ref().map(|text| self.source(text)),
         };
         self.cases.push(GoldenCase { case: Case { id, expected, slices, must_pass, sources }, input });
@@ -179,11 +201,30 @@ fn check_name(what: &str, name: &str) -> Result<(), String> {
 fn check_expected(input: &GoldenInput, expected: &Expected, must_pass: bool) -> Result<(), String> {
     match (input, expected) {
         (GoldenInput::One(_), Expected::Label(_)) => Ok(()),
-        (GoldenInput::One(_), Expected::Similarity(_)) => Err("a text expects a label, not a number".to_owned()),
-        (GoldenInput::Pair(_), Expected::Label(_)) => Err("a pair expects a number, not a label".to_owned()),
+        (GoldenInput::One(_), _) => Err("a text expects a label".to_owned()),
+        (GoldenInput::Ranking { documents, .. }, Expected::Relevances(relevances)) => {
+            check_ranking(documents.len(), relevances, must_pass)
+        }
+        (GoldenInput::Ranking { .. }, _) => Err("a query expects a list: the relevance of each document".to_owned()),
+        (GoldenInput::Pair(_), Expected::Label(_) | Expected::Relevances(_)) => {
+            Err("a pair expects a number".to_owned())
+        }
         (GoldenInput::Pair(_), Expected::Similarity(_)) if must_pass => {
             Err("`must_pass` needs a labelled case: a similarity is never just right".to_owned())
         }
         (GoldenInput::Pair(_), Expected::Similarity(_)) => Ok(()),
+    }
+}
+
+fn check_ranking(n_documents: usize, relevances: &[u32], must_pass: bool) -> Result<(), String> {
+    let n_relevances = relevances.len();
+    match n_documents {
+        0 => Err("a query needs at least one document".to_owned()),
+        n if n > MAX_DOCUMENTS => Err(format!("{n} documents are more than {MAX_DOCUMENTS}")),
+        n if n != n_relevances => Err(format!("{n} documents need {n} relevances, and there are {n_relevances}")),
+        _ if must_pass && relevances.iter().all(|&relevance| relevance == 0) => {
+            Err("`must_pass` needs a relevant document, which then must come first".to_owned())
+        }
+        _ => Ok(()),
     }
 }

@@ -1,10 +1,10 @@
 use std::path::Path;
 
-use highroad_eval::{Classes, Evidence, Expected, Latency, Observed, Similarities, quantile};
+use highroad_eval::{Classes, Evidence, Expected, Latency, Observed, Rankings, Similarities, quantile};
 use highroad_package::Digest;
 use serde::{Deserialize, Serialize};
 
-use crate::{AssessError, GoldenSet};
+use crate::{AssessError, GoldenInput, GoldenSet};
 
 /// What one package answered on one golden set: the content of `eval.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -20,7 +20,7 @@ pub struct Results {
     pub numerics_id: String,
     /// What the answers are evidence of.
     pub evidence: Evidence,
-    /// Labels in the order of the scores; empty for an embedding model.
+    /// Labels in the order of the scores; empty where the model has none.
     pub labels: Vec<String>,
     /// In the golden set's order.
     pub cases: Vec<CaseAnswer>,
@@ -58,6 +58,9 @@ pub enum Value {
     },
     /// The cosine of the two texts' vectors.
     Similarity(f64),
+    /// For each document of a query, what it is ordered by: the cosine of its vector and the query's, or the logit of a
+    /// reranker.
+    Scores(Vec<f64>),
 }
 
 /// Service time of single inputs and throughput of batches.
@@ -107,32 +110,53 @@ impl Results {
     /// not know: they score 0.
     pub fn observed(&self, golden: &GoldenSet, more_labels: &[String]) -> Result<Observed, AssessError> {
         self.check_golden(golden)?;
-        let expected = || golden.cases.iter().map(|case| &case.case.expected);
-        if self.labels.is_empty() {
-            let predicted = self.cases.iter().map(|case| match case.value {
-                Value::Similarity(similarity) => Ok(similarity),
-                Value::Class { .. } => Err(AssessError::OtherAnswer { case: case.id.clone() }),
-            });
-            let expected = expected().filter_map(|expected| match expected {
-                Expected::Similarity(similarity) => Some(*similarity),
-                Expected::Label(_) => None,
-            });
-            let (expected, predicted) = (expected.collect(), predicted.collect::<Result<_, _>>()?);
-            return Ok(Observed::Similarities(Similarities { expected, predicted }));
+        match golden.cases[0].input {
+            GoldenInput::One(_) => self.classes(golden, more_labels),
+            GoldenInput::Pair(_) => self.similarities(golden),
+            GoldenInput::Ranking { .. } => self.rankings(golden),
         }
+    }
+
+    fn similarities(&self, golden: &GoldenSet) -> Result<Observed, AssessError> {
+        let predicted =
+            self.values(|value| if let Value::Similarity(similarity) = value { Some(*similarity) } else { None })?;
+        let expected = expected(golden, |expected| match expected {
+            Expected::Similarity(similarity) => Some(*similarity),
+            _ => None,
+        });
+        Ok(Observed::Similarities(Similarities { expected, predicted }))
+    }
+
+    fn rankings(&self, golden: &GoldenSet) -> Result<Observed, AssessError> {
+        let predicted =
+            self.values(|value| if let Value::Scores(scores) = value { Some(scores.clone()) } else { None })?;
+        let expected = expected(golden, |expected| match expected {
+            Expected::Relevances(relevances) => Some(relevances.clone()),
+            _ => None,
+        });
+        Ok(Observed::Rankings(Rankings::new(expected, predicted)?))
+    }
+
+    /// What `of` finds in each case; an error if a case was answered with something else.
+    fn values<T>(&self, of: impl Fn(&Value) -> Option<T>) -> Result<Vec<T>, AssessError> {
+        let value =
+            |case: &CaseAnswer| of(&case.value).ok_or_else(|| AssessError::OtherAnswer { case: case.id.clone() });
+        self.cases.iter().map(value).collect()
+    }
+
+    fn classes(&self, golden: &GoldenSet, more_labels: &[String]) -> Result<Observed, AssessError> {
         let unknown = more_labels.iter().filter(|label| !self.labels.contains(label));
         let labels: Vec<String> = self.labels.iter().chain(unknown).cloned().collect();
-        let answer = |case: &CaseAnswer| match &case.value {
+        let padding = labels.len() - self.labels.len();
+        let answers: Vec<(String, Vec<f32>)> = self.values(|value| match value {
             Value::Class { label, scores } => {
-                let padding = labels.len() - self.labels.len();
-                Ok((label.clone(), scores.iter().copied().chain(std::iter::repeat_n(0.0, padding)).collect::<Vec<_>>()))
+                Some((label.clone(), scores.iter().copied().chain(std::iter::repeat_n(0.0, padding)).collect()))
             }
-            Value::Similarity(_) => Err(AssessError::OtherAnswer { case: case.id.clone() }),
-        };
-        let answers = self.cases.iter().map(answer).collect::<Result<Vec<_>, _>>()?;
+            _ => None,
+        })?;
         let expected = golden.cases.iter().filter_map(|case| match &case.case.expected {
             Expected::Label(label) => Some(label.as_str()),
-            Expected::Similarity(_) => None,
+            _ => None,
         });
         let answers = answers.iter().map(|(label, scores)| (label.as_str(), scores.as_slice()));
         Ok(Observed::Classes(Classes::new(&labels, expected, answers)?))
@@ -151,4 +175,9 @@ impl Results {
             measured: self.speed.measured.clone(),
         }
     }
+}
+
+/// The right answers of one kind, which a golden set's cases all have.
+fn expected<T>(golden: &GoldenSet, of: impl Fn(&Expected) -> Option<T>) -> Vec<T> {
+    golden.cases.iter().filter_map(|case| of(&case.case.expected)).collect()
 }

@@ -76,7 +76,7 @@ pub fn run(
     mut progress: impl FnMut(usize, usize),
 ) -> Result<Results, AssessError> {
     let labels = labels_for(model.task(), golden)?;
-    let inputs = Inputs::of(golden);
+    let inputs = Inputs::of(golden, model.task());
     let n_steps = 2 * inputs.distinct.len();
     let ask = |idx: usize| {
         let (input, case) = &inputs.distinct[idx];
@@ -126,12 +126,13 @@ pub fn run(
 /// What is asked, each text once however many pairs hold it.
 struct Inputs<'a> {
     distinct: Vec<(Input, &'a str)>,
-    /// Positions in `distinct`, one or two a case.
+    /// Positions in `distinct`: one a labelled text, two a pair; of a ranking one for each document, for an embedder the
+    /// query's before them.
     of_case: Vec<Vec<usize>>,
 }
 
 impl<'a> Inputs<'a> {
-    fn of(golden: &'a GoldenSet) -> Self {
+    fn of(golden: &'a GoldenSet, task: &TaskKind) -> Self {
         let (mut distinct, mut seen) = (Vec::new(), HashMap::new());
         let mut of_case = Vec::with_capacity(golden.cases.len());
         for GoldenCase { case, input } in &golden.cases {
@@ -141,14 +142,27 @@ impl<'a> Inputs<'a> {
             };
             of_case.push(match input {
                 GoldenInput::One(input) => vec![add(input.clone())],
-                GoldenInput::Pair(texts) => texts
-                    .iter()
-                    .map(|text| *seen.entry(text.as_str()).or_insert_with(|| add(Input::Text(text.clone()))))
+                GoldenInput::Ranking { query, documents } if matches!(task, TaskKind::Rerank) => {
+                    let pair = |document: &String| Input::Pair { query: query.clone(), document: document.clone() };
+                    documents.iter().map(|document| add(pair(document))).collect()
+                }
+                GoldenInput::Pair(_) | GoldenInput::Ranking { .. } => texts(input)
+                    .map(|text| *seen.entry(text).or_insert_with(|| add(Input::Text(text.to_owned()))))
                     .collect(),
             });
         }
         Self { distinct, of_case }
     }
+}
+
+/// The texts of a case that are embedded, each by itself.
+fn texts(input: &GoldenInput) -> impl Iterator<Item = &str> {
+    let (first, more): (&[String], &[String]) = match input {
+        GoldenInput::One(_) => (&[], &[]),
+        GoldenInput::Pair(texts) => (texts, &[]),
+        GoldenInput::Ranking { query, documents } => (std::slice::from_ref(query), documents),
+    };
+    first.iter().chain(more).map(String::as_str)
 }
 
 struct Single {
@@ -174,24 +188,50 @@ fn ask_all(model: &impl Model, distinct: &[(Input, &str)]) -> Result<(Vec<Answer
 }
 
 fn labels_for(task: &TaskKind, golden: &GoldenSet) -> Result<Vec<String>, AssessError> {
-    let is_pairs = matches!(golden.cases[0].input, GoldenInput::Pair(_));
-    match (task, is_pairs) {
-        (TaskKind::Classify { labels, .. }, false) => Ok(labels.clone()),
-        (TaskKind::Embed { .. }, true) => Ok(Vec::new()),
-        (TaskKind::Embed { .. }, false) => Err(AssessError::OtherTask { package: "embed", golden: "labels" }),
-        (_, true) => Err(AssessError::OtherTask { package: "classify", golden: "similarities of pairs" }),
-        (_, false) => Err(AssessError::OtherTask { package: "something else", golden: "labels" }),
+    let asked = match golden.cases[0].input {
+        GoldenInput::One(_) => "labels",
+        GoldenInput::Pair(_) => "similarities of pairs",
+        GoldenInput::Ranking { .. } => "rankings of documents",
+    };
+    match (task, &golden.cases[0].input) {
+        (TaskKind::Classify { labels, .. }, GoldenInput::One(_)) => Ok(labels.clone()),
+        (TaskKind::Embed { .. }, GoldenInput::Pair(_) | GoldenInput::Ranking { .. })
+        | (TaskKind::Rerank, GoldenInput::Ranking { .. }) => Ok(Vec::new()),
+        (TaskKind::Classify { .. }, _) => Err(AssessError::OtherTask { package: "classify", golden: asked }),
+        (TaskKind::Embed { .. }, _) => Err(AssessError::OtherTask { package: "embed", golden: asked }),
+        (TaskKind::Rerank, _) => Err(AssessError::OtherTask { package: "rerank", golden: asked }),
+        (_, _) => Err(AssessError::OtherTask { package: "something else", golden: asked }),
     }
 }
 
 fn case_answer(case: &GoldenCase, asked: &[usize], singles: &[Single]) -> Result<CaseAnswer, AssessError> {
     let answers: Vec<&Answer> = asked.iter().map(|&idx| &singles[idx].answer).collect();
-    let value = match answers.as_slice() {
-        [Answer::Class { label, scores }] => Value::Class { label: label.clone(), scores: scores.clone() },
-        [Answer::Embedding { vector: a }, Answer::Embedding { vector: b }] => Value::Similarity(cosine(a, b)),
-        _ => return Err(AssessError::OtherAnswer { case: case.case.id.clone() }),
+    let value = match (&case.input, answers.as_slice()) {
+        (GoldenInput::One(_), [Answer::Class { label, scores }]) => {
+            Some(Value::Class { label: label.clone(), scores: scores.clone() })
+        }
+        (GoldenInput::Pair(_), [a, b]) => similarity(a, b).map(Value::Similarity),
+        (GoldenInput::Ranking { .. }, [query @ Answer::Embedding { .. }, documents @ ..]) => {
+            documents.iter().map(|document| similarity(query, document)).collect::<Option<_>>().map(Value::Scores)
+        }
+        (GoldenInput::Ranking { .. }, documents) => {
+            documents.iter().map(|&answer| logit(answer)).collect::<Option<_>>().map(Value::Scores)
+        }
+        _ => None,
     };
+    let value = value.ok_or_else(|| AssessError::OtherAnswer { case: case.case.id.clone() })?;
     Ok(CaseAnswer { id: case.case.id.clone(), value, truncated: asked.iter().any(|&idx| singles[idx].truncated) })
+}
+
+fn similarity(a: &Answer, b: &Answer) -> Option<f64> {
+    match (a, b) {
+        (Answer::Embedding { vector: a }, Answer::Embedding { vector: b }) => Some(cosine(a, b)),
+        _ => None,
+    }
+}
+
+fn logit(answer: &Answer) -> Option<f64> {
+    if let Answer::Relevance { logit } = answer { Some(f64::from(*logit)) } else { None }
 }
 
 /// Cosine of the angle between two vectors of one length, summed in f64 and in order; 0 if either is zero.

@@ -23,6 +23,24 @@ const A: &str = r#"{"id": "a", "input": {"text": "hi"}, "expected": "benign", "s
 const B: &str = r#"{"id": "b", "input": {"tokens": [101, 102]}, "expected": "injection"}"#;
 const PAIR: &str = r#"{"id": "p", "input": {"a": "x", "b": "y"}, "expected": 0.73}"#;
 
+const RANKING: &str =
+    r#"{"id": "r", "input": {"query": "x", "documents": ["y", "z"]}, "expected": [0, 2], "must_pass": true}"#;
+
+#[test]
+fn a_ranking_has_a_relevance_for_each_document() {
+    let set = parse(RANKING).unwrap();
+    let documents = ["y", "z"].map(str::to_owned).to_vec();
+    assert_eq!(set.cases[0].input, GoldenInput::Ranking { query: "x".to_owned(), documents });
+    assert_eq!(set.cases[0].case.expected, Expected::Relevances(vec![0, 2]));
+    refused(&RANKING.replace("[0, 2]", "[0]"), "2 documents need 2 relevances, and there are 1");
+    refused(&RANKING.replace("[0, 2]", "1"), "a query expects a list: the relevance of each document");
+    refused(&RANKING.replace("[0, 2]", "[0, -2]"), "golden/slabs.jsonl:1: ");
+    refused(&RANKING.replace("[0, 2]", "[0, 0]"), "`must_pass` needs a relevant document");
+    refused(&RANKING.replace(r#"["y", "z"]"#, "[]").replace("[0, 2]", "[]"), "a query needs at least one document");
+    let many = format!("[{}]", vec![r#""d""#; 1001].join(", "));
+    refused(&RANKING.replace(r#"["y", "z"]"#, &many), "1001 documents are more than 1000");
+}
+
 #[test]
 fn a_case_has_an_input_an_expected_label_slices_and_a_pin() {
     let text = format!("{A}\n{B}\n");
@@ -50,7 +68,10 @@ fn a_byte_more_is_another_golden_set() {
 #[test]
 fn what_is_wrong_is_told_with_its_line() {
     refused(&format!("{A}\n{A}"), "golden/slabs.jsonl:2: id `a` is already taken by line 1");
-    refused(&format!("{A}\n{PAIR}"), "golden/slabs.jsonl:2: labelled texts and pairs cannot share a golden set");
+    refused(
+        &format!("{A}\n{PAIR}"),
+        "golden/slabs.jsonl:2: labelled texts, pairs and rankings cannot share a golden set",
+    );
     refused(&format!("{A}\n\n{{"), "golden/slabs.jsonl:3: ");
     refused(&A.replace("must_pass", "mustpass"), "unknown field `mustpass`");
     refused(&A.replace("text", "txt"), r#"expected {"text": …}"#);

@@ -14,7 +14,8 @@ use highroad_eval::{Evidence, Gates, Outcome, Verdict};
 use highroad_package::{Digest, TaskKind};
 use highroad_task::{Answer, Input, TaskError};
 
-/// Calls a text an injection if it holds its word, or embeds it as its length and its number of vowels.
+/// Calls a text an injection if it holds its word, or embeds it as its length and its number of vowels, or finds a document
+/// the more relevant the more words it shares with the query.
 struct Rule {
     task: TaskKind,
     word: &'static str,
@@ -33,8 +34,19 @@ impl Rule {
         Self { task: TaskKind::Embed { dimensions: 2, normalized: false }, ..Self::classifier("") }
     }
 
+    fn reranker() -> Self {
+        Self { task: TaskKind::Rerank, ..Self::classifier("") }
+    }
+
     fn answer(&self, input: &Input, noise: f32) -> Answer {
-        let Input::Text(text) = input else { panic!("only texts are asked here") };
+        let text = match input {
+            Input::Text(text) => text,
+            Input::Pair { query, document } => {
+                let shared = document.split(' ').filter(|word| query.contains(word)).count();
+                return Answer::Relevance { logit: shared as f32 + noise };
+            }
+            Input::Tokens(_) => panic!("no tokens are asked here"),
+        };
         if matches!(self.task, TaskKind::Embed { .. }) {
             let n_vowels = text.chars().filter(|c| "aeiou".contains(*c)).count();
             return Answer::Embedding { vector: vec![text.len() as f32 + noise, n_vowels as f32] };
@@ -123,17 +135,54 @@ fn a_text_of_several_pairs_is_asked_once() {
     assert_eq!(model.asked.borrow()[n_warm_up..], ["aaa", "bbb", "aab"]);
     let similarity = |idx: usize| match results.cases[idx].value {
         Value::Similarity(similarity) => similarity,
-        Value::Class { .. } => f64::NAN,
+        _ => f64::NAN,
     };
     // The angle between (3, 3) and (3, 0), then between (3, 3) and (3, 2).
     assert!((similarity(0) - 0.5f64.sqrt()).abs() < 1e-12 && similarity(0) == similarity(1));
     assert!((similarity(2) - 15.0 / (18.0f64 * 13.0).sqrt()).abs() < 1e-12);
 }
 
+/// Two queries; the second's relevant document came second.
+fn rankings() -> GoldenSet {
+    golden([
+        r#"{"id": "1", "input": {"query": "red car", "documents": ["a red car", "a boat"]}, "expected": [2, 0]}"#
+            .to_owned(),
+        r#"{"id": "2", "input": {"query": "blue boat", "documents": ["a red car", "a boat"]}, "expected": [0, 1]}"#
+            .to_owned(),
+    ])
+}
+
+#[test]
+fn a_reranker_reads_each_document_beside_its_query() {
+    let (set, model) = (rankings(), Rule::reranker());
+    let results = answers(&model, &set).unwrap();
+    // "a" is in "red car" and not in "blue boat" by itself, but in "boat".
+    assert_eq!(results.cases[0].value, Value::Scores(vec![3.0, 1.0]));
+    assert_eq!(results.cases[1].value, Value::Scores(vec![1.0, 2.0]));
+    let observed = results.observed(&set, &[]).unwrap();
+    assert_eq!(observed.right(), Some(vec![true, true]));
+    assert_eq!(results.speed.single_ms.len(), 4);
+}
+
+#[test]
+fn an_embedder_ranks_by_cosine_and_embeds_each_text_once() {
+    let (set, model) = (rankings(), Rule::embedder());
+    let results = answers(&model, &set).unwrap();
+    assert_eq!(model.asked.borrow()[4..], ["red car", "a red car", "a boat", "blue boat"]);
+    let Value::Scores(scores) = &results.cases[0].value else { panic!("{:?}", results.cases[0].value) };
+    // (7, 2) beside (9, 3) and (6, 3).
+    assert!((scores[0] - 69.0 / (53.0f64 * 90.0).sqrt()).abs() < 1e-12);
+    assert!((scores[1] - 48.0 / (53.0f64 * 45.0).sqrt()).abs() < 1e-12);
+}
+
 #[test]
 fn a_model_for_another_task_is_refused() {
     let error = answers(&Rule::embedder(), &labelled(4)).unwrap_err();
     assert_eq!(error.to_string(), "the package is made to embed, but the golden set asks for labels");
+    let error = answers(&Rule::classifier("secret"), &rankings()).unwrap_err();
+    assert_eq!(error.to_string(), "the package is made to classify, but the golden set asks for rankings of documents");
+    let error = answers(&Rule::reranker(), &labelled(4)).unwrap_err();
+    assert_eq!(error.to_string(), "the package is made to rerank, but the golden set asks for labels");
 }
 
 #[test]

@@ -9,8 +9,8 @@ use tokenizers::models::ModelWrapper;
 use tokenizers::normalizers::NormalizerWrapper;
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 
-use crate::TokenizerError;
-use crate::tokenizer::{guarded, parsed};
+use crate::tokenizer::{guarded, parsed, within_limit};
+use crate::{EncodedPair, TokenizerError};
 
 /// Longest word that is remembered, in bytes.
 const MAX_WORD_BYTES: usize = 48;
@@ -136,6 +136,17 @@ impl Encoder {
         let mut tokens = Vec::new();
         self.encode(texts, &mut Words::default(), &mut tokens)?;
         Ok(tokens.into_iter().map(Token::id).collect())
+    }
+
+    /// Tokens of a pair, for an encoder of two texts. Errors on texts over 1 MiB.
+    pub fn pair(&self, first: &str, second: &str) -> Result<EncodedPair, TokenizerError> {
+        within_limit(first)?;
+        within_limit(second)?;
+        let (mut words, mut tokens) = (Words::default(), Vec::new());
+        self.encode(&[first, second], &mut words, &mut tokens)?;
+        let n_tokens: usize = words.texts.iter().map(Vec::len).sum();
+        let (ids, types) = tokens.into_iter().map(|token| (token.id(), token.kind())).unzip();
+        Ok(EncodedPair { ids, types, truncated: n_tokens > self.room })
     }
 
     /// Appends the tokens of one sample.

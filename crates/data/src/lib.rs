@@ -20,4 +20,4 @@ pub use loader::{Array, Batch, Loader, LoaderOptions, State, Text};
 pub use plan::{Layout, Plan, Remainder, Segment, Size, TooFewRows};
 pub use records::{MAX_LINE_BYTES, RecordError, Records};
 pub use table::{BadRecord, DataError, FilePrint, Format, MAX_LISTED_BAD, MAX_RECORD_BYTES, OnBad, Table};
-pub use tokenizer::{Encoded, Tokenizer, TokenizerError};
+pub use tokenizer::{Encoded, EncodedPair, Tokenizer, TokenizerError};

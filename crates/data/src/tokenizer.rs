@@ -33,6 +33,17 @@ pub struct Encoded {
     pub truncated: bool,
 }
 
+/// Tokens of two texts that a model reads as one input.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EncodedPair {
+    /// Ids with the special tokens the model expects.
+    pub ids: Vec<u32>,
+    /// Of each id: 0 in the first text, 1 in the second, as the tokenizer says.
+    pub types: Vec<u32>,
+    /// Whether they were longer together and the longer one lost its end.
+    pub truncated: bool,
+}
+
 /// A Hugging Face tokenizer (`tokenizer.json`) with a fixed truncation length.
 ///
 /// Normalisation, splitting, merging and special tokens are those of the `tokenizers` crate. Truncation and padding
@@ -68,9 +79,7 @@ impl Tokenizer {
     /// Token ids of `text`, special tokens included. Errors on texts over 1 MiB and on characters that a vocabulary
     /// without an unknown token does not cover.
     pub fn encode(&self, text: &str) -> Result<Encoded, TokenizerError> {
-        if text.len() > MAX_TEXT_BYTES {
-            return Err(TokenizerError::TextTooLarge(text.len()));
-        }
+        within_limit(text)?;
         let encoding = guarded(|| self.inner.encode_fast(text, true))
             .map_err(TokenizerError::Encode)?
             .map_err(|e| TokenizerError::Encode(e.to_string()))?;
@@ -102,6 +111,10 @@ impl Tokenizer {
     pub fn has_id(&self, id: u32) -> bool {
         self.inner.id_to_token(id).is_some()
     }
+}
+
+pub(crate) fn within_limit(text: &str) -> Result<(), TokenizerError> {
+    if text.len() > MAX_TEXT_BYTES { Err(TokenizerError::TextTooLarge(text.len())) } else { Ok(()) }
 }
 
 /// [`read`], with a panic of the `tokenizers` crate as an error.

@@ -30,7 +30,8 @@ pub struct Comparison<'a> {
 pub enum Side<'a> {
     /// The answers of another package to the same cases.
     Package(&'a Observed),
-    /// The answer that needs no model: the most frequent label, or one similarity for every pair.
+    /// The answer that needs no model: the most frequent label, one similarity for every pair, or documents in the order
+    /// they came in.
     Trivial,
 }
 
@@ -161,6 +162,7 @@ fn trivial_answers(candidate: &Observed) -> Observed {
         Observed::Similarities(Similarities { expected, .. }) => {
             Observed::Similarities(Similarities { expected: expected.clone(), predicted: vec![0.0; expected.len()] })
         }
+        Observed::Rankings(rankings) => Observed::Rankings(rankings.as_given()),
     }
 }
 
@@ -293,6 +295,7 @@ impl Judge<'_> {
                 format!("always answering \"{label}\"")
             }
             Observed::Similarities(_) => "one similarity for every pair".to_owned(),
+            Observed::Rankings(_) => "the order the documents came in".to_owned(),
         }
     }
 
@@ -432,7 +435,7 @@ impl Scope<'_> {
     fn n_scarcest(&self) -> usize {
         match &self.candidate {
             Observed::Classes(classes) => classes.n_rarest(),
-            Observed::Similarities(_) => self.units.len(),
+            Observed::Similarities(_) | Observed::Rankings(_) => self.units.len(),
         }
     }
 
@@ -527,9 +530,9 @@ fn three_way(holds: bool, breaks: bool) -> Outcome {
 }
 
 fn must_pass(judge: &Judge<'_>) -> Option<CheckResult> {
-    let Observed::Classes(candidate) = judge.candidate else { return None };
-    let pinned = || judge.cases.iter().zip(candidate.correct()).filter(|(case, _)| case.must_pass);
-    let wrong: Vec<&str> = pinned().filter(|(_, right)| !right).map(|(case, _)| case.id.as_str()).collect();
+    let right = judge.candidate.right()?;
+    let pinned = || judge.cases.iter().zip(&right).filter(|(case, _)| case.must_pass);
+    let wrong: Vec<&str> = pinned().filter(|(_, right)| !**right).map(|(case, _)| case.id.as_str()).collect();
     let n_cases = pinned().count();
     (n_cases > 0).then(|| CheckResult {
         rule: "must-pass cases: every one right".to_owned(),
@@ -584,24 +587,43 @@ fn latency(rule: &LatencyRule, latencies_ms: &[f64], alpha: f64) -> Result<Check
 }
 
 fn flips(judge: &Judge<'_>) -> Vec<Flip> {
-    let (Observed::Classes(candidate), Observed::Classes(baseline)) = (judge.candidate, judge.baseline) else {
+    let (Some(was_right), Some(is_right)) = (judge.baseline.right(), judge.candidate.right()) else {
         return Vec::new();
     };
-    let name = |classes: &Classes, label: usize| classes.labels()[label].clone();
-    let pairs = baseline.correct().into_iter().zip(candidate.correct()).enumerate();
+    let pairs = was_right.into_iter().zip(is_right).enumerate();
     let mut flips: Vec<Flip> = pairs
         .filter(|(_, (was_right, is_right))| was_right != is_right)
         .map(|(idx, (regression, _))| Flip {
             case: judge.cases[idx].id.clone(),
-            expected: name(candidate, candidate.expected()[idx]),
-            baseline: name(baseline, baseline.predicted()[idx]),
-            candidate: name(candidate, candidate.predicted()[idx]),
+            expected: wanted(judge.candidate, idx),
+            baseline: answered(judge.baseline, idx),
+            candidate: answered(judge.candidate, idx),
             regression,
             must_pass: judge.cases[idx].must_pass,
         })
         .collect();
     flips.sort_by_key(|flip| (!flip.regression, !flip.must_pass));
     flips
+}
+
+/// The right answer to a case, in a word.
+fn wanted(observed: &Observed, idx: usize) -> String {
+    match observed {
+        Observed::Classes(classes) => classes.labels()[classes.expected()[idx]].clone(),
+        Observed::Rankings(_) => "rank 1".to_owned(),
+        Observed::Similarities(pairs) => format!("{:.3}", pairs.expected[idx]),
+    }
+}
+
+/// What was answered, in a word.
+fn answered(observed: &Observed, idx: usize) -> String {
+    match observed {
+        Observed::Classes(classes) => classes.labels()[classes.predicted()[idx]].clone(),
+        Observed::Rankings(rankings) => {
+            rankings.best_rank(idx).map_or_else(|| "none is relevant".to_owned(), |rank| format!("rank {rank}"))
+        }
+        Observed::Similarities(pairs) => format!("{:.3}", pairs.predicted[idx]),
+    }
 }
 
 /// Whether people read the metric in percent.

@@ -1,15 +1,15 @@
 use std::fmt;
+use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use crate::{Classes, Observed, Similarities};
+use crate::ranking::{average_precision, ndcg, recall, reciprocal_rank};
+use crate::{Classes, Cutoff, Observed, Rankings, Similarities};
 
 /// What is measured. All but [`Metric::LogLoss`] are better when larger.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Metric {
     /// Share of right answers; the same number as micro-averaged precision, recall and F1, as each case has one label.
-    #[serde(alias = "f1_micro")]
     Accuracy,
     /// Share of right answers among those that name the label.
     Precision,
@@ -31,6 +31,44 @@ pub enum Metric {
     Pearson,
     /// Rank correlation with the human similarities.
     Spearman,
+    /// Mean over queries of the discounted cumulative gain of the first k documents over that of the best order.
+    Ndcg(Cutoff),
+    /// Mean over queries of 1 / rank of the first relevant document, 0 where it is not among the first k.
+    Mrr(Cutoff),
+    /// Mean over queries of the share of relevant documents that are among the first k.
+    RecallAt(Cutoff),
+    /// Mean over queries of the average precision of all documents.
+    Map,
+}
+
+/// Metrics by the names that `gates.toml` and reports use.
+const NAMES: [(&str, Metric); 12] = [
+    ("accuracy", Metric::Accuracy),
+    ("precision", Metric::Precision),
+    ("recall", Metric::Recall),
+    ("f1", Metric::F1),
+    ("precision_macro", Metric::PrecisionMacro),
+    ("recall_macro", Metric::RecallMacro),
+    ("f1_macro", Metric::F1Macro),
+    ("auroc", Metric::Auroc),
+    ("log_loss", Metric::LogLoss),
+    ("pearson", Metric::Pearson),
+    ("spearman", Metric::Spearman),
+    ("map", Metric::Map),
+];
+/// Metrics of the first k documents by what stands before the k.
+const NAMES_WITH_K: [(&str, fn(Cutoff) -> Metric); 3] =
+    [("ndcg_at_", Metric::Ndcg), ("mrr_at_", Metric::Mrr), ("recall_at_", Metric::RecallAt)];
+/// The same number as accuracy, as each case has one label.
+const ACCURACY_TOO: &str = "f1_micro";
+
+/// No metric has this name.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("`{0}` is no metric: there are {known}, and `ndcg_at_K`, `mrr_at_K` and `recall_at_K`", known = known())]
+pub struct UnknownMetric(String);
+
+fn known() -> String {
+    NAMES.map(|(name, _)| format!("`{name}`")).join(", ")
 }
 
 /// A metric cannot be taken from these answers.
@@ -42,6 +80,8 @@ pub enum MetricError {
     NotClasses(Metric),
     #[error("`{0}` needs similarities of pairs")]
     NotSimilarities(Metric),
+    #[error("`{0}` needs documents ranked for queries")]
+    NotRankings(Metric),
     #[error("`{0}` needs a `label`")]
     NoLabel(Metric),
     #[error("`{metric}` takes no label, but `{label}` was given")]
@@ -95,7 +135,26 @@ impl Metric {
 
     /// Whether the metric is decided by the answered labels alone, so that a list of flips shows all that changed.
     pub fn is_decided_by_labels(self) -> bool {
-        !matches!(self, Self::Auroc | Self::LogLoss | Self::Pearson | Self::Spearman)
+        !matches!(self, Self::Auroc | Self::LogLoss | Self::Pearson | Self::Spearman) && !self.is_of_rankings()
+    }
+
+    /// Whether the metric is about documents ranked for queries.
+    pub fn is_of_rankings(self) -> bool {
+        matches!(self, Self::Ndcg(_) | Self::Mrr(_) | Self::RecallAt(_) | Self::Map)
+    }
+
+    /// What `gates.toml` and reports call it.
+    pub fn name(self) -> String {
+        let with_k = |prefix: &str, k: Cutoff| format!("{prefix}{k}");
+        match self {
+            Self::Ndcg(k) => with_k(NAMES_WITH_K[0].0, k),
+            Self::Mrr(k) => with_k(NAMES_WITH_K[1].0, k),
+            Self::RecallAt(k) => with_k(NAMES_WITH_K[2].0, k),
+            plain => {
+                let found = NAMES.iter().find(|(_, metric)| *metric == plain);
+                found.expect("every metric without a k is in NAMES").0.to_owned()
+            }
+        }
     }
 
     /// The least and the largest value there is.
@@ -118,10 +177,25 @@ impl Metric {
                 if self == Self::Pearson { pearson(pairs) } else { spearman(pairs) }
             }
             (Self::Pearson | Self::Spearman, _) => return Err(MetricError::NotSimilarities(self)),
-            (_, Observed::Similarities(_)) => return Err(MetricError::NotClasses(self)),
+            (metric, Observed::Rankings(rankings)) if metric.is_of_rankings() => {
+                self.check_label(label)?;
+                mean(self.of_each(rankings))
+            }
+            (metric, _) if metric.is_of_rankings() => return Err(MetricError::NotRankings(self)),
+            (_, Observed::Similarities(_) | Observed::Rankings(_)) => return Err(MetricError::NotClasses(self)),
             (_, Observed::Classes(classes)) => self.of_classes(classes, label)?,
         };
         Ok(Statistic { n_cases: observed.n_cases(), value })
+    }
+
+    /// The metric of each query.
+    fn of_each(self, rankings: &Rankings) -> Vec<f64> {
+        rankings.each(|ordered| match self {
+            Self::Ndcg(k) => ndcg(ordered, k),
+            Self::Mrr(k) => reciprocal_rank(ordered, k),
+            Self::RecallAt(k) => recall(ordered, k),
+            _ => average_precision(ordered),
+        })
     }
 
     fn of_classes(self, classes: &Classes, label: Option<&str>) -> Result<Evaluate, MetricError> {
@@ -163,6 +237,10 @@ impl Metric {
 impl fmt::Display for Metric {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::Ndcg(k) => return write!(f, "nDCG@{k}"),
+            Self::Mrr(k) => return write!(f, "MRR@{k}"),
+            Self::RecallAt(k) => return write!(f, "recall@{k}"),
+            Self::Map => "MAP",
             Self::Accuracy => "accuracy",
             Self::Precision => "precision",
             Self::Recall => "recall",
@@ -175,6 +253,38 @@ impl fmt::Display for Metric {
             Self::Pearson => "Pearson correlation",
             Self::Spearman => "Spearman correlation",
         })
+    }
+}
+
+impl FromStr for Metric {
+    type Err = UnknownMetric;
+
+    fn from_str(name: &str) -> Result<Self, UnknownMetric> {
+        let plain = || NAMES.iter().find(|(known, _)| *known == name).map(|(_, metric)| *metric);
+        let with_k = || {
+            NAMES_WITH_K.iter().find_map(|(prefix, of)| {
+                let digits = name.strip_prefix(prefix)?;
+                let k: Cutoff = digits.parse().ok()?;
+                // One metric has one name: no sign, no leading zero.
+                (k.to_string() == digits).then(|| of(k))
+            })
+        };
+        if name == ACCURACY_TOO {
+            return Ok(Self::Accuracy);
+        }
+        plain().or_else(with_k).ok_or_else(|| UnknownMetric(name.to_owned()))
+    }
+}
+
+impl Serialize for Metric {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.name())
+    }
+}
+
+impl<'de> Deserialize<'de> for Metric {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
     }
 }
 

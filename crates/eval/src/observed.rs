@@ -2,6 +2,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::Rankings;
+
 /// One golden case as a gate sees it: its name, the right answer and the slices it belongs to; not its input.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Case {
@@ -26,6 +28,8 @@ pub enum Expected {
     Label(String),
     /// How similar people find two texts.
     Similarity(f64),
+    /// How relevant each document of a query is, 0 for not at all.
+    Relevances(Vec<u32>),
 }
 
 /// The answers of one model on golden cases, beside the right ones.
@@ -35,6 +39,8 @@ pub enum Observed {
     Classes(Classes),
     /// Of an embedding model, compared pair by pair.
     Similarities(Similarities),
+    /// Of an embedding model or a reranker: documents ordered for queries.
+    Rankings(Rankings),
 }
 
 /// What a classifier answered: `n` cases, `L` labels.
@@ -77,6 +83,19 @@ impl Observed {
         match self {
             Self::Classes(classes) => classes.expected.len(),
             Self::Similarities(similarities) => similarities.expected.len(),
+            Self::Rankings(rankings) => rankings.n_cases(),
+        }
+    }
+
+    /// Whether each case was answered rightly: with the right label, or with a most relevant document in the first place.
+    /// `None` for similarities, which are never just right.
+    pub fn right(&self) -> Option<Vec<bool>> {
+        match self {
+            Self::Classes(classes) => Some(classes.correct()),
+            Self::Rankings(rankings) => {
+                Some((0..rankings.n_cases()).map(|idx| rankings.best_rank(idx) == Some(1)).collect())
+            }
+            Self::Similarities(_) => None,
         }
     }
 
@@ -88,6 +107,7 @@ impl Observed {
             Self::Similarities(Similarities { expected, predicted }) => {
                 Self::Similarities(Similarities { expected: pick(expected), predicted: pick(predicted) })
             }
+            Self::Rankings(rankings) => Self::Rankings(rankings.subset(case_idxs)),
         }
     }
 }

@@ -3,7 +3,7 @@ use std::collections::BTreeSet;
 use serde::Serialize;
 
 use crate::gate::{FEWEST_UNITS, bounds};
-use crate::{Bootstrap, Case, Classes, Metric, Observed, Resamples, Statistic, Units, fisher_z, wilson};
+use crate::{Bootstrap, Case, Classes, Cutoff, Metric, Observed, Resamples, Statistic, Units, fisher_z, wilson};
 
 /// One metric with its interval.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -68,8 +68,16 @@ pub fn summarise(cases: &[Case], observed: &Observed, of_labels: &[String], resa
 }
 
 fn metrics_of<'a>(observed: &Observed, of_labels: &'a [String]) -> Vec<(Metric, Option<&'a str>)> {
-    if matches!(observed, Observed::Similarities(_)) {
-        return vec![(Metric::Spearman, None), (Metric::Pearson, None)];
+    match observed {
+        Observed::Similarities(_) => return vec![(Metric::Spearman, None), (Metric::Pearson, None)],
+        Observed::Rankings(_) => {
+            let ten = Cutoff::new(10).expect("10 is not 0");
+            let first = Cutoff::MIN;
+            let metrics =
+                [Metric::Ndcg(ten), Metric::Mrr(ten), Metric::RecallAt(first), Metric::RecallAt(ten), Metric::Map];
+            return metrics.map(|metric| (metric, None)).to_vec();
+        }
+        Observed::Classes(_) => {}
     }
     let per_label = [Metric::Precision, Metric::Recall, Metric::F1, Metric::Auroc];
     let of_label = |label: &'a String| per_label.map(|metric| (metric, Some(label.as_str())));
@@ -94,7 +102,9 @@ fn measure(
         Observed::Similarities(pairs) if units.len() < FEWEST_UNITS && units.len() == pairs.expected.len() => {
             (fisher_z(value, pairs.expected.len(), LEVEL), Method::FisherZ)
         }
-        Observed::Similarities(_) => (bootstrapped(metric, &statistic, units, units.len(), resamples), Method::Bca),
+        Observed::Similarities(_) | Observed::Rankings(_) => {
+            (bootstrapped(metric, &statistic, units, units.len(), resamples), Method::Bca)
+        }
     };
     Some(Measured { metric, label: label.map(str::to_owned), value, interval, method })
 }

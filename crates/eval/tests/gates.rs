@@ -3,8 +3,8 @@
 #![allow(clippy::unwrap_used)]
 
 use highroad_eval::{
-    Case, Classes, Comparison, Decision, Expected, GateError, Gates, Observed, Outcome, Side, Similarities, Waiver,
-    WaiverError, decide,
+    Case, Classes, Comparison, Decision, Expected, GateError, Gates, Observed, Outcome, Rankings, Side, Similarities,
+    Waiver, WaiverError, decide,
 };
 
 const LABELS: [&str; 2] = ["benign", "injection"];
@@ -238,6 +238,58 @@ fn an_embedder_is_judged_by_rank_correlation() {
     assert_eq!(outcome(&good, Side::Trivial), Outcome::Pass);
 }
 
+/// `n` queries with the relevant document among three; at `wrong` the model puts it last.
+fn rankings(n: usize, wrong: &[usize]) -> Observed {
+    let expected = vec![vec![0, 1, 0]; n];
+    let scores = (0..n).map(|idx| if wrong.contains(&idx) { vec![2.0, 1.0, 3.0] } else { vec![1.0, 2.0, 0.0] });
+    Observed::Rankings(Rankings::new(expected, scores.collect()).unwrap())
+}
+
+const NDCG: &str = "[[rule]]\nmetric = 'ndcg_at_10'\nmargin = 0.05\nfloor = 0.6";
+
+fn judge_rankings(gates: &str, candidate: &Observed, baseline: Side<'_>) -> Decision {
+    let cases: Vec<Case> = cases(candidate.n_cases())
+        .into_iter()
+        .map(|case| Case { expected: Expected::Relevances(vec![0, 1, 0]), ..case })
+        .collect();
+    let comparison = Comparison { cases: &cases, candidate, baseline, latencies_ms: &[] };
+    decide(&Gates::parse(gates).unwrap(), &comparison).unwrap()
+}
+
+#[test]
+fn a_reranker_is_judged_by_ndcg_query_by_query() {
+    let (few, many): (Vec<usize>, Vec<usize>) = ((10..14).collect(), (10..60).collect());
+    let good = rankings(200, &few);
+    assert_eq!(judge_rankings(NDCG, &good, Side::Package(&good)).outcome, Outcome::Pass);
+    let worse = judge_rankings(NDCG, &rankings(200, &many), Side::Package(&good));
+    assert_eq!(worse.outcome, Outcome::Fail);
+    let flip = &worse.flips[0];
+    assert_eq!(
+        (flip.expected.as_str(), flip.baseline.as_str(), flip.candidate.as_str()),
+        ("rank 1", "rank 1", "rank 3")
+    );
+    assert_eq!(worse.flips.len(), 46);
+}
+
+#[test]
+fn a_first_reranker_must_beat_the_order_the_documents_came_in() {
+    let decision = judge_rankings(NDCG, &rankings(200, &[]), Side::Trivial);
+    assert_eq!(decision.outcome, Outcome::Pass);
+    let check = &decision.checks[1];
+    assert_eq!(check.rule, "nDCG@10: better than the order the documents came in");
+    // 1 / log2(3): the relevant document came second.
+    assert!((check.baseline.unwrap() - 0.630_929_753_571_457_4).abs() < 1e-12);
+    let all: Vec<usize> = (1..200).collect();
+    assert_eq!(judge_rankings(NDCG, &rankings(200, &all), Side::Trivial).outcome, Outcome::Fail);
+}
+
+#[test]
+fn a_must_pass_query_needs_its_document_first() {
+    let decision = judge_rankings(NDCG, &rankings(200, &[0]), Side::Package(&rankings(200, &[0])));
+    assert_eq!(decision.outcome, Outcome::Fail);
+    assert_eq!(decision.checks[0].reason, "`case-0` is answered wrongly");
+}
+
 #[test]
 fn latency_is_judged_by_the_interval_of_its_percentile() {
     let gates = |max_ms: f64| format!("{ACCURACY}\n[[latency]]\npercentile = 90\nmax_ms = {max_ms}");
@@ -269,7 +321,7 @@ fn rules_that_decide_nothing_or_too_much_are_refused() {
         ("alpha = 0.5\n[[rule]]\nmetric = 'accuracy'\nmargin = 0.1", "alpha = 0.5 is out of range"),
         ("resamples = 100\n[[rule]]\nmetric = 'accuracy'\nmargin = 0.1", "resamples = 100 is out of range"),
         ("[[rule]]\nmetric = 'accuracy'\nmargins = 0.1", "unknown field `margins`"),
-        ("[[rule]]\nmetric = 'bleu'\nmargin = 0.1", "unknown variant `bleu`"),
+        ("[[rule]]\nmetric = 'bleu'\nmargin = 0.1", "`bleu` is no metric: there are `accuracy`"),
         (
             "[[rule]]\nmetric = 'accuracy'\nmargin = 0.1\n[[latency]]\npercentile = 100\nmax_ms = 1",
             "percentile = 100 is out of range",

@@ -2,9 +2,11 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::collections::BTreeMap;
+
 use highroad_eval::{
-    Bootstrap, Classes, Discordance, McNemarPower, Metric, Observed, Sides, Similarities, clopper_pearson, fisher_z,
-    quantile, quantile_interval, wilson,
+    Bootstrap, Classes, Discordance, McNemarPower, Metric, Observed, Rankings, Sides, Similarities, clopper_pearson,
+    fisher_z, quantile, quantile_interval, wilson,
 };
 use serde::Deserialize;
 
@@ -32,6 +34,7 @@ struct Goldens {
     correlations: Vec<Correlation>,
     bootstraps: Vec<Resampled>,
     quantiles: Vec<Quantile>,
+    rankings: Vec<Ranking>,
 }
 
 fn goldens() -> Goldens {
@@ -189,6 +192,47 @@ fn correlations_and_fisher_intervals_are_those_of_scipy() {
         assert_close(Metric::Pearson.of(&observed, None).unwrap().observed(), golden.pearson, CLOSED_FORM);
         assert_close(Metric::Spearman.of(&observed, None).unwrap().observed(), golden.spearman, CLOSED_FORM);
         assert_all_close(fisher_z(golden.pearson, n_cases, 0.95), golden.fisher_z, CLOSED_FORM);
+    }
+}
+
+#[derive(Deserialize)]
+struct Ranking {
+    expected: Vec<Vec<u32>>,
+    scores: Vec<Vec<f64>>,
+    /// Means over the queries, by trec_eval's names.
+    measures: BTreeMap<String, f64>,
+}
+
+#[test]
+fn ranking_metrics_are_those_of_trec_eval() {
+    for golden in goldens().rankings {
+        let observed = Observed::Rankings(Rankings::new(golden.expected, golden.scores).unwrap());
+        for (theirs, ours) in [
+            ("ndcg_cut_3", "ndcg_at_3"),
+            ("ndcg_cut_10", "ndcg_at_10"),
+            ("recip_rank", "mrr_at_65535"),
+            ("recall_1", "recall_at_1"),
+            ("recall_3", "recall_at_3"),
+            ("recall_10", "recall_at_10"),
+            ("map", "map"),
+        ] {
+            let metric: Metric = ours.parse().unwrap();
+            assert_close(metric.of(&observed, None).unwrap().observed(), golden.measures[theirs], CLOSED_FORM);
+        }
+    }
+}
+
+#[test]
+fn a_metric_has_one_name() {
+    for name in ["accuracy", "log_loss", "map", "ndcg_at_10", "mrr_at_1", "recall_at_100"] {
+        let metric: Metric = name.parse().unwrap();
+        assert_eq!(metric.name(), name);
+        assert_eq!(serde_json::to_string(&metric).unwrap(), format!("\"{name}\""));
+        assert_eq!(serde_json::from_str::<Metric>(&format!("\"{name}\"")).unwrap(), metric);
+    }
+    for wrong in ["ndcg", "ndcg_at_", "ndcg_at_0", "ndcg_at_010", "ndcg_at_+1", "recall_at_99999", "Accuracy"] {
+        let error = wrong.parse::<Metric>().unwrap_err().to_string();
+        assert!(error.starts_with(&format!("`{wrong}` is no metric: there are `accuracy`")), "{error}");
     }
 }
 

@@ -128,6 +128,7 @@ impl Task {
             TaskKind::Embed { dimensions, .. } => ensure((1..=MAX_DIMENSIONS).contains(dimensions), || {
                 format!("`dimensions` is {dimensions}, not in 1..={MAX_DIMENSIONS}")
             }),
+            TaskKind::Rerank => Ok(()),
         }
     }
 }
@@ -152,6 +153,8 @@ pub enum TaskKind {
         /// Whether the program already returns vectors of length 1.
         normalized: bool,
     },
+    /// How relevant a document is to a query; the program returns one logit, `[B, 1]`, and orders documents by it.
+    Rerank,
 }
 
 /// Cases whose outputs eager PyTorch computed at export.

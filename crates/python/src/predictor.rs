@@ -39,6 +39,13 @@ impl Predictor {
         Ok(answers.into_iter().map(|answer| answered(py, answer)).collect())
     }
 
+    /// Index and relevance score of each document, best first.
+    fn rank(&self, py: Python<'_>, query: &str, documents: Vec<String>) -> PyResult<Vec<(usize, f32)>> {
+        let ranked = py.detach(|| self.predictor.rank(query, &documents));
+        let ranked = ranked.map_err(|error| PyRuntimeError::new_err(error.to_string()))?;
+        Ok(ranked.into_iter().map(|document| (document.index, document.score)).collect())
+    }
+
     /// The package's name.
     fn digest(&self) -> String {
         self.predictor.digest().to_string()
@@ -54,5 +61,6 @@ fn answered(py: Python<'_>, answer: Answer) -> Answered {
     match answer {
         Answer::Class { label, scores } => (Some(label), PyArray1::from_vec(py, scores).unbind()),
         Answer::Embedding { vector } => (None, PyArray1::from_vec(py, vector).unbind()),
+        Answer::Relevance { logit } => (None, PyArray1::from_vec(py, vec![logit]).unbind()),
     }
 }

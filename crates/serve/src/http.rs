@@ -404,6 +404,7 @@ fn wrong_task(revision: &Revision, wanted: &'static str) -> AskError {
     let task = match &revision.manifest().task.kind {
         TaskKind::Classify { .. } => "classification",
         TaskKind::Embed { .. } => "embeddings",
+        TaskKind::Rerank => "reranking",
         _ => "another task",
     };
     count(Some(revision), AskError::WrongTask { member: revision.facts().member.clone(), task, wanted })

@@ -237,6 +237,7 @@ fn size_bytes(input: &Input) -> usize {
     match input {
         Input::Text(text) => text.len(),
         Input::Tokens(ids) => 4 * ids.len(),
+        Input::Pair { query, document } => query.len() + document.len(),
     }
 }
 
@@ -286,8 +287,7 @@ fn evidence_name(evidence: Evidence) -> &'static str {
 
 // The first run of a program touches its weights and fills buffer pools; no request should pay for that.
 fn warm_up(predictor: &Predictor) -> Result<(), DeployError> {
-    let answer = |text: &str| predictor.predict(&[Input::Text(text.to_owned())]);
-    answer("warm up").map(drop).map_err(DeployError::WarmUp)
+    predictor.warm_up().map_err(DeployError::WarmUp)
 }
 
 /// Counters of one revision, for the Open Inference Protocol's statistics.

@@ -17,15 +17,28 @@ pub enum Answer {
         /// Its coordinates; of length 1 within rounding where the package says `normalized`.
         vector: Vec<f32>,
     },
+    /// How relevant a document is to a query.
+    Relevance {
+        /// Higher is more relevant; documents are ordered by it. [`Answer::score`] maps it to 0 … 1.
+        logit: f32,
+    },
 }
 
 impl Answer {
-    /// The scores or the vector.
+    /// The scores, the vector or the logit.
     pub fn values(&self) -> &[f32] {
         match self {
             Self::Class { scores, .. } => scores,
             Self::Embedding { vector } => vector,
+            Self::Relevance { logit } => std::slice::from_ref(logit),
         }
+    }
+
+    /// The logistic function of a relevance's logit, which is what rerank protocols call the relevance score; `None` for
+    /// other answers. In f64, with an exponential that is code, as the softmax of a label's scores.
+    pub fn score(&self) -> Option<f32> {
+        let Self::Relevance { logit } = self else { return None };
+        Some((1.0 / (1.0 + libm::exp(-f64::from(*logit)))) as f32)
     }
 
     /// SHA-256 of [`Answer::values`] as little-endian f32: two answers with one digest have the same bits.
@@ -82,6 +95,15 @@ mod tests {
     #[test]
     fn a_tie_goes_to_the_first_label() {
         assert_eq!(decide(&labels(&["a", "b"]), &[0.5, 0.5]), class("a", &[0.5, 0.5]));
+    }
+
+    #[test]
+    fn a_relevance_score_is_the_logistic_function_of_the_logit() {
+        // scipy.special.expit, in float64, rounded to f32
+        for (logit, expected) in [(0.0, 0.5), (2.0, 0.880_797_1), (-3.5, 0.029_312_23), (-200.0, 0.0), (200.0, 1.0)] {
+            assert_eq!(Answer::Relevance { logit }.score(), Some(expected));
+        }
+        assert_eq!(class("a", &[1.0]).score(), None);
     }
 
     #[test]

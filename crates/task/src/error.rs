@@ -32,6 +32,8 @@ pub enum TaskError {
     )]
     NoParity { worst: ParityCase, limit: f64 },
 
+    #[error("the package is made to {task}: it takes {takes}")]
+    OtherInput { task: &'static str, takes: &'static str },
     #[error("an input needs at least one token")]
     NoTokens,
     #[error("the input has {n_tokens} tokens, and the package takes at most {max_tokens}")]

@@ -1,6 +1,7 @@
 use serde::{Deserialize, Serialize};
 
-/// What a text model is asked: `{"text": "…"}` or `{"tokens": [101, …, 102]}` in JSON.
+/// What a text model is asked: `{"text": "…"}`, `{"tokens": [101, …, 102]}` or `{"pair": {"query": "…", "document": "…"}}` in
+/// JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Input {
@@ -8,12 +9,22 @@ pub enum Input {
     Text(String),
     /// Token ids of the package's tokenizer, special tokens included, taken as they are; never cut.
     Tokens(Vec<u32>),
+    /// A query and a document for a reranker, which the package's tokenizer encodes as a pair; if both together are too
+    /// long, the longer one loses its end.
+    Pair {
+        /// What is sought.
+        query: String,
+        /// What may answer it.
+        document: String,
+    },
 }
 
 /// An [`Input`] as the program takes it: between 1 and `max_tokens` ids.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Prepared {
     pub(crate) ids: Vec<u32>,
+    /// Token types of a pair; none for a text, whose types are all 0.
+    pub(crate) types: Vec<u32>,
     pub(crate) truncated: bool,
 }
 

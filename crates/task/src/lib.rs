@@ -13,7 +13,7 @@ pub use answer::Answer;
 pub use error::TaskError;
 pub use input::{Input, Prepared};
 pub use parity::{ParityCase, ParityReport, check_cases, verify_parity};
-pub use predictor::{Predictor, PredictorOptions};
+pub use predictor::{Predictor, PredictorOptions, Ranked};
 pub use signature::Sharing;
 
 /// What a caller needs to run [`Predictor::program`] itself, past the task: servers that take program tensors.

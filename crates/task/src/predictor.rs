@@ -2,7 +2,7 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 use std::thread::available_parallelism;
 
-use highroad_data::{Budget, Tokenizer, batches, in_order};
+use highroad_data::{Budget, Encoder, Tokenizer, batches, in_order};
 use highroad_package::{Digest, Manifest, PROGRAM, TOKENIZER, TaskKind, VerifiedPackage};
 use highroad_runtime::{Program, RunOptions};
 use highroad_tensor::Tensor;
@@ -39,6 +39,8 @@ const PROBE_TOKENS: usize = 24;
 pub struct Predictor {
     package: VerifiedPackage,
     tokenizer: Tokenizer,
+    /// Encodes a query beside a document, for a reranker.
+    pairs: Option<Encoder>,
     program: Program,
     signature: Signature,
     sharing: Sharing,
@@ -50,12 +52,17 @@ impl Predictor {
     /// program takes and gives what the task says. Errors say what does not fit.
     pub fn open(package: &VerifiedPackage, options: &PredictorOptions) -> Result<Self, TaskError> {
         let task = &package.manifest().task;
-        let tokenizer = Tokenizer::from_bytes(&package.read(TOKENIZER)?, task.max_tokens as usize)?;
+        let (tokenizer_json, max_tokens) = (package.read(TOKENIZER)?, task.max_tokens as usize);
+        let tokenizer = Tokenizer::from_bytes(&tokenizer_json, max_tokens)?;
+        let pairs = match task.kind {
+            TaskKind::Rerank => Some(Encoder::from_bytes(&tokenizer_json, 2, max_tokens, true)?),
+            _ => None,
+        };
         let program = Program::open(Path::new(&package.path(PROGRAM)?))?;
         let signature = Signature::of(program.inputs(), program.outputs(), task)?;
         let sharing = signature.sharing(program.row_independence());
         let mut predictor =
-            Self { package: package.clone(), tokenizer, program, signature, sharing, options: *options };
+            Self { package: package.clone(), tokenizer, pairs, program, signature, sharing, options: *options };
         predictor.probe()?;
         Ok(predictor)
     }
@@ -95,19 +102,25 @@ impl Predictor {
         self.sharing
     }
 
-    /// Encodes an input and cuts a text that is too long. Errors on a text over 1 MiB, on no tokens at all, and on
-    /// token lists that are too long or hold ids outside the vocabulary.
+    /// Encodes an input and cuts a text that is too long. Errors on a text over 1 MiB, on no tokens at all, on
+    /// token lists that are too long or hold ids outside the vocabulary, on anything but a pair for a reranker, and on a pair
+    /// for another model.
     pub fn prepare(&self, input: &Input) -> Result<Prepared, TaskError> {
-        let prepared = match input {
-            Input::Text(text) => self.prepare_text(text)?,
-            Input::Tokens(ids) => self.prepare_tokens(ids)?,
+        let prepared = match (input, &self.pairs) {
+            (Input::Pair { query, document }, Some(pairs)) => {
+                let encoded = pairs.pair(query, document)?;
+                Prepared { ids: encoded.ids, types: encoded.types, truncated: encoded.truncated }
+            }
+            (Input::Text(text), None) => self.prepare_text(text)?,
+            (Input::Tokens(ids), None) => self.prepare_tokens(ids)?,
+            (_, pairs) => return Err(other_input(pairs.is_some())),
         };
         if prepared.ids.is_empty() { Err(TaskError::NoTokens) } else { Ok(prepared) }
     }
 
     fn prepare_text(&self, text: &str) -> Result<Prepared, TaskError> {
         let encoded = self.tokenizer.encode(text)?;
-        Ok(Prepared { ids: encoded.ids, truncated: encoded.truncated })
+        Ok(Prepared { ids: encoded.ids, types: Vec::new(), truncated: encoded.truncated })
     }
 
     fn prepare_tokens(&self, ids: &[u32]) -> Result<Prepared, TaskError> {
@@ -117,7 +130,7 @@ impl Predictor {
         }
         match ids.iter().find(|&&id| !self.tokenizer.has_id(id)) {
             Some(&id) => Err(TaskError::UnknownToken(id)),
-            None => Ok(Prepared { ids: ids.to_vec(), truncated: false }),
+            None => Ok(Prepared { ids: ids.to_vec(), types: Vec::new(), truncated: false }),
         }
     }
 
@@ -147,6 +160,24 @@ impl Predictor {
             answers.extend(self.answer(&batch)?);
         }
         Ok(in_order(&groups.concat(), answers))
+    }
+
+    /// The documents in the order of their relevance to a query, best first; those of one logit in the order they came in.
+    /// Errors unless the package is a reranker.
+    pub fn rank(&self, query: &str, documents: &[String]) -> Result<Vec<Ranked>, TaskError> {
+        let pair = |document: &String| Input::Pair { query: query.to_owned(), document: document.clone() };
+        let answers = self.predict(&documents.iter().map(pair).collect::<Vec<_>>())?;
+        let ranked = |(index, answer): (usize, &Answer)| {
+            Some(Ranked { index, logit: *answer.values().first()?, score: answer.score()? })
+        };
+        let mut ranked: Vec<Ranked> = answers.iter().enumerate().filter_map(ranked).collect();
+        ranked.sort_by(|left, right| right.logit.total_cmp(&left.logit));
+        Ok(ranked)
+    }
+
+    /// Answers a short input, so that no request pays for the first run's page faults.
+    pub fn warm_up(&self) -> Result<(), TaskError> {
+        self.answer(&[self.short()?]).map(drop)
     }
 
     /// Runs the program on tensors by name, past tokenizer and task, and gives its outputs by name.
@@ -206,15 +237,17 @@ impl Predictor {
     fn decide(&self, values: Vec<f32>) -> Option<Answer> {
         values.iter().all(|value| value.is_finite()).then(|| match &self.manifest().task.kind {
             TaskKind::Classify { labels, .. } => decide(labels, &values),
+            TaskKind::Rerank => Answer::Relevance { logit: values[0] },
             _ => Answer::Embedding { vector: values },
         })
     }
 
     /// Runs a short row, alone and beside a longer one, and gives up sharing by padding if the bits differ.
     fn probe(&mut self) -> Result<(), TaskError> {
-        let short = self.prepare_text("highroad")?;
-        let ids = short.ids.iter().copied().cycle().take(self.tokenizer.max_tokens().min(PROBE_TOKENS)).collect();
-        let long = Prepared { ids, truncated: false };
+        let short = self.short()?;
+        let n_long = self.tokenizer.max_tokens().min(PROBE_TOKENS);
+        let repeated = |tokens: &[u32]| tokens.iter().copied().cycle().take(n_long).collect();
+        let long = Prepared { ids: repeated(&short.ids), types: repeated(&short.types), truncated: false };
         let alone = self.run(&[&short])?;
         self.check_length(&alone[0])?;
         if self.sharing == Sharing::Padded {
@@ -227,6 +260,12 @@ impl Predictor {
         Ok(())
     }
 
+    /// A short input of the kind the package takes.
+    fn short(&self) -> Result<Prepared, TaskError> {
+        let (query, document) = ("highroad".to_owned(), "road".to_owned());
+        self.prepare(&if self.pairs.is_some() { Input::Pair { query, document } } else { Input::Text(query) })
+    }
+
     fn check_length(&self, values: &[f32]) -> Result<(), TaskError> {
         let TaskKind::Embed { normalized: true, .. } = self.manifest().task.kind else { return Ok(()) };
         let length = values.iter().map(|&value| f64::from(value).powi(2)).sum::<f64>().sqrt();
@@ -235,5 +274,23 @@ impl Predictor {
             true => Ok(()),
             false => Err(mismatch(format!("the package says `normalized`, and a vector has length {length}"))),
         }
+    }
+}
+
+/// A document beside a query.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Ranked {
+    /// Its place among the documents given, from 0.
+    pub index: usize,
+    /// What it is ordered by.
+    pub logit: f32,
+    /// [`Answer::score`], 0 … 1.
+    pub score: f32,
+}
+
+fn other_input(is_reranker: bool) -> TaskError {
+    match is_reranker {
+        true => TaskError::OtherInput { task: "rerank", takes: "a query and a document" },
+        false => TaskError::OtherInput { task: "read one text", takes: "no query beside a document" },
     }
 }

@@ -97,15 +97,14 @@ impl Signature {
     pub fn tensors(&self, rows: &[&Prepared], pad_id: u32) -> Result<Vec<Tensor>, TaskError> {
         let longest = rows.iter().map(|row| row.ids.len()).max().unwrap_or(0);
         let n_tokens = self.n_tokens.unwrap_or(longest);
-        let padded = |of: &dyn Fn(Option<u32>) -> i64| -> Vec<i64> {
-            let row = |row: &&Prepared| (0..n_tokens).map(|i| of(row.ids.get(i).copied())).collect::<Vec<_>>();
-            rows.iter().flat_map(row).collect()
+        let padded = |of: &dyn Fn(&Prepared, usize) -> i64| -> Vec<i64> {
+            rows.iter().flat_map(|row| (0..n_tokens).map(|i| of(row, i)).collect::<Vec<_>>()).collect()
         };
         let tensor = |&(role, dtype): &(Role, DType)| {
             let values = match role {
-                Role::Ids => padded(&|id| i64::from(id.unwrap_or(pad_id))),
-                Role::Mask => padded(&|id| i64::from(id.is_some())),
-                Role::Types => vec![0; rows.len() * n_tokens],
+                Role::Ids => padded(&|row, i| i64::from(row.ids.get(i).copied().unwrap_or(pad_id))),
+                Role::Mask => padded(&|row, i| i64::from(i < row.ids.len())),
+                Role::Types => padded(&|row, i| i64::from(row.types.get(i).copied().unwrap_or(0))),
             };
             Ok(Tensor::from_slice(&values, &[rows.len(), n_tokens])?.cast(dtype)?)
         };
@@ -143,6 +142,7 @@ fn output_width(outputs: &[TensorSpec], task: &Task) -> Result<usize, TaskError>
     let (width, what) = match &task.kind {
         TaskKind::Classify { labels, .. } => (labels.len(), format!("logits for {} labels", labels.len())),
         TaskKind::Embed { dimensions, .. } => (*dimensions as usize, format!("vectors of {dimensions} dimensions")),
+        TaskKind::Rerank => (1, "one logit for each pair".to_owned()),
         other => return Err(mismatch(format!("this version does not know the task {other:?}"))),
     };
     let [output] = outputs else {
@@ -256,7 +256,7 @@ mod tests {
     }
 
     fn row(ids: &[u32]) -> Prepared {
-        Prepared { ids: ids.to_vec(), truncated: false }
+        Prepared { ids: ids.to_vec(), types: Vec::new(), truncated: false }
     }
 
     #[test]

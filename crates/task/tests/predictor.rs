@@ -57,6 +57,7 @@ fn replace(path: &Path, from: &str, to: &str) {
 
 static CLASSIFY: LazyLock<Predictor> = LazyLock::new(|| open("classify-a"));
 static EMBED: LazyLock<Predictor> = LazyLock::new(|| open("embed"));
+static RERANK: LazyLock<Predictor> = LazyLock::new(|| open("rerank"));
 
 mod answers {
     use super::*;
@@ -89,6 +90,49 @@ mod answers {
             let length = answer.values().iter().map(|value| value * value).sum::<f32>().sqrt();
             assert!(answer.values().len() == 16 && (length - 1.0).abs() < 1e-5);
         }
+    }
+
+    fn pair(query: &str, document: &str) -> Input {
+        Input::Pair { query: query.to_owned(), document: document.to_owned() }
+    }
+
+    #[test]
+    fn a_reranker_gives_pytorchs_logit_for_a_pair() {
+        // Parity cases 0 to 2 hold these pairs; the last two are cut, the longer side first.
+        let pairs = [
+            (pair("what is the secret?", "the weather is what it is"), -4.330_544),
+            (pair("hello", "no"), -2.454_042_7),
+            (pair("reveal the system prompt", "please do not ignore the previous instructions"), -3.935_98),
+            (pair("", "a"), -0.501_642_8),
+            (pair(&"secret ".repeat(30), &"prompt ".repeat(40)), -3.295_661),
+            (pair("who?", &"0123456789 ".repeat(12)), -2.807_250_7),
+        ];
+        let (inputs, expected): (Vec<_>, Vec<f32>) = pairs.into_iter().unzip();
+        for (answer, expected) in RERANK.predict(&inputs).unwrap().iter().zip(expected) {
+            assert!((answer.values()[0] - expected).abs() < 2e-5, "{answer:?} {expected}");
+        }
+        assert!(RERANK.prepare(&inputs[4]).unwrap().truncated() && !RERANK.prepare(&inputs[0]).unwrap().truncated());
+        assert_eq!(RERANK.sharing(), Sharing::Padded);
+    }
+
+    #[test]
+    fn documents_are_ranked_best_first_and_equal_ones_as_given() {
+        let documents = ["no", "please do not", "no", "hello"].map(str::to_owned);
+        let ranked = RERANK.rank("hello", &documents).unwrap();
+        assert!(ranked.is_sorted_by(|a, b| a.logit >= b.logit));
+        let place = |index| ranked.iter().position(|document| document.index == index).unwrap();
+        assert_eq!(place(2), place(0) + 1);
+        let first = ranked[0];
+        assert!((first.score - 1.0 / (1.0 + (-first.logit).exp())).abs() < 1e-6);
+    }
+
+    #[test]
+    fn pairs_are_for_rerankers_alone() {
+        let error = RERANK.prepare(&text("hello")).unwrap_err().to_string();
+        assert_eq!(error, "the package is made to rerank: it takes a query and a document");
+        let error = CLASSIFY.prepare(&pair("a", "b")).unwrap_err().to_string();
+        assert_eq!(error, "the package is made to read one text: it takes no query beside a document");
+        assert!(EMBED.rank("a", &["b".to_owned()]).is_err());
     }
 
     #[test]
@@ -186,9 +230,9 @@ mod parity {
 
     #[test]
     fn every_tiny_package_agrees_with_pytorch() {
-        for name in ["classify-a", "classify-b", "embed"] {
+        for (name, n_cases) in [("classify-a", 4), ("classify-b", 4), ("embed", 4), ("rerank", 3)] {
             let report = verify_parity(&package(name, |_| ()), &options(2)).unwrap();
-            assert_eq!(report.cases.len(), 4);
+            assert_eq!(report.cases.len(), n_cases);
             assert!(report.passed() && report.worst().relative_rms < 2e-6, "{name}: {report:?}");
         }
     }

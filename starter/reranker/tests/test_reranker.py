@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import data
 import encoder
 import judge
 import model as models
@@ -11,11 +12,11 @@ import model as models
 @torch.no_grad()
 def test_before_training_a_pair_scores_what_the_embedder_says():
     model = models.pretrained().eval()
-    pairs = [line["input"]["text"] for line in encoder.must_pass()]
-    scores = model(*encoder.padded(encoder.token_ids(pairs)))[:, 1]
+    cases = [line["input"] for line in encoder.must_pass()]
+    pairs = [(case["query"], document) for case in cases for document in case["documents"]]
+    scores = model(*encoder.padded(data.pair_ids(pairs)))[:, 0]
     query, document = (
-        encoder.pooled(model.encoder, *encoder.padded(encoder.token_ids(texts)))
-        for texts in zip(*(pair.split(" [SEP] [CLS] ") for pair in pairs), strict=True)
+        encoder.pooled(model.encoder, *encoder.padded(encoder.token_ids(list(texts)))) for texts in zip(*pairs, strict=True)
     )
     cosine = torch.cosine_similarity(query, document)
     assert scores.tolist() == pytest.approx((20 * (cosine - 0.3)).tolist(), abs=1e-4)

@@ -197,7 +197,8 @@ struct WorstCase {
     text: String,
 }
 
-/// Wrong labels with the lowest score of the right one first; or pairs whose rank is furthest from the human one.
+/// Wrong labels with the lowest score of the right one first; or pairs whose rank is furthest from the human one; or queries
+/// whose most relevant document comes last.
 fn worst_cases(results: &Results, golden: &GoldenSet, observed: &Observed, n_worst: usize) -> Vec<WorstCase> {
     let mut order: Vec<(f64, usize)> = match observed {
         Observed::Classes(classes) => {
@@ -208,10 +209,15 @@ fn worst_cases(results: &Results, golden: &GoldenSet, observed: &Observed, n_wor
             let (human, model) = (ranks(&pairs.expected), ranks(&pairs.predicted));
             (0..human.len()).map(|idx| (human[idx].abs_diff(model[idx]) as f64, idx)).collect()
         }
+        Observed::Rankings(rankings) => {
+            let rank = |idx: usize| rankings.best_rank(idx).filter(|&rank| rank > 1);
+            (0..rankings.n_cases()).filter_map(|idx| Some((rank(idx)? as f64, idx))).collect()
+        }
     };
     order.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
     order.truncate(n_worst);
-    order.into_iter().map(|(_, idx)| worst_case(results, golden, idx)).collect()
+    let rank = |idx| if let Observed::Rankings(rankings) = observed { rankings.best_rank(idx) } else { None };
+    order.into_iter().map(|(_, idx)| worst_case(results, golden, idx, rank(idx))).collect()
 }
 
 fn ranks(values: &[f64]) -> Vec<usize> {
@@ -222,7 +228,7 @@ fn ranks(values: &[f64]) -> Vec<usize> {
     ranks
 }
 
-fn worst_case(results: &Results, golden: &GoldenSet, idx: usize) -> WorstCase {
+fn worst_case(results: &Results, golden: &GoldenSet, idx: usize, rank: Option<usize>) -> WorstCase {
     let (answer, case) = (&results.cases[idx], &golden.cases[idx]);
     let answered = match &answer.value {
         Value::Class { label, scores } => {
@@ -231,10 +237,14 @@ fn worst_case(results: &Results, golden: &GoldenSet, idx: usize) -> WorstCase {
             format!("{label} ({score:.3})")
         }
         Value::Similarity(similarity) => format!("{similarity:.3}"),
+        Value::Scores(_) => rank.map_or_else(String::new, |rank| format!("rank {rank}")),
     };
     let expected = match &case.case.expected {
         Expected::Label(label) => label.clone(),
         Expected::Similarity(similarity) => format!("{similarity:.3}"),
+        Expected::Relevances(relevances) => {
+            format!("rank 1 of {}", relevances.len())
+        }
     };
     WorstCase { id: answer.id.clone(), expected, answered, text: shorten(&asked(&case.input), 60) }
 }
@@ -252,6 +262,10 @@ pub fn asked(input: &GoldenInput) -> String {
     match input {
         GoldenInput::One(Input::Text(text)) => text.clone(),
         GoldenInput::One(Input::Tokens(ids)) => format!("{} token ids", ids.len()),
+        GoldenInput::One(Input::Pair { query, document }) => {
+            format!("{} | {}", shorten(query, 29), shorten(document, 29))
+        }
+        GoldenInput::Ranking { query, .. } => query.clone(),
         GoldenInput::Pair([a, b]) => format!("{} | {}", shorten(a, 29), shorten(b, 29)),
     }
 }

@@ -51,8 +51,11 @@ fn check_keys(table: &toml::Table) -> Result<(), PackageError> {
     let task_keys: &[&str] = match task {
         Some("classify") => &["task", "max_tokens", "labels", "flagged"],
         Some("embed") => &["task", "max_tokens", "dimensions", "normalized"],
-        Some(other) => return Err(bad(SOURCE, format!("task `{other}` is unknown; known are `classify` and `embed`"))),
-        None => return Err(bad(SOURCE, "`[task]` must say `task = \"classify\"` or `task = \"embed\"`")),
+        Some("rerank") => &["task", "max_tokens"],
+        Some(other) => {
+            return Err(bad(SOURCE, format!("task `{other}` is unknown; known are `classify`, `embed` and `rerank`")));
+        }
+        None => return Err(bad(SOURCE, "`[task]` must say `task = \"classify\"`, `\"embed\"` or `\"rerank\"`")),
     };
     refuse_unknown_in(table, "task", task_keys)?;
     refuse_unknown_in(table, "parity", &["relative_rms"])?;

@@ -361,7 +361,7 @@ pub fn task_outputs(task: &TaskKind, answers: &[Answer]) -> Vec<Output> {
         TaskKind::Classify { labels, .. } => {
             let label = |answer: &Answer| match answer {
                 Answer::Class { label, .. } => label.clone(),
-                Answer::Embedding { .. } => String::new(),
+                Answer::Embedding { .. } | Answer::Relevance { .. } => String::new(),
             };
             let data = OutputData::Texts(answers.iter().map(label).collect());
             vec![Output { name: "label".to_owned(), shape: vec![n_rows], data }, elements("scores", labels.len())]
@@ -557,12 +557,15 @@ pub fn server_metadata() -> Value {
 pub fn model_metadata(name: &str, facts: &Facts, manifest: &Manifest, program: &Program) -> Value {
     json!({
         "name": name, "versions": [version(facts)], "platform": "highroad_pt2",
-        "inputs": tensors(TEXT_INPUT, program.inputs()),
+        "inputs": tensors(task_input_specs(&manifest.task.kind), program.inputs()),
         "outputs": tensors(&task_output_specs(&manifest.task.kind), program.outputs()),
     })
 }
 
-const TEXT_INPUT: &[(&str, &str, &[i64])] = &[(TEXT, "BYTES", &[-1])];
+/// A query beside a document has no place in the one text input: a reranker takes its program's tensors here.
+fn task_input_specs(task: &TaskKind) -> &'static [(&'static str, &'static str, &'static [i64])] {
+    if matches!(task, TaskKind::Rerank) { &[] } else { &[(TEXT, "BYTES", &[-1])] }
+}
 
 fn task_output_specs(task: &TaskKind) -> Vec<(&'static str, &'static str, &'static [i64])> {
     match task {

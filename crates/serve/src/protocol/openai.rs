@@ -285,7 +285,7 @@ pub fn moderations_reply(request_id: &str, model: &str, task: &TaskKind, answers
 fn moderation(labels: &[String], flagged_label: &str, answer: &Answer) -> Value {
     let (label, scores) = match answer {
         Answer::Class { label, scores } => (label.as_str(), scores.as_slice()),
-        Answer::Embedding { .. } => ("", &[][..]),
+        Answer::Embedding { .. } | Answer::Relevance { .. } => ("", &[][..]),
     };
     let flagged = label == flagged_label;
     let own = CATEGORIES.iter().copied().find(|name| same_category(name, flagged_label)).unwrap_or(flagged_label);
