@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import shutil
 import socket
 import sqlite3
@@ -23,10 +22,9 @@ from pathlib import Path
 
 import psutil
 import report
+import track
 from playwright.sync_api import sync_playwright
 
-ROOT = Path(__file__).resolve().parent.parent
-HIGHROAD = Path(os.environ.get("HIGHROAD_BIN", ROOT / "target" / "release" / "highroad"))
 BEGAN_MS = 1_700_000_000_000
 N_METRICS, N_PARAMS, N_TAGS = 9, 12, 5
 LONG_RUN, LONG_METRIC = f"{0:032x}", "metric_0"
@@ -43,9 +41,9 @@ def main() -> None:
     parser.add_argument("--long", type=int, default=1_000_000, help="points of one metric of one run")
     parser.add_argument("--points", type=int, default=10_000_000, help="points in all")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=ROOT / "target") as folder:
-        ours, highroad_mb = measure(Path(folder) / "highroad", highroad_command, "track.db", options, highroad_calls)
-        theirs, mlflow_mb = measure(Path(folder) / "mlflow", mlflow_command, "mlflow.db", options, mlflow_calls)
+    with tempfile.TemporaryDirectory(dir=track.ROOT / "target") as folder:
+        ours, highroad_mb = measure(Path(folder), "highroad track", "track.db", options, highroad_calls)
+        theirs, mlflow_mb = measure(Path(folder), "mlflow server", "mlflow.db", options, mlflow_calls)
     rows = [[what, shown(ours[what]), shown(theirs[what]) if what in theirs else "–"] for what in ours]
     rows.append(["memory of the server after all this, MB", f"{highroad_mb:.0f}", f"{mlflow_mb:.0f}"])
     title = f"{options.runs:,} runs, {options.points:,} points; milliseconds, median of up to {REPEATS} (95th percentile)."
@@ -58,24 +56,15 @@ def shown(millis: list[float]) -> str:
     return f"{statistics.median(millis):.0f} ({statistics.quantiles(millis, n=20)[-1]:.0f})"
 
 
-def highroad_command(home: Path, port: int) -> list[str]:
-    return [str(HIGHROAD), "track", "--listen", f"127.0.0.1:{port}", "--home", str(home)]
-
-
-def mlflow_command(home: Path, port: int) -> list[str]:
-    store = ["--backend-store-uri", f"sqlite:///{home}/mlflow.db", "--artifacts-destination", f"{home}/artifacts"]
-    return [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), *store]
-
-
 @contextlib.contextmanager
-def server(command, home: Path):
+def server(name: str, home: Path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(command(home, port), cwd=home, **quiet)
+    process = subprocess.Popen([str(part) for part in track.SERVERS[name](port, home)], cwd=home, **quiet)
     try:
-        wait_for(f"http://127.0.0.1:{port}/health", process)
+        track.wait_for(f"http://127.0.0.1:{port}/health", process)
         yield f"http://127.0.0.1:{port}", process.pid
     finally:
         for child in psutil.Process(process.pid).children(recursive=True):
@@ -84,27 +73,17 @@ def server(command, home: Path):
         process.wait(timeout=30)
 
 
-def wait_for(url: str, process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < deadline:
-        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5):
-            return
-        time.sleep(0.05)
-    raise SystemExit(f"error: `{process.args[0]}` does not answer")
-
-
-def measure(home: Path, command, database: str, options, calls) -> tuple[dict[str, list[float]], float]:
-    home.mkdir(parents=True)
-    with server(command, home):
+def measure(folder: Path, name: str, database: str, options, calls) -> tuple[dict[str, list[float]], float]:
+    home = folder / name.replace(" ", "-")
+    home.mkdir()
+    with server(name, home):
         pass
     begun = time.monotonic()
     fill(home / database, options)
-    print(f"{database}: filled in {time.monotonic() - begun:.0f} s", file=sys.stderr)
-    with server(command, home) as (url, pid):
+    print(f"{name}: filled in {time.monotonic() - begun:.0f} s", file=sys.stderr)
+    with server(name, home) as (url, pid):
         found = calls(url)
-        main_process = psutil.Process(pid)
-        processes = [main_process, *main_process.children(recursive=True)]
-        memory_mb = sum(process.memory_full_info().pss for process in processes) / 1e6
+        memory_mb = track.memory_mb(pid)
     shutil.rmtree(home)
     return found, memory_mb
 

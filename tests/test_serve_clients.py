@@ -15,6 +15,8 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import cohere
+import highroad as highroad_module
 import numpy as np
 import openai
 import pytest
@@ -49,7 +51,7 @@ class Site:
 
 
 def open_site(binary: Path, home: Path) -> Site:
-    packages = {name: home / name for name in ("classify-a", "classify-b", "embed")}
+    packages = {name: home / name for name in ("classify-a", "classify-b", "embed", "rerank")}
     site = Site(binary, home, packages)
     for name, path in packages.items():
         site.run("pack", REPO / "conformance" / "packages" / name, "-o", path)
@@ -58,7 +60,7 @@ def open_site(binary: Path, home: Path) -> Site:
 
 @pytest.fixture(scope="module")
 def site(highroad: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """Two members served for development, with small limits."""
+    """Three members served for development, with small limits."""
     home = tmp_path_factory.mktemp("serve")
     site = open_site(highroad, home)
     portfolio = home / "portfolio.toml"
@@ -73,6 +75,9 @@ def site(highroad: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
         model = "{site.packages["embed"]}"
         threads = 1
         queue_rows = 2
+        [members.reranker]
+        model = "{site.packages["rerank"]}"
+        threads = 1
         """
     )
     command = [str(highroad), "serve", "--portfolio", str(portfolio), "--development", "--listen", "127.0.0.1:0"]
@@ -114,7 +119,7 @@ def test_the_openai_client_reads_moderations_into_its_types(site: Site) -> None:
 
 def test_the_openai_client_lists_models_and_reads_headers(site: Site) -> None:
     client = site.openai()
-    assert [model.id for model in client.models.list()] == ["embedder", "moderation"]
+    assert [model.id for model in client.models.list()] == ["embedder", "moderation", "reranker"]
     assert client.models.retrieve("embedder").owned_by == "highroad"
     raw = client.embeddings.with_raw_response.create(model="embedder", input="a")
     assert raw.headers["x-highroad-package"].startswith("sha256:")
@@ -220,9 +225,55 @@ def test_tritonclient_asks_about_server_and_models(site: Site) -> None:
     assert [(entry["name"], entry["state"]) for entry in client.get_model_repository_index()] == [
         ("embedder", "READY"),
         ("moderation", "READY"),
+        ("reranker", "READY"),
     ]
     with pytest.raises(triton.InferenceServerException, match="highroad promote"):
         client.load_model("moderation")
+
+
+QUERY, DOCUMENTS = "what is the secret?", ["the weather is what it is", "no", "please do not ignore me", "no"]
+
+
+def best_first(site: Site) -> list[tuple[int, float]]:
+    """What the runtime says in this process."""
+    ranked = highroad_module.load(site.packages["rerank"]).rank(QUERY, DOCUMENTS)
+    return [(document.index, document.score) for document in ranked]
+
+
+@pytest.mark.parametrize("client", [cohere.Client, cohere.ClientV2])
+def test_the_cohere_client_reranks(site: Site, client: type) -> None:
+    reply = client(api_key="none", base_url=site.url).rerank(model="reranker", query=QUERY, documents=DOCUMENTS, top_n=3)
+    assert [(result.index, np.float32(result.relevance_score)) for result in reply.results] == best_first(site)[:3]
+    assert reply.meta.tokens.input_tokens > 0
+    with pytest.raises(cohere.BadRequestError, match="`documents` has 0 entries"):
+        client(api_key="none", base_url=site.url).rerank(model="reranker", query=QUERY, documents=[])
+    with pytest.raises(cohere.NotFoundError, match="nobody"):
+        client(api_key="none", base_url=site.url).rerank(model="nobody", query=QUERY, documents=DOCUMENTS)
+    with pytest.raises(cohere.errors.BadRequestError, match="made for moderation|classification"):
+        client(api_key="none", base_url=site.url).rerank(model="moderation", query=QUERY, documents=DOCUMENTS)
+
+
+def post_json(url: str, body: dict) -> tuple[object, object]:
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"content-type": "application/json"})
+    with urllib.request.urlopen(request, timeout=30) as reply:
+        return json.loads(reply.read()), reply.headers
+
+
+def test_bodies_of_jina_vllm_and_tei_rerank(site: Site, tmp_path: Path) -> None:
+    # As litellm sends them.
+    jina = {"model": "reranker", "query": QUERY, "documents": DOCUMENTS, "top_n": 2, "return_documents": True}
+    reply, headers = post_json(f"{site.url}/v1/rerank", jina)
+    assert [result["document"]["text"] for result in reply["results"]] == [DOCUMENTS[index] for index, _ in best_first(site)[:2]]
+    assert reply["usage"]["total_tokens"] > 0
+    assert post_json(f"{site.url}/rerank", jina)[0]["results"] == reply["results"]
+    tei = {"query": QUERY, "texts": DOCUMENTS, "raw_scores": False, "truncation_direction": "Right"}
+    assert [(entry["index"], np.float32(entry["score"])) for entry in post_json(f"{site.url}/rerank", tei)[0]] == best_first(site)
+    replayed = site.run("replay", headers["x-request-id"], "--input", case(tmp_path, jina))
+    assert replayed.stdout.startswith("the same bits\n")
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        post_json(f"{site.url}/rerank", {"query": QUERY, "texts": []})
+    body = json.loads(refused.value.read())
+    assert refused.value.code == 400 and body["error_type"] == "Validation" and "`texts` has 0 entries" in body["error"]
 
 
 def test_metrics_pass_promtool(site: Site) -> None:

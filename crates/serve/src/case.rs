@@ -7,11 +7,13 @@ use serde_json::Value;
 
 use crate::protocol::oip::{InferRequest, Query};
 use crate::protocol::openai;
+use crate::protocol::rerank::RerankRequest;
 
 /// What a case asks, of a program with inputs `specs`.
 ///
-/// Taken are `{"input": {"text": "…"}}` (a golden case), `{"text": "…"}`, `{"tokens": […]}`, the body of an OpenAI request
-/// (`{"input": "…"}` and its other shapes) and the JSON body of an Open Inference Protocol request.
+/// Taken are `{"input": {"text": "…"}}` (a golden case), `{"text": "…"}`, `{"tokens": […]}`, `{"pair": {…}}`, the body of an OpenAI
+/// request (`{"input": "…"}` and its other shapes), that of a rerank request (or a golden case with `query` and `documents`) and
+/// the JSON body of an Open Inference Protocol request.
 pub fn query(case: &[u8], specs: &[TensorSpec]) -> Result<Query, Problem> {
     let case: Value =
         serde_json::from_slice(case).map_err(|error| Problem::invalid(format!("the case is not JSON: {error}")))?;
@@ -20,16 +22,21 @@ pub fn query(case: &[u8], specs: &[TensorSpec]) -> Result<Query, Problem> {
         return InferRequest::parse(body.as_bytes(), None)?.query(specs).map(|(query, _)| query);
     }
     let golden = case.get("input").filter(|input| input.is_object()).unwrap_or(&case);
-    if golden.get("text").is_some() || golden.get("tokens").is_some() {
+    if GOLDEN_KEYS.iter().any(|key| golden.get(key).is_some()) {
         return golden_input(golden).map(|input| Query::Rows(vec![input]));
+    }
+    if golden.get("query").is_some() {
+        return RerankRequest::parse(golden.to_string().as_bytes(), "1").map(|request| Query::Rows(request.inputs()));
     }
     let inputs = openai::inputs(&case).map_err(|refused| refused.problem)?;
     Ok(Query::Rows(inputs))
 }
 
+const GOLDEN_KEYS: [&str; 3] = ["text", "tokens", "pair"];
+
 fn golden_input(golden: &Value) -> Result<Input, Problem> {
     let known = golden.as_object().map(|object| {
-        let input = object.iter().filter(|(key, _)| matches!(key.as_str(), "text" | "tokens"));
+        let input = object.iter().filter(|(key, _)| GOLDEN_KEYS.contains(&key.as_str()));
         input.map(|(key, value)| (key.clone(), value.clone())).collect()
     });
     let input = Value::Object(known.unwrap_or_default());
@@ -65,6 +72,15 @@ mod tests {
             assert_eq!(rows(case), Ok(vec![text("a")]), "{case}");
         }
         assert_eq!(rows(r#"{"input": {"tokens": [1, 2]}}"#), Ok(vec![Input::Tokens(vec![1, 2])]));
+        let pair = |document: &str| Input::Pair { query: "q".to_owned(), document: document.to_owned() };
+        assert_eq!(rows(r#"{"pair": {"query": "q", "document": "d"}}"#), Ok(vec![pair("d")]));
+        for case in [
+            r#"{"id": "x", "input": {"query": "q", "documents": ["d", "e"]}, "expected": [0, 1]}"#,
+            r#"{"model": "m", "query": "q", "documents": ["d", {"text": "e"}]}"#,
+            r#"{"query": "q", "texts": ["d", "e"]}"#,
+        ] {
+            assert_eq!(rows(case), Ok(vec![pair("d"), pair("e")]), "{case}");
+        }
         assert_eq!(rows(r#"{"input": [[1, 2], [3]]}"#), Ok(vec![Input::Tokens(vec![1, 2]), Input::Tokens(vec![3])]));
     }
 

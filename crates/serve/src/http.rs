@@ -23,6 +23,7 @@ use crate::error::AskError;
 use crate::portfolio::Portfolio;
 use crate::protocol::oip::{self, InferRequest, Query};
 use crate::protocol::openai::{self, EmbeddingsRequest, ModerationsRequest, Refused};
+use crate::protocol::rerank::{self, RerankRequest};
 use crate::request_log::{Record, RequestLog};
 use crate::revision::{Asked, Facts, Revision};
 use crate::telemetry::{REQUEST_SECONDS, REQUESTS};
@@ -47,7 +48,12 @@ struct App {
 pub fn router(portfolio: Arc<Portfolio>, log: RequestLog) -> Router {
     let body_bytes = portfolio.limits().body_bytes;
     let app = App { portfolio, log };
-    openai_routes().merge(oip_routes()).merge(own_routes()).layer(DefaultBodyLimit::max(body_bytes)).with_state(app)
+    openai_routes()
+        .merge(rerank_routes())
+        .merge(oip_routes())
+        .merge(own_routes())
+        .layer(DefaultBodyLimit::max(body_bytes))
+        .with_state(app)
 }
 
 /// `/health`: the process answers. `/ready`: every member serves what it should, and the status of each.
@@ -67,6 +73,13 @@ fn openai_routes() -> Router<App> {
         .route("/v1/models", get(models).fallback(openai_method))
         .route("/v1/models/{model}", get(model).fallback(openai_method))
         .route("/v1/{*rest}", any(openai_unknown))
+}
+
+fn rerank_routes() -> Router<App> {
+    Router::new()
+        .route("/rerank", post(documents).fallback(rerank_method))
+        .route("/v1/rerank", post(documents).fallback(rerank_method))
+        .route("/v2/rerank", post(documents).fallback(rerank_method))
 }
 
 fn oip_routes() -> Router<App> {
@@ -114,6 +127,20 @@ async fn moderations(
     openai_response(app.moderations(&id, body).await)
 }
 
+async fn documents(
+    State(app): State<App>,
+    Extension(id): Extension<RequestId>,
+    OriginalUri(uri): OriginalUri,
+    body: Result<Bytes, BytesRejection>,
+) -> Response {
+    let (route, version) = if uri.path() == "/v2/rerank" { ("/v2/rerank", "2") } else { ("/v1/rerank", "1") };
+    app.rerank(&id, route, version, body).await.unwrap_or_else(|problem| problem.respond(rerank::error_body))
+}
+
+async fn rerank_method(method: Method, OriginalUri(uri): OriginalUri) -> Response {
+    wrong_method(&method, uri.path()).respond(rerank::error_body)
+}
+
 async fn models(State(app): State<App>) -> Response {
     let models: Vec<Value> =
         app.portfolio.deployments().iter().filter_map(|d| d.revision().ok()).map(|r| entry(&r)).collect();
@@ -132,7 +159,7 @@ fn entry(revision: &Revision) -> Value {
 
 async fn openai_unknown(OriginalUri(uri): OriginalUri) -> Response {
     let message = format!(
-        "this server has no `{}`; it has /v1/embeddings, /v1/moderations, /v1/models and the Open Inference Protocol at /v2",
+        "this server has no `{}`; it has /v1/embeddings, /v1/moderations, /v1/rerank, /v1/models and the Open Inference Protocol at /v2",
         uri.path()
     );
     openai_response(Err(Refused { code: Some("unknown_url"), ..Problem::not_found(message).into() }))
@@ -280,7 +307,10 @@ impl App {
         let request = ModerationsRequest::parse(&self.whole(body)?)?;
         let revision = match &request.model {
             Some(model) => self.portfolio.revision(model).map_err(|error| count(None, error))?,
-            None => self.only_moderator()?,
+            None => self.only("moderates", moderates).map_err(|problem| {
+                let param = (problem.kind == Kind::Invalid).then_some("model");
+                Refused { param, ..problem.into() }
+            })?,
         };
         if !moderates(&revision) {
             return Err(wrong_task(&revision, "moderations").into());
@@ -292,16 +322,40 @@ impl App {
         Ok(self.answer(&call, &asked, "application/json", body))
     }
 
-    fn only_moderator(&self) -> Result<Arc<Revision>, Refused> {
+    async fn rerank(
+        &self,
+        id: &RequestId,
+        route: &'static str,
+        version: &'static str,
+        body: Result<Bytes, BytesRejection>,
+    ) -> Result<Response, Problem> {
+        let request = RerankRequest::parse(&self.whole(body)?, version)?;
+        let revision = match &request.model {
+            Some(model) => self.portfolio.revision(model).map_err(|error| count(None, error).problem())?,
+            None => self.only("reranks", reranks)?,
+        };
+        if !reranks(&revision) {
+            return Err(wrong_task(&revision, "reranking").problem());
+        }
+        let call = Call::begin(id, route, &revision);
+        let asked = call.finish(revision.ask(request.inputs(), self.portfolio.limits(), None).await);
+        let asked = asked.map_err(|error| error.problem())?;
+        let n_tokens = asked.n_tokens.iter().sum();
+        let body = request.reply(&id.0, &revision.facts().member, &asked.answers, n_tokens);
+        Ok(self.answer(&call, &asked, "application/json", body))
+    }
+
+    /// The one member that `does` what is asked, for a request that names none.
+    fn only(&self, does: &str, has: fn(&Revision) -> bool) -> Result<Arc<Revision>, Problem> {
         let revisions = self.portfolio.deployments().into_iter().filter_map(|deployment| deployment.revision().ok());
-        let mut moderators: Vec<Arc<Revision>> = revisions.filter(|revision| moderates(revision)).collect();
-        match moderators.len() {
-            1 => Ok(moderators.remove(0)),
-            0 => Err(Problem::not_found("no model of this server moderates").into()),
+        let mut found: Vec<Arc<Revision>> = revisions.filter(|revision| has(revision)).collect();
+        match found.len() {
+            1 => Ok(found.remove(0)),
+            0 => Err(Problem::not_found(format!("no model of this server {does}"))),
             _ => {
-                let names: Vec<&str> = moderators.iter().map(|revision| revision.facts().member.as_str()).collect();
-                let message = format!("several models moderate; name one as `model`: {}", names.join(", "));
-                Err(Refused { param: Some("model"), ..Problem::invalid(message).into() })
+                let names: Vec<&str> = found.iter().map(|revision| revision.facts().member.as_str()).collect();
+                let names = names.join(", ");
+                Err(Problem::invalid(format!("more than one model {does}; name one as `model`: {names}")))
             }
         }
     }
@@ -398,6 +452,10 @@ fn origin(facts: &Facts, headers: &mut HeaderMap) {
 
 fn moderates(revision: &Revision) -> bool {
     matches!(&revision.manifest().task.kind, TaskKind::Classify { flagged: Some(_), .. })
+}
+
+fn reranks(revision: &Revision) -> bool {
+    matches!(&revision.manifest().task.kind, TaskKind::Rerank)
 }
 
 fn wrong_task(revision: &Revision, wanted: &'static str) -> AskError {

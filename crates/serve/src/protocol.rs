@@ -2,3 +2,4 @@
 
 pub mod oip;
 pub mod openai;
+pub mod rerank;

@@ -48,6 +48,29 @@ impl Answer {
     }
 }
 
+/// A document beside a query.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Ranked {
+    /// Its place among the documents given, from 0.
+    pub index: usize,
+    /// What it is ordered by.
+    pub logit: f32,
+    /// [`Answer::score`], 0 … 1.
+    pub score: f32,
+}
+
+/// The documents that `answers` are about, in the order of their relevance, best first; those of one logit in the order they
+/// came in. Answers of another kind are left out.
+pub fn ranked(answers: &[Answer]) -> Vec<Ranked> {
+    let document = |(index, answer): (usize, &Answer)| match answer {
+        Answer::Relevance { logit } => Some(Ranked { index, logit: *logit, score: answer.score()? }),
+        _ => None,
+    };
+    let mut documents: Vec<Ranked> = answers.iter().enumerate().filter_map(document).collect();
+    documents.sort_by(|left, right| right.logit.total_cmp(&left.logit));
+    documents
+}
+
 /// The label of the highest of `logits` and their softmax. `labels` and `logits` have one length, at least 1, and all
 /// logits are finite.
 ///

@@ -9,11 +9,11 @@ mod parity;
 mod predictor;
 mod signature;
 
-pub use answer::Answer;
+pub use answer::{Answer, Ranked, ranked};
 pub use error::TaskError;
 pub use input::{Input, Prepared};
 pub use parity::{ParityCase, ParityReport, check_cases, verify_parity};
-pub use predictor::{Predictor, PredictorOptions, Ranked};
+pub use predictor::{Predictor, PredictorOptions};
 pub use signature::Sharing;
 
 /// What a caller needs to run [`Predictor::program`] itself, past the task: servers that take program tensors.

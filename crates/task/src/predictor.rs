@@ -7,7 +7,7 @@ use highroad_package::{Digest, Manifest, PROGRAM, TOKENIZER, TaskKind, VerifiedP
 use highroad_runtime::{Program, RunOptions};
 use highroad_tensor::Tensor;
 
-use crate::answer::decide;
+use crate::answer::{Ranked, decide, ranked};
 use crate::signature::{Sharing, Signature, mismatch};
 use crate::{Answer, Input, Prepared, TaskError};
 
@@ -167,12 +167,7 @@ impl Predictor {
     pub fn rank(&self, query: &str, documents: &[String]) -> Result<Vec<Ranked>, TaskError> {
         let pair = |document: &String| Input::Pair { query: query.to_owned(), document: document.clone() };
         let answers = self.predict(&documents.iter().map(pair).collect::<Vec<_>>())?;
-        let ranked = |(index, answer): (usize, &Answer)| {
-            Some(Ranked { index, logit: *answer.values().first()?, score: answer.score()? })
-        };
-        let mut ranked: Vec<Ranked> = answers.iter().enumerate().filter_map(ranked).collect();
-        ranked.sort_by(|left, right| right.logit.total_cmp(&left.logit));
-        Ok(ranked)
+        Ok(ranked(&answers))
     }
 
     /// Answers a short input, so that no request pays for the first run's page faults.
@@ -275,17 +270,6 @@ impl Predictor {
             false => Err(mismatch(format!("the package says `normalized`, and a vector has length {length}"))),
         }
     }
-}
-
-/// A document beside a query.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Ranked {
-    /// Its place among the documents given, from 0.
-    pub index: usize,
-    /// What it is ordered by.
-    pub logit: f32,
-    /// [`Answer::score`], 0 … 1.
-    pub score: f32,
 }
 
 fn other_input(is_reranker: bool) -> TaskError {

@@ -1,0 +1,216 @@
+//! Reranking in the dialects that clients speak: Cohere's v1 and v2, Jina's and vLLM's, which are Cohere's, and that of Text
+//! Embeddings Inference (TEI).
+//!
+//! Cohere's list what is ranked as `documents`, TEI as `texts`; both come to `/rerank`.
+
+use highroad_service::{Kind, Problem};
+use highroad_task::{Answer, Input, Ranked, ranked};
+use serde_json::{Map, Value, json};
+
+/// Most documents of a request, as Cohere has it.
+const MAX_DOCUMENTS: usize = 1000;
+
+/// How a request is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dialect {
+    /// Cohere's, of this version of its interface.
+    Cohere(&'static str),
+    /// TEI's: a bare list.
+    Tei {
+        /// Logits instead of scores from 0 to 1.
+        raw_scores: bool,
+    },
+}
+
+/// `POST /rerank`, `/v1/rerank`, `/v2/rerank`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RerankRequest {
+    /// Member name; the only reranker if absent.
+    pub model: Option<String>,
+    /// What is sought.
+    pub query: String,
+    /// What may answer it, at least one.
+    pub documents: Vec<String>,
+    /// How many of the best are returned.
+    pub top_n: usize,
+    /// Whether their texts are returned too.
+    pub with_texts: bool,
+    /// How it is answered.
+    pub dialect: Dialect,
+}
+
+impl RerankRequest {
+    /// Reads a body; `version` is that of Cohere's interface where the body is in its dialect.
+    pub fn parse(body: &[u8], version: &'static str) -> Result<Self, Problem> {
+        let body: Value =
+            serde_json::from_slice(body).map_err(|error| Problem::invalid(format!("the body is not JSON: {error}")))?;
+        let body = body.as_object().ok_or_else(|| Problem::invalid("the body is not a JSON object"))?;
+        let (list, dialect, texts) = match body.get("texts") {
+            Some(_) => ("texts", Dialect::Tei { raw_scores: flag(body, "raw_scores")? }, "return_text"),
+            None => ("documents", Dialect::Cohere(version), "return_documents"),
+        };
+        let documents = documents(body.get(list), list)?;
+        let top_n = match body.get("top_n") {
+            None | Some(Value::Null) => documents.len(),
+            Some(n) => n
+                .as_u64()
+                .filter(|&n| n > 0)
+                .and_then(|n| usize::try_from(n).ok())
+                .ok_or_else(|| Problem::invalid("`top_n` is a positive whole number"))?,
+        };
+        Ok(Self {
+            model: text(body, "model")?.map(str::to_owned),
+            query: text(body, "query")?.ok_or_else(|| Problem::invalid("`query` is missing"))?.to_owned(),
+            documents,
+            top_n,
+            with_texts: flag(body, texts)?,
+            dialect,
+        })
+    }
+
+    /// Each document beside the query.
+    pub fn inputs(&self) -> Vec<Input> {
+        let pair = |document: &String| Input::Pair { query: self.query.clone(), document: document.clone() };
+        self.documents.iter().map(pair).collect()
+    }
+
+    /// The reply: the best documents, best first.
+    pub fn reply(&self, request_id: &str, model: &str, answers: &[Answer], n_tokens: usize) -> Vec<u8> {
+        let best: Vec<Value> =
+            ranked(answers).into_iter().take(self.top_n).map(|document| self.entry(document)).collect();
+        let reply = match self.dialect {
+            Dialect::Tei { .. } => Value::Array(best),
+            Dialect::Cohere(version) => json!({
+                "id": request_id,
+                "model": model,
+                "results": best,
+                "usage": { "total_tokens": n_tokens },
+                "meta": { "api_version": { "version": version }, "tokens": { "input_tokens": n_tokens } },
+            }),
+        };
+        serde_json::to_vec(&reply).expect("a value is JSON")
+    }
+
+    fn entry(&self, document: Ranked) -> Value {
+        let text = || self.documents[document.index].as_str();
+        let mut entry = match self.dialect {
+            Dialect::Tei { raw_scores } => {
+                json!({ "index": document.index, "score": if raw_scores { document.logit } else { document.score } })
+            }
+            Dialect::Cohere(_) => json!({ "index": document.index, "relevance_score": document.score }),
+        };
+        if self.with_texts {
+            match self.dialect {
+                Dialect::Tei { .. } => entry["text"] = text().into(),
+                Dialect::Cohere(_) => entry["document"] = json!({ "text": text() }),
+            }
+        }
+        entry
+    }
+}
+
+/// A refusal: Cohere's clients read `message`, TEI's `error` and `error_type`.
+pub fn error_body(problem: &Problem) -> Value {
+    let error_type = match problem.kind {
+        Kind::Overloaded => "Overloaded",
+        Kind::Internal => "Backend",
+        Kind::Unavailable => "Unhealthy",
+        _ => "Validation",
+    };
+    json!({ "message": problem.message, "error": problem.message, "error_type": error_type })
+}
+
+fn documents(list: Option<&Value>, name: &str) -> Result<Vec<String>, Problem> {
+    let error = || Problem::invalid(format!("`{name}` is a list of strings, or of objects with a `text`"));
+    let items = list.and_then(Value::as_array).ok_or_else(error)?;
+    if items.is_empty() || items.len() > MAX_DOCUMENTS {
+        let n = items.len();
+        return Err(Problem::invalid(format!("`{name}` has {n} entries, and takes 1 to {MAX_DOCUMENTS}")));
+    }
+    let text = |item: &Value| item.as_str().or_else(|| item.get("text")?.as_str()).map(str::to_owned).ok_or_else(error);
+    items.iter().map(text).collect()
+}
+
+fn text<'b>(body: &'b Map<String, Value>, name: &str) -> Result<Option<&'b str>, Problem> {
+    match body.get(name) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text)),
+        Some(_) => Err(Problem::invalid(format!("`{name}` is a string"))),
+    }
+}
+
+fn flag(body: &Map<String, Value>, name: &str) -> Result<bool, Problem> {
+    match body.get(name) {
+        None | Some(Value::Null) => Ok(false),
+        Some(Value::Bool(flag)) => Ok(*flag),
+        Some(_) => Err(Problem::invalid(format!("`{name}` is true or false"))),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    fn parse(body: &Value) -> Result<RerankRequest, String> {
+        RerankRequest::parse(body.to_string().as_bytes(), "2").map_err(|problem| problem.message)
+    }
+
+    fn reply(request: &RerankRequest, logits: &[f32]) -> Value {
+        let answers: Vec<Answer> = logits.iter().map(|&logit| Answer::Relevance { logit }).collect();
+        serde_json::from_slice(&request.reply("id", "m", &answers, 7)).unwrap()
+    }
+
+    #[test]
+    fn cohere_gets_the_best_documents_first() {
+        let body =
+            json!({ "model": "m", "query": "q", "documents": ["a", {"text": "b"}, "c"], "top_n": 2, "extra": 1 });
+        let request = parse(&body).unwrap();
+        assert_eq!(request.inputs()[1], Input::Pair { query: "q".to_owned(), document: "b".to_owned() });
+        let reply = reply(&request, &[-1.0, 0.0, 2.0]);
+        assert_eq!(reply["results"][0]["index"], 2);
+        assert_eq!(reply["results"][1], json!({ "index": 1, "relevance_score": 0.5 }));
+        assert_eq!(reply["results"].as_array().unwrap().len(), 2);
+        assert_eq!(
+            (&reply["usage"]["total_tokens"], &reply["meta"]["api_version"]["version"]),
+            (&json!(7), &json!("2"))
+        );
+    }
+
+    #[test]
+    fn texts_come_back_where_they_are_asked_for() {
+        let cohere = parse(&json!({ "query": "q", "documents": ["a"], "return_documents": true })).unwrap();
+        assert_eq!(reply(&cohere, &[0.0])["results"][0]["document"], json!({ "text": "a" }));
+        let tei = json!({ "query": "q", "texts": ["a", "b"], "return_text": true, "truncation_direction": "Right" });
+        let ranked = json!([{ "index": 1, "score": 0.5, "text": "b" }, { "index": 0, "score": 0.0, "text": "a" }]);
+        assert_eq!(reply(&parse(&tei).unwrap(), &[-200.0, 0.0]), ranked);
+    }
+
+    #[test]
+    fn tei_gives_logits_on_request() {
+        let request = parse(&json!({ "query": "q", "texts": ["a"], "raw_scores": true })).unwrap();
+        assert_eq!(reply(&request, &[-2.5]), json!([{ "index": 0, "score": -2.5 }]));
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let many = vec!["d"; 1001];
+        for (body, complaint) in [
+            (json!([]), "the body is not a JSON object"),
+            (json!({ "documents": ["a"] }), "`query` is missing"),
+            (json!({ "query": 1, "documents": ["a"] }), "`query` is a string"),
+            (json!({ "query": "q" }), "`documents` is a list of strings, or of objects with a `text`"),
+            (json!({ "query": "q", "documents": [] }), "`documents` has 0 entries, and takes 1 to 1000"),
+            (json!({ "query": "q", "texts": many }), "`texts` has 1001 entries, and takes 1 to 1000"),
+            (
+                json!({ "query": "q", "documents": [1] }),
+                "`documents` is a list of strings, or of objects with a `text`",
+            ),
+            (json!({ "query": "q", "documents": ["a"], "top_n": 0 }), "`top_n` is a positive whole number"),
+            (json!({ "query": "q", "texts": ["a"], "raw_scores": 1 }), "`raw_scores` is true or false"),
+        ] {
+            assert_eq!(parse(&body).unwrap_err(), complaint);
+        }
+        assert!(RerankRequest::parse(b"{", "1").unwrap_err().message.starts_with("the body is not JSON: "));
+    }
+}
