@@ -56,8 +56,10 @@ const NAMES: [(&str, Metric); 12] = [
     ("spearman", Metric::Spearman),
     ("map", Metric::Map),
 ];
+/// A metric of the first k documents.
+type OfFirst = fn(Cutoff) -> Metric;
 /// Metrics of the first k documents by what stands before the k.
-const NAMES_WITH_K: [(&str, fn(Cutoff) -> Metric); 3] =
+const NAMES_WITH_K: [(&str, OfFirst); 3] =
     [("ndcg_at_", Metric::Ndcg), ("mrr_at_", Metric::Mrr), ("recall_at_", Metric::RecallAt)];
 /// The same number as accuracy, as each case has one label.
 const ACCURACY_TOO: &str = "f1_micro";
