@@ -73,7 +73,7 @@ enum Command {
     Rollback(commands::rollback::Args),
     /// Run the tracking server and model registry that MLflow clients speak to.
     Track(commands::track::Args),
-    /// Serve models: OpenAI embeddings and moderations, Open Inference Protocol v2, metrics.
+    /// Serve models: OpenAI embeddings and moderations, reranking, Open Inference Protocol v2, metrics.
     Serve(commands::serve::Args),
     /// Tracking, registry, pages and serving in one process on one port.
     Up(commands::up::Args),

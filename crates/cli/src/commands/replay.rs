@@ -319,7 +319,11 @@ fn outcome(verdict: &Verdict) -> String {
 /// The run's id, state and last metrics, as far as the tracking server knows them.
 fn run_line(id: &str, run: Option<&Value>) -> String {
     let Some(run) = run else { return format!("{id} (the tracking server does not know it)") };
-    let metric = |metric: &Value| Some(format!("{} {}", metric["key"].as_str()?, metric["value"]));
+    // How busy the machine was says nothing about the answer.
+    let metric = |metric: &Value| {
+        let key = metric["key"].as_str().filter(|key| !key.starts_with("system/"))?;
+        Some(format!("{key} {}", metric["value"]))
+    };
     let metrics =
         run["data"]["metrics"].as_array().map(|metrics| metrics.iter().filter_map(metric).collect::<Vec<_>>());
     let metrics = metrics.unwrap_or_default().join(", ");
