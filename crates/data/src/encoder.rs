@@ -142,9 +142,11 @@ impl Encoder {
     pub fn pair(&self, first: &str, second: &str) -> Result<EncodedPair, TokenizerError> {
         within_limit(first)?;
         within_limit(second)?;
-        let (mut words, mut tokens) = (Words::default(), Vec::new());
-        self.encode(&[first, second], &mut words, &mut tokens)?;
-        let n_tokens: usize = words.texts.iter().map(Vec::len).sum();
+        // Whole texts: to look up word by word pays only where words are met again.
+        let encoded = [self.text_ids(first)?, self.text_ids(second)?];
+        let n_tokens: usize = encoded.iter().map(Vec::len).sum();
+        let mut tokens = Vec::new();
+        self.frame_around(&encoded, &mut tokens)?;
         let (ids, types) = tokens.into_iter().map(|token| (token.id(), token.kind())).unzip();
         Ok(EncodedPair { ids, types, truncated: n_tokens > self.room })
     }
@@ -163,7 +165,14 @@ impl Encoder {
                 words.push(self, word, ids)?;
             }
         }
-        let kept = kept([encoded[0].len(), if texts.len() == 2 { encoded[1].len() } else { 0 }], self.room);
+        self.frame_around(&encoded, out)?;
+        words.texts = encoded;
+        Ok(())
+    }
+
+    /// Appends the ids of the texts as far as there is room for them, with the special tokens around.
+    fn frame_around(&self, encoded: &[Vec<u32>; 2], out: &mut Vec<Token>) -> Result<(), TokenizerError> {
+        let kept = kept([encoded[0].len(), encoded[1].len()], self.room);
         for piece in &self.frame {
             match *piece {
                 Piece::Special(id, kind) => out.push(Token::new(id, kind)?),
@@ -173,8 +182,16 @@ impl Encoder {
                 }
             }
         }
-        words.texts = encoded;
         Ok(())
+    }
+
+    /// Ids of a text by itself, without special tokens; all are below [`TYPE_BIT`].
+    fn text_ids(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+        let ids = self.reference(&[text], false)?.get_ids().to_vec();
+        match ids.iter().find(|id| **id >= TYPE_BIT) {
+            Some(id) => Err(TokenizerError::Encode(format!("token {id} is out of range"))),
+            None => Ok(ids),
+        }
     }
 
     /// What `tokenizers` makes of the texts.
@@ -217,15 +234,11 @@ impl Words {
             out.extend_from_slice(&self.ids[start as usize..end as usize]);
             return Ok(());
         }
-        let encoding = encoder.reference(&[word], false)?;
-        let ids = encoding.get_ids();
-        if let Some(id) = ids.iter().find(|id| **id >= TYPE_BIT) {
-            return Err(TokenizerError::Encode(format!("token {id} is out of range")));
-        }
-        out.extend_from_slice(ids);
+        let ids = encoder.text_ids(word)?;
+        out.extend_from_slice(&ids);
         if word.len() <= MAX_WORD_BYTES && self.known.len() < MAX_WORDS {
             let start = self.ids.len() as u32;
-            self.ids.extend_from_slice(ids);
+            self.ids.extend_from_slice(&ids);
             self.known.insert(word.as_bytes().into(), (start, self.ids.len() as u32));
         }
         Ok(())
