@@ -224,6 +224,10 @@ pub enum Protocol {
     OpenAi,
     /// The Open Inference Protocol, version 2.
     OpenInference,
+    /// Cohere's, which Jina's and vLLM's rerank clients speak too: `/v1/rerank`, `/v2/rerank`.
+    Cohere,
+    /// Text Embeddings Inference's: `/rerank`.
+    Tei,
 }
 
 /// `[serving.budgets]`
