@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -38,7 +39,9 @@ def measure(options: argparse.Namespace, output: Path, *more: str) -> dict[str, 
     """The report of a profiled run. Ends the process with the script's exit code if it fails."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(options.nproc)]
     script = [str(options.script), "--output", str(output), "--profile", str(options.steps), *more, *options.rest]
-    done = subprocess.run([*launcher, *script], stdout=sys.stderr, check=False)
+    # The profiler's library would tell about graphics cards that are not there; 5 leaves nothing but what is fatal.
+    quiet = {"KINETO_LOG_LEVEL": "5"} | os.environ
+    done = subprocess.run([*launcher, *script], stdout=sys.stderr, env=quiet, check=False)
     if done.returncode != 0:
         raise SystemExit(done.returncode)
     try:
