@@ -25,7 +25,7 @@ use crate::protocol::oip::{self, InferRequest, Query};
 use crate::protocol::openai::{self, EmbeddingsRequest, ModerationsRequest, Refused};
 use crate::protocol::rerank::{self, RerankRequest};
 use crate::request_log::{Record, RequestLog};
-use crate::revision::{Asked, Facts, Revision};
+use crate::revision::{Asked, Facts, Revision, check_limit};
 use crate::telemetry::{REQUEST_SECONDS, REQUESTS};
 
 const PACKAGE: HeaderName = HeaderName::from_static("x-highroad-package");
@@ -337,8 +337,11 @@ impl App {
         if !reranks(&revision) {
             return Err(wrong_task(&revision, "reranking").problem());
         }
+        let limits = self.portfolio.limits();
+        check_limit("bytes in its pairs", request.pairs_bytes(), limits.body_bytes)
+            .map_err(|error| count(Some(&revision), error).problem())?;
         let call = Call::begin(id, route, &revision);
-        let asked = call.finish(revision.ask(request.inputs(), self.portfolio.limits(), None).await);
+        let asked = call.finish(revision.ask(request.inputs(), limits, None).await);
         let asked = asked.map_err(|error| error.problem())?;
         let n_tokens = asked.n_tokens.iter().sum();
         let body = request.reply(&id.0, &revision.facts().member, &asked.answers, n_tokens);

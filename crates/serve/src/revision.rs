@@ -241,7 +241,7 @@ fn size_bytes(input: &Input) -> usize {
     }
 }
 
-fn check_limit(what: &'static str, found: usize, limit: usize) -> Result<(), AskError> {
+pub(crate) fn check_limit(what: &'static str, found: usize, limit: usize) -> Result<(), AskError> {
     if found > limit { Err(AskError::Limit { what, found, limit }) } else { Ok(()) }
 }
 

@@ -58,14 +58,24 @@ impl RerankRequest {
                 .and_then(|n| usize::try_from(n).ok())
                 .ok_or_else(|| Problem::invalid("`top_n` is a positive whole number"))?,
         };
+        let query = text(body, "query")?.ok_or_else(|| Problem::invalid("`query` is missing"))?;
+        if query.is_empty() {
+            return Err(Problem::invalid("`query` is an empty string"));
+        }
         Ok(Self {
             model: text(body, "model")?.map(str::to_owned),
-            query: text(body, "query")?.ok_or_else(|| Problem::invalid("`query` is missing"))?.to_owned(),
+            query: query.to_owned(),
             documents,
             top_n,
             with_texts: flag(body, texts)?,
             dialect,
         })
+    }
+
+    /// Bytes of all pairs: the query counts with every document, so that a small body cannot ask for a large work.
+    pub fn pairs_bytes(&self) -> usize {
+        let documents: usize = self.documents.iter().map(String::len).sum();
+        self.query.len().saturating_mul(self.documents.len()).saturating_add(documents)
     }
 
     /// Each document beside the query.
@@ -187,6 +197,12 @@ mod tests {
     }
 
     #[test]
+    fn a_query_counts_with_every_document() {
+        let request = parse(&json!({ "query": "four", "documents": ["a", "bc", ""] })).unwrap();
+        assert_eq!(request.pairs_bytes(), 3 * 4 + 3);
+    }
+
+    #[test]
     fn tei_gives_logits_on_request() {
         let request = parse(&json!({ "query": "q", "texts": ["a"], "raw_scores": true })).unwrap();
         assert_eq!(reply(&request, &[-2.5]), json!([{ "index": 0, "score": -2.5 }]));
@@ -199,6 +215,7 @@ mod tests {
             (json!([]), "the body is not a JSON object"),
             (json!({ "documents": ["a"] }), "`query` is missing"),
             (json!({ "query": 1, "documents": ["a"] }), "`query` is a string"),
+            (json!({ "query": "", "documents": ["a"] }), "`query` is an empty string"),
             (json!({ "query": "q" }), "`documents` is a list of strings, or of objects with a `text`"),
             (json!({ "query": "q", "documents": [] }), "`documents` has 0 entries, and takes 1 to 1000"),
             (json!({ "query": "q", "texts": many }), "`texts` has 1001 entries, and takes 1 to 1000"),
