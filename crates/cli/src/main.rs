@@ -64,7 +64,7 @@ enum Command {
     /// Answer a golden set: metrics with 95 % intervals, per slice, latency and throughput.
     Eval(commands::eval::Args),
     /// Judge a candidate against a baseline, case by case: pass 0, fail 1, too few cases to tell 3.
-    Gate(commands::gate::Args),
+    Gate(commands::gate::Command),
     /// Move an alias of a registered model to a version that its gate admits.
     Promote(commands::promote::Args),
     /// Put a package and its verdicts into the registry as a model version.

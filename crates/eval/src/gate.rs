@@ -1,4 +1,5 @@
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Mutex, PoisonError};
 
 use crate::interval::{clopper_pearson, quantile, quantile_interval};
 use crate::power::normal_power;
@@ -70,6 +71,10 @@ pub enum GateError {
     NoTrivialComparison,
     #[error("there is a [[latency]] rule but no measured latency")]
     NoLatency,
+    #[error("no [[rule]] has a `margin`, so there is no promise to test")]
+    NothingToTest,
+    #[error("rule `{rule}`: not even a model with every answer spoilt is worse by the margin of {margin}")]
+    MarginOutOfReach { rule: String, margin: f64 },
 }
 
 /// A flip cannot be accepted.
@@ -91,12 +96,25 @@ pub enum WaiverError {
 
 /// Applies every rule of `gates`. Deterministic: the bootstrap's seed is in the rules.
 pub fn decide(gates: &Gates, comparison: &Comparison<'_>) -> Result<Decision, GateError> {
+    decide_again(gates, comparison, &Exact::default())
+}
+
+/// What exact paired comparisons showed, for those who judge with the same rules many times: few pairs of counts make up
+/// most simulated golden sets, and each takes milliseconds.
+#[derive(Default)]
+pub(crate) struct Exact(Mutex<HashMap<ExactKey, Estimate>>);
+
+/// Counts, margin and supposed share of flips, the latter two by their bits.
+type ExactKey = (Discordance, u64, Option<u64>);
+
+/// The same, remembering exact comparisons in `known`, which must have seen `gates` only.
+pub(crate) fn decide_again(gates: &Gates, comparison: &Comparison<'_>, known: &Exact) -> Result<Decision, GateError> {
     let trivial = trivial_answers(comparison.candidate);
     let baseline = match comparison.baseline {
         Side::Package(answers) => answers,
         Side::Trivial => &trivial,
     };
-    let judge = Judge { gates, cases: comparison.cases, candidate: comparison.candidate, baseline };
+    let judge = Judge { gates, cases: comparison.cases, candidate: comparison.candidate, baseline, known };
     judge.check_kinds()?;
     let mut checks: Vec<CheckResult> = must_pass(&judge).into_iter().collect();
     match comparison.baseline {
@@ -156,6 +174,37 @@ impl Decision {
     }
 }
 
+/// Every slice of the golden set, by name.
+pub(crate) fn slices(cases: &[Case]) -> BTreeSet<&str> {
+    cases.iter().flat_map(|case| &case.slices).map(String::as_str).collect()
+}
+
+/// Positions of the cases in a slice, all without one; errors if there are none.
+pub(crate) fn in_slice(cases: &[Case], slice: Option<&str>) -> Result<Vec<usize>, GateError> {
+    let is_in = |case: &Case| slice.is_none_or(|slice| case.slices.iter().any(|name| name == slice));
+    let idxs: Vec<usize> = (0..cases.len()).filter(|&idx| is_in(&cases[idx])).collect();
+    match slice.filter(|_| idxs.is_empty()) {
+        Some(slice) => {
+            let known = slices(cases).into_iter().collect::<Vec<_>>().join(", ");
+            Err(GateError::EmptySlice { slice: slice.to_owned(), known })
+        }
+        None => Ok(idxs),
+    }
+}
+
+impl Exact {
+    fn or(&self, pairs: Discordance, rule: &Rule, margin: f64, find: impl FnOnce(Discordance) -> Estimate) -> Estimate {
+        let key = (pairs, margin.to_bits(), rule.discordant.map(f64::to_bits));
+        let lock = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = lock().get(&key) {
+            return known.clone();
+        }
+        let found = find(pairs);
+        lock().insert(key, found.clone());
+        found
+    }
+}
+
 fn trivial_answers(candidate: &Observed) -> Observed {
     match candidate {
         Observed::Classes(classes) => Observed::Classes(classes.majority()),
@@ -171,6 +220,7 @@ struct Judge<'a> {
     cases: &'a [Case],
     candidate: &'a Observed,
     baseline: &'a Observed,
+    known: &'a Exact,
 }
 
 /// One rule on the cases it is about.
@@ -184,6 +234,7 @@ struct Scope<'a> {
 }
 
 /// How far the candidate is from what it is compared with, as bounds that each err with probability alpha.
+#[derive(Clone)]
 struct Estimate {
     candidate: f64,
     baseline: f64,
@@ -234,34 +285,32 @@ impl Judge<'_> {
     }
 
     fn scopes(&self) -> Result<Vec<Scope<'_>>, GateError> {
-        let known: BTreeSet<&str> = self.cases.iter().flat_map(|case| &case.slices).map(String::as_str).collect();
         let mut scopes = Vec::new();
         for rule in &self.gates.rules {
             match rule.slice.as_deref() {
-                Some("*") => scopes.extend(known.iter().map(|slice| self.scope(rule, Some(slice)))),
-                Some(slice) if !known.contains(slice) => {
-                    let known = known.iter().copied().collect::<Vec<_>>().join(", ");
-                    return Err(GateError::EmptySlice { slice: slice.to_owned(), known });
+                Some("*") => {
+                    for slice in slices(self.cases) {
+                        scopes.push(self.scope(rule, Some(slice))?);
+                    }
                 }
-                slice => scopes.push(self.scope(rule, slice)),
+                slice => scopes.push(self.scope(rule, slice)?),
             }
         }
         Ok(scopes)
     }
 
-    fn scope<'r>(&self, rule: &'r Rule, slice: Option<&str>) -> Scope<'r> {
-        let in_slice = |case: &Case| slice.is_none_or(|slice| case.slices.iter().any(|name| name == slice));
-        let idxs: Vec<usize> = (0..self.cases.len()).filter(|&idx| in_slice(&self.cases[idx])).collect();
+    fn scope<'r>(&self, rule: &'r Rule, slice: Option<&str>) -> Result<Scope<'r>, GateError> {
+        let idxs = in_slice(self.cases, slice)?;
         let sources: Vec<[usize; 2]> = idxs.iter().map(|&idx| self.cases[idx].sources).collect();
         let label = rule.label.as_ref().map(|label| format!(" of \"{label}\"")).unwrap_or_default();
         let place = slice.map(|slice| format!(", slice \"{slice}\"")).unwrap_or_default();
-        Scope {
+        Ok(Scope {
             rule,
             name: format!("{}{label}{place}", rule.metric),
             candidate: self.candidate.subset(&idxs),
             baseline: self.baseline.subset(&idxs),
             units: Units::sources(&sources),
-        }
+        })
     }
 
     fn not_worse(&self, scope: &Scope<'_>, margin: f64) -> Result<CheckResult, GateError> {
@@ -303,7 +352,9 @@ impl Judge<'_> {
         let [candidate, baseline] = self.statistics(scope)?;
         let mut estimate = match (scope.right_answers(), margin) {
             (Some([of_candidate, of_baseline]), _) => {
-                self.exact_difference(Discordance::of(&of_baseline, &of_candidate), scope.rule, margin)
+                self.known.or(Discordance::of(&of_baseline, &of_candidate), scope.rule, margin, |pairs| {
+                    self.exact_difference(pairs, scope.rule, margin)
+                })
             }
             (None, margin) => self.bootstrap_difference(scope, [&candidate, &baseline], margin),
         };

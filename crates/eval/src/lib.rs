@@ -9,6 +9,7 @@ mod paired;
 mod power;
 mod ranking;
 mod rules;
+mod selftest;
 mod summary;
 mod verdict;
 
@@ -21,6 +22,7 @@ pub use paired::Discordance;
 pub use power::{McNemarPower, NonInferiority, Sides};
 pub use ranking::{Cutoff, Rankings, RankingsError};
 pub use rules::{Gates, GatesError, LatencyRule, Rule};
+pub use selftest::{BrokenTest, Fault, Kept, Models, Promise, RuleTest, SelfTest, Simulations, self_test};
 pub use summary::{Measured, Method, Summary, summarise};
 pub use verdict::{
     Baseline, CheckResult, Evidence, Flip, GoldenSet, Latency, Outcome, Refusal, Verdict, Waiver, outcome,

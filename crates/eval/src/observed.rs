@@ -4,6 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::Rankings;
 
+mod mixed;
+
 /// One golden case as a gate sees it: its name, the right answer and the slices it belongs to; not its input.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Case {

@@ -6,7 +6,7 @@ use crate::interval::normal_quantile;
 /// Two models on the same `n` cases, reduced to what a paired comparison of shares rests on.
 ///
 /// The difference is always candidate minus baseline, so a regression counts against it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Discordance {
     n_cases: u64,
     n_regressions: u64,

@@ -7,9 +7,9 @@ pub type Cutoff = NonZeroU16;
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rankings {
     /// Relevance of each document of each query, 0 for none.
-    expected: Vec<Vec<u32>>,
+    pub(crate) expected: Vec<Vec<u32>>,
     /// Its score; higher is better.
-    predicted: Vec<Vec<f64>>,
+    pub(crate) predicted: Vec<Vec<f64>>,
 }
 
 /// Scores that do not belong to the documents of their query.

@@ -13,6 +13,33 @@ use crate::resolve::{Home, Resolved, Target};
 use crate::standard::Standard;
 use crate::tracking;
 
+mod selftest;
+
+/// Judge a candidate, or test the gate itself.
+#[derive(clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct Command {
+    #[command(subcommand)]
+    action: Option<Action>,
+    #[command(flatten)]
+    judge: Option<Args>,
+}
+
+#[derive(clap::Subcommand)]
+enum Action {
+    Selftest(selftest::Args),
+}
+
+impl Command {
+    pub fn run(self) -> anyhow::Result<ExitCode> {
+        match (self.action, self.judge) {
+            (Some(Action::Selftest(args)), _) => args.run(),
+            (None, Some(judge)) => judge.run(),
+            (None, None) => bail!("name the candidate: `highroad gate PACKAGE --baseline PACKAGE|trivial`"),
+        }
+    }
+}
+
 /// Judge a candidate against a baseline, case by case. Exit code 0: pass, 1: fail, 3: the golden set is too small to tell.
 #[derive(clap::Args)]
 pub struct Args {
@@ -60,7 +87,7 @@ const TRIVIAL: &str = "trivial";
 
 impl Args {
     pub fn run(self) -> anyhow::Result<ExitCode> {
-        let path = self.gates_path()?;
+        let path = gates_at(self.gates.as_ref())?;
         let rules = read(&path)?;
         let gates = parse_gates(&rules).with_context(|| format!("cannot use `{}`", path.display()))?;
         let golden = read_golden(self.golden.as_deref())?;
@@ -83,14 +110,6 @@ impl Args {
         let (digest, path) = keep(home.verdicts(), &of_candidate.package, &verdict)?;
         eprintln!("verdict {digest}\n{}", path.display());
         Ok(exit_code(verdict.outcome))
-    }
-
-    fn gates_path(&self) -> anyhow::Result<PathBuf> {
-        if let Some(path) = &self.gates {
-            return Ok(path.clone());
-        }
-        let standard = Standard::find(Path::new("."))?;
-        Ok(standard.map_or_else(|| "gates.toml".to_owned(), |standard| standard.evaluation.gates).into())
     }
 
     fn resolve_baseline(&self, home: &Home) -> anyhow::Result<Option<Resolved>> {
@@ -128,6 +147,15 @@ impl Args {
             Ok(())
         }
     }
+}
+
+/// The rules file that was named, else that of highroad.toml, else gates.toml.
+fn gates_at(path: Option<&PathBuf>) -> anyhow::Result<PathBuf> {
+    if let Some(path) = path {
+        return Ok(path.clone());
+    }
+    let standard = Standard::find(Path::new("."))?;
+    Ok(standard.map_or_else(|| "gates.toml".to_owned(), |standard| standard.evaluation.gates).into())
 }
 
 fn parse_gates(bytes: &[u8]) -> anyhow::Result<Gates> {

@@ -1,0 +1,99 @@
+use rand::RngExt as _;
+use rand_chacha::ChaCha8Rng;
+
+use super::{Classes, Observed, Similarities};
+use crate::Rankings;
+
+/// Answers made of other answers to the same cases, for simulations.
+impl Observed {
+    /// These answers, with those of `other` where `take_other` says so.
+    ///
+    /// # Panics
+    /// If the sides are of two kinds or lengths: they must answer the same cases.
+    pub(crate) fn choose(&self, other: &Self, take_other: &[bool]) -> Self {
+        match (self, other) {
+            (Self::Classes(this), Self::Classes(that)) => Self::Classes(this.choose(that, take_other)),
+            (Self::Similarities(this), Self::Similarities(that)) => Self::Similarities(Similarities {
+                expected: this.expected.clone(),
+                predicted: pick(&this.predicted, &that.predicted, take_other),
+            }),
+            (Self::Rankings(this), Self::Rankings(that)) => Self::Rankings(Rankings {
+                expected: this.expected.clone(),
+                predicted: pick(&this.predicted, &that.predicted, take_other),
+            }),
+            _ => panic!("answers of two kinds"),
+        }
+    }
+
+    /// Every answer made worse, as a bad model might: a right label exchanged with the next best one, the score of a most
+    /// relevant document with that of any other one, a similarity with that of any other pair. Wrong labels stay.
+    pub(crate) fn spoilt(&self, rng: &mut ChaCha8Rng) -> Self {
+        match self {
+            Self::Classes(classes) => Self::Classes(classes.spoilt()),
+            Self::Similarities(Similarities { expected, predicted }) => {
+                let any = |_: &f64| predicted[rng.random_range(0..predicted.len())];
+                Self::Similarities(Similarities {
+                    expected: expected.clone(),
+                    predicted: predicted.iter().map(any).collect(),
+                })
+            }
+            Self::Rankings(rankings) => {
+                let mut predicted = rankings.predicted.clone();
+                for (scores, relevances) in predicted.iter_mut().zip(&rankings.expected) {
+                    let best = (0..relevances.len()).max_by_key(|&idx| relevances[idx]);
+                    if let Some(best) = best {
+                        let any = rng.random_range(0..scores.len());
+                        scores.swap(best, any);
+                    }
+                }
+                Self::Rankings(Rankings { expected: rankings.expected.clone(), predicted })
+            }
+        }
+    }
+
+    /// What a case takes in memory, in numbers.
+    pub(crate) fn n_scores_per_case(&self) -> usize {
+        match self {
+            Self::Classes(classes) => classes.labels.len().max(1),
+            Self::Similarities(_) => 1,
+            Self::Rankings(rankings) => rankings.predicted.iter().map(Vec::len).max().unwrap_or(1).max(1),
+        }
+    }
+}
+
+impl Classes {
+    fn choose(&self, other: &Self, take_other: &[bool]) -> Self {
+        assert_eq!(self.labels, other.labels, "answers in other labels");
+        let n_labels = self.labels.len();
+        let row = |(idx, &take_other): (usize, &bool)| {
+            let scores = if take_other { &other.scores } else { &self.scores };
+            &scores[idx * n_labels..(idx + 1) * n_labels]
+        };
+        Self {
+            labels: self.labels.clone(),
+            expected: self.expected.clone(),
+            predicted: pick(&self.predicted, &other.predicted, take_other),
+            scores: take_other.iter().enumerate().flat_map(row).copied().collect(),
+        }
+    }
+
+    fn spoilt(&self) -> Self {
+        let mut spoilt = self.clone();
+        let rows = spoilt.scores.chunks_mut(self.labels.len().max(1));
+        for ((scores, predicted), &expected) in rows.zip(&mut spoilt.predicted).zip(&self.expected) {
+            let others = (0..scores.len()).filter(|&label| label != expected);
+            let next = others.max_by(|&left, &right| scores[left].total_cmp(&scores[right]));
+            if let Some(next) = next.filter(|_| *predicted == expected) {
+                scores.swap(expected, next);
+                *predicted = next;
+            }
+        }
+        spoilt
+    }
+}
+
+fn pick<T: Clone>(these: &[T], those: &[T], take_other: &[bool]) -> Vec<T> {
+    assert!(these.len() == those.len() && these.len() == take_other.len(), "answers to other cases");
+    let sides = these.iter().zip(those).zip(take_other);
+    sides.map(|((this, that), &take_other)| if take_other { that } else { this }.clone()).collect()
+}
