@@ -3,9 +3,9 @@ use std::collections::BTreeSet;
 use crate::interval::{clopper_pearson, quantile, quantile_interval};
 use crate::power::normal_power;
 use crate::{
-    Bootstrap, Case, CheckResult, Classes, Discordance, Flip, Gates, LatencyRule, McNemarPower, Metric, MetricError,
-    NonInferiority, Observed, Outcome, Resamples, Rule, Sides, SignFlips, Similarities, Statistic, Test, Units, Waiver,
-    holm, outcome,
+    Bootstrap, Case, CheckResult, Classes, Discordance, Flip, FloorPower, Gates, LatencyRule, McNemarPower, Metric,
+    MetricError, NonInferiority, Observed, Outcome, Resamples, Rule, Sides, SignFlips, Similarities, Statistic, Test,
+    Units, Waiver, holm, outcome,
 };
 
 /// Fewer cases (or sources of cases) than this, or fewer than [`FEWEST_OF_A_LABEL`] of the rarest label, are too few for
@@ -304,7 +304,8 @@ impl Judge<'_> {
         let outcome = estimate.outcome(metric, 0.0);
         let rule = format!("{}: better than {}", scope.name, self.trivial_in_words());
         let reason = estimate.reason(metric, 0.0, outcome, self.gates.alpha);
-        Ok(estimate.into_check(rule, outcome, reason))
+        let note = estimate.power_note(metric, self.gates.power);
+        Ok(CheckResult { power_note: Some(note), ..estimate.into_check(rule, outcome, reason) })
     }
 
     fn trivial_in_words(&self) -> String {
@@ -373,9 +374,7 @@ impl Judge<'_> {
         let swaps = swaps.map(|sums| SignFlips::of(&sums, self.resamples()));
         let n_cases = scope.candidate.n_cases();
         let bounds = bounds(&sample, alpha, scope.n_scarcest());
-        // A sample that never varied still leaves the exact bound for an event not seen in that many cases.
-        let error = sample.standard_error().max(half_width(bounds) / 3.0);
-        let seen = normal_power(error, margin, alpha, power);
+        let seen = normal_power(standard_error(&sample, bounds), margin, alpha, power);
         Estimate {
             candidate: f64::NAN,
             baseline: f64::NAN,
@@ -404,15 +403,20 @@ impl Judge<'_> {
         let metric = scope.rule.metric;
         let Some(limit) = scope.rule.floor.or(scope.rule.ceiling) else { return Ok(None) };
         let [candidate, _] = self.statistics(scope)?;
-        let alpha = self.gates.alpha;
-        let (bounds, n_cases, too_few) = match scope.right_answers() {
+        let Gates { alpha, power, .. } = *self.gates;
+        let (bounds, n_cases, too_few, found) = match scope.right_answers() {
             Some([right, _]) => {
-                let n_right = right.iter().filter(|&&right| right).count() as u64;
-                (clopper_pearson(n_right, right.len() as u64, 1.0 - 2.0 * alpha), right.len(), false)
+                let (n_right, n_cases) = (right.iter().filter(|&&right| right).count() as u64, right.len() as u64);
+                let found = FloorPower { n_cases, floor: limit, alpha }.largest_share_found(power);
+                (clopper_pearson(n_right, n_cases, 1.0 - 2.0 * alpha), right.len(), false, found)
             }
             None => {
                 let sample = candidate.resample(&scope.units, self.resamples());
-                (bounds(&sample, alpha, scope.n_scarcest()), scope.candidate.n_cases(), scope.is_too_few())
+                let bounds = bounds(&sample, alpha, scope.n_scarcest());
+                let detectable =
+                    normal_power(standard_error(&sample, bounds), 0.0, alpha, power).minimum_detectable_effect;
+                let found = if metric.lower_is_better() { limit + detectable } else { limit - detectable };
+                (bounds, scope.candidate.n_cases(), scope.is_too_few(), Some(found))
             }
         };
         let [low, high] = bounds;
@@ -439,10 +443,10 @@ impl Judge<'_> {
             p_value: None,
             test: None,
             adjusted_p_value: None,
-            minimum_detectable_effect: None,
+            minimum_detectable_effect: found.map(|value| (limit - value).abs()),
             pass_power: None,
             cases_needed: None,
-            power_note: None,
+            power_note: Some(limit_power_note(metric, found, n_cases, power)),
             waivable: false,
             reason,
         }))
@@ -567,8 +571,19 @@ pub(crate) fn bounds(sample: &Bootstrap, alpha: f64, n_scarcest: usize) -> [f64;
     [sample.observed - unseen, sample.observed + unseen]
 }
 
-fn half_width([low, high]: [f64; 2]) -> f64 {
-    (high - low) / 2.0
+/// That of the resamples. A sample that never varied still leaves the exact bound for an event not seen in that many
+/// cases.
+fn standard_error(sample: &Bootstrap, [low, high]: [f64; 2]) -> f64 {
+    sample.standard_error().max((high - low) / 6.0)
+}
+
+/// Which true value an absolute limit would have caught.
+fn limit_power_note(metric: Metric, found: Option<f64>, n_cases: usize, power: f64) -> String {
+    let percent = 100.0 * power;
+    match found {
+        Some(value) => format!("a true value of {} would have failed with {percent:.0} % power", show(metric, value)),
+        None => format!("{n_cases} cases cannot show any shortfall with {percent:.0} % power"),
+    }
 }
 
 fn three_way(holds: bool, breaks: bool) -> Outcome {

@@ -23,7 +23,7 @@ pub use multiplicity::{benjamini_hochberg, holm};
 pub use observed::{Case, Classes, Expected, Observed, ObservedError, Similarities};
 pub use paired::Discordance;
 pub use permutation::SignFlips;
-pub use power::{McNemarPower, NonInferiority, Sides};
+pub use power::{FloorPower, McNemarPower, NonInferiority, Sides};
 pub use ranking::{Cutoff, Rankings, RankingsError};
 pub use rules::{Gates, GatesError, LatencyRule, Rule};
 pub use sequential::{Sequential, SequentialError, SequentialFlips};

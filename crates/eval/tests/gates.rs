@@ -360,6 +360,19 @@ fn drops_are_looked_for_in_all_slices_at_once() {
 }
 
 #[test]
+fn every_line_on_answers_tells_what_it_could_have_seen() {
+    let ranked = judge_rankings(NDCG, &rankings(200, &[7]), Side::Trivial);
+    let gates =
+        "[[rule]]\nmetric = 'accuracy'\nmargin = 0.02\nfloor = 0.9\n[[rule]]\nmetric = 'log_loss'\nceiling = 0.3";
+    let classified = judge(gates, 200, &[], &[3, 5]).unwrap();
+    for check in ranked.checks.iter().chain(&classified.checks).filter(|check| !check.rule.starts_with("must-pass")) {
+        assert!(check.power_note.is_some(), "{}", check.rule);
+    }
+    let floor = classified.checks.iter().find(|check| check.rule == "accuracy: at least 90.0 %").unwrap();
+    assert_eq!(floor.power_note.as_deref(), Some("a true value of 84.1 % would have failed with 80 % power"));
+}
+
+#[test]
 fn a_must_pass_query_needs_its_document_first() {
     let decision = judge_rankings(NDCG, &rankings(200, &[0]), Side::Package(&rankings(200, &[0])));
     assert_eq!(decision.outcome, Outcome::Fail);

@@ -3,7 +3,9 @@
 
 #![allow(clippy::unwrap_used)]
 
-use highroad_eval::{Resamples, Sequential, SequentialFlips, SignFlips, benjamini_hochberg, holm};
+use highroad_eval::{
+    FloorPower, Resamples, Sequential, SequentialFlips, SignFlips, benjamini_hochberg, clopper_pearson, holm,
+};
 use serde::Deserialize;
 
 const ALPHA: f64 = 0.05;
@@ -123,4 +125,22 @@ fn evidence_of_flips_is_beta_binomial_over_binomial() {
         assert_close(low, golden.bounds[0], 2e-6);
         assert_close(high, golden.bounds[1], 2e-6);
     }
+}
+
+#[test]
+fn the_largest_share_that_a_floor_catches_fails_with_the_power_asked_for() {
+    for (n_cases, floor) in [(40, 0.9), (100, 0.95), (200, 0.9), (500, 0.5)] {
+        let share = FloorPower { n_cases, floor, alpha: ALPHA }.largest_share_found(0.8).unwrap();
+        // Term by term: the probability of every number of right answers that fails.
+        let (mut fails, mut probability) = (0.0, (1.0 - share).powf(n_cases as f64));
+        for n_right in 0..=n_cases {
+            if clopper_pearson(n_right, n_cases, 1.0 - 2.0 * ALPHA)[1] < floor {
+                fails += probability;
+            }
+            probability *= (n_cases - n_right) as f64 / (n_right + 1) as f64 * share / (1.0 - share);
+        }
+        assert!(share < floor);
+        assert_close(fails, 0.8, 1e-6);
+    }
+    assert_eq!(FloorPower { n_cases: 20, floor: 0.05, alpha: ALPHA }.largest_share_found(0.8), None);
 }
