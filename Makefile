@@ -51,6 +51,8 @@ bench: env-bench release-bin python-module-release tools ## Highroad beside its 
 	HIGHROAD_BIN=$(abspath $(RELEASE_BIN)) $(PY) benches/data.py
 	HIGHROAD_BIN=$(abspath $(RELEASE_BIN)) $(PY) benches/run.py
 	HIGHROAD_BIN=$(abspath $(RELEASE_BIN)) $(PY) benches/dashboard.py
+	cargo build --locked --release --package highroad-eval --example bootstrap
+	$(PY) benches/gate.py
 
 .PHONY: rust debug-bin release-bin nextest tools
 # The same selection as the tests', so that dependencies have the same features and are not built again.

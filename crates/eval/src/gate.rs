@@ -4,8 +4,9 @@ use std::sync::{Mutex, PoisonError};
 use crate::interval::{clopper_pearson, quantile, quantile_interval};
 use crate::power::normal_power;
 use crate::{
-    Bootstrap, Case, CheckResult, Classes, Discordance, Flip, Gates, LatencyRule, McNemarPower, Metric, MetricError,
-    NonInferiority, Observed, Outcome, Resamples, Rule, Sides, Similarities, Statistic, Units, Waiver, outcome,
+    Bootstrap, Case, CheckResult, Classes, Discordance, Flip, FloorPower, Gates, LatencyRule, McNemarPower, Metric,
+    MetricError, NonInferiority, Observed, Outcome, Resamples, Rule, Sides, SignFlips, Similarities, Statistic, Test,
+    Units, Waiver, holm, outcome,
 };
 
 /// Fewer cases (or sources of cases) than this, or fewer than [`FEWEST_OF_A_LABEL`] of the rarest label, are too few for
@@ -241,6 +242,8 @@ struct Estimate {
     bounds: [f64; 2],
     n_cases: usize,
     p_value: Option<f64>,
+    test: Option<Test>,
+    adjusted_p_value: Option<f64>,
     minimum_detectable_effect: Option<f64>,
     pass_power: Option<f64>,
     cases_needed: Option<u64>,
@@ -258,13 +261,30 @@ impl Judge<'_> {
     }
 
     fn compare_with_package(&self, checks: &mut Vec<CheckResult>) -> Result<(), GateError> {
-        for scope in self.scopes()? {
-            if let Some(margin) = scope.rule.margin {
-                checks.push(self.not_worse(&scope, margin)?);
+        for scopes in self.scopes()?.chunk_by(|left, right| std::ptr::eq(left.rule, right.rule)) {
+            let estimates = self.estimates(scopes)?;
+            for (scope, estimate) in scopes.iter().zip(estimates) {
+                checks.extend(
+                    estimate.zip(scope.rule.margin).map(|(found, margin)| self.not_worse(scope, found, margin)),
+                );
+                checks.extend(self.limit(scope)?);
             }
-            checks.extend(self.limit(&scope)?);
         }
         Ok(())
+    }
+
+    /// How far the candidate is off in each scope of one rule, if the rule has a margin. Which of several slices dropped is
+    /// a question of its own, asked of all at once, so its p-values are adjusted; the release logic needs no adjustment.
+    fn estimates(&self, scopes: &[Scope<'_>]) -> Result<Vec<Option<Estimate>>, GateError> {
+        let of = |scope: &Scope<'_>| scope.rule.margin.map(|margin| self.difference(scope, margin)).transpose();
+        let mut estimates = scopes.iter().map(of).collect::<Result<Vec<_>, _>>()?;
+        let tested = || estimates.iter().flatten().filter_map(|estimate| estimate.p_value);
+        if scopes.len() > 1 {
+            let adjusted = holm(&tested().collect::<Vec<_>>());
+            let tested = estimates.iter_mut().flatten().filter(|estimate| estimate.p_value.is_some());
+            tested.zip(adjusted).for_each(|(estimate, p)| estimate.adjusted_p_value = Some(p));
+        }
+        Ok(estimates)
     }
 
     fn compare_with_trivial(&self, checks: &mut Vec<CheckResult>) -> Result<(), GateError> {
@@ -313,9 +333,8 @@ impl Judge<'_> {
         })
     }
 
-    fn not_worse(&self, scope: &Scope<'_>, margin: f64) -> Result<CheckResult, GateError> {
+    fn not_worse(&self, scope: &Scope<'_>, estimate: Estimate, margin: f64) -> CheckResult {
         let metric = scope.rule.metric;
-        let estimate = self.difference(scope, margin)?;
         let outcome = estimate.outcome(metric, margin);
         let rule = match margin {
             0.0 => format!("{}: better than the baseline", scope.name),
@@ -325,7 +344,7 @@ impl Judge<'_> {
         let waivable = outcome == Outcome::Inconclusive && under_power && metric.is_decided_by_labels();
         let reason = estimate.reason(metric, margin, outcome, self.gates.alpha);
         let note = estimate.power_note(metric, self.gates.power);
-        Ok(CheckResult { power_note: Some(note), waivable, ..estimate.into_check(rule, outcome, reason) })
+        CheckResult { power_note: Some(note), waivable, ..estimate.into_check(rule, outcome, reason) }
     }
 
     fn better_than_trivial(&self, scope: &Scope<'_>) -> Result<CheckResult, GateError> {
@@ -334,7 +353,8 @@ impl Judge<'_> {
         let outcome = estimate.outcome(metric, 0.0);
         let rule = format!("{}: better than {}", scope.name, self.trivial_in_words());
         let reason = estimate.reason(metric, 0.0, outcome, self.gates.alpha);
-        Ok(estimate.into_check(rule, outcome, reason))
+        let note = estimate.power_note(metric, self.gates.power);
+        Ok(CheckResult { power_note: Some(note), ..estimate.into_check(rule, outcome, reason) })
     }
 
     fn trivial_in_words(&self) -> String {
@@ -382,6 +402,8 @@ impl Judge<'_> {
             bounds: pairs.exact_bounds(alpha),
             n_cases: n_cases as usize,
             p_value: Some(if demands_gain { pairs.mcnemar_better() } else { pairs.mcnemar_worse() }),
+            test: Some(Test::ExactMcnemar),
+            adjusted_p_value: None,
             minimum_detectable_effect: mcnemar.minimum_detectable_effect(power),
             pass_power: (!demands_gain).then(|| non_inferiority.pass_power(0.0)),
             cases_needed: non_inferiority.cases_needed(power),
@@ -392,18 +414,30 @@ impl Judge<'_> {
     fn bootstrap_difference(&self, scope: &Scope<'_>, sides: [&Statistic; 2], margin: f64) -> Estimate {
         let Gates { alpha, power, .. } = *self.gates;
         let [candidate, baseline] = sides;
-        let sample = self.bootstrap(&scope.units, |counts| candidate.value(counts) - baseline.value(counts));
+        let differences = differences_of_case(sides);
+        let sample = match &differences {
+            Some(differences) => Bootstrap::of_mean(&scope.units, self.resamples(), differences),
+            None => Bootstrap::new(&scope.units, self.resamples(), |counts| {
+                candidate.value(counts) - baseline.value(counts)
+            }),
+        };
+        let swaps = differences.and_then(|differences| scope.units.sums(&differences));
+        let swaps = swaps.map(|sums| SignFlips::of(&sums, self.resamples()));
         let n_cases = scope.candidate.n_cases();
         let bounds = bounds(&sample, alpha, scope.n_scarcest());
-        // A sample that never varied still leaves the exact bound for an event not seen in that many cases.
-        let error = sample.standard_error().max(half_width(bounds) / 3.0);
-        let seen = normal_power(error, margin, alpha, power);
+        let seen = normal_power(standard_error(&sample, bounds), margin, alpha, power);
         Estimate {
             candidate: f64::NAN,
             baseline: f64::NAN,
             bounds,
             n_cases,
-            p_value: None,
+            p_value: swaps.map(|swaps| {
+                // A gain is a sum above 0, or below 0 for a metric that is better when smaller.
+                let wants_above = (margin == 0.0) != scope.rule.metric.lower_is_better();
+                if wants_above { swaps.above } else { swaps.below }
+            }),
+            test: swaps.map(|swaps| if swaps.is_exact { Test::ExactSignFlips } else { Test::SignFlips }),
+            adjusted_p_value: None,
             minimum_detectable_effect: Some(seen.minimum_detectable_effect),
             pass_power: (margin > 0.0).then_some(seen.pass_power),
             cases_needed: seen.growth_needed.map(|growth| (growth * n_cases as f64).ceil() as u64),
@@ -411,8 +445,8 @@ impl Judge<'_> {
         }
     }
 
-    fn bootstrap(&self, units: &Units, statistic: impl Fn(&[u32]) -> f64) -> Bootstrap {
-        Bootstrap::new(units, Resamples { n: self.gates.resamples, seed: self.gates.seed }, statistic)
+    fn resamples(&self) -> Resamples {
+        Resamples { n: self.gates.resamples, seed: self.gates.seed }
     }
 
     /// The absolute limit of a rule, if it has one.
@@ -420,15 +454,20 @@ impl Judge<'_> {
         let metric = scope.rule.metric;
         let Some(limit) = scope.rule.floor.or(scope.rule.ceiling) else { return Ok(None) };
         let [candidate, _] = self.statistics(scope)?;
-        let alpha = self.gates.alpha;
-        let (bounds, n_cases, too_few) = match scope.right_answers() {
+        let Gates { alpha, power, .. } = *self.gates;
+        let (bounds, n_cases, too_few, found) = match scope.right_answers() {
             Some([right, _]) => {
-                let n_right = right.iter().filter(|&&right| right).count() as u64;
-                (clopper_pearson(n_right, right.len() as u64, 1.0 - 2.0 * alpha), right.len(), false)
+                let (n_right, n_cases) = (right.iter().filter(|&&right| right).count() as u64, right.len() as u64);
+                let found = FloorPower { n_cases, floor: limit, alpha }.largest_share_found(power);
+                (clopper_pearson(n_right, n_cases, 1.0 - 2.0 * alpha), right.len(), false, found)
             }
             None => {
-                let sample = self.bootstrap(&scope.units, |counts| candidate.value(counts));
-                (bounds(&sample, alpha, scope.n_scarcest()), scope.candidate.n_cases(), scope.is_too_few())
+                let sample = candidate.resample(&scope.units, self.resamples());
+                let bounds = bounds(&sample, alpha, scope.n_scarcest());
+                let detectable =
+                    normal_power(standard_error(&sample, bounds), 0.0, alpha, power).minimum_detectable_effect;
+                let found = if metric.lower_is_better() { limit + detectable } else { limit - detectable };
+                (bounds, scope.candidate.n_cases(), scope.is_too_few(), Some(found))
             }
         };
         let [low, high] = bounds;
@@ -453,10 +492,12 @@ impl Judge<'_> {
             baseline: None,
             interval: Some(bounds),
             p_value: None,
-            minimum_detectable_effect: None,
+            test: None,
+            adjusted_p_value: None,
+            minimum_detectable_effect: found.map(|value| (limit - value).abs()),
             pass_power: None,
             cases_needed: None,
-            power_note: None,
+            power_note: Some(limit_power_note(metric, found, n_cases, power)),
             waivable: false,
             reason,
         }))
@@ -464,9 +505,13 @@ impl Judge<'_> {
 }
 
 impl Scope<'_> {
-    /// Right or wrong, case by case, for candidate and baseline, where the metric is a share of right answers over fixed
-    /// cases: accuracy, and recall on the cases of its label.
+    /// Right or wrong, case by case, for candidate and baseline, where the metric is a share of right answers over fixed,
+    /// independent cases: accuracy, and recall on the cases of its label. `None` where cases share a source: the exact
+    /// tests would take copies of one document for so many observations.
     fn right_answers(&self) -> Option<[Vec<bool>; 2]> {
+        if self.units.are_shared() {
+            return None;
+        }
         let (Observed::Classes(candidate), Observed::Classes(baseline)) = (&self.candidate, &self.baseline) else {
             return None;
         };
@@ -485,7 +530,7 @@ impl Scope<'_> {
     /// Cases of the rarest label, or things drawn: what limits how much a bootstrap can have seen.
     fn n_scarcest(&self) -> usize {
         match &self.candidate {
-            Observed::Classes(classes) => classes.n_rarest(),
+            Observed::Classes(classes) => classes.n_rarest().min(self.units.len()),
             Observed::Similarities(_) | Observed::Rankings(_) => self.units.len(),
         }
     }
@@ -513,7 +558,8 @@ impl Estimate {
         let values = format!("{} against {}", show(metric, self.candidate), show(metric, self.baseline));
         let [at_worst, at_best] = [low, high].map(|gain| change(metric, gain));
         let allowed = amount(metric, margin);
-        let is_significant_drop = self.p_value.map_or(high < 0.0, |p| p <= alpha && margin > 0.0);
+        let p_value = self.adjusted_p_value.or(self.p_value);
+        let is_significant_drop = p_value.map_or(high < 0.0, |p| p <= alpha && margin > 0.0);
         let drop = if is_significant_drop { "; a real drop, though a small one" } else { "" };
         match outcome {
             Outcome::Pass if margin > 0.0 => format!("{values}: {at_worst} at worst, so within {allowed}{drop}"),
@@ -548,6 +594,8 @@ impl Estimate {
             baseline: Some(self.baseline),
             interval: Some(self.bounds),
             p_value: self.p_value,
+            test: self.test,
+            adjusted_p_value: self.adjusted_p_value,
             minimum_detectable_effect: self.minimum_detectable_effect,
             pass_power: self.pass_power,
             cases_needed: self.cases_needed,
@@ -556,6 +604,12 @@ impl Estimate {
             reason,
         }
     }
+}
+
+/// What each case adds to the difference, candidate minus baseline, where both sides are means of that.
+fn differences_of_case([candidate, baseline]: [&Statistic; 2]) -> Option<Vec<f64>> {
+    let pairs = candidate.of_case()?.iter().zip(baseline.of_case()?);
+    Some(pairs.map(|(candidate, baseline)| candidate - baseline).collect())
 }
 
 /// BCa bounds that each err with probability `alpha`, never tighter than the exact bound for an event that was not seen
@@ -568,8 +622,19 @@ pub(crate) fn bounds(sample: &Bootstrap, alpha: f64, n_scarcest: usize) -> [f64;
     [sample.observed - unseen, sample.observed + unseen]
 }
 
-fn half_width([low, high]: [f64; 2]) -> f64 {
-    (high - low) / 2.0
+/// That of the resamples. A sample that never varied still leaves the exact bound for an event not seen in that many
+/// cases.
+fn standard_error(sample: &Bootstrap, [low, high]: [f64; 2]) -> f64 {
+    sample.standard_error().max((high - low) / 6.0)
+}
+
+/// Which true value an absolute limit would have caught.
+fn limit_power_note(metric: Metric, found: Option<f64>, n_cases: usize, power: f64) -> String {
+    let percent = 100.0 * power;
+    match found {
+        Some(value) => format!("a true value of {} would have failed with {percent:.0} % power", show(metric, value)),
+        None => format!("{n_cases} cases cannot show any shortfall with {percent:.0} % power"),
+    }
 }
 
 fn three_way(holds: bool, breaks: bool) -> Outcome {
@@ -593,6 +658,8 @@ fn must_pass(judge: &Judge<'_>) -> Option<CheckResult> {
         baseline: None,
         interval: None,
         p_value: None,
+        test: None,
+        adjusted_p_value: None,
         minimum_detectable_effect: None,
         pass_power: None,
         cases_needed: None,
@@ -624,6 +691,8 @@ fn latency(rule: &LatencyRule, latencies_ms: &[f64], alpha: f64) -> Result<Check
         baseline: None,
         interval: Some(limits),
         p_value: None,
+        test: None,
+        adjusted_p_value: None,
         minimum_detectable_effect: None,
         pass_power: None,
         cases_needed: None,

@@ -4,12 +4,15 @@ mod bootstrap;
 mod gate;
 mod interval;
 mod metric;
+mod multiplicity;
 mod observed;
 mod paired;
+mod permutation;
 mod power;
 mod ranking;
 mod rules;
 mod selftest;
+mod sequential;
 mod summary;
 mod verdict;
 
@@ -17,13 +20,16 @@ pub use bootstrap::{Bootstrap, Resamples, Units};
 pub use gate::{Comparison, Decision, GateError, Side, WaiverError, decide};
 pub use interval::{clopper_pearson, fisher_z, quantile, quantile_interval, wilson};
 pub use metric::{Metric, MetricError, Statistic, UnknownMetric};
+pub use multiplicity::{benjamini_hochberg, holm};
 pub use observed::{Case, Classes, Expected, Observed, ObservedError, Similarities};
 pub use paired::Discordance;
-pub use power::{McNemarPower, NonInferiority, Sides};
+pub use permutation::SignFlips;
+pub use power::{FloorPower, McNemarPower, NonInferiority, Sides};
 pub use ranking::{Cutoff, Rankings, RankingsError};
 pub use rules::{Gates, GatesError, LatencyRule, Rule};
 pub use selftest::{BrokenTest, Fault, Kept, Models, Promise, RuleTest, SelfTest, Simulations, self_test};
+pub use sequential::{Sequential, SequentialError, SequentialFlips};
 pub use summary::{Measured, Method, Summary, summarise};
 pub use verdict::{
-    Baseline, CheckResult, Evidence, Flip, GoldenSet, Latency, Outcome, Refusal, Verdict, Waiver, outcome,
+    Baseline, CheckResult, Evidence, Flip, GoldenSet, Latency, Outcome, Refusal, Test, Verdict, Waiver, outcome,
 };

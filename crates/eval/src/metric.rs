@@ -4,7 +4,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::ranking::{average_precision, ndcg, recall, reciprocal_rank};
-use crate::{Classes, Cutoff, Observed, Rankings, Similarities};
+use crate::{Bootstrap, Classes, Cutoff, Observed, Rankings, Resamples, Similarities, Units};
 
 /// What is measured. All but [`Metric::LogLoss`] are better when larger.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -99,17 +99,44 @@ pub enum MetricError {
 /// From how often each case counts to the value.
 type Evaluate = Box<dyn Fn(&[u32]) -> f64 + Send + Sync>;
 
+/// How a metric comes about.
+enum Measure {
+    /// As the mean of one value a case.
+    Mean(Vec<f64>),
+    /// In any other way.
+    Of(Evaluate),
+}
+
 /// A metric over fixed cases that can be taken again with each case counted any number of times, which is what a
 /// bootstrap does. Sorting happens once, here; each evaluation is linear in the number of cases.
 pub struct Statistic {
     n_cases: usize,
-    value: Evaluate,
+    measure: Measure,
 }
 
 impl Statistic {
     /// The metric with case `i` counted `counts[i]` times; NaN where that leaves it undefined.
     pub fn value(&self, counts: &[u32]) -> f64 {
-        (self.value)(counts)
+        match &self.measure {
+            Measure::Mean(of_case) => mean(of_case, counts),
+            Measure::Of(evaluate) => evaluate(counts),
+        }
+    }
+
+    /// What each case adds, where the metric is the mean of that.
+    pub fn of_case(&self) -> Option<&[f64]> {
+        match &self.measure {
+            Measure::Mean(of_case) => Some(of_case),
+            Measure::Of(_) => None,
+        }
+    }
+
+    /// The metric on resamples of `units`.
+    pub fn resample(&self, units: &Units, resamples: Resamples) -> Bootstrap {
+        match &self.measure {
+            Measure::Mean(of_case) => Bootstrap::of_mean(units, resamples, of_case),
+            Measure::Of(evaluate) => Bootstrap::new(units, resamples, evaluate),
+        }
     }
 
     /// The metric with every case counted once.
@@ -170,24 +197,24 @@ impl Metric {
 
     /// The metric of `observed`, for `label` where it belongs to one, ready to be resampled.
     pub fn of(self, observed: &Observed, label: Option<&str>) -> Result<Statistic, MetricError> {
-        let value: Evaluate = match (self, observed) {
+        let measure = match (self, observed) {
             (Self::Pearson | Self::Spearman, Observed::Similarities(pairs)) => {
                 self.check_label(label)?;
                 if observed.n_cases() < 3 {
                     return Err(MetricError::TooFew(self));
                 }
-                if self == Self::Pearson { pearson(pairs) } else { spearman(pairs) }
+                Measure::Of(if self == Self::Pearson { pearson(pairs) } else { spearman(pairs) })
             }
             (Self::Pearson | Self::Spearman, _) => return Err(MetricError::NotSimilarities(self)),
             (metric, Observed::Rankings(rankings)) if metric.is_of_rankings() => {
                 self.check_label(label)?;
-                mean(self.of_each(rankings))
+                Measure::Mean(self.of_each(rankings))
             }
             (metric, _) if metric.is_of_rankings() => return Err(MetricError::NotRankings(self)),
             (_, Observed::Similarities(_) | Observed::Rankings(_)) => return Err(MetricError::NotClasses(self)),
             (_, Observed::Classes(classes)) => self.of_classes(classes, label)?,
         };
-        Ok(Statistic { n_cases: observed.n_cases(), value })
+        Ok(Statistic { n_cases: observed.n_cases(), measure })
     }
 
     /// The metric of each query.
@@ -200,11 +227,11 @@ impl Metric {
         })
     }
 
-    fn of_classes(self, classes: &Classes, label: Option<&str>) -> Result<Evaluate, MetricError> {
+    fn of_classes(self, classes: &Classes, label: Option<&str>) -> Result<Measure, MetricError> {
         self.check_label(label)?;
         let label = label.map(|name| self.find_label(classes, name)).transpose()?;
         let table = ConfusionTable::new(classes);
-        Ok(match (self, label) {
+        let evaluate: Evaluate = match (self, label) {
             (Self::Precision, Some(label)) => Box::new(move |counts| table.at(counts).precision(label)),
             (Self::Recall, Some(label)) => Box::new(move |counts| table.at(counts).recall(label)),
             (Self::F1, Some(label)) => Box::new(move |counts| table.at(counts).f1(label)),
@@ -212,9 +239,10 @@ impl Metric {
             (Self::PrecisionMacro, _) => Box::new(move |counts| table.at(counts).mean(Confusion::precision)),
             (Self::RecallMacro, _) => Box::new(move |counts| table.at(counts).mean(Confusion::recall)),
             (Self::F1Macro, _) => Box::new(move |counts| table.at(counts).mean(Confusion::f1)),
-            (Self::LogLoss, _) => log_loss(classes),
-            _ => mean(classes.correct().into_iter().map(|right| f64::from(u8::from(right))).collect()),
-        })
+            (Self::LogLoss, _) => return Ok(Measure::Mean(losses(classes))),
+            _ => return Ok(Measure::Mean(right(classes))),
+        };
+        Ok(Measure::Of(evaluate))
     }
 
     fn check_label(self, label: Option<&str>) -> Result<(), MetricError> {
@@ -354,18 +382,21 @@ fn share(part: u64, whole: u64) -> f64 {
     if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
 }
 
-fn mean(values: Vec<f64>) -> Evaluate {
-    Box::new(move |counts| {
-        let total: f64 = values.iter().zip(counts).map(|(value, &count)| value * f64::from(count)).sum();
-        total / counts.iter().map(|&count| f64::from(count)).sum::<f64>()
-    })
+fn mean(of_case: &[f64], counts: &[u32]) -> f64 {
+    let total: f64 = of_case.iter().zip(counts).map(|(value, &count)| value * f64::from(count)).sum();
+    total / counts.iter().map(|&count| f64::from(count)).sum::<f64>()
 }
 
-fn log_loss(classes: &Classes) -> Evaluate {
+/// 1 for a right answer, 0 for a wrong one.
+fn right(classes: &Classes) -> Vec<f64> {
+    classes.correct().into_iter().map(|right| f64::from(u8::from(right))).collect()
+}
+
+fn losses(classes: &Classes) -> Vec<f64> {
     let by_label: Vec<Vec<f64>> = (0..classes.labels().len()).map(|label| classes.scores_of(label)).collect();
     // A score of 0 would make the mean infinite; scikit-learn clips at the same place.
     let loss = |(idx, &label): (usize, &usize)| -by_label[label][idx].max(f64::EPSILON).ln();
-    mean(classes.expected().iter().enumerate().map(loss).collect())
+    classes.expected().iter().enumerate().map(loss).collect()
 }
 
 /// The rank-sum form with half credit for ties (Hanley and McNeil 1982), over cases sorted once by score.

@@ -1,6 +1,6 @@
-use statrs::distribution::{Binomial, Discrete as _, DiscreteCDF as _};
+use statrs::distribution::{Beta, Binomial, ContinuousCDF as _, Discrete as _, DiscreteCDF as _};
 
-use crate::interval::{normal_cdf, normal_quantile};
+use crate::interval::{clopper_pearson, normal_cdf, normal_quantile};
 use crate::paired::{AtLeastAsGood, bisect};
 
 /// Whether a test looks for a drop only or for any change.
@@ -132,6 +132,35 @@ impl NonInferiority {
         let mean = n_cases as f64 * improvement;
         let most_improvements = ((mean + 4.5 * mean.sqrt() + 3.0) as u64).min(n_cases);
         AtLeastAsGood::passing(n_cases, most_improvements, margin, alpha)
+    }
+}
+
+/// A floor under a share of right answers: fail if Clopper and Pearson's upper bound is below it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[allow(missing_docs)]
+pub struct FloorPower {
+    pub n_cases: u64,
+    pub floor: f64,
+    pub alpha: f64,
+}
+
+impl FloorPower {
+    /// The largest true share that fails with probability `power`, exactly; `None` if not even a candidate that is never
+    /// right fails.
+    pub fn largest_share_found(&self, power: f64) -> Option<f64> {
+        let Self { n_cases, floor, alpha } = *self;
+        let fails = |n_right: u64| clopper_pearson(n_right, n_cases, 1.0 - 2.0 * alpha)[1] < floor;
+        if n_cases == 0 || !fails(0) {
+            return None;
+        }
+        let (mut most, mut too_many) = (0, n_cases);
+        while too_many - most > 1 {
+            let middle = most + (too_many - most) / 2;
+            if fails(middle) { most = middle } else { too_many = middle }
+        }
+        // P(at most k of n are right) = power where the share is the 1 - power quantile of Beta(k + 1, n - k).
+        let share = Beta::new(most as f64 + 1.0, (n_cases - most) as f64).expect("fewer are right than there are");
+        Some(share.inverse_cdf(1.0 - power))
     }
 }
 

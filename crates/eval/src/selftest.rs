@@ -10,6 +10,7 @@ use crate::gate::{Exact, decide_again};
 use crate::power::normal_power;
 use crate::{
     Case, CheckResult, Comparison, Decision, GateError, Gates, Metric, NonInferiority, Observed, Outcome, Rule, Side,
+    Test,
 };
 
 mod fault;
@@ -280,7 +281,7 @@ impl Scope<'_> {
             let values: Option<Vec<f64>> = seen.iter().map(of).collect();
             values.map(|values| values.iter().sum::<f64>() / n)
         };
-        let is_exact = seen.iter().all(|seen| seen.equal.p_value.is_some());
+        let is_exact = seen.iter().all(|seen| seen.equal.test == Some(Test::ExactMcnemar));
         let risk = self.gates.alpha + if is_exact { 0.0 } else { BOOTSTRAP_SLACK };
         let at_most = |promise, observed| Kept {
             promise,

@@ -3,7 +3,7 @@ use std::collections::BTreeSet;
 use serde::Serialize;
 
 use crate::gate::{FEWEST_UNITS, bounds};
-use crate::{Bootstrap, Case, Classes, Cutoff, Metric, Observed, Resamples, Statistic, Units, fisher_z, wilson};
+use crate::{Case, Classes, Cutoff, Metric, Observed, Resamples, Statistic, Units, fisher_z, wilson};
 
 /// One metric with its interval.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -130,7 +130,7 @@ fn bootstrapped(
     n_scarcest: usize,
     resamples: Resamples,
 ) -> [f64; 2] {
-    let sample = Bootstrap::new(units, resamples, |counts| statistic.value(counts));
+    let sample = statistic.resample(units, resamples);
     let [low, high] = bounds(&sample, (1.0 - LEVEL) / 2.0, n_scarcest);
     let (least, most) = metric.range();
     [low.max(least), high.min(most)]

@@ -1,3 +1,5 @@
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 /// What a gate decided about one package, and everything the decision rests on.
@@ -107,9 +109,16 @@ pub struct CheckResult {
     /// Confidence interval of the difference (or of the candidate's value, for an absolute floor).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interval: Option<[f64; 2]>,
-    /// p-value of the exact paired test, where there is one.
+    /// One-sided p-value of the paired test, where there is one: that the candidate is worse, or better where the rule
+    /// demands a gain.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub p_value: Option<f64>,
+    /// The test the p-value comes from; absent in verdicts from before it was written down, when all were exact McNemar.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub test: Option<Test>,
+    /// The p-value after Holm's adjustment over the slices of a rule for each slice.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adjusted_p_value: Option<f64>,
     /// The smallest true drop this check would have found with the power it was asked for; absent where no drop is
     /// large enough for that on so few cases.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -129,6 +138,28 @@ pub struct CheckResult {
     pub waivable: bool,
     /// Why, in one sentence.
     pub reason: String,
+}
+
+/// A paired test.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Test {
+    /// [`Discordance::mcnemar_worse`](crate::Discordance::mcnemar_worse) and its opposite.
+    ExactMcnemar,
+    /// [`SignFlips`](crate::SignFlips) with every swap counted.
+    ExactSignFlips,
+    /// [`SignFlips`](crate::SignFlips) with drawn swaps.
+    SignFlips,
+}
+
+impl fmt::Display for Test {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::ExactMcnemar => "exact McNemar",
+            Self::ExactSignFlips => "exact permutation",
+            Self::SignFlips => "permutation",
+        })
+    }
 }
 
 /// How long one case took, one case at a time.

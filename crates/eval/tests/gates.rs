@@ -4,7 +4,7 @@
 
 use highroad_eval::{
     Case, Classes, Comparison, Decision, Expected, GateError, Gates, Observed, Outcome, Rankings, Side, Similarities,
-    Waiver, WaiverError, decide,
+    Test, Waiver, WaiverError, decide,
 };
 
 const LABELS: [&str; 2] = ["benign", "injection"];
@@ -281,6 +281,95 @@ fn a_first_reranker_must_beat_the_order_the_documents_came_in() {
     assert!((check.baseline.unwrap() - 0.630_929_753_571_457_4).abs() < 1e-12);
     let all: Vec<usize> = (1..200).collect();
     assert_eq!(judge_rankings(NDCG, &rankings(200, &all), Side::Trivial).outcome, Outcome::Fail);
+}
+
+#[test]
+fn a_graded_metric_is_tested_by_swapping_sides() {
+    let check = |candidate_wrong: &[usize], margin: f64| {
+        let gates = format!("[[rule]]\nmetric = 'ndcg_at_10'\nmargin = {margin}");
+        let (candidate, baseline) = (rankings(200, candidate_wrong), rankings(200, &[]));
+        judge_rankings(&gates, &candidate, Side::Package(&baseline)).checks.pop().unwrap()
+    };
+    let few = check(&[11, 12, 13, 14, 15], 0.05);
+    // Each lost query loses as much, so all of 2^5 swaps but one are better.
+    assert_eq!((few.test, few.p_value), (Some(Test::ExactSignFlips), Some(1.0 / 32.0)));
+    assert_eq!(few.outcome, Outcome::Pass);
+    assert!(few.reason.ends_with("a real drop, though a small one"), "{}", few.reason);
+    let many = check(&(10..60).collect::<Vec<_>>(), 0.05);
+    // None of 10,000 drawn swaps is as bad.
+    assert_eq!((many.test, many.p_value), (Some(Test::SignFlips), Some(1.0 / 10_001.0)));
+    assert!(check(&[11, 12, 13, 14, 15], 0.0).p_value.unwrap() > 0.9, "a gain was asked for");
+}
+
+#[test]
+fn a_loss_that_grows_is_tested_as_a_drop() {
+    let lost: Vec<usize> = (10..80).collect();
+    let decision = judge("[[rule]]\nmetric = 'log_loss'\nmargin = 0.1", 600, &[1, 2, 3], &lost).unwrap();
+    assert!(decision.checks.last().unwrap().p_value.unwrap() < 0.001);
+}
+
+/// 40 documents with ten cases each; the candidate loses every case of the documents at `lost`.
+fn clustered(lost: &[usize]) -> Decision {
+    let n = 400;
+    let cases: Vec<Case> = cases(n)
+        .into_iter()
+        .enumerate()
+        .map(|(idx, case)| Case { sources: [idx / 10; 2], must_pass: false, ..case })
+        .collect();
+    let wrong: Vec<usize> = (0..n).filter(|idx| lost.contains(&(idx / 10))).collect();
+    let (candidate, baseline) = (answers(n, &wrong), answers(n, &[]));
+    let comparison =
+        Comparison { cases: &cases, candidate: &candidate, baseline: Side::Package(&baseline), latencies_ms: &[] };
+    decide(&Gates::parse("[[rule]]\nmetric = 'accuracy'\nmargin = 0.02").unwrap(), &comparison).unwrap()
+}
+
+#[test]
+fn cases_of_one_document_are_one_observation() {
+    // Ten lost cases of independent documents would be exact evidence against a margin of 2 points; of one document they
+    // may be bad luck.
+    let decision = clustered(&[7]);
+    let check = decision.checks.last().unwrap();
+    assert_eq!((decision.outcome, check.p_value), (Outcome::Inconclusive, Some(0.5)));
+    assert_eq!(check.test, Some(Test::ExactSignFlips));
+    assert_eq!(clustered(&(0..8).collect::<Vec<_>>()).outcome, Outcome::Fail);
+    let independent = judge(ACCURACY, 400, &[], &(70..80).collect::<Vec<_>>()).unwrap();
+    assert!(independent.checks.last().unwrap().p_value.unwrap() < 0.001);
+}
+
+#[test]
+fn drops_are_looked_for_in_all_slices_at_once() {
+    let slices = |idx: usize| if idx < 300 { vec![format!("s{}", idx / 50)] } else { Vec::new() };
+    let cases: Vec<Case> =
+        cases(1000).into_iter().enumerate().map(|(idx, case)| Case { slices: slices(idx), ..case }).collect();
+    // Five lost in one slice of six and six in another: p = 1/32 and 1/64 alone.
+    let (candidate, baseline) = (answers(1000, &[10, 11, 12, 13, 14, 60, 61, 62, 63, 64, 65]), answers(1000, &[]));
+    let comparison =
+        Comparison { cases: &cases, candidate: &candidate, baseline: Side::Package(&baseline), latencies_ms: &[] };
+    let gates = "[[rule]]\nmetric = 'accuracy'\nmargin = 0.5\nslice = '*'\n[[rule]]\nmetric = 'accuracy'\nmargin = 0.5";
+    let decision = decide(&Gates::parse(gates).unwrap(), &comparison).unwrap();
+    let slices: Vec<_> = decision.checks.iter().filter(|check| check.rule.contains("slice")).collect();
+    for (check, p, adjusted) in [(slices[0], 1.0 / 32.0, 5.0 / 32.0), (slices[1], 1.0 / 64.0, 6.0 / 64.0)] {
+        assert!((check.p_value.unwrap() - p).abs() < 1e-9 && (check.adjusted_p_value.unwrap() - adjusted).abs() < 1e-9);
+    }
+    assert!(!slices[0].reason.contains("a real drop"), "{}", slices[0].reason);
+    // Margins are judged slice by slice, whatever the adjusted values are.
+    assert_eq!(decision.outcome, Outcome::Pass);
+    let overall = decision.checks.last().unwrap();
+    assert_eq!(overall.adjusted_p_value, None);
+    assert!(overall.reason.ends_with("a real drop, though a small one"), "{}", overall.reason);
+}
+
+#[test]
+fn every_line_on_answers_tells_what_it_could_have_seen() {
+    let ranked = judge_rankings(NDCG, &rankings(200, &[7]), Side::Trivial);
+    let gates =
+        "[[rule]]\nmetric = 'accuracy'\nmargin = 0.02\nfloor = 0.9\n[[rule]]\nmetric = 'log_loss'\nceiling = 0.3";
+    let classified = judge(gates, 200, &[], &[3, 5]).unwrap();
+    for check in ranked.checks.iter().chain(&classified.checks).filter(|check| !check.rule.starts_with("must-pass")) {
+        assert!(check.power_note.is_some(), "{}", check.rule);
+    }
+    let floor = classified.checks.iter().find(|check| check.rule == "accuracy: at least 90.0 %").unwrap();
+    assert_eq!(floor.power_note.as_deref(), Some("a true value of 84.1 % would have failed with 80 % power"));
 }
 
 #[test]

@@ -6,8 +6,8 @@
 use std::collections::HashMap;
 
 use highroad_eval::{
-    Bootstrap, Classes, Discordance, McNemarPower, Metric, NonInferiority, Observed, Resamples, Sides, Similarities,
-    Statistic, Units,
+    Bootstrap, Classes, Discordance, McNemarPower, Metric, NonInferiority, Observed, Outcome, Resamples, Sequential,
+    SequentialFlips, Sides, SignFlips, Similarities, Statistic, Units,
 };
 use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
@@ -172,8 +172,7 @@ fn drawing_texts_rather_than_pairs_keeps_the_coverage_of_a_correlation() {
     const N_TEXTS: usize = 15;
     let mut rng = ChaCha8Rng::seed_from_u64(23);
     let pairs: Vec<[usize; 2]> = (0..N_TEXTS).flat_map(|a| (0..a).map(move |b| [a, b])).collect();
-    // The sum of twelve uniform numbers is close enough to normal.
-    let mut normal = move || (0..12).map(|_| rng.random::<f64>()).sum::<f64>() - 6.0;
+    let mut normal = move || normal(&mut rng);
     let mut trial = || {
         let of_text: Vec<[f64; 2]> = (0..N_TEXTS).map(|_| [normal(), normal()]).collect();
         let value = |[a, b]: [usize; 2], side: usize| of_text[a][side] + of_text[b][side];
@@ -196,4 +195,152 @@ fn drawing_texts_rather_than_pairs_keeps_the_coverage_of_a_correlation() {
     let [by_text, by_pair] = held;
     eprintln!("a 90 % interval holds the true correlation in {by_text} by text, in {by_pair} by pair");
     assert!(by_text >= 0.8 && by_pair < 0.7, "{by_text}, {by_pair}");
+}
+
+/// About standard normal: the sum of twelve uniform numbers.
+fn normal(rng: &mut ChaCha8Rng) -> f64 {
+    (0..12).map(|_| rng.random::<f64>()).sum::<f64>() - 6.0
+}
+
+const N_PASSAGES: usize = 30;
+const N_QUESTIONS: usize = 10;
+
+/// Paired differences of 10 questions to each of 30 passages; what a passage does to all of its questions makes up 22 % of
+/// the variance.
+fn questions(rng: &mut ChaCha8Rng, mean: f64) -> Vec<f64> {
+    let mut passage = |_| {
+        let shift = mean + 0.22_f64.sqrt() * normal(rng);
+        (0..N_QUESTIONS).map(|_| shift + 0.78_f64.sqrt() * normal(rng)).collect::<Vec<_>>()
+    };
+    (0..N_PASSAGES).flat_map(&mut passage).collect()
+}
+
+fn by_passage() -> Units {
+    Units::sources(&(0..N_PASSAGES * N_QUESTIONS).map(|idx| [idx / N_QUESTIONS; 2]).collect::<Vec<_>>())
+}
+
+/// The published simulation of 30 passages with 10 questions: 95.1 % with clusters, 74.5 % without.
+#[test]
+fn drawing_passages_rather_than_questions_keeps_the_coverage_of_a_mean() {
+    let (mut rng, n_trials) = (ChaCha8Rng::seed_from_u64(29), 1_000);
+    let units = [by_passage(), Units::cases(N_PASSAGES * N_QUESTIONS)];
+    let mut held = [0.0, 0.0];
+    for _ in 0..n_trials {
+        let differences = questions(&mut rng, 0.0);
+        for (units, held) in units.iter().zip(&mut held) {
+            let sample = Bootstrap::of_mean(units, Resamples { n: 1_000, seed: 5 }, &differences);
+            let [low, high] = sample.bca(0.95);
+            *held += f64::from(u8::from(low <= 0.0 && 0.0 <= high)) / f64::from(n_trials);
+        }
+    }
+    let [by_passage, by_question] = held;
+    eprintln!("a 95 % BCa interval holds the true mean in {by_passage} by passage, in {by_question} by question");
+    assert!((0.915..=0.965).contains(&by_passage) && by_question < 0.8, "{by_passage}, {by_question}");
+}
+
+/// The share of trials in which swapping sides finds a drop at level 0.05.
+fn detected(n_trials: usize, mut differences: impl FnMut() -> Vec<f64>) -> f64 {
+    let mut found = || SignFlips::of(&differences(), Resamples { n: 999, seed: 31 }).below <= 0.05;
+    (0..n_trials).filter(|_| found()).count() as f64 / n_trials as f64
+}
+
+#[test]
+fn swapping_sides_finds_a_drop_that_is_not_there_in_at_most_alpha_of_all_trials() {
+    let mut rng = ChaCha8Rng::seed_from_u64(31);
+    // Reciprocal ranks of two models that are equally good: few values, many ties.
+    let mut rank = move || 1.0 / f64::from(rng.random_range(1..5u8));
+    for n in [8, 15, 60] {
+        let rate = detected(1_000, || (0..n).map(|_| rank() - rank()).collect());
+        eprintln!("{n} queries: a drop that is not there is found in {rate}");
+        assert!(rate <= 0.065, "{n}: {rate}");
+    }
+    let mut rng = ChaCha8Rng::seed_from_u64(37);
+    let sums = |questions: Vec<f64>| questions.chunks(N_QUESTIONS).map(|passage| passage.iter().sum()).collect();
+    let by_passage = detected(1_000, || sums(questions(&mut rng, 0.0)));
+    let by_question = detected(500, || questions(&mut rng, 0.0));
+    eprintln!("clusters: found in {by_passage} by passage, in {by_question} by question");
+    assert!(by_passage <= 0.065 && by_question > 0.1, "{by_passage}, {by_question}");
+}
+
+#[test]
+fn swapping_sides_finds_a_real_drop_about_as_often_as_a_t_test() {
+    let mut rng = ChaCha8Rng::seed_from_u64(41);
+    // A t test of 60 normal differences finds a drop of 0.325 standard deviations with 80 % power, one-sided at 0.05.
+    let power = detected(1_000, || (0..60).map(|_| normal(&mut rng) - 0.325).collect());
+    eprintln!("60 cases: a drop of 0.325 standard deviations is found in {power}");
+    assert!((0.76..=0.84).contains(&power), "{power}");
+}
+
+/// Live traffic of `n` requests at most, lost with probability `lost` and won with `won`: how it was decided and after how
+/// many requests, looking after every `every`.
+fn watch(rng: &mut ChaCha8Rng, n: usize, [lost, won]: [f64; 2], every: usize) -> (Outcome, usize) {
+    let mut sequential = Sequential::new(0.05, LIVE_MARGIN).unwrap();
+    for request in 1..=n {
+        let u: f64 = rng.random();
+        let difference = f64::from(u8::from((lost..lost + won).contains(&u))) - f64::from(u8::from(u < lost));
+        sequential.observe(difference).unwrap();
+        if request % every == 0 && sequential.decision() != Outcome::Inconclusive {
+            return (sequential.decision(), request);
+        }
+    }
+    (Outcome::Inconclusive, n)
+}
+
+const LIVE_MARGIN: f64 = 0.02;
+
+#[test]
+fn traffic_watched_after_every_request_is_decided_wrongly_in_at_most_alpha_of_all_rollouts() {
+    let (n_rollouts, n_requests) = (400, 1_500);
+    for discordant in [0.04, 0.2] {
+        let mut rng = ChaCha8Rng::seed_from_u64(43);
+        let at_the_margin = [(discordant + LIVE_MARGIN) / 2.0, (discordant - LIVE_MARGIN) / 2.0];
+        let outcomes: Vec<_> = (0..n_rollouts).map(|_| watch(&mut rng, n_requests, at_the_margin, 1).0).collect();
+        let rate = |outcome| outcomes.iter().filter(|&&found| found == outcome).count() as f64 / n_rollouts as f64;
+        let [passes, fails] = [Outcome::Pass, Outcome::Fail].map(rate);
+        eprintln!("{discordant} discordant: a drop of one margin ever passes in {passes}, ever fails in {fails}");
+        // Two standard errors of a rate of 5 % over 400 rollouts.
+        assert!(passes <= 0.072 && fails <= 0.072, "{discordant}: {passes}, {fails}");
+    }
+}
+
+#[test]
+fn traffic_is_decided_after_a_few_times_the_cases_that_one_look_would_take() {
+    for (name, shares, expected, n_most) in [
+        ("equal, 4 % discordant", [0.02, 0.02], Outcome::Pass, 3_000),
+        ("equal, 10 % discordant", [0.05, 0.05], Outcome::Pass, 5_500),
+        ("worse by 5 points, 10 % discordant", [0.075, 0.025], Outcome::Fail, 3_000),
+        ("worse by 10 points, 20 % discordant", [0.15, 0.05], Outcome::Fail, 1_000),
+    ] {
+        let mut rng = ChaCha8Rng::seed_from_u64(47);
+        let mut decided: Vec<_> = (0..200).map(|_| watch(&mut rng, 20_000, shares, 20)).collect();
+        decided.sort_by_key(|&(_, n)| n);
+        let [half, most] = [100, 160].map(|idx| decided[idx].1);
+        let n_right = decided.iter().filter(|(outcome, _)| *outcome == expected).count();
+        eprintln!(
+            "{name}: half are decided after {half} requests, four of five after {most}; {n_right} of 200 rightly"
+        );
+        assert!(n_right >= 190 && most <= n_most, "{name}: {n_right}, {most}");
+    }
+}
+
+/// A p-value of a test for one look, looked at after every flip, is what the sequences replace.
+#[test]
+fn flips_watched_one_by_one_alarm_falsely_in_at_most_alpha_of_all_rollouts() {
+    let (mut rng, n_rollouts, n_flips) = (ChaCha8Rng::seed_from_u64(53), 1_000, 300);
+    let (mut ever, mut ever_by_mcnemar) = (0.0, 0.0);
+    for _ in 0..n_rollouts {
+        let mut flips = SequentialFlips::default();
+        let (mut alarmed, mut alarmed_by_mcnemar) = (false, false);
+        for _ in 0..n_flips {
+            *(if rng.random() { &mut flips.n_regressions } else { &mut flips.n_improvements }) += 1;
+            let SequentialFlips { n_regressions, n_improvements } = flips;
+            let once = Discordance::from_counts(n_flips, n_regressions, n_improvements).unwrap();
+            alarmed |= flips.decision(0.05) != Outcome::Inconclusive;
+            alarmed_by_mcnemar |= once.mcnemar() <= 0.05;
+        }
+        ever += f64::from(u8::from(alarmed)) / f64::from(n_rollouts);
+        ever_by_mcnemar += f64::from(u8::from(alarmed_by_mcnemar)) / f64::from(n_rollouts);
+    }
+    eprintln!("300 flips: false alarms in {ever} of rollouts, in {ever_by_mcnemar} by McNemar after every flip");
+    assert!(ever <= 0.065 && ever_by_mcnemar > 0.2, "{ever}, {ever_by_mcnemar}");
 }

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
-use highroad_eval::{Outcome, Refusal, Verdict, Waiver};
+use highroad_eval::{Outcome, Refusal, Test, Verdict, Waiver};
 use serde_json::json;
 
 const NOW: &str = "2026-11-23T10:00:00Z";
@@ -68,4 +68,15 @@ fn an_unknown_field_of_a_verdict_is_refused() {
     let mut json = serde_json::to_value(verdict("pass", "pass", false)).unwrap();
     json["trust_me"] = json!(true);
     assert!(serde_json::from_value::<Verdict>(json).is_err());
+}
+
+#[test]
+fn a_verdict_from_before_tests_were_named_is_read() {
+    let mut json = serde_json::to_value(verdict("pass", "pass", false)).unwrap();
+    json["checks"][0]["p_value"] = json!(0.25);
+    let check = serde_json::from_value::<Verdict>(json.clone()).unwrap().checks.remove(0);
+    assert_eq!((check.p_value, check.test, check.adjusted_p_value), (Some(0.25), None, None));
+    json["checks"][0]["test"] = json!("exact_sign_flips");
+    let check = serde_json::from_value::<Verdict>(json).unwrap().checks.remove(0);
+    assert_eq!(check.test, Some(Test::ExactSignFlips));
 }

@@ -216,10 +216,10 @@ fn mark(outcome: Outcome) -> &'static str {
 
 /// The interval, the test, and what the check could have seen.
 fn facts(check: &CheckResult) -> String {
-    let test = check.p_value.map(|p| match p {
-        p if p < 0.001 => "exact McNemar p < 0.001".to_owned(),
-        p => format!("exact McNemar p = {p:.3}"),
-    });
+    let shown = |p: f64| if p < 0.001 { "< 0.001".to_owned() } else { format!("= {p:.3}") };
+    let test = check.test.map(|test| format!("{test} ")).unwrap_or_default();
+    let adjusted = check.adjusted_p_value.map(|p| format!(" ({} by Holm over the slices)", shown(p)));
+    let test = check.p_value.map(|p| format!("{test}p {}{}", shown(p), adjusted.unwrap_or_default()));
     test.into_iter().chain(check.power_note.clone()).collect::<Vec<_>>().join("; ")
 }
 
