@@ -3,7 +3,7 @@ use std::collections::BTreeSet;
 use crate::interval::{clopper_pearson, quantile, quantile_interval};
 use crate::power::normal_power;
 use crate::{
-    Bootstrap, Case, CheckResult, Classes, Discordance, Flip, Gates, LatencyRule, McNemarPower, Metric, MetricError,
+    Bootstrap, Case, CheckResult, Discordance, Flip, Gates, LatencyRule, McNemarPower, Metric, MetricError,
     NonInferiority, Observed, Outcome, Resamples, Rule, Sides, Similarities, Statistic, Units, Waiver, outcome,
 };
 
@@ -30,8 +30,8 @@ pub struct Comparison<'a> {
 pub enum Side<'a> {
     /// The answers of another package to the same cases.
     Package(&'a Observed),
-    /// The answer that needs no model: the most frequent label, one similarity for every pair, or documents in the order
-    /// they came in.
+    /// The answer that needs no model: the most frequent label or text, one similarity for every pair, a coin for triplets,
+    /// documents in the order they came in, or the mean of the right numbers.
     Trivial,
 }
 
@@ -65,7 +65,7 @@ pub enum GateError {
     NoAbsoluteLimit,
     #[error(
         "a first version needs a rule with a `margin` on all cases, on a metric that the trivial baseline cannot win \
-         (not precision or recall)"
+         (not precision, recall, calibration or the form of a text)"
     )]
     NoTrivialComparison,
     #[error("there is a [[latency]] rule but no measured latency")]
@@ -162,7 +162,10 @@ fn trivial_answers(candidate: &Observed) -> Observed {
         Observed::Similarities(Similarities { expected, .. }) => {
             Observed::Similarities(Similarities { expected: expected.clone(), predicted: vec![0.0; expected.len()] })
         }
+        Observed::Triplets(triplets) => Observed::Triplets(triplets.coin()),
         Observed::Rankings(rankings) => Observed::Rankings(rankings.as_given()),
+        Observed::Numbers(numbers) => Observed::Numbers(numbers.mean()),
+        Observed::Texts(texts) => Observed::Texts(texts.most_frequent()),
     }
 }
 
@@ -223,7 +226,7 @@ impl Judge<'_> {
         let n_before = checks.len();
         for scope in self.scopes()? {
             // A slice of one label, or the recall of the most frequent one, is won by the trivial baseline.
-            let is_fair = !matches!(scope.rule.metric, Metric::Precision | Metric::Recall | Metric::PrecisionMacro);
+            let is_fair = !scope.rule.metric.trivial_can_win();
             if scope.rule.slice.is_none() && scope.rule.margin.is_some() && is_fair {
                 checks.insert(n_before, self.better_than_trivial(&scope)?);
             }
@@ -253,11 +256,12 @@ impl Judge<'_> {
         let in_slice = |case: &Case| slice.is_none_or(|slice| case.slices.iter().any(|name| name == slice));
         let idxs: Vec<usize> = (0..self.cases.len()).filter(|&idx| in_slice(&self.cases[idx])).collect();
         let sources: Vec<[usize; 2]> = idxs.iter().map(|&idx| self.cases[idx].sources).collect();
-        let label = rule.label.as_ref().map(|label| format!(" of \"{label}\"")).unwrap_or_default();
+        let about = rule.label.as_ref().map(|label| format!(" of \"{label}\""));
+        let about = about.or_else(|| Some(format!(" \"{}\"", rule.regex.as_ref()?.as_str()))).unwrap_or_default();
         let place = slice.map(|slice| format!(", slice \"{slice}\"")).unwrap_or_default();
         Scope {
             rule,
-            name: format!("{}{label}{place}", rule.metric),
+            name: format!("{}{about}{place}", rule.metric),
             candidate: self.candidate.subset(&idxs),
             baseline: self.baseline.subset(&idxs),
             units: Units::sources(&sources),
@@ -295,28 +299,32 @@ impl Judge<'_> {
                 format!("always answering \"{label}\"")
             }
             Observed::Similarities(_) => "one similarity for every pair".to_owned(),
+            Observed::Triplets(_) => "a coin".to_owned(),
             Observed::Rankings(_) => "the order the documents came in".to_owned(),
+            Observed::Numbers(_) => "always answering the mean".to_owned(),
+            Observed::Texts(_) => "always answering the most frequent reference".to_owned(),
         }
     }
 
     fn difference(&self, scope: &Scope<'_>, margin: f64) -> Result<Estimate, GateError> {
         let [candidate, baseline] = self.statistics(scope)?;
-        let mut estimate = match (scope.right_answers(), margin) {
-            (Some([of_candidate, of_baseline]), _) => {
-                self.exact_difference(Discordance::of(&of_baseline, &of_candidate), scope.rule, margin)
+        let mut estimate = match (candidate.right(), baseline.right()) {
+            (Some(of_candidate), Some(of_baseline)) => {
+                self.exact_difference(Discordance::of(of_baseline, of_candidate), scope.rule, margin)
             }
-            (None, margin) => self.bootstrap_difference(scope, [&candidate, &baseline], margin),
+            _ => self.bootstrap_difference(scope, [&candidate, &baseline], margin),
         };
         (estimate.candidate, estimate.baseline) = (candidate.observed(), baseline.observed());
         Ok(estimate)
     }
 
     fn statistics(&self, scope: &Scope<'_>) -> Result<[Statistic; 2], GateError> {
-        let of = |observed: &Observed| {
-            let statistic = scope.rule.metric.of(observed, scope.rule.label.as_deref());
-            statistic.map_err(|source| GateError::Metric { rule: scope.name.clone(), source })
-        };
-        Ok([of(&scope.candidate)?, of(&scope.baseline)?])
+        Ok([self.statistic(scope, &scope.candidate)?, self.statistic(scope, &scope.baseline)?])
+    }
+
+    fn statistic(&self, scope: &Scope<'_>, observed: &Observed) -> Result<Statistic, GateError> {
+        let statistic = scope.rule.metric.of(observed, scope.rule.about());
+        statistic.map_err(|source| GateError::Metric { rule: scope.name.clone(), source })
     }
 
     fn exact_difference(&self, pairs: Discordance, rule: &Rule, margin: f64) -> Estimate {
@@ -368,10 +376,10 @@ impl Judge<'_> {
     fn limit(&self, scope: &Scope<'_>) -> Result<Option<CheckResult>, GateError> {
         let metric = scope.rule.metric;
         let Some(limit) = scope.rule.floor.or(scope.rule.ceiling) else { return Ok(None) };
-        let [candidate, _] = self.statistics(scope)?;
+        let candidate = self.statistic(scope, &scope.candidate)?;
         let alpha = self.gates.alpha;
-        let (bounds, n_cases, too_few) = match scope.right_answers() {
-            Some([right, _]) => {
+        let (bounds, n_cases, too_few) = match candidate.right() {
+            Some(right) => {
                 let n_right = right.iter().filter(|&&right| right).count() as u64;
                 (clopper_pearson(n_right, right.len() as u64, 1.0 - 2.0 * alpha), right.len(), false)
             }
@@ -413,29 +421,11 @@ impl Judge<'_> {
 }
 
 impl Scope<'_> {
-    /// Right or wrong, case by case, for candidate and baseline, where the metric is a share of right answers over fixed
-    /// cases: accuracy, and recall on the cases of its label.
-    fn right_answers(&self) -> Option<[Vec<bool>; 2]> {
-        let (Observed::Classes(candidate), Observed::Classes(baseline)) = (&self.candidate, &self.baseline) else {
-            return None;
-        };
-        let label = self.rule.label.as_deref();
-        let counts = |classes: &Classes, idx: usize| match self.rule.metric {
-            Metric::Recall => Some(classes.labels()[classes.expected()[idx]].as_str()) == label,
-            _ => true,
-        };
-        let right = |classes: &Classes| {
-            let correct = classes.correct().into_iter().enumerate();
-            correct.filter(|&(idx, _)| counts(classes, idx)).map(|(_, right)| right).collect()
-        };
-        matches!(self.rule.metric, Metric::Accuracy | Metric::Recall).then(|| [right(candidate), right(baseline)])
-    }
-
     /// Cases of the rarest label, or things drawn: what limits how much a bootstrap can have seen.
     fn n_scarcest(&self) -> usize {
         match &self.candidate {
             Observed::Classes(classes) => classes.n_rarest(),
-            Observed::Similarities(_) | Observed::Rankings(_) => self.units.len(),
+            _ => self.units.len(),
         }
     }
 
@@ -612,6 +602,9 @@ fn wanted(observed: &Observed, idx: usize) -> String {
         Observed::Classes(classes) => classes.labels()[classes.expected()[idx]].clone(),
         Observed::Rankings(_) => "rank 1".to_owned(),
         Observed::Similarities(pairs) => format!("{:.3}", pairs.expected[idx]),
+        Observed::Triplets(_) => "the positive text".to_owned(),
+        Observed::Numbers(numbers) => decimal(numbers.expected()[idx]),
+        Observed::Texts(texts) => brief(&texts.references(idx)[0]),
     }
 }
 
@@ -623,21 +616,39 @@ fn answered(observed: &Observed, idx: usize) -> String {
             rankings.best_rank(idx).map_or_else(|| "none is relevant".to_owned(), |rank| format!("rank {rank}"))
         }
         Observed::Similarities(pairs) => format!("{:.3}", pairs.predicted[idx]),
+        Observed::Triplets(triplets) => {
+            let [positive, negative] = triplets.similarities()[idx];
+            format!("{positive:.3} against {negative:.3}")
+        }
+        Observed::Numbers(numbers) => decimal(numbers.predicted()[idx]),
+        Observed::Texts(texts) => brief(texts.answer(idx)),
     }
 }
 
-/// Whether people read the metric in percent.
-fn is_share(metric: Metric) -> bool {
-    metric.is_decided_by_labels()
+/// The beginning of a text: a verdict is no place for all of it.
+fn brief(text: &str) -> String {
+    const MOST_CHARS: usize = 80;
+    let mut beginning: String = text.trim().chars().take(MOST_CHARS).collect();
+    if beginning.len() < text.trim().len() {
+        beginning.push('…');
+    }
+    beginning
 }
 
 fn show(metric: Metric, value: f64) -> String {
-    if is_share(metric) { format!("{:.1} %", 100.0 * value) } else { format!("{value:.3}") }
+    if metric.is_in_percent() { format!("{:.1} %", 100.0 * value) } else { decimal(value) }
+}
+
+/// Three decimals, or as many as show three digits of a number that is close to 0.
+fn decimal(value: f64) -> String {
+    let leading_zeros = if value == 0.0 { 0.0 } else { -value.abs().log10().ceil() };
+    let decimals = if (2.0..12.0).contains(&leading_zeros) { leading_zeros as usize + 3 } else { 3 };
+    format!("{value:.decimals$}")
 }
 
 fn amount(metric: Metric, value: f64) -> String {
     let points = 100.0 * value;
-    if is_share(metric) { format!("{points:.1} points") } else { format!("{value:.3}") }
+    if metric.is_in_percent() { format!("{points:.1} points") } else { decimal(value) }
 }
 
 /// A gain in words, so that nobody has to know which sign is good.

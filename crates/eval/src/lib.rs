@@ -1,27 +1,34 @@
 //! Metrics, intervals, paired tests, gates and verdicts: pure functions, no I/O, no clock.
 
+mod about;
 mod bootstrap;
 mod gate;
 mod interval;
 mod metric;
+mod numbers;
 mod observed;
 mod paired;
 mod power;
 mod ranking;
 mod rules;
 mod summary;
+mod text;
+mod texts;
 mod verdict;
 
+pub use about::{About, Costs, Parameter, ParameterError, Pattern, Schema};
 pub use bootstrap::{Bootstrap, Resamples, Units};
 pub use gate::{Comparison, Decision, GateError, Side, WaiverError, decide};
 pub use interval::{clopper_pearson, fisher_z, quantile, quantile_interval, wilson};
 pub use metric::{Metric, MetricError, Statistic, UnknownMetric};
+pub use numbers::{Numbers, Triplets};
 pub use observed::{Case, Classes, Expected, Observed, ObservedError, Similarities};
 pub use paired::Discordance;
 pub use power::{McNemarPower, NonInferiority, Sides};
 pub use ranking::{Cutoff, Rankings, RankingsError};
 pub use rules::{Gates, GatesError, LatencyRule, Rule};
 pub use summary::{Measured, Method, Summary, summarise};
+pub use texts::{Generated, Likelihood, Texts};
 pub use verdict::{
     Baseline, CheckResult, Evidence, Flip, GoldenSet, Latency, Outcome, Refusal, Verdict, Waiver, outcome,
 };
