@@ -1,23 +1,31 @@
-"""Writes conformance/statistics.json: what SciPy, statsmodels, scikit-learn and trec_eval say, for the tests of crates/eval.
+"""Writes conformance/statistics.json: what SciPy, statsmodels, scikit-learn, trec_eval, sacrebleu, rouge-score and torchmetrics
+(SQuAD's F1) say, for the tests of crates/eval.
 
     .venv/bin/python conformance/make_statistics.py
 
 Tango's score bounds, the exact unconditional bounds and the power of McNemar's test are in none of them; their
-references here follow the definitions by brute force and share no formula with the Rust code.
+references here follow the definitions by brute force and share no formula with the Rust code. So do the calibration error
+(checked here against torchmetrics, whose bins close below and not above), costs, perplexity and the estimate of pass@k.
 """
 
+import itertools
 import json
 from pathlib import Path
 
 import numpy as np
 import pytrec_eval
+import sacrebleu
 import scipy
 import sklearn
 import statsmodels
+import torch
+from rouge_score.rouge_scorer import RougeScorer
 from scipy import optimize, stats
 from sklearn import metrics
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.proportion import proportion_confint
+from torchmetrics.functional.classification import multiclass_calibration_error
+from torchmetrics.functional.text.squad import _compute_f1_score as squad_f1
 
 ALPHA = 0.05
 
@@ -130,6 +138,8 @@ def classifiers(rng):
         predicted = scores.argmax(1)
         per_label = metrics.precision_recall_fscore_support(expected, predicted, zero_division=0)
         macro = metrics.precision_recall_fscore_support(expected, predicted, average="macro", zero_division=0)
+        wide = scores.astype(np.float64)
+        costs = np.round(np.random.default_rng(n).gamma(2, size=(len(labels), len(labels))), 2)
         chosen = np.clip(scores.astype(np.float64)[np.arange(n), expected], np.finfo(np.float64).eps, None)
         yield {"labels": labels, "expected": expected.tolist(), "predicted": predicted.tolist(),
                "scores": scores.astype(np.float64).tolist(),
@@ -137,12 +147,116 @@ def classifiers(rng):
                "f1_micro": metrics.f1_score(expected, predicted, average="micro"),
                "precision": per_label[0], "recall": per_label[1], "f1": per_label[2],
                "precision_macro": macro[0], "recall_macro": macro[1], "f1_macro": macro[2],
+               "balanced_accuracy": metrics.balanced_accuracy_score(expected, predicted),
+               "mcc": metrics.matthews_corrcoef(expected, predicted),
+               "auprc": [metrics.average_precision_score(expected == i, wide[:, i]) for i in range(len(labels))],
+               "accuracy_at_2": np.mean([expected[i] in row for i, row in enumerate(first_labels(wide, 2))]),
+               "brier": brier(expected, wide), "ece": calibration_error(expected, predicted, wide),
+               "costs": costs, "cost": costs[expected, predicted].mean(),
                "auroc": [metrics.roc_auc_score(expected == i, scores[:, i].astype(np.float64)) for i in range(len(labels))],
                # Two decimals do not sum to 1, which sklearn.metrics.log_loss would rescale; the definition does not.
                "log_loss": -np.log(chosen).mean()}
     labels = ["a", "b"]
     expected, scores = np.array([0, 1, 1, 0]), np.array([[0.75, 0.25], [0.5, 0.5], [0.125, 0.875], [1.0, 0.0]])
     assert np.isclose(metrics.log_loss(expected, scores), -np.log(scores[np.arange(4), expected]).mean(), rtol=1e-15)
+
+
+def first_labels(scores, k):
+    """The k labels of the highest scores; of equal ones the first, while scikit-learn's `top_k_accuracy_score` takes the last."""
+    first = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    expected = np.arange(len(scores)) % scores.shape[1]
+    if all(len(set(row)) == len(row) for row in scores) and scores.shape[1] > 2:
+        ours = np.mean([expected[i] in row for i, row in enumerate(first)])
+        assert ours == metrics.top_k_accuracy_score(expected, scores, k=k)
+    return first
+
+
+def brier(expected, scores):
+    one_hot = np.eye(scores.shape[1])[expected]
+    ours = ((scores - one_hot) ** 2).sum(1).mean() / 2
+    if np.allclose(scores.sum(1), 1, rtol=0, atol=1e-12):
+        theirs = metrics.brier_score_loss(expected, scores, scale_by_half=True, labels=range(scores.shape[1]))
+        assert np.isclose(ours, theirs, rtol=1e-12), (ours, theirs)
+    return ours
+
+
+def calibration_error(expected, predicted, scores, n_bins=15):
+    """Guo et al. (2017): the confidence is that of the answered label, bin m holds ((m - 1) / M, m / M]."""
+    confidence, right = scores[np.arange(len(scores)), predicted], expected == predicted
+    edges, total = np.linspace(0, 1, n_bins + 1), 0.0
+    for low, high in itertools.pairwise(edges):
+        inside = (confidence > low) & (confidence <= high)
+        if inside.any():
+            total += inside.mean() * abs(right[inside].mean() - confidence[inside].mean())
+    if np.abs(confidence[:, None] - edges).min() > 1e-9:
+        theirs = multiclass_calibration_error(torch.tensor(scores), torch.tensor(expected), scores.shape[1], n_bins)
+        assert np.isclose(total, theirs.item(), atol=1e-6), (total, theirs)
+    return total
+
+
+def regressions(rng):
+    for n, scale, decimals in [(2, 1, 3), (30, 1, 1), (200, 1e4, 2)]:
+        expected = np.round(scale * rng.normal(3, 1, size=n), decimals)
+        predicted = np.round(expected + scale * rng.normal(0.1, 0.7, size=n), decimals)
+        yield {"expected": expected, "predicted": predicted, "mae": metrics.mean_absolute_error(expected, predicted),
+               "rmse": metrics.root_mean_squared_error(expected, predicted), "r2": metrics.r2_score(expected, predicted)}
+    constant = np.full(5, 0.1)
+    yield {"expected": constant, "predicted": constant, "mae": 0.0, "rmse": 0.0, "r2": metrics.r2_score(constant, constant)}
+    off = constant + [0, 0.5, 0, 0, 0]
+    yield {"expected": constant, "predicted": off, "mae": metrics.mean_absolute_error(constant, off),
+           "rmse": metrics.root_mean_squared_error(constant, off), "r2": metrics.r2_score(constant, off)}
+
+
+WORDS = """the a an The cat sat on mat, mat. "quoted" 3.14 1,000 3-4 well-known U.S.A. isn't &amp; &quot;so&quot; <skipped> naïve
+café Zürich ÆON ß straße 日本語 東京, 。 привет мир! ??? ... e\u0301 a\u0301 under_score C++ x=y+z; {key: [1, 2]} #tag @user 50% $5 / \\ ~
+\u00a0nbsp tab\there line\nbreak hyphen-\nated \x1csep \u200bzero 😀 👩‍👩‍👧 İstanbul ΣΊΣΥΦΟΣ an.other (paren) the_end""".split(" ")
+
+
+def generated_texts(rng):
+    """Cases of a text and its references: unrelated, partly equal, equal, empty, and of punctuation only."""
+    draw = lambda most: [WORDS[i] for i in rng.integers(0, len(WORDS), rng.integers(0, most + 1))]
+
+    def noisy(words):
+        kept = [word for word in words if rng.random() > 0.2]
+        return kept[: len(kept) // 2] + draw(2) + kept[len(kept) // 2:]
+
+    for n_cases, n_references, most in [(1, 1, 6), (12, 1, 12), (40, 3, 25), (15, 2, 3), (6, 1, 2)]:
+        cases = []
+        for _ in range(n_cases):
+            text = draw(most)
+            references = [" ".join(noisy(text) if rng.random() < 0.8 else draw(most)) for _ in range(n_references)]
+            cases.append((" ".join(text), references))
+        yield cases
+    yield [("", [""]), ("", ["the cat"]), ("the cat", [""]), ("a", ["the"]), (". , !", ["."]), ("  x  ", ["x"]),
+           ("the cat sat on the mat", ["the cat sat on the mat"])]
+    yield [("", ["the cat sat"])]
+    yield [("one two three", ["one two three"])]
+    yield [("the cat sat on the mat today", ["the cat sat there", "on the mat it sat", ""])]
+
+
+def texts(rng):
+    scorer = RougeScorer(["rougeL"], use_stemmer=False)
+    for cases in generated_texts(rng):
+        answers = [text for text, _ in cases]
+        # sacrebleu takes the n-th reference of every case together.
+        columns = list(zip(*(references for _, references in cases)))
+        yield {"answers": answers, "references": [references for _, references in cases],
+               "exact_match": np.mean([text.strip() in [r.strip() for r in references] for text, references in cases]),
+               "token_f1": np.mean([max(squad_f1(text, r).item() for r in references) for text, references in cases]),
+               "rouge_l": np.mean([scorer.score_multi(references, text)["rougeL"].fmeasure for text, references in cases]),
+               "chrf": sacrebleu.corpus_chrf(answers, columns).score / 100,
+               "bleu": sacrebleu.corpus_bleu(answers, columns).score / 100}
+
+
+def samples(rng):
+    """Perplexity of log-probabilities, and pass@k by counting every way to draw k of the samples."""
+    for n_cases, n_samples, k in [(5, 1, 1), (8, 6, 3), (4, 7, 7)]:
+        passed = rng.integers(0, n_samples + 1, n_cases)
+        log_probabilities = [(-rng.gamma(1.5, size=rng.integers(1, 9))).tolist() for _ in range(n_cases)]
+        drawn = lambda c: [any(i < c for i in ways) for ways in itertools.combinations(range(n_samples), k)]
+        yield {"n_samples": n_samples, "n_passed": passed, "k": k, "log_probabilities": log_probabilities,
+               "pass_at_k": np.mean([np.mean(drawn(c)) for c in passed]),
+               "perplexity": np.exp(-np.mean(list(itertools.chain(*log_probabilities))))}
 
 
 def correlations(rng):
@@ -207,12 +321,16 @@ def plain(value):
 
 def main():
     rng = np.random.default_rng(20260101)
+    torch.set_default_dtype(torch.float64)  # in which torchmetrics then divides
+    versions = {"scipy": scipy, "statsmodels": statsmodels, "scikit-learn": sklearn, "sacrebleu": sacrebleu}
     content = {
-        "made_by": f"scipy {scipy.__version__}, statsmodels {statsmodels.__version__}, scikit-learn {sklearn.__version__}",
+        "made_by": ", ".join(f"{name} {module.__version__}" for name, module in versions.items()),
         "proportions": list(proportions()), "mcnemar": list(mcnemars()), "paired": list(paired()),
         "exact_paired": list(exact_paired()), "power": list(powers()), "classifiers": list(classifiers(rng)),
         "correlations": list(correlations(rng)), "bootstraps": list(bootstraps(rng)), "quantiles": list(quantiles(rng)),
         "rankings": list(rankings(np.random.default_rng(20260102))),
+        "regressions": list(regressions(np.random.default_rng(20260103))),
+        "texts": list(texts(np.random.default_rng(20260104))), "samples": list(samples(np.random.default_rng(20260105))),
     }
     path = Path(__file__).with_name("statistics.json")
     lines = [f'"{key}": {json.dumps(plain(value), separators=(",", ":"))}' for key, value in content.items()]

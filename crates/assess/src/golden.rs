@@ -206,13 +206,11 @@ fn check_expected(input: &GoldenInput, expected: &Expected, must_pass: bool) -> 
             check_ranking(documents.len(), relevances, must_pass)
         }
         (GoldenInput::Ranking { .. }, _) => Err("a query expects a list: the relevance of each document".to_owned()),
-        (GoldenInput::Pair(_), Expected::Label(_) | Expected::Relevances(_)) => {
-            Err("a pair expects a number".to_owned())
-        }
-        (GoldenInput::Pair(_), Expected::Similarity(_)) if must_pass => {
+        (GoldenInput::Pair(_), Expected::Number(_)) if must_pass => {
             Err("`must_pass` needs a labelled case: a similarity is never just right".to_owned())
         }
-        (GoldenInput::Pair(_), Expected::Similarity(_)) => Ok(()),
+        (GoldenInput::Pair(_), Expected::Number(_)) => Ok(()),
+        (GoldenInput::Pair(_), _) => Err("a pair expects a number".to_owned()),
     }
 }
 

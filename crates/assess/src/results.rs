@@ -121,7 +121,7 @@ impl Results {
         let predicted =
             self.values(|value| if let Value::Similarity(similarity) = value { Some(*similarity) } else { None })?;
         let expected = expected(golden, |expected| match expected {
-            Expected::Similarity(similarity) => Some(*similarity),
+            Expected::Number(similarity) => Some(*similarity),
             _ => None,
         });
         Ok(Observed::Similarities(Similarities { expected, predicted }))

@@ -4,9 +4,9 @@ use std::sync::{Mutex, PoisonError};
 use crate::interval::{clopper_pearson, quantile, quantile_interval};
 use crate::power::normal_power;
 use crate::{
-    Bootstrap, Case, CheckResult, Classes, Discordance, Flip, FloorPower, Gates, LatencyRule, McNemarPower, Metric,
-    MetricError, NonInferiority, Observed, Outcome, Resamples, Rule, Sides, SignFlips, Similarities, Statistic, Test,
-    Units, Waiver, holm, outcome,
+    Bootstrap, Case, CheckResult, Discordance, Flip, FloorPower, Gates, LatencyRule, McNemarPower, Metric, MetricError,
+    NonInferiority, Observed, Outcome, Resamples, Rule, Sides, SignFlips, Similarities, Statistic, Test, Units, Waiver,
+    holm, outcome,
 };
 
 /// Fewer cases (or sources of cases) than this, or fewer than [`FEWEST_OF_A_LABEL`] of the rarest label, are too few for
@@ -32,8 +32,8 @@ pub struct Comparison<'a> {
 pub enum Side<'a> {
     /// The answers of another package to the same cases.
     Package(&'a Observed),
-    /// The answer that needs no model: the most frequent label, one similarity for every pair, or documents in the order
-    /// they came in.
+    /// The answer that needs no model: the most frequent label or text, one similarity for every pair, a coin for triplets,
+    /// documents in the order they came in, or the mean of the right numbers.
     Trivial,
 }
 
@@ -67,7 +67,7 @@ pub enum GateError {
     NoAbsoluteLimit,
     #[error(
         "a first version needs a rule with a `margin` on all cases, on a metric that the trivial baseline cannot win \
-         (not precision or recall)"
+         (not precision, recall, calibration or the form of a text)"
     )]
     NoTrivialComparison,
     #[error("there is a [[latency]] rule but no measured latency")]
@@ -212,7 +212,10 @@ fn trivial_answers(candidate: &Observed) -> Observed {
         Observed::Similarities(Similarities { expected, .. }) => {
             Observed::Similarities(Similarities { expected: expected.clone(), predicted: vec![0.0; expected.len()] })
         }
+        Observed::Triplets(triplets) => Observed::Triplets(triplets.coin()),
         Observed::Rankings(rankings) => Observed::Rankings(rankings.as_given()),
+        Observed::Numbers(numbers) => Observed::Numbers(numbers.mean()),
+        Observed::Texts(texts) => Observed::Texts(texts.most_frequent()),
     }
 }
 
@@ -294,7 +297,7 @@ impl Judge<'_> {
         let n_before = checks.len();
         for scope in self.scopes()? {
             // A slice of one label, or the recall of the most frequent one, is won by the trivial baseline.
-            let is_fair = !matches!(scope.rule.metric, Metric::Precision | Metric::Recall | Metric::PrecisionMacro);
+            let is_fair = !scope.rule.metric.trivial_can_win();
             if scope.rule.slice.is_none() && scope.rule.margin.is_some() && is_fair {
                 checks.insert(n_before, self.better_than_trivial(&scope)?);
             }
@@ -322,11 +325,12 @@ impl Judge<'_> {
     fn scope<'r>(&self, rule: &'r Rule, slice: Option<&str>) -> Result<Scope<'r>, GateError> {
         let idxs = in_slice(self.cases, slice)?;
         let sources: Vec<[usize; 2]> = idxs.iter().map(|&idx| self.cases[idx].sources).collect();
-        let label = rule.label.as_ref().map(|label| format!(" of \"{label}\"")).unwrap_or_default();
+        let about = rule.label.as_ref().map(|label| format!(" of \"{label}\""));
+        let about = about.or_else(|| Some(format!(" \"{}\"", rule.regex.as_ref()?.as_str()))).unwrap_or_default();
         let place = slice.map(|slice| format!(", slice \"{slice}\"")).unwrap_or_default();
         Ok(Scope {
             rule,
-            name: format!("{}{label}{place}", rule.metric),
+            name: format!("{}{about}{place}", rule.metric),
             candidate: self.candidate.subset(&idxs),
             baseline: self.baseline.subset(&idxs),
             units: Units::sources(&sources),
@@ -364,30 +368,35 @@ impl Judge<'_> {
                 format!("always answering \"{label}\"")
             }
             Observed::Similarities(_) => "one similarity for every pair".to_owned(),
+            Observed::Triplets(_) => "a coin".to_owned(),
             Observed::Rankings(_) => "the order the documents came in".to_owned(),
+            Observed::Numbers(_) => "always answering the mean".to_owned(),
+            Observed::Texts(_) => "always answering the most frequent reference".to_owned(),
         }
     }
 
     fn difference(&self, scope: &Scope<'_>, margin: f64) -> Result<Estimate, GateError> {
         let [candidate, baseline] = self.statistics(scope)?;
-        let mut estimate = match (scope.right_answers(), margin) {
-            (Some([of_candidate, of_baseline]), _) => {
+        let right = |statistic: &Statistic| scope.right(statistic);
+        let mut estimate = match (right(&candidate), right(&baseline)) {
+            (Some(of_candidate), Some(of_baseline)) => {
                 self.known.or(Discordance::of(&of_baseline, &of_candidate), scope.rule, margin, |pairs| {
                     self.exact_difference(pairs, scope.rule, margin)
                 })
             }
-            (None, margin) => self.bootstrap_difference(scope, [&candidate, &baseline], margin),
+            _ => self.bootstrap_difference(scope, [&candidate, &baseline], margin),
         };
         (estimate.candidate, estimate.baseline) = (candidate.observed(), baseline.observed());
         Ok(estimate)
     }
 
     fn statistics(&self, scope: &Scope<'_>) -> Result<[Statistic; 2], GateError> {
-        let of = |observed: &Observed| {
-            let statistic = scope.rule.metric.of(observed, scope.rule.label.as_deref());
-            statistic.map_err(|source| GateError::Metric { rule: scope.name.clone(), source })
-        };
-        Ok([of(&scope.candidate)?, of(&scope.baseline)?])
+        Ok([self.statistic(scope, &scope.candidate)?, self.statistic(scope, &scope.baseline)?])
+    }
+
+    fn statistic(&self, scope: &Scope<'_>, observed: &Observed) -> Result<Statistic, GateError> {
+        let statistic = scope.rule.metric.of(observed, scope.rule.about());
+        statistic.map_err(|source| GateError::Metric { rule: scope.name.clone(), source })
     }
 
     fn exact_difference(&self, pairs: Discordance, rule: &Rule, margin: f64) -> Estimate {
@@ -453,10 +462,10 @@ impl Judge<'_> {
     fn limit(&self, scope: &Scope<'_>) -> Result<Option<CheckResult>, GateError> {
         let metric = scope.rule.metric;
         let Some(limit) = scope.rule.floor.or(scope.rule.ceiling) else { return Ok(None) };
-        let [candidate, _] = self.statistics(scope)?;
+        let candidate = self.statistic(scope, &scope.candidate)?;
         let Gates { alpha, power, .. } = *self.gates;
-        let (bounds, n_cases, too_few, found) = match scope.right_answers() {
-            Some([right, _]) => {
+        let (bounds, n_cases, too_few, found) = match scope.right(&candidate) {
+            Some(right) => {
                 let (n_right, n_cases) = (right.iter().filter(|&&right| right).count() as u64, right.len() as u64);
                 let found = FloorPower { n_cases, floor: limit, alpha }.largest_share_found(power);
                 (clopper_pearson(n_right, n_cases, 1.0 - 2.0 * alpha), right.len(), false, found)
@@ -505,33 +514,17 @@ impl Judge<'_> {
 }
 
 impl Scope<'_> {
-    /// Right or wrong, case by case, for candidate and baseline, where the metric is a share of right answers over fixed,
-    /// independent cases: accuracy, and recall on the cases of its label. `None` where cases share a source: the exact
-    /// tests would take copies of one document for so many observations.
-    fn right_answers(&self) -> Option<[Vec<bool>; 2]> {
-        if self.units.are_shared() {
-            return None;
-        }
-        let (Observed::Classes(candidate), Observed::Classes(baseline)) = (&self.candidate, &self.baseline) else {
-            return None;
-        };
-        let label = self.rule.label.as_deref();
-        let counts = |classes: &Classes, idx: usize| match self.rule.metric {
-            Metric::Recall => Some(classes.labels()[classes.expected()[idx]].as_str()) == label,
-            _ => true,
-        };
-        let right = |classes: &Classes| {
-            let correct = classes.correct().into_iter().enumerate();
-            correct.filter(|&(idx, _)| counts(classes, idx)).map(|(_, right)| right).collect()
-        };
-        matches!(self.rule.metric, Metric::Accuracy | Metric::Recall).then(|| [right(candidate), right(baseline)])
+    /// Right or wrong, case by case, where the metric is a share of right answers over fixed, independent cases. `None` where
+    /// cases share a source: the exact tests would take copies of one document for so many observations.
+    fn right(&self, statistic: &Statistic) -> Option<Vec<bool>> {
+        statistic.right().filter(|_| !self.units.are_shared()).map(<[bool]>::to_vec)
     }
 
     /// Cases of the rarest label, or things drawn: what limits how much a bootstrap can have seen.
     fn n_scarcest(&self) -> usize {
         match &self.candidate {
             Observed::Classes(classes) => classes.n_rarest().min(self.units.len()),
-            Observed::Similarities(_) | Observed::Rankings(_) => self.units.len(),
+            _ => self.units.len(),
         }
     }
 
@@ -732,6 +725,9 @@ fn wanted(observed: &Observed, idx: usize) -> String {
         Observed::Classes(classes) => classes.labels()[classes.expected()[idx]].clone(),
         Observed::Rankings(_) => "rank 1".to_owned(),
         Observed::Similarities(pairs) => format!("{:.3}", pairs.expected[idx]),
+        Observed::Triplets(_) => "the positive text".to_owned(),
+        Observed::Numbers(numbers) => decimal(numbers.expected()[idx]),
+        Observed::Texts(texts) => brief(&texts.references(idx)[0]),
     }
 }
 
@@ -743,21 +739,39 @@ fn answered(observed: &Observed, idx: usize) -> String {
             rankings.best_rank(idx).map_or_else(|| "none is relevant".to_owned(), |rank| format!("rank {rank}"))
         }
         Observed::Similarities(pairs) => format!("{:.3}", pairs.predicted[idx]),
+        Observed::Triplets(triplets) => {
+            let [positive, negative] = triplets.similarities()[idx];
+            format!("{positive:.3} against {negative:.3}")
+        }
+        Observed::Numbers(numbers) => decimal(numbers.predicted()[idx]),
+        Observed::Texts(texts) => brief(texts.answer(idx)),
     }
 }
 
-/// Whether people read the metric in percent.
-fn is_share(metric: Metric) -> bool {
-    metric.is_decided_by_labels()
+/// The beginning of a text: a verdict is no place for all of it.
+fn brief(text: &str) -> String {
+    const MOST_CHARS: usize = 80;
+    let mut beginning: String = text.trim().chars().take(MOST_CHARS).collect();
+    if beginning.len() < text.trim().len() {
+        beginning.push('…');
+    }
+    beginning
 }
 
 fn show(metric: Metric, value: f64) -> String {
-    if is_share(metric) { format!("{:.1} %", 100.0 * value) } else { format!("{value:.3}") }
+    if metric.is_in_percent() { format!("{:.1} %", 100.0 * value) } else { decimal(value) }
+}
+
+/// Three decimals, or as many as show three digits of a number that is close to 0.
+fn decimal(value: f64) -> String {
+    let leading_zeros = if value == 0.0 { 0.0 } else { -value.abs().log10().ceil() };
+    let decimals = if (2.0..12.0).contains(&leading_zeros) { leading_zeros as usize + 3 } else { 3 };
+    format!("{value:.decimals$}")
 }
 
 fn amount(metric: Metric, value: f64) -> String {
     let points = 100.0 * value;
-    if is_share(metric) { format!("{points:.1} points") } else { format!("{value:.3}") }
+    if metric.is_in_percent() { format!("{points:.1} points") } else { decimal(value) }
 }
 
 /// A gain in words, so that nobody has to know which sign is good.

@@ -1,10 +1,12 @@
 //! Metrics, intervals, paired tests, gates and verdicts: pure functions, no I/O, no clock.
 
+mod about;
 mod bootstrap;
 mod gate;
 mod interval;
 mod metric;
 mod multiplicity;
+mod numbers;
 mod observed;
 mod paired;
 mod permutation;
@@ -14,13 +16,17 @@ mod rules;
 mod selftest;
 mod sequential;
 mod summary;
+mod text;
+mod texts;
 mod verdict;
 
+pub use about::{About, Costs, Parameter, ParameterError, Pattern, Schema};
 pub use bootstrap::{Bootstrap, Resamples, Units};
 pub use gate::{Comparison, Decision, GateError, Side, WaiverError, decide};
 pub use interval::{clopper_pearson, fisher_z, quantile, quantile_interval, wilson};
 pub use metric::{Metric, MetricError, Statistic, UnknownMetric};
 pub use multiplicity::{benjamini_hochberg, holm};
+pub use numbers::{Numbers, Triplets};
 pub use observed::{Case, Classes, Expected, Observed, ObservedError, Similarities};
 pub use paired::Discordance;
 pub use permutation::SignFlips;
@@ -30,6 +36,7 @@ pub use rules::{Gates, GatesError, LatencyRule, Rule};
 pub use selftest::{BrokenTest, Fault, Kept, Models, Promise, RuleTest, SelfTest, Simulations, self_test};
 pub use sequential::{Sequential, SequentialError, SequentialFlips};
 pub use summary::{Measured, Method, Summary, summarise};
+pub use texts::{Generated, Likelihood, Texts};
 pub use verdict::{
     Baseline, CheckResult, Evidence, Flip, GoldenSet, Latency, Outcome, Refusal, Test, Verdict, Waiver, outcome,
 };

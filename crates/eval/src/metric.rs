@@ -3,14 +3,22 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use crate::ranking::{average_precision, ndcg, recall, reciprocal_rank};
-use crate::{Bootstrap, Classes, Cutoff, Observed, Rankings, Resamples, Similarities, Units};
+use crate::{About, Bootstrap, Cutoff, Observed, Parameter, Resamples, Units};
 
-/// What is measured. All but [`Metric::LogLoss`] are better when larger.
+mod classes;
+mod numbers;
+mod rankings;
+mod texts;
+
+/// What is measured. [`Metric::lower_is_better`] says which way is better, [`Metric::range`] between what it lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Metric {
     /// Share of right answers; the same number as micro-averaged precision, recall and F1, as each case has one label.
     Accuracy,
+    /// Share of cases whose label is among the k that score highest.
+    AccuracyAt(Cutoff),
+    /// Mean recall over the labels that are expected.
+    BalancedAccuracy,
     /// Share of right answers among those that name the label.
     Precision,
     /// Share of right answers among the cases of the label.
@@ -23,14 +31,32 @@ pub enum Metric {
     RecallMacro,
     /// Mean F1 over the labels that occur.
     F1Macro,
+    /// Matthews' correlation of expected and answered labels, for any number of labels (Gorodkin 2004).
+    Mcc,
     /// Chance that a case of the label scores higher than one of another; ties count half.
     Auroc,
+    /// Average precision of the label: the area under its precision-recall curve, summed over steps of the score.
+    Auprc,
     /// Mean negative natural logarithm of the score of the right label.
     LogLoss,
-    /// Linear correlation with the human similarities.
+    /// Mean over cases of half the squared distance between scores and the right label's (Brier 1950, halved).
+    Brier,
+    /// Expected calibration error of the answered label in 15 bins of equal width (Guo et al. 2017).
+    Ece,
+    /// Mean cost of the answers, by a table of costs.
+    Cost,
+    /// Linear correlation with the expected numbers.
     Pearson,
-    /// Rank correlation with the human similarities.
+    /// Rank correlation with the expected numbers.
     Spearman,
+    /// Share of triplets whose anchor is closer to the positive than to the negative text.
+    PairAccuracy,
+    /// Mean absolute error.
+    Mae,
+    /// Square root of the mean squared error.
+    Rmse,
+    /// Share of the variance that is explained; negative where the mean would be better.
+    R2,
     /// Mean over queries of the discounted cumulative gain of the first k documents over that of the best order.
     Ndcg(Cutoff),
     /// Mean over queries of 1 / rank of the first relevant document, 0 where it is not among the first k.
@@ -39,38 +65,198 @@ pub enum Metric {
     RecallAt(Cutoff),
     /// Mean over queries of the average precision of all documents.
     Map,
+    /// Share of texts that equal a reference, but for white space at their ends.
+    ExactMatch,
+    /// Mean F1 of the words a text shares with the closest reference, normalised as SQuAD does.
+    TokenF1,
+    /// Mean F1 of the longest common subsequence of words with the closest reference (Lin 2004).
+    RougeL,
+    /// F2 of character n-grams up to 6 over all texts (Popović 2015), from 0 to 1.
+    Chrf,
+    /// BLEU of all texts together (Papineni et al. 2002), from 0 to 1.
+    Bleu,
+    /// Exponential of the mean negative log-probability of a token.
+    Perplexity,
+    /// Share of texts that are JSON.
+    ValidJson,
+    /// Share of texts in which a regular expression finds something.
+    MatchesRegex,
+    /// Share of texts that are JSON a schema accepts.
+    MatchesSchema,
+    /// Chance that at least one of k sampled texts is right, estimated without bias from n samples (Chen et al. 2021).
+    PassAt(Cutoff),
 }
 
-/// Metrics by the names that `gates.toml` and reports use.
-const NAMES: [(&str, Metric); 12] = [
-    ("accuracy", Metric::Accuracy),
-    ("precision", Metric::Precision),
-    ("recall", Metric::Recall),
-    ("f1", Metric::F1),
-    ("precision_macro", Metric::PrecisionMacro),
-    ("recall_macro", Metric::RecallMacro),
-    ("f1_macro", Metric::F1Macro),
-    ("auroc", Metric::Auroc),
-    ("log_loss", Metric::LogLoss),
-    ("pearson", Metric::Pearson),
-    ("spearman", Metric::Spearman),
-    ("map", Metric::Map),
+/// All there is to say about a metric but how it is computed.
+struct Declared {
+    make: Make,
+    /// In `gates.toml`; before the k, for metrics of the first k.
+    name: &'static str,
+    /// In reports; before the k.
+    title: &'static str,
+    answers: Answers,
+    range: (f64, f64),
+    better: Better,
+    shown: Shown,
+    parameter: Option<Parameter>,
+}
+
+enum Make {
+    One(Metric),
+    /// A metric of the first k.
+    At(fn(Cutoff) -> Metric),
+}
+
+/// The kind of answers a metric is taken from.
+#[derive(Clone, Copy)]
+enum Answers {
+    Classes,
+    Correlated,
+    Triplets,
+    Numbers,
+    Rankings,
+    Texts,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Better {
+    Larger,
+    Smaller,
+}
+
+/// How people read a value.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Shown {
+    Percent,
+    Number,
+}
+
+const SHARE: (f64, f64) = (0.0, 1.0);
+const CORRELATION: (f64, f64) = (-1.0, 1.0);
+const UNBOUNDED: (f64, f64) = (0.0, f64::INFINITY);
+
+/// Every metric, by the names that `gates.toml` and reports use.
+const DECLARED: [Declared; 36] = [
+    percent(Metric::Accuracy, "accuracy", "accuracy", Answers::Classes),
+    percent_at(Metric::AccuracyAt, "accuracy_at_", "accuracy@", Answers::Classes),
+    percent(Metric::BalancedAccuracy, "balanced_accuracy", "balanced accuracy", Answers::Classes),
+    percent(Metric::Precision, "precision", "precision", Answers::Classes).about(Parameter::Label),
+    percent(Metric::Recall, "recall", "recall", Answers::Classes).about(Parameter::Label),
+    percent(Metric::F1, "f1", "F1", Answers::Classes).about(Parameter::Label),
+    percent(Metric::PrecisionMacro, "precision_macro", "macro precision", Answers::Classes),
+    percent(Metric::RecallMacro, "recall_macro", "macro recall", Answers::Classes),
+    percent(Metric::F1Macro, "f1_macro", "macro F1", Answers::Classes),
+    number(Metric::Mcc, "mcc", "Matthews correlation", Answers::Classes).within(CORRELATION),
+    number(Metric::Auroc, "auroc", "AUROC", Answers::Classes).about(Parameter::Label),
+    number(Metric::Auprc, "auprc", "AUPRC", Answers::Classes).about(Parameter::Label),
+    error(Metric::LogLoss, "log_loss", "log loss", Answers::Classes),
+    error(Metric::Brier, "brier", "Brier score", Answers::Classes).within(SHARE),
+    error(Metric::Ece, "ece", "calibration error", Answers::Classes).within(SHARE),
+    error(Metric::Cost, "cost", "cost", Answers::Classes).about(Parameter::Costs),
+    number(Metric::Pearson, "pearson", "Pearson correlation", Answers::Correlated).within(CORRELATION),
+    number(Metric::Spearman, "spearman", "Spearman correlation", Answers::Correlated).within(CORRELATION),
+    percent(Metric::PairAccuracy, "pair_accuracy", "pair accuracy", Answers::Triplets),
+    error(Metric::Mae, "mae", "mean absolute error", Answers::Numbers),
+    error(Metric::Rmse, "rmse", "root mean squared error", Answers::Numbers),
+    number(Metric::R2, "r2", "R²", Answers::Numbers).within((f64::NEG_INFINITY, 1.0)),
+    number_at(Metric::Ndcg, "ndcg_at_", "nDCG@", Answers::Rankings),
+    number_at(Metric::Mrr, "mrr_at_", "MRR@", Answers::Rankings),
+    number_at(Metric::RecallAt, "recall_at_", "recall@", Answers::Rankings),
+    number(Metric::Map, "map", "MAP", Answers::Rankings),
+    percent(Metric::ExactMatch, "exact_match", "exact match", Answers::Texts),
+    number(Metric::TokenF1, "token_f1", "token F1", Answers::Texts),
+    number(Metric::RougeL, "rouge_l", "ROUGE-L", Answers::Texts),
+    number(Metric::Chrf, "chrf", "chrF", Answers::Texts),
+    number(Metric::Bleu, "bleu", "BLEU", Answers::Texts),
+    error(Metric::Perplexity, "perplexity", "perplexity", Answers::Texts).within((1.0, f64::INFINITY)),
+    percent(Metric::ValidJson, "valid_json", "valid JSON", Answers::Texts),
+    percent(Metric::MatchesRegex, "matches_regex", "matches regex", Answers::Texts).about(Parameter::Regex),
+    percent(Metric::MatchesSchema, "matches_schema", "matches schema", Answers::Texts).about(Parameter::Schema),
+    percent_at(Metric::PassAt, "pass_at_", "pass@", Answers::Texts),
 ];
-/// A metric of the first k documents.
-type OfFirst = fn(Cutoff) -> Metric;
-/// Metrics of the first k documents by what stands before the k.
-const NAMES_WITH_K: [(&str, OfFirst); 3] =
-    [("ndcg_at_", Metric::Ndcg), ("mrr_at_", Metric::Mrr), ("recall_at_", Metric::RecallAt)];
+
 /// The same number as accuracy, as each case has one label.
 const ACCURACY_TOO: &str = "f1_micro";
 
+const fn number(metric: Metric, name: &'static str, title: &'static str, answers: Answers) -> Declared {
+    let make = Make::One(metric);
+    let (range, better, shown) = (SHARE, Better::Larger, Shown::Number);
+    Declared { make, name, title, answers, range, better, shown, parameter: None }
+}
+
+const fn number_at(of: fn(Cutoff) -> Metric, name: &'static str, title: &'static str, answers: Answers) -> Declared {
+    let make = Make::At(of);
+    let (range, better, shown) = (SHARE, Better::Larger, Shown::Number);
+    Declared { make, name, title, answers, range, better, shown, parameter: None }
+}
+
+const fn percent(metric: Metric, name: &'static str, title: &'static str, answers: Answers) -> Declared {
+    Declared { shown: Shown::Percent, ..number(metric, name, title, answers) }
+}
+
+const fn percent_at(of: fn(Cutoff) -> Metric, name: &'static str, title: &'static str, answers: Answers) -> Declared {
+    Declared { shown: Shown::Percent, ..number_at(of, name, title, answers) }
+}
+
+const fn error(metric: Metric, name: &'static str, title: &'static str, answers: Answers) -> Declared {
+    Declared { range: UNBOUNDED, better: Better::Smaller, ..number(metric, name, title, answers) }
+}
+
+impl Declared {
+    const fn within(self, range: (f64, f64)) -> Self {
+        Self { range, ..self }
+    }
+
+    const fn about(self, parameter: Parameter) -> Self {
+        Self { parameter: Some(parameter), ..self }
+    }
+
+    /// The metric, or that of the first document, whose kind all others of the first k share.
+    fn metric(&self) -> Metric {
+        match self.make {
+            Make::One(metric) => metric,
+            Make::At(of) => of(Cutoff::MIN),
+        }
+    }
+
+    /// The metric called `name`, if it is this one.
+    fn parse(&self, name: &str) -> Option<Metric> {
+        match self.make {
+            Make::One(metric) => (self.name == name).then_some(metric),
+            Make::At(of) => {
+                let digits = name.strip_prefix(self.name)?;
+                let k: Cutoff = digits.parse().ok()?;
+                // One metric has one name: no sign, no leading zero.
+                (k.to_string() == digits).then(|| of(k))
+            }
+        }
+    }
+}
+
+impl Answers {
+    fn in_words(self) -> &'static str {
+        match self {
+            Self::Classes => "a classifier's answers",
+            Self::Correlated => "similarities of pairs, or numbers",
+            Self::Triplets => "triplets of texts",
+            Self::Numbers => "numbers",
+            Self::Rankings => "documents ranked for queries",
+            Self::Texts => "texts",
+        }
+    }
+}
+
 /// No metric has this name.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("`{0}` is no metric: there are {known}, and `ndcg_at_K`, `mrr_at_K` and `recall_at_K`", known = known())]
+#[error("`{0}` is no metric: there are {known}", known = known())]
 pub struct UnknownMetric(String);
 
 fn known() -> String {
-    NAMES.map(|(name, _)| format!("`{name}`")).join(", ")
+    let name = |declared: &Declared| match declared.make {
+        Make::One(_) => format!("`{}`", declared.name),
+        Make::At(_) => format!("`{}K`", declared.name),
+    };
+    DECLARED.iter().map(name).collect::<Vec<_>>().join(", ")
 }
 
 /// A metric cannot be taken from these answers.
@@ -78,22 +264,22 @@ fn known() -> String {
 #[non_exhaustive]
 #[allow(missing_docs)]
 pub enum MetricError {
-    #[error("`{0}` needs a classifier's answers")]
-    NotClasses(Metric),
-    #[error("`{0}` needs similarities of pairs")]
-    NotSimilarities(Metric),
-    #[error("`{0}` needs documents ranked for queries")]
-    NotRankings(Metric),
-    #[error("`{0}` needs a `label`")]
-    NoLabel(Metric),
-    #[error("`{metric}` takes no label, but `{label}` was given")]
-    NeedlessLabel { metric: Metric, label: String },
+    #[error("`{metric}` needs {needed}")]
+    OtherAnswers { metric: Metric, needed: &'static str },
+    #[error("`{metric}` needs {}", parameter.with_article())]
+    Missing { metric: Metric, parameter: Parameter },
+    #[error("`{metric}` takes no `{parameter}`")]
+    Needless { metric: Metric, parameter: Parameter },
     #[error("label `{label}` is not one of: {labels}")]
     UnknownLabel { label: String, labels: String },
     #[error("`{metric}` of `{label}` is undefined here: every case or none has that label")]
     OneSided { metric: Metric, label: String },
-    #[error("`{0}` is undefined on fewer than 3 cases")]
-    TooFew(Metric),
+    #[error("`{metric}` is undefined on fewer than {least} cases")]
+    TooFew { metric: Metric, least: usize },
+    #[error("`{metric}` needs at least as many samples of every case, and there is one with {n_samples}")]
+    TooFewSamples { metric: Metric, n_samples: usize },
+    #[error("`{metric}` needs the log-probability of every answer, and case {case_idx} has none")]
+    NoLikelihood { metric: Metric, case_idx: usize },
 }
 
 /// From how often each case counts to the value.
@@ -101,9 +287,11 @@ type Evaluate = Box<dyn Fn(&[u32]) -> f64 + Send + Sync>;
 
 /// How a metric comes about.
 enum Measure {
-    /// As the mean of one value a case.
+    /// The share of right answers over fixed cases; `None` for a case that does not count.
+    Right(Vec<Option<bool>>),
+    /// The mean of one value a case.
     Mean(Vec<f64>),
-    /// In any other way.
+    /// Anything else.
     Of(Evaluate),
 }
 
@@ -112,36 +300,56 @@ enum Measure {
 pub struct Statistic {
     n_cases: usize,
     measure: Measure,
+    right: Option<Vec<bool>>,
+    /// What each case adds, where the metric is the mean of that.
+    of_case: Option<Vec<f64>>,
 }
 
 impl Statistic {
+    fn new(n_cases: usize, measure: Measure) -> Self {
+        let right = match &measure {
+            Measure::Right(flags) => Some(flags.iter().copied().flatten().collect()),
+            _ => None,
+        };
+        let of_case = match &measure {
+            Measure::Right(flags) => flags.iter().map(|flag| flag.map(|right| f64::from(u8::from(right)))).collect(),
+            Measure::Mean(of_case) => Some(of_case.clone()),
+            Measure::Of(_) => None,
+        };
+        Self { n_cases, measure, right, of_case }
+    }
+
     /// The metric with case `i` counted `counts[i]` times; NaN where that leaves it undefined.
     pub fn value(&self, counts: &[u32]) -> f64 {
         match &self.measure {
-            Measure::Mean(of_case) => mean(of_case, counts),
+            Measure::Right(flags) => share_of_right(flags, counts),
+            Measure::Mean(of_case) => mean_of(of_case, counts),
             Measure::Of(evaluate) => evaluate(counts),
-        }
-    }
-
-    /// What each case adds, where the metric is the mean of that.
-    pub fn of_case(&self) -> Option<&[f64]> {
-        match &self.measure {
-            Measure::Mean(of_case) => Some(of_case),
-            Measure::Of(_) => None,
-        }
-    }
-
-    /// The metric on resamples of `units`.
-    pub fn resample(&self, units: &Units, resamples: Resamples) -> Bootstrap {
-        match &self.measure {
-            Measure::Mean(of_case) => Bootstrap::of_mean(units, resamples, of_case),
-            Measure::Of(evaluate) => Bootstrap::new(units, resamples, evaluate),
         }
     }
 
     /// The metric with every case counted once.
     pub fn observed(&self) -> f64 {
         self.value(&vec![1; self.n_cases])
+    }
+
+    /// Right or wrong, case by case, where the metric is the share of right answers over cases that do not depend on the
+    /// answers: what exact tests take. Cases that do not count, such as those of other labels, are left out.
+    pub fn right(&self) -> Option<&[bool]> {
+        self.right.as_deref()
+    }
+
+    /// What each case adds, where the metric is the mean of that over all cases.
+    pub fn of_case(&self) -> Option<&[f64]> {
+        self.of_case.as_deref()
+    }
+
+    /// The metric on resamples of `units`.
+    pub fn resample(&self, units: &Units, resamples: Resamples) -> Bootstrap {
+        match &self.of_case {
+            Some(of_case) => Bootstrap::of_mean(units, resamples, of_case),
+            None => Bootstrap::new(units, resamples, |counts| self.value(counts)),
+        }
     }
 }
 
@@ -152,137 +360,119 @@ impl fmt::Debug for Statistic {
 }
 
 impl Metric {
-    /// Whether the metric belongs to one label, which must be named.
-    pub fn needs_label(self) -> bool {
-        matches!(self, Self::Precision | Self::Recall | Self::F1 | Self::Auroc)
+    /// Every metric; of those of the first k the one of the first.
+    pub fn all() -> impl Iterator<Item = Self> {
+        DECLARED.iter().map(Declared::metric)
+    }
+
+    /// What must be named beside the metric.
+    pub fn parameter(self) -> Option<Parameter> {
+        self.declared().parameter
     }
 
     /// Whether smaller is better.
     pub fn lower_is_better(self) -> bool {
-        self == Self::LogLoss
+        self.declared().better == Better::Smaller
     }
 
-    /// Whether the metric is decided by the answered labels alone, so that a list of flips shows all that changed.
+    /// Whether people read the metric in percent.
+    pub fn is_in_percent(self) -> bool {
+        self.declared().shown == Shown::Percent
+    }
+
+    /// Whether the metric is decided by which answers are right alone, so that a list of flips shows all that changed.
     pub fn is_decided_by_labels(self) -> bool {
-        !matches!(self, Self::Auroc | Self::LogLoss | Self::Pearson | Self::Spearman) && !self.is_of_rankings()
+        matches!(
+            self,
+            Self::Accuracy
+                | Self::BalancedAccuracy
+                | Self::Precision
+                | Self::Recall
+                | Self::F1
+                | Self::PrecisionMacro
+                | Self::RecallMacro
+                | Self::F1Macro
+                | Self::PairAccuracy
+                | Self::ExactMatch
+        )
     }
 
-    /// Whether the metric is about documents ranked for queries.
-    pub fn is_of_rankings(self) -> bool {
-        matches!(self, Self::Ndcg(_) | Self::Mrr(_) | Self::RecallAt(_) | Self::Map)
+    /// Whether the answer that needs no model can have the best value there is.
+    pub fn trivial_can_win(self) -> bool {
+        matches!(
+            self,
+            Self::Precision
+                | Self::Recall
+                | Self::PrecisionMacro
+                | Self::Ece
+                | Self::Perplexity
+                | Self::ValidJson
+                | Self::MatchesRegex
+                | Self::MatchesSchema
+        )
     }
 
     /// What `gates.toml` and reports call it.
     pub fn name(self) -> String {
-        let with_k = |prefix: &str, k: Cutoff| format!("{prefix}{k}");
-        match self {
-            Self::Ndcg(k) => with_k(NAMES_WITH_K[0].0, k),
-            Self::Mrr(k) => with_k(NAMES_WITH_K[1].0, k),
-            Self::RecallAt(k) => with_k(NAMES_WITH_K[2].0, k),
-            plain => {
-                let found = NAMES.iter().find(|(_, metric)| *metric == plain);
-                found.expect("every metric without a k is in NAMES").0.to_owned()
-            }
-        }
+        self.with_k(self.declared().name)
     }
 
     /// The least and the largest value there is.
     pub fn range(self) -> (f64, f64) {
+        self.declared().range
+    }
+
+    /// The metric of `observed`, ready to be resampled.
+    pub fn of<'a>(self, observed: &Observed, about: impl Into<About<'a>>) -> Result<Statistic, MetricError> {
+        let about = about.into();
+        self.check_parameters(about)?;
+        let measure = match observed {
+            Observed::Classes(classes) => classes::measure(self, classes, about)?,
+            Observed::Similarities(pairs) => numbers::correlated(self, &pairs.expected, &pairs.predicted)?,
+            Observed::Triplets(triplets) if self == Self::PairAccuracy => {
+                Measure::Right(triplets.right().into_iter().map(Some).collect())
+            }
+            Observed::Triplets(_) => return Err(self.of_other_answers()),
+            Observed::Numbers(numbers) => numbers::measure(self, numbers)?,
+            Observed::Rankings(rankings) => rankings::measure(self, rankings)?,
+            Observed::Texts(texts) => texts::measure(self, texts, about)?,
+        };
+        Ok(Statistic::new(observed.n_cases(), measure))
+    }
+
+    fn check_parameters(self, about: About<'_>) -> Result<(), MetricError> {
+        match about.misfit(self.parameter()) {
+            None => Ok(()),
+            Some(parameter) if Some(parameter) == self.parameter() => {
+                Err(MetricError::Missing { metric: self, parameter })
+            }
+            Some(parameter) => Err(MetricError::Needless { metric: self, parameter }),
+        }
+    }
+
+    fn of_other_answers(self) -> MetricError {
+        MetricError::OtherAnswers { metric: self, needed: self.declared().answers.in_words() }
+    }
+
+    fn declared(self) -> &'static Declared {
+        let kind = std::mem::discriminant(&self);
+        let found = DECLARED.iter().find(|declared| std::mem::discriminant(&declared.metric()) == kind);
+        found.expect("every metric is declared")
+    }
+
+    fn with_k(self, name: &str) -> String {
         match self {
-            Self::LogLoss => (0.0, f64::INFINITY),
-            Self::Pearson | Self::Spearman => (-1.0, 1.0),
-            _ => (0.0, 1.0),
-        }
-    }
-
-    /// The metric of `observed`, for `label` where it belongs to one, ready to be resampled.
-    pub fn of(self, observed: &Observed, label: Option<&str>) -> Result<Statistic, MetricError> {
-        let measure = match (self, observed) {
-            (Self::Pearson | Self::Spearman, Observed::Similarities(pairs)) => {
-                self.check_label(label)?;
-                if observed.n_cases() < 3 {
-                    return Err(MetricError::TooFew(self));
-                }
-                Measure::Of(if self == Self::Pearson { pearson(pairs) } else { spearman(pairs) })
+            Self::AccuracyAt(k) | Self::Ndcg(k) | Self::Mrr(k) | Self::RecallAt(k) | Self::PassAt(k) => {
+                format!("{name}{k}")
             }
-            (Self::Pearson | Self::Spearman, _) => return Err(MetricError::NotSimilarities(self)),
-            (metric, Observed::Rankings(rankings)) if metric.is_of_rankings() => {
-                self.check_label(label)?;
-                Measure::Mean(self.of_each(rankings))
-            }
-            (metric, _) if metric.is_of_rankings() => return Err(MetricError::NotRankings(self)),
-            (_, Observed::Similarities(_) | Observed::Rankings(_)) => return Err(MetricError::NotClasses(self)),
-            (_, Observed::Classes(classes)) => self.of_classes(classes, label)?,
-        };
-        Ok(Statistic { n_cases: observed.n_cases(), measure })
-    }
-
-    /// The metric of each query.
-    fn of_each(self, rankings: &Rankings) -> Vec<f64> {
-        rankings.each(|ordered| match self {
-            Self::Ndcg(k) => ndcg(ordered, k),
-            Self::Mrr(k) => reciprocal_rank(ordered, k),
-            Self::RecallAt(k) => recall(ordered, k),
-            _ => average_precision(ordered),
-        })
-    }
-
-    fn of_classes(self, classes: &Classes, label: Option<&str>) -> Result<Measure, MetricError> {
-        self.check_label(label)?;
-        let label = label.map(|name| self.find_label(classes, name)).transpose()?;
-        let table = ConfusionTable::new(classes);
-        let evaluate: Evaluate = match (self, label) {
-            (Self::Precision, Some(label)) => Box::new(move |counts| table.at(counts).precision(label)),
-            (Self::Recall, Some(label)) => Box::new(move |counts| table.at(counts).recall(label)),
-            (Self::F1, Some(label)) => Box::new(move |counts| table.at(counts).f1(label)),
-            (Self::Auroc, Some(label)) => auroc(classes, label),
-            (Self::PrecisionMacro, _) => Box::new(move |counts| table.at(counts).mean(Confusion::precision)),
-            (Self::RecallMacro, _) => Box::new(move |counts| table.at(counts).mean(Confusion::recall)),
-            (Self::F1Macro, _) => Box::new(move |counts| table.at(counts).mean(Confusion::f1)),
-            (Self::LogLoss, _) => return Ok(Measure::Mean(losses(classes))),
-            _ => return Ok(Measure::Mean(right(classes))),
-        };
-        Ok(Measure::Of(evaluate))
-    }
-
-    fn check_label(self, label: Option<&str>) -> Result<(), MetricError> {
-        match (self.needs_label(), label) {
-            (true, None) => Err(MetricError::NoLabel(self)),
-            (false, Some(label)) => Err(MetricError::NeedlessLabel { metric: self, label: label.to_owned() }),
-            _ => Ok(()),
+            _ => name.to_owned(),
         }
-    }
-
-    fn find_label(self, classes: &Classes, name: &str) -> Result<usize, MetricError> {
-        let found = classes.labels().iter().position(|label| label == name);
-        let label = found
-            .ok_or_else(|| MetricError::UnknownLabel { label: name.to_owned(), labels: classes.labels().join(", ") })?;
-        let n_of_label = classes.expected().iter().filter(|&&expected| expected == label).count();
-        let needs_others = self == Self::Auroc;
-        let one_sided = n_of_label == 0 || (needs_others && n_of_label == classes.expected().len());
-        if one_sided { Err(MetricError::OneSided { metric: self, label: name.to_owned() }) } else { Ok(label) }
     }
 }
 
 impl fmt::Display for Metric {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Ndcg(k) => return write!(f, "nDCG@{k}"),
-            Self::Mrr(k) => return write!(f, "MRR@{k}"),
-            Self::RecallAt(k) => return write!(f, "recall@{k}"),
-            Self::Map => "MAP",
-            Self::Accuracy => "accuracy",
-            Self::Precision => "precision",
-            Self::Recall => "recall",
-            Self::F1 => "F1",
-            Self::PrecisionMacro => "macro precision",
-            Self::RecallMacro => "macro recall",
-            Self::F1Macro => "macro F1",
-            Self::Auroc => "AUROC",
-            Self::LogLoss => "log loss",
-            Self::Pearson => "Pearson correlation",
-            Self::Spearman => "Spearman correlation",
-        })
+        f.write_str(&self.with_k(self.declared().title))
     }
 }
 
@@ -290,19 +480,11 @@ impl FromStr for Metric {
     type Err = UnknownMetric;
 
     fn from_str(name: &str) -> Result<Self, UnknownMetric> {
-        let plain = || NAMES.iter().find(|(known, _)| *known == name).map(|(_, metric)| *metric);
-        let with_k = || {
-            NAMES_WITH_K.iter().find_map(|(prefix, of)| {
-                let digits = name.strip_prefix(prefix)?;
-                let k: Cutoff = digits.parse().ok()?;
-                // One metric has one name: no sign, no leading zero.
-                (k.to_string() == digits).then(|| of(k))
-            })
-        };
         if name == ACCURACY_TOO {
             return Ok(Self::Accuracy);
         }
-        plain().or_else(with_k).ok_or_else(|| UnknownMetric(name.to_owned()))
+        let found = DECLARED.iter().find_map(|declared| declared.parse(name));
+        found.ok_or_else(|| UnknownMetric(name.to_owned()))
     }
 }
 
@@ -318,104 +500,29 @@ impl<'de> Deserialize<'de> for Metric {
     }
 }
 
-/// Expected and predicted label of each case.
-struct ConfusionTable {
-    n_labels: usize,
-    cells: Vec<usize>,
-}
-
-/// Counts by expected label (row) and predicted label (column).
-struct Confusion {
-    n_labels: usize,
-    counts: Vec<u64>,
-}
-
-impl ConfusionTable {
-    fn new(classes: &Classes) -> Self {
-        let n_labels = classes.labels().len();
-        let cell = |(expected, predicted): (&usize, &usize)| expected * n_labels + predicted;
-        Self { n_labels, cells: classes.expected().iter().zip(classes.predicted()).map(cell).collect() }
-    }
-
-    fn at(&self, case_counts: &[u32]) -> Confusion {
-        let mut counts = vec![0; self.n_labels * self.n_labels];
-        self.cells.iter().zip(case_counts).for_each(|(&cell, &count)| counts[cell] += u64::from(count));
-        Confusion { n_labels: self.n_labels, counts }
-    }
-}
-
-impl Confusion {
-    fn right(&self, label: usize) -> u64 {
-        self.counts[label * self.n_labels + label]
-    }
-
-    fn expected(&self, label: usize) -> u64 {
-        self.counts[label * self.n_labels..(label + 1) * self.n_labels].iter().sum()
-    }
-
-    fn predicted(&self, label: usize) -> u64 {
-        self.counts.iter().skip(label).step_by(self.n_labels).sum()
-    }
-
-    fn precision(&self, label: usize) -> f64 {
-        share(self.right(label), self.predicted(label))
-    }
-
-    fn recall(&self, label: usize) -> f64 {
-        share(self.right(label), self.expected(label))
-    }
-
-    fn f1(&self, label: usize) -> f64 {
-        share(2 * self.right(label), self.expected(label) + self.predicted(label))
-    }
-
-    /// Over the labels that are expected or predicted at all, as scikit-learn's `average="macro"`.
-    fn mean(&self, of: fn(&Self, usize) -> f64) -> f64 {
-        let occurs = |label: &usize| self.expected(*label) + self.predicted(*label) > 0;
-        let values: Vec<f64> = (0..self.n_labels).filter(occurs).map(|label| of(self, label)).collect();
-        values.iter().sum::<f64>() / values.len() as f64
-    }
-}
-
-/// 0 where nothing was counted, as scikit-learn's `zero_division=0`.
-fn share(part: u64, whole: u64) -> f64 {
-    if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
-}
-
-fn mean(of_case: &[f64], counts: &[u32]) -> f64 {
+fn mean_of(of_case: &[f64], counts: &[u32]) -> f64 {
     let total: f64 = of_case.iter().zip(counts).map(|(value, &count)| value * f64::from(count)).sum();
     total / counts.iter().map(|&count| f64::from(count)).sum::<f64>()
 }
 
-/// 1 for a right answer, 0 for a wrong one.
-fn right(classes: &Classes) -> Vec<f64> {
-    classes.correct().into_iter().map(|right| f64::from(u8::from(right))).collect()
+fn share_of_right(flags: &[Option<bool>], counts: &[u32]) -> f64 {
+    let (mut n_right, mut n_counted) = (0, 0);
+    for (flag, &count) in flags.iter().zip(counts) {
+        n_counted += u64::from(count) * u64::from(flag.is_some());
+        n_right += u64::from(count) * u64::from(*flag == Some(true));
+    }
+    n_right as f64 / n_counted as f64
 }
 
-fn losses(classes: &Classes) -> Vec<f64> {
-    let by_label: Vec<Vec<f64>> = (0..classes.labels().len()).map(|label| classes.scores_of(label)).collect();
-    // A score of 0 would make the mean infinite; scikit-learn clips at the same place.
-    let loss = |(idx, &label): (usize, &usize)| -by_label[label][idx].max(f64::EPSILON).ln();
-    classes.expected().iter().enumerate().map(loss).collect()
-}
-
-/// The rank-sum form with half credit for ties (Hanley and McNeil 1982), over cases sorted once by score.
-fn auroc(classes: &Classes, label: usize) -> Evaluate {
-    let is_label: Vec<bool> = classes.expected().iter().map(|&expected| expected == label).collect();
-    let groups = tie_groups(&classes.scores_of(label));
-    Box::new(move |counts| {
-        let (mut n_label, mut n_below, mut wins) = (0.0, 0.0, 0.0);
-        for group in &groups {
-            let (mut label_here, mut others_here) = (0.0, 0.0);
-            for &idx in group {
-                *(if is_label[idx] { &mut label_here } else { &mut others_here }) += f64::from(counts[idx]);
-            }
-            wins += label_here * (n_below + 0.5 * others_here);
-            n_label += label_here;
-            n_below += others_here;
+/// A function of the sums over cases of `N` numbers a case.
+fn of_sums<const N: usize>(rows: Vec<[f64; N]>, of: impl Fn(&[f64; N]) -> f64 + Send + Sync + 'static) -> Measure {
+    Measure::Of(Box::new(move |counts| {
+        let mut sums = [0.0; N];
+        for (row, &count) in rows.iter().zip(counts) {
+            sums.iter_mut().zip(row).for_each(|(sum, value)| *sum += f64::from(count) * value);
         }
-        wins / (n_label * n_below)
-    })
+        of(&sums)
+    }))
 }
 
 /// Case indices by ascending value; equal values share a group.
@@ -423,46 +530,4 @@ fn tie_groups(values: &[f64]) -> Vec<Vec<usize>> {
     let mut order: Vec<usize> = (0..values.len()).collect();
     order.sort_by(|&left, &right| values[left].total_cmp(&values[right]));
     order.chunk_by(|&left, &right| values[left] == values[right]).map(<[usize]>::to_vec).collect()
-}
-
-fn pearson(pairs: &Similarities) -> Evaluate {
-    let Similarities { expected, predicted } = pairs.clone();
-    Box::new(move |counts| correlation(&expected, &predicted, counts))
-}
-
-fn spearman(pairs: &Similarities) -> Evaluate {
-    let (n_cases, expected, predicted) =
-        (pairs.expected.len(), tie_groups(&pairs.expected), tie_groups(&pairs.predicted));
-    Box::new(move |counts| correlation(&ranks(&expected, counts, n_cases), &ranks(&predicted, counts, n_cases), counts))
-}
-
-/// Mean ranks of cases counted `counts` times, up to a constant.
-fn ranks(groups: &[Vec<usize>], counts: &[u32], n_cases: usize) -> Vec<f64> {
-    let (mut ranks, mut n_below) = (vec![0.0; n_cases], 0.0);
-    for group in groups {
-        let n_here: f64 = group.iter().map(|&idx| f64::from(counts[idx])).sum();
-        group.iter().for_each(|&idx| ranks[idx] = n_below + 0.5 * n_here);
-        n_below += n_here;
-    }
-    ranks
-}
-
-/// Pearson's correlation with case counts; 0 where one side is constant, as such a side explains nothing.
-fn correlation(left: &[f64], right: &[f64], counts: &[u32]) -> f64 {
-    let total: f64 = counts.iter().map(|&count| f64::from(count)).sum();
-    let mean = |values: &[f64]| values.iter().zip(counts).map(|(v, &c)| v * f64::from(c)).sum::<f64>() / total;
-    let (mean_left, mean_right) = (mean(left), mean(right));
-    let (mut product, mut square_left, mut square_right) = (0.0, 0.0, 0.0);
-    for ((left, right), &count) in left.iter().zip(right).zip(counts) {
-        let (left, right, count) = (left - mean_left, right - mean_right, f64::from(count));
-        product += count * left * right;
-        square_left += count * left * left;
-        square_right += count * right * right;
-    }
-    // Rounding leaves a constant side a square of about (eps * mean)^2 per case rather than 0.
-    let is_constant = |square: f64, mean: f64| square <= total * (4.0 * f64::EPSILON * mean).powi(2);
-    if is_constant(square_left, mean_left) || is_constant(square_right, mean_right) {
-        return 0.0;
-    }
-    (product / (square_left.sqrt() * square_right.sqrt())).clamp(-1.0, 1.0)
 }

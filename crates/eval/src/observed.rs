@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::Rankings;
+use crate::{Numbers, Rankings, Texts, Triplets};
 
 mod mixed;
 
@@ -28,10 +28,14 @@ pub struct Case {
 pub enum Expected {
     /// A label.
     Label(String),
-    /// How similar people find two texts.
-    Similarity(f64),
+    /// How similar people find two texts, or the number a regression should give.
+    Number(f64),
     /// How relevant each document of a query is, 0 for not at all.
     Relevances(Vec<u32>),
+    /// Texts that a generated one may equal or should be like, at least one.
+    References(Vec<String>),
+    /// The case says it by itself: of a triplet, that the positive text is the closer one.
+    Implied,
 }
 
 /// The answers of one model on golden cases, beside the right ones.
@@ -41,8 +45,14 @@ pub enum Observed {
     Classes(Classes),
     /// Of an embedding model, compared pair by pair.
     Similarities(Similarities),
+    /// Of an embedding model: two texts compared with an anchor.
+    Triplets(Triplets),
     /// Of an embedding model or a reranker: documents ordered for queries.
     Rankings(Rankings),
+    /// Of a regression.
+    Numbers(Numbers),
+    /// Of a model that writes.
+    Texts(Texts),
 }
 
 /// What a classifier answered: `n` cases, `L` labels.
@@ -73,8 +83,10 @@ pub enum ObservedError {
     UnknownLabel { label: String, labels: String },
     #[error("case {case_idx} has {n_scores} scores for {n_labels} labels")]
     Scores { case_idx: usize, n_scores: usize, n_labels: usize },
-    #[error("a score of case {case_idx} is not a finite number")]
+    #[error("a number of case {case_idx} is not finite")]
     NotFinite { case_idx: usize },
+    #[error("case {case_idx} {problem}")]
+    Text { case_idx: usize, problem: &'static str },
     #[error("{n_expected} expected answers but {n_answers} given ones")]
     Lengths { n_expected: usize, n_answers: usize },
 }
@@ -85,19 +97,24 @@ impl Observed {
         match self {
             Self::Classes(classes) => classes.expected.len(),
             Self::Similarities(similarities) => similarities.expected.len(),
+            Self::Triplets(triplets) => triplets.similarities().len(),
             Self::Rankings(rankings) => rankings.n_cases(),
+            Self::Numbers(numbers) => numbers.expected().len(),
+            Self::Texts(texts) => texts.n_cases(),
         }
     }
 
-    /// Whether each case was answered rightly: with the right label, or with a most relevant document in the first place.
-    /// `None` for similarities, which are never just right.
+    /// Whether each case was answered rightly: with the right label, with a most relevant document in the first place, with
+    /// the positive text closer, or with a text that equals a reference. `None` for numbers, which are never just right.
     pub fn right(&self) -> Option<Vec<bool>> {
         match self {
             Self::Classes(classes) => Some(classes.correct()),
             Self::Rankings(rankings) => {
                 Some((0..rankings.n_cases()).map(|idx| rankings.best_rank(idx) == Some(1)).collect())
             }
-            Self::Similarities(_) => None,
+            Self::Triplets(triplets) => Some(triplets.right()),
+            Self::Texts(texts) => Some(texts.right()),
+            Self::Similarities(_) | Self::Numbers(_) => None,
         }
     }
 
@@ -109,7 +126,10 @@ impl Observed {
             Self::Similarities(Similarities { expected, predicted }) => {
                 Self::Similarities(Similarities { expected: pick(expected), predicted: pick(predicted) })
             }
+            Self::Triplets(triplets) => Self::Triplets(triplets.subset(case_idxs)),
             Self::Rankings(rankings) => Self::Rankings(rankings.subset(case_idxs)),
+            Self::Numbers(numbers) => Self::Numbers(numbers.subset(case_idxs)),
+            Self::Texts(texts) => Self::Texts(texts.subset(case_idxs)),
         }
     }
 }
@@ -192,6 +212,16 @@ impl Classes {
         self.scores.iter().skip(label).step_by(self.labels.len()).copied().collect()
     }
 
+    /// The score of each label for case `case_idx`.
+    pub fn scores_at(&self, case_idx: usize) -> &[f64] {
+        &self.scores[case_idx * self.labels.len()..(case_idx + 1) * self.labels.len()]
+    }
+
+    /// Number of cases in which `label` is expected.
+    pub fn n_of(&self, label: &str) -> usize {
+        self.expected.iter().filter(|&&expected| self.labels[expected] == label).count()
+    }
+
     /// Number of cases of the rarest label that is expected at all.
     pub fn n_rarest(&self) -> usize {
         let count = |label| self.expected.iter().filter(|&&expected| expected == label).count();
@@ -199,13 +229,11 @@ impl Classes {
     }
 
     fn subset(&self, case_idxs: &[usize]) -> Self {
-        let n_labels = self.labels.len();
-        let row = |&idx: &usize| &self.scores[idx * n_labels..(idx + 1) * n_labels];
         Self {
             labels: self.labels.clone(),
             expected: case_idxs.iter().map(|&idx| self.expected[idx]).collect(),
             predicted: case_idxs.iter().map(|&idx| self.predicted[idx]).collect(),
-            scores: case_idxs.iter().flat_map(row).copied().collect(),
+            scores: case_idxs.iter().flat_map(|&idx| self.scores_at(idx)).copied().collect(),
         }
     }
 }

@@ -1,6 +1,6 @@
 use serde::{Deserialize, Serialize};
 
-use crate::Metric;
+use crate::{About, Costs, Metric, Pattern, Schema};
 
 /// The rules of `gates.toml`, checked: every number is in its range and every rule decides something.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -25,9 +25,18 @@ pub struct Gates {
 pub struct Rule {
     /// What is measured.
     pub metric: Metric,
-    /// The label it belongs to, for precision, recall, F1 and AUROC.
+    /// The label it belongs to, for precision, recall, F1, AUROC and AUPRC.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub label: Option<String>,
+    /// What wrong answers cost, for `cost`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub costs: Option<Costs>,
+    /// What a text must hold, for `matches_regex`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub regex: Option<Pattern>,
+    /// The JSON schema a text must have, for `matches_schema`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schema: Option<Schema>,
     /// The slice; `*` for each slice of the golden set in turn; all cases if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slice: Option<String>,
@@ -37,7 +46,7 @@ pub struct Rule {
     /// The least acceptable value, for metrics that are better when larger.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub floor: Option<f64>,
-    /// The largest acceptable value, for log loss.
+    /// The largest acceptable value, for metrics that are better when smaller.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ceiling: Option<f64>,
     /// The share of cases on which two models of this kind differ, where it is known from earlier comparisons; the
@@ -68,7 +77,7 @@ pub enum GatesError {
     #[error("there is no [[rule]], so nothing would be gated")]
     NoRules,
     #[error("rule {number} ({metric}): {problem}")]
-    Rule { number: usize, metric: Metric, problem: &'static str },
+    Rule { number: usize, metric: Metric, problem: String },
 }
 
 #[derive(Deserialize)]
@@ -126,13 +135,22 @@ impl Gates {
 }
 
 impl Rule {
+    /// What its metric is about, beside the answers.
+    pub fn about(&self) -> About<'_> {
+        let Self { label, costs, regex, schema, .. } = self;
+        About { label: label.as_deref(), costs: costs.as_ref(), regex: regex.as_ref(), schema: schema.as_ref() }
+    }
+
     fn check(&self, number: usize) -> Result<(), GatesError> {
-        let wrong = |problem| Err(GatesError::Rule { number, metric: self.metric, problem });
+        let wrong = |problem: &str| Err(GatesError::Rule { number, metric: self.metric, problem: problem.to_owned() });
         if self.margin.is_none() && self.floor.is_none() && self.ceiling.is_none() {
             return wrong("needs a `margin`, a `floor` or a `ceiling`");
         }
-        if self.metric.needs_label() != self.label.is_some() {
-            return wrong(if self.label.is_some() { "takes no `label`" } else { "needs a `label`" });
+        if let Some(parameter) = self.about().misfit(self.metric.parameter()) {
+            return match self.metric.parameter() {
+                Some(needed) if needed == parameter => wrong(&format!("needs {}", needed.with_article())),
+                _ => wrong(&format!("takes no `{parameter}`")),
+            };
         }
         if self.metric.lower_is_better() && self.floor.is_some() {
             return wrong("is better when smaller, so it takes a `ceiling`, not a `floor`");
@@ -140,10 +158,10 @@ impl Rule {
         if !self.metric.lower_is_better() && self.ceiling.is_some() {
             return wrong("is better when larger, so it takes a `floor`, not a `ceiling`");
         }
-        let largest = if self.metric.lower_is_better() { f64::MAX } else { 1.0 };
+        let largest = self.metric.range().1.min(f64::MAX);
         let limits = [("margin", self.margin), ("floor", self.floor), ("ceiling", self.ceiling)];
         for (key, value) in limits.into_iter().filter_map(|(key, value)| Some((key, value?))) {
-            in_range(key, value, 0.0..=largest, "0 or more, and at most 1 for a share or a correlation")?;
+            in_range(key, value, 0.0..=largest, "0 or more, and at most 1 where the metric is")?;
         }
         self.discordant.map_or(Ok(()), |share| in_range("discordant", share, 0.0001..=1.0, "0.0001 to 1"))
     }

@@ -366,7 +366,7 @@ impl Kept {
 /// The metric that a population's rule is about, for the population module.
 fn statistic_of(rule: &Rule, observed: &Observed) -> Result<f64, GateError> {
     let metric: Metric = rule.metric;
-    let statistic = metric.of(observed, rule.label.as_deref());
+    let statistic = metric.of(observed, rule.about());
     let named = |source| GateError::Metric { rule: metric.to_string(), source };
     Ok(statistic.map_err(named)?.observed())
 }

@@ -3,7 +3,7 @@ use std::collections::BTreeSet;
 use serde::Serialize;
 
 use crate::gate::{FEWEST_UNITS, bounds};
-use crate::{Case, Classes, Cutoff, Metric, Observed, Resamples, Statistic, Units, fisher_z, wilson};
+use crate::{Case, Cutoff, Metric, Observed, Resamples, Statistic, Texts, Units, fisher_z, wilson};
 
 /// One metric with its interval.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -46,13 +46,24 @@ pub struct Summary {
 
 const LEVEL: f64 = 0.95;
 
-/// Metrics with 95 % intervals on all cases, then on every slice by name. Precision, recall, F1 and AUROC are given for
-/// the labels in `of_labels`; metrics that a slice leaves undefined are left out.
+/// Up to this many labels each has its own precision, recall, F1, AUROC and AUPRC.
+const MOST_LABELS: usize = 20;
+
+/// Of more labels than that only so many are shown, those with the lowest F1 …
+const WORST_LABELS: usize = 10;
+
+/// … among the labels with at least this many cases: the F1 of fewer says little.
+const FEWEST_OF_A_SHOWN_LABEL: usize = 5;
+
+/// Metrics with 95 % intervals on all cases, then on every slice by name. Precision, recall, F1, AUROC and AUPRC are given
+/// for the labels in `of_labels`, or, where those are more than 20, for the ten with the lowest F1 on all cases among those
+/// with at least five cases; metrics that a slice leaves undefined are left out.
 ///
 /// # Panics
 /// If `cases` and `observed` differ in length.
 pub fn summarise(cases: &[Case], observed: &Observed, of_labels: &[String], resamples: Resamples) -> Vec<Summary> {
     assert_eq!(cases.len(), observed.n_cases(), "answers to other cases");
+    let of_labels = shown_labels(observed, of_labels);
     let slices: BTreeSet<&str> = cases.iter().flat_map(|case| &case.slices).map(String::as_str).collect();
     let all_and_slices = std::iter::once(None).chain(slices.into_iter().map(Some));
     let summary = |slice: Option<&str>| {
@@ -61,15 +72,21 @@ pub fn summarise(cases: &[Case], observed: &Observed, of_labels: &[String], resa
         let sources: Vec<[usize; 2]> = idxs.iter().map(|&idx| cases[idx].sources).collect();
         let (observed, units) = (observed.subset(&idxs), Units::sources(&sources));
         let measure = |(metric, label)| measure(metric, label, &observed, &units, resamples);
-        let metrics = metrics_of(&observed, of_labels).into_iter().filter_map(measure).collect();
+        let metrics = metrics_of(&observed, &of_labels).into_iter().filter_map(measure).collect();
         Summary { slice: slice.map(str::to_owned), n_cases: idxs.len(), metrics }
     };
     all_and_slices.map(summary).collect()
 }
 
-fn metrics_of<'a>(observed: &Observed, of_labels: &'a [String]) -> Vec<(Metric, Option<&'a str>)> {
+fn metrics_of<'a>(observed: &Observed, of_labels: &[&'a str]) -> Vec<(Metric, Option<&'a str>)> {
     match observed {
         Observed::Similarities(_) => return vec![(Metric::Spearman, None), (Metric::Pearson, None)],
+        Observed::Triplets(_) => return vec![(Metric::PairAccuracy, None)],
+        Observed::Numbers(_) => {
+            let metrics = [Metric::Mae, Metric::Rmse, Metric::R2, Metric::Pearson, Metric::Spearman];
+            return metrics.map(|metric| (metric, None)).to_vec();
+        }
+        Observed::Texts(texts) => return metrics_of_texts(texts).into_iter().map(|metric| (metric, None)).collect(),
         Observed::Rankings(_) => {
             let ten = Cutoff::new(10).expect("10 is not 0");
             let first = Cutoff::MIN;
@@ -79,10 +96,41 @@ fn metrics_of<'a>(observed: &Observed, of_labels: &'a [String]) -> Vec<(Metric, 
         }
         Observed::Classes(_) => {}
     }
-    let per_label = [Metric::Precision, Metric::Recall, Metric::F1, Metric::Auroc];
-    let of_label = |label: &'a String| per_label.map(|metric| (metric, Some(label.as_str())));
-    let overall = [Metric::Accuracy, Metric::F1Macro, Metric::LogLoss].map(|metric| (metric, None));
-    overall.into_iter().chain(of_labels.iter().flat_map(of_label)).collect()
+    let per_label = [Metric::Precision, Metric::Recall, Metric::F1, Metric::Auroc, Metric::Auprc];
+    let of_label = |label: &&'a str| per_label.map(|metric| (metric, Some(*label)));
+    let overall = [
+        Metric::Accuracy,
+        Metric::BalancedAccuracy,
+        Metric::F1Macro,
+        Metric::Mcc,
+        Metric::LogLoss,
+        Metric::Brier,
+        Metric::Ece,
+    ];
+    overall.map(|metric| (metric, None)).into_iter().chain(of_labels.iter().flat_map(of_label)).collect()
+}
+
+/// Those of single texts and of all together; perplexity and the chance of a right sample where the answers allow.
+fn metrics_of_texts(texts: &Texts) -> Vec<Metric> {
+    let of_text = [Metric::ExactMatch, Metric::TokenF1, Metric::RougeL, Metric::Chrf, Metric::Bleu, Metric::Perplexity];
+    let fewest_samples = (0..texts.n_cases()).map(|idx| texts.generated(idx).texts.len()).min().unwrap_or(0);
+    let most = u16::try_from(fewest_samples).ok().and_then(Cutoff::new).filter(|most| most.get() > 1);
+    let of_samples = most.map(|most| [Metric::PassAt(Cutoff::MIN), Metric::PassAt(most)]);
+    of_text.into_iter().chain(of_samples.into_iter().flatten()).collect()
+}
+
+/// The labels that get metrics of their own.
+fn shown_labels<'a>(observed: &Observed, of_labels: &'a [String]) -> Vec<&'a str> {
+    let all = || of_labels.iter().map(String::as_str);
+    let Observed::Classes(classes) = observed else { return Vec::new() };
+    if of_labels.len() <= MOST_LABELS {
+        return all().collect();
+    }
+    let f1 = |label| Metric::F1.of(observed, Some(label)).ok().map(|statistic| statistic.observed());
+    let is_frequent = |label: &&str| classes.n_of(label) >= FEWEST_OF_A_SHOWN_LABEL;
+    let mut by_f1: Vec<(f64, &str)> = all().filter(is_frequent).filter_map(|label| Some((f1(label)?, label))).collect();
+    by_f1.sort_by(|left, right| left.0.total_cmp(&right.0));
+    by_f1.into_iter().take(WORST_LABELS).map(|(_, label)| label).collect()
 }
 
 fn measure(
@@ -94,33 +142,32 @@ fn measure(
 ) -> Option<Measured> {
     let statistic = metric.of(observed, label).ok()?;
     let value = statistic.observed();
-    let (interval, method) = match observed {
-        Observed::Classes(classes) => match share(metric, label, classes) {
-            Some([k, n]) => (wilson(k, n, LEVEL), Method::Wilson),
-            None => (bootstrapped(metric, &statistic, units, classes.n_rarest(), resamples), Method::Bca),
-        },
-        Observed::Similarities(pairs) if units.len() < FEWEST_UNITS && units.len() == pairs.expected.len() => {
-            (fisher_z(value, pairs.expected.len(), LEVEL), Method::FisherZ)
+    let n_cases = observed.n_cases();
+    let is_correlation = matches!(metric, Metric::Pearson | Metric::Spearman);
+    let n_scarcest = match observed {
+        Observed::Classes(classes) => classes.n_rarest(),
+        _ => units.len(),
+    };
+    let (interval, method) = match share(metric, label, &statistic, observed) {
+        Some([k, n]) => (wilson(k, n, LEVEL), Method::Wilson),
+        None if is_correlation && units.len() < FEWEST_UNITS && units.len() == n_cases => {
+            (fisher_z(value, n_cases, LEVEL), Method::FisherZ)
         }
-        Observed::Similarities(_) | Observed::Rankings(_) => {
-            (bootstrapped(metric, &statistic, units, units.len(), resamples), Method::Bca)
-        }
+        None => (bootstrapped(metric, &statistic, units, n_scarcest, resamples), Method::Bca),
     };
     Some(Measured { metric, label: label.map(str::to_owned), value, interval, method })
 }
 
 /// Numerator and denominator of the metrics that are shares of cases.
-fn share(metric: Metric, label: Option<&str>, classes: &Classes) -> Option<[u64; 2]> {
+fn share(metric: Metric, label: Option<&str>, statistic: &Statistic, observed: &Observed) -> Option<[u64; 2]> {
+    let of = |right: &[bool]| [right.iter().filter(|&&right| right).count() as u64, right.len() as u64];
+    if let Some(right) = statistic.right() {
+        return Some(of(right));
+    }
+    let (Observed::Classes(classes), Metric::Precision) = (observed, metric) else { return None };
     let is_label = |answer: &usize| Some(classes.labels()[*answer].as_str()) == label;
-    let cases = || classes.expected().iter().zip(classes.predicted());
-    let counts = |case: &(&usize, &usize)| match metric {
-        Metric::Precision => is_label(case.1),
-        Metric::Recall => is_label(case.0),
-        _ => true,
-    };
-    let is_share = matches!(metric, Metric::Accuracy | Metric::Precision | Metric::Recall);
-    let n_right = cases().filter(counts).filter(|(expected, predicted)| expected == predicted).count();
-    is_share.then(|| [n_right as u64, cases().filter(counts).count() as u64])
+    let named = classes.predicted().iter().zip(classes.correct()).filter(|(predicted, _)| is_label(predicted));
+    Some(of(&named.map(|(_, right)| right).collect::<Vec<_>>()))
 }
 
 fn bootstrapped(

@@ -3,8 +3,8 @@
 #![allow(clippy::unwrap_used)]
 
 use highroad_eval::{
-    Case, Classes, Comparison, Decision, Expected, GateError, Gates, Observed, Outcome, Rankings, Side, Similarities,
-    Test, Waiver, WaiverError, decide,
+    Case, Classes, Comparison, Decision, Expected, Flip, GateError, Gates, Generated, Metric, Numbers, Observed,
+    Outcome, Rankings, Resamples, Side, Similarities, Test, Texts, Triplets, Waiver, WaiverError, decide, summarise,
 };
 
 const LABELS: [&str; 2] = ["benign", "injection"];
@@ -222,7 +222,7 @@ fn an_embedder_is_judged_by_rank_correlation() {
         .enumerate()
         .map(|(idx, &value)| Case {
             id: idx.to_string(),
-            expected: Expected::Similarity(value),
+            expected: Expected::Number(value),
             slices: Vec::new(),
             must_pass: false,
             sources: [2 * idx, 2 * idx + 1],
@@ -410,7 +410,16 @@ fn rules_that_decide_nothing_or_too_much_are_refused() {
         ("alpha = 0.5\n[[rule]]\nmetric = 'accuracy'\nmargin = 0.1", "alpha = 0.5 is out of range"),
         ("resamples = 100\n[[rule]]\nmetric = 'accuracy'\nmargin = 0.1", "resamples = 100 is out of range"),
         ("[[rule]]\nmetric = 'accuracy'\nmargins = 0.1", "unknown field `margins`"),
-        ("[[rule]]\nmetric = 'bleu'\nmargin = 0.1", "`bleu` is no metric: there are `accuracy`"),
+        ("[[rule]]\nmetric = 'bleurt'\nmargin = 0.1", "`bleurt` is no metric: there are `accuracy`"),
+        ("[[rule]]\nmetric = 'cost'\nceiling = 0.1", "rule 1 (cost): needs `costs`"),
+        ("[[rule]]\nmetric = 'accuracy'\nfloor = 0.1\ncosts.a.b = 2", "rule 1 (accuracy): takes no `costs`"),
+        (
+            "[[rule]]\nmetric = 'cost'\nceiling = 0.1\ncosts.a.b = -2",
+            "answering `a` with `b` costs -2: expected 0 or more",
+        ),
+        ("[[rule]]\nmetric = 'ece'\nceiling = 1.5", "ceiling = 1.5 is out of range"),
+        ("[[rule]]\nmetric = 'matches_regex'\nfloor = 0.9\nregex = '('", "unclosed group"),
+        ("[[rule]]\nmetric = 'matches_schema'\nfloor = 0.9\nschema = '{'", "the schema is not JSON"),
         (
             "[[rule]]\nmetric = 'accuracy'\nmargin = 0.1\n[[latency]]\npercentile = 100\nmax_ms = 1",
             "percentile = 100 is out of range",
@@ -419,4 +428,102 @@ fn rules_that_decide_nothing_or_too_much_are_refused() {
         let error = Gates::parse(gates).unwrap_err().to_string();
         assert!(error.contains(complaint), "{gates}: {error}");
     }
+}
+
+#[test]
+fn a_costly_mistake_fails_where_the_share_of_mistakes_is_the_same() {
+    // Ten benign cases were lost, now ten injections are.
+    let (benign, injections): (Vec<usize>, Vec<usize>) = ((20..40).step_by(2).collect(), (21..41).step_by(2).collect());
+    let outcome = |gates: &str| judge(gates, 400, &benign, &injections).unwrap().outcome;
+    assert_eq!(outcome("[[rule]]\nmetric = 'accuracy'\nmargin = 0.05"), Outcome::Pass);
+    let cost = "[[rule]]\nmetric = 'cost'\nmargin = 0.05";
+    assert_eq!(outcome(cost.replace("cost'", "cost'\ncosts = {}").as_str()), Outcome::Pass);
+    assert_eq!(outcome(&format!("{cost}\n[rule.costs.injection]\nbenign = 20")), Outcome::Fail);
+    assert_eq!(outcome(&format!("{cost}\n[rule.costs.benign]\ninjection = 20")), Outcome::Pass);
+}
+
+/// `n` questions; those at `wrong` are answered with another text.
+fn written(n: usize, wrong: &[usize]) -> (Vec<Case>, Observed) {
+    let references: Vec<Vec<String>> = (0..n).map(|idx| vec![format!("{{\"n\": {idx}}}"), format!("n{idx}")]).collect();
+    let case = |(idx, case): (usize, Case)| Case { expected: Expected::References(references[idx].clone()), ..case };
+    let cases = cases(n).into_iter().enumerate().map(case).collect();
+    let answer = |idx| if wrong.contains(&idx) { "nothing".to_owned() } else { format!("n{idx}\n") };
+    let generated = (0..n).map(|idx| Generated::text(answer(idx))).collect();
+    (cases, Observed::Texts(Texts::new(references, generated).unwrap()))
+}
+
+#[test]
+fn texts_that_equal_a_reference_are_judged_case_by_case() {
+    let ((cases, candidate), (_, baseline)) = (written(100, &[3, 4]), written(100, &[7]));
+    let against = |baseline, gates: &str| {
+        let comparison = Comparison { cases: &cases, candidate: &candidate, baseline, latencies_ms: &[] };
+        decide(&Gates::parse(gates).unwrap(), &comparison)
+    };
+    let rules = "[[rule]]\nmetric = 'exact_match'\nmargin = 0.02\n[[rule]]\nmetric = 'bleu'\nmargin = 0.02
+        [[rule]]\nmetric = 'matches_regex'\nregex = '^n[0-9]'\nmargin = 0.02";
+    let decision = against(Side::Package(&baseline), rules).unwrap();
+    let exact: Vec<bool> = decision.checks.iter().map(|check| check.p_value.is_some()).collect();
+    // The first check is that of the must-pass case.
+    assert_eq!(exact, [false, true, false, true]);
+    assert!(decision.checks[3].rule.starts_with("matches regex \"^n[0-9]\": not worse"), "{}", decision.checks[3].rule);
+    let waivable: Vec<bool> = decision.checks.iter().map(|check| check.waivable).collect();
+    // Flips do not show which answers lost their form only.
+    assert_eq!(waivable, [false, true, false, false]);
+    let told = |flip: &Flip| (flip.case.clone(), flip.expected.clone(), flip.candidate.clone());
+    assert_eq!(told(&decision.flips[0]), ("case-3".to_owned(), "{\"n\": 3}".to_owned(), "nothing".to_owned()));
+
+    let first = against(Side::Trivial, "[[rule]]\nmetric = 'exact_match'\nmargin = 0.02\nfloor = 0.8").unwrap();
+    assert_eq!(first.outcome, Outcome::Pass);
+    assert!(first.checks.iter().any(|check| check.rule.ends_with("always answering the most frequent reference")));
+    let form_only = "[[rule]]\nmetric = 'valid_json'\nmargin = 0.02\nfloor = 0.8";
+    assert!(matches!(against(Side::Trivial, form_only), Err(GateError::NoTrivialComparison)));
+}
+
+#[test]
+fn triplets_must_beat_a_coin_and_numbers_the_mean() {
+    let outcome = |observed: Observed, gates: &str| {
+        let n_cases = observed.n_cases();
+        let cases: Vec<Case> = cases(n_cases).into_iter().map(|case| Case { must_pass: false, ..case }).collect();
+        let comparison = Comparison { cases: &cases, candidate: &observed, baseline: Side::Trivial, latencies_ms: &[] };
+        decide(&Gates::parse(gates).unwrap(), &comparison).unwrap().outcome
+    };
+    let triplets = |n_right: usize| {
+        let pairs = (0..100).map(|idx| if idx < n_right { [0.9, 0.1] } else { [0.1, 0.1] }).collect();
+        Observed::Triplets(Triplets::new(pairs).unwrap())
+    };
+    let gates = "[[rule]]\nmetric = 'pair_accuracy'\nmargin = 0.0\nfloor = 0.1";
+    assert_eq!(outcome(triplets(90), gates), Outcome::Pass);
+    assert_ne!(outcome(triplets(50), gates), Outcome::Pass);
+    let numbers = |noise: f64| {
+        let expected: Vec<f64> = (0..100).map(f64::from).collect();
+        let predicted = expected.iter().map(|value| value + noise * ((value * 7.0) % 11.0 - 5.0)).collect();
+        Observed::Numbers(Numbers::new(expected, predicted).unwrap())
+    };
+    let gates = "[[rule]]\nmetric = 'mae'\nmargin = 0.0\nceiling = 200\n[[rule]]\nmetric = 'r2'\nmargin = 0.0";
+    assert_eq!(outcome(numbers(1.0), gates), Outcome::Pass);
+    assert_eq!(outcome(numbers(40.0), gates), Outcome::Fail);
+}
+
+#[test]
+fn of_many_labels_the_worst_that_are_not_rare_are_shown() {
+    let labels: Vec<String> = (0..30).map(|idx| format!("label-{idx:02}")).collect();
+    // Label 29 has one case, all others six; every label from 12 on loses one, the first twelve none, the 20th all.
+    let cases: Vec<usize> = (0..29).flat_map(|label| [label; 6]).chain([29]).collect();
+    let is_wrong = |idx: usize, label: usize| label == 20 || label == 29 || (label >= 12 && idx.is_multiple_of(6));
+    let answered: Vec<usize> =
+        cases.iter().enumerate().map(|(idx, &label)| if is_wrong(idx, label) { 0 } else { label }).collect();
+    let scores = vec![1.0 / 30.0; 30];
+    let answers = answered.iter().map(|&label| (labels[label].as_str(), scores.as_slice()));
+    let expected = cases.iter().map(|&label| labels[label].as_str());
+    let observed = Observed::Classes(Classes::new(&labels, expected, answers).unwrap());
+    let cases = self::cases(cases.len());
+    let shown = |of_labels: &[String]| {
+        let summaries = summarise(&cases, &observed, of_labels, Resamples { n: 20, seed: 1 });
+        let of = summaries[0].metrics.iter().filter(|measured| measured.metric == Metric::F1);
+        of.map(|measured| measured.label.clone().unwrap()).collect::<Vec<_>>()
+    };
+    assert_eq!(shown(&labels[..20]), labels[..20]);
+    let worst = shown(&labels);
+    assert_eq!((worst.len(), worst[0].as_str(), worst[1].as_str()), (10, "label-20", "label-00"));
+    assert!(!worst.contains(&labels[29]) && !worst.contains(&labels[1]));
 }

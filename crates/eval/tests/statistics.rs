@@ -1,12 +1,13 @@
-//! Every routine against SciPy, statsmodels, scikit-learn or a brute-force reference; see conformance/make_statistics.py.
+//! Every routine against SciPy, statsmodels, scikit-learn, sacrebleu and others or a brute-force reference; see
+//! conformance/make_statistics.py.
 
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
 
 use highroad_eval::{
-    Bootstrap, Classes, Discordance, McNemarPower, Metric, Observed, Rankings, Sides, Similarities, clopper_pearson,
-    fisher_z, quantile, quantile_interval, wilson,
+    About, Bootstrap, Classes, Costs, Discordance, Generated, Likelihood, McNemarPower, Metric, Numbers, Observed,
+    Rankings, Sides, Similarities, Texts, clopper_pearson, fisher_z, quantile, quantile_interval, wilson,
 };
 use serde::Deserialize;
 
@@ -35,6 +36,9 @@ struct Goldens {
     bootstraps: Vec<Resampled>,
     quantiles: Vec<Quantile>,
     rankings: Vec<Ranking>,
+    regressions: Vec<Regression>,
+    texts: Vec<Corpus>,
+    samples: Vec<Sampled>,
 }
 
 fn goldens() -> Goldens {
@@ -144,8 +148,17 @@ struct Classifier {
     precision_macro: f64,
     recall_macro: f64,
     f1_macro: f64,
+    balanced_accuracy: f64,
+    accuracy_at_2: f64,
+    mcc: f64,
     auroc: Vec<f64>,
+    auprc: Vec<f64>,
     log_loss: f64,
+    brier: f64,
+    ece: f64,
+    /// By expected, then by predicted label.
+    costs: Vec<Vec<f64>>,
+    cost: f64,
 }
 
 #[test]
@@ -162,7 +175,12 @@ fn classification_metrics_are_those_of_scikit_learn() {
             (Metric::PrecisionMacro, golden.precision_macro),
             (Metric::RecallMacro, golden.recall_macro),
             (Metric::F1Macro, golden.f1_macro),
+            (Metric::BalancedAccuracy, golden.balanced_accuracy),
+            ("accuracy_at_2".parse().unwrap(), golden.accuracy_at_2),
+            (Metric::Mcc, golden.mcc),
             (Metric::LogLoss, golden.log_loss),
+            (Metric::Brier, golden.brier),
+            (Metric::Ece, golden.ece),
         ] {
             assert_close(value(metric, None), reference, CLOSED_FORM);
         }
@@ -171,7 +189,13 @@ fn classification_metrics_are_those_of_scikit_learn() {
             assert_close(value(Metric::Recall, Some(label)), golden.recall[idx], CLOSED_FORM);
             assert_close(value(Metric::F1, Some(label)), golden.f1[idx], CLOSED_FORM);
             assert_close(value(Metric::Auroc, Some(label)), golden.auroc[idx], CLOSED_FORM);
+            assert_close(value(Metric::Auprc, Some(label)), golden.auprc[idx], CLOSED_FORM);
         }
+        let row = |row: &Vec<f64>| golden.labels.iter().cloned().zip(row.iter().copied()).collect::<BTreeMap<_, _>>();
+        let table: BTreeMap<_, _> = golden.labels.iter().cloned().zip(golden.costs.iter().map(row)).collect();
+        let costs = Costs::try_from(table).unwrap();
+        let about = About { costs: Some(&costs), ..About::default() };
+        assert_close(Metric::Cost.of(&observed, about).unwrap().observed(), golden.cost, CLOSED_FORM);
     }
 }
 
@@ -192,6 +216,82 @@ fn correlations_and_fisher_intervals_are_those_of_scipy() {
         assert_close(Metric::Pearson.of(&observed, None).unwrap().observed(), golden.pearson, CLOSED_FORM);
         assert_close(Metric::Spearman.of(&observed, None).unwrap().observed(), golden.spearman, CLOSED_FORM);
         assert_all_close(fisher_z(golden.pearson, n_cases, 0.95), golden.fisher_z, CLOSED_FORM);
+    }
+}
+
+#[derive(Deserialize)]
+struct Regression {
+    expected: Vec<f64>,
+    predicted: Vec<f64>,
+    mae: f64,
+    rmse: f64,
+    r2: f64,
+}
+
+#[test]
+fn regression_metrics_are_those_of_scikit_learn() {
+    for golden in goldens().regressions {
+        let scale = golden.expected.iter().fold(1.0f64, |scale, value| scale.max(value.abs()));
+        let observed = Observed::Numbers(Numbers::new(golden.expected, golden.predicted).unwrap());
+        for (metric, reference, unit) in
+            [(Metric::Mae, golden.mae, scale), (Metric::Rmse, golden.rmse, scale), (Metric::R2, golden.r2, 1.0)]
+        {
+            assert_close(metric.of(&observed, None).unwrap().observed(), reference, CLOSED_FORM * unit);
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct Corpus {
+    answers: Vec<String>,
+    references: Vec<Vec<String>>,
+    exact_match: f64,
+    token_f1: f64,
+    rouge_l: f64,
+    chrf: f64,
+    bleu: f64,
+}
+
+#[test]
+fn metrics_of_texts_are_those_of_sacrebleu_rouge_score_and_squad() {
+    for golden in goldens().texts {
+        let generated = golden.answers.iter().map(Generated::text).collect();
+        let observed = Observed::Texts(Texts::new(golden.references, generated).unwrap());
+        for (metric, reference) in [
+            (Metric::ExactMatch, golden.exact_match),
+            (Metric::TokenF1, golden.token_f1),
+            (Metric::RougeL, golden.rouge_l),
+            (Metric::Chrf, golden.chrf),
+            (Metric::Bleu, golden.bleu),
+        ] {
+            assert_close(metric.of(&observed, None).unwrap().observed(), reference, CLOSED_FORM);
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct Sampled {
+    n_samples: usize,
+    n_passed: Vec<u32>,
+    k: u16,
+    log_probabilities: Vec<Vec<f64>>,
+    pass_at_k: f64,
+    perplexity: f64,
+}
+
+#[test]
+fn chances_of_a_right_sample_are_those_of_every_way_to_draw() {
+    for golden in goldens().samples {
+        let generated = golden.n_passed.iter().zip(&golden.log_probabilities).map(|(&n_passed, tokens)| Generated {
+            texts: vec!["x".to_owned(); golden.n_samples],
+            n_passed: Some(n_passed),
+            likelihood: Some(Likelihood { log_probability: tokens.iter().sum(), n_tokens: tokens.len() as u32 }),
+        });
+        let references = vec![vec![String::new()]; golden.n_passed.len()];
+        let observed = Observed::Texts(Texts::new(references, generated.collect()).unwrap());
+        let pass: Metric = format!("pass_at_{}", golden.k).parse().unwrap();
+        assert_close(pass.of(&observed, None).unwrap().observed(), golden.pass_at_k, CLOSED_FORM);
+        assert_close(Metric::Perplexity.of(&observed, None).unwrap().observed(), golden.perplexity, CLOSED_FORM);
     }
 }
 

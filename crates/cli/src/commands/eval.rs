@@ -198,7 +198,8 @@ struct WorstCase {
 }
 
 /// Wrong labels with the lowest score of the right one first; or pairs whose rank is furthest from the human one; or queries
-/// whose most relevant document comes last.
+/// whose most relevant document comes last; or triplets whose negative text is closest; or the largest errors; or texts that
+/// equal no reference.
 fn worst_cases(results: &Results, golden: &GoldenSet, observed: &Observed, n_worst: usize) -> Vec<WorstCase> {
     let mut order: Vec<(f64, usize)> = match observed {
         Observed::Classes(classes) => {
@@ -212,6 +213,18 @@ fn worst_cases(results: &Results, golden: &GoldenSet, observed: &Observed, n_wor
         Observed::Rankings(rankings) => {
             let rank = |idx: usize| rankings.best_rank(idx).filter(|&rank| rank > 1);
             (0..rankings.n_cases()).filter_map(|idx| Some((rank(idx)? as f64, idx))).collect()
+        }
+        Observed::Triplets(triplets) => {
+            let lead = triplets.similarities().iter().map(|[positive, negative]| negative - positive);
+            lead.zip(0..).filter(|(lead, _)| *lead >= 0.0).collect()
+        }
+        Observed::Numbers(numbers) => {
+            let errors = numbers.expected().iter().zip(numbers.predicted());
+            errors.map(|(expected, predicted)| (expected - predicted).abs()).zip(0..).collect()
+        }
+        Observed::Texts(texts) => {
+            let wrong = texts.right().into_iter().enumerate().filter(|(_, right)| !right);
+            wrong.map(|(idx, _)| (0.0, idx)).collect()
         }
     };
     order.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
@@ -241,10 +254,12 @@ fn worst_case(results: &Results, golden: &GoldenSet, idx: usize, rank: Option<us
     };
     let expected = match &case.case.expected {
         Expected::Label(label) => label.clone(),
-        Expected::Similarity(similarity) => format!("{similarity:.3}"),
+        Expected::Number(number) => format!("{number:.3}"),
         Expected::Relevances(relevances) => {
             format!("rank 1 of {}", relevances.len())
         }
+        Expected::References(references) => references[0].clone(),
+        Expected::Implied => "the positive text".to_owned(),
     };
     WorstCase { id: answer.id.clone(), expected, answered, text: shorten(&asked(&case.input), 60) }
 }

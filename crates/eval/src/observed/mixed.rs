@@ -2,7 +2,7 @@ use rand::RngExt as _;
 use rand_chacha::ChaCha8Rng;
 
 use super::{Classes, Observed, Similarities};
-use crate::Rankings;
+use crate::{Generated, Likelihood, Numbers, Rankings, Texts, Triplets};
 
 /// Answers made of other answers to the same cases, for simulations.
 impl Observed {
@@ -21,12 +21,24 @@ impl Observed {
                 expected: this.expected.clone(),
                 predicted: pick(&this.predicted, &that.predicted, take_other),
             }),
+            (Self::Triplets(this), Self::Triplets(that)) => {
+                Self::Triplets(Triplets { similarities: pick(&this.similarities, &that.similarities, take_other) })
+            }
+            (Self::Numbers(this), Self::Numbers(that)) => Self::Numbers(Numbers {
+                expected: this.expected.clone(),
+                predicted: pick(&this.predicted, &that.predicted, take_other),
+            }),
+            (Self::Texts(this), Self::Texts(that)) => Self::Texts(Texts {
+                references: this.references.clone(),
+                generated: pick(&this.generated, &that.generated, take_other),
+            }),
             _ => panic!("answers of two kinds"),
         }
     }
 
     /// Every answer made worse, as a bad model might: a right label exchanged with the next best one, the score of a most
-    /// relevant document with that of any other one, a similarity with that of any other pair. Wrong labels stay.
+    /// relevant document with that of any other one, the two similarities of a triplet; a similarity, number or text taken
+    /// from any other case, and a text half as likely. Wrong labels and triplets stay.
     pub(crate) fn spoilt(&self, rng: &mut ChaCha8Rng) -> Self {
         match self {
             Self::Classes(classes) => Self::Classes(classes.spoilt()),
@@ -36,6 +48,18 @@ impl Observed {
                     expected: expected.clone(),
                     predicted: predicted.iter().map(any).collect(),
                 })
+            }
+            Self::Triplets(Triplets { similarities }) => {
+                let worst = |&[positive, negative]: &[f64; 2]| [positive.min(negative), positive.max(negative)];
+                Self::Triplets(Triplets { similarities: similarities.iter().map(worst).collect() })
+            }
+            Self::Numbers(Numbers { expected, predicted }) => {
+                let any = |_: &f64| predicted[rng.random_range(0..predicted.len())];
+                Self::Numbers(Numbers { expected: expected.clone(), predicted: predicted.iter().map(any).collect() })
+            }
+            Self::Texts(Texts { references, generated }) => {
+                let any = |one: &Generated| generated[rng.random_range(0..generated.len())].less_likely_than(one);
+                Self::Texts(Texts { references: references.clone(), generated: generated.iter().map(any).collect() })
             }
             Self::Rankings(rankings) => {
                 let mut predicted = rankings.predicted.clone();
@@ -55,9 +79,17 @@ impl Observed {
     pub(crate) fn n_scores_per_case(&self) -> usize {
         match self {
             Self::Classes(classes) => classes.labels.len().max(1),
-            Self::Similarities(_) => 1,
+            Self::Similarities(_) | Self::Triplets(_) | Self::Numbers(_) | Self::Texts(_) => 1,
             Self::Rankings(rankings) => rankings.predicted.iter().map(Vec::len).max().unwrap_or(1).max(1),
         }
+    }
+}
+
+impl Generated {
+    /// These texts, and twice the improbability of the text they stand for.
+    fn less_likely_than(&self, one: &Self) -> Self {
+        let halve = |of: Likelihood| Likelihood { log_probability: 2.0 * of.log_probability, ..of };
+        Self { likelihood: one.likelihood.map(halve), ..self.clone() }
     }
 }
 
