@@ -27,7 +27,7 @@ pub struct GoldenSet {
     pub name: String,
     /// Digest of the file.
     pub digest: Digest,
-    /// At least one, in file order; all labelled, all pairs or all rankings.
+    /// At least one, in file order, all of one [`GoldenKind`].
     pub cases: Vec<GoldenCase>,
 }
 
@@ -43,10 +43,12 @@ pub struct GoldenCase {
 /// What a model is asked in a golden case.
 #[derive(Clone, Debug, PartialEq)]
 pub enum GoldenInput {
-    /// One text, to be labelled.
+    /// One text, to be labelled or to be given a number.
     One(Input),
     /// Two texts, to be compared.
     Pair([String; 2]),
+    /// An anchor, a text that belongs to it and one that does not.
+    Triplet([String; 3]),
     /// Documents, to be ordered by how well they answer a query.
     Ranking {
         /// What is sought.
@@ -54,6 +56,55 @@ pub enum GoldenInput {
         /// At least one, in the order they came in, such as that of a first search.
         documents: Vec<String>,
     },
+    /// Messages, to be answered with a text; a prompt is the one message of a user.
+    Prompt(Vec<Message>),
+}
+
+/// One turn of a conversation.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Message {
+    /// `system`, `user` or `assistant`.
+    pub role: String,
+    /// What was said.
+    pub content: String,
+}
+
+/// What a golden set asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum GoldenKind {
+    Labels,
+    Similarities,
+    Triplets,
+    Rankings,
+    Numbers,
+    Texts,
+}
+
+impl GoldenKind {
+    fn of(input: &GoldenInput, expected: &Expected) -> Self {
+        match (input, expected) {
+            (GoldenInput::One(_), Expected::Number(_)) => Self::Numbers,
+            (GoldenInput::One(_), _) => Self::Labels,
+            (GoldenInput::Pair(_), _) => Self::Similarities,
+            (GoldenInput::Triplet(_), _) => Self::Triplets,
+            (GoldenInput::Ranking { .. }, _) => Self::Rankings,
+            (GoldenInput::Prompt(_), _) => Self::Texts,
+        }
+    }
+
+    /// After "asks for".
+    pub fn in_words(self) -> &'static str {
+        match self {
+            Self::Labels => "labels",
+            Self::Similarities => "similarities of pairs",
+            Self::Triplets => "comparisons of triplets",
+            Self::Rankings => "rankings of documents",
+            Self::Numbers => "numbers",
+            Self::Texts => "texts",
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -61,6 +112,7 @@ pub enum GoldenInput {
 struct Line {
     id: String,
     input: LineInput,
+    #[serde(default = "implied")]
     expected: Expected,
     #[serde(default)]
     slices: Vec<String>,
@@ -71,13 +123,17 @@ struct Line {
 #[derive(Deserialize)]
 #[serde(
     untagged,
-    expecting = "expected {\"text\": …}, {\"tokens\": […]}, {\"a\": …, \"b\": …} or {\"query\": …, \"documents\": […]}"
+    expecting = "expected {\"text\": …}, {\"tokens\": […]}, {\"a\": …, \"b\": …}, {\"anchor\": …, \"positive\": …, \"negative\": …}, \
+                 {\"query\": …, \"documents\": […]}, {\"prompt\": …} or {\"messages\": [{\"role\": …, \"content\": …}]}"
 )]
 enum LineInput {
     Text(Text),
     Tokens(Tokens),
     Pair(Pair),
+    Triplet(Triplet),
     Ranking(Ranking),
+    Prompt(Prompt),
+    Messages(Messages),
 }
 
 #[derive(Deserialize)]
@@ -97,6 +153,30 @@ struct Tokens {
 struct Pair {
     a: String,
     b: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Triplet {
+    anchor: String,
+    positive: String,
+    negative: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Prompt {
+    prompt: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Messages {
+    messages: Vec<Message>,
+}
+
+fn implied() -> Expected {
+    Expected::Implied
 }
 
 #[derive(Deserialize)]
@@ -139,12 +219,23 @@ impl GoldenSet {
         self.cases.iter().map(|case| case.case.clone()).collect()
     }
 
-    /// The labels that are expected somewhere, sorted; none for pairs and rankings.
+    /// What it asks for.
+    pub fn kind(&self) -> GoldenKind {
+        self.cases[0].kind()
+    }
+
+    /// The labels that are expected somewhere, sorted; none where no labels are asked for.
     pub fn labels(&self) -> BTreeSet<&str> {
         let expected = self.cases.iter().map(|case| &case.case.expected);
         expected
             .filter_map(|expected| if let Expected::Label(label) = expected { Some(label.as_str()) } else { None })
             .collect()
+    }
+}
+
+impl GoldenCase {
+    fn kind(&self) -> GoldenKind {
+        GoldenKind::of(&self.input, &self.case.expected)
     }
 }
 
@@ -170,17 +261,30 @@ impl Reader {
             LineInput::Text(Text { text }) => GoldenInput::One(Input::Text(text)),
             LineInput::Tokens(Tokens { tokens }) => GoldenInput::One(Input::Tokens(tokens)),
             LineInput::Pair(Pair { a, b }) => GoldenInput::Pair([a, b]),
+            LineInput::Triplet(Triplet { anchor, positive, negative }) => {
+                GoldenInput::Triplet([anchor, positive, negative])
+            }
             LineInput::Ranking(Ranking { query, documents }) => GoldenInput::Ranking { query, documents },
+            LineInput::Prompt(Prompt { prompt }) => {
+                GoldenInput::Prompt(vec![Message { role: "user".to_owned(), content: prompt }])
+            }
+            LineInput::Messages(Messages { messages }) => GoldenInput::Prompt(messages),
+        };
+        let expected = match (&input, expected) {
+            (GoldenInput::Prompt(_), Expected::Label(text)) => Expected::References(vec![text]),
+            (_, expected) => expected,
         };
         check_expected(&input, &expected, must_pass)?;
-        let is_other_kind = |first: &GoldenCase| std::mem::discriminant(&first.input) != std::mem::discriminant(&input);
-        if self.cases.first().is_some_and(is_other_kind) {
-            return Err("labelled texts, pairs and rankings cannot share a golden set".to_owned());
+        let kind = GoldenKind::of(&input, &expected);
+        if let Some(first) = self.cases.first().map(GoldenCase::kind).filter(|&first| first != kind) {
+            let [first, kind] = [first, kind].map(GoldenKind::in_words);
+            return Err(format!("a golden set asks for one kind of answer: {first} before, {kind} here"));
         }
         let sources = match &input {
-            // A labelled case is a source of its own, and so is a query.
-            GoldenInput::One(_) | GoldenInput::Ranking { .. } => [self.cases.len(); 2],
+            // A labelled case is a source of its own, and so are a query and a prompt.
+            GoldenInput::One(_) | GoldenInput::Ranking { .. } | GoldenInput::Prompt(_) => [self.cases.len(); 2],
             GoldenInput::Pair(texts) => texts.each_ref().map(|text| self.source(text)),
+            GoldenInput::Triplet([anchor, ..]) => [self.source(anchor); 2],
         };
         self.cases.push(GoldenCase { case: Case { id, expected, slices, must_pass, sources }, input });
         Ok(())
@@ -200,17 +304,34 @@ fn check_name(what: &str, name: &str) -> Result<(), String> {
 
 fn check_expected(input: &GoldenInput, expected: &Expected, must_pass: bool) -> Result<(), String> {
     match (input, expected) {
-        (GoldenInput::One(_), Expected::Label(_)) => Ok(()),
-        (GoldenInput::One(_), _) => Err("a text expects a label".to_owned()),
+        (GoldenInput::One(_) | GoldenInput::Pair(_), Expected::Number(_)) if must_pass => {
+            Err("`must_pass` needs a case that can be right: a number never just is".to_owned())
+        }
+        (GoldenInput::One(_), Expected::Label(_) | Expected::Number(_)) => Ok(()),
+        (GoldenInput::One(_), _) => Err("a text expects a label or a number".to_owned()),
+        (GoldenInput::Triplet(_), Expected::Implied) => Ok(()),
+        (GoldenInput::Triplet(_), _) => {
+            Err("a triplet needs no `expected`: its positive text is the closer one".to_owned())
+        }
+        (GoldenInput::Prompt(messages), Expected::References(_)) => check_messages(messages),
+        (GoldenInput::Prompt(_), _) => Err("a prompt expects a text or a list of texts".to_owned()),
         (GoldenInput::Ranking { documents, .. }, Expected::Relevances(relevances)) => {
             check_ranking(documents.len(), relevances, must_pass)
         }
         (GoldenInput::Ranking { .. }, _) => Err("a query expects a list: the relevance of each document".to_owned()),
-        (GoldenInput::Pair(_), Expected::Number(_)) if must_pass => {
-            Err("`must_pass` needs a labelled case: a similarity is never just right".to_owned())
-        }
         (GoldenInput::Pair(_), Expected::Number(_)) => Ok(()),
         (GoldenInput::Pair(_), _) => Err("a pair expects a number".to_owned()),
+    }
+}
+
+fn check_messages(messages: &[Message]) -> Result<(), String> {
+    const ROLES: [&str; 3] = ["system", "user", "assistant"];
+    match messages.iter().find(|message| !ROLES.contains(&message.role.as_str())) {
+        Some(message) => Err(format!("role {:?} is not one of: {}", message.role, ROLES.join(", "))),
+        None if messages.last().is_none_or(|last| last.role != "user") => {
+            Err("`messages` must end with one of the user, which is answered".to_owned())
+        }
+        None => Ok(()),
     }
 }
 

@@ -7,7 +7,7 @@ mod run;
 mod verdict;
 
 pub use error::{AssessError, GoldenError};
-pub use golden::{GoldenCase, GoldenInput, GoldenSet};
+pub use golden::{GoldenCase, GoldenInput, GoldenKind, GoldenSet, Message};
 pub use results::{CaseAnswer, Results, Speed, Value, answers_digest};
 pub use run::{Model, RunOptions, Truncated, run};
 pub use verdict::{Judged, Signature, judge, keep};

@@ -1,10 +1,13 @@
 use std::path::Path;
 
-use highroad_eval::{Classes, Evidence, Expected, Latency, Observed, Rankings, Similarities, quantile};
+use highroad_eval::{
+    Classes, Evidence, Expected, Generated, Latency, Numbers, Observed, Rankings, Similarities, Texts, Triplets,
+    quantile,
+};
 use highroad_package::Digest;
 use serde::{Deserialize, Serialize};
 
-use crate::{AssessError, GoldenInput, GoldenSet};
+use crate::{AssessError, GoldenKind, GoldenSet};
 
 /// What one package answered on one golden set: the content of `eval.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -61,6 +64,12 @@ pub enum Value {
     /// For each document of a query, what it is ordered by: the cosine of its vector and the query's, or the logit of a
     /// reranker.
     Scores(Vec<f64>),
+    /// The cosine of the anchor's vector and the positive text's, then of the anchor's and the negative one's.
+    Triplet([f64; 2]),
+    /// A regression's. No task of a package gives one yet; results written elsewhere may hold it, as with texts.
+    Number(f64),
+    /// Of a model that writes.
+    Generated(Generated),
 }
 
 /// Service time of single inputs and throughput of batches.
@@ -110,11 +119,36 @@ impl Results {
     /// not know: they score 0.
     pub fn observed(&self, golden: &GoldenSet, more_labels: &[String]) -> Result<Observed, AssessError> {
         self.check_golden(golden)?;
-        match golden.cases[0].input {
-            GoldenInput::One(_) => self.classes(golden, more_labels),
-            GoldenInput::Pair(_) => self.similarities(golden),
-            GoldenInput::Ranking { .. } => self.rankings(golden),
+        match golden.kind() {
+            GoldenKind::Labels => self.classes(golden, more_labels),
+            GoldenKind::Similarities => self.similarities(golden),
+            GoldenKind::Triplets => self.triplets(),
+            GoldenKind::Rankings => self.rankings(golden),
+            GoldenKind::Numbers => self.numbers(golden),
+            GoldenKind::Texts => self.texts(golden),
         }
+    }
+
+    fn triplets(&self) -> Result<Observed, AssessError> {
+        let similarities = self.values(|value| if let Value::Triplet(pair) = value { Some(*pair) } else { None })?;
+        Ok(Observed::Triplets(Triplets::new(similarities)?))
+    }
+
+    fn numbers(&self, golden: &GoldenSet) -> Result<Observed, AssessError> {
+        let predicted = self.values(|value| if let Value::Number(number) = value { Some(*number) } else { None })?;
+        let expected =
+            expected(golden, |expected| if let Expected::Number(number) = expected { Some(*number) } else { None });
+        Ok(Observed::Numbers(Numbers::new(expected, predicted)?))
+    }
+
+    fn texts(&self, golden: &GoldenSet) -> Result<Observed, AssessError> {
+        let generated =
+            self.values(|value| if let Value::Generated(generated) = value { Some(generated.clone()) } else { None })?;
+        let references = expected(golden, |expected| match expected {
+            Expected::References(references) => Some(references.clone()),
+            _ => None,
+        });
+        Ok(Observed::Texts(Texts::new(references, generated)?))
     }
 
     fn similarities(&self, golden: &GoldenSet) -> Result<Observed, AssessError> {

@@ -6,7 +6,9 @@ use highroad_eval::Evidence;
 use highroad_package::{Digest, TaskKind};
 use highroad_task::{Answer, Input, Predictor, TaskError};
 
-use crate::{AssessError, CaseAnswer, GoldenCase, GoldenInput, GoldenSet, Results, Speed, Value, answers_digest};
+use crate::{
+    AssessError, CaseAnswer, GoldenCase, GoldenInput, GoldenKind, GoldenSet, Results, Speed, Value, answers_digest,
+};
 
 /// What answers a golden set: a package in this process, later also an engine outside it.
 pub trait Model {
@@ -126,7 +128,7 @@ pub fn run(
 /// What is asked, each text once however many pairs hold it.
 struct Inputs<'a> {
     distinct: Vec<(Input, &'a str)>,
-    /// Positions in `distinct`: one a labelled text, two a pair; of a ranking one for each document, for an embedder the
+    /// Positions in `distinct`: one a labelled text, two a pair, three a triplet; of a ranking one for each document, for an embedder the
     /// query's before them.
     of_case: Vec<Vec<usize>>,
 }
@@ -146,7 +148,9 @@ impl<'a> Inputs<'a> {
                     let pair = |document: &String| Input::Pair { query: query.clone(), document: document.clone() };
                     documents.iter().map(|document| add(pair(document))).collect()
                 }
-                GoldenInput::Pair(_) | GoldenInput::Ranking { .. } => texts(input)
+                // No package's task writes: `labels_for` has refused the golden set.
+                GoldenInput::Prompt(_) => Vec::new(),
+                GoldenInput::Pair(_) | GoldenInput::Triplet(_) | GoldenInput::Ranking { .. } => texts(input)
                     .map(|text| *seen.entry(text).or_insert_with(|| add(Input::Text(text.to_owned()))))
                     .collect(),
             });
@@ -158,8 +162,9 @@ impl<'a> Inputs<'a> {
 /// The texts of a case that are embedded, each by itself.
 fn texts(input: &GoldenInput) -> impl Iterator<Item = &str> {
     let (first, more): (&[String], &[String]) = match input {
-        GoldenInput::One(_) => (&[], &[]),
+        GoldenInput::One(_) | GoldenInput::Prompt(_) => (&[], &[]),
         GoldenInput::Pair(texts) => (texts, &[]),
+        GoldenInput::Triplet(texts) => (texts, &[]),
         GoldenInput::Ranking { query, documents } => (std::slice::from_ref(query), documents),
     };
     first.iter().chain(more).map(String::as_str)
@@ -188,15 +193,11 @@ fn ask_all(model: &impl Model, distinct: &[(Input, &str)]) -> Result<(Vec<Answer
 }
 
 fn labels_for(task: &TaskKind, golden: &GoldenSet) -> Result<Vec<String>, AssessError> {
-    let asked = match golden.cases[0].input {
-        GoldenInput::One(_) => "labels",
-        GoldenInput::Pair(_) => "similarities of pairs",
-        GoldenInput::Ranking { .. } => "rankings of documents",
-    };
-    match (task, &golden.cases[0].input) {
-        (TaskKind::Classify { labels, .. }, GoldenInput::One(_)) => Ok(labels.clone()),
-        (TaskKind::Embed { .. }, GoldenInput::Pair(_) | GoldenInput::Ranking { .. })
-        | (TaskKind::Rerank, GoldenInput::Ranking { .. }) => Ok(Vec::new()),
+    let (kind, asked) = (golden.kind(), golden.kind().in_words());
+    match (task, kind) {
+        (TaskKind::Classify { labels, .. }, GoldenKind::Labels) => Ok(labels.clone()),
+        (TaskKind::Embed { .. }, GoldenKind::Similarities | GoldenKind::Triplets | GoldenKind::Rankings)
+        | (TaskKind::Rerank, GoldenKind::Rankings) => Ok(Vec::new()),
         (TaskKind::Classify { .. }, _) => Err(AssessError::OtherTask { package: "classify", golden: asked }),
         (TaskKind::Embed { .. }, _) => Err(AssessError::OtherTask { package: "embed", golden: asked }),
         (TaskKind::Rerank, _) => Err(AssessError::OtherTask { package: "rerank", golden: asked }),
@@ -211,6 +212,9 @@ fn case_answer(case: &GoldenCase, asked: &[usize], singles: &[Single]) -> Result
             Some(Value::Class { label: label.clone(), scores: scores.clone() })
         }
         (GoldenInput::Pair(_), [a, b]) => similarity(a, b).map(Value::Similarity),
+        (GoldenInput::Triplet(_), [anchor, positive, negative]) => similarity(anchor, positive)
+            .zip(similarity(anchor, negative))
+            .map(|(positive, negative)| Value::Triplet([positive, negative])),
         (GoldenInput::Ranking { .. }, [query @ Answer::Embedding { .. }, documents @ ..]) => {
             documents.iter().map(|document| similarity(query, document)).collect::<Option<_>>().map(Value::Scores)
         }

@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use highroad_assess::{GoldenInput, GoldenSet};
+use highroad_assess::{GoldenInput, GoldenKind, GoldenSet, Message};
 use highroad_eval::Expected;
 use highroad_package::Digest;
 use highroad_task::Input;
@@ -25,6 +25,60 @@ const PAIR: &str = r#"{"id": "p", "input": {"a": "x", "b": "y"}, "expected": 0.7
 
 const RANKING: &str =
     r#"{"id": "r", "input": {"query": "x", "documents": ["y", "z"]}, "expected": [0, 2], "must_pass": true}"#;
+
+const NUMBER: &str = r#"{"id": "n", "input": {"text": "two rooms, no lift"}, "expected": 1250.5}"#;
+const TRIPLET: &str = r#"{"id": "t", "input": {"anchor": "x", "positive": "y", "negative": "z"}, "must_pass": true}"#;
+const PROMPT: &str = r#"{"id": "w", "input": {"prompt": "Capital of France?"}, "expected": ["Paris", "paris"]}"#;
+
+#[test]
+fn a_triplet_says_by_itself_what_is_right() {
+    let second = TRIPLET.replace("\"t\"", "\"u\"").replace("\"y\"", "\"w\"");
+    let set = parse(&format!("{TRIPLET}\n{second}")).unwrap();
+    assert_eq!(set.kind(), GoldenKind::Triplets);
+    assert_eq!(set.cases[0].input, GoldenInput::Triplet(["x", "y", "z"].map(str::to_owned)));
+    assert_eq!(set.cases[0].case.expected, Expected::Implied);
+    // One anchor is one source, however many triplets it has.
+    assert_eq!((set.cases[0].case.sources, set.cases[1].case.sources), ([0, 0], [0, 0]));
+    refused(&TRIPLET.replace("\"must_pass\": true", "\"expected\": \"y\""), "a triplet needs no `expected`");
+}
+
+#[test]
+fn a_text_that_expects_a_number_asks_for_a_regression() {
+    let set = parse(NUMBER).unwrap();
+    assert_eq!((set.kind(), set.cases[0].case.expected.clone()), (GoldenKind::Numbers, Expected::Number(1250.5)));
+    assert!(set.labels().is_empty());
+}
+
+#[test]
+fn a_prompt_has_one_reference_or_several() {
+    let set = parse(PROMPT).unwrap();
+    let message = Message { role: "user".to_owned(), content: "Capital of France?".to_owned() };
+    assert_eq!((set.kind(), &set.cases[0].input), (GoldenKind::Texts, &GoldenInput::Prompt(vec![message])));
+    let references = ["Paris", "paris"].map(str::to_owned).to_vec();
+    assert_eq!(set.cases[0].case.expected, Expected::References(references));
+    let one = parse(&PROMPT.replace(r#"["Paris", "paris"]"#, "\"Paris\"")).unwrap();
+    assert_eq!(one.cases[0].case.expected, Expected::References(vec!["Paris".to_owned()]));
+    assert!(one.labels().is_empty());
+    for wrong in ["[]", "3", "[1, 2]", "null"] {
+        refused(&PROMPT.replace(r#"["Paris", "paris"]"#, wrong), "a prompt expects a text or a list of texts");
+    }
+}
+
+#[test]
+fn a_conversation_ends_with_its_user() {
+    let conversation =
+        |messages: &str| PROMPT.replace(r#""prompt": "Capital of France?""#, &format!("\"messages\": {messages}"));
+    let set = parse(&conversation(
+        r#"[{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Capital of France?"}]"#,
+    ));
+    assert!(matches!(&set.unwrap().cases[0].input, GoldenInput::Prompt(messages) if messages.len() == 2));
+    refused(&conversation("[]"), "`messages` must end with one of the user");
+    refused(&conversation(r#"[{"role": "assistant", "content": "Hm?"}]"#), "`messages` must end with one of the user");
+    refused(
+        &conversation(r#"[{"role": "tool", "content": "7"}]"#),
+        "role \"tool\" is not one of: system, user, assistant",
+    );
+}
 
 #[test]
 fn a_ranking_has_a_relevance_for_each_document() {
@@ -70,14 +124,17 @@ fn what_is_wrong_is_told_with_its_line() {
     refused(&format!("{A}\n{A}"), "golden/slabs.jsonl:2: id `a` is already taken by line 1");
     refused(
         &format!("{A}\n{PAIR}"),
-        "golden/slabs.jsonl:2: labelled texts, pairs and rankings cannot share a golden set",
+        "golden/slabs.jsonl:2: a golden set asks for one kind of answer: labels before, similarities of pairs here",
     );
     refused(&format!("{A}\n\n{{"), "golden/slabs.jsonl:3: ");
     refused(&A.replace("must_pass", "mustpass"), "unknown field `mustpass`");
     refused(&A.replace("text", "txt"), r#"expected {"text": …}"#);
-    refused(&A.replace("\"benign\"", "0.5"), "a text expects a label");
+    refused(&A.replace("\"benign\"", "[0, 1]"), "a text expects a label or a number");
+    refused(&A.replace("\"benign\"", "0.5"), "`must_pass` needs a case that can be right");
+    refused(&A.replace("\"expected\": \"benign\", ", ""), "a text expects a label or a number");
+    refused(&format!("{B}\n{NUMBER}"), "golden/slabs.jsonl:2: a golden set asks for one kind of answer");
     refused(&PAIR.replace("0.73", "\"close\""), "a pair expects a number");
-    refused(&PAIR.replace("0.73", "0.73, \"must_pass\": true"), "`must_pass` needs a labelled case");
+    refused(&PAIR.replace("0.73", "0.73, \"must_pass\": true"), "`must_pass` needs a case that can be right");
     refused(&A.replace("short", "*"), "a slice cannot be called `*`");
     refused(&A.replace("\"a\"", "\" \""), "must be 1 to 200 printable characters");
     refused(&A.replace("\"a\"", "\"\\u001b[2J\""), "must be 1 to 200 printable characters");

@@ -8,9 +8,10 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 
 use highroad_assess::{
-    AssessError, GoldenSet, Judged, Model, Results, RunOptions, Signature, Truncated, Value, judge, keep, run,
+    AssessError, CaseAnswer, GoldenSet, Judged, Model, Results, RunOptions, Signature, Truncated, Value, judge, keep,
+    run,
 };
-use highroad_eval::{Evidence, Gates, Outcome, Verdict};
+use highroad_eval::{Evidence, Gates, Generated, Metric, Outcome, Verdict};
 use highroad_package::{Digest, TaskKind};
 use highroad_task::{Answer, Input, TaskError};
 
@@ -176,7 +177,56 @@ fn an_embedder_ranks_by_cosine_and_embeds_each_text_once() {
 }
 
 #[test]
+fn an_embedder_compares_the_texts_of_a_triplet_with_their_anchor() {
+    let set = golden([
+        r#"{"id": "1", "input": {"anchor": "aaa", "positive": "aab", "negative": "bbb"}}"#.to_owned(),
+        r#"{"id": "2", "input": {"anchor": "aaa", "positive": "bbb", "negative": "aab"}}"#.to_owned(),
+    ]);
+    let model = Rule::embedder();
+    let results = answers(&model, &set).unwrap();
+    assert_eq!(model.asked.borrow()[3..], ["aaa", "aab", "bbb"]);
+    let Value::Triplet([positive, negative]) = results.cases[0].value else { panic!("{:?}", results.cases[0].value) };
+    // The angles between (3, 3) and (3, 2), then between (3, 3) and (3, 0).
+    assert!((positive - 15.0 / (18.0f64 * 13.0).sqrt()).abs() < 1e-12 && (negative - 0.5f64.sqrt()).abs() < 1e-12);
+    let observed = results.observed(&set, &[]).unwrap();
+    assert_eq!(observed.right(), Some(vec![true, false]));
+    assert_eq!(Metric::PairAccuracy.of(&observed, None).unwrap().observed(), 0.5);
+}
+
+const NUMBER: &str = r#"{"id": "1", "input": {"text": "x"}, "expected": 2}"#;
+const PROMPT: &str = r#"{"id": "1", "input": {"prompt": "x"}, "expected": "Paris"}"#;
+
+#[test]
+fn numbers_and_texts_that_were_answered_elsewhere_are_judged() {
+    let of = |value: Value, line: &str, metric: &str| {
+        let mut results = answers(&Rule::classifier("secret"), &labelled(1)).unwrap();
+        let set = golden([line.to_owned()]);
+        results.golden_set.digest = set.digest.to_string();
+        results.cases = vec![CaseAnswer { id: "1".to_owned(), value, truncated: false }];
+        let results: Results = serde_json::from_slice(&serde_json::to_vec(&results).unwrap()).unwrap();
+        let metric: Metric = metric.parse().unwrap();
+        results.observed(&set, &[]).map(|observed| metric.of(&observed, None).unwrap().observed())
+    };
+    assert_eq!(of(Value::Number(2.5), NUMBER, "mae").unwrap(), 0.5);
+    assert_eq!(of(Value::Generated(Generated::text("Paris\n")), PROMPT, "exact_match").unwrap(), 1.0);
+    assert!(matches!(of(Value::Number(1.0), PROMPT, "bleu"), Err(AssessError::OtherAnswer { .. })));
+    let nothing = Generated { texts: Vec::new(), ..Generated::text("") };
+    let error = of(Value::Generated(nothing), PROMPT, "bleu").unwrap_err();
+    assert_eq!(error.to_string(), "case 0 has no text");
+}
+
+#[test]
 fn a_model_for_another_task_is_refused() {
+    for (line, asked) in [(NUMBER, "numbers"), (PROMPT, "texts")] {
+        let set = golden([line.to_owned()]);
+        for (model, task) in
+            [(Rule::classifier(""), "classify"), (Rule::embedder(), "embed"), (Rule::reranker(), "rerank")]
+        {
+            let error = answers(&model, &set).unwrap_err().to_string();
+            assert_eq!(error, format!("the package is made to {task}, but the golden set asks for {asked}"));
+            assert!(model.asked.borrow().is_empty());
+        }
+    }
     let error = answers(&Rule::embedder(), &labelled(4)).unwrap_err();
     assert_eq!(error.to_string(), "the package is made to embed, but the golden set asks for labels");
     let error = answers(&Rule::classifier("secret"), &rankings()).unwrap_err();

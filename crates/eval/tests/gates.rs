@@ -527,3 +527,19 @@ fn of_many_labels_the_worst_that_are_not_rare_are_shown() {
     assert_eq!((worst.len(), worst[0].as_str(), worst[1].as_str()), (10, "label-20", "label-00"));
     assert!(!worst.contains(&labels[29]) && !worst.contains(&labels[1]));
 }
+
+#[test]
+fn amounts_close_to_0_keep_three_digits() {
+    let expected: Vec<f64> = (0..40).map(|idx| f64::from(idx) * 1e-3).collect();
+    let observed = Observed::Numbers(Numbers::new(expected.clone(), expected).unwrap());
+    let cases: Vec<Case> = cases(40).into_iter().map(|case| Case { must_pass: false, ..case }).collect();
+    let baseline = Side::Package(&observed);
+    let comparison = Comparison { cases: &cases, candidate: &observed, baseline, latencies_ms: &[] };
+    let rule = |margin: f64| {
+        let gates = format!("[[rule]]\nmetric = 'mae'\nmargin = {margin}");
+        decide(&Gates::parse(&gates).unwrap(), &comparison).unwrap().checks.remove(0).rule
+    };
+    assert_eq!(rule(0.000_52), "mean absolute error: not worse by more than 0.000520");
+    assert_eq!(rule(0.02), "mean absolute error: not worse by more than 0.020");
+    assert_eq!(rule(1234.5), "mean absolute error: not worse by more than 1234.500");
+}

@@ -251,6 +251,9 @@ fn worst_case(results: &Results, golden: &GoldenSet, idx: usize, rank: Option<us
         }
         Value::Similarity(similarity) => format!("{similarity:.3}"),
         Value::Scores(_) => rank.map_or_else(String::new, |rank| format!("rank {rank}")),
+        Value::Triplet([positive, negative]) => format!("{positive:.3} against {negative:.3}"),
+        Value::Number(number) => format!("{number:.3}"),
+        Value::Generated(generated) => shorten(generated.texts.first().map_or("", String::as_str), 60),
     };
     let expected = match &case.case.expected {
         Expected::Label(label) => label.clone(),
@@ -258,7 +261,7 @@ fn worst_case(results: &Results, golden: &GoldenSet, idx: usize, rank: Option<us
         Expected::Relevances(relevances) => {
             format!("rank 1 of {}", relevances.len())
         }
-        Expected::References(references) => references[0].clone(),
+        Expected::References(references) => shorten(references.first().map_or("", String::as_str), 60),
         Expected::Implied => "the positive text".to_owned(),
     };
     WorstCase { id: answer.id.clone(), expected, answered, text: shorten(&asked(&case.input), 60) }
@@ -281,6 +284,10 @@ pub fn asked(input: &GoldenInput) -> String {
             format!("{} | {}", shorten(query, 29), shorten(document, 29))
         }
         GoldenInput::Ranking { query, .. } => query.clone(),
+        GoldenInput::Prompt(messages) => messages.last().map_or_else(String::new, |last| last.content.clone()),
+        GoldenInput::Triplet([anchor, positive, negative]) => {
+            format!("{} | {} | {}", shorten(anchor, 19), shorten(positive, 18), shorten(negative, 18))
+        }
         GoldenInput::Pair([a, b]) => format!("{} | {}", shorten(a, 29), shorten(b, 29)),
     }
 }
