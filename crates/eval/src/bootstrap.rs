@@ -92,9 +92,7 @@ impl Units {
     }
 
     fn case_counts(&self, unit_counts: &[u32], case_counts: &mut [u32]) {
-        for (count, &[left, right]) in case_counts.iter_mut().zip(&self.of_case) {
-            *count = if left == right { unit_counts[left] } else { unit_counts[left] * unit_counts[right] };
-        }
+        case_counts.iter_mut().zip(&self.of_case).for_each(|(count, &units)| *count = case_count(units, unit_counts));
     }
 
     /// The units of each group that a jackknife leaves out: one unit each, or random groups of about one size.
@@ -107,6 +105,11 @@ impl Units {
         let group = |idx| units[idx..].iter().step_by(n_groups).copied().collect();
         (0..n_groups).map(group).collect()
     }
+}
+
+/// How often a case of these units counts.
+fn case_count([left, right]: [usize; 2], unit_counts: &[u32]) -> u32 {
+    if left == right { unit_counts[left] } else { unit_counts[left] * unit_counts[right] }
 }
 
 /// Sum and number of values.
@@ -291,9 +294,9 @@ impl Mean<'_> {
         unit_counts.fill(0);
         draw(self.seed, resample, self.totals.len(), |unit| unit_counts[unit] += 1);
         let mut total = Total::default();
-        for (&[left, right], &value) in self.units.of_case.iter().zip(self.shifted) {
-            let n = if left == right { unit_counts[left] } else { unit_counts[left] * unit_counts[right] };
-            total.add(Total { sum: f64::from(n) * value, n: f64::from(n) });
+        for (&units, &value) in self.units.of_case.iter().zip(self.shifted) {
+            let n = f64::from(case_count(units, unit_counts));
+            total.add(Total { sum: n * value, n });
         }
         total.mean()
     }

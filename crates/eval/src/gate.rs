@@ -553,14 +553,17 @@ impl Estimate {
         let allowed = amount(metric, margin);
         let p_value = self.adjusted_p_value.or(self.p_value);
         let is_significant_drop = p_value.map_or(high < 0.0, |p| p <= alpha && margin > 0.0);
-        let drop = if is_significant_drop { "; a real drop, though a small one" } else { "" };
+        let [drop, undecided_drop] = match is_significant_drop {
+            true => ["; a real drop, though a small one", "; a real drop, of a size that is open"],
+            false => ["", ""],
+        };
         match outcome {
             Outcome::Pass if margin > 0.0 => format!("{values}: {at_worst} at worst, so within {allowed}{drop}"),
             Outcome::Pass => format!("{values}: {at_worst} at worst, so better"),
             Outcome::Fail if margin > 0.0 => format!("{values}: {at_best} at best, so worse by more than {allowed}"),
             Outcome::Fail => format!("{values}: {at_best} at best, so worse"),
             Outcome::Inconclusive => format!(
-                "{values}: between {at_worst} and {at_best}, which {} cases are too few to tell from {}{}",
+                "{values}: between {at_worst} and {at_best}, which {} cases are too few to tell from {}{}{undecided_drop}",
                 self.n_cases,
                 if margin > 0.0 { format!("a drop of {allowed}") } else { "no gain".to_owned() },
                 self.cases_needed.map(|n| format!("; about {} would do", round_up(n))).unwrap_or_default(),

@@ -64,7 +64,7 @@ impl Sequential {
     /// Takes in one request: candidate minus baseline, -1 to 1, larger being better; 1, 0 or -1 for right and wrong.
     pub fn observe(&mut self, difference: f64) -> Result<(), SequentialError> {
         let cell = cell(difference).ok_or(SequentialError::Difference(difference))?;
-        *self.counts.entry(cell).or_default() += 1;
+        self.add(cell, 1);
         Ok(())
     }
 
@@ -73,13 +73,18 @@ impl Sequential {
         if (self.alpha, self.margin) != (other.alpha, other.margin) {
             return Err(SequentialError::OtherRule);
         }
-        other.counts.iter().for_each(|(&cell, n)| *self.counts.entry(cell).or_default() += n);
+        other.counts.iter().for_each(|(&cell, &n)| self.add(cell, n));
         Ok(())
+    }
+
+    fn add(&mut self, cell: i32, n: u64) {
+        let count = self.counts.entry(cell).or_default();
+        *count = count.saturating_add(n);
     }
 
     /// How many requests were compared.
     pub fn n_observed(&self) -> u64 {
-        self.counts.values().sum()
+        self.counts.values().fold(0, |sum, &n| sum.saturating_add(n))
     }
 
     /// Mean difference; 0 before the first request.
@@ -204,11 +209,11 @@ impl SequentialFlips {
 
     /// Bounds of the true share of regressions among flips, which together are ever wrong with probability at most `alpha`.
     pub fn share_bounds(self, alpha: f64) -> [f64; 2] {
-        let n_flips = self.n_regressions + self.n_improvements;
-        if n_flips == 0 {
+        let [lost, won] = [self.n_regressions, self.n_improvements].map(|n| n as f64);
+        if lost + won == 0.0 {
             return [0.0, 1.0];
         }
-        let observed = self.n_regressions as f64 / n_flips as f64;
+        let observed = lost / (lost + won);
         let bound = |end: f64| {
             let (mut outside, mut inside) = (end, observed);
             while (inside - outside).abs() > BOUND_STEP {
@@ -272,6 +277,10 @@ mod tests {
         let text = serde_json::to_string(&both).unwrap();
         assert_eq!(serde_json::from_str::<Sequential>(&text).unwrap(), both);
         assert!(serde_json::from_str::<Sequential>(&text.replace("2000", "2001")).is_err());
+        let hostile = text.replace("\"2000\":1", "\"2000\":18446744073709551615");
+        let mut full: Sequential = serde_json::from_str(&hostile).unwrap();
+        full.observe(1.0).unwrap();
+        assert_eq!((full.n_observed(), full.decision()), (u64::MAX, Outcome::Pass));
         assert_eq!(both.merge(&Sequential::new(0.05, 0.01).unwrap()), Err(SequentialError::OtherRule));
     }
 

@@ -337,6 +337,14 @@ fn cases_of_one_document_are_one_observation() {
 }
 
 #[test]
+fn a_drop_that_is_real_is_told_before_it_is_decided() {
+    let decision = judge(ACCURACY, 400, &[], &(11..19).collect::<Vec<_>>()).unwrap();
+    let check = decision.checks.last().unwrap();
+    assert_eq!(check.outcome, Outcome::Inconclusive);
+    assert!(check.reason.ends_with("; a real drop, of a size that is open"), "{}", check.reason);
+}
+
+#[test]
 fn drops_are_looked_for_in_all_slices_at_once() {
     let slices = |idx: usize| if idx < 300 { vec![format!("s{}", idx / 50)] } else { Vec::new() };
     let cases: Vec<Case> =
