@@ -124,15 +124,18 @@ def flip(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def slow_proxy(host: str, bytes_per_s: int) -> Iterator[tuple[str, list[str]]]:
-    """A registry in front of `host` that sends slowly; gives its address and the `Range` of each request for a large blob."""
+def proxy(host: str, bytes_per_s: int = 1 << 30, cut_after: int = 1 << 40) -> Iterator[tuple[str, list[str]]]:
+    """A registry in front of `host` that sends slowly, or breaks the first large blob off after so many bytes.
+
+    Gives its address and the `Range` of each request for a large blob.
+    """
     ranges: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
-            headers = {name: value for name, value in self.headers.items() if name in ("Range", "Accept")}
+            headers = {name: value for name, value in self.headers.items() if name.lower() in ("range", "accept")}
             try:
                 answer = urllib.request.urlopen(urllib.request.Request(f"http://{host}{self.path}", headers=headers))
             except urllib.error.HTTPError as error:
@@ -145,10 +148,14 @@ def slow_proxy(host: str, bytes_per_s: int) -> Iterator[tuple[str, list[str]]]:
                 if answer.headers.get(name):
                     self.send_header(name, answer.headers[name])
             self.end_headers()
-            block = 1 << 16
+            n_sent, may_send = 0, cut_after if length > 1 << 20 and len(ranges) == 1 else 1 << 40
             with contextlib.suppress(OSError):
-                while content := answer.read(block):
+                while content := answer.read(1 << 16):
                     self.wfile.write(content)
+                    n_sent += len(content)
+                    if n_sent >= may_send:
+                        self.close_connection = True
+                        return
                     time.sleep(len(content) / bytes_per_s)
 
         do_HEAD = do_GET
@@ -202,7 +209,7 @@ def test_a_pull_that_was_killed_goes_on_where_it_broke_off(registry, packages, c
     call("push", "big", f"oci://{registry.host}/big:1", cwd=packages)
     home, size = tmp_path / "home", (packages / "big" / "LICENSE").stat().st_size
     partial = home / "store" / "partial" / digest_of(packages / "big").removeprefix("sha256:") / "LICENSE"
-    with slow_proxy(registry.host, 4 << 20) as (host, ranges):
+    with proxy(registry.host, bytes_per_s=4 << 20) as (host, ranges):
         environment = os.environ | {"HIGHROAD_HOME": str(home)}
         pull = subprocess.Popen([highroad_bin, "pull", f"oci://{host}/big:1"], cwd=tmp_path, env=environment)
         deadline = time.monotonic() + 60
@@ -215,11 +222,20 @@ def test_a_pull_that_was_killed_goes_on_where_it_broke_off(registry, packages, c
     assert size // 4 <= there < size
     # Half a package is none.
     assert "no package" in call("push", digest_of(packages / "big"), "x", cwd=tmp_path, home=home, code=2).stderr
-    with slow_proxy(registry.host, 1 << 30) as (host, ranges):
+    with proxy(registry.host) as (host, ranges):
         pulled = json.loads(call("pull", f"oci://{host}/big:1", "--json", cwd=tmp_path, home=home).stdout)
     assert ranges == [f"bytes={there}-"]
     assert pulled["received_bytes"] < size and pulled["reused_bytes"] >= there
     assert same(packages / "big", home)
+
+
+def test_a_connection_that_breaks_is_taken_up_where_it_broke(registry, packages, call, tmp_path):  # noqa: F811
+    call("push", "big", f"oci://{registry.host}/big:1", cwd=packages)
+    home = tmp_path / "home"
+    with proxy(registry.host, cut_after=4 << 20) as (host, ranges):
+        pulled = json.loads(call("pull", f"oci://{host}/big:1", "--json", cwd=tmp_path, home=home).stdout)
+    assert ranges == ["bytes=0-", f"bytes={4 << 20}-"]
+    assert pulled["reused_bytes"] == 0 and same(packages / "big", home)
 
 
 def test_what_an_interrupted_pull_left_is_compared_too(registry, packages, call, tmp_path):  # noqa: F811

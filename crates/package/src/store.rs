@@ -135,6 +135,16 @@ impl Store {
         self.policy.admit(digest, manifest, &signatures).map(drop)
     }
 
+    /// Errors unless the policy admits the package in a directory of somebody's own, by the signature beside it or one kept
+    /// here.
+    pub fn admit_directory(&self, package: &VerifiedPackage) -> Result<(), PackageError> {
+        if *self.policy == Policy::AnyPackage {
+            return Ok(());
+        }
+        let beside: Vec<Signature> = Signature::beside(package.dir())?.into_iter().collect();
+        self.admit(&package.digest(), package.manifest(), &beside)
+    }
+
     /// The signatures of a package that are kept here, whoever made them.
     pub fn signatures(&self, digest: &Digest) -> Result<Vec<Signature>, PackageError> {
         let names = self.signatures.list(digest)?.into_iter().take(MAX_SIGNATURES);

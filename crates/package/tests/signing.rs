@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 
 use highroad_package::signing::{Algorithm, Policy, PublicKey, Signature, SigningKey};
 use highroad_package::{Package, PackageError, Store, VerifiedPackage, pack};
-use proptest::prelude::*;
 use serde_json::Value;
 
 struct Bench {
@@ -120,24 +119,24 @@ fn where_no_key_is_trusted_nothing_is_loaded() {
     assert!(error.contains("no key is trusted"), "{error}");
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
-
-    #[test]
-    fn a_changed_bundle_is_refused_and_never_accepted(at in 0usize..4000, xor in 1u8..) {
-        let bench = Bench::new();
-        let package = bench.package("classify-a");
-        let signature = Signature::sign(&package, &bench.key).unwrap();
-        let mut bytes = signature.bytes().to_vec();
-        let at = at % bytes.len();
-        bytes[at] ^= xor;
-        if let Ok(parsed) = Signature::parse(bytes) {
-            let same_claim = parsed.claimed_key() == signature.claimed_key();
-            let accepted = verify(&parsed, &package, &[bench.key.public()]).is_ok();
-            // A change may hit what nobody signs: the name of a field that may be left out.
-            let unsigned_part = serde_json::from_slice::<Value>(parsed.bytes()).unwrap()["dsseEnvelope"]["payload"]
-                == serde_json::from_slice::<Value>(signature.bytes()).unwrap()["dsseEnvelope"]["payload"];
-            prop_assert!(!accepted || unsigned_part, "accepted after byte {at} changed ({same_claim})");
+#[test]
+fn a_bundle_with_one_changed_byte_proves_nothing_that_was_not_signed() {
+    let bench = Bench::new();
+    let package = bench.package("classify-a");
+    let signature = Signature::sign(&package, &bench.key).unwrap();
+    let payload = |signature: &Signature| {
+        let bundle: Value = serde_json::from_slice(signature.bytes()).unwrap();
+        bundle["dsseEnvelope"]["payload"].clone()
+    };
+    let keys = [bench.key.public()];
+    for at in 0..signature.bytes().len() {
+        for flipped in [0x01, 0x20, 0x80] {
+            let mut bytes = signature.bytes().to_vec();
+            bytes[at] ^= flipped;
+            let Ok(changed) = Signature::parse(bytes) else { continue };
+            // Nobody signs the name of a field that may be left out; what is said about the package is signed.
+            let accepted = verify(&changed, &package, &keys).is_ok();
+            assert!(!accepted || payload(&changed) == payload(&signature), "byte {at} ^ {flipped}");
         }
     }
 }

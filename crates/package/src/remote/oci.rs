@@ -163,22 +163,35 @@ impl Repository {
             artifact_type: Some(BUNDLE.to_owned()),
         };
         self.put_manifest(&self.at(&entry.digest), bytes, OCI_IMAGE_MEDIA_TYPE).await?;
-        let mut referrers = self.referrers(&artifact.digest, None).await?;
-        if referrers.iter().any(|known| known.digest == entry.digest) {
+        let listed = self.referrers(&artifact.digest, None).await?;
+        if listed.iter().any(|known| known.digest == entry.digest) {
             return Ok(());
         }
-        // A registry without the referrers interface: the clients keep the list, under a tag (distribution-spec 1.1).
-        referrers.push(entry);
-        let index = OciImageIndex {
-            schema_version: 2,
-            media_type: Some(OCI_IMAGE_INDEX_MEDIA_TYPE.to_owned()),
-            manifests: referrers,
-            artifact_type: None,
-            annotations: None,
-        };
+        self.list_by_tag(&artifact.digest, entry).await
+    }
+
+    /// Adds to the list of referrers that clients keep under a tag where the registry keeps none (distribution-spec 1.1).
+    async fn list_by_tag(&self, artifact: &str, entry: ImageIndexEntry) -> Result<(), RemoteError> {
         let (registry, repository) = (self.reference.registry(), self.reference.repository());
-        let tag = artifact.digest.replace(':', "-");
+        let tag = artifact.replace(':', "-");
         let list = Reference::with_tag(registry.to_owned(), repository.to_owned(), tag);
+        let pulled = self.client.pull_manifest_raw(&list, &self.auth, &[OCI_IMAGE_INDEX_MEDIA_TYPE]).await;
+        // Only where there is none may a new list begin: after any other failure it would drop what others put there.
+        let mut index = match pulled.map_err(|error| self.failed("send", "the list of signatures", error)) {
+            Ok((bytes, _)) => serde_json::from_slice(&bytes).map_err(|error| self.odd(error.to_string()))?,
+            Err(RemoteError::NotFound { .. }) => OciImageIndex {
+                schema_version: 2,
+                media_type: Some(OCI_IMAGE_INDEX_MEDIA_TYPE.to_owned()),
+                manifests: Vec::new(),
+                artifact_type: None,
+                annotations: None,
+            },
+            Err(error) => return Err(error),
+        };
+        if index.manifests.iter().any(|known| known.digest == entry.digest) {
+            return Ok(());
+        }
+        index.manifests.push(entry);
         self.put_manifest(&list, canonical(&index)?, OCI_IMAGE_INDEX_MEDIA_TYPE).await
     }
 
