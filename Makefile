@@ -81,10 +81,10 @@ $(DASHBOARD): dashboard/node_modules/.package-lock.json $(shell git ls-files das
 nextest: rust
 	@command -v cargo-nextest >/dev/null || cargo install --locked cargo-nextest
 
-# promtool lints the metrics page, Chromium renders the dashboard, PostgreSQL is the other database. Without apt the tests
-# that need them say so and fail.
+# promtool lints the metrics page, Chromium renders the dashboard, PostgreSQL is the other database, docker-registry keeps
+# packages. Without apt the tests that need them say so and fail.
 tools:
-	@command -v promtool >/dev/null && command -v chromium >/dev/null && ls /usr/lib/postgresql/*/bin/postgres /usr/share/datasets/fashion-mnist >/dev/null 2>&1 || scripts/debian-tools prometheus chromium postgresql dataset-fashion-mnist
+	@command -v promtool >/dev/null && command -v chromium >/dev/null && command -v docker-registry >/dev/null && ls /usr/lib/postgresql/*/bin/postgres /usr/share/datasets/fashion-mnist >/dev/null 2>&1 || scripts/debian-tools prometheus chromium postgresql dataset-fashion-mnist docker-registry
 
 env: .venv/.dev ## The pinned, hashed Python environment
 env-bench: .venv/.bench

@@ -17,6 +17,7 @@ mod template;
 mod tensors;
 mod tracking;
 mod training;
+mod trust;
 
 /// The paved road for PyTorch: from research to production on one artifact, one runtime and one verdict.
 #[derive(Parser)]
@@ -61,14 +62,22 @@ enum Command {
     Inspect(commands::inspect::Args),
     /// Pack a package source into an immutable package and print its digest.
     Pack(commands::pack::Args),
+    /// Make and show keys that sign packages, and check who signed one.
+    Keys(commands::keys::Args),
+    /// Sign a package; its digest stays what it is.
+    Sign(commands::sign::Args),
     /// Answer a golden set: metrics with 95 % intervals, per slice, latency and throughput.
     Eval(commands::eval::Args),
     /// Judge a candidate against a baseline, case by case: pass 0, fail 1, too few cases to tell 3.
     Gate(commands::gate::Command),
     /// Move an alias of a registered model to a version that its gate admits.
     Promote(commands::promote::Args),
-    /// Put a package and its verdicts into the registry as a model version.
+    /// Put a package and its verdicts into the registry as a model version, or send it to an OCI registry, a bucket or a folder.
     Push(commands::push::Args),
+    /// Bring a package into the local store.
+    Pull(commands::pull::Args),
+    /// Take packages out of the local store that no version, alias, verdict or deployment names.
+    Gc(commands::gc::Args),
     /// Move an alias back to the version it named before.
     Rollback(commands::rollback::Args),
     /// Run the tracking server and model registry that MLflow clients speak to.
@@ -103,10 +112,14 @@ fn main() -> ExitCode {
         Command::Completions(args) => args.run(Cli::command()),
         Command::Inspect(args) => args.run(),
         Command::Pack(args) => args.run(),
+        Command::Keys(args) => args.run(),
+        Command::Sign(args) => args.run(),
         Command::Eval(args) => args.run(),
         Command::Gate(args) => args.run(),
         Command::Promote(args) => args.run(),
         Command::Push(args) => args.run(),
+        Command::Pull(args) => args.run(),
+        Command::Gc(args) => args.run(),
         Command::Rollback(args) => args.run(),
         Command::Track(args) => args.run(),
         Command::Serve(args) => args.run(),

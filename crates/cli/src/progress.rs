@@ -1,5 +1,8 @@
 //! Progress for people: on stderr, and only on a terminal.
 
+use std::sync::Arc;
+
+use highroad_package::remote::{Progress, Step};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 /// A bar that says what is under way. Draws nothing where stderr is no terminal.
@@ -7,4 +10,16 @@ pub fn bar(what: &str) -> ProgressBar {
     let style = ProgressStyle::with_template("{msg} {bar:40} {pos}/{len} {eta}").expect("the template is well formed");
     // `stderr` draws only on a terminal.
     ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr()).with_style(style).with_message(what.to_owned())
+}
+
+/// A bar of bytes, and what moves it.
+pub fn transfer(what: &str) -> (ProgressBar, Progress) {
+    let style = ProgressStyle::with_template("{msg} {bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta}");
+    let bar = bar(what).with_style(style.expect("the template is well formed"));
+    let moved = bar.clone();
+    let progress: Progress = Arc::new(move |step| match step {
+        Step::Total(n_bytes) => moved.set_length(n_bytes),
+        Step::Bytes(n_bytes) => moved.inc(n_bytes),
+    });
+    (bar, progress)
 }

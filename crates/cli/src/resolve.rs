@@ -7,9 +7,11 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use anyhow::{Context as _, bail};
-use highroad_package::{Digest, MANIFEST, Package, Reference, Store, VerifiedPackage};
+use highroad_package::signing::Signature;
+use highroad_package::{Digest, MANIFEST, Package, PackageError, Reference, Store, VerifiedPackage};
 
 use crate::tracking::{self, TrackingArgs};
+use crate::trust;
 
 /// Where this machine keeps packages, verdicts and logs: `$HIGHROAD_HOME`, else `.highroad` in the current directory.
 #[derive(Clone, Debug)]
@@ -21,7 +23,13 @@ impl Home {
         Self(named.map_or_else(|| PathBuf::from(".highroad"), PathBuf::from))
     }
 
+    /// The local store, which gives only packages that this repo and this machine let through.
     pub fn store(&self) -> anyhow::Result<Store> {
+        Ok(self.unguarded_store()?.with_policy(trust::policy(Path::new("."))?))
+    }
+
+    /// The local store for those that load nothing: it gives any intact package.
+    pub fn unguarded_store(&self) -> anyhow::Result<Store> {
         let root = self.0.join("store");
         Store::open(&root).with_context(|| format!("cannot open the package store `{}`", root.display()))
     }
@@ -36,8 +44,8 @@ impl Home {
     }
 }
 
-/// A package as a person names it: a directory, a digest (or the first 8 or more of its digits) in the local store, or a
-/// reference of the registry (`name:7`, `name@champion`, `name@sha256:…`).
+/// A package as a person names it: a directory, one file (`highroad pack -o FILE.tar`), a digest (or the first 8 or more of its
+/// digits) in the local store, or a reference of the registry (`name:7`, `name@champion`, `name@sha256:…`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target(String);
 
@@ -46,6 +54,17 @@ pub struct Resolved {
     pub package: VerifiedPackage,
     /// The reference, where it came from a registry.
     pub reference: Option<Reference>,
+    /// Where it lies.
+    pub origin: Origin,
+}
+
+/// Where a package lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// In a directory of somebody's own.
+    Directory,
+    /// In the local store.
+    Store,
 }
 
 /// Fewest digits of a shortened digest.
@@ -66,17 +85,37 @@ impl fmt::Display for Target {
 }
 
 impl Target {
-    /// Finds the package and reads every byte of it against its digest.
+    /// Finds the package, reads every byte of it against its digest and, where signatures are asked for, checks who made it.
     pub fn resolve(&self, home: &Home) -> anyhow::Result<Resolved> {
-        let found = |package| Resolved { package, reference: None };
+        let store = home.store()?;
+        let resolved = self.find_in(&store)?;
+        if resolved.origin == Origin::Directory {
+            let (digest, dir) = (resolved.package.digest(), resolved.package.dir());
+            let beside: Vec<Signature> = Signature::beside(dir)?.into_iter().collect();
+            store.admit(&digest, resolved.package.manifest(), &beside)?;
+        }
+        Ok(resolved)
+    }
+
+    /// As [`Target::resolve`], whoever made the package: for those that do not load it.
+    pub fn find(&self, home: &Home) -> anyhow::Result<Resolved> {
+        self.find_in(&home.unguarded_store()?)
+    }
+
+    fn find_in(&self, store: &Store) -> anyhow::Result<Resolved> {
+        let found = |package, origin| Resolved { package, reference: None, origin };
         if Path::new(&self.0).is_dir() {
-            return Ok(found(open_directory(Path::new(&self.0))?));
+            return Ok(found(open_directory(Path::new(&self.0))?, Origin::Directory));
+        }
+        if Path::new(&self.0).is_file() {
+            let digest = store.add_archive(Path::new(&self.0))?;
+            return Ok(found(store.get(&digest)?, Origin::Store));
         }
         if let Some(digits) = self.digits() {
-            return Ok(found(from_store(&home.store()?, digits)?));
+            return Ok(found(from_store(store, digits)?, Origin::Store));
         }
         match self.0.parse::<Reference>() {
-            Ok(reference) => from_registry(home, reference),
+            Ok(reference) => from_registry(store, reference),
             Err(_) => bail!(
                 "`{self}` is no package: expected a package directory, `sha256:` and at least {FEWEST_DIGITS} digits, or a \
                  reference such as `name:7` or `name@champion`"
@@ -104,20 +143,22 @@ fn from_store(store: &Store, digits: &str) -> anyhow::Result<VerifiedPackage> {
     let digests: Vec<Digest> = store.list()?.into_iter().filter(|digest| digest.hex().starts_with(digits)).collect();
     match digests.as_slice() {
         [] => bail!("no package `sha256:{digits}` in the local store"),
-        [digest] => store.get(digest).with_context(|| format!("package {digest} is damaged in the local store")),
+        [digest] => store.get(digest).map_err(|error| match error {
+            refused @ (PackageError::Unsigned { .. } | PackageError::Refused { .. }) => refused.into(),
+            damage => anyhow::Error::new(damage).context(format!("package {digest} is damaged in the local store")),
+        }),
         _ => bail!("{} packages in the local store begin with `sha256:{digits}`", digests.len()),
     }
 }
 
-fn from_registry(home: &Home, reference: Reference) -> anyhow::Result<Resolved> {
+fn from_registry(store: &Store, reference: Reference) -> anyhow::Result<Resolved> {
     let tracking = tracking::client(&TrackingArgs::default())?;
-    let store = home.store()?;
     let client = tracking.client();
     let bar = crate::progress::bar("fetching");
     let package = tracking.block_on(async {
         let version = client.resolve(&reference).await?;
-        client.fetch(&version, &store, &|n_bytes| bar.inc(n_bytes)).await
+        client.fetch(&version, store, &|n_bytes| bar.inc(n_bytes)).await
     });
     bar.finish_and_clear();
-    Ok(Resolved { package: package?, reference: Some(reference) })
+    Ok(Resolved { package: package?, reference: Some(reference), origin: Origin::Store })
 }

@@ -198,6 +198,12 @@ pub struct Packaging {
     /// Largest accepted relative root mean square between eager PyTorch and the runtime.
     #[serde(default = "default_relative_rms")]
     pub relative_rms: f64,
+    /// Whether a package is loaded, judged, pushed and served only where one of the trusted keys signed it.
+    #[serde(default)]
+    pub require_signature: bool,
+    /// Public keys whose signatures count, each as `highroad keys show` prints it: `ed25519:BASE64 NAME`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub trusted_keys: Vec<String>,
 }
 
 /// `[serving]`

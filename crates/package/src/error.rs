@@ -28,6 +28,23 @@ pub enum PackageError {
     #[error("`{file}` is over a limit: {what} is {found}, and at most {limit} is accepted")]
     Limit { file: String, what: &'static str, found: u64, limit: u64 },
 
+    #[error("package {package} has no signature, and one by a trusted key is required ({trusted})")]
+    Unsigned { package: Digest, trusted: String },
+    #[error("package {package} is not signed by a trusted key ({trusted}): {why}")]
+    Refused { package: Digest, trusted: String, why: String },
+    #[error("the signature says it is by key {claimed}, which is not trusted")]
+    UntrustedKey { claimed: String },
+    #[error("the signature is not by key {claimed}, though it says so: it or what it signed was changed")]
+    Forged { claimed: String },
+    #[error("the signature is not over this package's `{file}`: {what}")]
+    SignedOther { file: String, what: &'static str },
+    #[error("the signature cannot be read: {reason}")]
+    Signature { reason: String },
+    #[error("{key} cannot be used: {reason}")]
+    Key { key: String, reason: String },
+    #[error("`{}` may be read by others: its mode is {mode:04o}\nhint: `chmod 600 {}`", path.display(), path.display())]
+    ExposedKey { path: PathBuf, mode: u32 },
+
     #[error("package {0} is not in the store")]
     NotInStore(Digest),
     #[error("verdict {verdict} on package {package} is not in the store")]

@@ -4,6 +4,7 @@
 //! package's [`Digest`], and the manifest holds the digest of every file, so the digest names every byte.
 //! Bytes come in hostile and leave verified: only [`Package::verify`] and [`Store::get`] make a [`VerifiedPackage`].
 
+mod archive;
 mod digest;
 mod error;
 mod files;
@@ -12,8 +13,11 @@ mod pack;
 mod package;
 mod reference;
 pub mod registry;
+pub mod remote;
+pub mod signing;
 mod store;
 
+pub use archive::write_archive;
 pub use digest::{Digest, ParseDigestError};
 pub use error::PackageError;
 pub use manifest::{Check, FileEntry, Manifest, Parity, Provenance, Task, TaskKind};

@@ -1,8 +1,8 @@
 //! A registry of packages: a client of the MLflow REST interface, Highroad's own server or another.
 //!
 //! A pushed package is a model version: its files are artifacts under `highroad/packages/<hex>/`, its verdicts under
-//! `highroad/verdicts/<hex>/`, and tags tie the three together. What comes back is verified byte by byte, so a registry is
-//! trusted with names and aliases, never with content.
+//! `highroad/verdicts/<hex>/`, its signatures under `highroad/signatures/<hex>/`, and tags tie them together. What comes
+//! back is verified byte by byte, so a registry is trusted with names and aliases, never with content.
 
 use std::path::Path;
 use std::time::Duration;
@@ -16,7 +16,11 @@ use sha2::{Digest as _, Sha256};
 use tokio::io::AsyncWriteExt as _;
 use tokio_util::io::ReaderStream;
 
-use crate::{Digest, MANIFEST, PackageError, Reference, Selector, Store, VerifiedPackage};
+use tracing::warn;
+
+use crate::signing::Signature;
+use crate::store::MAX_SIGNATURES;
+use crate::{Digest, MANIFEST, Manifest, PackageError, Reference, Selector, Store, VerifiedPackage};
 
 mod models;
 mod runs;
@@ -38,11 +42,17 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const READ_TIMEOUT: Duration = Duration::from_secs(60);
 /// Most that MLflow gives at once.
 const MODELS_PER_PAGE: &str = "1000";
+/// As many as every MLflow server gives at once.
+const VERSIONS_PER_PAGE: &str = "1000";
 const CHUNK_BYTES: usize = 256 << 10;
 /// Largest JSON reply that is read.
 const MAX_REPLY_BYTES: usize = 64 << 20;
 /// Largest verdict that is read.
 const MAX_VERDICT_BYTES: usize = 16 << 20;
+/// Largest signature that is read.
+const MAX_SIGNATURE_BYTES: usize = 1 << 20;
+/// Folder of the signatures, one folder in it for each package.
+const SIGNATURES: &str = "highroad/signatures";
 
 /// Why a registry did not do what was asked. The first three name the server and the request.
 #[derive(Debug, thiserror::Error)]
@@ -94,6 +104,8 @@ impl std::fmt::Debug for Credentials {
 pub struct RegistryClient {
     server: String,
     http: reqwest::Client,
+    /// For what takes long to send: a read timeout runs from the beginning of a request and would end it.
+    uploads: reqwest::Client,
     credentials: Option<Credentials>,
 }
 
@@ -190,22 +202,26 @@ impl RegistryClient {
         let refuse = || RegistryError::Uri(tracking_uri.to_owned());
         let url = reqwest::Url::parse(tracking_uri).map_err(|_| refuse())?;
         let host = url.host_str().filter(|_| matches!(url.scheme(), "http" | "https")).ok_or_else(refuse)?;
-        let mut builder = reqwest::Client::builder()
-            .user_agent(concat!("highroad/", env!("CARGO_PKG_VERSION")))
-            .connect_timeout(CONNECT_TIMEOUT)
-            .read_timeout(READ_TIMEOUT);
         // A proxy cannot reach this machine's loopback.
-        if host == "localhost"
-            || host.trim_matches(['[', ']']).parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback())
-        {
-            builder = builder.no_proxy();
-        }
-        let http = builder.build().map_err(|source| RegistryError::Unreachable {
+        let is_local = host == "localhost"
+            || host.trim_matches(['[', ']']).parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback());
+        let client = || {
+            let builder = reqwest::Client::builder()
+                .user_agent(concat!("highroad/", env!("CARGO_PKG_VERSION")))
+                .connect_timeout(CONNECT_TIMEOUT);
+            if is_local { builder.no_proxy() } else { builder }
+        };
+        let failed = |source| RegistryError::Unreachable {
             server: tracking_uri.to_owned(),
             asked: "prepare a connection".to_owned(),
             source,
-        })?;
-        Ok(Self { server: tracking_uri.trim_end_matches('/').to_owned(), http, credentials: None })
+        };
+        Ok(Self {
+            server: tracking_uri.trim_end_matches('/').to_owned(),
+            http: client().read_timeout(READ_TIMEOUT).build().map_err(failed)?,
+            uploads: client().tcp_keepalive(READ_TIMEOUT).build().map_err(failed)?,
+            credentials: None,
+        })
     }
 
     /// The same client with a login.
@@ -247,9 +263,28 @@ impl RegistryClient {
         if let Ok(package) = blocking(store, version.package, |store, digest| store.get(&digest)).await {
             return Ok(package);
         }
-        let staged = tempfile::tempdir().map_err(PackageError::io(std::env::temp_dir()))?;
-        let folder = format!("highroad/packages/{}", version.package.hex());
+        let signatures = self.signatures(&version.package).await?;
         let manifest = self.manifest(&version.package).await?;
+        // Before the weights travel.
+        store.admit(&version.package, &manifest, &signatures)?;
+        for signature in &signatures {
+            store.add_signature(&version.package, signature)?;
+        }
+        if !blocking(store, version.package, |store, digest| Ok(store.holds(&digest))).await? {
+            self.download_package(&version.package, &manifest, store, progress).await?;
+        }
+        Ok(blocking(store, version.package, |store, digest| store.get(&digest)).await?)
+    }
+
+    async fn download_package(
+        &self,
+        package: &Digest,
+        manifest: &Manifest,
+        store: &Store,
+        progress: &Progress<'_>,
+    ) -> Result<(), RegistryError> {
+        let staged = tempfile::tempdir().map_err(PackageError::io(std::env::temp_dir()))?;
+        let folder = format!("highroad/packages/{}", package.hex());
         let path = staged.path().join(MANIFEST);
         tokio::fs::write(&path, manifest.canonical()?).await.map_err(PackageError::io(path))?;
         for entry in &manifest.files {
@@ -261,11 +296,31 @@ impl RegistryClient {
             }
         }
         let dir = staged.path().to_owned();
-        let package = blocking(store, version.package, move |store, digest| {
-            store.add(&dir)?;
-            store.get(&digest)
-        });
-        Ok(package.await?)
+        Ok(blocking(store, *package, move |store, _| store.add(&dir).map(drop)).await?)
+    }
+
+    /// Puts signatures of a package beside it.
+    pub async fn push_signatures(&self, package: &Digest, signatures: &[Signature]) -> Result<(), RegistryError> {
+        for signature in signatures {
+            let bytes = signature.bytes().to_vec();
+            let size_bytes = bytes.len() as u64;
+            self.upload(&signature_path(package, &signature.digest()), bytes.into(), size_bytes).await?;
+        }
+        Ok(())
+    }
+
+    /// The signatures of a package, whoever made them; those that cannot be read are left out, since anybody may put some.
+    pub async fn signatures(&self, package: &Digest) -> Result<Vec<Signature>, RegistryError> {
+        let folder = format!("{SIGNATURES}/{}", package.hex());
+        let mut signatures = Vec::new();
+        for file in self.list(&folder).await?.into_iter().take(MAX_SIGNATURES) {
+            let bytes = self.download(&format!("{folder}/{}", file.path), MAX_SIGNATURE_BYTES).await?;
+            match Signature::parse(bytes) {
+                Ok(signature) => signatures.push(signature),
+                Err(error) => warn!(package.digest = %package, "Passing over `{folder}/{}`: {error}", file.path),
+            }
+        }
+        Ok(signatures)
     }
 
     /// The verdict of a version, compared with its digest; `None` if it has none.
@@ -481,7 +536,7 @@ impl RegistryClient {
 
     async fn upload(&self, path: &str, body: reqwest::Body, size_bytes: u64) -> Result<(), RegistryError> {
         let request = self
-            .request(Method::PUT, &format!("api/2.0/mlflow-artifacts/artifacts/{path}"))
+            .authorised(self.uploads.put(format!("{}/{}", self.server, artifact_route(path))))
             .header(header::CONTENT_LENGTH, size_bytes)
             .header(header::CONTENT_TYPE, "application/octet-stream")
             .body(body);
@@ -528,7 +583,10 @@ impl RegistryClient {
     }
 
     fn request(&self, method: Method, route: &str) -> RequestBuilder {
-        let request = self.http.request(method, format!("{}/{route}", self.server));
+        self.authorised(self.http.request(method, format!("{}/{route}", self.server)))
+    }
+
+    fn authorised(&self, request: RequestBuilder) -> RequestBuilder {
         match &self.credentials {
             Some(Credentials::Bearer(token)) => request.bearer_auth(token),
             Some(Credentials::Basic(user, password)) => request.basic_auth(user, Some(password)),
@@ -635,6 +693,10 @@ impl Version {
 
 fn verdict_path(package: &Digest, verdict: &Digest) -> String {
     format!("highroad/verdicts/{}/{}.json", package.hex(), verdict.hex())
+}
+
+fn signature_path(package: &Digest, signature: &Digest) -> String {
+    format!("{SIGNATURES}/{}/{}.json", package.hex(), signature.hex())
 }
 
 fn artifact_route(path: &str) -> String {

@@ -397,6 +397,75 @@ mod tampering {
     }
 }
 
+mod archive {
+    use highroad_package::write_archive;
+
+    use super::*;
+
+    fn archive(bench: &Bench) -> PathBuf {
+        let package = Package::open(&bench.package()).unwrap().verify().unwrap();
+        write_archive(&package, &bench.path("one.tar")).unwrap();
+        bench.path("one.tar")
+    }
+
+    #[test]
+    fn one_package_is_one_file_and_comes_out_as_it_went_in() {
+        let bench = Bench::new();
+        let (one, store) = (archive(&bench), bench.store());
+        let digest = store.add_archive(&one).unwrap();
+        assert_eq!(digest, Package::open(&bench.path("package")).unwrap().digest());
+        let again = bench.path("again.tar");
+        write_archive(&store.get(&digest).unwrap(), &again).unwrap();
+        assert_eq!(fs::read(one).unwrap(), fs::read(again).unwrap());
+    }
+
+    #[test]
+    fn a_changed_byte_is_found_whatever_it_belongs_to() {
+        let bench = Bench::new();
+        let one = archive(&bench);
+        let sound = fs::read(&one).unwrap();
+        let digest = Package::open(&bench.path("package")).unwrap().digest();
+        // After the manifest's own header.
+        let manifest = 512..512 + fs::metadata(bench.path("package").join(MANIFEST)).unwrap().len() as usize;
+        for at in (0..sound.len()).step_by(97) {
+            let mut bytes = sound.clone();
+            bytes[at] ^= 1;
+            fs::write(bench.path("changed.tar"), &bytes).unwrap();
+            match bench.store().add_archive(&bench.path("changed.tar")) {
+                // Another manifest is another package, and says so by its name.
+                Ok(found) if manifest.contains(&at) => assert_ne!(found, digest, "byte {at}"),
+                // A bit of a header that nobody reads, such as a mode, changes nothing.
+                Ok(found) => assert_eq!(found, digest, "byte {at}"),
+                Err(_) => {}
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let bench = Bench::new();
+        let one = archive(&bench);
+        let sound = fs::read(&one).unwrap();
+        let refused = |bytes: &[u8]| {
+            let path = bench.path("wrong.tar");
+            fs::write(&path, bytes).unwrap();
+            bench.store().add_archive(&path).unwrap_err().to_string()
+        };
+        let inside = sound.windows(4).position(|bytes| bytes == b"PK\x03\x04").expect("the program is a zip") + 400;
+        let mut changed = sound.clone();
+        changed[inside] ^= 1;
+        assert!(refused(&changed).contains("`program.pt2` was changed"), "{}", refused(&changed));
+        let end = sound.len() - 1024;
+        let cut = refused(&sound[..end - 2000]);
+        assert!(cut.contains("`tokenizer.json` has"), "{cut}");
+        let extra = [&sound[..end], &sound[..sound.len()]].concat();
+        assert!(refused(&extra).contains("`manifest.json` is in the package's directory but not in its manifest"));
+        assert!(refused(b"").contains("`manifest.json` is missing"));
+        assert!(!refused(&[7; 4096]).is_empty());
+        assert!(bench.store().list().unwrap().is_empty());
+    }
+}
+
 mod store {
     use super::*;
 

@@ -4,22 +4,26 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use highroad_eval::{Outcome, Verdict};
 use highroad_package::registry::VerdictFile;
-use highroad_package::{Digest, Verdicts};
+use highroad_package::remote::Remote;
+use highroad_package::signing::Signature;
+use highroad_package::{Digest, Verdicts, VerifiedPackage};
 
 use crate::resolve::{Home, Target};
 use crate::tracking::{self, TrackingArgs};
 
-/// `highroad push PACKAGE NAME`
+/// `highroad push PACKAGE [NAME|ADDRESS]`
 #[derive(clap::Args)]
 pub struct Args {
     /// The package: a directory, a digest (or its first digits) in the local store, or a reference.
     package: Target,
-    /// Registered model that gets the new version; the package's own name if left out.
-    name: Option<String>,
+    /// Registered model that gets the new version; the package's own name if left out. Or another place for the package and
+    /// its signatures: `oci://HOST/REPOSITORY:TAG`, `s3://BUCKET/PREFIX` or `file:///FOLDER`.
+    #[arg(value_name = "NAME|ADDRESS")]
+    to: Option<String>,
     /// Another verdict file than those kept locally; may be given more than once, the last counts.
     #[arg(long, value_name = "FILE")]
     verdict: Vec<PathBuf>,
-    /// Print the version as JSON.
+    /// Print the version, or what was sent, as JSON.
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -30,7 +34,12 @@ impl Args {
     pub fn run(self) -> anyhow::Result<ExitCode> {
         let home = Home::find();
         let package = self.package.resolve(&home)?.package;
-        let name = self.name.unwrap_or_else(|| package.manifest().name.clone());
+        let signatures = signatures(&package, &home)?;
+        if let Some(address) = self.to.as_deref().filter(|to| Remote::is_address(to)) {
+            anyhow::ensure!(self.verdict.is_empty(), "verdicts go to the registry, not to `{address}`");
+            return send(&package, &signatures, address, self.json);
+        }
+        let name = self.to.unwrap_or_else(|| package.manifest().name.clone());
         let verdicts = if self.verdict.is_empty() {
             local_verdicts(&package.digest(), &home)?
         } else {
@@ -41,6 +50,8 @@ impl Args {
         let total = package.manifest().files.iter().map(|file| file.size_bytes).sum();
         let bar = crate::progress::bar("uploading");
         bar.set_length(total);
+        // Before the version: whoever asks for a signature finds it.
+        tracking.block_on(tracking.client().push_signatures(&package.digest(), &signatures))?;
         let version = tracking.block_on(tracking.client().push(&package, &name, &verdicts, &|n| bar.inc(n)))?;
         tracking.block_on(tracking.client().tag_version(&version, &standard))?;
         bar.finish_and_clear();
@@ -53,6 +64,36 @@ impl Args {
         }
         Ok(ExitCode::SUCCESS)
     }
+}
+
+fn send(package: &VerifiedPackage, signatures: &[Signature], address: &str, json: bool) -> anyhow::Result<ExitCode> {
+    let remote = Remote::destination(address)?;
+    let (bar, progress) = crate::progress::transfer("uploading");
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let pushed = runtime.block_on(remote.push(package, signatures, &progress));
+    bar.finish_and_clear();
+    let pushed = pushed?;
+    if json {
+        print(&serde_json::to_string(&pushed)?);
+    } else {
+        print(&pushed.address);
+        let (sent, kept) = (pushed.sent.len(), pushed.already_there.len());
+        eprintln!(
+            "pushed {}: {sent} files sent ({}), {kept} already there, {} signatures",
+            pushed.package.short(),
+            indicatif::HumanBytes(pushed.sent_bytes),
+            signatures.len()
+        );
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The signatures of the package that lie beside its directory or in the local store.
+fn signatures(package: &VerifiedPackage, home: &Home) -> anyhow::Result<Vec<Signature>> {
+    let mut signatures = home.unguarded_store()?.signatures(&package.digest())?;
+    signatures.extend(Signature::beside(package.dir())?);
+    signatures.dedup();
+    Ok(signatures)
 }
 
 /// One line of data.

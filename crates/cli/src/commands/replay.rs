@@ -105,7 +105,9 @@ impl Sources {
         match store.get(&record.package) {
             Ok(package) => return Ok(package),
             Err(PackageError::NotInStore(_)) => {}
-            Err(damage) => return Err(damage).context("the package that answered is damaged in the local store"),
+            Err(damage) => {
+                return Err(damage).context("the package that answered cannot be taken from the local store");
+            }
         }
         let name = model_name(&record.version).to_owned();
         let reference = Reference { name, selector: Selector::Digest(record.package) };

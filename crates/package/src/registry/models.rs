@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use reqwest::Method;
 use serde::Deserialize;
 
-use super::{MODELS_PER_PAGE, RegistryClient, RegistryError, ResolvedVersion, Tag, Version};
+use super::{MODELS_PER_PAGE, RegistryClient, RegistryError, ResolvedVersion, Tag, VERSIONS_PER_PAGE, Version};
 use crate::manifest::MAX_MANIFEST_BYTES;
 use crate::{Digest, MANIFEST, Manifest, PackageError};
 
@@ -86,6 +86,28 @@ impl RegistryClient {
         let version = found.ok_or(RegistryError::NotFound(label))?;
         let tags = version.tags.iter().map(|tag| (tag.key.clone(), tag.value.clone())).collect();
         Ok(ModelVersion { tags, package: version.resolved() })
+    }
+
+    /// Every version of every model that holds a package.
+    pub async fn packages(&self) -> Result<Vec<ResolvedVersion>, RegistryError> {
+        #[derive(Deserialize)]
+        struct Page {
+            #[serde(default)]
+            model_versions: Vec<Version>,
+            #[serde(default)]
+            next_page_token: Option<String>,
+        }
+        let (mut found, mut token) = (Vec::new(), String::new());
+        loop {
+            let query = [("max_results", VERSIONS_PER_PAGE), ("page_token", &token)];
+            let request = self.mlflow(Method::GET, "model-versions/search").query(&query);
+            let page: Page = self.ask(request, "list the model versions").await?;
+            found.extend(page.model_versions.into_iter().filter_map(Version::resolved));
+            match page.next_page_token.filter(|next| !next.is_empty() && *next != token) {
+                Some(next) => token = next,
+                None => return Ok(found),
+            }
+        }
     }
 
     /// The manifest of a package, compared with its digest; the rest of the package is not fetched.
