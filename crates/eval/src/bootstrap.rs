@@ -53,6 +53,11 @@ impl Units {
         self.n_units
     }
 
+    /// Whether some cases share a unit, so that they are not independent.
+    pub fn are_shared(&self) -> bool {
+        self.n_units < self.of_case.len()
+    }
+
     /// Whether there is nothing to draw.
     pub fn is_empty(&self) -> bool {
         self.n_units == 0

@@ -413,9 +413,13 @@ impl Judge<'_> {
 }
 
 impl Scope<'_> {
-    /// Right or wrong, case by case, for candidate and baseline, where the metric is a share of right answers over fixed
-    /// cases: accuracy, and recall on the cases of its label.
+    /// Right or wrong, case by case, for candidate and baseline, where the metric is a share of right answers over fixed,
+    /// independent cases: accuracy, and recall on the cases of its label. `None` where cases share a source: the exact
+    /// tests would take copies of one document for so many observations.
     fn right_answers(&self) -> Option<[Vec<bool>; 2]> {
+        if self.units.are_shared() {
+            return None;
+        }
         let (Observed::Classes(candidate), Observed::Classes(baseline)) = (&self.candidate, &self.baseline) else {
             return None;
         };

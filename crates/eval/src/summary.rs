@@ -95,7 +95,7 @@ fn measure(
     let statistic = metric.of(observed, label).ok()?;
     let value = statistic.observed();
     let (interval, method) = match observed {
-        Observed::Classes(classes) => match share(metric, label, classes) {
+        Observed::Classes(classes) => match share(metric, label, classes).filter(|_| !units.are_shared()) {
             Some([k, n]) => (wilson(k, n, LEVEL), Method::Wilson),
             None => (bootstrapped(metric, &statistic, units, classes.n_rarest(), resamples), Method::Bca),
         },
