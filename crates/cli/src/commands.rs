@@ -6,6 +6,7 @@ pub mod doctor;
 pub mod eval;
 pub mod export;
 pub mod gate;
+pub mod golden;
 pub mod inspect;
 pub mod new;
 pub mod ops;
