@@ -111,6 +111,7 @@ def make_repo() -> None:
     step("highroad new", "the blessed starter: model, data, training loop, golden cases, gates, one standard")
     highroad("new", REPO, "--kind", "classifier", "--owner", "quickstart", cwd=HERE)
     run(sys.executable, "golden/build.py")
+    bless("golden/test.jsonl", "the starter's cases")
     for command in (["init", "--quiet"], ["add", "--all"], ["commit", "--quiet", "-m", "Start from highroad new"]):
         run("git", "-c", "user.name=Quick Start", "-c", "user.email=quickstart@localhost", *command)
     step("highroad doctor", "do this machine and this repo follow highroad.toml?")
@@ -153,6 +154,7 @@ def embedding_model() -> str:
     folder = HERE / "embedder"
     highroad("pack", folder / "source", "-o", folder / "package")
     highroad("verify", folder / "package", show=True)
+    bless(folder / "golden.jsonl", "the Lee collection's judgements, as they were published")
     gate(folder / "package", "trivial", golden=folder / "golden.jsonl", gates=folder / "gates.toml")
     return release(folder / "package", "embedder", "first version, agrees with people")
 
@@ -164,6 +166,7 @@ def reranker() -> None:
     highroad("train", "--name", "reranker", cwd=repo)
     package = highroad("export", cwd=repo).strip()
     run(sys.executable, "golden/build.py", cwd=repo)
+    bless("golden/test.jsonl", "the starter's cases", cwd=repo)
     gate(package, "trivial", cwd=repo)
 
 
@@ -241,6 +244,11 @@ def farewell(server: Server, stops: bool, seconds: float, embedder: str) -> None
 
 
 # --- commands -------------------------------------------------------------------------------------------------------
+
+
+def bless(golden: str | Path, why: str, **options) -> None:
+    """Answers for the cases as they are: a gate takes no others."""
+    highroad("golden", "bless", golden, "--by", "quickstart", "--why", why, **options)
 
 
 def gate(package: str | Path, baseline: str, *, golden="golden/test.jsonl", gates="gates.toml", **options) -> int:

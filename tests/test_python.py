@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.export import Dim
 
 import highroad
-from cli import call, highroad_bin  # noqa: F401
+from cli import bless, call, highroad_bin  # noqa: F401
 from highroad import _pytree
 
 
@@ -286,6 +286,7 @@ def test_rankings_are_evaluated_and_gated(reranker, tmp_path, call):
     ranked = [one.index for one in highroad.load(reranker).rank("w1", ["w3", "w9", "w17"])]
     # The module adds up its words, so every query sees the same order.
     assert names["mrr_at_10"] == pytest.approx(1 / (ranked.index(2) + 1))
+    bless(call, "golden.jsonl", tmp_path)
     done = call("gate", reranker, "--baseline", reranker, "--golden", "golden.jsonl", "--gates", "gates.toml", "--json", cwd=tmp_path)
     assert json.loads(done.stdout)["outcome"] == "pass"
 

@@ -9,7 +9,7 @@ import subprocess
 import tarfile
 
 import pytest
-from cli import ROOT, call, highroad_bin  # noqa: F401
+from cli import ROOT, bless, call, highroad_bin  # noqa: F401
 from mlflow import MlflowClient
 
 BASE = ".highroad-template/base.tar.gz"
@@ -123,7 +123,11 @@ def test_doctor_fixes_what_is_safe_and_says_so(repo, call):
     call("doctor", "--fix", cwd=repo, code=2)
     findings = {finding["check"]: finding for finding in json.loads(call("doctor", "--json", cwd=repo, code=2).stdout)}
     assert findings["git"]["found"] == "no commit yet"
-    assert findings["golden"]["level"] == findings["gitignore"]["level"] == "ok"
+    assert findings["gitignore"]["level"] == "ok"
+    assert findings["golden"]["level"] == "warning" and "blessed by nobody" in findings["golden"]["found"]
+    bless(call, "golden/test.jsonl", repo)
+    findings = {finding["check"]: finding for finding in json.loads(call("doctor", "--json", cwd=repo, code=2).stdout)}
+    assert findings["golden"]["level"] == "ok" and "blessed by tests" in findings["golden"]["found"]
     assert (repo / ".gitignore").read_text() == "runs/\n/.highroad/\n/.venv/\n"
 
 

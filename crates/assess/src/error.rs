@@ -15,6 +15,8 @@ pub enum GoldenError {
     Io { path: PathBuf, source: io::Error },
     #[error("golden set `{}` is over {limit} bytes", path.display())]
     TooLarge { path: PathBuf, limit: u64 },
+    #[error("golden set `{}` is no sound Parquet file: {reason}", path.display())]
+    Parquet { path: PathBuf, reason: String },
     #[error(transparent)]
     Record(#[from] RecordError),
     #[error("{}:{line}: {reason}", path.display())]

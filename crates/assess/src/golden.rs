@@ -1,15 +1,32 @@
-use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
-use std::io::Read as _;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::io;
 use std::path::Path;
 
 use highroad_data::Records;
 use highroad_eval::{Case, Expected};
 use highroad_package::Digest;
 use highroad_task::Input;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::GoldenError;
+use crate::files::read_limited;
+
+mod coverage;
+mod diff;
+mod edit;
+mod leaks;
+mod lint;
+mod lock;
+mod near;
+mod slices;
+
+pub use coverage::{ASSUMED_DISCORDANCE, Coverage, coverage};
+pub use diff::{Difference, Edited, diff};
+pub use edit::{EditError, Editing, add, edit};
+pub use leaks::{MeaningError, Training, alike_by_meaning, leaks};
+pub use lint::{Finding, Kind, Level, LintOptions, in_words, lint};
+pub use lock::{Blessing, Changes, Lock, LockError};
+pub use slices::SliceError;
 
 /// Largest golden set that is read: it is held in memory and answered case by case.
 const MAX_GOLDEN_BYTES: u64 = 1 << 30;
@@ -17,8 +34,15 @@ const MAX_GOLDEN_BYTES: u64 = 1 << 30;
 /// Most documents of a query.
 const MAX_DOCUMENTS: usize = 1000;
 
-/// Longest id or slice name.
+/// Longest id, slice name, tag or source.
 const MAX_NAME_CHARS: usize = 200;
+
+/// Most slices, and most tags, of a case: slice expressions walk them.
+const MAX_NAMES: usize = 32;
+
+/// Most facts in a case's provenance, and the longest text among them.
+const MAX_FACTS: usize = 32;
+const MAX_FACT_CHARS: usize = 2_000;
 
 /// Named cases with right answers, known by the digest of the file's bytes.
 #[derive(Clone, Debug)]
@@ -38,6 +62,25 @@ pub struct GoldenCase {
     pub case: Case,
     /// What the model is asked.
     pub input: GoldenInput,
+    /// Words about the case that slice expressions may use.
+    pub tags: Vec<String>,
+    /// The document, template or user the case came from; cases that share one are resampled together.
+    pub source: Option<String>,
+    /// Where the case comes from: who wrote it, when, its address, its licence.
+    pub provenance: BTreeMap<String, Fact>,
+    /// Digest of everything the case says, however its line is spaced and its keys are ordered.
+    pub digest: Digest,
+}
+
+/// One fact of a case's provenance.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged, expecting = "expected a text, a number or a yes or no")]
+#[allow(missing_docs)]
+pub enum Fact {
+    Flag(bool),
+    Whole(i64),
+    Number(f64),
+    Text(String),
 }
 
 /// What a model is asked in a golden case.
@@ -61,7 +104,7 @@ pub enum GoldenInput {
 }
 
 /// One turn of a conversation.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Message {
     /// `system`, `user` or `assistant`.
@@ -107,26 +150,34 @@ impl GoldenKind {
     }
 }
 
-#[derive(Deserialize)]
+/// A case as it is written. Its JSON without what is left out is what its digest is taken over, so a key that is added here
+/// keeps the digests of the cases that do without it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Line {
+pub struct Line {
     id: String,
     input: LineInput,
-    #[serde(default = "implied")]
+    #[serde(default = "implied", skip_serializing_if = "is_implied")]
     expected: Expected,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     slices: Vec<String>,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     must_pass: bool,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    tags: Vec<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    source: Option<String>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    provenance: BTreeMap<String, Fact>,
 }
 
-#[derive(Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(
     untagged,
     expecting = "expected {\"text\": …}, {\"tokens\": […]}, {\"a\": …, \"b\": …}, {\"anchor\": …, \"positive\": …, \"negative\": …}, \
                  {\"query\": …, \"documents\": […]}, {\"prompt\": …} or {\"messages\": [{\"role\": …, \"content\": …}]}"
 )]
-enum LineInput {
+pub(crate) enum LineInput {
     Text(Text),
     Tokens(Tokens),
     Pair(Pair),
@@ -136,42 +187,42 @@ enum LineInput {
     Messages(Messages),
 }
 
-#[derive(Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Text {
+pub(crate) struct Text {
     text: String,
 }
 
-#[derive(Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Tokens {
+pub(crate) struct Tokens {
     tokens: Vec<u32>,
 }
 
-#[derive(Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Pair {
+pub(crate) struct Pair {
     a: String,
     b: String,
 }
 
-#[derive(Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Triplet {
+pub(crate) struct Triplet {
     anchor: String,
     positive: String,
     negative: String,
 }
 
-#[derive(Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Prompt {
+pub(crate) struct Prompt {
     prompt: String,
 }
 
-#[derive(Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Messages {
+pub(crate) struct Messages {
     messages: Vec<Message>,
 }
 
@@ -179,30 +230,42 @@ fn implied() -> Expected {
     Expected::Implied
 }
 
-#[derive(Deserialize)]
+fn is_implied(expected: &Expected) -> bool {
+    *expected == Expected::Implied
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Ranking {
+pub(crate) struct Ranking {
     query: String,
     documents: Vec<String>,
 }
 
 impl GoldenSet {
-    /// Reads a JSONL file, one case a line. Unknown keys, a second case of one id, cases of two kinds and an
-    /// empty set are errors that name the line.
+    /// Reads a JSONL file, one case a line, or where it is called `.parquet` one case a row. Unknown keys, a second case of one
+    /// id, cases of two kinds and an empty set are errors that name the line, or the row.
     pub fn read(path: &Path) -> Result<Self, GoldenError> {
-        let io = |source| GoldenError::Io { path: path.to_owned(), source };
-        let mut bytes = Vec::new();
-        File::open(path).map_err(io)?.take(MAX_GOLDEN_BYTES + 1).read_to_end(&mut bytes).map_err(io)?;
-        if bytes.len() as u64 > MAX_GOLDEN_BYTES {
-            return Err(GoldenError::TooLarge { path: path.to_owned(), limit: MAX_GOLDEN_BYTES });
-        }
+        let bytes = read_limited(path, MAX_GOLDEN_BYTES).map_err(|source| match source.kind() {
+            io::ErrorKind::FileTooLarge => GoldenError::TooLarge { path: path.to_owned(), limit: MAX_GOLDEN_BYTES },
+            _ => GoldenError::Io { path: path.to_owned(), source },
+        })?;
         Self::parse(&bytes, path)
     }
 
-    /// The same from bytes; `path` is what errors call them.
+    /// The same from bytes; `path` is what errors call them, and its ending says what they are.
     pub fn parse(bytes: &[u8], path: &Path) -> Result<Self, GoldenError> {
+        if !is_parquet(path) {
+            return Self::of_lines(bytes, bytes, path);
+        }
+        let broken = |reason| GoldenError::Parquet { path: path.to_owned(), reason };
+        let lines = highroad_data::parquet_as_jsonl(bytes.to_vec(), MAX_GOLDEN_BYTES as usize).map_err(broken)?;
+        Self::of_lines(bytes, &lines, path)
+    }
+
+    /// A set that is stored as `bytes` and reads as `lines`.
+    fn of_lines(bytes: &[u8], lines: &[u8], path: &Path) -> Result<Self, GoldenError> {
         let mut reader = Reader::default();
-        for record in Records::<Line, _>::new(bytes, path) {
+        for record in Records::<Line, _>::new(lines, path) {
             let (line, record) = record?;
             let case = |reason| GoldenError::Case { path: path.to_owned(), line, reason };
             reader.add(line, record).map_err(case)?;
@@ -224,6 +287,11 @@ impl GoldenSet {
         self.cases[0].kind()
     }
 
+    /// The ids of the cases, in file order.
+    pub fn ids(&self) -> Vec<String> {
+        self.cases.iter().map(|case| case.case.id.clone()).collect()
+    }
+
     /// The labels that are expected somewhere, sorted; none where no labels are asked for.
     pub fn labels(&self) -> BTreeSet<&str> {
         let expected = self.cases.iter().map(|case| &case.case.expected);
@@ -239,21 +307,31 @@ impl GoldenCase {
     }
 }
 
+/// Whether a golden set of this name is Parquet.
+fn is_parquet(path: &Path) -> bool {
+    path.extension().is_some_and(|suffix| suffix.eq_ignore_ascii_case("parquet"))
+}
+
 #[derive(Default)]
 struct Reader {
     cases: Vec<GoldenCase>,
     lines: BTreeMap<String, usize>,
-    sources: BTreeMap<String, usize>,
+    drawn: HashMap<Drawn, usize>,
+}
+
+/// What a bootstrap draws.
+#[derive(PartialEq, Eq, Hash)]
+enum Drawn {
+    Text(String),
+    Source(String),
+    Case(String),
 }
 
 impl Reader {
     fn add(&mut self, line: usize, record: Line) -> Result<(), String> {
-        let Line { id, input, expected, slices, must_pass } = record;
-        check_name("id", &id)?;
-        slices.iter().try_for_each(|slice| check_name("slice", slice))?;
-        if slices.iter().any(|slice| slice == "*") {
-            return Err("a slice cannot be called `*`, which means every slice in gates.toml".to_owned());
-        }
+        record.check()?;
+        let digest = record.digest();
+        let Line { id, input, expected, slices, must_pass, tags, source, provenance } = record;
         if let Some(first) = self.lines.insert(id.clone(), line) {
             return Err(format!("id `{id}` is already taken by line {first}"));
         }
@@ -280,20 +358,65 @@ impl Reader {
             let [first, kind] = [first, kind].map(GoldenKind::in_words);
             return Err(format!("a golden set asks for one kind of answer: {first} before, {kind} here"));
         }
-        let sources = match &input {
+        let sources = match (&input, &source) {
+            (GoldenInput::Pair(_), Some(_)) => {
+                return Err("a pair takes no `source`: pairs are resampled by the texts they share".to_owned());
+            }
+            // Pairs that share a text are not independent, so texts are what a bootstrap draws.
+            (GoldenInput::Pair(texts), None) => texts.each_ref().map(|text| self.drawn(Drawn::Text(text.clone()))),
+            (_, Some(source)) => [self.drawn(Drawn::Source(source.clone())); 2],
+            (GoldenInput::Triplet([anchor, ..]), None) => [self.drawn(Drawn::Text(anchor.clone())); 2],
             // A labelled case is a source of its own, and so are a query and a prompt.
-            GoldenInput::One(_) | GoldenInput::Ranking { .. } | GoldenInput::Prompt(_) => [self.cases.len(); 2],
-            GoldenInput::Pair(texts) => texts.each_ref().map(|text| self.source(text)),
-            GoldenInput::Triplet([anchor, ..]) => [self.source(anchor); 2],
+            (_, None) => [self.drawn(Drawn::Case(id.clone())); 2],
         };
-        self.cases.push(GoldenCase { case: Case { id, expected, slices, must_pass, sources }, input });
+        let case = Case { id, expected, slices, must_pass, sources };
+        self.cases.push(GoldenCase { case, input, tags, source, provenance, digest });
         Ok(())
     }
 
-    /// Pairs that share a text are not independent, so texts are what a bootstrap draws.
-    fn source(&mut self, text: &str) -> usize {
-        let next = self.sources.len();
-        *self.sources.entry(text.to_owned()).or_insert(next)
+    /// The number of what a bootstrap draws, counted in the order they are met.
+    fn drawn(&mut self, what: Drawn) -> usize {
+        let next = self.drawn.len();
+        *self.drawn.entry(what).or_insert(next)
+    }
+}
+
+impl Line {
+    fn check(&self) -> Result<(), String> {
+        check_name("id", &self.id)?;
+        check_names("slice", &self.slices)?;
+        check_names("tag", &self.tags)?;
+        self.source.iter().try_for_each(|source| check_name("source", source))?;
+        check_provenance(&self.provenance)?;
+        if self.slices.iter().any(|slice| slice == "*") {
+            return Err("a slice cannot be called `*`, which means every slice in gates.toml".to_owned());
+        }
+        Ok(())
+    }
+
+    fn digest(&self) -> Digest {
+        Digest::of(&serde_json::to_vec(self).expect("a case is plain data with text keys"))
+    }
+}
+
+fn check_names(what: &str, names: &[String]) -> Result<(), String> {
+    names.iter().try_for_each(|name| check_name(what, name))?;
+    if names.len() > MAX_NAMES {
+        return Err(format!("{} {what}s are more than {MAX_NAMES}", names.len()));
+    }
+    let distinct: BTreeSet<&String> = names.iter().collect();
+    if distinct.len() < names.len() { Err(format!("a {what} is given twice")) } else { Ok(()) }
+}
+
+fn check_provenance(facts: &BTreeMap<String, Fact>) -> Result<(), String> {
+    facts.keys().try_for_each(|key| check_name("provenance key", key))?;
+    let is_long = |fact: &Fact| matches!(fact, Fact::Text(text) if text.chars().count() > MAX_FACT_CHARS);
+    match facts.iter().find(|(_, fact)| is_long(fact)) {
+        Some((key, _)) => Err(format!("provenance `{key}` is over {MAX_FACT_CHARS} characters")),
+        None if facts.len() > MAX_FACTS => {
+            Err(format!("{} facts of provenance are more than {MAX_FACTS}", facts.len()))
+        }
+        None => Ok(()),
     }
 }
 

@@ -1,13 +1,18 @@
 //! Runs golden sets through predictors, measures latency, writes verdicts.
 
 mod error;
+mod files;
 mod golden;
 mod results;
 mod run;
 mod verdict;
 
 pub use error::{AssessError, GoldenError};
-pub use golden::{GoldenCase, GoldenInput, GoldenKind, GoldenSet, Message};
+pub use golden::{
+    ASSUMED_DISCORDANCE, Blessing, Changes, Coverage, Difference, EditError, Edited, Editing, Fact, Finding,
+    GoldenCase, GoldenInput, GoldenKind, GoldenSet, Kind, Level, Line, LintOptions, Lock, LockError, MeaningError,
+    Message, SliceError, Training, add, alike_by_meaning, coverage, diff, edit, in_words, leaks, lint,
+};
 pub use results::{CaseAnswer, Results, Speed, Value, answers_digest};
 pub use run::{Model, RunOptions, Truncated, run};
 pub use verdict::{Judged, Signature, judge, keep};

@@ -137,7 +137,7 @@ impl<'a> Inputs<'a> {
     fn of(golden: &'a GoldenSet, task: &TaskKind) -> Self {
         let (mut distinct, mut seen) = (Vec::new(), HashMap::new());
         let mut of_case = Vec::with_capacity(golden.cases.len());
-        for GoldenCase { case, input } in &golden.cases {
+        for GoldenCase { case, input, .. } in &golden.cases {
             let mut add = |input: Input| {
                 distinct.push((input, case.id.as_str()));
                 distinct.len() - 1

@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use highroad_assess::{GoldenInput, GoldenKind, GoldenSet, Message};
+use highroad_assess::{Changes, Fact, GoldenInput, GoldenKind, GoldenSet, Lock, LockError, Message};
 use highroad_eval::Expected;
 use highroad_package::Digest;
 use highroad_task::Input;
@@ -139,4 +139,80 @@ fn what_is_wrong_is_told_with_its_line() {
     refused(&A.replace("\"a\"", "\" \""), "must be 1 to 200 printable characters");
     refused(&A.replace("\"a\"", "\"\\u001b[2J\""), "must be 1 to 200 printable characters");
     refused("\n\n", "has no cases");
+}
+
+fn blessed(text: &str) -> Lock {
+    Lock::bless(&parse(text).unwrap(), "mira", "2026-01-01T00:00:00Z", "read all of them", None)
+}
+
+#[test]
+fn how_a_case_is_spaced_and_ordered_is_not_blessed_what_it_says_is() {
+    let lock = blessed(&format!("{A}\n{B}"));
+    let respaced =
+        A.replace(": ", ":   ").replace(r#""id":   "a", "#, "").replace("{\"input\"", "{\"id\": \"a\", \"input\"");
+    assert_ne!(respaced, A);
+    assert!(lock.changes(&parse(&format!("{B}\n\n{respaced}")).unwrap()).is_empty());
+    for edit in [
+        A.replace("hi", "hi "),
+        A.replace("benign", "injection"),
+        A.replace("short", "shorter"),
+        A.replace("true", "false"),
+        A.replace("}, ", r#"}, "source": "mail 7", "#),
+        A.replace("}, ", r#"}, "tags": ["en"], "#),
+        A.replace("}, ", r#"}, "provenance": {"licence": "MIT"}, "#),
+    ] {
+        let changes = lock.changes(&parse(&format!("{edit}\n{B}")).unwrap());
+        assert_eq!(changes, Changes { edited: vec!["a".to_owned()], ..Changes::default() }, "{edit}");
+    }
+}
+
+#[test]
+fn a_set_is_refused_until_every_case_is_blessed() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("test.jsonl");
+    let set = parse(&format!("{A}\n{B}")).unwrap();
+    assert!(matches!(set.check_blessed(&path), Err(LockError::Never { .. })));
+    blessed(&format!("{A}\n{B}")).write(&path).unwrap();
+    assert_eq!(set.check_blessed(&path).unwrap().by, "mira");
+    let other = parse(&format!("{}\n{}", A.replace("hi", "ho"), B.replace("\"b\"", "\"c\""))).unwrap();
+    let error = other.check_blessed(&path).unwrap_err().to_string();
+    assert!(error.ends_with("is not what mira blessed: 1 missing (`b`), 1 added (`c`), 1 edited (`a`)"), "{error}");
+}
+
+#[test]
+fn a_lock_changed_by_hand_or_by_a_merge_is_no_blessing() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("test.jsonl");
+    blessed(&format!("{A}\n{B}")).write(&path).unwrap();
+    let lock = std::fs::read_to_string(Lock::path_of(&path)).unwrap();
+    let digest = parse(A).unwrap().cases[0].digest.to_string();
+    let error = |text: &str| {
+        std::fs::write(Lock::path_of(&path), text).unwrap();
+        Lock::read(&path).unwrap_err()
+    };
+    assert!(matches!(error(&lock.replace(&digest, &Digest::of(b"x").to_string())), LockError::Inconsistent(_)));
+    assert!(matches!(error(&format!("<<<<<<< ours\n{lock}")), LockError::Syntax { .. }));
+    assert!(matches!(error(&lock.replace("lock = 1", "lock = 2")), LockError::Version { found: 2, .. }));
+}
+
+#[test]
+fn cases_of_one_source_are_drawn_together() {
+    let of = |id: &str, source: &str| A.replace("\"a\"", &format!("\"{id}\"")).replace("}, ", &format!("}}, {source}"));
+    let set = parse(&[of("1", r#""source": "s", "#), of("2", ""), of("3", r#""source": "s", "#)].join("\n")).unwrap();
+    let sources: Vec<[usize; 2]> = set.cases.iter().map(|case| case.case.sources).collect();
+    assert_eq!(sources, [[0, 0], [1, 1], [0, 0]]);
+    refused(&PAIR.replace("}, ", r#"}, "source": "s", "#), "a pair takes no `source`");
+}
+
+#[test]
+fn provenance_and_tags_are_few_and_short() {
+    let with = |more: &str| A.replace("}, ", &format!("}}, {more}, "));
+    let set = parse(&with(r#""provenance": {"by": "mira", "year": 2026, "checked": true}, "tags": ["en"]"#)).unwrap();
+    assert_eq!(set.cases[0].provenance["by"], Fact::Text("mira".to_owned()));
+    assert_eq!(set.cases[0].provenance["year"], Fact::Whole(2026));
+    refused(&with(r#""provenance": {"by": {"name": "mira"}}"#), "expected a text, a number or a yes or no");
+    refused(&with(&format!(r#""provenance": {{"by": "{}"}}"#, "x".repeat(2001))), "provenance `by` is over 2000");
+    refused(&with(r#""tags": ["en", "en"]"#), "a tag is given twice");
+    let many: Vec<String> = (0..33).map(|n| format!("\"{n}\"")).collect();
+    refused(&with(&format!(r#""tags": [{}]"#, many.join(", "))), "33 tags are more than 32");
 }

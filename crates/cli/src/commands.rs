@@ -7,6 +7,7 @@ pub mod eval;
 pub mod export;
 pub mod gate;
 pub mod gc;
+pub mod golden;
 pub mod inspect;
 pub mod keys;
 pub mod new;

@@ -70,6 +70,8 @@ enum Command {
     Eval(commands::eval::Args),
     /// Judge a candidate against a baseline, case by case: pass 0, fail 1, too few cases to tell 3.
     Gate(commands::gate::Command),
+    /// Keep golden sets: bless what a person answers for, find duplicates and leaks, add, edit and compare cases.
+    Golden(commands::golden::Args),
     /// Move an alias of a registered model to a version that its gate admits.
     Promote(commands::promote::Args),
     /// Put a package and its verdicts into the registry as a model version, or send it to an OCI registry, a bucket or a folder.
@@ -116,6 +118,7 @@ fn main() -> ExitCode {
         Command::Sign(args) => args.run(),
         Command::Eval(args) => args.run(),
         Command::Gate(args) => args.run(),
+        Command::Golden(args) => args.run(),
         Command::Promote(args) => args.run(),
         Command::Push(args) => args.run(),
         Command::Pull(args) => args.run(),

@@ -167,7 +167,7 @@ pub struct Tracking {
 pub struct Evaluation {
     /// Golden set that eval and gate answer.
     pub golden: String,
-    /// Digest of the blessed golden set; any if absent.
+    /// Digest of the one golden set that `doctor` accepts; any if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>", regex(pattern = "^sha256:[0-9a-f]{64}$"))]
     pub golden_digest: Option<Digest>,

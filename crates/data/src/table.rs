@@ -1,5 +1,6 @@
 //! Files as one list of samples: every record is checked once, and any can be read by its number.
 
+use std::borrow::Cow;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -14,7 +15,7 @@ mod columnar;
 mod csv;
 mod lines;
 
-pub(crate) use columnar::Columnar;
+pub(crate) use columnar::{Columnar, guarded};
 
 /// Longest record of JSONL, CSV and text files.
 pub const MAX_RECORD_BYTES: usize = 16 << 20;
@@ -256,6 +257,12 @@ impl Table {
     /// Number of all bad records.
     pub fn n_bad(&self) -> u64 {
         self.files.iter().map(|file| file.n_bad).sum()
+    }
+
+    /// The fields of a sample that are text, in their order.
+    pub fn texts(&self, sample: u32) -> Result<Vec<Cow<'_, str>>, DataError> {
+        let text = |cell| if let Cell::Str(text) = cell { Some(text) } else { None };
+        Ok(self.read(sample)?.into_iter().filter_map(text).collect())
     }
 
     /// The fields of a sample.

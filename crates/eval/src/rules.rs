@@ -1,3 +1,5 @@
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{About, Costs, Metric, Pattern, Schema};
@@ -17,6 +19,9 @@ pub struct Gates {
     pub rules: Vec<Rule>,
     /// Limits on service time.
     pub latency: Vec<LatencyRule>,
+    /// Slices that are not written in the cases: an expression by the slice's name. Whoever reads the golden set applies them.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub slices: BTreeMap<String, String>,
 }
 
 /// One metric on all cases or one slice, with a margin against the baseline, an absolute limit, or both.
@@ -95,6 +100,8 @@ struct File {
     rules: Vec<Rule>,
     #[serde(default)]
     latency: Vec<LatencyRule>,
+    #[serde(default, rename = "slice")]
+    slices: BTreeMap<String, String>,
 }
 
 fn default_alpha() -> f64 {
@@ -116,7 +123,7 @@ fn default_seed() -> u64 {
 impl Gates {
     /// Reads the text of a `gates.toml`.
     pub fn parse(text: &str) -> Result<Self, GatesError> {
-        let File { alpha, power, resamples, seed, rules, latency } = toml::from_str(text)?;
+        let File { alpha, power, resamples, seed, rules, latency, slices } = toml::from_str(text)?;
         in_range("alpha", alpha, 0.0001..=0.2, "0.0001 to 0.2")?;
         in_range("power", power, 0.5..=0.999, "0.5 to 0.999")?;
         in_range("resamples", resamples as f64, 10_000.0..=1_000_000.0, "10000 to 1000000")?;
@@ -125,7 +132,7 @@ impl Gates {
         }
         rules.iter().enumerate().try_for_each(|(idx, rule)| rule.check(idx + 1))?;
         latency.iter().try_for_each(LatencyRule::check)?;
-        Ok(Self { alpha, power, resamples, seed, rules, latency })
+        Ok(Self { alpha, power, resamples, seed, rules, latency, slices })
     }
 
     /// Whether some rule limits a value by itself, which a first version needs.

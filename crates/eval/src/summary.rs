@@ -148,7 +148,7 @@ fn measure(
         Observed::Classes(classes) => classes.n_rarest(),
         _ => units.len(),
     };
-    let (interval, method) = match share(metric, label, &statistic, observed) {
+    let (interval, method) = match share(metric, label, &statistic, observed).filter(|_| !units.are_shared()) {
         Some([k, n]) => (wilson(k, n, LEVEL), Method::Wilson),
         None if is_correlation && units.len() < FEWEST_UNITS && units.len() == n_cases => {
             (fisher_z(value, n_cases, LEVEL), Method::FisherZ)

@@ -3,8 +3,9 @@
 #![allow(clippy::unwrap_used)]
 
 use highroad_eval::{
-    Case, Classes, Comparison, Decision, Expected, Flip, GateError, Gates, Generated, Metric, Numbers, Observed,
-    Outcome, Rankings, Resamples, Side, Similarities, Test, Texts, Triplets, Waiver, WaiverError, decide, summarise,
+    Case, CheckResult, Classes, Comparison, Decision, Expected, Flip, GateError, Gates, Generated, Metric, Numbers,
+    Observed, Outcome, Rankings, Resamples, Side, Similarities, Test, Texts, Triplets, Waiver, WaiverError, decide,
+    summarise,
 };
 
 const LABELS: [&str; 2] = ["benign", "injection"];
@@ -136,6 +137,28 @@ fn an_undecided_rule_with_enough_power_cannot_be_waived() {
     assert_eq!(decision.outcome, Outcome::Inconclusive);
     let refused = decision.accept((1..11).map(|idx| waiver(&format!("case-{idx}"))).collect()).unwrap_err();
     assert!(matches!(refused, WaiverError::NotWaivable { .. }), "{refused}");
+}
+
+#[test]
+fn cases_of_one_source_are_not_so_many_observations() {
+    let lost: Vec<usize> = (40..60).collect();
+    let judge = |n_a_source: usize| {
+        let mut cases = cases(400);
+        cases.iter_mut().enumerate().for_each(|(idx, case)| case.sources = [idx / n_a_source; 2]);
+        let (candidate, baseline) = (answers(400, &lost), answers(400, &[]));
+        let side = Side::Package(&baseline);
+        let comparison = Comparison { cases: &cases, candidate: &candidate, baseline: side, latencies_ms: &[] };
+        let mut decision = decide(&Gates::parse(ACCURACY).unwrap(), &comparison).unwrap();
+        decision.checks.pop().unwrap()
+    };
+    let [alone, of_ten, of_twenty] = [1, 10, 20].map(judge);
+    let width = |check: &CheckResult| check.interval.map(|[low, high]| high - low).unwrap();
+    assert!(alone.p_value.is_some() && of_ten.p_value.is_none(), "exact McNemar takes independent cases");
+    // All twenty lost cases lie in two sources of ten: that is two losses of forty, not twenty of four hundred.
+    assert!(width(&of_ten) > 2.0 * width(&alone), "{} and {}", width(&of_ten), width(&alone));
+    assert_eq!((alone.outcome, of_ten.outcome), (Outcome::Fail, Outcome::Inconclusive));
+    // Twenty sources are too few to resample at all.
+    assert_eq!(of_twenty.outcome, Outcome::Inconclusive);
 }
 
 #[test]

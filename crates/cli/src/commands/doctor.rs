@@ -3,7 +3,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use highroad_assess::GoldenSet;
+use highroad_assess::{GoldenSet, LockError};
 use pep440_rs::{Version, VersionSpecifiers};
 use serde::Serialize;
 
@@ -429,15 +429,25 @@ fn golden(root: &Path, standard: &Standard) -> Finding {
     };
     let found = format!("{file}: {} cases, {}", golden.cases.len(), golden.digest);
     match &evaluation.golden_digest {
-        Some(blessed) if *blessed != golden.digest => {
-            let help = format!("make it again, or bless it: set `evaluation.golden_digest` in {FILE}");
-            Finding::error("golden", format!("{found}, and the blessed one is {blessed}"), help)
+        Some(wanted) if *wanted != golden.digest => {
+            let help = format!("make it again, or set `evaluation.golden_digest` in {FILE}");
+            Finding::error("golden", format!("{found}, and {FILE} wants {wanted}"), help)
         }
         _ if golden.cases.len() < evaluation.min_cases => {
             let help = format!("the standard wants {} cases or more", evaluation.min_cases);
             Finding::error("golden", found, help)
         }
-        _ => Finding::ok("golden", found),
+        _ => blessing(&golden, &path, found),
+    }
+}
+
+/// Whether gates take the golden set: a person has blessed its cases as they are.
+fn blessing(golden: &GoldenSet, path: &Path, found: String) -> Finding {
+    let bless = "look at the cases and answer for them: highroad golden bless --by NAME --why TEXT";
+    match golden.check_blessed(path) {
+        Ok(blessing) => Finding::ok("golden", format!("{found}, blessed by {}", blessing.by)),
+        Err(LockError::Never { .. }) => Finding::warning("golden", format!("{found}, blessed by nobody"), bless),
+        Err(error) => Finding::error("golden", error.to_string(), bless),
     }
 }
 

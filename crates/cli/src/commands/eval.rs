@@ -11,9 +11,9 @@ use highroad_package::{TaskKind, VerifiedPackage};
 use highroad_task::{Input, Predictor, PredictorOptions};
 use serde::Serialize;
 
+use super::golden::{self, Unblessed};
 use crate::progress;
 use crate::resolve::{Home, Target};
-use crate::standard::Standard;
 
 /// Answer a golden set: metrics with 95 % intervals, per slice, latency and throughput.
 #[derive(clap::Args)]
@@ -55,7 +55,7 @@ struct Report<'a> {
 
 impl Args {
     pub fn run(self) -> anyhow::Result<ExitCode> {
-        let golden = read_golden(self.golden.as_deref())?;
+        let golden = golden::with_declared_slices(golden::read(self.golden.as_deref(), Unblessed::Warn)?, None)?;
         let resolved = self.package.resolve(&Home::find())?;
         let results = assess(&resolved.package, &golden, self.threads, "answering")?;
         let observed = results.observed(&golden, &[])?;
@@ -70,18 +70,6 @@ impl Args {
         }
         Ok(ExitCode::SUCCESS)
     }
-}
-
-/// The golden set at `path`, else the one that `highroad.toml` of this directory names.
-pub fn read_golden(path: Option<&Path>) -> anyhow::Result<GoldenSet> {
-    let standard = || Standard::find(Path::new(".")).map(|found| found.map(|standard| standard.evaluation.golden));
-    let path = match path {
-        Some(path) => path.to_owned(),
-        None => {
-            standard()?.context("name the golden set with --golden FILE, as there is no highroad.toml here")?.into()
-        }
-    };
-    Ok(GoldenSet::read(&path)?)
 }
 
 /// Opens a package and answers the golden set with it, with a progress bar on a terminal.

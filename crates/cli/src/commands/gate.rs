@@ -8,7 +8,8 @@ use highroad_eval::{CheckResult, Decision, Flip, Gates, Outcome, Verdict, Waiver
 use highroad_package::{Digest, VerifiedPackage};
 use jiff::{SignedDuration, Timestamp};
 
-use super::eval::{asked, assess, new_table, print_json, read, read_golden, shorten};
+use super::eval::{asked, assess, new_table, print_json, read, shorten};
+use super::golden::{self, Unblessed};
 use crate::resolve::{Home, Resolved, Target};
 use crate::standard::Standard;
 use crate::tracking;
@@ -90,7 +91,7 @@ impl Args {
         let path = gates_at(self.gates.as_ref())?;
         let rules = read(&path)?;
         let gates = parse_gates(&rules).with_context(|| format!("cannot use `{}`", path.display()))?;
-        let golden = read_golden(self.golden.as_deref())?;
+        let golden = golden::read(self.golden.as_deref(), Unblessed::Refuse)?.with_slices(&gates.slices)?;
         let home = Home::find();
         let candidate = self.package.resolve(&home)?;
         let baseline = self.resolve_baseline(&home)?;

@@ -1,5 +1,5 @@
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
@@ -11,7 +11,7 @@ use highroad_serve::protocol::oip::Query;
 use highroad_serve::request_log::{self, Record};
 use highroad_serve::{row_major_bytes, tensors_digest};
 use highroad_task::raw::RunOptions;
-use highroad_task::{Answer, Predictor, PredictorOptions};
+use highroad_task::{Answer, Input, Predictor, PredictorOptions};
 use serde_json::{Value, json};
 
 use crate::resolve::{Home, Target};
@@ -53,7 +53,7 @@ impl Args {
 
     async fn replay(&self, sources: &Sources) -> anyhow::Result<ExitCode> {
         let case = std::fs::read(&self.input).with_context(|| format!("cannot read `{}`", self.input.display()))?;
-        let record = self.record(&sources.home).await?;
+        let record = find_record(&self.request_id, self.server.as_deref(), &sources.home).await?;
         let package = sources.served(&record).await?;
         let answers = Answers::of(&package, &case)?;
         let comparison = Comparison::of(&record, &answers);
@@ -70,25 +70,55 @@ impl Args {
         }
         Ok(if comparison.same_bits { ExitCode::SUCCESS } else { ExitCode::from(MISMATCH) })
     }
+}
 
-    async fn record(&self, home: &Home) -> anyhow::Result<Record> {
-        let id = &self.request_id;
-        if let Some(server) = &self.server {
-            let mut url = reqwest::Url::parse(server).with_context(|| format!("`{server}` is no URL"))?;
-            let mut path = url.path_segments_mut().map_err(|()| anyhow::anyhow!("`{server}` is no URL of a server"))?;
-            path.pop_if_empty().extend(["v1", "highroad", "requests", id]);
-            drop(path);
-            let response = reqwest::get(url).await.with_context(|| format!("`{server}` does not answer"))?;
-            if response.status() == 404 {
-                bail!("the request log of {server} has no `{id}`");
-            }
-            return Ok(response.error_for_status()?.json().await?);
+/// What a server's request log, or else this machine's, says about a request.
+async fn find_record(id: &str, server: Option<&str>, home: &Home) -> anyhow::Result<Record> {
+    if let Some(server) = server {
+        let mut url = reqwest::Url::parse(server).with_context(|| format!("`{server}` is no URL"))?;
+        let mut path = url.path_segments_mut().map_err(|()| anyhow::anyhow!("`{server}` is no URL of a server"))?;
+        path.pop_if_empty().extend(["v1", "highroad", "requests", id]);
+        drop(path);
+        let response = reqwest::get(url).await.with_context(|| format!("`{server}` does not answer"))?;
+        if response.status() == 404 {
+            bail!("the request log of {server} has no `{id}`");
         }
-        let dir = serving::requests_dir(home);
-        let found = request_log::find(&dir, id).with_context(|| format!("cannot read `{}`", dir.display()))?;
-        found.with_context(|| {
-            format!("no request `{id}` in `{}`\nhint: `--server URL` asks the server that answered", dir.display())
-        })
+        return Ok(response.error_for_status()?.json().await?);
+    }
+    let dir = serving::requests_dir(home);
+    let found = request_log::find(&dir, id).with_context(|| format!("cannot read `{}`", dir.display()))?;
+    found.with_context(|| {
+        format!("no request `{id}` in `{}`\nhint: `--server URL` asks the server that answered", dir.display())
+    })
+}
+
+/// A served request with its input, which the log does not keep.
+pub struct Served {
+    pub record: Record,
+    pub input: Input,
+}
+
+/// The request called `id`, whose one input is in the case file at `input`.
+///
+/// Errors unless the package that answered gives the served bits for it: another input must not pass for the one that was served.
+pub fn served(id: &str, input: &Path, server: Option<&str>) -> anyhow::Result<Served> {
+    let case = std::fs::read(input).with_context(|| format!("cannot read `{}`", input.display()))?;
+    let tracking = tracking::client(&TrackingArgs::default())?;
+    let mut registries = vec![tracking.client().clone()];
+    registries.extend(server.and_then(|server| RegistryClient::new(server).ok()));
+    let sources = Sources { home: Home::find(), registries };
+    let (record, package) = tracking.block_on(async {
+        let record = find_record(id, server, &sources.home).await?;
+        let package = sources.served(&record).await?;
+        anyhow::Ok((record, package))
+    })?;
+    let comparison = Comparison::of(&record, &Answers::of(&package, &case)?);
+    if !comparison.same_bits {
+        bail!("`{}` is not what request `{id}` asked: {}", input.display(), comparison.why);
+    }
+    match case::query(&case, &[])? {
+        Query::Rows(inputs) if inputs.len() == 1 => Ok(Served { record, input: inputs[0].clone() }),
+        _ => bail!("`{}` holds more than one input: keep the one that is to become a case", input.display()),
     }
 }
 

@@ -288,7 +288,7 @@ fn shared(bytes: &Storage) -> Bytes {
 }
 
 /// What `work` gives, or the message of its panic: the Arrow and Parquet readers assert in places that a hostile file reaches.
-fn guarded<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+pub(crate) fn guarded<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
     // Nothing is used after a panic but the error, so no broken invariant can be seen.
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().map(String::as_str);
