@@ -1,6 +1,7 @@
 //! Metrics, intervals, paired tests, gates and verdicts: pure functions, no I/O, no clock.
 
 mod bootstrap;
+mod curves;
 mod gate;
 mod interval;
 mod metric;
@@ -13,6 +14,7 @@ mod summary;
 mod verdict;
 
 pub use bootstrap::{Bootstrap, Resamples, Units};
+pub use curves::{CurvePoint, ReliabilityBin, precision_recall_curve, reliability, roc_curve, thin};
 pub use gate::{Comparison, Decision, GateError, Side, WaiverError, decide};
 pub use interval::{clopper_pearson, fisher_z, quantile, quantile_interval, wilson};
 pub use metric::{Metric, MetricError, Statistic, UnknownMetric};
