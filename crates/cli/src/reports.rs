@@ -1,34 +1,162 @@
-//! What a gate and an evaluation show to a person.
+//! What a gate and an evaluation show to a person: on the terminal, in files, and on GitHub Actions.
 
-use highroad_assess::{GoldenSet, Judged};
-use highroad_eval::{CheckResult, Flip, Outcome, Verdict};
+use std::env;
+use std::fs::OpenOptions;
+use std::hash::{BuildHasher as _, Hasher as _};
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
 
-use crate::commands::eval::{asked, new_table, shorten};
+use anyhow::Context as _;
+use comfy_table::{Table, presets};
+use highroad_assess::report::{
+    Chart, EvalReport, GateReport, MOST_SUMMARY_BYTES, SliceFlips, annotations, eval_html, eval_junit, eval_markdown,
+    gate_html, gate_junit, gate_markdown, one_line,
+};
+use highroad_eval::Outcome;
 
-/// Prints a verdict and what it rests on.
-#[allow(clippy::print_stdout)]
-pub fn print_verdict(verdict: &Verdict, judged: &Judged<'_>) {
-    let set = &verdict.golden_set;
-    println!("candidate  {}", verdict.package);
-    match judged.baseline {
-        Some(baseline) => println!("baseline   {}", baseline.package),
-        None => println!("baseline   trivial, as a first version has no champion"),
+/// Files that tell a person, or a CI system, what came out.
+#[derive(Clone, Debug, clap::Args)]
+pub struct ReportArgs {
+    /// Write a page with tables and plots that needs nothing but itself.
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// Write the same as Markdown, without plots.
+    #[arg(long, value_name = "FILE")]
+    markdown: Option<PathBuf>,
+    /// Write checks and must-pass cases as JUnit XML.
+    #[arg(long, value_name = "FILE")]
+    junit: Option<PathBuf>,
+}
+
+impl ReportArgs {
+    /// Whether a page is asked for, which charts have to be drawn for.
+    pub fn wants_charts(&self) -> bool {
+        self.html.is_some()
     }
-    println!("golden set {} ({} cases), {}\n", set.name, set.n_cases, set.digest);
-    for check in &verdict.checks {
-        println!("{}  {}", mark(check.outcome), check.rule);
-        println!("      {}", check.reason);
-        let facts = facts(check);
-        if !facts.is_empty() {
-            println!("      {facts}");
+
+    /// Writes the files that are asked for and, on GitHub Actions, annotations and the step summary.
+    pub fn write_gate(&self, report: &GateReport, charts: &[Chart]) -> anyhow::Result<()> {
+        write(self.html.as_deref(), || gate_html(report, charts))?;
+        write(self.markdown.as_deref(), || gate_markdown(report))?;
+        write(self.junit.as_deref(), || gate_junit(report))?;
+        if on_github() {
+            annotations(report).iter().for_each(|annotation| eprintln!("{annotation}"));
+            summarise(&gate_markdown(report)?)?;
         }
+        Ok(())
     }
-    print_flips(&verdict.flips, judged.golden);
-    for waiver in &verdict.waivers {
-        let case = if waiver.case.is_empty() { "the small golden set" } else { &waiver.case };
-        println!("accepted   {case} by {} until {}: {}", waiver.by, waiver.expires_at, waiver.why);
+
+    /// The same of an evaluation, which has nothing to annotate.
+    pub fn write_eval(&self, report: &EvalReport, charts: &[Chart]) -> anyhow::Result<()> {
+        write(self.html.as_deref(), || eval_html(report, charts))?;
+        write(self.markdown.as_deref(), || eval_markdown(report))?;
+        write(self.junit.as_deref(), || eval_junit(report))?;
+        if on_github() {
+            summarise(&eval_markdown(report)?)?;
+        }
+        Ok(())
     }
-    println!("\n{}", sentence(verdict));
+}
+
+fn write<E>(path: Option<&Path>, content: impl FnOnce() -> Result<String, E>) -> anyhow::Result<()>
+where
+    E: std::error::Error + Send + Sync + 'static,
+{
+    let Some(path) = path else { return Ok(()) };
+    std::fs::write(path, content()?).with_context(|| format!("cannot write `{}`", path.display()))
+}
+
+/// Whether GitHub Actions runs this.
+fn on_github() -> bool {
+    env::var_os("GITHUB_ACTIONS").is_some_and(|value| value == "true")
+}
+
+/// Appends to the summary of the step, as long as GitHub takes all of it.
+fn summarise(markdown: &str) -> anyhow::Result<()> {
+    let Some(path) = env::var_os("GITHUB_STEP_SUMMARY").filter(|path| !path.is_empty()).map(PathBuf::from) else {
+        return Ok(());
+    };
+    let context = || format!("cannot append to the step summary `{}`", path.display());
+    let mut file = OpenOptions::new().create(true).append(true).open(&path).with_context(context)?;
+    let n_before = file.metadata().with_context(context)?.len();
+    if n_before + markdown.len() as u64 > MOST_SUMMARY_BYTES as u64 {
+        eprintln!(
+            "warning: the report is too long for the step summary, of which GitHub shows {MOST_SUMMARY_BYTES} bytes"
+        );
+        return Ok(());
+    }
+    file.write_all(markdown.as_bytes()).with_context(context)
+}
+
+/// Prints `tell` where the runner of GitHub Actions takes no line of it for a command, whatever a case is called.
+fn as_text(tell: impl FnOnce()) {
+    if !on_github() {
+        return tell();
+    }
+    // The runner listens again at a word that no case can have foreseen.
+    let word = || std::hash::RandomState::new().build_hasher().finish();
+    let token = format!("{:016x}{:016x}", word(), word());
+    line(&format!("::stop-commands::{token}"));
+    tell();
+    line(&format!("::{token}::"));
+}
+
+/// Prints text, of which a terminal obeys nothing but the ends of lines.
+#[allow(clippy::print_stdout)]
+fn line(text: &str) {
+    text.split('\n').for_each(|line| println!("{}", one_line(line, usize::MAX)));
+}
+
+/// Prints the verdict, then the flips by slice, then the numbers.
+pub fn print_gate(report: &GateReport) {
+    as_text(|| {
+        line(&report.headline);
+        report.way_out.iter().for_each(|hint| line(&format!("hint: {hint}")));
+        print_remarks(&report.remarks);
+        for waiver in &report.waivers {
+            let case = if waiver.case.is_empty() { "the small golden set" } else { &waiver.case };
+            line(&format!("accepted   {case} by {} until {}: {}", waiver.by, waiver.expires_at, waiver.why));
+        }
+        if report.n_lost + report.n_won > 0 {
+            line(&format!("\n{} case(s) lost, {} won", report.n_lost, report.n_won));
+        }
+        report.slices.iter().for_each(print_slice);
+        line("");
+        for check in &report.checks {
+            line(&format!("{}  {}", mark(check.outcome), check.rule));
+            line(&format!("      {}", check.reason));
+            if !check.note.is_empty() {
+                line(&format!("      {}", check.note));
+            }
+        }
+        line("");
+        report.facts.iter().for_each(|fact| line(&format!("{:<10} {}", fact.name, fact.value)));
+    });
+}
+
+fn print_slice(slice: &SliceFlips) {
+    let name = slice.slice.as_deref().map_or_else(|| "without a slice".to_owned(), |name| format!("slice `{name}`"));
+    line(&format!("\n{name}: {} lost, {} won of {} cases", slice.n_lost, slice.n_won, slice.n_cases));
+    if slice.flips.is_empty() {
+        return;
+    }
+    let mut table = new_table(["", "case", "input", "expected", "before", "after"]);
+    for flip in &slice.flips {
+        let must_pass = if flip.must_pass { " (must pass)" } else { "" };
+        let accepted = flip.accepted_by.as_ref().map(|by| format!(" (accepted by {by})")).unwrap_or_default();
+        table.add_row([
+            if flip.regression { "lost" } else { "won" },
+            &format!("{}{must_pass}{accepted}", flip.case),
+            &one_line(&flip.input, 48),
+            &flip.expected,
+            &one_line(&flip.before, 32),
+            &one_line(&flip.after, 32),
+        ]);
+    }
+    line(&table.to_string());
+    if slice.n_more > 0 {
+        line(&format!("and {} more in the verdict", slice.n_more));
+    }
 }
 
 fn mark(outcome: Outcome) -> &'static str {
@@ -39,77 +167,42 @@ fn mark(outcome: Outcome) -> &'static str {
     }
 }
 
-/// The interval, the test, and what the check could have seen.
-fn facts(check: &CheckResult) -> String {
-    let test = check.p_value.map(|p| match p {
-        p if p < 0.001 => "exact McNemar p < 0.001".to_owned(),
-        p => format!("exact McNemar p = {p:.3}"),
+/// Prints the main number, the worst cases and the metrics.
+pub fn print_eval(report: &EvalReport) {
+    as_text(|| {
+        line(&report.headline);
+        print_remarks(&report.remarks);
+        let mut metrics = new_table(["cases", "n", "metric", "value", "95 % interval"]);
+        for row in &report.metrics {
+            let n_cases = row.n_cases.to_string();
+            let [place, n_cases] = if row.first { [row.cases.as_str(), &n_cases] } else { ["", ""] };
+            metrics.add_row([place, n_cases, &row.metric, &row.value, &row.interval]);
+        }
+        line(&format!("\n{metrics}"));
+        if !report.worst.is_empty() {
+            let mut table = new_table(["case", "input", "expected", "answered"]);
+            for case in &report.worst {
+                table.add_row([
+                    &case.case,
+                    &one_line(&case.input, 60),
+                    &one_line(&case.expected, 40),
+                    &one_line(&case.answered, 40),
+                ]);
+            }
+            line(&format!("\nworst cases\n{table}"));
+        }
+        line("");
+        report.facts.iter().for_each(|fact| line(&format!("{:<10} {}", fact.name, fact.value)));
     });
-    test.into_iter().chain(check.power_note.clone()).collect::<Vec<_>>().join("; ")
 }
 
-/// How many flips of either kind are listed; the verdict holds all.
-const MOST_FLIPS_SHOWN: usize = 20;
-
-#[allow(clippy::print_stdout)]
-fn print_flips(flips: &[Flip], golden: &GoldenSet) {
-    let (regressions, improvements): (Vec<&Flip>, Vec<&Flip>) = flips.iter().partition(|flip| flip.regression);
-    for (what, flips) in [("lost", regressions), ("won", improvements)] {
-        if flips.is_empty() {
-            continue;
-        }
-        println!("\n{} case(s) {what}", flips.len());
-        let mut table = new_table(["case", "expected", "baseline", "candidate", "input"]);
-        for flip in flips.iter().take(MOST_FLIPS_SHOWN) {
-            let case = if flip.must_pass { format!("{} (must pass)", flip.case) } else { flip.case.clone() };
-            table.add_row([&case, &flip.expected, &flip.baseline, &flip.candidate, &text_of(&flip.case, golden)]);
-        }
-        println!("{table}");
-        if flips.len() > MOST_FLIPS_SHOWN {
-            println!("and {} more in the verdict", flips.len() - MOST_FLIPS_SHOWN);
-        }
-    }
+fn print_remarks(remarks: &[String]) {
+    remarks.iter().for_each(|remark| line(&format!("warning: {remark}")));
 }
 
-fn text_of(id: &str, golden: &GoldenSet) -> String {
-    let case = golden.cases.iter().find(|case| case.case.id == id);
-    case.map_or_else(String::new, |case| shorten(&asked(&case.input), 48))
-}
-
-/// The outcome in one sentence a person understands.
-fn sentence(verdict: &Verdict) -> String {
-    let named = |outcome| {
-        let checks = verdict.checks.iter().filter(move |check| check.outcome == outcome);
-        checks.map(|check| format!("{} ({})", check.rule, check.reason)).collect::<Vec<_>>()
-    };
-    match verdict.outcome {
-        Outcome::Pass if verdict.waivers.is_empty() => format!("PASS: all {} checks hold", verdict.checks.len()),
-        Outcome::Pass => format!(
-            "PASS: {} accepted what the golden set is too small to tell, until {}",
-            verdict.waivers[0].by, verdict.waivers[0].expires_at
-        ),
-        Outcome::Fail => match named(Outcome::Fail).as_slice() {
-            [] => "FAIL: the candidate lost a case that must pass".to_owned(),
-            [only] => format!("FAIL: {only}"),
-            [first, rest @ ..] => format!("FAIL: {first}; and {} more", rest.len()),
-        },
-        Outcome::Inconclusive => {
-            format!("INCONCLUSIVE: {}\n{}", named(Outcome::Inconclusive).join("; "), way_out(verdict))
-        }
-    }
-}
-
-fn way_out(verdict: &Verdict) -> String {
-    let open = verdict.checks.iter().filter(|check| check.outcome == Outcome::Inconclusive);
-    let n_regressions = verdict.flips.iter().filter(|flip| flip.regression).count();
-    if !open.into_iter().all(|check| check.waivable) {
-        return "hint: add cases to the golden set, or state a rule it can decide".to_owned();
-    }
-    match n_regressions {
-        0 => "hint: add cases, or a named person accepts the small set: --accept-small-set --by NAME --why TEXT"
-            .to_owned(),
-        n => format!(
-            "hint: add cases, or a named person accepts each of the {n} lost: --accept CASE … --by NAME --why TEXT"
-        ),
-    }
+/// A table that reads well on a terminal and in a log.
+pub fn new_table<const N: usize>(header: [&str; N]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_header(header);
+    table
 }

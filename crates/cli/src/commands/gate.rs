@@ -3,13 +3,14 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
-use highroad_assess::{GoldenSet, Judged, Results, Signature, judge, keep};
-use highroad_eval::{Decision, Gates, Outcome, Verdict, Waiver};
-use highroad_package::{Digest, VerifiedPackage};
+use highroad_assess::report::{Chart, GateReport, charts};
+use highroad_assess::{Judged, Signature, judge, keep};
+use highroad_eval::{Decision, Gates, Outcome, Verdict, Waiver, summarise};
+use highroad_package::Digest;
 use jiff::{SignedDuration, Timestamp};
 
-use super::eval::{assess, print_json, read, read_golden};
-use crate::reports::print_verdict;
+use super::eval::{AnswerArgs, N_TIMED, RESAMPLES, print_json, read, read_golden};
+use crate::reports::{ReportArgs, print_gate};
 use crate::resolve::{Home, Resolved, Target};
 use crate::standard::Standard;
 use crate::tracking;
@@ -46,15 +47,19 @@ pub struct Args {
     /// Print the verdict as JSON.
     #[arg(long)]
     json: bool,
-    /// Threads; all cores unless told.
-    #[arg(long)]
-    threads: Option<NonZeroUsize>,
+    #[command(flatten)]
+    reports: ReportArgs,
+    #[command(flatten)]
+    answers: AnswerArgs,
 }
 
 /// Exit code of a gate that cannot tell.
 const INCONCLUSIVE: u8 = 3;
 
 const LONGEST_ACCEPTANCE_DAYS: i64 = 365;
+
+/// How many inputs of the candidate are timed for a rule about latency: enough for a p99.
+const N_TIMED_FOR_A_RULE: NonZeroUsize = NonZeroUsize::new(2000).expect("2000 is not 0");
 
 /// The baseline that needs no model.
 const TRIVIAL: &str = "trivial";
@@ -68,8 +73,10 @@ impl Args {
         let home = Home::find();
         let candidate = self.package.resolve(&home)?;
         let baseline = self.resolve_baseline(&home)?;
-        let of_candidate = assess(&candidate.package, &golden, self.threads, "candidate")?;
-        let of_baseline = baseline.as_ref().map(|baseline| self.answers_of(&baseline.package, &golden)).transpose()?;
+        let n_timed = if gates.latency.is_empty() { N_TIMED } else { N_TIMED_FOR_A_RULE };
+        let of_candidate = self.answers.assess(&candidate.package, &golden, n_timed, "candidate")?;
+        let answers = |baseline: &Resolved| self.answers.assess(&baseline.package, &golden, N_TIMED, "baseline");
+        let of_baseline = baseline.as_ref().map(answers).transpose()?;
         let judged = Judged { golden: &golden, candidate: &of_candidate, baseline: of_baseline.as_ref() };
         let now = Timestamp::now();
         let decision = self.accept(judge(&gates, &judged)?, now)?;
@@ -80,8 +87,8 @@ impl Args {
             created_by: self.by.clone().unwrap_or_else(tracking::whoami),
         };
         let verdict = signature.bind(&judged, decision);
-        self.report(&verdict, &judged)?;
         let (digest, path) = keep(home.verdicts(), &of_candidate.package, &verdict)?;
+        self.report(&verdict, &digest, &judged)?;
         eprintln!("verdict {digest}\n{}", path.display());
         Ok(exit_code(verdict.outcome))
     }
@@ -103,10 +110,6 @@ impl Args {
         resolved.context(hint).map(Some)
     }
 
-    fn answers_of(&self, package: &VerifiedPackage, golden: &GoldenSet) -> anyhow::Result<Results> {
-        assess(package, golden, self.threads, "baseline ")
-    }
-
     fn accept(&self, decision: Decision, now: Timestamp) -> anyhow::Result<Decision> {
         let cases = if self.accept_small_set { vec![String::new()] } else { self.accept.clone() };
         let (Some(by), Some(why)) = (&self.by, &self.why) else { return Ok(decision) };
@@ -121,14 +124,24 @@ impl Args {
         Ok(decision.accept(cases.into_iter().map(waiver).collect())?)
     }
 
-    fn report(&self, verdict: &Verdict, judged: &Judged<'_>) -> anyhow::Result<()> {
+    fn report(&self, verdict: &Verdict, digest: &Digest, judged: &Judged<'_>) -> anyhow::Result<()> {
+        let report = GateReport::of(verdict, digest, judged)?;
         if self.json {
-            print_json(verdict)
+            print_json(verdict)?;
         } else {
-            print_verdict(verdict, judged);
-            Ok(())
+            print_gate(&report);
         }
+        let charts = if self.reports.wants_charts() { charts_of(judged)? } else { Vec::new() };
+        self.reports.write_gate(&report, &charts)
     }
+}
+
+/// Charts of the candidate's answers.
+fn charts_of(judged: &Judged<'_>) -> anyhow::Result<Vec<Chart>> {
+    let Judged { golden, candidate, .. } = *judged;
+    let observed = candidate.observed(golden, &[])?;
+    let summaries = summarise(&golden.cases(), &observed, &candidate.labels, RESAMPLES);
+    Ok(charts(&observed, &summaries, &candidate.labels)?)
 }
 
 fn parse_gates(bytes: &[u8]) -> anyhow::Result<Gates> {
