@@ -9,10 +9,11 @@ use highroad_assess::report::{
     gate_markdown,
 };
 use highroad_assess::{
-    CaseAnswer, Checked, GoldenSet, Judged, Results, Signature, Speed, Value, answers_digest, judge,
+    CaseAnswer, Checked, GoldenInput, GoldenSet, Judged, Results, Signature, Speed, Value, answers_digest, judge,
 };
 use highroad_eval::{Evidence, Gates, Outcome, Resamples, Summary, Verdict, summarise};
 use highroad_package::Digest;
+use highroad_task::Input;
 
 const RESAMPLES: Resamples = Resamples { n: 1000, seed: 1 };
 const LABELS: [&str; 3] = ["benign", "injection", "spam"];
@@ -167,6 +168,36 @@ fn every_rendering_has_the_same_headline_and_every_check() {
         }
     }
     assert!(plain(&html).contains(&report.headline) && plain(&markdown).contains(&report.headline));
+}
+
+/// What a case may be called and hold to speak to a page, to Markdown, to the runner or to a terminal.
+const HOSTILE: &str = "</td><script>window.hacked=1</script><img src=https://evil.example/x onerror=window.hacked=1> | **b** `c` \
+                       www.evil.example https://evil.example @you \u{202e}abc ::error::mine";
+
+#[test]
+fn hostile_text_is_only_text_and_a_long_one_is_cut() {
+    let mut golden = texts();
+    for (idx, case) in golden.cases.iter_mut().enumerate() {
+        case.case.id = format!("::error::{idx} {HOSTILE}");
+        case.case.slices = vec![HOSTILE.to_owned()];
+        let text = if idx % 2 == 0 { HOSTILE.to_owned() } else { "long ".repeat(200_000) };
+        case.input = GoldenInput::One(Input::Text(text));
+    }
+    let (candidate, baseline) = (classifier(&golden, 3, 0.2), classifier(&golden, 3, 0.1));
+    let (_, report) = gate(&golden, &candidate, &baseline, RULES);
+    let summaries = summaries(&golden, &candidate);
+    let charts = charts(&candidate.observed(&golden, &[]).unwrap(), &summaries, &candidate.labels).unwrap();
+    let html = gate_html(&report, &charts).unwrap();
+    assert!(!html.contains("<script") && !html.contains("<img") && html.contains("window.hacked=1"), "{html}");
+    assert!(html.len() < 400_000, "{} bytes", html.len());
+    let markdown = gate_markdown(&report).unwrap();
+    for markup in ["<script", "<img", "**b**", "`c`", "www.evil", "https://", "@you", "\u{202e}"] {
+        assert!(!markdown.contains(markup), "{markup} is in\n{markdown}");
+    }
+    assert!(annotations(&report).iter().all(|annotation| !annotation.to_string().contains('\n')));
+    show("hostile.html", &html);
+    show("hostile.md", &markdown);
+    show("hostile.xml", &gate_junit(&report).unwrap());
 }
 
 #[test]
