@@ -3,6 +3,8 @@
 mod error;
 mod files;
 mod golden;
+mod kept;
+pub mod report;
 mod results;
 mod run;
 mod verdict;
@@ -13,6 +15,7 @@ pub use golden::{
     GoldenCase, GoldenInput, GoldenKind, GoldenSet, Kind, Level, Line, LintOptions, Lock, LockError, MeaningError,
     Message, SliceError, Training, add, alike_by_meaning, coverage, diff, edit, in_words, leaks, lint,
 };
-pub use results::{CaseAnswer, Results, Speed, Value, answers_digest};
-pub use run::{Model, RunOptions, Truncated, run};
+pub use kept::KeptAnswers;
+pub use results::{CaseAnswer, Checked, Results, Speed, Value, answers_digest};
+pub use run::{Model, RunOptions, Stage, Truncated, run};
 pub use verdict::{Judged, Signature, judge, keep};

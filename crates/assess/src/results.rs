@@ -31,8 +31,24 @@ pub struct Results {
     pub answers: Digest,
     /// Whether batches gave the bits that single inputs gave.
     pub batch_invariant: bool,
+    /// How the answers came to be.
+    #[serde(default)]
+    pub checked: Checked,
     /// How fast it went.
     pub speed: Speed,
+}
+
+/// Which answers are new, and which bits were compared.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Checked {
+    /// Different inputs that the cases ask.
+    pub n_inputs: usize,
+    /// Those whose answers were kept from an earlier run.
+    pub n_kept: usize,
+    /// Those that were also asked alone in this run, to time them and to compare their bits with those of the answer that
+    /// counts.
+    pub n_alone: usize,
 }
 
 /// The answer to one golden case.
@@ -89,6 +105,18 @@ pub struct Speed {
 pub fn answers_digest(answers: impl IntoIterator<Item = Digest>) -> Digest {
     let lines: String = answers.into_iter().map(|digest| format!("{digest}\n")).collect();
     Digest::of(lines.as_bytes())
+}
+
+impl Checked {
+    /// The same in a sentence.
+    pub fn in_words(&self) -> String {
+        let Self { n_inputs, n_kept, n_alone } = *self;
+        let percent = 100.0 * n_alone as f64 / n_inputs.max(1) as f64;
+        let kept = if n_kept > 0 { format!(", {n_kept} of them answered in an earlier run") } else { String::new() };
+        format!(
+            "{n_inputs} inputs{kept}; {n_alone} ({percent:.0} %) were asked alone in this run and compared bit by bit"
+        )
+    }
 }
 
 impl Results {

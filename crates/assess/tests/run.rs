@@ -8,8 +8,8 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 
 use highroad_assess::{
-    AssessError, CaseAnswer, GoldenSet, Judged, Model, Results, RunOptions, Signature, Truncated, Value, judge, keep,
-    run,
+    AssessError, CaseAnswer, Checked, GoldenSet, Judged, KeptAnswers, Model, Results, RunOptions, Signature, Truncated,
+    Value, judge, keep, run,
 };
 use highroad_eval::{Evidence, Gates, Generated, Metric, Outcome, Verdict};
 use highroad_package::{Digest, TaskKind};
@@ -21,6 +21,7 @@ struct Rule {
     task: TaskKind,
     word: &'static str,
     asked: RefCell<Vec<String>>,
+    n_batched: RefCell<usize>,
     batch_noise: f32,
 }
 
@@ -28,7 +29,7 @@ impl Rule {
     fn classifier(word: &'static str) -> Self {
         let labels = ["benign", "injection"].map(str::to_owned).to_vec();
         let task = TaskKind::Classify { labels, flagged: None };
-        Self { task, word, asked: RefCell::default(), batch_noise: 0.0 }
+        Self { task, word, asked: RefCell::default(), n_batched: RefCell::default(), batch_noise: 0.0 }
     }
 
     fn embedder() -> Self {
@@ -83,8 +84,9 @@ impl Model for Rule {
         Ok((self.answer(input, 0.0), Truncated(false)))
     }
 
-    fn answer_all(&self, inputs: &[Input]) -> Result<Vec<Answer>, TaskError> {
-        Ok(inputs.iter().map(|input| self.answer(input, self.batch_noise)).collect())
+    fn answer_all(&self, inputs: &[Input]) -> Result<Vec<(Answer, Truncated)>, TaskError> {
+        *self.n_batched.borrow_mut() += inputs.len();
+        Ok(inputs.iter().map(|input| (self.answer(input, self.batch_noise), Truncated(false))).collect())
     }
 }
 
@@ -103,7 +105,17 @@ fn labelled(n: usize) -> GoldenSet {
 }
 
 fn answers(model: &Rule, golden: &GoldenSet) -> Result<Results, AssessError> {
-    run(model, golden, &RunOptions { threads: NonZeroUsize::MIN }, |_, _| ())
+    keeping(model, golden, &mut KeptAnswers::none())
+}
+
+/// The same, asking at most 50 inputs alone.
+fn keeping(model: &Rule, golden: &GoldenSet, kept: &mut KeptAnswers) -> Result<Results, AssessError> {
+    let options = RunOptions { threads: NonZeroUsize::MIN, n_alone: NonZeroUsize::new(50).unwrap() };
+    run(model, golden, &options, kept, |_, _, _| ())
+}
+
+fn kept_in(dir: &Path, model: &Rule) -> KeptAnswers {
+    KeptAnswers::open(dir, &model.package(), &model.numerics_id()).unwrap()
 }
 
 #[test]
@@ -121,6 +133,57 @@ fn every_case_gets_its_answer_in_order_and_its_time() {
 fn an_answer_that_depends_on_the_batch_is_told() {
     let noisy = Rule { batch_noise: 1e-7, ..Rule::classifier("secret") };
     assert!(!answers(&noisy, &labelled(20)).unwrap().batch_invariant);
+}
+
+#[test]
+fn a_second_run_asks_only_what_is_timed_and_says_the_same() {
+    let (dir, set) = (tempfile::tempdir().unwrap(), labelled(400));
+    let (first, second) = (Rule::classifier("secret"), Rule::classifier("secret"));
+    let fresh = keeping(&first, &set, &mut kept_in(dir.path(), &first)).unwrap();
+    assert_eq!((*first.n_batched.borrow(), fresh.checked), (400, Checked { n_inputs: 400, n_kept: 0, n_alone: 50 }));
+    let again = keeping(&second, &set, &mut kept_in(dir.path(), &second)).unwrap();
+    assert_eq!((*second.n_batched.borrow(), again.checked), (50, Checked { n_inputs: 400, n_kept: 400, n_alone: 50 }));
+    assert_eq!((again.answers, &again.cases), (fresh.answers, &fresh.cases));
+    assert_eq!((again.speed.single_ms.len(), again.speed.inputs_per_s > 0.0), (50, true));
+}
+
+#[test]
+fn a_killed_run_goes_on_where_it_was() {
+    let (dir, whole) = (tempfile::tempdir().unwrap(), labelled(400));
+    let mut begun = whole.clone();
+    begun.cases.truncate(256);
+    let model = Rule::classifier("secret");
+    keeping(&model, &begun, &mut kept_in(dir.path(), &model)).unwrap();
+    let results = keeping(&model, &whole, &mut kept_in(dir.path(), &model)).unwrap();
+    assert_eq!((*model.n_batched.borrow(), results.checked.n_kept), (400, 256));
+    assert_eq!(results.cases, answers(&model, &whole).unwrap().cases);
+}
+
+#[test]
+fn a_kept_answer_that_is_not_what_the_model_says_now_voids_all_of_them() {
+    let (dir, set) = (tempfile::tempdir().unwrap(), labelled(400));
+    let stale = Rule { batch_noise: 0.0, ..Rule::classifier("weather") };
+    let model = Rule::classifier("secret");
+    // The answers of another rule under this one's name.
+    let mut kept = KeptAnswers::open(dir.path(), &model.package(), "rule").unwrap();
+    keeping(&stale, &set, &mut kept).unwrap();
+    drop(kept);
+    let results = keeping(&model, &set, &mut kept_in(dir.path(), &model)).unwrap();
+    assert_eq!(results.cases, answers(&model, &set).unwrap().cases);
+    assert_eq!(results.checked, Checked { n_inputs: 400, n_kept: 0, n_alone: 400 });
+    assert!(results.batch_invariant, "the batch is not to blame");
+    assert_eq!(keeping(&model, &set, &mut kept_in(dir.path(), &model)).unwrap().checked.n_kept, 0);
+}
+
+#[test]
+fn answers_of_a_model_that_minds_the_batch_are_those_of_single_inputs_and_not_kept() {
+    let (dir, set) = (tempfile::tempdir().unwrap(), labelled(100));
+    let noisy = Rule { batch_noise: 1e-7, ..Rule::classifier("secret") };
+    for _ in 0..2 {
+        let results = keeping(&noisy, &set, &mut kept_in(dir.path(), &noisy)).unwrap();
+        assert_eq!(results.cases, answers(&Rule::classifier("secret"), &set).unwrap().cases);
+        assert_eq!((results.batch_invariant, results.checked.n_kept), (false, 0));
+    }
 }
 
 #[test]

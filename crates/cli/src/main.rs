@@ -9,6 +9,7 @@ mod engine;
 mod progress;
 mod record;
 mod repo;
+mod reports;
 mod resolve;
 mod rules;
 mod serving;

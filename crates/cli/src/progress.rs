@@ -23,3 +23,19 @@ pub fn transfer(what: &str) -> (ProgressBar, Progress) {
     });
     (bar, progress)
 }
+
+/// The same for inputs that are answered, with how many a second.
+pub fn bar_of_inputs(who: &str) -> ProgressBar {
+    let style = ProgressStyle::with_template("{msg} {bar:40} {pos}/{len} {per_sec} {eta}");
+    bar(who).with_style(style.expect("the template is well formed"))
+}
+
+/// Shows how many of how many are done. Another message begins another count.
+pub fn show(bar: &ProgressBar, message: String, [n_done, n_all]: [usize; 2]) {
+    if bar.message() != message {
+        bar.set_message(message);
+        bar.reset();
+    }
+    bar.set_length(n_all as u64);
+    bar.set_position(n_done as u64);
+}

@@ -2,6 +2,7 @@
 
 mod about;
 mod bootstrap;
+mod curves;
 mod gate;
 mod interval;
 mod metric;
@@ -22,6 +23,7 @@ mod verdict;
 
 pub use about::{About, Costs, Parameter, ParameterError, Pattern, Schema};
 pub use bootstrap::{Bootstrap, Resamples, Units};
+pub use curves::{CurvePoint, ReliabilityBin, precision_recall_curve, reliability, roc_curve, thin};
 pub use gate::{Comparison, Decision, GateError, Side, WaiverError, decide};
 pub use interval::{clopper_pearson, fisher_z, quantile, quantile_interval, wilson};
 pub use metric::{Metric, MetricError, Statistic, UnknownMetric};

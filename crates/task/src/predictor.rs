@@ -151,10 +151,15 @@ impl Predictor {
     /// [`Predictor::prepare`] and [`Predictor::answer`] over batches of similar length; answers are in input order.
     pub fn predict(&self, inputs: &[Input]) -> Result<Vec<Answer>, TaskError> {
         let prepared = inputs.iter().map(|input| self.prepare(input)).collect::<Result<Vec<_>, _>>()?;
+        self.predict_prepared(&prepared)
+    }
+
+    /// [`Predictor::answer`] over batches of similar length; answers are in the order of `prepared`.
+    pub fn predict_prepared(&self, prepared: &[Prepared]) -> Result<Vec<Answer>, TaskError> {
         let lengths: Vec<usize> = prepared.iter().map(Prepared::n_tokens).collect();
         let budget = Budget { max_tokens: self.options.max_batch_tokens, max_rows: self.options.max_batch_tokens };
         let groups = batches(&lengths, budget);
-        let mut answers = Vec::with_capacity(inputs.len());
+        let mut answers = Vec::with_capacity(prepared.len());
         for group in &groups {
             let batch: Vec<Prepared> = group.iter().map(|&i| prepared[i].clone()).collect();
             answers.extend(self.answer(&batch)?);

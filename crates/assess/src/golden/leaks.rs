@@ -129,7 +129,8 @@ pub fn alike_by_meaning(
     let mut embed = |texts: Vec<String>| -> Result<Vec<Vec<f32>>, MeaningError> {
         let n = texts.len();
         let inputs: Vec<Input> = texts.into_iter().map(Input::Text).collect();
-        let vectors = model.answer_all(&inputs)?.into_iter().map(unit).collect::<Result<_, _>>()?;
+        let vectors =
+            model.answer_all(&inputs)?.into_iter().map(|(answer, _)| unit(answer)).collect::<Result<_, _>>()?;
         progress(n);
         Ok(vectors)
     };

@@ -3,13 +3,15 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
-use highroad_assess::{GoldenSet, Judged, Results, Signature, judge, keep};
-use highroad_eval::{CheckResult, Decision, Flip, Gates, Outcome, Verdict, Waiver};
-use highroad_package::{Digest, VerifiedPackage};
+use highroad_assess::report::{Chart, GateReport, charts};
+use highroad_assess::{Judged, Signature, judge, keep};
+use highroad_eval::{Decision, Gates, Outcome, Verdict, Waiver, summarise};
+use highroad_package::Digest;
 use jiff::{SignedDuration, Timestamp};
 
-use super::eval::{asked, assess, new_table, print_json, read, shorten};
+use super::eval::{AnswerArgs, N_TIMED, RESAMPLES, print_json, read};
 use super::golden::{self, Unblessed};
+use crate::reports::{ReportArgs, print_gate};
 use crate::resolve::{Home, Resolved, Target};
 use crate::standard::Standard;
 use crate::tracking;
@@ -73,15 +75,19 @@ pub struct Args {
     /// Print the verdict as JSON.
     #[arg(long)]
     json: bool,
-    /// Threads; all cores unless told.
-    #[arg(long)]
-    threads: Option<NonZeroUsize>,
+    #[command(flatten)]
+    reports: ReportArgs,
+    #[command(flatten)]
+    answers: AnswerArgs,
 }
 
 /// Exit code of a gate that cannot tell.
 const INCONCLUSIVE: u8 = 3;
 
 const LONGEST_ACCEPTANCE_DAYS: i64 = 365;
+
+/// How many inputs of the candidate are timed for a rule about latency: enough for a p99.
+const N_TIMED_FOR_A_RULE: NonZeroUsize = NonZeroUsize::new(2000).expect("2000 is not 0");
 
 /// The baseline that needs no model.
 const TRIVIAL: &str = "trivial";
@@ -95,8 +101,10 @@ impl Args {
         let home = Home::find();
         let candidate = self.package.resolve(&home)?;
         let baseline = self.resolve_baseline(&home)?;
-        let of_candidate = assess(&candidate.package, &golden, self.threads, "candidate")?;
-        let of_baseline = baseline.as_ref().map(|baseline| self.answers_of(&baseline.package, &golden)).transpose()?;
+        let n_timed = if gates.latency.is_empty() { N_TIMED } else { N_TIMED_FOR_A_RULE };
+        let of_candidate = self.answers.assess(&candidate.package, &golden, n_timed, "candidate")?;
+        let answers = |baseline: &Resolved| self.answers.assess(&baseline.package, &golden, N_TIMED, "baseline");
+        let of_baseline = baseline.as_ref().map(answers).transpose()?;
         let judged = Judged { golden: &golden, candidate: &of_candidate, baseline: of_baseline.as_ref() };
         let now = Timestamp::now();
         let decision = self.accept(judge(&gates, &judged)?, now)?;
@@ -107,8 +115,8 @@ impl Args {
             created_by: self.by.clone().unwrap_or_else(tracking::whoami),
         };
         let verdict = signature.bind(&judged, decision);
-        self.report(&verdict, &judged)?;
         let (digest, path) = keep(home.verdicts(), &of_candidate.package, &verdict)?;
+        self.report(&verdict, &digest, &judged)?;
         eprintln!("verdict {digest}\n{}", path.display());
         Ok(exit_code(verdict.outcome))
     }
@@ -120,10 +128,6 @@ impl Args {
         let resolved = self.baseline.resolve(home);
         let hint = "cannot find the baseline\nhint: a first version is judged with `--baseline trivial`";
         resolved.context(hint).map(Some)
-    }
-
-    fn answers_of(&self, package: &VerifiedPackage, golden: &GoldenSet) -> anyhow::Result<Results> {
-        assess(package, golden, self.threads, "baseline ")
     }
 
     fn accept(&self, decision: Decision, now: Timestamp) -> anyhow::Result<Decision> {
@@ -140,13 +144,15 @@ impl Args {
         Ok(decision.accept(cases.into_iter().map(waiver).collect())?)
     }
 
-    fn report(&self, verdict: &Verdict, judged: &Judged<'_>) -> anyhow::Result<()> {
+    fn report(&self, verdict: &Verdict, digest: &Digest, judged: &Judged<'_>) -> anyhow::Result<()> {
+        let report = GateReport::of(verdict, digest, judged)?;
         if self.json {
-            print_json(verdict)
+            print_json(verdict)?;
         } else {
-            print_verdict(verdict, judged);
-            Ok(())
+            print_gate(&report);
         }
+        let charts = if self.reports.wants_charts() { charts_of(judged)? } else { Vec::new() };
+        self.reports.write_gate(&report, &charts)
     }
 }
 
@@ -157,6 +163,14 @@ fn gates_at(path: Option<&PathBuf>) -> anyhow::Result<PathBuf> {
     }
     let standard = Standard::find(Path::new("."))?;
     Ok(standard.map_or_else(|| "gates.toml".to_owned(), |standard| standard.evaluation.gates).into())
+}
+
+/// Charts of the candidate's answers.
+fn charts_of(judged: &Judged<'_>) -> anyhow::Result<Vec<Chart>> {
+    let Judged { golden, candidate, .. } = *judged;
+    let observed = candidate.observed(golden, &[])?;
+    let summaries = summarise(&golden.cases(), &observed, &candidate.labels, RESAMPLES);
+    Ok(charts(&observed, &summaries, &candidate.labels)?)
 }
 
 fn parse_gates(bytes: &[u8]) -> anyhow::Result<Gates> {
@@ -179,113 +193,5 @@ fn exit_code(outcome: Outcome) -> ExitCode {
         Outcome::Pass => ExitCode::SUCCESS,
         Outcome::Fail => ExitCode::FAILURE,
         Outcome::Inconclusive => ExitCode::from(INCONCLUSIVE),
-    }
-}
-
-#[allow(clippy::print_stdout)]
-fn print_verdict(verdict: &Verdict, judged: &Judged<'_>) {
-    let set = &verdict.golden_set;
-    println!("candidate  {}", verdict.package);
-    match judged.baseline {
-        Some(baseline) => println!("baseline   {}", baseline.package),
-        None => println!("baseline   trivial, as a first version has no champion"),
-    }
-    println!("golden set {} ({} cases), {}\n", set.name, set.n_cases, set.digest);
-    for check in &verdict.checks {
-        println!("{}  {}", mark(check.outcome), check.rule);
-        println!("      {}", check.reason);
-        let facts = facts(check);
-        if !facts.is_empty() {
-            println!("      {facts}");
-        }
-    }
-    print_flips(&verdict.flips, judged.golden);
-    for waiver in &verdict.waivers {
-        let case = if waiver.case.is_empty() { "the small golden set" } else { &waiver.case };
-        println!("accepted   {case} by {} until {}: {}", waiver.by, waiver.expires_at, waiver.why);
-    }
-    println!("\n{}", sentence(verdict));
-}
-
-fn mark(outcome: Outcome) -> &'static str {
-    match outcome {
-        Outcome::Pass => "pass",
-        Outcome::Fail => "FAIL",
-        Outcome::Inconclusive => "????",
-    }
-}
-
-/// The interval, the test, and what the check could have seen.
-fn facts(check: &CheckResult) -> String {
-    let shown = |p: f64| if p < 0.001 { "< 0.001".to_owned() } else { format!("= {p:.3}") };
-    let test = check.test.map(|test| format!("{test} ")).unwrap_or_default();
-    let adjusted = check.adjusted_p_value.map(|p| format!(" ({} by Holm over the slices)", shown(p)));
-    let test = check.p_value.map(|p| format!("{test}p {}{}", shown(p), adjusted.unwrap_or_default()));
-    test.into_iter().chain(check.power_note.clone()).collect::<Vec<_>>().join("; ")
-}
-
-/// How many flips of either kind are listed; the verdict holds all.
-const MOST_FLIPS_SHOWN: usize = 20;
-
-#[allow(clippy::print_stdout)]
-fn print_flips(flips: &[Flip], golden: &GoldenSet) {
-    let (regressions, improvements): (Vec<&Flip>, Vec<&Flip>) = flips.iter().partition(|flip| flip.regression);
-    for (what, flips) in [("lost", regressions), ("won", improvements)] {
-        if flips.is_empty() {
-            continue;
-        }
-        println!("\n{} case(s) {what}", flips.len());
-        let mut table = new_table(["case", "expected", "baseline", "candidate", "input"]);
-        for flip in flips.iter().take(MOST_FLIPS_SHOWN) {
-            let case = if flip.must_pass { format!("{} (must pass)", flip.case) } else { flip.case.clone() };
-            table.add_row([&case, &flip.expected, &flip.baseline, &flip.candidate, &text_of(&flip.case, golden)]);
-        }
-        println!("{table}");
-        if flips.len() > MOST_FLIPS_SHOWN {
-            println!("and {} more in the verdict", flips.len() - MOST_FLIPS_SHOWN);
-        }
-    }
-}
-
-fn text_of(id: &str, golden: &GoldenSet) -> String {
-    let case = golden.cases.iter().find(|case| case.case.id == id);
-    case.map_or_else(String::new, |case| shorten(&asked(&case.input), 48))
-}
-
-/// The outcome in one sentence a person understands.
-fn sentence(verdict: &Verdict) -> String {
-    let named = |outcome| {
-        let checks = verdict.checks.iter().filter(move |check| check.outcome == outcome);
-        checks.map(|check| format!("{} ({})", check.rule, check.reason)).collect::<Vec<_>>()
-    };
-    match verdict.outcome {
-        Outcome::Pass if verdict.waivers.is_empty() => format!("PASS: all {} checks hold", verdict.checks.len()),
-        Outcome::Pass => format!(
-            "PASS: {} accepted what the golden set is too small to tell, until {}",
-            verdict.waivers[0].by, verdict.waivers[0].expires_at
-        ),
-        Outcome::Fail => match named(Outcome::Fail).as_slice() {
-            [] => "FAIL: the candidate lost a case that must pass".to_owned(),
-            [only] => format!("FAIL: {only}"),
-            [first, rest @ ..] => format!("FAIL: {first}; and {} more", rest.len()),
-        },
-        Outcome::Inconclusive => {
-            format!("INCONCLUSIVE: {}\n{}", named(Outcome::Inconclusive).join("; "), way_out(verdict))
-        }
-    }
-}
-
-fn way_out(verdict: &Verdict) -> String {
-    let open = verdict.checks.iter().filter(|check| check.outcome == Outcome::Inconclusive);
-    let n_regressions = verdict.flips.iter().filter(|flip| flip.regression).count();
-    if !open.into_iter().all(|check| check.waivable) {
-        return "hint: add cases to the golden set, or state a rule it can decide".to_owned();
-    }
-    match n_regressions {
-        0 => "hint: add cases, or a named person accepts the small set: --accept-small-set --by NAME --why TEXT"
-            .to_owned(),
-        n => format!(
-            "hint: add cases, or a named person accepts each of the {n} lost: --accept CASE … --by NAME --why TEXT"
-        ),
     }
 }

@@ -1,0 +1,220 @@
+//! Answers that are kept between runs, so that a killed run goes on where it was and a second one asks nothing twice.
+
+use std::collections::HashMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as _};
+use std::path::{Path, PathBuf};
+
+use highroad_package::Digest;
+use highroad_task::Answer;
+use serde::{Deserialize, Serialize};
+
+use crate::{AssessError, Truncated};
+
+/// Largest file of kept answers; a larger one is begun anew.
+const MAX_KEPT_BYTES: u64 = 2 << 30;
+/// Longest record; one that claims to be longer is damage.
+const MAX_RECORD_BYTES: u64 = 64 << 20;
+/// Digits of the CRC-32 before a record.
+const CHECKSUM_CHARS: usize = 8;
+
+/// An answer and whether the input lost its end.
+pub(crate) type Kept = (Answer, Truncated);
+
+/// Answers of one package under one numerics id, by the digest of the input.
+///
+/// A file of lines, each a CRC-32 and JSON, that only grows. A line that was torn by a crash or damaged since is as if it had
+/// never been written. Values are kept as the bits of f32, so that an answer comes back as it was.
+#[derive(Debug, Default)]
+pub struct KeptAnswers {
+    file: Option<(PathBuf, File)>,
+    answers: HashMap<Digest, Kept>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Record {
+    input: Digest,
+    kind: Kind,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    label: Option<String>,
+    bits: Vec<u32>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    truncated: bool,
+}
+
+#[derive(Clone, Copy, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Kind {
+    Class,
+    Embedding,
+    Relevance,
+}
+
+impl KeptAnswers {
+    /// Keeps nothing.
+    pub fn none() -> Self {
+        Self::default()
+    }
+
+    /// The answers under `root` of `package` on `numerics_id`, as given by this version of Highroad. Keeps nothing while another
+    /// process writes there.
+    pub fn open(root: &Path, package: &Digest, numerics_id: &str) -> Result<Self, AssessError> {
+        let basis = Digest::of(format!("{}\n{numerics_id}", env!("CARGO_PKG_VERSION")).as_bytes());
+        let dir = root.join(package.hex());
+        let path = dir.join(format!("{}.jsonl", basis.short()));
+        let io = |source| AssessError::Io { path: path.clone(), source };
+        fs::create_dir_all(&dir).map_err(io)?;
+        let mut file = OpenOptions::new().create(true).read(true).append(true).open(&path).map_err(io)?;
+        if file.try_lock().is_err() {
+            return Ok(Self::none());
+        }
+        let answers = read(&mut file).map_err(io)?;
+        Ok(Self { file: Some((path, file)), answers })
+    }
+
+    pub(crate) fn get(&self, input: &Digest) -> Option<&Kept> {
+        self.answers.get(input)
+    }
+
+    /// Appends answers; they outlive this process when this returns.
+    pub(crate) fn put<'a>(&mut self, answers: impl IntoIterator<Item = (Digest, &'a Kept)>) -> Result<(), AssessError> {
+        let Some((path, file)) = &mut self.file else { return Ok(()) };
+        let lines: Vec<u8> = answers.into_iter().flat_map(|(input, kept)| line(&record(input, kept))).collect();
+        file.write_all(&lines).map_err(|source| AssessError::Io { path: path.clone(), source })
+    }
+
+    /// Drops every answer, as one of them proved wrong.
+    pub(crate) fn forget(&mut self) -> Result<(), AssessError> {
+        self.answers.clear();
+        let Some((path, file)) = &self.file else { return Ok(()) };
+        file.set_len(0).map_err(|source| AssessError::Io { path: path.clone(), source })
+    }
+}
+
+/// The whole records of the file, which is then ready to be appended to.
+fn read(file: &mut File) -> io::Result<HashMap<Digest, Kept>> {
+    if file.metadata()?.len() > MAX_KEPT_BYTES {
+        file.set_len(0)?;
+    }
+    let (mut answers, mut end) = (HashMap::new(), 0);
+    file.seek(SeekFrom::Start(0))?;
+    let mut reader = BufReader::new(&mut *file);
+    loop {
+        let mut line = Vec::new();
+        let n_read = reader.by_ref().take(MAX_RECORD_BYTES).read_until(b'\n', &mut line)?;
+        if line.pop() != Some(b'\n') {
+            break;
+        }
+        end += n_read as u64;
+        answers.extend(parse(&line));
+    }
+    // What a crash tore off must not become the head of the next record.
+    file.set_len(end)?;
+    Ok(answers)
+}
+
+fn line(record: &Record) -> Vec<u8> {
+    let json = serde_json::to_vec(record).expect("a record is plain data");
+    let mut line = format!("{:08x} ", crc32fast::hash(&json)).into_bytes();
+    line.extend(json);
+    line.push(b'\n');
+    line
+}
+
+/// `None` for a damaged line.
+fn parse(line: &[u8]) -> Option<(Digest, Kept)> {
+    let (checksum, json) = (line.get(..CHECKSUM_CHARS)?, line.get(CHECKSUM_CHARS + 1..)?);
+    let checksum = u32::from_str_radix(std::str::from_utf8(checksum).ok()?, 16).ok()?;
+    if checksum != crc32fast::hash(json) {
+        return None;
+    }
+    let record: Record = serde_json::from_slice(json).ok()?;
+    let values: Vec<f32> = record.bits.into_iter().map(f32::from_bits).collect();
+    let answer = match (record.kind, record.label, values.as_slice()) {
+        (Kind::Class, Some(label), _) => Answer::Class { label, scores: values },
+        (Kind::Embedding, None, _) => Answer::Embedding { vector: values },
+        (Kind::Relevance, None, &[logit]) => Answer::Relevance { logit },
+        _ => return None,
+    };
+    Some((record.input, (answer, Truncated(record.truncated))))
+}
+
+fn record(input: Digest, (answer, Truncated(truncated)): &Kept) -> Record {
+    let (kind, label) = match answer {
+        Answer::Class { label, .. } => (Kind::Class, Some(label.clone())),
+        Answer::Embedding { .. } => (Kind::Embedding, None),
+        Answer::Relevance { .. } => (Kind::Relevance, None),
+    };
+    let bits = answer.values().iter().map(|value| value.to_bits()).collect();
+    Record { input, kind, label, bits, truncated: *truncated }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn open(dir: &Path) -> KeptAnswers {
+        KeptAnswers::open(dir, &Digest::of(b"package"), "x86").unwrap()
+    }
+
+    fn answers() -> Vec<(Digest, Kept)> {
+        let vector = vec![0.1, -0.0, f32::MIN_POSITIVE, 1.0 / 3.0];
+        let kinds = [
+            Answer::Class { label: "a\n\"b".to_owned(), scores: vec![0.7, 0.3] },
+            Answer::Embedding { vector },
+            Answer::Relevance { logit: -3.25 },
+        ];
+        kinds.into_iter().map(|answer| (answer.digest(), (answer, Truncated(true)))).collect()
+    }
+
+    fn file(dir: &Path) -> PathBuf {
+        let package = dir.join(Digest::of(b"package").hex());
+        fs::read_dir(package).unwrap().next().unwrap().unwrap().path()
+    }
+
+    #[test]
+    fn answers_come_back_with_their_bits() {
+        let dir = tempfile::tempdir().unwrap();
+        open(dir.path()).put(answers().iter().map(|(input, kept)| (*input, kept))).unwrap();
+        let kept = open(dir.path());
+        for (input, answer) in answers() {
+            let (found, truncated) = kept.get(&input).unwrap();
+            assert_eq!((found, found.digest(), *truncated), (&answer.0, answer.0.digest(), Truncated(true)));
+        }
+        assert!(KeptAnswers::open(dir.path(), &Digest::of(b"package"), "arm").unwrap().answers.is_empty());
+    }
+
+    #[test]
+    fn a_torn_tail_and_a_damaged_line_are_as_if_never_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let all = answers();
+        open(dir.path()).put(all.iter().map(|(input, kept)| (*input, kept))).unwrap();
+        let whole = fs::read(file(dir.path())).unwrap();
+        for n_bytes in 0..whole.len() {
+            fs::write(file(dir.path()), &whole[..n_bytes]).unwrap();
+            let n_lines = whole[..n_bytes].iter().filter(|&&byte| byte == b'\n').count();
+            let mut kept = open(dir.path());
+            assert_eq!(kept.answers.len(), n_lines);
+            kept.put([(all[0].0, &all[0].1)]).unwrap();
+            drop(kept);
+            assert_eq!(open(dir.path()).answers.len(), n_lines.max(1));
+        }
+        for place in 0..whole.len() {
+            let mut damaged = whole.clone();
+            damaged[place] ^= 4;
+            fs::write(file(dir.path()), &damaged).unwrap();
+            for (input, answer) in &open(dir.path()).answers {
+                assert!(all.iter().any(|(known, kept)| known == input && kept == answer));
+            }
+        }
+    }
+
+    #[test]
+    fn a_second_process_keeps_nothing_rather_than_mix_its_lines_in() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = open(dir.path());
+        assert!(first.file.is_some() && open(dir.path()).file.is_none());
+    }
+}

@@ -1,0 +1,195 @@
+use highroad_eval::{Expected, Measured, Observed, Summary};
+use serde::Serialize;
+
+use super::shown::MOST_CHARS;
+use super::{Fact, MustPass, asked, fact, in_words, must_pass, remarks, text, wanted};
+use crate::{AssessError, GoldenCase, GoldenInput, GoldenSet, Results};
+
+/// Most worst cases that a report lists, however many are asked for.
+const MOST_WORST: usize = 200;
+
+/// What a person reads of an evaluation: the main number, the worst cases, the metrics.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct EvalReport {
+    /// The main metric in one sentence.
+    pub headline: String,
+    /// Broken promises and cut texts.
+    pub remarks: Vec<String>,
+    /// The cases answered worst, worst first.
+    pub worst: Vec<WorstCase>,
+    /// What makes a case worse than another, in a sentence.
+    pub worst_first: &'static str,
+    /// Every metric on all cases, then on each slice.
+    pub metrics: Vec<MetricRow>,
+    /// The cases that must be right.
+    pub must_pass: Vec<MustPass>,
+    /// What was asked, by what.
+    pub facts: Vec<Fact>,
+}
+
+/// A metric with its interval.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[allow(missing_docs)]
+pub struct MetricRow {
+    /// `all`, or the slice.
+    pub cases: String,
+    /// Whether it is about all cases.
+    pub whole: bool,
+    /// Whether it is the first row of its cases.
+    pub first: bool,
+    pub n_cases: usize,
+    pub metric: String,
+    pub value: String,
+    pub interval: String,
+}
+
+/// A case that was answered badly.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[allow(missing_docs)]
+pub struct WorstCase {
+    pub case: String,
+    pub slices: Vec<String>,
+    pub must_pass: bool,
+    pub input: String,
+    pub expected: String,
+    pub answered: String,
+}
+
+impl EvalReport {
+    /// What to read of `results` and of their metrics; `n_worst` cases are listed.
+    pub fn of(
+        results: &Results,
+        golden: &GoldenSet,
+        summaries: &[Summary],
+        n_worst: usize,
+    ) -> Result<Self, AssessError> {
+        let observed = results.observed(golden, &[])?;
+        let worst = worst(&observed, results).into_iter().take(n_worst.min(MOST_WORST));
+        Ok(Self {
+            headline: headline(summaries, &golden.name),
+            remarks: remarks(results),
+            worst: worst.map(|idx| worst_case(results, golden, &observed, idx)).collect(),
+            worst_first: worst_first(&observed),
+            metrics: summaries.iter().flat_map(metric_rows).collect(),
+            must_pass: must_pass(results, golden, &observed),
+            facts: facts(results),
+        })
+    }
+}
+
+/// A metric's name with the label it belongs to.
+pub(super) fn metric_name(measured: &Measured) -> String {
+    match &measured.label {
+        Some(label) => format!("{} of \"{label}\"", measured.metric),
+        None => measured.metric.to_string(),
+    }
+}
+
+fn headline(summaries: &[Summary], golden: &str) -> String {
+    let Some((all, main)) = summaries.first().and_then(|all| Some((all, all.metrics.first()?))) else {
+        return format!("no metric is defined on `{golden}`");
+    };
+    let [low, high] = main.interval;
+    let name = metric_name(main);
+    format!("{name} {:.4} (95 % interval {low:.4} to {high:.4}) on {} cases of `{golden}`", main.value, all.n_cases)
+}
+
+fn metric_rows(summary: &Summary) -> impl Iterator<Item = MetricRow> {
+    summary.metrics.iter().enumerate().map(|(idx, measured)| MetricRow {
+        cases: summary.slice.clone().unwrap_or_else(|| "all".to_owned()),
+        whole: summary.slice.is_none(),
+        first: idx == 0,
+        n_cases: summary.n_cases,
+        metric: metric_name(measured),
+        value: format!("{:.4}", measured.value),
+        interval: format!("{:.4} to {:.4}", measured.interval[0], measured.interval[1]),
+    })
+}
+
+fn facts(results: &Results) -> Vec<Fact> {
+    let (set, latency) = (&results.golden_set, results.latency());
+    let percentiles =
+        format!("p50 {:.1} ms, p90 {:.1} ms, p99 {:.1} ms", latency.p50_ms, latency.p90_ms, latency.p99_ms);
+    vec![
+        fact("package", results.package.to_string()),
+        fact("golden set", format!("{} ({} cases), {}", set.name, set.n_cases, set.digest)),
+        fact("numerics", &results.numerics_id),
+        fact("answers", results.checked.in_words()),
+        fact("latency", format!("{percentiles}; {:.0} inputs/s in batches", results.speed.inputs_per_s)),
+        fact("measured", latency.measured),
+    ]
+}
+
+fn worst_first(observed: &Observed) -> &'static str {
+    match observed {
+        Observed::Classes(_) => "Wrong answers, that with the lowest score of the right label first.",
+        Observed::Similarities(_) => "Pairs whose rank among all pairs is furthest from the one people gave it.",
+        Observed::Rankings(_) => "Queries whose most relevant document comes last.",
+        Observed::Triplets(_) => "Triplets whose negative text is closest beside the positive one.",
+        Observed::Numbers(_) => "The largest errors.",
+        Observed::Texts(_) => "Texts that equal no reference.",
+    }
+}
+
+/// The cases by how badly they were answered, worst first; those that are right are left out.
+fn worst(observed: &Observed, results: &Results) -> Vec<usize> {
+    let mut order: Vec<(f64, usize)> = match observed {
+        Observed::Classes(classes) => {
+            let wrong = (0..results.cases.len()).filter(|&idx| classes.expected()[idx] != classes.predicted()[idx]);
+            let scores: Vec<Vec<f64>> = (0..classes.labels().len()).map(|label| classes.scores_of(label)).collect();
+            wrong.map(|idx| (-scores[classes.expected()[idx]][idx], idx)).collect()
+        }
+        Observed::Similarities(pairs) => {
+            let (human, model) = (ranks(&pairs.expected), ranks(&pairs.predicted));
+            (0..human.len()).map(|idx| (human[idx].abs_diff(model[idx]) as f64, idx)).collect()
+        }
+        Observed::Rankings(rankings) => {
+            let rank = |idx: usize| rankings.best_rank(idx).filter(|&rank| rank > 1);
+            (0..rankings.n_cases()).filter_map(|idx| Some((rank(idx)? as f64, idx))).collect()
+        }
+        Observed::Triplets(triplets) => {
+            let lead = triplets.similarities().iter().map(|[positive, negative]| negative - positive);
+            lead.zip(0..).filter(|(lead, _)| *lead >= 0.0).collect()
+        }
+        Observed::Numbers(numbers) => {
+            let errors = numbers.expected().iter().zip(numbers.predicted());
+            errors.map(|(expected, predicted)| (expected - predicted).abs()).zip(0..).collect()
+        }
+        Observed::Texts(texts) => {
+            let wrong = texts.right().into_iter().enumerate().filter(|(_, right)| !right);
+            wrong.map(|(idx, _)| (0.0, idx)).collect()
+        }
+    };
+    order.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+    order.into_iter().map(|(_, idx)| idx).collect()
+}
+
+fn ranks(values: &[f64]) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..values.len()).collect();
+    order.sort_by(|&a, &b| values[a].total_cmp(&values[b]));
+    let mut ranks = vec![0; values.len()];
+    order.into_iter().enumerate().for_each(|(rank, idx)| ranks[idx] = rank);
+    ranks
+}
+
+fn worst_case(results: &Results, golden: &GoldenSet, observed: &Observed, idx: usize) -> WorstCase {
+    let GoldenCase { case, input, .. } = &golden.cases[idx];
+    WorstCase {
+        case: case.id.clone(),
+        slices: case.slices.clone(),
+        must_pass: case.must_pass,
+        input: asked(input, MOST_CHARS),
+        expected: right_answer(&case.expected, input),
+        answered: in_words(results, golden, observed, idx),
+    }
+}
+
+/// The right answer: of a ranking a most relevant document itself.
+fn right_answer(expected: &Expected, input: &GoldenInput) -> String {
+    let (Expected::Relevances(relevances), GoldenInput::Ranking { documents, .. }) = (expected, input) else {
+        return wanted(expected);
+    };
+    let most = (0..relevances.len()).rev().max_by_key(|&idx| relevances[idx]);
+    let document = most.and_then(|idx| documents.get(idx)).map_or("", String::as_str);
+    format!("{}: {}", wanted(expected), text(document, MOST_CHARS))
+}

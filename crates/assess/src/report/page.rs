@@ -1,0 +1,107 @@
+//! HTML and Markdown from templates. Every value is escaped unless a template says otherwise, which only drawn charts do.
+
+use std::fmt;
+
+use base64::prelude::{BASE64_STANDARD, Engine as _};
+use minijinja::syntax::SyntaxConfig;
+use minijinja::{AutoEscape, Environment, Output, State, Value, context, escape_formatter};
+use serde::Serialize;
+use sha2::{Digest as _, Sha256};
+
+use super::gate::word;
+use super::shown::MOST_CHARS;
+use super::{Chart, EvalReport, GateReport, ReportError, one_line};
+
+const STYLE: &str = include_str!("templates/style.css");
+const MARKDOWN: &str = "markdown";
+
+const TEMPLATES: [(&str, &str); 6] = [
+    ("base.html", include_str!("templates/base.html")),
+    ("parts.html", include_str!("templates/parts.html")),
+    ("gate.html", include_str!("templates/gate.html")),
+    ("eval.html", include_str!("templates/eval.html")),
+    ("gate.md", include_str!("templates/gate.md")),
+    ("eval.md", include_str!("templates/eval.md")),
+];
+
+/// A page that needs nothing but itself: no script, and a policy that lets a browser load nothing.
+pub fn gate_html(report: &GateReport, charts: &[Chart]) -> Result<String, ReportError> {
+    render(
+        "gate.html",
+        context! { report => of(report), charts => of(&charts), word => word(report.outcome), ..style()? },
+    )
+}
+
+/// The same of an evaluation.
+pub fn eval_html(report: &EvalReport, charts: &[Chart]) -> Result<String, ReportError> {
+    render("eval.html", context! { report => of(report), charts => of(&charts), ..style()? })
+}
+
+/// GitHub's Markdown, in which no text of a case is markup.
+pub fn gate_markdown(report: &GateReport) -> Result<String, ReportError> {
+    render("gate.md", context! { report => of(report) })
+}
+
+/// The same of an evaluation.
+pub fn eval_markdown(report: &EvalReport) -> Result<String, ReportError> {
+    render("eval.md", context! { report => of(report) })
+}
+
+fn of(value: &impl Serialize) -> Value {
+    Value::from(minijinja::value::Serde(value))
+}
+
+/// The style and the digest by which the page's policy knows it.
+fn style() -> Result<Value, ReportError> {
+    let style_hash = format!("sha256-{}", BASE64_STANDARD.encode(Sha256::digest(STYLE)));
+    Ok(context! { style => STYLE, style_hash })
+}
+
+fn render(name: &str, values: Value) -> Result<String, ReportError> {
+    let mut environment = Environment::new();
+    environment.set_undefined_behavior(minijinja::UndefinedBehavior::Strict);
+    environment
+        .set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).keep_trailing_newline(true).build()?);
+    environment.set_auto_escape_callback(|name| match name.ends_with(".md") {
+        true => AutoEscape::Custom(MARKDOWN.into()),
+        false => AutoEscape::Html,
+    });
+    environment.set_formatter(format_value);
+    for (name, source) in TEMPLATES {
+        environment.add_template(name, source)?;
+    }
+    Ok(environment.get_template(name)?.render(values)?)
+}
+
+fn format_value(out: &mut Output<'_>, state: &mut State<'_, '_>, value: &Value) -> Result<(), minijinja::Error> {
+    if *state.auto_escape() != AutoEscape::Custom(MARKDOWN.into()) {
+        return escape_formatter(out, state, value);
+    }
+    write_markdown(out, &one_line(&value.to_string(), MOST_CHARS)).map_err(minijinja::Error::from)
+}
+
+/// Writes a line so that Markdown shows it as it is, whatever stands in it.
+fn write_markdown(out: &mut impl fmt::Write, line: &str) -> fmt::Result {
+    let mut chars = line.chars().peekable();
+    let mut before = ' ';
+    while let Some(c) = chars.next() {
+        let is_markup = match c {
+            '\\' | '`' | '*' | '_' | '[' | ']' | '#' | '!' | '|' | '~' | '$' => true,
+            // An address, which would become a link, or a short code, which would become a picture.
+            ':' => chars.peek().is_some_and(|&next| next != ' '),
+            '.' => matches!(before, 'w' | 'W'),
+            _ => false,
+        };
+        match c {
+            '<' => out.write_str("&lt;")?,
+            '>' => out.write_str("&gt;")?,
+            '&' => out.write_str("&amp;")?,
+            // GitHub looks for people in the finished page, where a backslash is gone: a word joiner stays.
+            '@' => out.write_str("@\u{2060}")?,
+            c if is_markup => write!(out, "\\{c}")?,
+            c => out.write_char(c)?,
+        }
+        before = c;
+    }
+    Ok(())
+}
