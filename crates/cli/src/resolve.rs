@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use anyhow::{Context as _, bail};
-use highroad_package::signing::Signature;
 use highroad_package::{Digest, MANIFEST, Package, PackageError, Reference, Store, VerifiedPackage};
 
 use crate::tracking::{self, TrackingArgs};
@@ -90,9 +89,7 @@ impl Target {
         let store = home.store()?;
         let resolved = self.find_in(&store)?;
         if resolved.origin == Origin::Directory {
-            let (digest, dir) = (resolved.package.digest(), resolved.package.dir());
-            let beside: Vec<Signature> = Signature::beside(dir)?.into_iter().collect();
-            store.admit(&digest, resolved.package.manifest(), &beside)?;
+            store.admit_directory(&resolved.package)?;
         }
         Ok(resolved)
     }

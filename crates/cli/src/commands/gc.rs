@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::push::print;
 use crate::resolve::Home;
+use crate::serving::PORTFOLIO;
 use crate::tracking::{self, TrackingArgs};
 
 /// `highroad gc`
@@ -134,8 +135,14 @@ fn digests_in(text: &str) -> impl Iterator<Item = Digest> {
     text.match_indices("sha256:").filter_map(|(at, _)| text.get(at..at + "sha256:".len() + 64)?.parse().ok())
 }
 
-/// Packages that a server of this home has served: each leaves an attestation.
+/// Packages that a server of this home has served, each of which leaves an attestation, and those that the portfolio pins.
 fn note_deployments(home: &Home, reasons: &mut Reasons) -> anyhow::Result<()> {
+    if Path::new(PORTFOLIO).exists() {
+        let text = std::fs::read_to_string(PORTFOLIO).with_context(|| format!("cannot read `{PORTFOLIO}`"))?;
+        for package in digests_in(&text) {
+            reasons.entry(package).or_default().insert(PORTFOLIO.to_owned());
+        }
+    }
     let dir = home.path().join("attestations");
     for name in names(&dir).with_context(|| format!("cannot read `{}`", dir.display()))? {
         if let Ok(package) = format!("sha256:{name}").parse() {

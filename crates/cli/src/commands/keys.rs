@@ -32,7 +32,7 @@ enum What {
 
 #[derive(clap::Args)]
 struct Generate {
-    /// The private key's file; it must not exist.
+    /// The private key's file; neither it nor FILE.pub may exist.
     #[arg(default_value = "highroad.key")]
     file: PathBuf,
     /// `ed25519`, or `ecdsa-p256`, which the OpenSSF's `model_signing verify key` can check too.
@@ -80,9 +80,10 @@ impl Args {
 
 impl Generate {
     fn run(self) -> anyhow::Result<ExitCode> {
+        let public = PathBuf::from(format!("{}.pub", self.file.display()));
+        anyhow::ensure!(!public.exists(), "`{}` exists", public.display());
         let key = SigningKey::generate(self.algorithm)?;
         key.write_new(&self.file)?;
-        let public = PathBuf::from(format!("{}.pub", self.file.display()));
         std::fs::write(&public, key.public().to_pem())
             .with_context(|| format!("cannot write `{}`", public.display()))?;
         show(&key.public(), self.json);

@@ -22,7 +22,7 @@ impl Args {
     pub fn run(self) -> anyhow::Result<ExitCode> {
         let home = Home::find();
         if !Remote::is_address(&self.from) {
-            return self.from_registry(&home);
+            return self.pull_version(&home);
         }
         let (remote, store) = (Remote::source(&self.from)?, home.store()?);
         let (bar, progress) = crate::progress::transfer("fetching");
@@ -45,7 +45,7 @@ impl Args {
         Ok(ExitCode::SUCCESS)
     }
 
-    fn from_registry(&self, home: &Home) -> anyhow::Result<ExitCode> {
+    fn pull_version(&self, home: &Home) -> anyhow::Result<ExitCode> {
         let target: Target = self.from.parse().unwrap_or_else(|never| match never {});
         let package = target.resolve(home)?.package;
         let (digest, name) = (package.digest(), &package.manifest().name);
