@@ -7,6 +7,7 @@ pub mod eval;
 pub mod export;
 pub mod gate;
 pub mod inspect;
+pub mod load;
 pub mod new;
 pub mod ops;
 pub mod pack;

@@ -65,6 +65,8 @@ enum Command {
     Eval(commands::eval::Args),
     /// Judge a candidate against a baseline, case by case: pass 0, fail 1, too few cases to tell 3.
     Gate(commands::gate::Args),
+    /// Load a package as the [traffic] of gates.toml declares: latency, throughput, memory and cost.
+    Load(commands::load::Args),
     /// Move an alias of a registered model to a version that its gate admits.
     Promote(commands::promote::Args),
     /// Put a package and its verdicts into the registry as a model version.
@@ -105,6 +107,7 @@ fn main() -> ExitCode {
         Command::Pack(args) => args.run(),
         Command::Eval(args) => args.run(),
         Command::Gate(args) => args.run(),
+        Command::Load(args) => args.run(),
         Command::Promote(args) => args.run(),
         Command::Push(args) => args.run(),
         Command::Rollback(args) => args.run(),

@@ -103,8 +103,9 @@ pub fn decide(gates: &Gates, comparison: &Comparison<'_>) -> Result<Decision, Ga
         Side::Package(_) => judge.compare_with_package(&mut checks)?,
         Side::Trivial => judge.compare_with_trivial(&mut checks)?,
     }
-    for rule in &gates.latency {
-        checks.push(latency(rule, comparison.latencies_ms, gates.alpha)?);
+    // At declared traffic latency is judged by `judge_load`.
+    for rule in gates.latency.iter().filter(|_| gates.traffic.is_none()) {
+        checks.extend(latency(rule, comparison.latencies_ms, gates.alpha)?);
     }
     let flips = match comparison.baseline {
         Side::Package(_) => flips(&judge),
@@ -115,6 +116,13 @@ pub fn decide(gates: &Gates, comparison: &Comparison<'_>) -> Result<Decision, Ga
 }
 
 impl Decision {
+    /// The decision with `more` checks, such as those of a load test.
+    pub fn with_checks(mut self, more: Vec<CheckResult>) -> Self {
+        self.checks.extend(more);
+        let outcome = outcome(&self.checks, &self.flips, &self.waivers);
+        Self { outcome, ..self }
+    }
+
     /// The decision once named persons accept regressions. It passes if every regression is accepted; a waiver with an
     /// empty case accepts a golden set that is too small although nothing regressed.
     pub fn accept(self, waivers: Vec<Waiver>) -> Result<Self, WaiverError> {
@@ -521,7 +529,7 @@ fn half_width([low, high]: [f64; 2]) -> f64 {
     (high - low) / 2.0
 }
 
-fn three_way(holds: bool, breaks: bool) -> Outcome {
+pub(crate) fn three_way(holds: bool, breaks: bool) -> Outcome {
     match (holds, breaks) {
         (true, _) => Outcome::Pass,
         (_, true) => Outcome::Fail,
@@ -555,7 +563,8 @@ fn must_pass(judge: &Judge<'_>) -> Option<CheckResult> {
     })
 }
 
-fn latency(rule: &LatencyRule, latencies_ms: &[f64], alpha: f64) -> Result<CheckResult, GateError> {
+fn latency(rule: &LatencyRule, latencies_ms: &[f64], alpha: f64) -> Result<Option<CheckResult>, GateError> {
+    let Some(max_ms) = rule.max_ms else { return Ok(None) };
     if latencies_ms.is_empty() {
         return Err(GateError::NoLatency);
     }
@@ -565,9 +574,9 @@ fn latency(rule: &LatencyRule, latencies_ms: &[f64], alpha: f64) -> Result<Check
     let [low, high] = quantile_interval(&sorted, share, 1.0 - 2.0 * alpha);
     let (value, n_cases) = (quantile(&sorted, share), sorted.len());
     let limits = [low.max(sorted[0]), high.min(sorted[n_cases - 1])];
-    Ok(CheckResult {
-        rule: format!("latency p{}: at most {:.1} ms", rule.percentile, rule.max_ms),
-        outcome: three_way(high <= rule.max_ms, low > rule.max_ms),
+    Ok(Some(CheckResult {
+        rule: format!("latency p{}: at most {:.1} ms", rule.percentile, max_ms),
+        outcome: three_way(high <= max_ms, low > max_ms),
         n_cases,
         candidate: value,
         baseline: None,
@@ -583,7 +592,7 @@ fn latency(rule: &LatencyRule, latencies_ms: &[f64], alpha: f64) -> Result<Check
             if low.is_finite() { format!("{low:.1}") } else { "no lower bound".to_owned() },
             if high.is_finite() { format!("{high:.1} ms") } else { "no upper bound, from so few cases".to_owned() },
         ),
-    })
+    }))
 }
 
 fn flips(judge: &Judge<'_>) -> Vec<Flip> {

@@ -1,4 +1,3 @@
-use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -9,6 +8,7 @@ use highroad_package::{Digest, VerifiedPackage};
 use jiff::{SignedDuration, Timestamp};
 
 use super::eval::{asked, assess, new_table, print_json, read, read_golden, shorten};
+use super::load::{Files, under_load};
 use crate::resolve::{Home, Resolved, Target};
 use crate::standard::Standard;
 use crate::tracking;
@@ -21,12 +21,8 @@ pub struct Args {
     /// What it must not be worse than: a package like the candidate, or `trivial` for a first version.
     #[arg(long, value_name = "PACKAGE|trivial")]
     baseline: Target,
-    /// The golden set (JSONL); the one of highroad.toml unless told.
-    #[arg(long, value_name = "FILE")]
-    golden: Option<PathBuf>,
-    /// The rules; those of highroad.toml unless told, else gates.toml.
-    #[arg(long, value_name = "FILE")]
-    gates: Option<PathBuf>,
+    #[command(flatten)]
+    files: Files,
     /// Accept the regression of this case, where the golden set is too small to tell; may be given again.
     #[arg(long, value_name = "CASE", requires_all = ["by", "why"])]
     accept: Vec<String>,
@@ -45,9 +41,6 @@ pub struct Args {
     /// Print the verdict as JSON.
     #[arg(long)]
     json: bool,
-    /// Threads; all cores unless told.
-    #[arg(long)]
-    threads: Option<NonZeroUsize>,
 }
 
 /// Exit code of a gate that cannot tell.
@@ -60,37 +53,29 @@ const TRIVIAL: &str = "trivial";
 
 impl Args {
     pub fn run(self) -> anyhow::Result<ExitCode> {
-        let path = self.gates_path()?;
-        let rules = read(&path)?;
-        let gates = parse_gates(&rules).with_context(|| format!("cannot use `{}`", path.display()))?;
-        let golden = read_golden(self.golden.as_deref())?;
+        let (rules, gates) = read_gates(self.files.gates.as_deref())?;
+        let golden = read_golden(self.files.golden.as_deref())?;
         let home = Home::find();
         let candidate = self.package.resolve(&home)?;
         let baseline = self.resolve_baseline(&home)?;
-        let of_candidate = assess(&candidate.package, &golden, self.threads, "candidate")?;
+        let of_candidate = assess(&candidate.package, &golden, self.files.threads, "candidate")?;
         let of_baseline = baseline.as_ref().map(|baseline| self.answers_of(&baseline.package, &golden)).transpose()?;
         let judged = Judged { golden: &golden, candidate: &of_candidate, baseline: of_baseline.as_ref() };
         let now = Timestamp::now();
-        let decision = self.accept(judge(&gates, &judged)?, now)?;
+        let sides = [Some(&candidate.package), baseline.as_ref().map(|baseline| &baseline.package)];
+        let (decision, traffic) = under_load(judge(&gates, &judged)?, &self.files, &gates, &golden, sides)?;
+        let decision = self.accept(decision, now)?;
         let signature = Signature {
             gates: Digest::of(&rules),
             baseline_reference: baseline.and_then(|baseline| baseline.reference).map(|name| name.to_string()),
             created_at: whole_seconds(now),
             created_by: self.by.clone().unwrap_or_else(tracking::whoami),
         };
-        let verdict = signature.bind(&judged, decision);
+        let verdict = Verdict { traffic, ..signature.bind(&judged, decision) };
         self.report(&verdict, &judged)?;
         let (digest, path) = keep(home.verdicts(), &of_candidate.package, &verdict)?;
         eprintln!("verdict {digest}\n{}", path.display());
         Ok(exit_code(verdict.outcome))
-    }
-
-    fn gates_path(&self) -> anyhow::Result<PathBuf> {
-        if let Some(path) = &self.gates {
-            return Ok(path.clone());
-        }
-        let standard = Standard::find(Path::new("."))?;
-        Ok(standard.map_or_else(|| "gates.toml".to_owned(), |standard| standard.evaluation.gates).into())
     }
 
     fn resolve_baseline(&self, home: &Home) -> anyhow::Result<Option<Resolved>> {
@@ -103,7 +88,7 @@ impl Args {
     }
 
     fn answers_of(&self, package: &VerifiedPackage, golden: &GoldenSet) -> anyhow::Result<Results> {
-        assess(package, golden, self.threads, "baseline ")
+        assess(package, golden, self.files.threads, "baseline ")
     }
 
     fn accept(&self, decision: Decision, now: Timestamp) -> anyhow::Result<Decision> {
@@ -128,6 +113,18 @@ impl Args {
             Ok(())
         }
     }
+}
+
+/// The rules at `told`, else those that `highroad.toml` of this directory names, else `gates.toml`; and their bytes.
+pub fn read_gates(told: Option<&Path>) -> anyhow::Result<(Vec<u8>, Gates)> {
+    let standard = || Standard::find(Path::new(".")).map(|found| found.map(|standard| standard.evaluation.gates));
+    let path: PathBuf = match told {
+        Some(path) => path.to_owned(),
+        None => standard()?.unwrap_or_else(|| "gates.toml".to_owned()).into(),
+    };
+    let bytes = read(&path)?;
+    let gates = parse_gates(&bytes).with_context(|| format!("cannot use `{}`", path.display()))?;
+    Ok((bytes, gates))
 }
 
 fn parse_gates(bytes: &[u8]) -> anyhow::Result<Gates> {
@@ -169,6 +166,10 @@ fn print_verdict(verdict: &Verdict, judged: &Judged<'_>) {
         if !facts.is_empty() {
             println!("      {facts}");
         }
+    }
+    if let Some(evidence) = &verdict.traffic {
+        println!();
+        super::load::print(evidence);
     }
     print_flips(&verdict.flips, judged.golden);
     for waiver in &verdict.waivers {
