@@ -120,11 +120,11 @@ pub fn load<S: Served>(
     let mut loads = [None, None];
     for (bench, load) in sides.iter().zip(&mut loads) {
         let Some(bench) = bench else { continue };
-        let saturated = bench.saturated(traffic, gates.seed)?;
+        let (saturated, cpus_used) = bench.saturated(traffic, gates.seed)?;
         let beyond =
             capacity(gates, &saturated, gates.alpha).is_some_and(|most| most.interval[1] < traffic.requests_per_s);
         let at_rate = if beyond { AtRate::NotTried } else { AtRate::Steady(Vec::new()) };
-        *load = Some(Load { saturated, at_rate });
+        *load = Some(Load { saturated, cpus_used, at_rate });
         step();
     }
     for (pair, order) in pair_orders(traffic.blocks, gates.seed).into_iter().enumerate() {
@@ -145,7 +145,7 @@ pub fn saturate<S: Served>(
     (served, mix): (&S, &Mix),
     clock: &impl Clock,
 ) -> Result<Vec<BlockSaturated>, AssessError> {
-    Bench { served, mix, replicas, clock }.saturated(traffic, seed)
+    Ok(Bench { served, mix, replicas, clock }.saturated(traffic, seed)?.0)
 }
 
 /// One package on the bench.
@@ -197,9 +197,9 @@ impl<S: Served, C: Clock> Bench<'_, S, C> {
         }))
     }
 
-    /// Something always waits, for `saturated_s`.
-    fn saturated(&self, traffic: &Traffic, seed: u64) -> Result<Vec<BlockSaturated>, AssessError> {
-        let start = self.clock.now();
+    /// Something always waits, for `saturated_s`; with the CPUs that were busy, the warm-up included.
+    fn saturated(&self, traffic: &Traffic, seed: u64) -> Result<(Vec<BlockSaturated>, f64), AssessError> {
+        let (start, cpu) = (self.clock.now(), self.clock.cpu());
         let deadline = start + Duration::from_secs_f64(traffic.warm_up_s + traffic.saturated_s);
         let room = SATURATED_BATCHES * self.replicas.replicas.get() * self.replicas.batch_tokens.get();
         let (line, mut draw) = (Line::new(None), RequestDraw::new(&self.mix.weights, seed));
@@ -215,7 +215,9 @@ impl<S: Served, C: Clock> Bench<'_, S, C> {
             Ok(())
         })?;
         let warm_up = start + Duration::from_secs_f64(traffic.warm_up_s);
-        Ok(consecutive(&line.into_state().batches, warm_up, traffic.blocks))
+        let took = self.clock.now().saturating_sub(start);
+        let cpus_used = self.clock.cpu().saturating_sub(cpu).as_secs_f64() / took.as_secs_f64().max(f64::MIN_POSITIVE);
+        Ok((consecutive(&line.into_state().batches, warm_up, traffic.blocks), cpus_used))
     }
 
     /// Runs the replicas while `feed` feeds their line; returns when it is empty or has ended.
@@ -617,7 +619,9 @@ mod tests {
         let loads = load(&gates, traffic, replicas(3), sides, &clock, |done, all| steps.push((done, all))).unwrap();
         assert_eq!((steps.len(), *steps.last().unwrap()), (14, (14, 14)));
         let blocks = loads.map(|load| match load.unwrap() {
-            Load { at_rate: AtRate::Steady(blocks), saturated } => {
+            Load { at_rate: AtRate::Steady(blocks), saturated, cpus_used } => {
+                // The test's clock has half of its time as CPU time.
+                assert!((cpus_used - 0.5).abs() < 1e-6, "{cpus_used}");
                 assert_eq!(saturated.len(), 6);
                 blocks
             }

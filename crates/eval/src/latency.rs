@@ -35,6 +35,8 @@ pub struct Run {
 pub struct Load {
     /// Consecutive stretches in which something always waited.
     pub saturated: Vec<BlockSaturated>,
+    /// CPUs that the process kept busy meanwhile, on average.
+    pub cpus_used: f64,
     /// What became of the declared rate.
     pub at_rate: AtRate,
 }
@@ -115,6 +117,9 @@ pub struct LoadEvidence {
     /// Most requests a second, when something always waits; absent if too few batches ended to tell.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub requests_per_s: Option<Estimated>,
+    /// CPUs that the process kept busy meanwhile, on average: far below replicas times threads, the machine was busy with
+    /// something else, or the model has too little to do for its threads.
+    pub cpus_used: f64,
     /// Requests whose latency counts; 0 if the declared rate was not carried.
     pub n_requests: usize,
     /// Latency at the declared rate; empty if it was not carried.
@@ -219,6 +224,7 @@ impl Judge<'_> {
             blocks.iter().fold((0, 0), |(rows, batches), block| (rows + block.n_rows, batches + block.n_batches));
         LoadEvidence {
             requests_per_s: capacity(self.gates, &load.saturated, self.gates.alpha),
+            cpus_used: load.cpus_used,
             n_requests: pooled[0].n,
             latency_ms: match pooled[0].n {
                 0 => Vec::new(),

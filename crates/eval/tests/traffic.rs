@@ -39,7 +39,7 @@ fn steady(ms: f64, n: usize) -> AtRate {
 }
 
 fn loads(candidate: AtRate, baseline: Option<AtRate>) -> Loads {
-    let load = |at_rate| Load { saturated: saturated(100.0), at_rate };
+    let load = |at_rate| Load { saturated: saturated(100.0), cpus_used: 2.0, at_rate };
     Loads { run: run(), candidate: load(candidate), baseline: baseline.map(load), peak_rss_bytes: Vec::new() }
 }
 
@@ -147,6 +147,7 @@ fn cost_is_work_at_declared_prices_and_processes_for_the_peak() {
     let exact = Loads {
         candidate: Load {
             saturated: vec![BlockSaturated { n_requests: 50, seconds: 1.0 }; 10],
+            cpus_used: 2.0,
             at_rate: steady(10.0, 200),
         },
         peak_rss_bytes: vec![2 << 30],

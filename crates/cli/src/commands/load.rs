@@ -224,7 +224,9 @@ fn side(load: &LoadEvidence) -> String {
         [] => "the rate was not carried".to_owned(),
         told => format!("{} over {} requests", percentiles(told, 1, " ms"), load.n_requests),
     };
-    let most = load.requests_per_s.map(|most| format!("at most {} requests/s", between(most, 1)));
+    let most = load
+        .requests_per_s
+        .map(|most| format!("at most {} requests/s, with {:.1} CPU(s) busy", between(most, 1), load.cpus_used));
     let cpu = load.cpu_s_per_request.map(|cpu_s| format!("{:.2} ms of CPU a request", cpu_s.value * 1e3));
     let rows = load.rows_per_batch.map(|rows| format!("{rows:.1} rows a batch"));
     [Some(latency), most, cpu, rows].into_iter().flatten().collect::<Vec<_>>().join("\n           ")
