@@ -34,6 +34,12 @@ pub enum AssessError {
     Golden(#[from] GoldenError),
     #[error("case `{case}`")]
     Task { case: String, source: TaskError },
+    #[error("a request under load failed")]
+    Load { source: TaskError },
+    #[error("[traffic] asks for rows of {tokens} tokens, and the model takes {max_tokens} at most")]
+    RowTooLong { tokens: usize, max_tokens: usize },
+    #[error("[traffic] asks for rows of {tokens} tokens, in which no word of the golden set fits")]
+    RowTooShort { tokens: usize },
     #[error(transparent)]
     Observed(#[from] ObservedError),
     #[error(transparent)]

@@ -4,6 +4,8 @@ mod error;
 mod files;
 mod golden;
 mod kept;
+mod load;
+mod mix;
 pub mod report;
 mod results;
 mod run;
@@ -16,6 +18,8 @@ pub use golden::{
     Message, SliceError, Training, add, alike_by_meaning, coverage, diff, edit, in_words, leaks, lint,
 };
 pub use kept::KeptAnswers;
+pub use load::{Clock, Replicas, Served, SystemClock, load, saturate};
+pub use mix::Mix;
 pub use results::{CaseAnswer, Checked, Results, Speed, Value, answers_digest};
 pub use run::{Model, RunOptions, Stage, Truncated, run};
 pub use verdict::{Judged, Signature, judge, keep};

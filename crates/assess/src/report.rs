@@ -8,6 +8,7 @@ mod github;
 mod junit;
 mod page;
 mod shown;
+mod traffic;
 
 use highroad_eval::{Expected, Observed};
 use serde::Serialize;
@@ -19,6 +20,7 @@ pub use github::{Annotation, Level, MOST_SUMMARY_BYTES, annotations};
 pub use junit::{eval_junit, gate_junit};
 pub use page::{eval_html, eval_markdown, gate_html, gate_markdown};
 pub use shown::{asked, in_words, one_line, text};
+pub use traffic::traffic_facts;
 
 use crate::{GoldenSet, Results};
 

@@ -311,7 +311,7 @@ impl<'a> Inputs<'a> {
 }
 
 /// The texts of a case that are embedded, each by itself.
-fn texts(input: &GoldenInput) -> impl Iterator<Item = &str> {
+pub(crate) fn texts(input: &GoldenInput) -> impl Iterator<Item = &str> {
     let (first, more): (&[String], &[String]) = match input {
         GoldenInput::One(_) | GoldenInput::Prompt(_) => (&[], &[]),
         GoldenInput::Pair(texts) => (texts, &[]),

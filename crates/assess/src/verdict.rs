@@ -70,6 +70,7 @@ impl Signature {
             flips,
             waivers,
             latency: Some(judged.candidate.latency()),
+            traffic: None,
             created_at: self.created_at,
             created_by: self.created_by,
         }

@@ -10,6 +10,7 @@ pub mod gc;
 pub mod golden;
 pub mod inspect;
 pub mod keys;
+pub mod load;
 pub mod new;
 pub mod ops;
 pub mod pack;

@@ -73,6 +73,8 @@ enum Command {
     Gate(commands::gate::Command),
     /// Keep golden sets: bless what a person answers for, find duplicates and leaks, add, edit and compare cases.
     Golden(commands::golden::Args),
+    /// Load a package as the [traffic] of gates.toml declares: latency, throughput, memory and cost.
+    Load(commands::load::Args),
     /// Move an alias of a registered model to a version that its gate admits.
     Promote(commands::promote::Args),
     /// Put a package and its verdicts into the registry as a model version, or send it to an OCI registry, a bucket or a folder.
@@ -120,6 +122,7 @@ fn main() -> ExitCode {
         Command::Eval(args) => args.run(),
         Command::Gate(args) => args.run(),
         Command::Golden(args) => args.run(),
+        Command::Load(args) => args.run(),
         Command::Promote(args) => args.run(),
         Command::Push(args) => args.run(),
         Command::Pull(args) => args.run(),

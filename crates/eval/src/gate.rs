@@ -122,8 +122,9 @@ pub(crate) fn decide_again(gates: &Gates, comparison: &Comparison<'_>, known: &E
         Side::Package(_) => judge.compare_with_package(&mut checks)?,
         Side::Trivial => judge.compare_with_trivial(&mut checks)?,
     }
-    for rule in &gates.latency {
-        checks.push(latency(rule, comparison.latencies_ms, gates.alpha)?);
+    // At declared traffic latency is judged by `judge_load`.
+    for rule in gates.latency.iter().filter(|_| gates.traffic.is_none()) {
+        checks.extend(latency(rule, comparison.latencies_ms, gates.alpha)?);
     }
     let flips = match comparison.baseline {
         Side::Package(_) => flips(&judge),
@@ -134,6 +135,13 @@ pub(crate) fn decide_again(gates: &Gates, comparison: &Comparison<'_>, known: &E
 }
 
 impl Decision {
+    /// The decision with `more` checks, such as those of a load test.
+    pub fn with_checks(mut self, more: Vec<CheckResult>) -> Self {
+        self.checks.extend(more);
+        let outcome = outcome(&self.checks, &self.flips, &self.waivers);
+        Self { outcome, ..self }
+    }
+
     /// The decision once named persons accept regressions. It passes if every regression is accepted; a waiver with an
     /// empty case accepts a golden set that is too small although nothing regressed.
     pub fn accept(self, waivers: Vec<Waiver>) -> Result<Self, WaiverError> {
@@ -633,7 +641,7 @@ fn limit_power_note(metric: Metric, found: Option<f64>, n_cases: usize, power: f
     }
 }
 
-fn three_way(holds: bool, breaks: bool) -> Outcome {
+pub(crate) fn three_way(holds: bool, breaks: bool) -> Outcome {
     match (holds, breaks) {
         (true, _) => Outcome::Pass,
         (_, true) => Outcome::Fail,
@@ -669,7 +677,8 @@ fn must_pass(judge: &Judge<'_>) -> Option<CheckResult> {
     })
 }
 
-fn latency(rule: &LatencyRule, latencies_ms: &[f64], alpha: f64) -> Result<CheckResult, GateError> {
+fn latency(rule: &LatencyRule, latencies_ms: &[f64], alpha: f64) -> Result<Option<CheckResult>, GateError> {
+    let Some(max_ms) = rule.max_ms else { return Ok(None) };
     if latencies_ms.is_empty() {
         return Err(GateError::NoLatency);
     }
@@ -679,9 +688,9 @@ fn latency(rule: &LatencyRule, latencies_ms: &[f64], alpha: f64) -> Result<Check
     let [low, high] = quantile_interval(&sorted, share, 1.0 - 2.0 * alpha);
     let (value, n_cases) = (quantile(&sorted, share), sorted.len());
     let limits = [low.max(sorted[0]), high.min(sorted[n_cases - 1])];
-    Ok(CheckResult {
-        rule: format!("latency p{}: at most {:.1} ms", rule.percentile, rule.max_ms),
-        outcome: three_way(high <= rule.max_ms, low > rule.max_ms),
+    Ok(Some(CheckResult {
+        rule: format!("latency p{}: at most {:.1} ms", rule.percentile, max_ms),
+        outcome: three_way(high <= max_ms, low > max_ms),
         n_cases,
         candidate: value,
         baseline: None,
@@ -699,7 +708,7 @@ fn latency(rule: &LatencyRule, latencies_ms: &[f64], alpha: f64) -> Result<Check
             if low.is_finite() { format!("{low:.1}") } else { "no lower bound".to_owned() },
             if high.is_finite() { format!("{high:.1} ms") } else { "no upper bound, from so few cases".to_owned() },
         ),
-    })
+    }))
 }
 
 fn flips(judge: &Judge<'_>) -> Vec<Flip> {

@@ -2,9 +2,11 @@
 
 mod about;
 mod bootstrap;
+mod cost;
 mod curves;
 mod gate;
 mod interval;
+mod latency;
 mod metric;
 mod multiplicity;
 mod numbers;
@@ -19,13 +21,19 @@ mod sequential;
 mod summary;
 mod text;
 mod texts;
+mod traffic;
 mod verdict;
 
 pub use about::{About, Costs, Parameter, ParameterError, Pattern, Schema};
 pub use bootstrap::{Bootstrap, Resamples, Units};
+pub use cost::{CostEvidence, HOURS_A_MONTH};
 pub use curves::{CurvePoint, ReliabilityBin, precision_recall_curve, reliability, roc_curve, thin};
 pub use gate::{Comparison, Decision, GateError, Side, WaiverError, decide};
 pub use interval::{clopper_pearson, fisher_z, quantile, quantile_interval, wilson};
+pub use latency::{
+    AtRate, BlockAtRate, BlockSaturated, Estimated, Load, LoadEvidence, Loads, Percentile, Run, TrafficEvidence,
+    capacity, judge_load,
+};
 pub use metric::{Metric, MetricError, Statistic, UnknownMetric};
 pub use multiplicity::{benjamini_hochberg, holm};
 pub use numbers::{Numbers, Triplets};
@@ -39,6 +47,10 @@ pub use selftest::{BrokenTest, Fault, Kept, Models, Promise, RuleTest, SelfTest,
 pub use sequential::{Sequential, SequentialError, SequentialFlips};
 pub use summary::{Measured, Method, Summary, summarise};
 pub use texts::{Generated, Likelihood, Texts};
+pub use traffic::{
+    Arrival, CostRule, GoldenMix, LengthShare, Lengths, Loaded, MemoryRule, RequestDraw, ThroughputRule, Traffic,
+    pair_orders, poisson_arrivals,
+};
 pub use verdict::{
     Baseline, CheckResult, Evidence, Flip, GoldenSet, Latency, Outcome, Refusal, Test, Verdict, Waiver, outcome,
 };

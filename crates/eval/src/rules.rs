@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{About, Costs, Metric, Pattern, Schema};
+use crate::{About, CostRule, Costs, MemoryRule, Metric, Pattern, Schema, ThroughputRule, Traffic};
 
 /// The rules of `gates.toml`, checked: every number is in its range and every rule decides something.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -17,11 +17,19 @@ pub struct Gates {
     pub seed: u64,
     /// What must hold.
     pub rules: Vec<Rule>,
-    /// Limits on service time.
+    /// Limits on service time: of single inputs, or at the declared traffic where there is one.
     pub latency: Vec<LatencyRule>,
     /// Slices that are not written in the cases: an expression by the slice's name. Whoever reads the golden set applies them.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub slices: BTreeMap<String, String>,
+    /// The traffic that what follows is judged at.
+    pub traffic: Option<Traffic>,
+    /// What a process must answer at most load.
+    pub throughput: Option<ThroughputRule>,
+    /// What a process may hold.
+    pub memory: Option<MemoryRule>,
+    /// What serving may cost.
+    pub cost: Option<CostRule>,
 }
 
 /// One metric on all cases or one slice, with a margin against the baseline, an absolute limit, or both.
@@ -60,14 +68,18 @@ pub struct Rule {
     pub discordant: Option<f64>,
 }
 
-/// A limit on a percentile of the service time of single cases.
+/// A limit on a percentile of the time from asking to answer: of single cases, or of requests at the declared traffic.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LatencyRule {
     /// Between 1 and 99.
     pub percentile: u8,
     /// The largest acceptable value.
-    pub max_ms: f64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_ms: Option<f64>,
+    /// The largest acceptable ratio to the baseline's, at the declared traffic.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_ratio: Option<f64>,
 }
 
 /// `gates.toml` is not usable.
@@ -83,6 +95,10 @@ pub enum GatesError {
     NoRules,
     #[error("rule {number} ({metric}): {problem}")]
     Rule { number: usize, metric: Metric, problem: String },
+    #[error("[[latency]] {number}: needs a `max_ms` or a `max_ratio`")]
+    NoLatencyLimit { number: usize },
+    #[error("{0} needs [traffic], which says what is asked, how often, and of how many threads")]
+    NoTraffic(&'static str),
 }
 
 #[derive(Deserialize)]
@@ -102,6 +118,10 @@ struct File {
     latency: Vec<LatencyRule>,
     #[serde(default, rename = "slice")]
     slices: BTreeMap<String, String>,
+    traffic: Option<Traffic>,
+    throughput: Option<ThroughputRule>,
+    memory: Option<MemoryRule>,
+    cost: Option<CostRule>,
 }
 
 fn default_alpha() -> f64 {
@@ -123,7 +143,8 @@ fn default_seed() -> u64 {
 impl Gates {
     /// Reads the text of a `gates.toml`.
     pub fn parse(text: &str) -> Result<Self, GatesError> {
-        let File { alpha, power, resamples, seed, rules, latency, slices } = toml::from_str(text)?;
+        let File { alpha, power, resamples, seed, rules, latency, slices, traffic, throughput, memory, cost } =
+            toml::from_str(text)?;
         in_range("alpha", alpha, 0.0001..=0.2, "0.0001 to 0.2")?;
         in_range("power", power, 0.5..=0.999, "0.5 to 0.999")?;
         in_range("resamples", resamples as f64, 10_000.0..=1_000_000.0, "10000 to 1000000")?;
@@ -131,8 +152,32 @@ impl Gates {
             return Err(GatesError::NoRules);
         }
         rules.iter().enumerate().try_for_each(|(idx, rule)| rule.check(idx + 1))?;
-        latency.iter().try_for_each(LatencyRule::check)?;
-        Ok(Self { alpha, power, resamples, seed, rules, latency, slices })
+        latency.iter().enumerate().try_for_each(|(idx, rule)| rule.check(idx + 1))?;
+        let gates = Self { alpha, power, resamples, seed, rules, latency, slices, traffic, throughput, memory, cost };
+        gates.check_traffic()?;
+        Ok(gates)
+    }
+
+    fn check_traffic(&self) -> Result<(), GatesError> {
+        self.throughput.as_ref().map_or(Ok(()), ThroughputRule::check)?;
+        self.memory.as_ref().map_or(Ok(()), MemoryRule::check)?;
+        self.cost.as_ref().map_or(Ok(()), CostRule::check)?;
+        let of_traffic = [
+            ("`max_ratio`", self.compares_latency()),
+            ("[throughput]", self.throughput.is_some()),
+            ("[memory]", self.memory.is_some()),
+            ("[cost]", self.cost.is_some()),
+        ];
+        match (&self.traffic, of_traffic.into_iter().find(|(_, is_there)| *is_there)) {
+            (Some(traffic), _) => traffic.check(),
+            (None, Some((what, _))) => Err(GatesError::NoTraffic(what)),
+            (None, None) => Ok(()),
+        }
+    }
+
+    /// Whether some rule compares the latency with the baseline's, so that both are loaded.
+    pub fn compares_latency(&self) -> bool {
+        self.latency.iter().any(|rule| rule.max_ratio.is_some())
     }
 
     /// Whether some rule limits a value by itself, which a first version needs.
@@ -175,13 +220,18 @@ impl Rule {
 }
 
 impl LatencyRule {
-    fn check(&self) -> Result<(), GatesError> {
+    fn check(&self, number: usize) -> Result<(), GatesError> {
         in_range("percentile", f64::from(self.percentile), 1.0..=99.0, "1 to 99")?;
-        in_range("max_ms", self.max_ms, f64::MIN_POSITIVE..=f64::MAX, "a positive number")
+        if self.max_ms.is_none() && self.max_ratio.is_none() {
+            return Err(GatesError::NoLatencyLimit { number });
+        }
+        let limits = [("max_ms", self.max_ms), ("max_ratio", self.max_ratio)];
+        let mut limits = limits.into_iter().filter_map(|(key, value)| Some((key, value?)));
+        limits.try_for_each(|(key, value)| in_range(key, value, f64::MIN_POSITIVE..=f64::MAX, "a positive number"))
     }
 }
 
-fn in_range(
+pub(crate) fn in_range(
     key: &str,
     value: f64,
     range: std::ops::RangeInclusive<f64>,

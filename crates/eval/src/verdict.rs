@@ -2,6 +2,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::TrafficEvidence;
+
 /// What a gate decided about one package, and everything the decision rests on.
 ///
 /// Digests are written `sha256:…` and times as RFC 3339 in UTC, so that comparing text compares time.
@@ -36,6 +38,9 @@ pub struct Verdict {
     /// Candidate's service time per case as it was measured, where the gate has a latency rule.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub latency: Option<Latency>,
+    /// What was measured at the declared traffic, where the gate declares one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traffic: Option<TrafficEvidence>,
     /// When the gate ran.
     pub created_at: String,
     /// Who ran it.

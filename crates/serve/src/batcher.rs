@@ -1,16 +1,14 @@
 //! Dynamic batching: a bounded queue in front of worker threads that run one batch at a time.
 //!
 //! A worker takes a batch the moment it is idle, so a lone request never waits for company; batches form only while
-//! workers are busy. The batch is anchored at the request whose turn it is (requests take turns, so that one request with
-//! thousands of rows does not hold up the others) and filled with the waiting rows closest in length, as far as the token
-//! budget goes and padding stays cheap.
+//! workers are busy. Which rows a batch holds is `highroad_task::TurnQueue`'s to choose.
 
-use std::collections::VecDeque;
 use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use highroad_task::{TurnQueue, Waiting};
 use tokio::sync::oneshot;
 
 use crate::telemetry::BatchMetrics;
@@ -160,19 +158,18 @@ impl<E: Engine> Shared<E> {
             queue.give_up_rows(&self.metrics);
             if !queue.rows.is_empty() && queue.rows.len() + jobs.len() > self.limits.queue_rows.get() {
                 self.metrics.rejected.increment(1);
-                return Err(Overloaded { retry_after: queue.pace.time_for(queue.n_tokens()) });
+                return Err(Overloaded { retry_after: queue.pace.time_for(queue.rows.n_tokens()) });
             }
         }
-        let turn = queue.take_turn();
         let submitted = Instant::now();
-        let tickets = jobs
+        let (rows, tickets): (Vec<_>, _) = jobs
             .into_iter()
             .map(|job| {
                 let (reply, ticket) = oneshot::channel();
-                queue.rows.push_back(Row { job, turn, submitted, deadline, reply });
-                ticket
+                (Row { job, submitted, deadline, reply }, ticket)
             })
-            .collect();
+            .unzip();
+        queue.rows.push_request(rows);
         self.metrics.queue_rows.set(queue.rows.len() as f64);
         Ok(tickets)
     }
@@ -187,7 +184,7 @@ impl<E: Engine> Shared<E> {
         let mut queue = self.lock();
         loop {
             queue.give_up_rows(&self.metrics);
-            if let Some(batch) = queue.take_batch(self.limits.batch_tokens.get()) {
+            if let Some(batch) = queue.rows.take_batch(self.limits.batch_tokens.get()) {
                 self.metrics.queue_rows.set(queue.rows.len() as f64);
                 return Some(batch);
             }
@@ -240,10 +237,19 @@ fn padded_tokens<J: Job>(jobs: &[J]) -> usize {
 
 struct Row<E: Engine> {
     job: E::Job,
-    turn: u64,
     submitted: Instant,
     deadline: Option<Instant>,
     reply: Reply<E::Output, E::Error>,
+}
+
+impl<E: Engine> Waiting for Row<E> {
+    fn n_tokens(&self) -> usize {
+        self.job.n_tokens()
+    }
+
+    fn may_share(&self) -> bool {
+        self.job.sharing() == Sharing::WithOthers
+    }
 }
 
 impl<E: Engine> Row<E> {
@@ -254,92 +260,31 @@ impl<E: Engine> Row<E> {
 }
 
 struct Queue<E: Engine> {
-    rows: VecDeque<Row<E>>,
-    next_turn: u64,
+    rows: TurnQueue<Row<E>>,
     pace: Pace,
     closed: bool,
 }
 
 impl<E: Engine> Default for Queue<E> {
     fn default() -> Self {
-        Self { rows: VecDeque::new(), next_turn: 0, pace: Pace::default(), closed: false }
+        Self { rows: TurnQueue::default(), pace: Pace::default(), closed: false }
     }
 }
 
-// Padding that is always cheap: below this many tokens a batch costs mostly its fixed part.
-const CHEAP_PADDING_TOKENS: usize = 128;
-
 impl<E: Engine> Queue<E> {
-    fn take_turn(&mut self) -> u64 {
-        self.next_turn += 1;
-        self.next_turn
-    }
-
-    fn n_tokens(&self) -> usize {
-        self.rows.iter().map(|row| row.job.n_tokens()).sum()
-    }
-
     // Drops rows whose client left and rows past their deadline, before any work is spent on them.
     fn give_up_rows(&mut self, metrics: &BatchMetrics) {
         let now = Instant::now();
         let expired = |row: &Row<E>| row.deadline.is_some_and(|deadline| deadline <= now);
-        if !self.rows.iter().any(|row| row.reply.is_closed() || expired(row)) {
-            return;
-        }
-        for row in std::mem::take(&mut self.rows) {
+        for row in self.rows.take_out(|row| row.reply.is_closed() || expired(row)) {
             if row.reply.is_closed() {
                 metrics.cancelled.increment(1);
-            } else if expired(&row) {
+            } else {
                 metrics.expired.increment(1);
                 let _ = row.reply.send(Err(RowError::Expired));
-            } else {
-                self.rows.push_back(row);
             }
         }
     }
-
-    fn take_batch(&mut self, budget_tokens: usize) -> Option<Vec<Row<E>>> {
-        // Ties keep the order of submission: `min_by_key` returns the first.
-        let anchor_idx = (0..self.rows.len()).min_by_key(|&idx| self.rows[idx].turn)?;
-        let anchor_turn = self.rows[anchor_idx].turn;
-        let mut chosen = choose(&self.rows, anchor_idx, budget_tokens);
-        chosen.sort_unstable();
-        let mut batch = Vec::with_capacity(chosen.len());
-        for idx in chosen.into_iter().rev() {
-            batch.extend(self.rows.remove(idx));
-        }
-        batch.reverse();
-        // The request has had its turn; what is left of it queues up behind the others.
-        let turn = self.take_turn();
-        self.rows.iter_mut().filter(|row| row.turn == anchor_turn).for_each(|row| row.turn = turn);
-        Some(batch)
-    }
-}
-
-// The rows that run with the anchor: the closest in length first, while the padded batch fits the budget and padding
-// stays under a quarter of the real tokens.
-fn choose<E: Engine>(rows: &VecDeque<Row<E>>, anchor_idx: usize, budget_tokens: usize) -> Vec<usize> {
-    let anchor = &rows[anchor_idx].job;
-    if anchor.sharing() == Sharing::Alone {
-        return vec![anchor_idx];
-    }
-    let mut candidates: Vec<usize> =
-        (0..rows.len()).filter(|&idx| idx != anchor_idx && rows[idx].job.sharing() == Sharing::WithOthers).collect();
-    candidates.sort_by_key(|&idx| (rows[idx].job.n_tokens().abs_diff(anchor.n_tokens()), rows[idx].turn));
-    let (mut longest, mut real_tokens) = (anchor.n_tokens(), anchor.n_tokens());
-    let mut chosen = vec![anchor_idx];
-    for idx in candidates {
-        let n_tokens = rows[idx].job.n_tokens();
-        let padded = (chosen.len() + 1) * longest.max(n_tokens);
-        let padding = padded - (real_tokens + n_tokens);
-        if padded > budget_tokens || padding > CHEAP_PADDING_TOKENS.max((real_tokens + n_tokens) / 4) {
-            break;
-        }
-        chosen.push(idx);
-        longest = longest.max(n_tokens);
-        real_tokens += n_tokens;
-    }
-    chosen
 }
 
 // Recent tokens a second over all workers, as a moving average.

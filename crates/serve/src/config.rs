@@ -10,6 +10,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use highroad_package::{ParseReferenceError, Reference};
+use highroad_task::PredictorOptions;
 use serde::Deserialize;
 
 use crate::batcher::BatchLimits;
@@ -109,7 +110,7 @@ impl MemberConfig {
             source,
             threads: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
             batching: BatchLimits {
-                batch_tokens: DEFAULT_BATCH_TOKENS,
+                batch_tokens: PredictorOptions::default().max_batch_tokens,
                 queue_rows: DEFAULT_QUEUE_ROWS,
                 replicas: NonZeroUsize::MIN,
             },
@@ -118,7 +119,6 @@ impl MemberConfig {
     }
 }
 
-const DEFAULT_BATCH_TOKENS: NonZeroUsize = NonZeroUsize::new(4096).expect("4096 is not zero");
 const DEFAULT_QUEUE_ROWS: NonZeroUsize = NonZeroUsize::new(4096).expect("4096 is not zero");
 
 impl FromStr for ModelSource {

@@ -1,5 +1,7 @@
 use serde::{Deserialize, Serialize};
 
+use crate::Waiting;
+
 /// What a text model is asked: `{"text": "…"}`, `{"tokens": [101, …, 102]}` or `{"pair": {"query": "…", "document": "…"}}` in
 /// JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,5 +44,11 @@ impl Prepared {
     /// The token ids.
     pub fn ids(&self) -> &[u32] {
         &self.ids
+    }
+}
+
+impl Waiting for Prepared {
+    fn n_tokens(&self) -> usize {
+        Self::n_tokens(self)
     }
 }

@@ -3,6 +3,7 @@
 //! Parity check, evaluation, gate and serving all go through [`Predictor`]: one tokenisation, one softmax, one pooling.
 
 mod answer;
+mod batching;
 mod error;
 mod input;
 mod parity;
@@ -10,6 +11,7 @@ mod predictor;
 mod signature;
 
 pub use answer::{Answer, Ranked, ranked};
+pub use batching::{TurnQueue, Waiting};
 pub use error::TaskError;
 pub use input::{Input, Prepared};
 pub use parity::{ParityCase, ParityReport, check_cases, verify_parity};

@@ -187,7 +187,8 @@ fn quantile(times: &[Duration], q: f64) -> Duration {
     times[rank.clamp(1, times.len()) - 1]
 }
 
-fn peak_rss_bytes() -> Option<u64> {
+/// Most memory this process has held at once; `None` where the system does not tell.
+pub fn peak_rss_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)

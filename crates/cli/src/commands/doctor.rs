@@ -514,7 +514,7 @@ fn gates(root: &Path, standard: &Standard) -> Finding {
 
 /// Whether a latency rule is at least as strict as the budget.
 fn holds(gates: &highroad_eval::Gates, p99_ms: f64) -> bool {
-    gates.latency.iter().any(|rule| rule.percentile >= 99 && rule.max_ms <= p99_ms)
+    gates.latency.iter().any(|rule| rule.percentile >= 99 && rule.max_ms.is_some_and(|max_ms| max_ms <= p99_ms))
 }
 
 fn scripts(root: &Path, standard: &Standard) -> Finding {

@@ -87,7 +87,7 @@ impl Args {
 pub struct AnswerArgs {
     /// Threads; all cores unless told.
     #[arg(long)]
-    threads: Option<NonZeroUsize>,
+    pub threads: Option<NonZeroUsize>,
     /// Ask everything anew: neither use the answers of earlier runs nor keep these.
     #[arg(long)]
     no_cache: bool,

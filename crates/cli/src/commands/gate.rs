@@ -1,4 +1,3 @@
-use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -11,6 +10,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::eval::{AnswerArgs, N_TIMED, RESAMPLES, print_json, read};
 use super::golden::{self, Unblessed};
+use super::load::{Files, under_load};
 use crate::reports::{ReportArgs, print_gate};
 use crate::resolve::{Home, Resolved, Target};
 use crate::standard::Standard;
@@ -51,12 +51,8 @@ pub struct Args {
     /// What it must not be worse than: a package like the candidate, or `trivial` for a first version.
     #[arg(long, value_name = "PACKAGE|trivial")]
     baseline: Target,
-    /// The golden set (JSONL); the one of highroad.toml unless told.
-    #[arg(long, value_name = "FILE")]
-    golden: Option<PathBuf>,
-    /// The rules; those of highroad.toml unless told, else gates.toml.
-    #[arg(long, value_name = "FILE")]
-    gates: Option<PathBuf>,
+    #[command(flatten)]
+    files: Files,
     /// Accept the regression of this case, where the golden set is too small to tell; may be given again.
     #[arg(long, value_name = "CASE", requires_all = ["by", "why"])]
     accept: Vec<String>,
@@ -94,10 +90,8 @@ const TRIVIAL: &str = "trivial";
 
 impl Args {
     pub fn run(self) -> anyhow::Result<ExitCode> {
-        let path = gates_at(self.gates.as_ref())?;
-        let rules = read(&path)?;
-        let gates = parse_gates(&rules).with_context(|| format!("cannot use `{}`", path.display()))?;
-        let golden = golden::read(self.golden.as_deref(), Unblessed::Refuse)?.with_slices(&gates.slices)?;
+        let (rules, gates) = read_gates(self.files.gates.as_deref())?;
+        let golden = golden::read(self.files.golden.as_deref(), Unblessed::Refuse)?.with_slices(&gates.slices)?;
         let home = Home::find();
         let candidate = self.package.resolve(&home)?;
         let baseline = self.resolve_baseline(&home)?;
@@ -107,14 +101,17 @@ impl Args {
         let of_baseline = baseline.as_ref().map(answers).transpose()?;
         let judged = Judged { golden: &golden, candidate: &of_candidate, baseline: of_baseline.as_ref() };
         let now = Timestamp::now();
-        let decision = self.accept(judge(&gates, &judged)?, now)?;
+        let sides = [Some(&candidate.package), baseline.as_ref().map(|baseline| &baseline.package)];
+        let (decision, traffic) =
+            under_load(judge(&gates, &judged)?, &self.files, self.answers.threads, &gates, &golden, sides)?;
+        let decision = self.accept(decision, now)?;
         let signature = Signature {
             gates: Digest::of(&rules),
             baseline_reference: baseline.and_then(|baseline| baseline.reference).map(|name| name.to_string()),
             created_at: whole_seconds(now),
             created_by: self.by.clone().unwrap_or_else(tracking::whoami),
         };
-        let verdict = signature.bind(&judged, decision);
+        let verdict = Verdict { traffic, ..signature.bind(&judged, decision) };
         let (digest, path) = keep(home.verdicts(), &of_candidate.package, &verdict)?;
         self.report(&verdict, &digest, &judged)?;
         eprintln!("verdict {digest}\n{}", path.display());
@@ -156,21 +153,24 @@ impl Args {
     }
 }
 
-/// The rules file that was named, else that of highroad.toml, else gates.toml.
-fn gates_at(path: Option<&PathBuf>) -> anyhow::Result<PathBuf> {
-    if let Some(path) = path {
-        return Ok(path.clone());
-    }
-    let standard = Standard::find(Path::new("."))?;
-    Ok(standard.map_or_else(|| "gates.toml".to_owned(), |standard| standard.evaluation.gates).into())
-}
-
 /// Charts of the candidate's answers.
 fn charts_of(judged: &Judged<'_>) -> anyhow::Result<Vec<Chart>> {
     let Judged { golden, candidate, .. } = *judged;
     let observed = candidate.observed(golden, &[])?;
     let summaries = summarise(&golden.cases(), &observed, &candidate.labels, RESAMPLES);
     Ok(charts(&observed, &summaries, &candidate.labels)?)
+}
+
+/// The rules at `told`, else those that `highroad.toml` of this directory names, else `gates.toml`; and their bytes.
+pub fn read_gates(told: Option<&Path>) -> anyhow::Result<(Vec<u8>, Gates)> {
+    let standard = || Standard::find(Path::new(".")).map(|found| found.map(|standard| standard.evaluation.gates));
+    let path: PathBuf = match told {
+        Some(path) => path.to_owned(),
+        None => standard()?.unwrap_or_else(|| "gates.toml".to_owned()).into(),
+    };
+    let bytes = read(&path)?;
+    let gates = parse_gates(&bytes).with_context(|| format!("cannot use `{}`", path.display()))?;
+    Ok((bytes, gates))
 }
 
 fn parse_gates(bytes: &[u8]) -> anyhow::Result<Gates> {

@@ -1,14 +1,15 @@
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::thread::available_parallelism;
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use highroad_assess::{GoldenSet, Results};
 use highroad_eval::{Models, Observed, Outcome, RuleTest, SelfTest, Simulations, self_test};
 
-use super::{exit_code, gates_at, parse_gates};
-use crate::commands::eval::{assess, print_json, read, read_golden};
+use super::{exit_code, read_gates};
+use crate::commands::eval::{AnswerArgs, N_TIMED, print_json};
+use crate::commands::golden::{self, Unblessed};
+use crate::commands::load::Files;
 use crate::progress;
 use crate::resolve::{Home, Target};
 
@@ -25,12 +26,8 @@ pub struct Args {
     /// Share of the cases on which two models of this kind differ, where there is no retrained one.
     #[arg(long, value_name = "SHARE", default_value_t = 0.1, conflicts_with = "retrained")]
     discordant: f64,
-    /// The golden set (JSONL); the one of highroad.toml unless told.
-    #[arg(long, value_name = "FILE")]
-    golden: Option<PathBuf>,
-    /// The rules; those of highroad.toml unless told, else gates.toml.
-    #[arg(long, value_name = "FILE")]
-    gates: Option<PathBuf>,
+    #[command(flatten)]
+    files: Files,
     /// Golden sets to simulate for each rule.
     #[arg(long, value_name = "N", default_value_t = 1000, value_parser = parse_simulations)]
     simulations: usize,
@@ -40,9 +37,8 @@ pub struct Args {
     /// Print JSON instead of text.
     #[arg(long)]
     json: bool,
-    /// Threads; all cores unless told.
-    #[arg(long)]
-    threads: Option<NonZeroUsize>,
+    #[command(flatten)]
+    answers: AnswerArgs,
 }
 
 /// With fewer the simulation cannot show anything.
@@ -54,12 +50,11 @@ impl Args {
         if !(self.discordant > 0.0 && self.discordant <= 1.0) {
             bail!("--discordant {} is out of range: expected a share above 0, at most 1", self.discordant);
         }
-        let path = gates_at(self.gates.as_ref())?;
-        let gates = parse_gates(&read(&path)?).with_context(|| format!("cannot use `{}`", path.display()))?;
-        let golden = read_golden(self.golden.as_deref())?;
+        let (_, gates) = read_gates(self.files.gates.as_deref())?;
+        let golden = golden::read(self.files.golden.as_deref(), Unblessed::Warn)?.with_slices(&gates.slices)?;
         let home = Home::find();
         let results = |target: &Target, what| -> anyhow::Result<Results> {
-            assess(&target.resolve(&home)?.package, &golden, self.threads, what)
+            self.answers.assess(&target.resolve(&home)?.package, &golden, N_TIMED, what)
         };
         let first = results(&self.package, "answering")?;
         let second = self.retrained.as_ref().map(|target| results(target, "retrained")).transpose()?;
@@ -86,7 +81,7 @@ impl Args {
             Some(others) => Models::Retrained([&answers, others]),
             None => Models::One { answers: &answers, discordant: self.discordant },
         };
-        let threads = self.threads.or_else(|| available_parallelism().ok()).unwrap_or(NonZeroUsize::MIN);
+        let threads = self.answers.threads.or_else(|| available_parallelism().ok()).unwrap_or(NonZeroUsize::MIN);
         let simulations = Simulations { n: self.simulations, seed: self.seed, threads };
         let bar = progress::bar("simulating");
         let tested = self_test(gates, &golden.cases(), models, simulations, |n_done, n_all| {
