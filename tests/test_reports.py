@@ -145,7 +145,7 @@ def test_github_gets_annotations_and_a_summary(desk, gated):
 
 
 def test_nothing_is_annotated_elsewhere(desk, call):  # noqa: F811
-    done = call("gate", "a", "--baseline", "a", "--golden", "golden.jsonl", cwd=desk, GITHUB_ACTIONS="", GITHUB_STEP_SUMMARY=str(desk / "none.md"))
+    done = call("gate", "a", "--baseline", "a", "--golden", "golden.jsonl", cwd=desk, code=3, GITHUB_ACTIONS="", GITHUB_STEP_SUMMARY=str(desk / "none.md"))
     assert "::" not in done.stderr and "stop-commands" not in done.stdout and not (desk / "none.md").exists()
 
 
