@@ -6,8 +6,11 @@ mod golden;
 mod kept;
 mod load;
 mod mix;
+mod preprocessing;
+mod rehearse;
 pub mod report;
 mod results;
+pub mod review;
 mod run;
 mod verdict;
 
@@ -20,6 +23,8 @@ pub use golden::{
 pub use kept::KeptAnswers;
 pub use load::{Clock, Replicas, Served, SystemClock, load, saturate};
 pub use mix::Mix;
+pub use preprocessing::preprocessing_share;
+pub use rehearse::{Rehearsal, Replayed, WayBack, rehearse};
 pub use results::{CaseAnswer, Checked, Results, Speed, Value, answers_digest};
 pub use run::{Model, RunOptions, Stage, Truncated, run};
 pub use verdict::{Judged, Signature, judge, keep};

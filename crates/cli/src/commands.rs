@@ -20,6 +20,7 @@ pub mod pull;
 pub mod push;
 pub mod replay;
 pub mod reproduce;
+pub mod review;
 pub mod rollback;
 pub mod run;
 pub mod runs;

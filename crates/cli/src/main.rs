@@ -75,6 +75,8 @@ enum Command {
     Golden(commands::golden::Args),
     /// Load a package as the [traffic] of gates.toml declares: latency, throughput, memory and cost.
     Load(commands::load::Args),
+    /// Write the model review from evidence; exit code 1 where a required line does not hold.
+    Review(commands::review::Args),
     /// Move an alias of a registered model to a version that its gate admits.
     Promote(commands::promote::Args),
     /// Put a package and its verdicts into the registry as a model version, or send it to an OCI registry, a bucket or a folder.
@@ -123,6 +125,7 @@ fn main() -> ExitCode {
         Command::Gate(args) => args.run(),
         Command::Golden(args) => args.run(),
         Command::Load(args) => args.run(),
+        Command::Review(args) => args.run(),
         Command::Promote(args) => args.run(),
         Command::Push(args) => args.run(),
         Command::Pull(args) => args.run(),

@@ -32,6 +32,8 @@ pub const GPU_TAG: &str = "highroad.hardware.gpu";
 pub const CPU_TAG: &str = "highroad.hardware.cpu";
 /// Tag: the run that this one does again.
 pub const REPRODUCES_TAG: &str = "highroad.reproduces";
+/// How alike the run is to the one that it reproduces: `the same bits`, `within tolerance`, or `no` and what differs.
+pub const REPRODUCED_TAG: &str = "highroad.reproduced";
 /// Prefix of tags: digest of each data file, by name.
 pub const DATA_TAGS: &str = "highroad.data.";
 /// Prefix of tags: digest of each weight file, by name.

@@ -177,6 +177,9 @@ pub struct Evaluation {
     /// Gate rules.
     #[serde(default = "default_gates")]
     pub gates: String,
+    /// Days after its training from which on a review calls a model stale; never if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_age_days: Option<u32>,
 }
 
 /// `[packaging]`

@@ -356,7 +356,8 @@ impl Judge<'_> {
         let waivable = outcome == Outcome::Inconclusive && under_power && metric.is_decided_by_labels();
         let reason = estimate.reason(metric, margin, outcome, self.gates.alpha);
         let note = estimate.power_note(metric, self.gates.power);
-        CheckResult { power_note: Some(note), waivable, ..estimate.into_check(rule, outcome, reason) }
+        let improved = estimate.outcome(metric, 0.0) == Outcome::Pass;
+        CheckResult { power_note: Some(note), waivable, improved, ..estimate.into_check(rule, outcome, reason) }
     }
 
     fn better_than_trivial(&self, scope: &Scope<'_>) -> Result<CheckResult, GateError> {
@@ -366,7 +367,8 @@ impl Judge<'_> {
         let rule = format!("{}: better than {}", scope.name, self.trivial_in_words());
         let reason = estimate.reason(metric, 0.0, outcome, self.gates.alpha);
         let note = estimate.power_note(metric, self.gates.power);
-        Ok(CheckResult { power_note: Some(note), ..estimate.into_check(rule, outcome, reason) })
+        let improved = outcome == Outcome::Pass;
+        Ok(CheckResult { power_note: Some(note), improved, ..estimate.into_check(rule, outcome, reason) })
     }
 
     fn trivial_in_words(&self) -> String {
@@ -516,6 +518,7 @@ impl Judge<'_> {
             cases_needed: None,
             power_note: Some(limit_power_note(metric, found, n_cases, power)),
             waivable: false,
+            improved: false,
             reason,
         }))
     }
@@ -605,6 +608,7 @@ impl Estimate {
             cases_needed: self.cases_needed,
             power_note: None,
             waivable: false,
+            improved: false,
             reason,
         }
     }
@@ -669,6 +673,7 @@ fn must_pass(judge: &Judge<'_>) -> Option<CheckResult> {
         cases_needed: None,
         power_note: None,
         waivable: false,
+        improved: false,
         reason: match wrong.as_slice() {
             [] => format!("all {n_cases} are right"),
             [first] => format!("`{first}` is answered wrongly"),
@@ -703,6 +708,7 @@ fn latency(rule: &LatencyRule, latencies_ms: &[f64], alpha: f64) -> Result<Optio
         cases_needed: None,
         power_note: None,
         waivable: false,
+        improved: false,
         reason: format!(
             "{value:.1} ms over {n_cases} single cases; the true percentile lies within {} to {}",
             if low.is_finite() { format!("{low:.1}") } else { "no lower bound".to_owned() },

@@ -141,6 +141,9 @@ pub struct CheckResult {
     /// accept the flips.
     #[serde(default)]
     pub waivable: bool,
+    /// Whether the candidate is certainly better than the baseline: the interval of the difference leaves no other reading.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub improved: bool,
     /// Why, in one sentence.
     pub reason: String,
 }

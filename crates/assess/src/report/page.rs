@@ -1,5 +1,6 @@
 //! HTML and Markdown from templates. Every value is escaped unless a template says otherwise, which only drawn charts do.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
@@ -11,17 +12,20 @@ use sha2::{Digest as _, Sha256};
 use super::gate::word;
 use super::shown::MOST_CHARS;
 use super::{Chart, EvalReport, GateReport, ReportError, one_line};
+use crate::review::{Review, Status};
 
 const STYLE: &str = include_str!("templates/style.css");
 const MARKDOWN: &str = "markdown";
 
-const TEMPLATES: [(&str, &str); 6] = [
+const TEMPLATES: [(&str, &str); 8] = [
     ("base.html", include_str!("templates/base.html")),
     ("parts.html", include_str!("templates/parts.html")),
     ("gate.html", include_str!("templates/gate.html")),
     ("eval.html", include_str!("templates/eval.html")),
     ("gate.md", include_str!("templates/gate.md")),
     ("eval.md", include_str!("templates/eval.md")),
+    ("review.html", include_str!("templates/review.html")),
+    ("review.md", include_str!("templates/review.md")),
 ];
 
 /// A page that needs nothing but itself: no script, and a policy that lets a browser load nothing.
@@ -49,6 +53,23 @@ pub fn eval_markdown(report: &EvalReport) -> Result<String, ReportError> {
 
 fn of(value: &impl Serialize) -> Value {
     Value::from(minijinja::value::Serde(value))
+}
+
+/// A review as a page.
+pub fn review_html(review: &Review) -> Result<String, ReportError> {
+    render("review.html", context! { ..of_review(review), ..style()? })
+}
+
+/// The same as GitHub's Markdown, for a pull request.
+pub fn review_markdown(review: &Review) -> Result<String, ReportError> {
+    render("review.md", of_review(review))
+}
+
+fn of_review(review: &Review) -> Value {
+    let statuses = [Status::Pass, Status::Fail, Status::Evidence, Status::Attested, Status::NotEvidenced];
+    let words: BTreeMap<String, &str> = statuses.map(|status| (of(&status).to_string(), status.in_words())).into();
+    let facts: Vec<[String; 2]> = review.facts().map(|(name, value)| [name.to_owned(), value]).collect();
+    context! { review => of(review), words => of(&words), facts => of(&facts), headline => review.headline(), score => review.ml_test_score.score }
 }
 
 /// The style and the digest by which the page's policy knows it.

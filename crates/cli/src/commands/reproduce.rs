@@ -109,6 +109,8 @@ impl Args {
         };
         let again = tracking.block_on(tracking.client().get_run(&reproduction))?;
         let report = Report::of(&tracking, &run, &again, self.tolerance)?;
+        let finding = BTreeMap::from([(record::REPRODUCED_TAG.to_owned(), report.in_words())]);
+        tracking.block_on(tracking.client().tag_run(&reproduction, &finding))?;
         if self.keep {
             eprintln!("checkout  {}", checkout.keep().display());
         }
@@ -339,6 +341,19 @@ impl Report {
         let reproduced = if bits_are_promised { same_bits } else { same_bits || close };
         let (run, reproduction) = (run.id.clone(), again.id.clone());
         Ok(Self { run, reproduction, same_bits, reproduced, expected, weights, metrics, first_difference })
+    }
+
+    /// For the record of the run that reproduces.
+    fn in_words(&self) -> String {
+        match (self.same_bits, self.reproduced) {
+            (true, _) => "the same bits".to_owned(),
+            (false, true) => "within tolerance".to_owned(),
+            (false, false) => {
+                let differing = self.weights.iter().chain(&self.metrics).filter(|compared| !compared.same);
+                let names: Vec<&str> = differing.map(|compared| compared.name.as_str()).collect();
+                format!("no: other {}", names.join(", "))
+            }
+        }
     }
 
     fn print(&self, out: &mut impl std::io::Write) -> std::io::Result<()> {

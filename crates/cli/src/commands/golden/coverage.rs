@@ -6,7 +6,8 @@ use highroad_eval::Expected;
 use serde::Serialize;
 
 use super::{declared_gates, path_or_declared};
-use crate::commands::eval::{new_table, print_json};
+use crate::commands::eval::print_json;
+use crate::reports::new_table;
 
 /// Show how many cases each slice and label has, and the drop a gate on it could detect.
 #[derive(clap::Args)]
@@ -82,7 +83,7 @@ fn table(rows: &[Coverage]) -> comfy_table::Table {
 }
 
 fn explanation(golden: &GoldenSet, alpha: f64, power: f64) -> String {
-    if matches!(golden.cases[0].case.expected, Expected::Similarity(_)) {
+    if matches!(golden.cases[0].case.expected, Expected::Number(_)) {
         return "No drop is told for similarities, which are never just right or wrong: `highroad gate` tells it of their \
                 correlation."
             .to_owned();

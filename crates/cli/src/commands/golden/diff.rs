@@ -2,10 +2,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context as _, bail};
+use highroad_assess::report::one_line;
 use highroad_assess::{Changes, Difference, GoldenSet, Lock, diff};
 
 use super::path_or_declared;
-use crate::commands::eval::{new_table, print_json, shorten};
+use crate::commands::eval::print_json;
+use crate::reports::new_table;
 
 /// Show how a golden set differs from another, from itself at a git revision (`FILE@REV`), or from what was blessed. Exit
 /// code 1: they differ.
@@ -101,11 +103,11 @@ fn print_difference(difference: &Difference) {
         let mut table = new_table(["edited", "what", "expected", "slices"]);
         for case in edited {
             let expected =
-                case.expected.as_ref().map(|[old, new]| format!("{} -> {}", shorten(old, 40), shorten(new, 40)));
+                case.expected.as_ref().map(|[old, new]| format!("{} -> {}", one_line(old, 40), one_line(new, 40)));
             let joined = case.slices_joined.iter().map(|slice| format!("+{slice}"));
             let moved: Vec<String> = joined.chain(case.slices_left.iter().map(|slice| format!("-{slice}"))).collect();
             table.add_row([
-                shorten(&case.id, 60),
+                one_line(&case.id, 60),
                 case.changed.join(", "),
                 expected.unwrap_or_default(),
                 moved.join(" "),

@@ -5,14 +5,16 @@ use std::process::ExitCode;
 use std::thread::available_parallelism;
 
 use anyhow::{Context as _, bail};
+use highroad_assess::report::one_line;
 use highroad_assess::{Finding, GoldenSet, Level, LintOptions, Training, alike_by_meaning, leaks, lint};
 use highroad_package::{TaskKind, VerifiedPackage};
 use highroad_task::{Predictor, PredictorOptions};
 use serde::Serialize;
 
 use super::{path_or_declared, with_declared_slices};
-use crate::commands::eval::{new_table, print_json, shorten};
+use crate::commands::eval::print_json;
 use crate::progress;
+use crate::reports::new_table;
 use crate::resolve::{Home, Target};
 
 /// Find what makes a golden set lie: copies, contradictions, cases that were trained on, lopsided labels, slices that are too
@@ -192,6 +194,6 @@ fn word(level: Level) -> &'static str {
 }
 
 fn named(cases: &[String]) -> String {
-    let named = cases.iter().take(3).map(|id| shorten(id, 40)).collect::<Vec<_>>().join(", ");
+    let named = cases.iter().take(3).map(|id| one_line(id, 40)).collect::<Vec<_>>().join(", ");
     if cases.len() > 3 { format!("{named} and {} more", cases.len() - 3) } else { named }
 }

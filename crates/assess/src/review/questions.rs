@@ -1,0 +1,153 @@
+use std::collections::BTreeMap;
+
+use highroad_eval::{CheckResult, Outcome};
+use highroad_package::Digest;
+
+use super::{Facts, Finding, Line, Status, baseline_in_words};
+use crate::report::traffic_facts;
+
+/// The five questions of a release, in the order a reviewer asks them.
+pub(super) fn answer(facts: &Facts<'_>) -> Vec<Line> {
+    const QUESTIONS: [(&str, &str, fn(&Facts<'_>) -> Finding); 5] = [
+        ("data", "What data changed?", data),
+        ("metrics", "Which metric improved on which dataset?", metrics),
+        ("regressions", "Were safety and quality regressions tested?", regressions),
+        ("traffic", "What are latency and cost at expected traffic?", traffic),
+        ("rollback", "Is there a way back, and was it rehearsed?", rollback),
+    ];
+    QUESTIONS.iter().map(|(id, title, find)| find(facts).into_line(id, title)).collect()
+}
+
+fn data(facts: &Facts<'_>) -> Finding {
+    let now = &facts.package.manifest.provenance.data;
+    if now.is_empty() {
+        return Finding::none("the package names no training data: export it from a run that logs its datasets");
+    }
+    let changes = match facts.baseline {
+        Some(baseline) => changes(&baseline.manifest.provenance.data, now),
+        None => now.iter().map(|(name, digest)| format!("{name} {digest}")).collect(),
+    };
+    let summary = match facts.baseline {
+        None => format!("a first version, trained on {} file(s)", now.len()),
+        Some(_) if changes.is_empty() => format!("nothing: the same {} file(s), byte for byte", now.len()),
+        Some(_) => format!("{} of the training files changed", changes.len()),
+    };
+    match &facts.leaks {
+        Some(leaks) if !leaks.cases.is_empty() => Finding::new(
+            Status::Fail,
+            format!("{summary}; {} golden case(s) are in the training data too", leaks.cases.len()),
+        )
+        .details(changes)
+        .details(leaks.cases.iter().take(20).map(|case| format!("leaked: {case}"))),
+        Some(leaks) => Finding::new(Status::Pass, format!("{summary}; no golden case is among them"))
+            .details(changes)
+            .see(leaks.files.iter().map(|file| format!("compared with the golden set: {file}"))),
+        None => Finding::new(
+            Status::Evidence,
+            format!("{summary}; whether golden cases are among them was not checked, as the files are not here"),
+        )
+        .details(changes),
+    }
+}
+
+fn changes(before: &BTreeMap<String, Digest>, now: &BTreeMap<String, Digest>) -> Vec<String> {
+    let gone = before.keys().filter(|name| !now.contains_key(*name)).map(|name| format!("removed: {name}"));
+    let other = now.iter().filter_map(|(name, digest)| match before.get(name) {
+        None => Some(format!("added: {name} {digest}")),
+        Some(was) if was != digest => Some(format!("changed: {name} {was} -> {digest}")),
+        Some(_) => None,
+    });
+    gone.chain(other).collect()
+}
+
+fn metrics(facts: &Facts<'_>) -> Finding {
+    let Some(kept) = facts.verdict else { return Finding::none(NO_VERDICT) };
+    let compared: Vec<&CheckResult> = kept.verdict.checks.iter().filter(|check| check.baseline.is_some()).collect();
+    if compared.is_empty() {
+        return Finding::none("the verdict compares no metric with the baseline").see(facts.see_verdict());
+    }
+    let set = &kept.verdict.golden_set;
+    let improved: Vec<&str> = compared.iter().filter(|check| check.improved).map(|check| check.rule.as_str()).collect();
+    let on = format!("on {} ({} cases) against {}", set.name, set.n_cases, baseline_in_words(&kept.verdict.baseline));
+    let summary = match improved.as_slice() {
+        [] => format!("none that the intervals show, {on}"),
+        rules => format!("{} {on}", rules.join("; ")),
+    };
+    Finding::new(Status::Pass, summary).details(compared.iter().map(|check| in_full(check))).see(facts.see_verdict())
+}
+
+/// A check with its interval, cases and power.
+fn in_full(check: &CheckResult) -> String {
+    let note = check.power_note.as_ref().map(|note| format!("; {note}")).unwrap_or_default();
+    format!("{} ({} cases): {}{note}", check.rule, check.n_cases, check.reason)
+}
+
+pub(super) const NO_VERDICT: &str = "no verdict against this baseline was found: run `highroad gate` first";
+
+fn regressions(facts: &Facts<'_>) -> Finding {
+    let Some(kept) = facts.verdict else { return Finding::none(NO_VERDICT) };
+    let verdict = kept.verdict;
+    let open: Vec<&CheckResult> = verdict.checks.iter().filter(|check| check.outcome != Outcome::Pass).collect();
+    let n_lost = verdict.flips.iter().filter(|flip| flip.regression).count();
+    let n_waived = verdict.waivers.len();
+    let summary = format!(
+        "{} of {} checks hold; {n_lost} case(s) lost, {n_waived} accepted by name",
+        verdict.checks.len() - open.len(),
+        verdict.checks.len(),
+    );
+    let admitted = verdict.admits(&facts.package.digest.to_string(), &facts.created_at);
+    let refusal = admitted.as_ref().err().map(|refusal| format!("not admitted: {refusal}"));
+    let waivers = verdict.waivers.iter().map(|waiver| {
+        let case = if waiver.case.is_empty() { "the small golden set" } else { &waiver.case };
+        format!("accepted {case} by {} until {}: {}", waiver.by, waiver.expires_at, waiver.why)
+    });
+    Finding::pass_if(admitted.is_ok(), summary)
+        .details(refusal)
+        .details(open.iter().map(|check| in_full(check)))
+        .details(waivers)
+        .see(facts.see_verdict())
+}
+
+fn traffic(facts: &Facts<'_>) -> Finding {
+    let Some(kept) = facts.verdict else { return Finding::none(NO_VERDICT) };
+    let verdict = kept.verdict;
+    let limits: Vec<&CheckResult> = verdict.checks.iter().filter(|check| is_about_speed(check)).collect();
+    let measured = verdict.traffic.as_ref().map(traffic_facts).unwrap_or_default();
+    let alone = verdict.latency.as_ref().map(|latency| {
+        format!(
+            "one at a time: p50 {:.1} ms, p90 {:.1} ms, p99 {:.1} ms",
+            latency.p50_ms, latency.p90_ms, latency.p99_ms
+        )
+    });
+    let n_held = limits.iter().filter(|check| check.outcome == Outcome::Pass).count();
+    let finding = match (&verdict.traffic, limits.as_slice()) {
+        (None, _) => Finding::none("gates.toml declares no traffic ([traffic]), so nothing says what is expected"),
+        (Some(evidence), []) => Finding::new(
+            Status::Evidence,
+            format!("measured at {} requests/s; gates.toml sets no limit", evidence.declared.requests_per_s),
+        ),
+        (Some(evidence), _) => Finding::pass_if(
+            n_held == limits.len(),
+            format!("{n_held} of {} limits hold at {} requests/s", limits.len(), evidence.declared.requests_per_s),
+        ),
+    };
+    finding
+        .details(limits.iter().map(|check| in_full(check)))
+        .details(measured.into_iter().map(|fact| format!("{}: {}", fact.name, fact.value)))
+        .details(alone)
+        .see(facts.see_verdict())
+}
+
+/// Whether a check limits latency, throughput, memory or cost.
+pub(super) fn is_about_speed(check: &CheckResult) -> bool {
+    ["latency", "throughput", "memory", "cost", "traffic"].iter().any(|word| check.rule.starts_with(word))
+}
+
+fn rollback(facts: &Facts<'_>) -> Finding {
+    match &facts.rehearsal {
+        Err(reason) => Finding::new(Status::Fail, format!("the rehearsal failed: {reason}")),
+        Ok(rehearsal) => Finding::pass_if(rehearsal.passed(), rehearsal.in_words())
+            .details(rehearsal.timings())
+            .see([format!("package {}", rehearsal.package)]),
+    }
+}

@@ -1,0 +1,212 @@
+use super::*;
+use crate::{Replayed, WayBack};
+use highroad_eval::{CheckResult, Evidence};
+
+fn digest(byte: u8) -> Digest {
+    Digest::of(&[byte])
+}
+
+fn manifest() -> Manifest {
+    let json = serde_json::json!({
+        "highroad_package": 1, "name": "moderation", "licence": "Apache-2.0", "owner": "trust@example.com",
+        "task": {"task": "classify", "labels": ["benign", "injection"], "max_tokens": 128},
+        "files": [], "parity": {"file": "parity.safetensors", "n_cases": 3, "check": {"relative_rms": 1e-5}},
+        "provenance": {"run_id": "8c1f", "git_commit": "4f1c", "environment": digest(1).to_string(),
+                       "data": {"train.csv": digest(2).to_string()}, "torch": "2.15.0"},
+    });
+    serde_json::from_value(json).unwrap()
+}
+
+fn check(rule: &str, baseline: Option<f64>, outcome: Outcome) -> CheckResult {
+    let json = serde_json::json!({
+        "rule": rule, "outcome": outcome, "n_cases": 200, "candidate": 0.96, "baseline": baseline,
+        "interval": [-0.01, 0.03], "improved": false, "reason": "96.0 % against 95.0 %",
+    });
+    serde_json::from_value(json).unwrap()
+}
+
+fn verdict(package: &Digest, checks: Vec<CheckResult>) -> Verdict {
+    let outcome = highroad_eval::outcome(&checks, &[], &[]);
+    Verdict {
+        highroad_verdict: 1,
+        outcome,
+        package: package.to_string(),
+        baseline: Baseline::Package {
+            package: digest(9).to_string(),
+            reference: Some("moderation@champion".to_owned()),
+        },
+        golden_set: GoldenSet { name: "test".to_owned(), digest: digest(3).to_string(), n_cases: 200 },
+        gates: digest(4).to_string(),
+        numerics_id: "f32/avx512".to_owned(),
+        evidence: Evidence::BitExact,
+        answers: digest(5).to_string(),
+        checks,
+        flips: Vec::new(),
+        waivers: Vec::new(),
+        latency: None,
+        traffic: None,
+        created_at: "2026-11-28T10:00:00Z".to_owned(),
+        created_by: "Ada".to_owned(),
+    }
+}
+
+/// A review with everything that exists today.
+fn facts<'a>(
+    manifest: &'a Manifest,
+    verdict: &'a Verdict,
+    attached: &'a BTreeMap<String, Vec<String>>,
+    attested: &'a BTreeMap<String, Attestation>,
+    history: &'a [(String, Digest)],
+) -> Facts<'a> {
+    let kept = Kept { digest: digest(6), verdict };
+    Facts {
+        package: Artifact { digest: digest(0), manifest },
+        baseline: Some(Artifact { digest: digest(9), manifest }),
+        verdict: Some(kept),
+        against_trivial: Some(kept),
+        history,
+        parity: Ok(ParityFact { n_cases: 3, worst_relative_rms: 1e-7, limit: 1e-5, passed: true }),
+        rerun: Some(Rerun {
+            golden_set: verdict.golden_set.clone(),
+            answers: digest(5),
+            numerics_id: "f32/avx512".to_owned(),
+            batch_invariant: true,
+            preprocessing_share: 0.02,
+        }),
+        rehearsal: Ok(Rehearsal {
+            package: digest(9),
+            way: WayBack::Previous,
+            load_ms: 80.0,
+            first_answer_ms: 12.0,
+            replayed: Replayed::Goldens { n_cases: 200, same_bits: true },
+        }),
+        leaks: Some(Leaks { files: vec!["train.csv".to_owned()], cases: Vec::new() }),
+        commit: Some(CommitFact {
+            id: "4f1c".to_owned(),
+            dirty: false,
+            author: "Ada".to_owned(),
+            reviewers: vec!["Grace".to_owned()],
+        }),
+        run: Some(RunFact {
+            id: "8c1f".to_owned(),
+            ended_at: Some("2026-11-27T10:00:00Z".to_owned()),
+            age_days: Some(1.0),
+            reproduced: Some("the same bits, by run 77aa".to_owned()),
+            tuned: (vec!["learning_rate".to_owned()], 4),
+            unit_tests: Some((12, 0)),
+            pipeline: Some("actions run 17".to_owned()),
+        }),
+        attached,
+        attested,
+        max_age_days: Some(90),
+        created_at: "2026-11-28T12:00:00Z".to_owned(),
+        created_by: "Ada".to_owned(),
+    }
+}
+
+fn full(change: impl FnOnce(&mut Facts<'_>)) -> Review {
+    let (manifest, history) = (manifest(), [(digest(9).to_string(), digest(7))]);
+    let checks = vec![
+        check("accuracy: not worse by more than 2.0 points", Some(0.95), Outcome::Pass),
+        check("recall of \"injection\", slice \"short\": not worse by more than 5.0 points", Some(0.95), Outcome::Pass),
+        check("latency p90: at most 40.0 ms", None, Outcome::Pass),
+    ];
+    let verdict = verdict(&digest(0), checks);
+    let attached = ["D2", "D5"].map(|id| (id.to_owned(), vec![format!("review/{id}.md")])).into();
+    let attested = [("D6".to_owned(), Attestation { by: "Grace".to_owned(), why: "took a day".to_owned() })].into();
+    let mut facts = facts(&manifest, &verdict, &attached, &attested, &history);
+    change(&mut facts);
+    Review::of(&facts)
+}
+
+#[test]
+fn the_rubric_has_19_tests_by_artifacts_8_by_evidence_and_1_by_a_person() {
+    let count = |decided| {
+        let tests = test_score::SECTIONS.iter().flat_map(|(_, tests)| tests);
+        tests.filter(|test| test.decided == decided).count()
+    };
+    use test_score::Decided;
+    assert_eq!([Decided::Artifacts, Decided::Evidence, Decided::Person].map(count), [19, 8, 1]);
+}
+
+#[test]
+fn what_does_not_exist_yet_scores_nothing_however_much_else_is_evidenced() {
+    let review = full(|_| ());
+    for id in ["M2", "I6", "N2", "N7"] {
+        assert_eq!(review.line(id).unwrap().status, Status::NotEvidenced, "{id}");
+    }
+    let settled = |id: &str| review.line(id).unwrap().status;
+    assert_eq!((settled("D2"), settled("D6"), settled("M6")), (Status::Evidence, Status::Attested, Status::Pass));
+    let points: Vec<f64> = review.ml_test_score.sections.iter().map(|section| section.points).collect();
+    // Data: D1, D7 by artifacts, five by people; model: M1, M5, M6 and M3, M4, M7; all but the canary; N1, N3 to N6.
+    assert_eq!(points, [4.5, 4.5, 6.0, 5.0]);
+    assert_eq!(review.ml_test_score.score, 4.5);
+}
+
+#[test]
+fn nobody_can_attest_what_artifacts_decide() {
+    let review = full(|facts| {
+        let everyone = ["I6", "M2", "N2"]
+            .map(|id| (id.to_owned(), Attestation { by: "Mallory".to_owned(), why: "trust me".to_owned() }));
+        facts.attested = Box::leak(Box::new(everyone.into()));
+    });
+    assert!(["I6", "M2", "N2"].iter().all(|id| review.line(id).unwrap().status == Status::NotEvidenced));
+}
+
+#[test]
+fn without_facts_no_line_holds() {
+    let bare = Manifest { provenance: Default::default(), ..manifest() };
+    let nothing = BTreeMap::new();
+    let nobody = BTreeMap::new();
+    let review = Review::of(&Facts {
+        package: Artifact { digest: digest(0), manifest: &bare },
+        baseline: None,
+        verdict: None,
+        against_trivial: None,
+        history: &[],
+        parity: Err("the program does not load".to_owned()),
+        rerun: None,
+        rehearsal: Err("the program does not load".to_owned()),
+        leaks: None,
+        commit: None,
+        run: None,
+        attached: &nothing,
+        attested: &nobody,
+        max_age_days: None,
+        created_at: "2026-11-28T12:00:00Z".to_owned(),
+        created_by: "Ada".to_owned(),
+    });
+    assert!(review.lines().all(|line| !line.status.is_settled()), "{review:#?}");
+    assert_eq!(review.ml_test_score.score, 0.0);
+    assert_eq!(review.lines().count(), 5 + 28);
+}
+
+#[test]
+fn a_leak_a_changed_answer_and_a_broken_way_back_fail_their_lines() {
+    let review = full(|facts| {
+        facts.leaks = Some(Leaks { files: vec!["train.csv".to_owned()], cases: vec!["slabs-17".to_owned()] });
+        facts.rerun = facts.rerun.clone().map(|rerun| Rerun { answers: digest(77), ..rerun });
+        facts.rehearsal = facts
+            .rehearsal
+            .clone()
+            .map(|rehearsal| Rehearsal { replayed: Replayed::Goldens { n_cases: 200, same_bits: false }, ..rehearsal });
+    });
+    for id in ["data", "I5", "rollback", "I7"] {
+        assert_eq!(review.line(id).unwrap().status, Status::Fail, "{id}");
+    }
+    assert!(review.line("data").unwrap().details.iter().any(|detail| detail.contains("slabs-17")));
+}
+
+#[test]
+fn a_verdict_on_other_bytes_admits_nothing() {
+    let review = full(|facts| facts.package.digest = digest(42));
+    assert_eq!(review.line("regressions").unwrap().status, Status::Fail);
+    assert_eq!(review.line("I4").unwrap().status, Status::Fail);
+}
+
+#[test]
+fn a_review_survives_its_file() {
+    let review = full(|_| ());
+    let text = serde_json::to_string_pretty(&review).unwrap();
+    assert_eq!(serde_json::from_str::<Review>(&text).unwrap(), review);
+}
