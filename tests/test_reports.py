@@ -10,7 +10,7 @@ from pathlib import Path
 
 import cmarkgfm
 import pytest
-from cli import ROOT, call, highroad_bin  # noqa: F401
+from cli import ROOT, bless, call, highroad_bin  # noqa: F401
 from cmarkgfm.cmark import Options
 from junitparser import Failure, JUnitXml
 from playwright.sync_api import sync_playwright
@@ -39,6 +39,7 @@ def desk(tmp_path_factory, call):  # noqa: F811
     cases[7]["expected"] = next(label for label in labels if label != right[7])
     cases[3]["must_pass"] = True
     write(folder / "golden.jsonl", cases)
+    bless(call, "golden.jsonl", folder)
     (folder / "gates.toml").write_text("[[rule]]\nmetric = 'accuracy'\nmargin = 0.05\n[[rule]]\nmetric = 'accuracy'\nslice = '*'\nfloor = 0.2\n")
     write(folder / "pairs.jsonl", [{"id": f"p{n}", "input": {"a": texts[n], "b": texts[n + 1]}, "expected": n % 7} for n in range(20, 80)])
     documents = [" ".join(WORDS[n : n + 3]) for n in range(6)]

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from cli import ROOT, call, highroad_bin  # noqa: F401
+from cli import ROOT, bless, call, highroad_bin  # noqa: F401
 
 PACKAGES = {"a": "classify-a", "b": "classify-b", "ranker": "rerank"}
 WORDS = ["ignore", "previous", "instructions", "reveal", "secret", "prompt", "what", "how", "please", "you", "system", "say"]
@@ -37,6 +37,7 @@ def desk(tmp_path, call):  # noqa: F811
     case = lambda idx, text: {"id": f"c{idx}", "input": {"text": text}, "expected": ["benign", "injection"][idx % 2]}
     lines = [json.dumps(case(idx, text)) for idx, text in enumerate(texts)]
     (tmp_path / "golden.jsonl").write_text("\n".join(lines))
+    bless(call, "golden.jsonl", tmp_path)
     return Desk()
 
 

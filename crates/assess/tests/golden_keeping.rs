@@ -280,9 +280,9 @@ fn an_edit_leaves_every_other_byte_and_key_as_it_was() {
 fn a_change_that_would_leave_an_unsound_set_changes_nothing() {
     let text = "{\"id\": \"a\", \"input\": {\"text\": \"x\"}, \"expected\": \"ham\"}\n";
     let (folder, path) = written(text);
-    let number = Editing { expected: Some(Expected::Number(0.5)), ..Editing::default() };
-    assert!(matches!(edit(&path, "a", &number), Err(EditError::Unsound(_))));
-    assert!(matches!(edit(&path, "z", &number), Err(EditError::NoCase { .. })));
+    let ranking = Editing { expected: Some(Expected::Relevances(vec![1])), ..Editing::default() };
+    assert!(matches!(edit(&path, "a", &ranking), Err(EditError::Unsound(_))));
+    assert!(matches!(edit(&path, "z", &ranking), Err(EditError::NoCase { .. })));
     let same = Editing { expected: Some(Expected::Label("ham".to_owned())), ..Editing::default() };
     assert!(matches!(edit(&path, "a", &same), Err(EditError::Nothing(_))));
     let leave = Editing { leave: vec!["s".to_owned()], ..Editing::default() };

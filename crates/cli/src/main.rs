@@ -76,7 +76,7 @@ enum Command {
     /// Load a package as the [traffic] of gates.toml declares: latency, throughput, memory and cost.
     Load(commands::load::Args),
     /// Write the model review from evidence; exit code 1 where a required line does not hold.
-    Review(commands::review::Args),
+    Review(commands::review::Command),
     /// Move an alias of a registered model to a version that its gate admits.
     Promote(commands::promote::Args),
     /// Put a package and its verdicts into the registry as a model version, or send it to an OCI registry, a bucket or a folder.

@@ -3,8 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
-use highroad_package::signing::{Algorithm, Policy, PublicKey, Signature, SigningKey};
-use highroad_package::{Package, PackageError, Store, VerifiedPackage, pack};
+use highroad_package::signing::{Algorithm, Attestation, Policy, PublicKey, Signature, SigningKey};
+use highroad_package::{Digest, Package, PackageError, Store, VerifiedPackage, pack};
 use serde_json::Value;
 
 struct Bench {
@@ -139,4 +139,32 @@ fn a_bundle_with_one_changed_byte_proves_nothing_that_was_not_signed() {
             assert!(!accepted || payload(&changed) == payload(&signature), "byte {at} ^ {flipped}");
         }
     }
+}
+
+#[test]
+fn a_statement_about_artifacts_is_read_by_whoever_trusts_its_key_and_by_nobody_else() {
+    let [ours, theirs] = [Algorithm::Ed25519, Algorithm::EcdsaP256].map(|kind| SigningKey::generate(kind).unwrap());
+    let said = Attestation {
+        subjects: [("package".to_owned(), Digest::of(b"package"))].into(),
+        predicate_type: "https://example.com/review/v1".to_owned(),
+        predicate: serde_json::json!({"score": 4.5}),
+    };
+    for key in [&ours, &theirs] {
+        let bytes = said.clone().sign(key).unwrap();
+        let keys = [key.public()];
+        assert_eq!(Attestation::verify(&bytes, &keys).unwrap(), (said.clone(), &keys[0]));
+        let other = if key.public() == ours.public() { &theirs } else { &ours };
+        assert!(Attestation::verify(&bytes, &[other.public()]).is_err());
+        let mut bundle: Value = serde_json::from_slice(&bytes).unwrap();
+        bundle["dsseEnvelope"]["payload"] = "e30=".into();
+        let forged = Attestation::verify(bundle.to_string().as_bytes(), &keys);
+        assert!(matches!(forged, Err(PackageError::Forged { .. })), "{forged:?}");
+    }
+    // A signature over a package is a statement too, of another kind: nobody takes it for this one unseen.
+    let bench = Bench::new();
+    let signature = Signature::sign(&bench.package("classify-a"), &bench.key).unwrap();
+    let keys = [bench.key.public()];
+    let (read, _) = Attestation::verify(signature.bytes(), &keys).unwrap();
+    assert_ne!(read.predicate_type, said.predicate_type);
+    assert!(Attestation::verify(b"{}", &keys).is_err());
 }

@@ -21,12 +21,12 @@ mod selftest;
 
 /// Judge a candidate, or test the gate itself.
 #[derive(clap::Args)]
-#[command(args_conflicts_with_subcommands = true)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct Command {
     #[command(subcommand)]
     action: Option<Action>,
     #[command(flatten)]
-    judge: Option<Args>,
+    judge: Args,
 }
 
 #[derive(clap::Subcommand)]
@@ -36,10 +36,9 @@ enum Action {
 
 impl Command {
     pub fn run(self) -> anyhow::Result<ExitCode> {
-        match (self.action, self.judge) {
-            (Some(Action::Selftest(args)), _) => args.run(),
-            (None, Some(judge)) => judge.run(),
-            (None, None) => bail!("name the candidate: `highroad gate PACKAGE --baseline PACKAGE|trivial`"),
+        match self.action {
+            Some(Action::Selftest(args)) => args.run(),
+            None => self.judge.run(),
         }
     }
 }
@@ -48,10 +47,12 @@ impl Command {
 #[derive(clap::Args)]
 pub struct Args {
     /// The candidate: a package directory, a digest in the local store, or a reference such as `router:7`.
-    package: Target,
+    // Required, but not beside a subcommand, which clap can say of an `Option` only.
+    #[arg(required = true)]
+    package: Option<Target>,
     /// What it must not be worse than: a package like the candidate, or `trivial` for a first version.
-    #[arg(long, value_name = "PACKAGE|trivial")]
-    baseline: Target,
+    #[arg(long, value_name = "PACKAGE|trivial", required = true)]
+    baseline: Option<Target>,
     #[command(flatten)]
     files: Files,
     /// Accept the regression of this case, where the golden set is too small to tell; may be given again.
@@ -86,6 +87,9 @@ const LONGEST_ACCEPTANCE_DAYS: i64 = 365;
 /// How many inputs of the candidate are timed for a rule about latency: enough for a p99.
 const N_TIMED_FOR_A_RULE: NonZeroUsize = NonZeroUsize::new(2000).expect("2000 is not 0");
 
+/// Why an argument that clap requires is there.
+pub(super) const REQUIRED: &str = "clap requires it where there is no subcommand";
+
 /// The baseline that needs no model.
 const TRIVIAL: &str = "trivial";
 
@@ -94,7 +98,7 @@ impl Args {
         let (rules, gates) = read_gates(self.files.gates.as_deref())?;
         let golden = golden::read(self.files.golden.as_deref(), Unblessed::Refuse)?.with_slices(&gates.slices)?;
         let home = Home::find();
-        let candidate = self.package.resolve(&home)?;
+        let candidate = self.package.as_ref().expect(REQUIRED).resolve(&home)?;
         let baseline = self.resolve_baseline(&home)?;
         let n_timed = if gates.latency.is_empty() { N_TIMED } else { N_TIMED_FOR_A_RULE };
         let of_candidate = self.answers.assess(&candidate.package, &golden, n_timed, "candidate")?;
@@ -120,10 +124,11 @@ impl Args {
     }
 
     fn resolve_baseline(&self, home: &Home) -> anyhow::Result<Option<Resolved>> {
-        if self.baseline.to_string() == TRIVIAL {
+        let baseline = self.baseline.as_ref().expect(REQUIRED);
+        if baseline.to_string() == TRIVIAL {
             return Ok(None);
         }
-        let resolved = self.baseline.resolve(home);
+        let resolved = baseline.resolve(home);
         let hint = "cannot find the baseline\nhint: a first version is judged with `--baseline trivial`";
         resolved.context(hint).map(Some)
     }

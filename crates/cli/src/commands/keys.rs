@@ -155,6 +155,6 @@ fn row(signature: &Signature, result: &Result<&PublicKey, PackageError>) -> serd
 }
 
 /// A key's text, or the PEM file of one.
-fn public_key(text: &str) -> anyhow::Result<PublicKey> {
+pub(super) fn public_key(text: &str) -> anyhow::Result<PublicKey> {
     Ok(if Path::new(text).is_file() { PublicKey::read(Path::new(text))? } else { text.parse()? })
 }

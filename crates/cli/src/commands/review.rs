@@ -8,11 +8,13 @@ use anyhow::{Context as _, bail};
 use highroad_assess::review::{Artifact, Attestation, Facts, Kept, ParityFact, Rerun, Review};
 use highroad_assess::{GoldenSet, Rehearsal, WayBack, preprocessing_share, rehearse};
 use highroad_eval::Verdict;
-use highroad_package::{Digest, VerifiedPackage};
+use highroad_package::VerifiedPackage;
+use highroad_package::signing::SigningKey;
 use highroad_task::{Predictor, PredictorOptions};
 use jiff::Timestamp;
 
 use super::eval::{AnswerArgs, N_TIMED, print_json};
+use super::gate::REQUIRED;
 use super::golden::{self, Unblessed};
 use crate::resolve::{Home, Target};
 use crate::standard::Standard;
@@ -20,20 +22,47 @@ use crate::tracking::{self, TrackingArgs};
 
 mod leaks;
 mod origin;
+mod signed;
 mod verdicts;
 
 use origin::Origin;
 use verdicts::KeptVerdict;
+
+/// Write the model review, or check a signed one.
+#[derive(clap::Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub struct Command {
+    #[command(subcommand)]
+    action: Option<Action>,
+    #[command(flatten)]
+    review: Args,
+}
+
+#[derive(clap::Subcommand)]
+enum Action {
+    Verify(signed::Args),
+}
+
+impl Command {
+    pub fn run(self) -> anyhow::Result<ExitCode> {
+        match self.action {
+            Some(Action::Verify(args)) => args.run(),
+            None => self.review.run(),
+        }
+    }
+}
 
 /// Write the model review from evidence: what changed in the data, which metric improved, what regressed, latency and cost,
 /// the way back (walked now), and the 28 tests of the ML Test Score. Run `highroad gate` first.
 #[derive(clap::Args)]
 pub struct Args {
     /// The package under review: a directory, a digest in the local store, or a reference such as `router:7`.
-    package: Target,
+    // Required, but not beside a subcommand, which clap can say of an `Option` only.
+    #[arg(required = true)]
+    package: Option<Target>,
     /// What it would replace: a package like the candidate, or `trivial` for a first version.
-    #[arg(long, value_name = "PACKAGE|trivial")]
-    baseline: Target,
+    #[arg(long, value_name = "PACKAGE|trivial", required = true)]
+    baseline: Option<Target>,
     /// The golden set (JSONL); the one of highroad.toml unless told.
     #[arg(long, value_name = "FILE")]
     golden: Option<PathBuf>,
@@ -58,6 +87,9 @@ pub struct Args {
     /// Write the review as Markdown to this file, for a pull request.
     #[arg(long, value_name = "FILE")]
     markdown: Option<PathBuf>,
+    /// Sign the review with this private key; the signature lies beside the kept review.
+    #[arg(long, value_name = "KEY", env = "HIGHROAD_SIGNING_KEY")]
+    sign: Option<PathBuf>,
     /// Print the review as JSON instead of Markdown.
     #[arg(long)]
     json: bool,
@@ -81,16 +113,18 @@ const TRIVIAL: &str = "trivial";
 
 impl Args {
     pub fn run(self) -> anyhow::Result<ExitCode> {
+        let key = self.sign.as_deref().map(SigningKey::read).transpose()?;
         let golden = golden::with_declared_slices(golden::read(self.golden.as_deref(), Unblessed::Warn)?, None)?;
         let home = Home::find();
-        let package = self.package.resolve(&home)?.package;
-        let baseline = match self.baseline.to_string() == TRIVIAL {
+        let (package, baseline) = (self.package.as_ref().expect(REQUIRED), self.baseline.as_ref().expect(REQUIRED));
+        let package = package.resolve(&home)?.package;
+        let baseline = match baseline.to_string() == TRIVIAL {
             true => None,
-            false => Some(self.baseline.resolve(&home).context("cannot find the baseline")?.package),
+            false => Some(baseline.resolve(&home).context("cannot find the baseline")?.package),
         };
         let review = self.review(&home, &golden, &package, baseline.as_ref())?;
         self.check_required(&review)?;
-        let path = keep(&home, &package.digest(), &review)?;
+        let path = signed::keep(&home, &package.digest(), &review, key.as_ref())?;
         self.write(&review)?;
         eprintln!("review {}", path.display());
         let open: Vec<&str> = self.require.iter().map(String::as_str).filter(|id| !is_settled(&review, id)).collect();
@@ -232,18 +266,8 @@ fn walk_back(
     rehearse(target, way, golden, answers, options).map_err(|error| format!("{error:#}"))
 }
 
-/// Keeps the review beside the verdicts: `reviews/<package hex>/<review hex>.json`.
-fn keep(home: &Home, package: &Digest, review: &Review) -> anyhow::Result<PathBuf> {
-    let bytes = serde_json::to_vec_pretty(review)?;
-    let dir = home.path().join("reviews").join(package.hex());
-    std::fs::create_dir_all(&dir).with_context(|| format!("cannot make `{}`", dir.display()))?;
-    let path = dir.join(format!("{}.json", Digest::of(&bytes).hex()));
-    std::fs::write(&path, &bytes).with_context(|| format!("cannot write `{}`", path.display()))?;
-    Ok(path)
-}
-
-fn write(path: &Path, text: &str) -> anyhow::Result<()> {
-    std::fs::write(path, text).with_context(|| format!("cannot write `{}`", path.display()))
+fn write(path: &Path, content: impl AsRef<[u8]>) -> anyhow::Result<()> {
+    std::fs::write(path, content).with_context(|| format!("cannot write `{}`", path.display()))
 }
 
 /// A verdict as bytes say it, which a person handed over.

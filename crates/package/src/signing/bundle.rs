@@ -13,7 +13,7 @@ use crate::{Digest, MANIFEST, Manifest, PackageError, VerifiedPackage};
 
 const BUNDLE: &str = "application/vnd.dev.sigstore.bundle.v0.3+json";
 const PAYLOAD: &str = "application/vnd.in-toto+json";
-const STATEMENT: &str = "https://in-toto.io/Statement/v1";
+pub(super) const STATEMENT: &str = "https://in-toto.io/Statement/v1";
 const PREDICATE: &str = "https://model_signing/signature/v1.0";
 /// Largest bundle that is read: it lists digests, not content.
 const MAX_BUNDLE_BYTES: u64 = 1 << 20;
@@ -29,7 +29,7 @@ pub struct Signature {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Bundle {
+pub(super) struct Bundle {
     media_type: String,
     verification_material: Material,
     dsse_envelope: Envelope,
@@ -127,33 +127,13 @@ impl Signature {
             },
         };
         let payload = serde_json::to_vec(&statement).map_err(|error| malformed(error.to_string()))?;
-        let signature = key.sign(&pre_authentication(&payload))?;
-        let bundle = Bundle {
-            media_type: BUNDLE.to_owned(),
-            verification_material: Material {
-                public_key: KeyHint { hint: Some(key.public().id().to_string()) },
-                tlog_entries: Vec::new(),
-            },
-            dsse_envelope: Envelope {
-                payload: BASE64.encode(payload),
-                payload_type: PAYLOAD.to_owned(),
-                signatures: vec![EnvelopeSignature { sig: BASE64.encode(signature), keyid: String::new() }],
-            },
-        };
-        let bytes = serde_json::to_vec(&bundle).map_err(|error| malformed(error.to_string()))?;
-        Ok(Self { bytes, bundle })
+        let bundle = Bundle::seal(&payload, key)?;
+        Ok(Self { bytes: bundle.to_bytes()?, bundle })
     }
 
     /// Reads a bundle; what it says is not checked yet. Errors if it is over 1 MiB or no bundle of one signature by a key.
     pub fn parse(bytes: Vec<u8>) -> Result<Self, PackageError> {
-        if bytes.len() as u64 > MAX_BUNDLE_BYTES {
-            return Err(malformed(format!("it has more than {MAX_BUNDLE_BYTES} bytes")));
-        }
-        let bundle: Bundle = serde_json::from_slice(&bytes).map_err(|error| malformed(error.to_string()))?;
-        let n_signatures = bundle.dsse_envelope.signatures.len();
-        if bundle.media_type != BUNDLE || bundle.dsse_envelope.payload_type != PAYLOAD || n_signatures != 1 {
-            return Err(malformed(format!("it is not one signature in a `{BUNDLE}` over a `{PAYLOAD}`")));
-        }
+        let bundle = Bundle::parse(&bytes, MAX_BUNDLE_BYTES)?;
         Ok(Self { bytes, bundle })
     }
 
@@ -200,7 +180,7 @@ impl Signature {
 
     /// Id of the key it says it is by, unchecked.
     pub fn claimed_key(&self) -> &str {
-        self.bundle.verification_material.public_key.hint.as_deref().unwrap_or("a key it does not name")
+        self.bundle.claimed_key()
     }
 
     /// The one of `keys` that signed exactly the package `digest` with this manifest.
@@ -212,9 +192,53 @@ impl Signature {
         manifest: &Manifest,
         keys: &'a [PublicKey],
     ) -> Result<&'a PublicKey, PackageError> {
-        let payload = decode("payload", &self.bundle.dsse_envelope.payload)?;
-        let signature = decode("sig", &self.bundle.dsse_envelope.signatures[0].sig)?;
-        let hint = self.bundle.verification_material.public_key.hint.as_deref();
+        let (payload, signer) = self.bundle.open(keys)?;
+        let statement: Statement = serde_json::from_slice(&payload).map_err(|error| malformed(error.to_string()))?;
+        covers(&statement, &resources(digest, manifest))?;
+        Ok(signer)
+    }
+}
+
+impl Bundle {
+    /// `payload`, an in-toto statement, signed.
+    pub(super) fn seal(payload: &[u8], key: &SigningKey) -> Result<Self, PackageError> {
+        let signature = key.sign(&pre_authentication(payload))?;
+        Ok(Self {
+            media_type: BUNDLE.to_owned(),
+            verification_material: Material {
+                public_key: KeyHint { hint: Some(key.public().id().to_string()) },
+                tlog_entries: Vec::new(),
+            },
+            dsse_envelope: Envelope {
+                payload: BASE64.encode(payload),
+                payload_type: PAYLOAD.to_owned(),
+                signatures: vec![EnvelopeSignature { sig: BASE64.encode(signature), keyid: String::new() }],
+            },
+        })
+    }
+
+    /// Reads a bundle of at most `max_bytes`; what it says is not checked yet.
+    pub(super) fn parse(bytes: &[u8], max_bytes: u64) -> Result<Self, PackageError> {
+        if bytes.len() as u64 > max_bytes {
+            return Err(malformed(format!("it has more than {max_bytes} bytes")));
+        }
+        let bundle: Self = serde_json::from_slice(bytes).map_err(|error| malformed(error.to_string()))?;
+        let n_signatures = bundle.dsse_envelope.signatures.len();
+        if bundle.media_type != BUNDLE || bundle.dsse_envelope.payload_type != PAYLOAD || n_signatures != 1 {
+            return Err(malformed(format!("it is not one signature in a `{BUNDLE}` over a `{PAYLOAD}`")));
+        }
+        Ok(bundle)
+    }
+
+    pub(super) fn to_bytes(&self) -> Result<Vec<u8>, PackageError> {
+        serde_json::to_vec(self).map_err(|error| malformed(error.to_string()))
+    }
+
+    /// The payload, and the one of `keys` that signed it. Errors if none did.
+    pub(super) fn open<'a>(&self, keys: &'a [PublicKey]) -> Result<(Vec<u8>, &'a PublicKey), PackageError> {
+        let payload = decode("payload", &self.dsse_envelope.payload)?;
+        let signature = decode("sig", &self.dsse_envelope.signatures[0].sig)?;
+        let hint = self.verification_material.public_key.hint.as_deref();
         let claimed: Vec<&PublicKey> = keys.iter().filter(|key| hint.is_none_or(|hint| key.id() == *hint)).collect();
         if claimed.is_empty() {
             return Err(PackageError::UntrustedKey { claimed: self.claimed_key().to_owned() });
@@ -222,9 +246,11 @@ impl Signature {
         let message = pre_authentication(&payload);
         let signer = claimed.into_iter().find(|key| key.signed(&message, &signature));
         let signer = signer.ok_or_else(|| PackageError::Forged { claimed: self.claimed_key().to_owned() })?;
-        let statement: Statement = serde_json::from_slice(&payload).map_err(|error| malformed(error.to_string()))?;
-        covers(&statement, &resources(digest, manifest))?;
-        Ok(signer)
+        Ok((payload, signer))
+    }
+
+    fn claimed_key(&self) -> &str {
+        self.verification_material.public_key.hint.as_deref().unwrap_or("a key it does not name")
     }
 }
 
@@ -298,6 +324,6 @@ fn decode(field: &str, text: &str) -> Result<Vec<u8>, PackageError> {
     BASE64.decode(text).map_err(|_| malformed(format!("`{field}` is not base64")))
 }
 
-fn malformed(reason: String) -> PackageError {
+pub(super) fn malformed(reason: String) -> PackageError {
     PackageError::Signature { reason }
 }
