@@ -6,9 +6,12 @@ use highroad_package::Digest;
 use super::{Facts, Finding, Line, Status, baseline_in_words};
 use crate::report::traffic_facts;
 
+/// Short name, question, and what answers it.
+type Question = (&'static str, &'static str, fn(&Facts<'_>) -> Finding);
+
 /// The five questions of a release, in the order a reviewer asks them.
 pub(super) fn answer(facts: &Facts<'_>) -> Vec<Line> {
-    const QUESTIONS: [(&str, &str, fn(&Facts<'_>) -> Finding); 5] = [
+    const QUESTIONS: [Question; 5] = [
         ("data", "What data changed?", data),
         ("metrics", "Which metric improved on which dataset?", metrics),
         ("regressions", "Were safety and quality regressions tested?", regressions),
