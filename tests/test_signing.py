@@ -54,7 +54,23 @@ def change_one_byte(path: Path) -> None:
 def standard(folder: Path, *keys: str) -> None:
     """A repo in `folder` that asks for a signature by one of `keys`."""
     trusted = json.dumps(list(keys))
-    (folder / "highroad.toml").write_text(f"[packaging]\nrequire_signature = true\ntrusted_keys = {trusted}\n")
+    rest = """
+[model]
+name = "m"
+kind = "classifier"
+owner = "us"
+licence = "MIT"
+[environment]
+python = ">=3.11"
+torch = ">=2.9"
+lock = "requirements.txt"
+[training]
+script = "train.py"
+output = "runs/latest"
+[evaluation]
+golden = "golden.jsonl"
+"""
+    (folder / "highroad.toml").write_text(f"{rest}[packaging]\nrequire_signature = true\ntrusted_keys = {trusted}\n")
 
 
 def shown(call, bench: Path, key: str) -> str:  # noqa: F811

@@ -116,7 +116,7 @@ def test_load_prints_what_a_gate_would_see(desk, call):  # noqa: F811
     traffic = TRAFFIC + "lengths = [{ tokens = 4, share = 0.5 }, { tokens = 9, share = 0.5 }]\n"
     (desk.path / "gates.toml").write_text(RULES + traffic + "[cost]\nper_cpu_hour = 0.04\ncurrency = 'EUR'\n")
     told = call("load", "a", "--golden", "golden.jsonl", cwd=desk.path).stdout
-    assert "traffic    200 requests/s of 50 % of 4 tokens, 50 % of 9 tokens" in told
+    assert "200 requests/s of 50 % of 4 tokens, 50 % of 9 tokens" in told.splitlines()[0]
     assert "EUR for the work of 1,000 requests" in told and "MiB at its peak" in told
     evidence = json.loads(call("load", "a", "--golden", "golden.jsonl", "--json", cwd=desk.path).stdout)
     assert evidence["candidate"]["n_requests"] > 400 and "baseline" not in evidence
