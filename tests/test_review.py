@@ -140,7 +140,8 @@ def test_the_gate_keeps_its_word_on_this_golden_set_and_broken_gates_are_caught(
     assert tested["outcome"] == "pass" and tested["n_simulations"] == 200
     assert {kept["promise"] for kept in tested["rules"][0]["promises"]} >= {"equal_fails", "drop_passes", "equal_passes_as_told", "flips"}
     assert [broken["fault"] for broken in tested["broken"] if "caught_by" in broken] == ["unpaired", "swapped_sides", "ignored_margin"]
-    told = call("gate", "selftest", "a", "--golden", "golden.jsonl", "--gates", "margins.toml", "--simulations", "200", cwd=judged)
+    (judged / "slice.toml").write_text("[[rule]]\nmetric = 'accuracy'\nslice = 'even'\nmargin = 0.1\n")
+    told = call("gate", "selftest", "a", "--golden", "golden.jsonl", "--gates", "slice.toml", "--simulations", "200", cwd=judged)
     assert told.stdout.startswith("PASS") and told.stdout.count("caught ") == 3
     (judged / "floors.toml").write_text("[[rule]]\nmetric = 'accuracy'\nfloor = 0.5\n")
     done = call("gate", "selftest", "a", "--golden", "golden.jsonl", "--gates", "floors.toml", cwd=judged, code=2)
