@@ -94,8 +94,10 @@ pub struct Rerun {
 /// Golden cases that training has seen.
 #[derive(Clone, Debug)]
 pub struct Leaks {
-    /// Data files that were compared, all those of the manifest.
+    /// Data files of the manifest that were compared.
     pub files: Vec<String>,
+    /// Those that were not.
+    pub missing: Vec<String>,
     /// Ids of golden cases whose text occurs there.
     pub cases: Vec<String>,
 }

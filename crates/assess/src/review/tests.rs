@@ -80,7 +80,7 @@ fn facts<'a>(
             first_answer_ms: 12.0,
             replayed: Replayed::Goldens { n_cases: 200, same_bits: true },
         }),
-        leaks: Some(Leaks { files: vec!["train.csv".to_owned()], cases: Vec::new() }),
+        leaks: Some(Leaks { files: vec!["train.csv".to_owned()], missing: Vec::new(), cases: Vec::new() }),
         commit: Some(CommitFact {
             id: "4f1c".to_owned(),
             dirty: false,
@@ -184,7 +184,11 @@ fn without_facts_no_line_holds() {
 #[test]
 fn a_leak_a_changed_answer_and_a_broken_way_back_fail_their_lines() {
     let review = full(|facts| {
-        facts.leaks = Some(Leaks { files: vec!["train.csv".to_owned()], cases: vec!["slabs-17".to_owned()] });
+        facts.leaks = Some(Leaks {
+            files: vec!["train.csv".to_owned()],
+            missing: Vec::new(),
+            cases: vec!["slabs-17".to_owned()],
+        });
         facts.rerun = facts.rerun.clone().map(|rerun| Rerun { answers: digest(77), ..rerun });
         facts.rehearsal = facts
             .rehearsal

@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 
 use highroad_assess::review::Leaks;
 use highroad_assess::{GoldenSet, LintOptions, Training, leaks};
-use highroad_package::Provenance;
+use highroad_package::{Digest, Provenance};
 
 use crate::progress;
 use crate::repo::file_digest;
 
-/// Golden cases that are in the training data, as they are or nearly; `None`, with the reason on stderr, unless every file that
-/// the package names is here with the bytes that trained it.
+/// Golden cases that are in the training data, as they are or nearly, in the files that are here with the bytes that trained the
+/// package; `None`, with the reason on stderr, if there are none.
 pub fn find(
     golden: &GoldenSet,
     provenance: &Provenance,
@@ -19,9 +19,24 @@ pub fn find(
     columns: &[String],
     threads: NonZeroUsize,
 ) -> Option<Leaks> {
-    let files = here(provenance, told)?;
-    match search(golden, &files, columns, threads) {
-        Ok(cases) => Some(Leaks { files: provenance.data.keys().cloned().collect(), cases }),
+    let (mut files, mut places, mut missing) = (Vec::new(), Vec::new(), Vec::new());
+    for (name, digest) in &provenance.data {
+        match place(name, digest, told) {
+            Some(found) => {
+                files.push(name.clone());
+                places.push(found);
+            }
+            None => missing.push(name.clone()),
+        }
+    }
+    if !missing.is_empty() {
+        eprintln!("warning: not here, so not compared with the golden set: {} (--training FILE)", missing.join(", "));
+    }
+    if places.is_empty() {
+        return None;
+    }
+    match search(golden, &places, columns, threads) {
+        Ok(cases) => Some(Leaks { files, missing, cases }),
         Err(error) => {
             eprintln!("warning: the training data cannot be compared with the golden set: {error:#}");
             None
@@ -29,19 +44,11 @@ pub fn find(
     }
 }
 
-/// Where each training file of the package lies.
-fn here(provenance: &Provenance, told: &[PathBuf]) -> Option<Vec<PathBuf>> {
-    let found = |(name, digest)| {
-        let named = [PathBuf::from(name), Path::new("data").join(name)];
-        let candidates = if told.is_empty() { &named[..] } else { told };
-        let place = candidates.iter().find(|path| file_digest(path).is_ok_and(|found| found.as_ref() == Some(digest)));
-        if place.is_none() {
-            eprintln!("warning: training file `{name}` ({digest}) is not here: name it with --training FILE");
-        }
-        place.cloned()
-    };
-    let files: Vec<PathBuf> = provenance.data.iter().map(found).collect::<Option<_>>()?;
-    (!files.is_empty()).then_some(files)
+/// Where the training file with these bytes lies: among those that were told, else under its name here or in `data/`.
+fn place(name: &str, digest: &Digest, told: &[PathBuf]) -> Option<PathBuf> {
+    let named = [PathBuf::from(name), Path::new("data").join(name)];
+    let candidates = if told.is_empty() { &named[..] } else { told };
+    candidates.iter().find(|path| file_digest(path).is_ok_and(|found| found.as_ref() == Some(digest))).cloned()
 }
 
 fn search(
