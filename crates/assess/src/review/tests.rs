@@ -202,6 +202,17 @@ fn a_leak_a_changed_answer_and_a_broken_way_back_fail_their_lines() {
 }
 
 #[test]
+fn training_files_that_were_not_compared_leave_the_question_to_a_person() {
+    let review = full(|facts| {
+        let (files, missing) = (vec!["train.csv".to_owned()], vec!["more.csv".to_owned()]);
+        facts.leaks = Some(Leaks { files, missing, cases: Vec::new() });
+    });
+    let line = review.line("data").unwrap();
+    assert_eq!(line.status, Status::Evidence);
+    assert!(line.summary.contains("not compared: more.csv"), "{}", line.summary);
+}
+
+#[test]
 fn a_verdict_on_other_bytes_admits_nothing() {
     let review = full(|facts| facts.package.digest = digest(42));
     assert_eq!(review.line("regressions").unwrap().status, Status::Fail);
