@@ -229,10 +229,10 @@ impl Repository {
     async fn authenticate(&self, operation: RegistryOperation) -> Result<(), RemoteError> {
         let done = self.client.auth(&self.reference, &self.auth, operation).await;
         // The token that is given back stays in the client.
-        done.map(drop).map_err(|error| self.failed("let in", "this user", error))?;
+        done.map(drop).map_err(|error| self.failed("accept", "the login", error))?;
         if operation == RegistryOperation::Push {
             let pull = self.client.auth(&self.reference, &self.auth, RegistryOperation::Pull).await;
-            pull.map(drop).map_err(|error| self.failed("let in", "this user", error))?;
+            pull.map(drop).map_err(|error| self.failed("accept", "the login", error))?;
         }
         Ok(())
     }
