@@ -1,10 +1,11 @@
-//! Tokenizers, record readers, batches and the training data loader: what lies between a text and a tensor. Same input, same
-//! batches, everywhere.
+//! Tokenizers, pictures, record readers, batches and the training data loader: what lies between a text or a picture and a tensor.
+//! Same input, same batches, everywhere.
 
 mod batches;
 mod encoder;
 mod field;
 mod files;
+mod image;
 mod json_rows;
 mod loader;
 mod plan;
@@ -17,6 +18,7 @@ pub use batches::{Budget, batches, in_order};
 pub use encoder::Encoder;
 pub use field::{Field, Kind, MAX_TEXT_BYTES};
 pub use files::{Local, Place, resolve};
+pub use image::{Filter, Image, ImageError, MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS, MAX_IMAGE_SIDE, Region};
 pub use json_rows::parquet_as_jsonl;
 pub use loader::{Array, Batch, Loader, LoaderOptions, State, Text};
 pub use plan::{Layout, Plan, Remainder, Segment, Size, TooFewRows};
