@@ -1,8 +1,11 @@
 //! Resizing by Pillow's algorithm, to the bit: a separable filter whose support grows as the picture shrinks (antialias), in
-//! fixed point, columns first, rounded to 8 bits between the two passes.
+//! fixed point, rounded to 8 bits between the two passes.
 //!
 //! The crates for this take their kernels from the instruction set at run time and round their weights to 16 bits, so they are
-//! off by one here and there; a model was trained on Pillow's pixels. Pillow's `libImaging/Resample.c` is the source.
+//! off by one here and there; a model was trained on Pillow's pixels. Pillow's `libImaging/Resample.c` is the
+//! source; the order of the passes in 13.0.0 was measured on 5,400 random sizes.
+
+use std::ops::Range;
 
 use super::Image;
 
@@ -59,7 +62,7 @@ struct Window {
 }
 
 /// The windows of `wanted` of `n_out` pixels along a side that has `n_in`.
-fn windows(n_in: usize, n_out: usize, wanted: std::ops::Range<usize>, filter: Filter) -> Vec<Window> {
+fn windows(n_in: usize, n_out: usize, wanted: Range<usize>, filter: Filter) -> Vec<Window> {
     let scale = n_in as f64 / n_out as f64;
     let filter_scale = scale.max(1.0);
     let support = filter.support() * filter_scale;
@@ -96,18 +99,28 @@ impl Image {
     /// `region` lies within `width` × `height`; both are at least 1.
     pub fn resized(&self, width: usize, height: usize, filter: Filter, region: Region) -> Self {
         let Region { left, top, .. } = region;
-        let columns = windows(self.width, width, left..left + region.width, filter);
-        let rows = windows(self.height, height, top..top + region.height, filter);
-        let first_row = rows.iter().map(|row| row.first).min().unwrap_or(0);
-        let end_row = rows.iter().map(|row| row.first + row.weights.len()).max().unwrap_or(0);
-        let narrow = self.each_row(first_row..end_row, &columns);
-        let pixels = across_rows(&narrow, region.width * self.n_channels, first_row, &rows);
-        Self { width: region.width, height: region.height, n_channels: self.n_channels, pixels, orientation: self.orientation }
+        let mut columns = windows(self.width, width, left..left + region.width, filter);
+        let mut rows = windows(self.height, height, top..top + region.height, filter);
+        if self.rows_come_first(width, height) {
+            let taken = taken(&mut columns);
+            self.across_rows(taken, &rows).along_rows(0..region.height, &columns)
+        } else {
+            let taken = taken(&mut rows);
+            self.along_rows(taken, &columns).across_rows(0..region.width, &rows)
+        }
     }
 
-    fn each_row(&self, rows: std::ops::Range<usize>, columns: &[Window]) -> Vec<u8> {
+    /// Which pass is the first, as pixels between the two are rounded: Pillow 13.0.0 changes the height first where it leaves off
+    /// more than twice as many rows as columns. Earlier ones always changed the width first.
+    fn rows_come_first(&self, width: usize, height: usize) -> bool {
+        height < self.height && self.height - height + 2 * width > 2 * self.width
+    }
+
+    /// The pixels of `rows` after the pass that changes their width.
+    fn along_rows(&self, rows: Range<usize>, columns: &[Window]) -> Self {
         let n = self.n_channels;
-        let mut narrow = Vec::with_capacity(rows.len() * columns.len() * n);
+        let (width, height) = (columns.len(), rows.len());
+        let mut pixels = Vec::with_capacity(height * width * n);
         for row in rows {
             let row = &self.pixels[row * self.width * n..(row + 1) * self.width * n];
             for Window { first, weights } in columns {
@@ -117,26 +130,35 @@ impl Image {
                         *sum += i32::from(sample) * weight;
                     }
                 }
-                narrow.extend(sums[..n].iter().map(|&sum| rounded(sum)));
+                pixels.extend(sums[..n].iter().map(|&sum| rounded(sum)));
             }
         }
-        narrow
+        Self { width, height, pixels, ..*self }
+    }
+
+    /// The pixels of `columns` after the pass that changes their height.
+    fn across_rows(&self, columns: Range<usize>, rows: &[Window]) -> Self {
+        let n = self.n_channels;
+        let (width, height) = (columns.len(), rows.len());
+        let mut pixels = Vec::with_capacity(height * width * n);
+        let mut sums = vec![HALF; width * n];
+        for Window { first, weights } in rows {
+            sums.fill(HALF);
+            for (row, weight) in self.pixels[first * self.width * n..].chunks_exact(self.width * n).zip(weights) {
+                for (sum, &sample) in sums.iter_mut().zip(&row[columns.start * n..columns.end * n]) {
+                    *sum += i32::from(sample) * weight;
+                }
+            }
+            pixels.extend(sums.iter().map(|&sum| rounded(sum)));
+        }
+        Self { width, height, pixels, ..*self }
     }
 }
 
-/// `narrow` has rows of `n_samples`, from `first_row` of the source on.
-fn across_rows(narrow: &[u8], n_samples: usize, first_row: usize, rows: &[Window]) -> Vec<u8> {
-    let mut pixels = Vec::with_capacity(rows.len() * n_samples);
-    let mut sums = vec![HALF; n_samples];
-    for Window { first, weights } in rows {
-        sums.fill(HALF);
-        let from = &narrow[(first - first_row) * n_samples..];
-        for (row, weight) in from.chunks_exact(n_samples).zip(weights) {
-            for (sum, &sample) in sums.iter_mut().zip(row) {
-                *sum += i32::from(sample) * weight;
-            }
-        }
-        pixels.extend(sums.iter().map(|&sum| rounded(sum)));
-    }
-    pixels
+/// The pixels that `windows` look at, which look at nothing else afterwards.
+fn taken(windows: &mut [Window]) -> Range<usize> {
+    let start = windows.iter().map(|window| window.first).min().unwrap_or(0);
+    let end = windows.iter().map(|window| window.first + window.weights.len()).max().unwrap_or(start);
+    windows.iter_mut().for_each(|window| window.first -= start);
+    start..end
 }
