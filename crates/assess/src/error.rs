@@ -40,6 +40,8 @@ pub enum AssessError {
     RowTooLong { tokens: usize, max_tokens: usize },
     #[error("[traffic] asks for rows of {tokens} tokens, in which no word of the golden set fits")]
     RowTooShort { tokens: usize },
+    #[error("[traffic] asks for rows of {tokens} tokens, and every image counts as {n_tokens}")]
+    ImageTokens { tokens: usize, n_tokens: usize },
     #[error(transparent)]
     Observed(#[from] ObservedError),
     #[error(transparent)]

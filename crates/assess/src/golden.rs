@@ -1,7 +1,9 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 
+use base64::prelude::{BASE64_STANDARD, Engine as _};
 use highroad_data::Records;
 use highroad_eval::{Case, Expected};
 use highroad_package::Digest;
@@ -9,7 +11,7 @@ use highroad_task::Input;
 use serde::{Deserialize, Serialize};
 
 use crate::GoldenError;
-use crate::files::read_limited;
+use crate::files::{folder_of, read_limited};
 
 mod coverage;
 mod diff;
@@ -18,6 +20,7 @@ mod leaks;
 mod lint;
 mod lock;
 mod near;
+mod pictures;
 mod slices;
 
 pub use coverage::{ASSUMED_DISCORDANCE, Coverage, coverage};
@@ -26,7 +29,10 @@ pub use edit::{EditError, Editing, add, edit};
 pub use leaks::{MeaningError, Training, alike_by_meaning, leaks};
 pub use lint::{Finding, Kind, Level, LintOptions, in_words, lint};
 pub use lock::{Blessing, Changes, Lock, LockError};
+pub(crate) use pictures::thumbnail;
 pub use slices::SliceError;
+
+use pictures::{Files, MAX_INLINE_BYTES};
 
 /// Largest golden set that is read: it is held in memory and answered case by case.
 const MAX_GOLDEN_BYTES: u64 = 1 << 30;
@@ -86,7 +92,7 @@ pub enum Fact {
 /// What a model is asked in a golden case.
 #[derive(Clone, Debug, PartialEq)]
 pub enum GoldenInput {
-    /// One text, to be labelled or to be given a number.
+    /// One text or picture, to be labelled or to be given a number.
     One(Input),
     /// Two texts, to be compared.
     Pair([String; 2]),
@@ -174,12 +180,14 @@ pub struct Line {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(
     untagged,
-    expecting = "expected {\"text\": …}, {\"tokens\": […]}, {\"a\": …, \"b\": …}, {\"anchor\": …, \"positive\": …, \"negative\": …}, \
+    expecting = "expected {\"text\": …}, {\"tokens\": […]}, {\"image\": …, \"sha256\": …}, {\"image_base64\": …}, {\"a\": …, \"b\": …}, {\"anchor\": …, \"positive\": …, \"negative\": …}, \
                  {\"query\": …, \"documents\": […]}, {\"prompt\": …} or {\"messages\": [{\"role\": …, \"content\": …}]}"
 )]
 pub(crate) enum LineInput {
     Text(Text),
     Tokens(Tokens),
+    Image(ImageFile),
+    ImageBase64(ImageBase64),
     Pair(Pair),
     Triplet(Triplet),
     Ranking(Ranking),
@@ -197,6 +205,21 @@ pub(crate) struct Text {
 #[serde(deny_unknown_fields)]
 pub(crate) struct Tokens {
     tokens: Vec<u32>,
+}
+
+/// A picture in a file below the golden set's folder, whose digest binds its bytes to the set's.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ImageFile {
+    image: String,
+    sha256: String,
+}
+
+/// A small picture in the golden set itself.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ImageBase64 {
+    image_base64: String,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -242,8 +265,9 @@ pub(crate) struct Ranking {
 }
 
 impl GoldenSet {
-    /// Reads a JSONL file, one case a line, or where it is called `.parquet` one case a row. Unknown keys, a second case of one
-    /// id, cases of two kinds and an empty set are errors that name the line, or the row.
+    /// Reads a JSONL file, one case a line, or where it is called `.parquet` one case a row, and the pictures beside it. Unknown
+    /// keys, a second case of one id, cases of two kinds, a picture that is missing or was changed, and an empty set are errors
+    /// that name the line, or the row.
     pub fn read(path: &Path) -> Result<Self, GoldenError> {
         let bytes = read_limited(path, MAX_GOLDEN_BYTES).map_err(|source| match source.kind() {
             io::ErrorKind::FileTooLarge => GoldenError::TooLarge { path: path.to_owned(), limit: MAX_GOLDEN_BYTES },
@@ -254,17 +278,27 @@ impl GoldenSet {
 
     /// The same from bytes; `path` is what errors call them, and its ending says what they are.
     pub fn parse(bytes: &[u8], path: &Path) -> Result<Self, GoldenError> {
+        Self::parse_with(bytes, path, Files::Below(folder_of(path)))
+    }
+
+    /// The same without the pictures that are files of their own, which are empty then: for who compares digests of cases of
+    /// which the files may be gone.
+    pub fn parse_without_files(bytes: &[u8], path: &Path) -> Result<Self, GoldenError> {
+        Self::parse_with(bytes, path, Files::Unread)
+    }
+
+    fn parse_with(bytes: &[u8], path: &Path, files: Files<'_>) -> Result<Self, GoldenError> {
         if !is_parquet(path) {
-            return Self::of_lines(bytes, bytes, path);
+            return Self::of_lines(bytes, bytes, path, files);
         }
         let broken = |reason| GoldenError::Parquet { path: path.to_owned(), reason };
         let lines = highroad_data::parquet_as_jsonl(bytes.to_vec(), MAX_GOLDEN_BYTES as usize).map_err(broken)?;
-        Self::of_lines(bytes, &lines, path)
+        Self::of_lines(bytes, &lines, path, files)
     }
 
     /// A set that is stored as `bytes` and reads as `lines`.
-    fn of_lines(bytes: &[u8], lines: &[u8], path: &Path) -> Result<Self, GoldenError> {
-        let mut reader = Reader::default();
+    fn of_lines(bytes: &[u8], lines: &[u8], path: &Path, files: Files<'_>) -> Result<Self, GoldenError> {
+        let mut reader = Reader::new(files);
         for record in Records::<Line, _>::new(lines, path) {
             let (line, record) = record?;
             let case = |reason| GoldenError::Case { path: path.to_owned(), line, reason };
@@ -312,8 +346,9 @@ fn is_parquet(path: &Path) -> bool {
     path.extension().is_some_and(|suffix| suffix.eq_ignore_ascii_case("parquet"))
 }
 
-#[derive(Default)]
-struct Reader {
+struct Reader<'a> {
+    files: Files<'a>,
+    n_image_bytes: u64,
     cases: Vec<GoldenCase>,
     lines: BTreeMap<String, usize>,
     drawn: HashMap<Drawn, usize>,
@@ -327,7 +362,19 @@ enum Drawn {
     Case(String),
 }
 
-impl Reader {
+impl<'a> Reader<'a> {
+    fn new(files: Files<'a>) -> Self {
+        Self { files, n_image_bytes: 0, cases: Vec::new(), lines: BTreeMap::new(), drawn: HashMap::new() }
+    }
+
+    fn picture(&mut self, bytes: Arc<[u8]>) -> Result<GoldenInput, String> {
+        self.n_image_bytes += bytes.len() as u64;
+        match self.n_image_bytes <= MAX_GOLDEN_BYTES {
+            true => Ok(GoldenInput::One(Input::Image(bytes))),
+            false => Err(format!("the images of a golden set may have {MAX_GOLDEN_BYTES} bytes in all")),
+        }
+    }
+
     fn add(&mut self, line: usize, record: Line) -> Result<(), String> {
         record.check()?;
         let digest = record.digest();
@@ -338,6 +385,14 @@ impl Reader {
         let input = match input {
             LineInput::Text(Text { text }) => GoldenInput::One(Input::Text(text)),
             LineInput::Tokens(Tokens { tokens }) => GoldenInput::One(Input::Tokens(tokens)),
+            LineInput::Image(ImageFile { image, sha256 }) => {
+                let bytes = self.files.read(&image, &sha256)?;
+                self.picture(bytes)?
+            }
+            LineInput::ImageBase64(ImageBase64 { image_base64 }) => {
+                let bytes = inline(&image_base64)?;
+                self.picture(bytes)?
+            }
             LineInput::Pair(Pair { a, b }) => GoldenInput::Pair([a, b]),
             LineInput::Triplet(Triplet { anchor, positive, negative }) => {
                 GoldenInput::Triplet([anchor, positive, negative])
@@ -378,6 +433,17 @@ impl Reader {
     fn drawn(&mut self, what: Drawn) -> usize {
         let next = self.drawn.len();
         *self.drawn.entry(what).or_insert(next)
+    }
+}
+
+fn inline(base64: &str) -> Result<Arc<[u8]>, String> {
+    let bytes = BASE64_STANDARD.decode(base64).map_err(|error| format!("`image_base64` is not base64: {error}"))?;
+    match bytes.len() {
+        n if n > MAX_INLINE_BYTES => Err(format!(
+            "an image of {n} bytes is over the {MAX_INLINE_BYTES} that a golden set takes inline: put it into a file and give `image` \
+             and `sha256`"
+        )),
+        _ => Ok(Arc::from(bytes)),
     }
 }
 
@@ -431,7 +497,7 @@ fn check_expected(input: &GoldenInput, expected: &Expected, must_pass: bool) -> 
             Err("`must_pass` needs a case that can be right: a number never just is".to_owned())
         }
         (GoldenInput::One(_), Expected::Label(_) | Expected::Number(_)) => Ok(()),
-        (GoldenInput::One(_), _) => Err("a text expects a label or a number".to_owned()),
+        (GoldenInput::One(_), _) => Err("a text or an image expects a label or a number".to_owned()),
         (GoldenInput::Triplet(_), Expected::Implied) => Ok(()),
         (GoldenInput::Triplet(_), _) => {
             Err("a triplet needs no `expected`: its positive text is the closer one".to_owned())

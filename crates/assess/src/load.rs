@@ -20,7 +20,7 @@ use crate::{AssessError, Mix, Truncated};
 pub trait Served: Sync {
     /// One row, ready to run.
     type Row: Waiting + Send;
-    /// Most tokens of a row.
+    /// Most tokens of a row; of an image what every image counts as.
     fn max_tokens(&self) -> usize;
     /// Makes a row of an input, and says whether it was too long and lost its end.
     fn prepare(&self, input: &Input) -> Result<(Self::Row, Truncated), TaskError>;
@@ -32,7 +32,7 @@ impl Served for Predictor {
     type Row = Prepared;
 
     fn max_tokens(&self) -> usize {
-        self.manifest().task.max_tokens as usize
+        Self::max_tokens(self)
     }
 
     fn prepare(&self, input: &Input) -> Result<(Prepared, Truncated), TaskError> {

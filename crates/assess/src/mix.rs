@@ -80,6 +80,7 @@ impl Pieces {
                     pieces.words.extend(text.split_whitespace().map(str::to_owned));
                 }
                 Input::Tokens(ids) => pieces.ids.extend(ids),
+                Input::Image(_) => {}
             }
         }
         pieces
@@ -97,6 +98,12 @@ impl Pieces {
         };
         if let Input::Tokens(_) = like {
             return Ok(Input::Tokens(self.ids.iter().copied().cycle().skip(start).take(tokens).collect()));
+        }
+        if let Input::Image(_) = like {
+            return match served.max_tokens() {
+                n_tokens if n_tokens == tokens => Ok(like.clone()),
+                n_tokens => Err(AssessError::ImageTokens { tokens, n_tokens }),
+            };
         }
         let fits = |n_words: usize| -> Result<bool, AssessError> {
             let row = served.prepare(&of_words(n_words)).map_err(|source| AssessError::Load { source })?;
@@ -137,6 +144,7 @@ mod tests {
                 Input::Text(text) => text.split_whitespace().count(),
                 Input::Pair { query, document } => query.split(' ').count() + document.split_whitespace().count(),
                 Input::Tokens(ids) => ids.len() - 2,
+                Input::Image(_) => 0,
             };
             Ok((Row(n_tokens.min(10)), Truncated(n_tokens > 10)))
         }

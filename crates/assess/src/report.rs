@@ -19,7 +19,7 @@ pub use gate::{CheckRow, FlipRow, GateReport, SliceFlips};
 pub use github::{Annotation, Level, MOST_SUMMARY_BYTES, annotations};
 pub use junit::{eval_junit, gate_junit};
 pub use page::{eval_html, eval_markdown, gate_html, gate_markdown, review_html, review_markdown};
-pub use shown::{asked, in_words, one_line, text};
+pub use shown::{asked, in_words, one_line, picture, text};
 pub use traffic::traffic_facts;
 
 use crate::{GoldenSet, Results};

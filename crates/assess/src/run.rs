@@ -1,6 +1,7 @@
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 use std::time::Instant;
 
 use highroad_eval::Evidence;
@@ -243,6 +244,7 @@ enum Borrowed<'a> {
     Text(&'a str),
     Tokens(&'a [u32]),
     Pair { query: &'a str, document: &'a str },
+    Image(&'a Arc<[u8]>),
 }
 
 impl<'a> From<&'a Input> for Borrowed<'a> {
@@ -251,6 +253,7 @@ impl<'a> From<&'a Input> for Borrowed<'a> {
             Input::Text(text) => Self::Text(text),
             Input::Tokens(ids) => Self::Tokens(ids),
             Input::Pair { query, document } => Self::Pair { query, document },
+            Input::Image(bytes) => Self::Image(bytes),
         }
     }
 }
@@ -260,6 +263,7 @@ impl Asked<'_> {
         match self.input {
             Borrowed::Text(text) => Input::Text(text.to_owned()),
             Borrowed::Tokens(ids) => Input::Tokens(ids.to_vec()),
+            Borrowed::Image(bytes) => Input::Image(bytes.clone()),
             Borrowed::Pair { query, document } => {
                 Input::Pair { query: query.to_owned(), document: document.to_owned() }
             }
@@ -276,6 +280,7 @@ impl Asked<'_> {
         match self.input {
             Borrowed::Text(of) => text("text", of.as_bytes()),
             Borrowed::Tokens(ids) => text("tokens", &ids.iter().flat_map(|id| id.to_le_bytes()).collect::<Vec<_>>()),
+            Borrowed::Image(bytes) => text("image", bytes),
             Borrowed::Pair { query, document } => {
                 text("query", query.as_bytes());
                 text("document", document.as_bytes());

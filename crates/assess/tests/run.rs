@@ -47,7 +47,7 @@ impl Rule {
                 let shared = document.split(' ').filter(|word| query.contains(word)).count();
                 return Answer::Relevance { logit: shared as f32 + noise };
             }
-            Input::Tokens(_) => panic!("no tokens are asked here"),
+            _ => panic!("no tokens and no images are asked here"),
         };
         if matches!(self.task, TaskKind::Embed { .. }) {
             let n_vowels = text.chars().filter(|c| "aeiou".contains(*c)).count();

@@ -31,7 +31,9 @@ const MAX_DECODER_BYTES: usize = 256 << 20;
 pub enum ImageError {
     #[error("the image has {0} bytes, and at most {MAX_IMAGE_BYTES} are accepted")]
     TooManyBytes(usize),
-    #[error("the image has {width} x {height} pixels; at most {MAX_IMAGE_PIXELS} in all and {MAX_IMAGE_SIDE} a side are accepted")]
+    #[error(
+        "the image has {width} x {height} pixels; at most {MAX_IMAGE_PIXELS} in all and {MAX_IMAGE_SIDE} a side are accepted"
+    )]
     TooManyPixels { width: usize, height: usize },
     #[error("the bytes are no PNG, JPEG or WebP")]
     UnknownFormat,
@@ -158,6 +160,23 @@ impl Image {
     }
 }
 
+impl Image {
+    /// As a PNG.
+    pub fn to_png(&self) -> Result<Vec<u8>, ImageError> {
+        let wrong = |error: png::EncodingError| damaged("PNG", error);
+        let mut bytes = Vec::new();
+        let too_large = |_| ImageError::TooManyPixels { width: self.width, height: self.height };
+        let width = u32::try_from(self.width).map_err(too_large)?;
+        let height = u32::try_from(self.height).map_err(too_large)?;
+        let mut encoder = png::Encoder::new(&mut bytes, width, height);
+        encoder.set_color(if self.n_channels == 1 { ColorType::Grayscale } else { ColorType::Rgb });
+        let mut writer = encoder.write_header().map_err(wrong)?;
+        writer.write_image_data(&self.pixels).map_err(wrong)?;
+        writer.finish().map_err(wrong)?;
+        Ok(bytes)
+    }
+}
+
 fn check_size(width: usize, height: usize) -> Result<(), ImageError> {
     let fits = width.max(height) <= MAX_IMAGE_SIDE && width.saturating_mul(height) <= MAX_IMAGE_PIXELS;
     if fits { Ok(()) } else { Err(ImageError::TooManyPixels { width, height }) }
@@ -197,10 +216,8 @@ fn png(bytes: &[u8]) -> Result<Image, ImageError> {
 
 fn jpeg(bytes: &[u8]) -> Result<Image, ImageError> {
     const FORMAT: &str = "JPEG";
-    let options = DecoderOptions::new_safe()
-        .set_strict_mode(true)
-        .set_max_width(MAX_IMAGE_SIDE)
-        .set_max_height(MAX_IMAGE_SIDE);
+    let options =
+        DecoderOptions::new_safe().set_strict_mode(true).set_max_width(MAX_IMAGE_SIDE).set_max_height(MAX_IMAGE_SIDE);
     let mut decoder = zune_jpeg::JpegDecoder::new_with_options(ZCursor::new(bytes), options);
     decoder.decode_headers().map_err(|error| damaged(FORMAT, error))?;
     let size = decoder.dimensions().ok_or_else(|| damaged(FORMAT, "it has no size"))?;

@@ -4,6 +4,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Digest, MANIFEST, PARITY, PROGRAM, PackageError, TOKENIZER};
 
+mod image;
+
+pub use image::{Channels, ImageInput, Interpolation, Orientation, Resize};
+
 /// Longest `manifest.json`.
 pub(crate) const MAX_MANIFEST_BYTES: u64 = 1 << 20;
 /// Most files of a package.
@@ -85,7 +89,7 @@ impl Manifest {
         for pair in self.files.windows(2) {
             ensure(pair[0].path < pair[1].path, || format!("`{}` is repeated or not sorted", pair[1].path))?;
         }
-        for required in [PROGRAM, TOKENIZER, PARITY] {
+        for &required in self.task.required_files() {
             ensure(self.file(required).is_some(), || format!("`{required}` is not listed"))?;
         }
         let total = self.files.iter().try_fold(0u64, |sum, entry| sum.checked_add(entry.size_bytes));
@@ -106,29 +110,54 @@ pub struct FileEntry {
     pub digest: Digest,
 }
 
-/// The task signature: what goes in, what comes out, and the parameters between text and tensor.
+/// The task signature: what goes in, what comes out, and the parameters between text or picture and tensor.
 // serde cannot deny unknown fields beside a flattened one; `Manifest::parse` finds them, as they do not come back out.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Task {
     /// What the model is for, with what only that task needs.
     #[serde(flatten)]
     pub kind: TaskKind,
-    /// Longest input in tokens, special tokens included; longer ones are truncated at the end.
+    /// Of a model that is shown pictures: how they become its input. Text models have none, and picture models no tokenizer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<ImageInput>,
+    /// Longest input in tokens, special tokens included; longer ones are truncated at the end. 0, and left out, for pictures.
+    #[serde(default, skip_serializing_if = "is_zero")]
     pub max_tokens: u32,
 }
 
+fn is_zero(n: &u32) -> bool {
+    *n == 0
+}
+
 impl Task {
+    /// The files without which the task cannot be done.
+    pub(crate) fn required_files(&self) -> &'static [&'static str] {
+        if self.image.is_some() { &[PROGRAM, PARITY] } else { &[PROGRAM, TOKENIZER, PARITY] }
+    }
+
     fn validate(&self) -> Result<(), PackageError> {
-        let max_tokens = self.max_tokens;
-        ensure((1..=MAX_TOKENS).contains(&max_tokens), || {
-            format!("`max_tokens` is {max_tokens}, not in 1..={MAX_TOKENS}")
-        })?;
+        self.validate_input()?;
         match &self.kind {
             TaskKind::Classify { labels, flagged } => validate_labels(labels, flagged.as_deref()),
             TaskKind::Embed { dimensions, .. } => ensure((1..=MAX_DIMENSIONS).contains(dimensions), || {
                 format!("`dimensions` is {dimensions}, not in 1..={MAX_DIMENSIONS}")
             }),
             TaskKind::Rerank => Ok(()),
+        }
+    }
+
+    fn validate_input(&self) -> Result<(), PackageError> {
+        let max_tokens = self.max_tokens;
+        match (&self.image, &self.kind) {
+            (None, _) => ensure((1..=MAX_TOKENS).contains(&max_tokens), || {
+                format!("`max_tokens` is {max_tokens}, not in 1..={MAX_TOKENS}")
+            }),
+            (Some(image), TaskKind::Classify { flagged: None, .. }) if max_tokens == 0 => image.validate(),
+            (Some(_), TaskKind::Classify { flagged: Some(_), .. }) => {
+                Err(invalid("`flagged` is for texts, and `image` says that the model is shown pictures"))
+            }
+            (Some(_), TaskKind::Classify { .. }) => Err(invalid("a model has either `max_tokens` or `image`")),
+            (Some(_), _) => Err(invalid("`image` is for the task `classify`")),
         }
     }
 }

@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use crate::files::{self, Folder};
-use crate::package::{MANIFEST, PARITY, PROGRAM, TOKENIZER};
+use crate::package::{MANIFEST, PARITY, PROGRAM};
 use crate::{Digest, FileEntry, Manifest, Package, PackageError, Parity};
 
 mod program;
@@ -15,8 +15,6 @@ mod source;
 
 use source::{SOURCE, Source};
 
-/// What every package has.
-const REQUIRED: [&str; 3] = [PROGRAM, TOKENIZER, PARITY];
 /// What a package may have besides: licences must travel with weights, and a model card may.
 const OPTIONAL: [&str; 3] = ["LICENSE", "NOTICE", "README.md"];
 /// Largest file of a package source.
@@ -33,8 +31,7 @@ const MAX_PARITY_BYTES: u64 = 1 << 30;
 /// Errors name the file of the source that is missing, unknown, no regular file or not what it should be.
 pub fn pack(source: &Path, out: &Path) -> Result<Digest, PackageError> {
     let folder = Folder::open(source)?;
-    let names = source_files(&folder)?;
-    let description = Source::parse(&folder.read(SOURCE, source::MAX_SOURCE_BYTES)?)?;
+    let (names, description) = source_files(&folder)?;
     let n_cases = count_cases(&folder.read(PARITY, MAX_PARITY_BYTES)?)?;
 
     let staged = staging_dir(out)?;
@@ -55,20 +52,22 @@ pub fn pack(source: &Path, out: &Path) -> Result<Digest, PackageError> {
     publish(staged, out)
 }
 
-/// The files to pack, sorted.
-fn source_files(folder: &Folder) -> Result<BTreeSet<String>, PackageError> {
+/// The files to pack, sorted, and what is said about them.
+fn source_files(folder: &Folder) -> Result<(BTreeSet<String>, Source), PackageError> {
     let mut names: BTreeSet<String> = folder.names()?.into_iter().collect();
     if !names.remove(SOURCE) {
         return Err(bad(SOURCE, format!("is missing: `{}` is not a package source", folder.path().display())));
     }
-    for required in REQUIRED {
+    let description = Source::parse(&folder.read(SOURCE, source::MAX_SOURCE_BYTES)?)?;
+    let required = description.task.required_files();
+    for &required in required {
         if !names.contains(required) {
             return Err(bad(required, "is missing from the package source"));
         }
     }
-    match names.iter().find(|name| !REQUIRED.contains(&name.as_str()) && !OPTIONAL.contains(&name.as_str())) {
+    match names.iter().find(|name| !required.contains(&name.as_str()) && !OPTIONAL.contains(&name.as_str())) {
         Some(unknown) => {
-            let known = [&REQUIRED[..], &OPTIONAL[..]].concat();
+            let known = [required, &OPTIONAL[..]].concat();
             let hint =
                 source::nearest(unknown, &known).map_or_else(String::new, |name| format!("; did you mean `{name}`?"));
             Err(bad(
@@ -76,7 +75,7 @@ fn source_files(folder: &Folder) -> Result<BTreeSet<String>, PackageError> {
                 format!("is not a file of a package source, which holds {SOURCE}, {}{hint}", known.join(", ")),
             ))
         }
-        None => Ok(names),
+        None => Ok((names, description)),
     }
 }
 

@@ -11,10 +11,14 @@ use crate::protocol::rerank::RerankRequest;
 
 /// What a case asks, of a program with inputs `specs`.
 ///
-/// Taken are `{"input": {"text": "…"}}` (a golden case), `{"text": "…"}`, `{"tokens": […]}`, `{"pair": {…}}`, the body of an OpenAI
+/// Taken are `{"input": {"text": "…"}}` (a golden case), `{"text": "…"}`, `{"tokens": […]}`, `{"pair": {…}}`,
+/// `{"image_base64": "…"}`, a PNG, JPEG or WebP itself, the body of an OpenAI
 /// request (`{"input": "…"}` and its other shapes), that of a rerank request (or a golden case with `query` and `documents`) and
 /// the JSON body of an Open Inference Protocol request.
 pub fn query(case: &[u8], specs: &[TensorSpec]) -> Result<Query, Problem> {
+    if is_image(case) {
+        return Ok(Query::Rows(vec![Input::Image(case.into())]));
+    }
     let case: Value =
         serde_json::from_slice(case).map_err(|error| Problem::invalid(format!("the case is not JSON: {error}")))?;
     if case.get("inputs").is_some() {
@@ -25,6 +29,9 @@ pub fn query(case: &[u8], specs: &[TensorSpec]) -> Result<Query, Problem> {
     if GOLDEN_KEYS.iter().any(|key| golden.get(key).is_some()) {
         return golden_input(golden).map(|input| Query::Rows(vec![input]));
     }
+    if golden.get("image").is_some() {
+        return Err(Problem::invalid("the case names an image's file: give that file itself as the input"));
+    }
     if golden.get("query").is_some() {
         return RerankRequest::parse(golden.to_string().as_bytes(), "1").map(|request| Query::Rows(request.inputs()));
     }
@@ -32,7 +39,13 @@ pub fn query(case: &[u8], specs: &[TensorSpec]) -> Result<Query, Problem> {
     Ok(Query::Rows(inputs))
 }
 
-const GOLDEN_KEYS: [&str; 3] = ["text", "tokens", "pair"];
+/// Whether the case is a picture's file rather than JSON.
+fn is_image(case: &[u8]) -> bool {
+    let is_webp = case.starts_with(b"RIFF") && case.get(8..12) == Some(b"WEBP");
+    case.starts_with(b"\x89PNG") || case.starts_with(b"\xff\xd8\xff") || is_webp
+}
+
+const GOLDEN_KEYS: [&str; 4] = ["text", "tokens", "pair", "image_base64"];
 
 fn golden_input(golden: &Value) -> Result<Input, Problem> {
     let known = golden.as_object().map(|object| {
@@ -72,6 +85,13 @@ mod tests {
             assert_eq!(rows(case), Ok(vec![text("a")]), "{case}");
         }
         assert_eq!(rows(r#"{"input": {"tokens": [1, 2]}}"#), Ok(vec![Input::Tokens(vec![1, 2])]));
+        let image = |bytes: &[u8]| Input::Image(bytes.into());
+        assert_eq!(rows(r#"{"input": {"image_base64": "iVA="}}"#), Ok(vec![image(b"\x89P")]));
+        assert!(rows(r#"{"image_base64": "?"}"#).unwrap_err().contains("is not base64"));
+        match query(b"\x89PNG\r\n", &[]) {
+            Ok(Query::Rows(rows)) => assert_eq!(rows, [image(b"\x89PNG\r\n")]),
+            other => panic!("{other:?}"),
+        }
         let pair = |document: &str| Input::Pair { query: "q".to_owned(), document: document.to_owned() };
         assert_eq!(rows(r#"{"pair": {"query": "q", "document": "d"}}"#), Ok(vec![pair("d")]));
         for case in [

@@ -152,8 +152,9 @@ impl Revision {
         timeout: Option<Duration>,
     ) -> Result<Asked<Vec<Answer>>, AskError> {
         check_limit("inputs", inputs.len(), limits.inputs)?;
-        let longest = inputs.iter().map(size_bytes).max().unwrap_or(0);
-        check_limit("bytes in one input", longest, limits.input_bytes)?;
+        let texts = inputs.iter().filter(|input| !is_image(input));
+        check_limit("bytes in one input", texts.map(size_bytes).max().unwrap_or(0), limits.input_bytes)?;
+        check_limit("images", inputs.iter().filter(|input| is_image(input)).count(), MAX_IMAGES)?;
         let prepared = self.prepare(inputs).await?;
         let n_tokens: Vec<usize> = prepared.iter().map(Prepared::n_tokens).collect();
         check_limit("tokens", n_tokens.iter().sum(), limits.tokens)?;
@@ -182,9 +183,12 @@ impl Revision {
     }
 
     async fn prepare(self: &Arc<Self>, inputs: Vec<Input>) -> Result<Vec<Prepared>, AskError> {
-        if inputs.iter().map(size_bytes).sum::<usize>() <= PREPARE_INLINE_BYTES {
+        let has_images = inputs.iter().any(is_image);
+        if !has_images && inputs.iter().map(size_bytes).sum::<usize>() <= PREPARE_INLINE_BYTES {
             return self.prepare_now(&inputs);
         }
+        // A few bytes can be 100 MB of pixels while they are made smaller, so only so many requests do that at a time.
+        let _permit = if has_images { DECODING.acquire().await.ok() } else { None };
         let this = Arc::clone(self);
         match tokio::task::spawn_blocking(move || this.prepare_now(&inputs)).await {
             Ok(result) => result,
@@ -233,11 +237,21 @@ impl Revision {
 // Tokenising less than this takes well under a millisecond, less than handing it to another thread is worth.
 const PREPARE_INLINE_BYTES: usize = 16 << 10;
 
+/// Requests whose images are decoded at one time.
+static DECODING: tokio::sync::Semaphore = tokio::sync::Semaphore::const_new(4);
+/// Most images of one request: each becomes 600 KB where a program takes 224 × 224 pixels.
+const MAX_IMAGES: usize = 256;
+
+fn is_image(input: &Input) -> bool {
+    matches!(input, Input::Image(_))
+}
+
 fn size_bytes(input: &Input) -> usize {
     match input {
         Input::Text(text) => text.len(),
         Input::Tokens(ids) => 4 * ids.len(),
         Input::Pair { query, document } => query.len() + document.len(),
+        Input::Image(bytes) => bytes.len(),
     }
 }
 

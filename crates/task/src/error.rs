@@ -1,4 +1,4 @@
-use highroad_data::TokenizerError;
+use highroad_data::{ImageError, TokenizerError};
 use highroad_package::PackageError;
 use highroad_runtime::{LoadError, RunError};
 use highroad_tensor::TensorError;
@@ -14,6 +14,8 @@ pub enum TaskError {
     Package(#[from] PackageError),
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
+    #[error(transparent)]
+    Image(#[from] ImageError),
     #[error("cannot load `program.pt2`: {0}")]
     Load(#[from] LoadError),
     #[error(transparent)]
@@ -34,6 +36,8 @@ pub enum TaskError {
 
     #[error("the package is made to {task}: it takes {takes}")]
     OtherInput { task: &'static str, takes: &'static str },
+    #[error("the image has {} x {} pixels (height x width), and the package takes {} x {} and resizes nothing", found.0, found.1, needed.0, needed.1)]
+    ImageSize { found: (usize, usize), needed: (usize, usize) },
     #[error("an input needs at least one token")]
     NoTokens,
     #[error("the input has {n_tokens} tokens, and the package takes at most {max_tokens}")]

@@ -1,9 +1,11 @@
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use crate::Waiting;
 
-/// What a text model is asked: `{"text": "…"}`, `{"tokens": [101, …, 102]}` or `{"pair": {"query": "…", "document": "…"}}` in
-/// JSON.
+/// What a model is asked: `{"text": "…"}`, `{"tokens": [101, …, 102]}`, `{"pair": {"query": "…", "document": "…"}}` or
+/// `{"image_base64": "…"}` in JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Input {
@@ -19,21 +21,68 @@ pub enum Input {
         /// What may answer it.
         document: String,
     },
+    /// A picture as it was encoded: PNG, JPEG or WebP.
+    #[serde(rename = "image_base64")]
+    Image(#[serde(with = "in_base64")] Arc<[u8]>),
 }
 
-/// An [`Input`] as the program takes it: between 1 and `max_tokens` ids.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Bytes as standard base64 with padding.
+mod in_base64 {
+    use std::sync::Arc;
+
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
+    use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
+
+    pub fn serialize<S: Serializer>(bytes: &Arc<[u8]>, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&STANDARD.encode(bytes))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Arc<[u8]>, D::Error> {
+        let bytes = STANDARD.decode(String::deserialize(deserializer)?);
+        bytes.map(Arc::from).map_err(|error| D::Error::custom(format!("`image_base64` is not base64: {error}")))
+    }
+}
+
+/// An [`Input`] as the program takes it.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Prepared {
-    pub(crate) ids: Vec<u32>,
-    /// Token types of a pair; none for a text, whose types are all 0.
-    pub(crate) types: Vec<u32>,
+    pub(crate) row: Row,
     pub(crate) truncated: bool,
 }
 
+/// One row of the program's inputs.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Row {
+    Tokens {
+        /// Between 1 and `max_tokens`.
+        ids: Vec<u32>,
+        /// Token types of a pair; none for a text, whose types are all 0.
+        types: Vec<u32>,
+    },
+    Pixels {
+        /// `pixel_values`, channel by channel.
+        values: Arc<[f32]>,
+        n_tokens: usize,
+    },
+}
+
 impl Prepared {
-    /// Number of tokens, special tokens included.
+    pub(crate) fn tokens(ids: Vec<u32>, types: Vec<u32>, truncated: bool) -> Self {
+        Self { row: Row::Tokens { ids, types }, truncated }
+    }
+
+    pub(crate) fn pixels(values: Arc<[f32]>, n_tokens: usize) -> Self {
+        Self { row: Row::Pixels { values, n_tokens }, truncated: false }
+    }
+
+    /// What the row costs a batch: its number of tokens, special tokens included; of a picture its number of patches of
+    /// 16 × 16 pixels.
     pub fn n_tokens(&self) -> usize {
-        self.ids.len()
+        match &self.row {
+            Row::Tokens { ids, .. } => ids.len(),
+            Row::Pixels { n_tokens, .. } => *n_tokens,
+        }
     }
 
     /// Whether the text was too long and lost its end.
@@ -41,9 +90,28 @@ impl Prepared {
         self.truncated
     }
 
-    /// The token ids.
+    /// The token ids; none of a picture.
     pub fn ids(&self) -> &[u32] {
-        &self.ids
+        match &self.row {
+            Row::Tokens { ids, .. } => ids,
+            Row::Pixels { .. } => &[],
+        }
+    }
+
+    /// Token types of a pair; none otherwise.
+    pub(crate) fn types(&self) -> &[u32] {
+        match &self.row {
+            Row::Tokens { types, .. } => types,
+            Row::Pixels { .. } => &[],
+        }
+    }
+
+    /// `pixel_values` of a picture, channel by channel and row by row; none of a text.
+    pub fn pixel_values(&self) -> &[f32] {
+        match &self.row {
+            Row::Tokens { .. } => &[],
+            Row::Pixels { values, .. } => values,
+        }
     }
 }
 

@@ -5,6 +5,7 @@
 mod answer;
 mod batching;
 mod error;
+mod image;
 mod input;
 mod parity;
 mod predictor;
@@ -13,6 +14,7 @@ mod signature;
 pub use answer::{Answer, Ranked, ranked};
 pub use batching::{TurnQueue, Waiting};
 pub use error::TaskError;
+pub use image::pixel_values;
 pub use input::{Input, Prepared};
 pub use parity::{ParityCase, ParityReport, check_cases, verify_parity};
 pub use predictor::{Predictor, PredictorOptions};

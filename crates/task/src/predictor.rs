@@ -8,6 +8,7 @@ use highroad_runtime::{Program, RunOptions};
 use highroad_tensor::Tensor;
 
 use crate::answer::{Ranked, decide, ranked};
+use crate::image::Pictures;
 use crate::signature::{Sharing, Signature, mismatch};
 use crate::{Answer, Input, Prepared, TaskError};
 
@@ -16,7 +17,7 @@ use crate::{Answer, Input, Prepared, TaskError};
 pub struct PredictorOptions {
     /// Threads of one program run; all cores unless told.
     pub threads: NonZeroUsize,
-    /// Most tokens, padding included, of one run in [`Predictor::predict`].
+    /// Most tokens, padding included, of one run in [`Predictor::predict`]; of a picture see [`Prepared::n_tokens`].
     pub max_batch_tokens: NonZeroUsize,
 }
 
@@ -38,31 +39,62 @@ const PROBE_TOKENS: usize = 24;
 /// threads: inputs share a run only as far as [`Predictor::sharing`] allows.
 pub struct Predictor {
     package: VerifiedPackage,
-    tokenizer: Tokenizer,
-    /// Encodes a query beside a document, for a reranker.
-    pairs: Option<Encoder>,
+    reader: Reader,
     program: Program,
     signature: Signature,
     sharing: Sharing,
     options: PredictorOptions,
 }
 
+/// Makes rows of inputs.
+enum Reader {
+    Texts(Tokenizer),
+    /// A query beside a document, for a reranker.
+    Pairs(Tokenizer, Encoder),
+    Pictures(Pictures),
+}
+
+impl Reader {
+    fn open(package: &VerifiedPackage) -> Result<Self, TaskError> {
+        let task = &package.manifest().task;
+        if let Some(image) = &task.image {
+            return Ok(Self::Pictures(Pictures::new(image)));
+        }
+        let (tokenizer_json, max_tokens) = (package.read(TOKENIZER)?, task.max_tokens as usize);
+        let tokenizer = Tokenizer::from_bytes(&tokenizer_json, max_tokens)?;
+        Ok(match task.kind {
+            TaskKind::Rerank => Self::Pairs(tokenizer, Encoder::from_bytes(&tokenizer_json, 2, max_tokens, true)?),
+            _ => Self::Texts(tokenizer),
+        })
+    }
+
+    /// What fills the rows of texts.
+    fn pad_id(&self) -> u32 {
+        match self {
+            Self::Texts(tokenizer) | Self::Pairs(tokenizer, _) => tokenizer.pad_id(),
+            Self::Pictures(_) => 0,
+        }
+    }
+
+    fn refusal(&self) -> TaskError {
+        let (task, takes) = match self {
+            Self::Texts(_) => ("read one text", "no query beside a document, and no image"),
+            Self::Pairs(..) => ("rerank", "a query and a document"),
+            Self::Pictures(_) => ("see images", "a PNG, JPEG or WebP"),
+        };
+        TaskError::OtherInput { task, takes }
+    }
+}
+
 impl Predictor {
     /// Loads the package's tokenizer and program and checks, by signature and by running two short rows, that the
     /// program takes and gives what the task says. Errors say what does not fit.
     pub fn open(package: &VerifiedPackage, options: &PredictorOptions) -> Result<Self, TaskError> {
-        let task = &package.manifest().task;
-        let (tokenizer_json, max_tokens) = (package.read(TOKENIZER)?, task.max_tokens as usize);
-        let tokenizer = Tokenizer::from_bytes(&tokenizer_json, max_tokens)?;
-        let pairs = match task.kind {
-            TaskKind::Rerank => Some(Encoder::from_bytes(&tokenizer_json, 2, max_tokens, true)?),
-            _ => None,
-        };
+        let reader = Reader::open(package)?;
         let program = Program::open(Path::new(&package.path(PROGRAM)?))?;
-        let signature = Signature::of(program.inputs(), program.outputs(), task)?;
+        let signature = Signature::of(program.inputs(), program.outputs(), &package.manifest().task)?;
         let sharing = signature.sharing(program.row_independence());
-        let mut predictor =
-            Self { package: package.clone(), tokenizer, pairs, program, signature, sharing, options: *options };
+        let mut predictor = Self { package: package.clone(), reader, program, signature, sharing, options: *options };
         predictor.probe()?;
         Ok(predictor)
     }
@@ -102,36 +134,32 @@ impl Predictor {
         self.sharing
     }
 
-    /// Encodes an input and cuts a text that is too long. Errors on a text over 1 MiB, on no tokens at all, on
-    /// token lists that are too long or hold ids outside the vocabulary, on anything but a pair for a reranker, and on a pair
-    /// for another model.
+    /// Most tokens of one input; of a picture what every picture costs.
+    pub fn max_tokens(&self) -> usize {
+        match &self.reader {
+            Reader::Texts(tokenizer) | Reader::Pairs(tokenizer, _) => tokenizer.max_tokens(),
+            Reader::Pictures(pictures) => pictures.n_tokens(),
+        }
+    }
+
+    /// Encodes an input and cuts a text that is too long, or decodes a picture and makes it the size the program takes. Errors on
+    /// a text over 1 MiB, on no tokens at all, on token lists that are too long or hold ids outside the vocabulary, on pictures
+    /// that cannot be read (see [`highroad_data::Image::decode`]), and on another kind of input than the package takes.
     pub fn prepare(&self, input: &Input) -> Result<Prepared, TaskError> {
-        let prepared = match (input, &self.pairs) {
-            (Input::Pair { query, document }, Some(pairs)) => {
+        let prepared = match (input, &self.reader) {
+            (Input::Pair { query, document }, Reader::Pairs(_, pairs)) => {
                 let encoded = pairs.pair(query, document)?;
-                Prepared { ids: encoded.ids, types: encoded.types, truncated: encoded.truncated }
+                Prepared::tokens(encoded.ids, encoded.types, encoded.truncated)
             }
-            (Input::Text(text), None) => self.prepare_text(text)?,
-            (Input::Tokens(ids), None) => self.prepare_tokens(ids)?,
-            (_, pairs) => return Err(other_input(pairs.is_some())),
+            (Input::Text(text), Reader::Texts(tokenizer)) => {
+                let encoded = tokenizer.encode(text)?;
+                Prepared::tokens(encoded.ids, Vec::new(), encoded.truncated)
+            }
+            (Input::Tokens(ids), Reader::Texts(tokenizer)) => of_tokens(ids, tokenizer)?,
+            (Input::Image(bytes), Reader::Pictures(pictures)) => pictures.prepare(bytes)?,
+            (_, reader) => return Err(reader.refusal()),
         };
-        if prepared.ids.is_empty() { Err(TaskError::NoTokens) } else { Ok(prepared) }
-    }
-
-    fn prepare_text(&self, text: &str) -> Result<Prepared, TaskError> {
-        let encoded = self.tokenizer.encode(text)?;
-        Ok(Prepared { ids: encoded.ids, types: Vec::new(), truncated: encoded.truncated })
-    }
-
-    fn prepare_tokens(&self, ids: &[u32]) -> Result<Prepared, TaskError> {
-        let (n_tokens, max_tokens) = (ids.len(), self.tokenizer.max_tokens());
-        if n_tokens > max_tokens {
-            return Err(TaskError::TooManyTokens { n_tokens, max_tokens });
-        }
-        match ids.iter().find(|&&id| !self.tokenizer.has_id(id)) {
-            Some(&id) => Err(TaskError::UnknownToken(id)),
-            None => Ok(Prepared { ids: ids.to_vec(), types: Vec::new(), truncated: false }),
-        }
+        if prepared.n_tokens() == 0 { Err(TaskError::NoTokens) } else { Ok(prepared) }
     }
 
     /// The answers to `batch`, in order: one padded run of the program where [`Predictor::sharing`] allows it, several
@@ -222,7 +250,7 @@ impl Predictor {
 
     /// The output values of each row.
     fn run(&self, rows: &[&Prepared]) -> Result<Vec<Vec<f32>>, TaskError> {
-        let inputs = self.signature.tensors(rows, self.tokenizer.pad_id())?;
+        let inputs = self.signature.tensors(rows, self.reader.pad_id())?;
         let outputs = self.program.run(&inputs, &self.run_options())?;
         let width = self.signature.width();
         let output = outputs.first().filter(|output| output.shape() == [rows.len(), width]);
@@ -245,16 +273,14 @@ impl Predictor {
     /// Runs a short row, alone and beside a longer one, and gives up sharing by padding if the bits differ.
     fn probe(&mut self) -> Result<(), TaskError> {
         let short = self.short()?;
-        let n_long = self.tokenizer.max_tokens().min(PROBE_TOKENS);
-        let repeated = |tokens: &[u32]| tokens.iter().copied().cycle().take(n_long).collect();
-        let long = Prepared { ids: repeated(&short.ids), types: repeated(&short.types), truncated: false };
         let alone = self.run(&[&short])?;
         self.check_length(&alone[0])?;
         if self.sharing == Sharing::Padded {
-            let beside = self.run(&[&short, &long, &short])?;
+            let other = self.beside(&short);
+            let beside = self.run(&[&short, &other, &short])?;
             let bits = |row: &[f32]| row.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
             if bits(&beside[0]) != bits(&alone[0]) || bits(&beside[2]) != bits(&alone[0]) {
-                self.sharing = Sharing::EqualLengths;
+                self.sharing = self.signature.unless_padded();
             }
         }
         Ok(())
@@ -263,7 +289,21 @@ impl Predictor {
     /// A short input of the kind the package takes.
     fn short(&self) -> Result<Prepared, TaskError> {
         let (query, document) = ("highroad".to_owned(), "road".to_owned());
-        self.prepare(&if self.pairs.is_some() { Input::Pair { query, document } } else { Input::Text(query) })
+        match &self.reader {
+            Reader::Texts(_) => self.prepare(&Input::Text(query)),
+            Reader::Pairs(..) => self.prepare(&Input::Pair { query, document }),
+            Reader::Pictures(pictures) => Ok(pictures.made_up(0)),
+        }
+    }
+
+    /// A longer row than `short`, or another picture.
+    fn beside(&self, short: &Prepared) -> Prepared {
+        let n_long = self.max_tokens().min(PROBE_TOKENS);
+        let repeated = |tokens: &[u32]| tokens.iter().copied().cycle().take(n_long).collect();
+        match &self.reader {
+            Reader::Pictures(pictures) => pictures.made_up(1),
+            _ => Prepared::tokens(repeated(short.ids()), repeated(short.types()), false),
+        }
     }
 
     fn check_length(&self, values: &[f32]) -> Result<(), TaskError> {
@@ -277,9 +317,13 @@ impl Predictor {
     }
 }
 
-fn other_input(is_reranker: bool) -> TaskError {
-    match is_reranker {
-        true => TaskError::OtherInput { task: "rerank", takes: "a query and a document" },
-        false => TaskError::OtherInput { task: "read one text", takes: "no query beside a document" },
+fn of_tokens(ids: &[u32], tokenizer: &Tokenizer) -> Result<Prepared, TaskError> {
+    let (n_tokens, max_tokens) = (ids.len(), tokenizer.max_tokens());
+    if n_tokens > max_tokens {
+        return Err(TaskError::TooManyTokens { n_tokens, max_tokens });
+    }
+    match ids.iter().find(|&&id| !tokenizer.has_id(id)) {
+        Some(&id) => Err(TaskError::UnknownToken(id)),
+        None => Ok(Prepared::tokens(ids.to_vec(), Vec::new(), false)),
     }
 }

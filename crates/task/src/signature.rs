@@ -1,6 +1,6 @@
 use std::collections::BTreeSet;
 
-use highroad_package::{Task, TaskKind};
+use highroad_package::{ImageInput, Task, TaskKind};
 use highroad_runtime::graph::Dim;
 use highroad_runtime::{RowIndependence, TensorSpec};
 use highroad_tensor::{DType, Tensor};
@@ -21,11 +21,19 @@ pub enum Sharing {
 
 /// How a program's tensors mean a task: found once, at open, so that `answer` cannot meet a surprise.
 pub(crate) struct Signature {
-    roles: Vec<(Role, DType)>,
-    /// The program takes rows of exactly this many tokens.
-    n_tokens: Option<usize>,
+    takes: Takes,
     one_row: bool,
     width: usize,
+}
+
+enum Takes {
+    Tokens {
+        roles: Vec<(Role, DType)>,
+        /// The program takes rows of exactly this many tokens.
+        n_tokens: Option<usize>,
+    },
+    /// `[channels, height, width]` of a row of pixels.
+    Pixels([usize; 3]),
 }
 
 /// What a program's input is, by its name.
@@ -58,33 +66,44 @@ impl Role {
 }
 
 impl Signature {
-    /// Checks that a program of these `inputs` and `outputs` takes tokens and returns what `task` says. Errors say which
-    /// tensor does not fit and what would.
+    /// Checks that a program of these `inputs` and `outputs` takes tokens, or pixels, and returns what `task` says. Errors say
+    /// which tensor does not fit and what would.
     pub fn of(inputs: &[TensorSpec], outputs: &[TensorSpec], task: &Task) -> Result<Self, TaskError> {
-        let roles = roles(inputs)?;
+        let takes = match &task.image {
+            Some(image) => pixels(inputs, image)?,
+            None => tokens(inputs, task.max_tokens as usize)?,
+        };
         let width = output_width(outputs, task)?;
-        let [rows, tokens] = [0, 1].map(|dim| known(&inputs[0].sizes[dim]));
+        let rows = known(&inputs[0].sizes[0]);
         if let Some(n @ (0 | 2..)) = rows {
             return Err(mismatch(format!("it takes exactly {n} rows; export it with a dynamic batch dimension")));
         }
-        let max_tokens = task.max_tokens as usize;
-        if let Some(n) = tokens.filter(|&n| n < max_tokens) {
-            return Err(mismatch(format!(
-                "it takes exactly {n} tokens, and the package says `max_tokens` {max_tokens}"
-            )));
-        }
-        Ok(Self { roles, n_tokens: tokens, one_row: rows.is_some(), width })
+        Ok(Self { takes, one_row: rows.is_some(), width })
     }
 
     /// How inputs may be batched, before anything was run: the strongest that the proof and the signature allow.
     pub fn sharing(&self, rows: &RowIndependence) -> Sharing {
-        let tells_padding = self.n_tokens.is_some() || self.roles.iter().any(|(role, _)| *role == Role::Mask);
+        let tells_padding = match &self.takes {
+            Takes::Tokens { roles, n_tokens } => {
+                n_tokens.is_some() || roles.iter().any(|(role, _)| *role == Role::Mask)
+            }
+            // All pictures have one size.
+            Takes::Pixels(_) => true,
+        };
         if self.one_row || !rows.is_proved() {
             Sharing::Alone
         } else if tells_padding {
             Sharing::Padded
         } else {
             Sharing::EqualLengths
+        }
+    }
+
+    /// How inputs may be batched where a row was seen to give other bits beside another one.
+    pub fn unless_padded(&self) -> Sharing {
+        match self.takes {
+            Takes::Tokens { .. } => Sharing::EqualLengths,
+            Takes::Pixels(_) => Sharing::Alone,
         }
     }
 
@@ -95,20 +114,58 @@ impl Signature {
 
     /// The program's inputs for `rows`, padded at the end to the longest of them.
     pub fn tensors(&self, rows: &[&Prepared], pad_id: u32) -> Result<Vec<Tensor>, TaskError> {
-        let longest = rows.iter().map(|row| row.ids.len()).max().unwrap_or(0);
-        let n_tokens = self.n_tokens.unwrap_or(longest);
+        let (roles, n_tokens) = match &self.takes {
+            Takes::Tokens { roles, n_tokens } => (roles, *n_tokens),
+            Takes::Pixels([channels, height, width]) => {
+                let values: Vec<f32> = rows.iter().flat_map(|row| row.pixel_values()).copied().collect();
+                return Ok(vec![Tensor::from_slice(&values, &[rows.len(), *channels, *height, *width])?]);
+            }
+        };
+        let longest = rows.iter().map(|row| row.ids().len()).max().unwrap_or(0);
+        let n_tokens = n_tokens.unwrap_or(longest);
         let padded = |of: &dyn Fn(&Prepared, usize) -> i64| -> Vec<i64> {
             rows.iter().flat_map(|row| (0..n_tokens).map(|i| of(row, i)).collect::<Vec<_>>()).collect()
         };
         let tensor = |&(role, dtype): &(Role, DType)| {
             let values = match role {
-                Role::Ids => padded(&|row, i| i64::from(row.ids.get(i).copied().unwrap_or(pad_id))),
-                Role::Mask => padded(&|row, i| i64::from(i < row.ids.len())),
-                Role::Types => padded(&|row, i| i64::from(row.types.get(i).copied().unwrap_or(0))),
+                Role::Ids => padded(&|row, i| i64::from(row.ids().get(i).copied().unwrap_or(pad_id))),
+                Role::Mask => padded(&|row, i| i64::from(i < row.ids().len())),
+                Role::Types => padded(&|row, i| i64::from(row.types().get(i).copied().unwrap_or(0))),
             };
             Ok(Tensor::from_slice(&values, &[rows.len(), n_tokens])?.cast(dtype)?)
         };
-        self.roles.iter().map(tensor).collect()
+        roles.iter().map(tensor).collect()
+    }
+}
+
+fn tokens(inputs: &[TensorSpec], max_tokens: usize) -> Result<Takes, TaskError> {
+    let roles = roles(inputs)?;
+    let n_tokens = known(&inputs[0].sizes[1]);
+    match n_tokens.filter(|&n| n < max_tokens) {
+        Some(n) => {
+            Err(mismatch(format!("it takes exactly {n} tokens, and the package says `max_tokens` {max_tokens}")))
+        }
+        None => Ok(Takes::Tokens { roles, n_tokens }),
+    }
+}
+
+/// The one input of a program that sees pictures, whatever its name.
+fn pixels(inputs: &[TensorSpec], image: &ImageInput) -> Result<Takes, TaskError> {
+    let size = [image.channels.count(), image.height as usize, image.width as usize];
+    let fits = |spec: &TensorSpec| {
+        let sizes = spec.sizes.get(1..).unwrap_or_default();
+        let same = |(dim, size): (&Dim, &usize)| known(dim).is_none_or(|known| known == *size);
+        spec.dtype == DType::F32 && sizes.len() == size.len() && sizes.iter().zip(&size).all(same)
+    };
+    match inputs {
+        [spec] if fits(spec) => Ok(Takes::Pixels(size)),
+        _ => {
+            let [channels, height, width] = size;
+            let found = inputs.iter().map(|spec| format!("`{}` {spec}", spec.name)).collect::<Vec<_>>().join(", ");
+            Err(mismatch(format!(
+                "it takes [{found}] where one input f32[batch, {channels}, {height}, {width}] is needed, the pixels of an image"
+            )))
+        }
     }
 }
 
@@ -185,12 +242,12 @@ mod tests {
     }
 
     fn embed(dimensions: u32) -> Task {
-        Task { kind: TaskKind::Embed { dimensions, normalized: false }, max_tokens: 8 }
+        Task { kind: TaskKind::Embed { dimensions, normalized: false }, image: None, max_tokens: 8 }
     }
 
     fn classify(labels: &[&str]) -> Task {
         let labels = labels.iter().map(ToString::to_string).collect();
-        Task { kind: TaskKind::Classify { labels, flagged: None }, max_tokens: 8 }
+        Task { kind: TaskKind::Classify { labels, flagged: None }, image: None, max_tokens: 8 }
     }
 
     const IDS: Spec = ("input_ids", DType::I64, "b s");
@@ -256,7 +313,7 @@ mod tests {
     }
 
     fn row(ids: &[u32]) -> Prepared {
-        Prepared { ids: ids.to_vec(), types: Vec::new(), truncated: false }
+        Prepared::tokens(ids.to_vec(), Vec::new(), false)
     }
 
     #[test]

@@ -4,11 +4,14 @@ use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 
+use highroad_data::Image;
 use highroad_eval::Expected;
+use highroad_package::Digest;
 use highroad_task::Input;
 use serde::Serialize;
 
 use super::near::{Texts, normalised};
+use super::pictures::Fingerprint;
 use super::{GoldenCase, GoldenInput, GoldenSet};
 
 /// What counts as too much alike, too small and too uneven.
@@ -16,6 +19,8 @@ use super::{GoldenCase, GoldenInput, GoldenSet};
 pub struct LintOptions {
     /// Least share of common shingles (0 to 1) of near copies.
     pub near: f64,
+    /// Least share of equal bits (0 to 1) in the fingerprints of pictures that are near copies.
+    pub near_image: f64,
     /// Fewest cases of a slice that a gate rule could say anything about.
     pub fewest_in_slice: usize,
     /// Least share of cases that a label should have, as a part of an even share.
@@ -24,7 +29,7 @@ pub struct LintOptions {
 
 impl Default for LintOptions {
     fn default() -> Self {
-        Self { near: 0.8, fewest_in_slice: 30, least_of_even_share: 0.1 }
+        Self { near: 0.8, near_image: 0.95, fewest_in_slice: 30, least_of_even_share: 0.1 }
     }
 }
 
@@ -40,7 +45,7 @@ pub struct Finding {
     /// Where the same text lies in training data: file and record, counted from 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub place: Option<String>,
-    /// Share of common shingles, or cosine of the embeddings.
+    /// Share of common shingles, cosine of the embeddings, or share of equal bits in the fingerprints of images.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub similarity: Option<f64>,
     /// In words.
@@ -73,6 +78,7 @@ pub enum Kind {
     UnusedLabel,
     RareLabel,
     SmallSlice,
+    Unreadable,
 }
 
 impl fmt::Display for Kind {
@@ -89,6 +95,7 @@ impl fmt::Display for Kind {
             Self::UnusedLabel => "unused label",
             Self::RareLabel => "rare label",
             Self::SmallSlice => "small slice",
+            Self::Unreadable => "unreadable image",
         })
     }
 }
@@ -97,7 +104,8 @@ impl fmt::Display for Kind {
 ///
 /// `known` are the labels of a model, where one is at hand.
 pub fn lint(golden: &GoldenSet, known: Option<&[String]>, options: &LintOptions) -> Vec<Finding> {
-    let mut findings = duplicates(golden, options.near);
+    let mut findings = unreadable(golden);
+    findings.extend(duplicates(golden, options));
     findings.extend(known.into_iter().flat_map(|known| labels(golden, known)));
     findings.extend(rare_labels(golden, options.least_of_even_share));
     findings.extend(small_slices(golden, options.fewest_in_slice));
@@ -105,11 +113,11 @@ pub fn lint(golden: &GoldenSet, known: Option<&[String]>, options: &LintOptions)
 }
 
 impl GoldenInput {
-    /// What a person reads of the input: all its texts, one a line; nothing of token ids.
+    /// What a person reads of the input: all its texts, one a line; nothing of token ids and images.
     pub fn text(&self) -> String {
         match self {
             Self::One(Input::Text(text)) => text.clone(),
-            Self::One(Input::Tokens(_)) => String::new(),
+            Self::One(Input::Tokens(_) | Input::Image(_)) => String::new(),
             Self::One(Input::Pair { query, document }) => format!("{query}\n{document}"),
             Self::Pair([a, b]) => format!("{a}\n{b}"),
             Self::Triplet(texts) => texts.join("\n"),
@@ -129,6 +137,7 @@ impl GoldenInput {
             Self::One(Input::Tokens(ids)) => {
                 Question::Tokens(ids.iter().map(u32::to_string).collect::<Vec<_>>().join(" "))
             }
+            Self::One(Input::Image(bytes)) => Question::Image(Digest::of(bytes)),
             Self::One(Input::Pair { query, document }) => {
                 Question::Text(format!("{}\n{}", normalised(query), normalised(document)))
             }
@@ -147,7 +156,7 @@ impl GoldenInput {
     pub fn held_out(&self) -> Vec<&str> {
         match self {
             Self::One(Input::Text(text)) => vec![text],
-            Self::One(Input::Tokens(_)) => Vec::new(),
+            Self::One(Input::Tokens(_) | Input::Image(_)) => Vec::new(),
             Self::One(Input::Pair { query, .. }) | Self::Ranking { query, .. } => vec![query],
             Self::Pair([a, b]) => vec![a, b],
             Self::Triplet(texts) => texts.iter().map(String::as_str).collect(),
@@ -161,19 +170,39 @@ impl GoldenInput {
 enum Question {
     Text(String),
     Tokens(String),
+    Image(Digest),
+}
+
+/// Pictures that no model could be shown.
+fn unreadable(golden: &GoldenSet) -> Vec<Finding> {
+    let reason = |case: &GoldenCase| match &case.input {
+        GoldenInput::One(Input::Image(bytes)) => Image::decode(bytes).err(),
+        _ => None,
+    };
+    let finding = |case: &GoldenCase| {
+        let message = reason(case)?.to_string();
+        let cases = vec![case.case.id.clone()];
+        Some(Finding { level: Level::Error, kind: Kind::Unreadable, cases, place: None, similarity: None, message })
+    };
+    golden.cases.iter().filter_map(finding).collect()
 }
 
 /// Each case that repeats an earlier one, told once, with the earliest it repeats. Cases of one source may repeat each other:
 /// the statistics know that they are not independent.
-fn duplicates(golden: &GoldenSet, near: f64) -> Vec<Finding> {
+fn duplicates(golden: &GoldenSet, options: &LintOptions) -> Vec<Finding> {
     let mut first: HashMap<Question, usize> = HashMap::new();
     let mut findings = Vec::new();
     let mut distinct = Vec::new();
+    let mut pictures = Vec::new();
     for (idx, case) in golden.cases.iter().enumerate() {
         match first.entry(case.input.question()) {
             Entry::Vacant(entry) => {
-                if let Question::Text(text) = entry.key() {
-                    distinct.push((idx, text.clone()));
+                match (entry.key(), &case.input) {
+                    (Question::Text(text), _) => distinct.push((idx, text.clone())),
+                    (_, GoldenInput::One(Input::Image(bytes))) => {
+                        pictures.extend(Fingerprint::of(bytes).map(|fingerprint| (idx, fingerprint)));
+                    }
+                    _ => {}
                 }
                 entry.insert(idx);
             }
@@ -186,11 +215,27 @@ fn duplicates(golden: &GoldenSet, near: f64) -> Vec<Finding> {
     let texts = Texts::new(texts);
     for (number, &idx) in idxs.iter().enumerate() {
         let case = &golden.cases[idx];
-        let mut near =
-            texts.earlier(number, near).into_iter().map(|found| (&golden.cases[idxs[found.idx]], found.overlap));
+        let mut near = texts
+            .earlier(number, options.near)
+            .into_iter()
+            .map(|found| (&golden.cases[idxs[found.idx]], found.overlap));
         findings.extend(near.find_map(|(earlier, overlap)| near_copy(earlier, case, overlap)));
     }
+    findings.extend(alike_pictures(golden, &pictures, options.near_image));
     findings
+}
+
+/// Each picture that looks like an earlier one. Every pair is compared: 256 bits each, so 10,000 pictures take a fraction of a second.
+fn alike_pictures(golden: &GoldenSet, pictures: &[(usize, Fingerprint)], near: f64) -> Vec<Finding> {
+    let finding = |number: usize| {
+        let (idx, fingerprint) = &pictures[number];
+        pictures[..number].iter().find_map(|(earlier, other)| {
+            let likeness = fingerprint.likeness(other);
+            let near = (likeness >= near).then(|| near_copy(&golden.cases[*earlier], &golden.cases[*idx], likeness));
+            near.flatten()
+        })
+    };
+    (0..pictures.len()).filter_map(finding).collect()
 }
 
 fn same_question(first: &GoldenCase, second: &GoldenCase) -> Option<Finding> {

@@ -2,7 +2,7 @@ use highroad_eval::{Expected, Measured, Observed, Summary};
 use serde::Serialize;
 
 use super::shown::MOST_CHARS;
-use super::{Fact, MustPass, asked, fact, in_words, must_pass, remarks, text, wanted};
+use super::{Fact, MustPass, asked, fact, in_words, must_pass, picture, remarks, text, wanted};
 use crate::{AssessError, GoldenCase, GoldenInput, GoldenSet, Results};
 
 /// Most worst cases that a report lists, however many are asked for.
@@ -51,6 +51,9 @@ pub struct WorstCase {
     pub slices: Vec<String>,
     pub must_pass: bool,
     pub input: String,
+    /// A small copy of an image, as a `data:` address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub picture: Option<String>,
     pub expected: String,
     pub answered: String,
 }
@@ -179,6 +182,7 @@ fn worst_case(results: &Results, golden: &GoldenSet, observed: &Observed, idx: u
         slices: case.slices.clone(),
         must_pass: case.must_pass,
         input: asked(input, MOST_CHARS),
+        picture: picture(input),
         expected: right_answer(&case.expected, input),
         answered: in_words(results, golden, observed, idx),
     }

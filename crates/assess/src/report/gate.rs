@@ -5,7 +5,7 @@ use highroad_package::Digest;
 use serde::Serialize;
 
 use super::shown::MOST_CHARS;
-use super::{Fact, MustPass, asked, fact, in_words, must_pass, one_line, remarks, traffic_facts};
+use super::{Fact, MustPass, asked, fact, in_words, must_pass, one_line, picture, remarks, traffic_facts};
 use crate::{AssessError, GoldenCase, Judged};
 
 /// Most flips of one slice that a report lists; the verdict holds all.
@@ -71,6 +71,9 @@ pub struct FlipRow {
     /// The other slices of the case.
     pub also_in: Vec<String>,
     pub input: String,
+    /// A small copy of an image, as a `data:` address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub picture: Option<String>,
     pub expected: String,
     pub before: String,
     pub after: String,
@@ -273,6 +276,7 @@ impl<'a> Rows<'a> {
             accepted_by: waiver.map(|waiver| waiver.by.clone()),
             also_in: golden.cases[idx].case.slices.iter().skip(1).cloned().collect(),
             input: asked(&golden.cases[idx].input, MOST_CHARS),
+            picture: picture(&golden.cases[idx].input),
             expected: flip.expected.clone(),
             before: before.unwrap_or_else(|| flip.baseline.clone()),
             after: in_words(candidate, golden, of_candidate, idx),

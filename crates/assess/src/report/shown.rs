@@ -3,6 +3,7 @@
 use highroad_eval::{Observed, Rankings};
 use highroad_task::Input;
 
+use crate::golden::thumbnail;
 use crate::{GoldenInput, GoldenSet, Results, Value};
 
 /// Most characters of a case's text in a report.
@@ -55,6 +56,7 @@ pub fn asked(input: &GoldenInput, n_chars: usize) -> String {
     match input {
         GoldenInput::One(Input::Text(asked)) => text(asked, n_chars),
         GoldenInput::One(Input::Tokens(ids)) => format!("{} token ids", ids.len()),
+        GoldenInput::One(Input::Image(bytes)) => format!("image of {} bytes", bytes.len()),
         GoldenInput::One(Input::Pair { query, document }) => two(query, document),
         GoldenInput::Ranking { query, .. } => text(query, n_chars),
         GoldenInput::Pair([a, b]) => two(a, b),
@@ -63,6 +65,14 @@ pub fn asked(input: &GoldenInput, n_chars: usize) -> String {
             texts.each_ref().map(|one| text(one, each)).join(" | ")
         }
         GoldenInput::Prompt(messages) => text(messages.last().map_or("", |last| &last.content), n_chars),
+    }
+}
+
+/// A small copy of what a case shows, as an address that a page may hold; `None` of a text.
+pub fn picture(input: &GoldenInput) -> Option<String> {
+    match input {
+        GoldenInput::One(Input::Image(bytes)) => thumbnail(bytes),
+        _ => None,
     }
 }
 

@@ -45,11 +45,14 @@ impl Source {
     }
 }
 
+const IMAGE_KEYS: [&str; 9] =
+    ["height", "width", "resize", "interpolation", "channels", "orientation", "rescale", "mean", "std"];
+
 fn check_keys(table: &toml::Table) -> Result<(), PackageError> {
     refuse_unknown("", table, &["name", "licence", "owner", "task", "parity", "provenance"])?;
     let task = table.get("task").and_then(|task| task.get("task")).and_then(toml::Value::as_str);
     let task_keys: &[&str] = match task {
-        Some("classify") => &["task", "max_tokens", "labels", "flagged"],
+        Some("classify") => &["task", "max_tokens", "labels", "flagged", "image"],
         Some("embed") => &["task", "max_tokens", "dimensions", "normalized"],
         Some("rerank") => &["task", "max_tokens"],
         Some(other) => {
@@ -58,6 +61,9 @@ fn check_keys(table: &toml::Table) -> Result<(), PackageError> {
         None => return Err(bad(SOURCE, "`[task]` must say `task = \"classify\"`, `\"embed\"` or `\"rerank\"`")),
     };
     refuse_unknown_in(table, "task", task_keys)?;
+    if let Some(image) = table.get("task").and_then(|task| task.get("image")).and_then(toml::Value::as_table) {
+        refuse_unknown("task.image.", image, &IMAGE_KEYS)?;
+    }
     refuse_unknown_in(table, "parity", &["relative_rms"])?;
     refuse_unknown_in(table, "provenance", &["run_id", "git_commit", "environment", "data", "torch"])
 }
@@ -130,7 +136,7 @@ max_tokens = 256
         let message = error(&format!("{CLASSIFY}dimensions = 3\n"));
         assert_eq!(
             message,
-            "`package.toml`: unknown key `task.dimensions`; known are task, max_tokens, labels, flagged"
+            "`package.toml`: unknown key `task.dimensions`; known are task, max_tokens, labels, flagged, image"
         );
     }
 

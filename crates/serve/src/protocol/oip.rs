@@ -1,12 +1,13 @@
 //! The Open Inference Protocol v2 over REST, with the binary tensor and classification extensions.
 //!
-//! A request holds either the one input `text` (BYTES, one string a row), answered through the task, or every input of the
-//! program by its name, answered by the program itself. Binary data follows the JSON in the order of the tensors; lengths
+//! A request holds either the one input `text` (BYTES, one string a row) or `image` (BYTES, one encoded picture a row), answered
+//! through the task, or every input of the program by its name, answered by the program itself. Binary data follows the JSON in the order of the tensors; lengths
 //! are checked before anything is read.
 
 use std::time::Duration;
 
-use highroad_package::{Manifest, TaskKind};
+use base64::prelude::{BASE64_STANDARD, Engine as _};
+use highroad_package::{Manifest, Task, TaskKind};
 use highroad_service::Problem;
 use highroad_task::raw::{DType, Dim, Program, Storage, Tensor, TensorSpec};
 use highroad_task::{Answer, Input};
@@ -18,8 +19,10 @@ use crate::revision::{Facts, Stats};
 
 /// The header that says where the JSON ends and binary data begins.
 pub const HEADER_LENGTH: &str = "inference-header-content-length";
-/// The input that goes through the task.
+/// The input that goes through the task of a model that reads.
 pub const TEXT: &str = "text";
+/// The input that goes through the task of a model that sees: PNG, JPEG or WebP; base64 where the data is JSON.
+pub const IMAGE: &str = "image";
 
 const MAX_DIMS: usize = 16;
 
@@ -37,14 +40,17 @@ pub struct InferRequest {
 
 #[derive(Debug)]
 enum Contents {
+    /// BYTES as JSON, which has only texts.
     Texts(Vec<String>),
+    /// BYTES as binary data.
+    Bytes(Vec<Vec<u8>>),
     Tensor(Tensor),
 }
 
 /// What a request asks of a model.
 #[derive(Debug)]
 pub enum Query {
-    /// Texts for the task.
+    /// Texts or images for the task.
     Rows(Vec<Input>),
     /// Inputs of the program, in its order.
     Program(Vec<Tensor>),
@@ -119,10 +125,11 @@ struct HeaderOutput {
 }
 
 impl InferRequest {
-    /// Reads a body whose first `json_bytes` bytes are JSON (all of it if `None`; with 0 the body is one raw text).
+    /// Reads a body whose first `json_bytes` bytes are JSON (all of it if `None`; with 0 the body is one raw text, or else
+    /// one encoded image).
     pub fn parse(body: &[u8], json_bytes: Option<usize>) -> Result<Self, Problem> {
         if json_bytes == Some(0) {
-            return Self::raw_text(body);
+            return Ok(Self::raw(body));
         }
         let split = json_bytes.unwrap_or(body.len());
         let (json, mut binary) = body
@@ -143,10 +150,11 @@ impl InferRequest {
         Ok(Self { id: header.id, timeout, inputs, outputs, binary_outputs })
     }
 
-    fn raw_text(body: &[u8]) -> Result<Self, Problem> {
-        let text = std::str::from_utf8(body).map_err(|_| invalid("the raw input is not UTF-8 text"))?;
-        let inputs = vec![(TEXT.to_owned(), Contents::Texts(vec![text.to_owned()]))];
-        Ok(Self { id: None, timeout: None, inputs, outputs: Vec::new(), binary_outputs: true })
+    fn raw(body: &[u8]) -> Self {
+        // No PNG and no JPEG is UTF-8: both begin with a byte that is not.
+        let name = if std::str::from_utf8(body).is_ok() { TEXT } else { IMAGE };
+        let inputs = vec![(name.to_owned(), Contents::Bytes(vec![body.to_vec()]))];
+        Self { id: None, timeout: None, inputs, outputs: Vec::new(), binary_outputs: true }
     }
 
     /// Splits the request into what it asks of a model with these inputs and how it wants the answer.
@@ -157,36 +165,57 @@ impl InferRequest {
 }
 
 fn query(mut inputs: Vec<(String, Contents)>, specs: &[TensorSpec]) -> Result<Query, Problem> {
-    if let [(name, Contents::Texts(texts))] = inputs.as_mut_slice()
-        && name == TEXT
+    if let [(name, contents @ (Contents::Texts(_) | Contents::Bytes(_)))] = inputs.as_mut_slice()
+        && (name == TEXT || name == IMAGE)
     {
-        if texts.is_empty() {
-            return Err(invalid("`text` has no rows"));
-        }
-        return Ok(Query::Rows(std::mem::take(texts).into_iter().map(Input::Text).collect()));
+        let rows = if name == TEXT { texts(contents)? } else { images(contents)? };
+        return if rows.is_empty() { Err(invalid(format!("`{name}` has no rows"))) } else { Ok(Query::Rows(rows)) };
     }
     let known = || specs.iter().map(|spec| format!("`{}`", spec.name)).collect::<Vec<_>>().join(", ");
     let mut tensors: Vec<Option<Tensor>> = vec![None; specs.len()];
     for (name, contents) in inputs {
         let Contents::Tensor(tensor) = contents else {
-            return Err(invalid(format!("input `{name}`: BYTES is the datatype of `{TEXT}` alone")));
+            return Err(invalid(format!("input `{name}`: BYTES is the datatype of `{TEXT}` or `{IMAGE}` alone")));
         };
-        let spec_idx = specs
-            .iter()
-            .position(|spec| spec.name == name)
-            .ok_or_else(|| invalid(format!("input `{name}` does not exist; give `{TEXT}` alone, or {}", known())))?;
+        let spec_idx = specs.iter().position(|spec| spec.name == name).ok_or_else(|| {
+            invalid(format!("input `{name}` does not exist; give `{TEXT}` or `{IMAGE}` alone, or {}", known()))
+        })?;
         if tensors[spec_idx].replace(tensor).is_some() {
             return Err(invalid(format!("input `{name}` is given twice")));
         }
     }
-    let missing =
-        |idx: usize| invalid(format!("input `{}` is missing; give `{TEXT}` alone, or {}", specs[idx].name, known()));
+    let missing = |idx: usize| {
+        invalid(format!("input `{}` is missing; give `{TEXT}` or `{IMAGE}` alone, or {}", specs[idx].name, known()))
+    };
     let tensors = tensors
         .into_iter()
         .enumerate()
         .map(|(idx, tensor)| tensor.ok_or_else(|| missing(idx)))
         .collect::<Result<_, _>>()?;
     Ok(Query::Program(tensors))
+}
+
+fn texts(contents: &mut Contents) -> Result<Vec<Input>, Problem> {
+    let utf8 =
+        |bytes| String::from_utf8(bytes).map_err(|_| invalid(format!("input `{TEXT}`: an element is not UTF-8 text")));
+    match contents {
+        Contents::Texts(texts) => Ok(std::mem::take(texts).into_iter().map(Input::Text).collect()),
+        Contents::Bytes(rows) => std::mem::take(rows).into_iter().map(|row| utf8(row).map(Input::Text)).collect(),
+        Contents::Tensor(_) => Ok(Vec::new()),
+    }
+}
+
+fn images(contents: &mut Contents) -> Result<Vec<Input>, Problem> {
+    let decoded = |text: &String| {
+        let bytes = BASE64_STANDARD.decode(text);
+        let bytes = bytes.map_err(|error| invalid(format!("input `{IMAGE}`: an element is not base64: {error}")));
+        bytes.map(|bytes| Input::Image(bytes.into()))
+    };
+    match contents {
+        Contents::Texts(texts) => texts.iter().map(decoded).collect(),
+        Contents::Bytes(rows) => Ok(std::mem::take(rows).into_iter().map(|row| Input::Image(row.into())).collect()),
+        Contents::Tensor(_) => Ok(Vec::new()),
+    }
 }
 
 impl HeaderInput {
@@ -226,7 +255,7 @@ impl HeaderInput {
 
     fn read_binary(&self, data: &[u8], shape: &[usize], n: usize) -> Result<Contents, String> {
         if self.datatype == "BYTES" {
-            return Ok(Contents::Texts(binary_texts(data, n)?));
+            return Ok(Contents::Bytes(binary_elements(data, n)?));
         }
         let dtype = dtype(&self.datatype)?;
         let expected = n.checked_mul(dtype.size_bytes());
@@ -285,19 +314,19 @@ fn flatten<'a>(value: &'a Value, depth: usize, leaves: &mut Vec<&'a Value>) -> R
     }
 }
 
-fn binary_texts(mut data: &[u8], n: usize) -> Result<Vec<String>, String> {
-    let mut texts = Vec::new();
+fn binary_elements(mut data: &[u8], n: usize) -> Result<Vec<Vec<u8>>, String> {
+    let mut elements = Vec::new();
     while !data.is_empty() {
         let (length, rest) = data.split_first_chunk::<4>().ok_or("a BYTES element is cut off in its length")?;
         let length = u32::from_le_bytes(*length) as usize;
-        let (text, rest) = rest.split_at_checked(length).ok_or("a BYTES element is longer than the data")?;
-        texts.push(std::str::from_utf8(text).map_err(|_| "an element is not UTF-8 text")?.to_owned());
+        let (element, rest) = rest.split_at_checked(length).ok_or("a BYTES element is longer than the data")?;
+        elements.push(element.to_vec());
         data = rest;
     }
-    if texts.len() != n {
-        return Err(format!("its shape takes {n} elements, {} were given", texts.len()));
+    if elements.len() != n {
+        return Err(format!("its shape takes {n} elements, {} were given", elements.len()));
     }
-    Ok(texts)
+    Ok(elements)
 }
 
 fn push_element(bytes: &mut Vec<u8>, leaf: &Value, dtype: DType) -> Option<()> {
@@ -553,18 +582,22 @@ pub fn server_metadata() -> Value {
     })
 }
 
-/// `GET /v2/models/{m}`. `text` and the program's own inputs are alternatives.
+/// `GET /v2/models/{m}`. `text` or `image` and the program's own inputs are alternatives.
 pub fn model_metadata(name: &str, facts: &Facts, manifest: &Manifest, program: &Program) -> Value {
     json!({
         "name": name, "versions": [version(facts)], "platform": "highroad_pt2",
-        "inputs": tensors(task_input_specs(&manifest.task.kind), program.inputs()),
+        "inputs": tensors(task_input_specs(&manifest.task), program.inputs()),
         "outputs": tensors(&task_output_specs(&manifest.task.kind), program.outputs()),
     })
 }
 
 /// A query beside a document has no place in the one text input: a reranker takes its program's tensors here.
-fn task_input_specs(task: &TaskKind) -> &'static [(&'static str, &'static str, &'static [i64])] {
-    if matches!(task, TaskKind::Rerank) { &[] } else { &[(TEXT, "BYTES", &[-1])] }
+fn task_input_specs(task: &Task) -> &'static [(&'static str, &'static str, &'static [i64])] {
+    match task.kind {
+        TaskKind::Rerank => &[],
+        _ if task.image.is_some() => &[(IMAGE, "BYTES", &[-1])],
+        _ => &[(TEXT, "BYTES", &[-1])],
+    }
 }
 
 fn task_output_specs(task: &TaskKind) -> Vec<(&'static str, &'static str, &'static [i64])> {
@@ -607,14 +640,15 @@ pub fn model_config(name: &str, facts: &Facts, manifest: &Manifest, program: &Pr
         };
         entries.iter().map(entry).collect()
     };
+    let mut parameters = json!({ "package": { "string_value": facts.package.to_string() } });
+    if manifest.task.image.is_none() {
+        parameters["max_tokens"] = json!({ "string_value": manifest.task.max_tokens.to_string() });
+    }
     json!({
         "name": name, "platform": "highroad_pt2", "backend": "highroad", "max_batch_size": 0,
         "version_policy": { "latest": { "num_versions": 1 } },
         "input": config("inputs", true), "output": config("outputs", false),
-        "parameters": {
-            "max_tokens": { "string_value": manifest.task.max_tokens.to_string() },
-            "package": { "string_value": facts.package.to_string() },
-        },
+        "parameters": parameters,
     })
 }
 
@@ -734,7 +768,24 @@ mod tests {
     fn a_header_length_of_zero_means_one_raw_text() {
         let (query, _) = InferRequest::parse(b"hello", Some(0)).unwrap().query(&specs()).unwrap();
         assert_eq!(rows(query), texts(&["hello"]));
-        assert!(InferRequest::parse(b"\xff", Some(0)).is_err());
+    }
+
+    fn image(bytes: &[u8]) -> Input {
+        Input::Image(bytes.into())
+    }
+
+    #[test]
+    fn images_come_as_binary_as_base64_or_as_the_whole_body() {
+        let as_binary = json!({ "inputs": [
+            { "name": "image", "datatype": "BYTES", "shape": [1], "parameters": { "binary_data_size": 6 } },
+        ] });
+        assert_eq!(rows(parse(&as_binary, b"\x02\0\0\0\x89P").unwrap().0), [image(b"\x89P")]);
+        let json =
+            |data: &str| json!({ "inputs": [{ "name": "image", "datatype": "BYTES", "shape": [1], "data": [data] }] });
+        assert_eq!(rows(parse(&json("iVA="), b"").unwrap().0), [image(b"\x89P")]);
+        assert!(refused(&json("not base64!"), b"").contains("`image`: an element is not base64"));
+        let (query, _) = InferRequest::parse(b"\x89P", Some(0)).unwrap().query(&specs()).unwrap();
+        assert_eq!(rows(query), [image(b"\x89P")]);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, bail, ensure};
 use highroad_assess::{Line, add};
 use highroad_eval::Expected;
+use highroad_package::Digest;
 use highroad_serve::request_log::Record;
 use highroad_task::Input;
 use serde_json::{Value, json};
@@ -22,7 +23,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     golden: Option<PathBuf>,
     /// Cases as JSON, one a line, from this file; `-` is stdin.
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["id", "text", "a", "b", "query", "document", "expected"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["id", "text", "image", "a", "b", "query", "document", "expected"])]
     json: Option<PathBuf>,
     /// The case's id.
     #[arg(long, value_name = "ID")]
@@ -30,6 +31,9 @@ pub struct Args {
     /// A text, to be labelled.
     #[arg(long, value_name = "TEXT", conflicts_with_all = ["a", "query"])]
     text: Option<String>,
+    /// An image below the golden set's folder, to be labelled: PNG, JPEG or WebP.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["text", "a", "query"])]
+    image: Option<PathBuf>,
     /// A text, to be compared with --b.
     #[arg(long, value_name = "TEXT", requires = "b", conflicts_with = "query")]
     a: Option<String>,
@@ -43,7 +47,7 @@ pub struct Args {
     #[arg(long, value_name = "TEXT", requires = "query")]
     document: Vec<String>,
     /// A served request that becomes a case; its input is checked against the bits of the answer.
-    #[arg(long, value_name = "REQUEST_ID", requires = "input", conflicts_with_all = ["text", "a", "query", "json"])]
+    #[arg(long, value_name = "REQUEST_ID", requires = "input", conflicts_with_all = ["text", "image", "a", "query", "json"])]
     from_request: Option<String>,
     /// What the request asked, as `highroad replay` takes it: servers keep no inputs.
     #[arg(long, value_name = "FILE", requires = "from_request")]
@@ -79,7 +83,7 @@ impl Args {
         let path = path_or_declared(self.golden.as_deref())?;
         let cases = match &self.json {
             Some(file) => from_lines(file)?,
-            None => vec![self.one()?],
+            None => vec![self.one(&path)?],
         };
         let golden = add(&path, &cases)?;
         eprintln!(
@@ -91,7 +95,7 @@ impl Args {
         Ok(ExitCode::SUCCESS)
     }
 
-    fn one(&self) -> anyhow::Result<Line> {
+    fn one(&self, golden: &Path) -> anyhow::Result<Line> {
         let mut facts: BTreeMap<String, Value> = BTreeMap::new();
         let input = match (&self.from_request, &self.input) {
             (Some(id), Some(file)) => {
@@ -102,10 +106,10 @@ impl Args {
                 facts.extend(known.map(|(key, value)| (key.to_owned(), json!(value))));
                 from_served(&served.input)?
             }
-            _ => self.flags_input()?,
+            _ => self.flags_input(golden)?,
         };
         facts.extend(self.provenance.iter().cloned());
-        let is_label = input.get("text").or_else(|| input.get("tokens")).is_some();
+        let is_label = ["text", "tokens", "image", "image_base64"].iter().any(|key| input.get(key).is_some());
         let expected: Expected = expected(is_label, needs(self.expected.as_deref(), "an --expected")?)?;
         let id = needs(self.id.as_ref().or(self.from_request.as_ref()), "an --id")?;
         let mut case = json!({"id": id, "input": input, "expected": expected, "must_pass": self.must_pass});
@@ -118,20 +122,41 @@ impl Args {
         Ok(serde_json::from_value(case)?)
     }
 
-    fn flags_input(&self) -> anyhow::Result<Value> {
+    fn flags_input(&self, golden: &Path) -> anyhow::Result<Value> {
+        if let Some(image) = &self.image {
+            return of_image(image, golden);
+        }
         match (&self.text, &self.a, &self.query) {
             (Some(text), _, _) => Ok(json!({"text": text})),
             (_, Some(a), _) => Ok(json!({"a": a, "b": self.b})),
             (_, _, Some(query)) => Ok(json!({"query": query, "documents": self.document})),
-            _ => bail!("a case needs --text, --a and --b, --query and --document, --from-request, or --json FILE"),
+            _ => bail!(
+                "a case needs --text, --image, --a and --b, --query and --document, --from-request, or --json FILE"
+            ),
         }
     }
+}
+
+/// A picture by its path below the golden set's folder and its digest, so that the set binds its bytes.
+fn of_image(image: &Path, golden: &Path) -> anyhow::Result<Value> {
+    let folder = golden.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let real = |path: &Path| path.canonicalize().with_context(|| format!("cannot find `{}`", path.display()));
+    let (file, folder) = (real(image)?, real(folder)?);
+    let below = file.strip_prefix(&folder).ok().and_then(Path::to_str).with_context(|| {
+        format!(
+            "`{}` is not below `{}`\nhint: copy it there, as it travels with the golden set",
+            image.display(),
+            folder.display()
+        )
+    })?;
+    Ok(json!({"image": below, "sha256": Digest::of(&read(&file)?).hex()}))
 }
 
 fn from_served(input: &Input) -> anyhow::Result<Value> {
     match input {
         Input::Text(text) => Ok(json!({"text": text})),
         Input::Tokens(ids) => Ok(json!({"tokens": ids})),
+        Input::Image(_) => Ok(serde_json::to_value(input)?),
         Input::Pair { .. } => {
             bail!("a query and one document are no case: add the whole ranking with --query and --document")
         }

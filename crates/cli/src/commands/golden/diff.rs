@@ -63,7 +63,7 @@ fn read(named: &str) -> anyhow::Result<GoldenSet> {
     let Some((file, revision)) = named.rsplit_once('@').filter(|_| !path.exists()) else {
         return Ok(GoldenSet::read(&path)?);
     };
-    Ok(GoldenSet::parse(&at_revision(Path::new(file), revision)?, Path::new(file))?)
+    Ok(GoldenSet::parse_without_files(&at_revision(Path::new(file), revision)?, Path::new(file))?)
 }
 
 fn at_revision(file: &Path, revision: &str) -> anyhow::Result<Vec<u8>> {
