@@ -37,8 +37,9 @@ def export(
     *,
     name: str,
     task: Literal["classify", "embed", "rerank"],
-    tokenizer: Any,
-    max_tokens: int,
+    tokenizer: Any = None,
+    max_tokens: int | None = None,
+    image: Mapping[str, Any] | None = None,
     parity_inputs: Sequence[tuple[Any, ...]],
     licence: str,
     owner: str,
@@ -55,25 +56,29 @@ def export(
 ) -> Path:
     """Write ``module`` as a package source directory at ``path`` and return that path.
 
-    The directory holds ``program.pt2``, ``tokenizer.json``, ``parity.safetensors`` and ``package.toml``;
+    The directory holds ``program.pt2``, ``tokenizer.json`` (of a model that reads), ``parity.safetensors`` and ``package.toml``;
     ``highroad pack`` turns it into a package. An earlier package source at ``path`` is replaced, anything else refused.
 
     Args:
         module: the trained module, float32. It is exported in evaluation mode, on the CPU, as it is used in production.
         args: example inputs ``(input_ids, attention_mask)``, both int64 ``[B, S]`` with B and S at least 2: a size of
-            1 in an example would be exported as the constant 1.
+            1 in an example would be exported as the constant 1. A model that sees takes ``(pixel_values,)``, float32 ``[B, C, H, W]``.
         name: the model's name, a suggestion for the registry.
         task: ``"classify"`` (the module returns logits ``[B, labels]``), ``"embed"`` (vectors ``[B, D]``) or ``"rerank"`` (one
             logit for each pair of query and document, ``[B, 1]``).
         tokenizer: a ``tokenizer.json``, a ``tokenizers.Tokenizer`` or a fast transformers tokenizer.
         max_tokens: longest input in tokens, special tokens included; longer ones are truncated.
+        image: classify only, instead of ``tokenizer`` and ``max_tokens``: how a picture becomes ``pixel_values``. ``height`` and ``width``
+            of the input, ``resize`` (``"exact"``, ``{"shortest_edge": 256}``, whose centre is cut out, or ``"none"``),
+            ``interpolation`` (``"bilinear"`` or ``"bicubic"``), ``mean`` and ``std``; and if need be ``channels`` (``"rgb"``, ``"bgr"``,
+            ``"grey"``), ``orientation`` (``"exif"``, ``"stored"``) and ``rescale`` (1/255).
         parity_inputs: one tuple of inputs a case. Eager PyTorch answers them now; the runtime must agree later.
         licence: SPDX expression of the weights' licence.
         owner: who answers for the model.
         labels: classify only: the label of each logit.
         flagged: classify only: the label that a moderation endpoint flags.
         normalized: embed only: whether the module returns vectors of length 1; measured if not given.
-        dynamic_shapes: as ``torch.export.export`` takes it; by default batch and sequence of every input vary.
+        dynamic_shapes: as ``torch.export.export`` takes it; by default batch and sequence of every input vary, of pictures the batch.
         relative_rms: largest accepted root mean square of the difference over that of eager PyTorch's output.
         data: files that trained the module by name, or their ``sha256:…`` digests.
         lock: lock file of the environment.
@@ -104,7 +109,8 @@ def export(
     state = _Production(module)
     with state, torch.no_grad():
         cases = [(inputs, _answer(module, inputs, f"parity case {i}")) for i, inputs in enumerate(parity_inputs)]
-        signature = _task_signature(task, labels, flagged, normalized, max_tokens, [output for _, output in cases])
+        reads = _input_signature(task, tokenizer, max_tokens, image, args, flagged)
+        signature = _task_signature(task, labels, flagged, normalized, [output for _, output in cases]) | reads
         program = _exported(module, args, dynamic_shapes, max_tokens)
         _check_program(program, cases, relative_rms)
 
@@ -112,7 +118,8 @@ def export(
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
         _save_program(program, staging / "program.pt2")
-        _save_tokenizer(tokenizer, staging / "tokenizer.json")
+        if image is None:
+            _save_tokenizer(tokenizer, staging / "tokenizer.json")
         _save_cases(cases, staging / "parity.safetensors")
         _copy_notices(notices, staging)
         description |= {"task": signature, "parity": {"relative_rms": relative_rms}, "provenance": provenance}
@@ -191,21 +198,53 @@ def _answer(module: Any, inputs: tuple[Any, ...], what: str) -> torch.Tensor:
     return output
 
 
+_IMAGE_KEYS = {"height", "width", "resize", "interpolation", "mean", "std"}
+_IMAGE_OPTIONS = {"channels", "orientation", "rescale"}
+
+
+def _input_signature(
+    task: str, tokenizer: Any, max_tokens: int | None, image: Mapping[str, Any] | None, args: Any, flagged: str | None
+) -> dict[str, Any]:
+    """What the task says about its input: of a text its longest, of a picture how it becomes ``pixel_values``."""
+    if image is not None:
+        if task != "classify" or tokenizer is not None or max_tokens is not None or flagged is not None:
+            raise ExportError("`image` is for `classify`, without `tokenizer`, `max_tokens` and `flagged`")
+        return {"image": _image_signature(image, args)}
+    if tokenizer is None or max_tokens is None:
+        raise ExportError("a model that reads needs `tokenizer` and `max_tokens`, one that sees needs `image`")
+    if max_tokens < 2:
+        raise ExportError(f"`max_tokens` is {max_tokens}: a text needs room for its special tokens")
+    return {"max_tokens": max_tokens}
+
+
+def _image_signature(image: Mapping[str, Any], args: Any) -> dict[str, Any]:
+    import torch
+
+    missing, unknown = _IMAGE_KEYS - image.keys(), image.keys() - _IMAGE_KEYS - _IMAGE_OPTIONS
+    if missing or unknown:
+        words = [f"lacks {', '.join(sorted(missing))}"] * bool(missing) + [f"has {', '.join(sorted(unknown))}"] * bool(unknown)
+        raise ExportError(f"`image` {' and '.join(words)}: known are {', '.join(sorted(_IMAGE_KEYS | _IMAGE_OPTIONS))}")
+    needed = [1 if image.get("channels") == "grey" else 3, image["height"], image["width"]]
+    pixels = args[0] if isinstance(args, tuple) and len(args) == 1 else None
+    if not isinstance(pixels, torch.Tensor) or pixels.dtype != torch.float32 or list(pixels.shape[1:]) != needed:
+        found = list(pixels.shape) if isinstance(pixels, torch.Tensor) else args
+        raise ExportError(f"the example input is {found}: `image` says float32 [B, {', '.join(map(str, needed))}]")
+    numbers = {key: [float(value) for value in image[key]] for key in ("mean", "std")}
+    return dict(image) | numbers
+
+
 def _task_signature(
     task: str,
     labels: Sequence[str] | None,
     flagged: str | None,
     normalized: bool | None,
-    max_tokens: int,
     outputs: list[torch.Tensor],
 ) -> dict[str, Any]:
-    if max_tokens < 2:
-        raise ExportError(f"`max_tokens` is {max_tokens}: a text needs room for its special tokens")
     widths = {output.shape[1] for output in outputs}
     if len(widths) != 1:
         raise ExportError(f"the module returns outputs of different widths {sorted(widths)}")
     (width,) = widths
-    signature: dict[str, Any] = {"task": task, "max_tokens": max_tokens}
+    signature: dict[str, Any] = {"task": task}
     if task == "classify":
         return signature | _classify_signature(labels, flagged, width)
     if task == "embed":
@@ -244,11 +283,11 @@ def _rerank_signature(labels: Sequence[str] | None, flagged: str | None, width: 
     return {}
 
 
-def _exported(module: Any, args: tuple[Any, ...], dynamic_shapes: Any, max_tokens: int) -> Any:
+def _exported(module: Any, args: tuple[Any, ...], dynamic_shapes: Any, max_tokens: int | None) -> Any:
     import torch
 
     if dynamic_shapes is None:
-        dynamic_shapes = _batch_and_tokens(args, max_tokens)
+        dynamic_shapes = _batch(args) if max_tokens is None else _batch_and_tokens(args, max_tokens)
     try:
         return torch.export.export(module, args, dynamic_shapes=dynamic_shapes, strict=False)
     except Exception as error:
@@ -257,6 +296,14 @@ def _exported(module: Any, args: tuple[Any, ...], dynamic_shapes: Any, max_token
             f"torch.export cannot capture the module: {reason}\n"
             "hint: Python `if` or `for` over tensor values is the usual cause; `torch.where` or `torch.cond` express it"
         ) from error
+
+
+def _batch(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    from torch.export import Dim
+
+    if args[0].shape[0] < 2:
+        raise ExportError("the example is one image: a size of 1 would be exported as the constant 1; give two")
+    return ({0: Dim("batch", min=1)},)
 
 
 def _batch_and_tokens(args: tuple[Any, ...], max_tokens: int) -> tuple[Any, ...]:
