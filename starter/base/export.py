@@ -28,7 +28,7 @@ def main() -> None:
         cases[-1],
         options.path,
         name=STANDARD["model"]["name"],
-        max_tokens=packaging["max_tokens"],
+        max_tokens=packaging.get("max_tokens"),
         parity_inputs=cases,
         relative_rms=packaging["relative_rms"],
         licence=STANDARD["model"]["licence"],

@@ -1,6 +1,6 @@
 """The data: Fashion-MNIST (MIT licence), 28 x 28 pictures of clothes, from Debian's package `dataset-fashion-mnist`.
 
-A picture is 784 bytes, row by row; each byte is a token. To train on your own pictures, give ``pictures`` theirs.
+A picture is 784 bytes of grey, row by row. To train on your own pictures, give ``pictures`` theirs.
 """
 
 import gzip
@@ -11,6 +11,17 @@ import torch
 
 LABELS = ["t-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"]
 SIZE, N_VALIDATION = 28, 5_000
+# How a picture becomes the model's input, in training here and in production.
+MEAN, STD = 0.286, 0.353
+IMAGE = {
+    "height": SIZE,
+    "width": SIZE,
+    "resize": "exact",
+    "interpolation": "bilinear",
+    "channels": "grey",
+    "mean": [MEAN],
+    "std": [STD],
+}
 
 _FOLDER = Path(os.environ.get("FASHION_MNIST", "/usr/share/datasets/fashion-mnist"))
 
@@ -49,8 +60,9 @@ def batches(examples: list[Example], size: int, generator: torch.Generator) -> l
 
 
 def collate(batch: list[Example]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pixels as tokens, int64 ``[B, 784]``, and ``labels`` ``[B]``."""
-    return torch.stack([picture for picture, _ in batch]).long(), torch.tensor([label for _, label in batch])
+    """``pixel_values``, float32 ``[B, 1, 28, 28]``, and ``labels`` ``[B]``."""
+    pixels = torch.stack([picture for picture, _ in batch]).view(-1, 1, SIZE, SIZE)
+    return (pixels.float() / 255 - MEAN) / STD, torch.tensor([label for _, label in batch])
 
 
 def _read(name: str) -> bytearray:

@@ -5,13 +5,10 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import data
-import vocabulary
-
-MAX_TOKENS = data.SIZE * data.SIZE
 
 
 class Vision(nn.Module):
-    """Logits ``[B, labels]`` for pixels from 0 to 255 as ``input_ids``, int64 ``[B, 784]``."""
+    """Logits ``[B, labels]`` for ``pixel_values``, float32 ``[B, 1, 28, 28]``."""
 
     def __init__(self):
         super().__init__()
@@ -21,10 +18,9 @@ class Vision(nn.Module):
         self.dropout = nn.Dropout(0.2)
         self.head = nn.Linear(_CHANNELS[-1][1] * (data.SIZE // 4) ** 2, len(data.LABELS))
 
-    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-        features = (input_ids.to(torch.float32) / 255.0).view(-1, 1, data.SIZE, data.SIZE)
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         first, second, third = self.blocks
-        features = third(self.pool(second(self.pool(first(features)))))
+        features = third(self.pool(second(self.pool(first(pixel_values)))))
         return self.head(self.dropout(features.flatten(1)))
 
 
@@ -47,13 +43,13 @@ def loss(model: nn.Module, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
 
 
 def package() -> dict:
-    """What the package says about the model: token ``i`` is the byte ``i``, and there are always 784 of them."""
-    bytes_ = [str(i) for i in range(256)]
-    shapes = ({0: torch.export.Dim("batch")},)
-    return {"task": "classify", "labels": data.LABELS, "tokenizer": vocabulary.of_words(bytes_), "dynamic_shapes": shapes}
+    """What the package says about the model: any PNG, JPEG or WebP is made what it was trained on."""
+    return {"task": "classify", "labels": data.LABELS, "image": data.IMAGE}
 
 
 def parity_cases() -> list[tuple[torch.Tensor, ...]]:
     """Inputs the runtime must answer as PyTorch does: black, white, noise."""
-    noise = torch.randint(256, (3, MAX_TOKENS), generator=torch.Generator().manual_seed(0))
-    return [(torch.zeros(1, MAX_TOKENS, dtype=torch.int64),), (torch.full((1, MAX_TOKENS), 255),), (noise,)]
+    size = (1, data.SIZE, data.SIZE)
+    noise = torch.rand((3, *size), generator=torch.Generator().manual_seed(0))
+    pixels = [torch.zeros(1, *size), torch.ones(1, *size), noise]
+    return [((values - data.MEAN) / data.STD,) for values in pixels]

@@ -93,7 +93,7 @@ impl Kind {
             Self::Reranker => &["base", "text", "reranker"],
             Self::Generator => &["base", "words", "generator"],
             Self::Recommender => &["base", "words", "recommender"],
-            Self::Vision => &["base", "words", "labels", "vision"],
+            Self::Vision => &["base", "labels", "vision"],
             Self::Custom => &["base", "words", "labels", "custom"],
         }
     }
