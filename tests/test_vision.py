@@ -77,10 +77,9 @@ def crops() -> list[bytes]:
     found = []
     for name in ("china.jpg", "flower.jpg"):
         photo = Image.open(PHOTOS / name)
-        for left in range(0, 361, 90):
-            for top in (0, 100):
-                part = photo.crop((left, top, left + 280, top + 300))
-                found += [encoded(part), encoded(part.transpose(Image.Transpose.FLIP_LEFT_RIGHT))]
+        for left in (0, 180, 360):
+            part = photo.crop((left, 100, left + 280, 400))
+            found += [encoded(part), encoded(part.transpose(Image.Transpose.FLIP_LEFT_RIGHT))]
     return found
 
 
@@ -113,7 +112,7 @@ def desk(tmp_path_factory, call, model, eager):  # noqa: F811
         (folder / f"pictures/{number}.png").write_bytes(picture)
         sha256 = hashlib.sha256(picture).hexdigest()
         case = {"id": f"crop-{number}", "input": {"image": f"pictures/{number}.png", "sha256": sha256}}
-        lines.append(case | {"expected": LABELS[eager(picture).argmax()], "slices": [["china", "flower"][number // 20]]})
+        lines.append(case | {"expected": LABELS[eager(picture).argmax()], "slices": [["china", "flower"][number // 6]]})
     small = encoded(Image.open(PHOTOS / "china.jpg").resize((120, 90)), "JPEG")
     inline = {"id": "inline", "input": {"image_base64": base64.b64encode(small).decode()}, "expected": LABELS[eager(small).argmax()]}
     (folder / "golden.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [*lines, inline]))
@@ -164,7 +163,7 @@ def test_a_gate_sees_swapped_channels_and_shows_the_pictures(desk, call):  # noq
     call("gate", "swapped", "--baseline", "right", "--golden", "golden.jsonl", "--html", "gate.html", cwd=desk, code=1)
     page = (desk / "gate.html").read_text()
     shown = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
-    assert len(shown) >= 5
+    assert len(shown) >= 2
     assert max(Image.open(io.BytesIO(base64.b64decode(picture))).size for picture in shown) <= (64, 64)
 
 
