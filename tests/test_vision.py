@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import html
 import io
 import json
 import re
@@ -161,7 +162,7 @@ def test_a_gate_sees_swapped_channels_and_shows_the_pictures(desk, call):  # noq
     passed = call("gate", "right", "--baseline", "right", "--golden", "golden.jsonl", cwd=desk, code=3)
     assert "lost" not in passed.stdout
     call("gate", "swapped", "--baseline", "right", "--golden", "golden.jsonl", "--html", "gate.html", cwd=desk, code=1)
-    page = (desk / "gate.html").read_text()
+    page = html.unescape((desk / "gate.html").read_text())
     shown = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
     assert len(shown) >= 2
     assert max(Image.open(io.BytesIO(base64.b64decode(picture))).size for picture in shown) <= (64, 64)

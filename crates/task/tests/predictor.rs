@@ -131,7 +131,7 @@ mod answers {
         let error = RERANK.prepare(&text("hello")).unwrap_err().to_string();
         assert_eq!(error, "the package is made to rerank: it takes a query and a document");
         let error = CLASSIFY.prepare(&pair("a", "b")).unwrap_err().to_string();
-        assert_eq!(error, "the package is made to read one text: it takes no query beside a document");
+        assert_eq!(error, "the package is made to read one text: it takes no query beside a document, and no image");
         assert!(EMBED.rank("a", &["b".to_owned()]).is_err());
     }
 

@@ -852,7 +852,7 @@ mod tests {
         let bytes = json!({ "name": "text", "datatype": "BYTES", "shape": [1], "data": ["a"] });
         assert!(
             refused(&json!({ "inputs": [bytes, ids("input_ids", json!([1]), json!([1, 1]))] }), b"")
-                .contains("the datatype of `text` alone")
+                .contains("the datatype of `text` or `image` alone")
         );
         assert!(
             refused(&json!({ "inputs": [{ "name": "text", "datatype": "BYTES", "shape": [0], "data": [] }] }), b"")
