@@ -53,4 +53,5 @@ pub use traffic::{
 };
 pub use verdict::{
     Baseline, CheckResult, Evidence, Flip, GoldenSet, Latency, Outcome, Refusal, Test, Verdict, Waiver, outcome,
+    to_accept,
 };
