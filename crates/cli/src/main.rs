@@ -19,6 +19,7 @@ mod tensors;
 mod tracking;
 mod training;
 mod trust;
+mod verdicts;
 
 /// The paved road for PyTorch: from research to production on one artifact, one runtime and one verdict.
 #[derive(Parser)]

@@ -7,7 +7,6 @@ use std::thread::available_parallelism;
 use anyhow::{Context as _, bail};
 use highroad_assess::review::{Artifact, Attestation, Facts, Kept, ParityFact, Rerun, Review};
 use highroad_assess::{GoldenSet, Rehearsal, WayBack, preprocessing_share, rehearse};
-use highroad_eval::Verdict;
 use highroad_package::VerifiedPackage;
 use highroad_package::signing::SigningKey;
 use highroad_task::{Predictor, PredictorOptions};
@@ -19,6 +18,7 @@ use super::golden::{self, Unblessed};
 use crate::resolve::{Home, Target};
 use crate::standard::Standard;
 use crate::tracking::{self, TrackingArgs};
+use crate::verdicts::{Found, KeptVerdict};
 
 mod leaks;
 mod origin;
@@ -26,7 +26,6 @@ mod signed;
 mod verdicts;
 
 use origin::Origin;
-use verdicts::KeptVerdict;
 
 /// Write the model review, or check a signed one.
 #[derive(clap::Args)]
@@ -145,10 +144,13 @@ impl Args {
         baseline: Option<&VerifiedPackage>,
     ) -> anyhow::Result<Review> {
         let now = Timestamp::now();
-        let kept = verdicts::all(home)?;
+        let Found { verdicts: kept, damaged } = crate::verdicts::all(home)?;
+        for damaged in damaged {
+            eprintln!("warning: {damaged}");
+        }
         let against = baseline.map(|baseline| baseline.digest());
         let verdict = match &self.verdict {
-            Some(path) => Some(verdicts::read(path, &package.digest())?),
+            Some(path) => Some(crate::verdicts::read(path, &package.digest())?),
             None => verdicts::newest(&kept, &package.digest(), against.as_ref(), golden).cloned(),
         };
         let trivial = verdicts::newest(&kept, &package.digest(), None, golden);
@@ -268,11 +270,6 @@ fn walk_back(
 
 fn write(path: &Path, content: impl AsRef<[u8]>) -> anyhow::Result<()> {
     std::fs::write(path, content).with_context(|| format!("cannot write `{}`", path.display()))
-}
-
-/// A verdict as bytes say it, which a person handed over.
-fn parse(bytes: &[u8], path: &Path) -> anyhow::Result<Verdict> {
-    serde_json::from_slice(bytes).with_context(|| format!("`{}` is no verdict", path.display()))
 }
 
 impl KeptVerdict {
