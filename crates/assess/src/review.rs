@@ -98,6 +98,8 @@ pub struct Leaks {
     pub files: Vec<String>,
     /// Those that were not.
     pub missing: Vec<String>,
+    /// Those that were held out by their role, so that they need not be.
+    pub held_out: Vec<String>,
     /// Ids of golden cases whose text occurs there.
     pub cases: Vec<String>,
 }

@@ -1,6 +1,7 @@
 use super::*;
 use crate::{Replayed, WayBack};
 use highroad_eval::{CheckResult, Evidence};
+use highroad_package::DataRole;
 
 fn digest(byte: u8) -> Digest {
     Digest::of(&[byte])
@@ -80,7 +81,12 @@ fn facts<'a>(
             first_answer_ms: 12.0,
             replayed: Replayed::Goldens { n_cases: 200, same_bits: true },
         }),
-        leaks: Some(Leaks { files: vec!["train.csv".to_owned()], missing: Vec::new(), cases: Vec::new() }),
+        leaks: Some(Leaks {
+            files: vec!["train.csv".to_owned()],
+            missing: Vec::new(),
+            held_out: Vec::new(),
+            cases: Vec::new(),
+        }),
         commit: Some(CommitFact {
             id: "4f1c".to_owned(),
             dirty: false,
@@ -182,11 +188,39 @@ fn without_facts_no_line_holds() {
 }
 
 #[test]
+fn roles_of_data_files_are_told_and_a_file_that_changed_sides_is_a_change() {
+    let with_role = |role| {
+        let mut with = manifest();
+        with.provenance.data_roles = with.provenance.data.keys().map(|name| (name.clone(), role)).collect();
+        with
+    };
+    let (before, now) = (with_role(DataRole::Test), with_role(DataRole::Train));
+    let (nobody, nothing) = (BTreeMap::new(), BTreeMap::new());
+    let judged = verdict(&digest(0), vec![check("accuracy: at least 90.0 %", None, Outcome::Pass)]);
+    let line = |facts: Facts<'_>| Review::of(&facts).line("data").unwrap().clone();
+    let mut compared = facts(&now, &judged, &nothing, &nobody, &[]);
+    compared.baseline = Some(Artifact { digest: digest(9), manifest: &before });
+    let told = line(compared);
+    assert!(
+        told.details[0].starts_with("another role: ") && told.details[0].ends_with("was test and is train"),
+        "{told:?}"
+    );
+    let mut first = facts(&before, &judged, &nothing, &nobody, &[]);
+    first.baseline = None;
+    let held_out = before.provenance.data.keys().cloned().collect();
+    first.leaks = Some(Leaks { files: vec!["x".to_owned()], missing: Vec::new(), held_out, cases: Vec::new() });
+    let told = line(first);
+    assert!(told.summary.contains("trained on 0 file(s)") && told.details[0].ends_with("(test)"), "{told:?}");
+    assert!(told.details.last().unwrap().starts_with("held out as test data"), "{told:?}");
+}
+
+#[test]
 fn a_leak_a_changed_answer_and_a_broken_way_back_fail_their_lines() {
     let review = full(|facts| {
         facts.leaks = Some(Leaks {
             files: vec!["train.csv".to_owned()],
             missing: Vec::new(),
+            held_out: Vec::new(),
             cases: vec!["slabs-17".to_owned()],
         });
         facts.rerun = facts.rerun.clone().map(|rerun| Rerun { answers: digest(77), ..rerun });
@@ -205,7 +239,7 @@ fn a_leak_a_changed_answer_and_a_broken_way_back_fail_their_lines() {
 fn training_files_that_were_not_compared_leave_the_question_to_a_person() {
     let review = full(|facts| {
         let (files, missing) = (vec!["train.csv".to_owned()], vec!["more.csv".to_owned()]);
-        facts.leaks = Some(Leaks { files, missing, cases: Vec::new() });
+        facts.leaks = Some(Leaks { files, missing, held_out: Vec::new(), cases: Vec::new() });
     });
     let line = review.line("data").unwrap();
     assert_eq!(line.status, Status::Evidence);
