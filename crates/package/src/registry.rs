@@ -1,9 +1,10 @@
 //! A registry of packages: a client of the MLflow REST interface, Highroad's own server or another.
 //!
 //! A pushed package is a model version: its files are artifacts under `highroad/packages/<hex>/`, its verdicts under
-//! `highroad/verdicts/<hex>/`, its signatures under `highroad/signatures/<hex>/`, and tags tie them together. What comes
-//! back is verified byte by byte, so a registry is trusted with names and aliases, never with content.
+//! `highroad/verdicts/<hex>/`, its overrides under `highroad/overrides/<hex>/`, its signatures under
+//! `highroad/signatures/<hex>/`, and tags tie them together. What comes back is verified byte by byte, so a registry is trusted with names and aliases, never with content.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
@@ -36,6 +37,10 @@ pub const TASK_TAG: &str = "highroad.task";
 pub const VERDICT_TAG: &str = "highroad.verdict";
 /// Tag of a version: `pass`, `fail` or `inconclusive`.
 pub const OUTCOME_TAG: &str = "highroad.outcome";
+/// Tag of a version, followed by an alias: digest of the override that lets the alias name it.
+pub const OVERRIDE_TAG: &str = "highroad.override.";
+/// Largest override that is read.
+pub const MAX_OVERRIDE_BYTES: usize = 64 << 10;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest silence in a transfer; its whole length has no limit.
@@ -124,6 +129,9 @@ pub struct ResolvedVersion {
     pub outcome: Option<String>,
     /// The run that trained it.
     pub run_id: Option<String>,
+    /// Digest of the override for an alias, by alias.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub overrides: BTreeMap<String, Digest>,
 }
 
 impl ResolvedVersion {
@@ -175,7 +183,7 @@ pub struct AliasMove {
     pub model: String,
     /// The alias.
     pub alias: String,
-    /// `promote`, `rollback`, `set`, `remove`, `delete-version`, `delete-model` or `rename`.
+    /// `promote`, `override`, `rollback`, `set`, `remove`, `delete-version`, `delete-model` or `rename`.
     pub action: String,
     /// Version before.
     pub from: Option<u64>,
@@ -189,6 +197,9 @@ pub struct AliasMove {
     pub package: Option<Digest>,
     /// The verdict that admitted it.
     pub verdict: Option<Digest>,
+    /// The override that let it through where no verdict did; its content is `highroad-eval`'s.
+    #[serde(rename = "override", default, skip_serializing_if = "Option::is_none")]
+    pub overridden: Option<Value>,
     /// What the rehearsal found.
     pub rehearsal: Option<Value>,
 }
@@ -332,6 +343,35 @@ impl RegistryClient {
             found if found == digest => Ok(Some(bytes)),
             found => Err(PackageError::Changed { file: path, expected: digest, found }.into()),
         }
+    }
+
+    /// The override that lets `alias` name a version, compared with its digest; `None` if there is none.
+    pub async fn fetch_override(
+        &self,
+        version: &ResolvedVersion,
+        alias: &str,
+    ) -> Result<Option<Vec<u8>>, RegistryError> {
+        let Some(digest) = version.overrides.get(alias) else { return Ok(None) };
+        let path = override_path(&version.package, digest);
+        let bytes = self.download(&path, MAX_OVERRIDE_BYTES).await?;
+        match Digest::of(&bytes) {
+            found if found == *digest => Ok(Some(bytes)),
+            found => Err(PackageError::Changed { file: path, expected: *digest, found }.into()),
+        }
+    }
+
+    /// Keeps an override beside the package and ties it to the version; it replaces the one for the same alias.
+    pub async fn push_override(
+        &self,
+        version: &ResolvedVersion,
+        alias: &str,
+        bytes: Vec<u8>,
+    ) -> Result<Digest, RegistryError> {
+        let digest = Digest::of(&bytes);
+        let size_bytes = bytes.len() as u64;
+        self.upload(&override_path(&version.package, &digest), bytes.into(), size_bytes).await?;
+        self.set_version_tag(&version.name, version.version, &override_tag(alias), &digest.to_string()).await?;
+        Ok(digest)
     }
 
     /// Makes `package` a version of `name` and uploads its verdicts; the last of them is the one that counts.
@@ -679,12 +719,18 @@ impl Version {
         self.tags.iter().find(|tag| tag.key == key).map(|tag| tag.value.as_str())
     }
 
+    fn overrides(&self) -> BTreeMap<String, Digest> {
+        let of = |tag: &Tag| Some((tag.key.strip_prefix(OVERRIDE_TAG)?.to_owned(), tag.value.parse().ok()?));
+        self.tags.iter().filter_map(of).collect()
+    }
+
     fn resolved(self) -> Option<ResolvedVersion> {
         Some(ResolvedVersion {
             package: self.tag(PACKAGE_TAG)?.parse().ok()?,
             verdict: self.tag(VERDICT_TAG).and_then(|text| text.parse().ok()),
             outcome: self.tag(OUTCOME_TAG).map(str::to_owned),
             run_id: Some(self.run_id.clone()).filter(|id| !id.is_empty()),
+            overrides: self.overrides(),
             version: self.number(),
             name: self.name,
         })
@@ -693,6 +739,16 @@ impl Version {
 
 fn verdict_path(package: &Digest, verdict: &Digest) -> String {
     format!("highroad/verdicts/{}/{}.json", package.hex(), verdict.hex())
+}
+
+/// Where an override of a package lies among the artifacts.
+pub fn override_path(package: &Digest, digest: &Digest) -> String {
+    format!("highroad/overrides/{}/{}.json", package.hex(), digest.hex())
+}
+
+/// The tag of a version that names the override for `alias`.
+pub fn override_tag(alias: &str) -> String {
+    format!("{OVERRIDE_TAG}{alias}")
 }
 
 fn signature_path(package: &Digest, signature: &Digest) -> String {

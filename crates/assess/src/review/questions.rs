@@ -1,4 +1,4 @@
-use highroad_eval::{CheckResult, Outcome};
+use highroad_eval::{CheckResult, Outcome, Override};
 use highroad_package::Provenance;
 
 use super::{Facts, Finding, Line, Status, baseline_in_words};
@@ -113,7 +113,11 @@ fn in_full(check: &CheckResult) -> String {
 pub(super) const NO_VERDICT: &str = "no verdict against this baseline was found: run `highroad gate` first";
 
 fn regressions(facts: &Facts<'_>) -> Finding {
-    let Some(kept) = facts.verdict else { return Finding::none(NO_VERDICT) };
+    let overrides = || {
+        let told = |given: &Override| format!("{}@{}: {}", given.model, given.alias, given.in_words());
+        facts.overrides.iter().map(told)
+    };
+    let Some(kept) = facts.verdict else { return Finding::none(NO_VERDICT).details(overrides()) };
     let verdict = kept.verdict;
     let open: Vec<&CheckResult> = verdict.checks.iter().filter(|check| check.outcome != Outcome::Pass).collect();
     let n_lost = verdict.flips.iter().filter(|flip| flip.regression).count();
@@ -133,6 +137,7 @@ fn regressions(facts: &Facts<'_>) -> Finding {
         .details(refusal)
         .details(open.iter().map(|check| in_full(check)))
         .details(waivers)
+        .details(overrides())
         .see(facts.see_verdict())
 }
 

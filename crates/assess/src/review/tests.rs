@@ -1,6 +1,6 @@
 use super::*;
 use crate::{Replayed, WayBack};
-use highroad_eval::{CheckResult, Evidence};
+use highroad_eval::{Aliased, CheckResult, Evidence, Missing};
 use highroad_package::DataRole;
 
 fn digest(byte: u8) -> Digest {
@@ -64,6 +64,7 @@ fn facts<'a>(
         package: Artifact { digest: digest(0), manifest },
         baseline: Some(Artifact { digest: digest(9), manifest }),
         verdict: Some(kept),
+        overrides: &[],
         against_trivial: Some(kept),
         history,
         parity: Ok(ParityFact { n_cases: 3, worst_relative_rms: 1e-7, limit: 1e-5, passed: true }),
@@ -168,6 +169,7 @@ fn without_facts_no_line_holds() {
         package: Artifact { digest: digest(0), manifest: &bare },
         baseline: None,
         verdict: None,
+        overrides: &[],
         against_trivial: None,
         history: &[],
         parity: Err("the program does not load".to_owned()),
@@ -212,6 +214,29 @@ fn roles_of_data_files_are_told_and_a_file_that_changed_sides_is_a_change() {
     let told = line(first);
     assert!(told.summary.contains("trained on 0 file(s)") && told.details[0].ends_with("(test)"), "{told:?}");
     assert!(told.details.last().unwrap().starts_with("held out as test data"), "{told:?}");
+}
+
+#[test]
+fn an_override_is_told_beside_what_it_stands_in_for_and_settles_nothing() {
+    let asked = Aliased { package: &digest(0).to_string(), model: "router", alias: "champion" };
+    let missing = Missing { verdict: None, outcome: None, reason: "it has no verdict".to_owned() };
+    let given = Override::new(asked, ["Grace", "an outage"], missing, "2026-11-28T12:00:00Z", 7).unwrap();
+    let given: &'static [Override] = vec![given].leak();
+    let line = |verdict: bool| {
+        let review = full(|facts| {
+            facts.overrides = given;
+            facts.verdict = facts.verdict.filter(|_| verdict);
+        });
+        review.line("regressions").unwrap().clone()
+    };
+    for with_verdict in [true, false] {
+        let told = line(with_verdict).details.join("\n");
+        assert!(
+            told.contains("router@champion: Grace overrode the gate until 2026-12-05T12:00:00Z: an outage"),
+            "{told}"
+        );
+    }
+    assert_eq!(line(false).status, Status::NotEvidenced);
 }
 
 #[test]

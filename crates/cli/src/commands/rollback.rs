@@ -17,8 +17,8 @@ pub struct Args {
 impl Args {
     pub fn run(self) -> anyhow::Result<ExitCode> {
         let tracking = tracking::client(&self.mover.tracking)?;
-        let by = self.mover.by();
-        let rollback = Rollback { name: self.name, alias: self.mover.alias, by, why: self.mover.why };
+        let (by, why) = (self.mover.by(), self.mover.why());
+        let rollback = Rollback { name: self.name, alias: self.mover.alias, by, why };
         let moved = tracking.block_on(tracking.client().rollback(&rollback))?;
         report(&moved, self.mover.json)
     }

@@ -4,7 +4,7 @@ use super::search::{Page, compare_number, compare_text, page_bounds, page_of};
 use super::{Millis, QueryBuilder, Store, required};
 use crate::TrackError;
 use crate::filter::{self, Clause, Comparator, Direction, Entity, Test, Value};
-use crate::gate::{self, Gate};
+use crate::gate::{self, Admission, Gate, Moments};
 use crate::limits;
 use crate::wire::{Alias, AliasMove, ModelParam, ModelVersion, Pair, RegisteredModel};
 
@@ -369,7 +369,7 @@ impl Store {
         let mut tx = self.write().await?;
         touch_version(&mut tx, name, number, now).await?;
         if stage == "Production" {
-            gate.admit(&version(&mut tx, name, number).await?, now).await?;
+            gate.admit(&version(&mut tx, name, number).await?, None, now.into()).await?;
         }
         if archive_others == ArchiveOthers::Yes {
             sqlx::query(
@@ -486,19 +486,21 @@ impl Store {
         let mut tx = self.write().await?;
         exists(&mut tx, name).await?;
         let from = aliased(&mut tx, name, alias).await?;
-        let (action, to, admitted_at) = match target {
-            Target::Promote(number) => ("promote", Some(number), now),
-            Target::Set(number) => ("set", Some(number), now),
-            Target::Away => ("remove", None, now),
+        let (action, to, at) = match target {
+            Target::Promote(number) => ("promote", Some(number), Moments::from(now)),
+            Target::Set(number) => ("set", Some(number), Moments::from(now)),
+            Target::Away => ("remove", None, Moments::from(now)),
             Target::Back => {
-                let (to, admitted_at) = previous(&mut tx, name, alias, from).await?;
-                ("rollback", to, admitted_at.unwrap_or(now))
+                let (to, promoted_at) = previous(&mut tx, name, alias, from).await?;
+                ("rollback", to, Moments { verdict: promoted_at.unwrap_or(now), now })
             }
         };
         let admitted = match to {
-            Some(number) => gate.admit(&version(&mut tx, name, number).await?, admitted_at).await?,
+            Some(number) => gate.admit(&version(&mut tx, name, number).await?, Some(alias), at).await?,
             None => None,
         };
+        let is_overridden = admitted.as_ref().is_some_and(|admitted| matches!(admitted.on, Admission::Override(_)));
+        let action = if is_overridden && action == "promote" { "override" } else { action };
         put_alias(&mut tx, name, alias, to).await?;
         let entry = Entry { action, from, to, admitted };
         let moved = record(&mut tx, name, alias, entry, mover, now).await?;
@@ -708,11 +710,16 @@ async fn record(
     mover: &Mover,
     now: Millis,
 ) -> Result<AliasMove, TrackError> {
-    let (package, verdict) = entry.admitted.map(|admitted| (admitted.package, admitted.verdict)).unzip();
+    let (package, on) = entry.admitted.map(|admitted| (admitted.package, admitted.on)).unzip();
+    let (verdict, overridden) = match on {
+        Some(Admission::Verdict(digest)) => (Some(digest), None),
+        Some(Admission::Override(document)) => (None, Some(document)),
+        None => (None, None),
+    };
     Ok(sqlx::query_as(
         "INSERT INTO alias_moves (at, model, alias, action, from_version, to_version, moved_by, why, package, verdict,
-                                  rehearsal)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) RETURNING *",
+                                  overridden, rehearsal)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) RETURNING *",
     )
     .bind(now.0)
     .bind(model)
@@ -724,6 +731,7 @@ async fn record(
     .bind(&mover.why)
     .bind(package)
     .bind(verdict)
+    .bind(overridden)
     .bind(&mover.rehearsal)
     .fetch_one(tx)
     .await?)
