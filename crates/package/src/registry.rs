@@ -25,6 +25,7 @@ use crate::{Digest, MANIFEST, Manifest, PackageError, Reference, Selector, Store
 
 mod models;
 mod runs;
+pub mod trail;
 
 pub use models::{ModelVersion, RegisteredModel};
 pub use runs::{Dataset, NewRun, Point, Run, RunFile, RunQuery, RunStatus};
@@ -77,9 +78,13 @@ pub enum RegistryError {
     #[error("`{0}` is in the registry but is not a Highroad package")]
     NotAPackage(String),
     #[error(
-        "the server at {0} is an MLflow server without Highroad's gate: promotions need `highroad track` or `highroad up`"
+        "the server at {0} is an MLflow server without Highroad's gate: whoever moves an alias there has to check the verdict"
     )]
     NoGate(String),
+    #[error(
+        "the record of a move of `{name}@{alias}` would have {found} bytes, and MLflow keeps {limit}: shorten its reason"
+    )]
+    LongRecord { name: String, alias: String, found: usize, limit: usize },
     #[error(
         "the tracking server at {server} keeps the files of run {run_id} at `{uri}` and does not hand them through: \
          start it with `--serve-artifacts`"
@@ -173,7 +178,7 @@ pub struct Rollback {
 }
 
 /// One entry of the audit trail.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AliasMove {
     /// Counts up over the whole server.
     pub move_id: u64,
@@ -414,7 +419,8 @@ impl RegistryClient {
         self.move_alias("rollback", &asked, json!(rollback)).await
     }
 
-    /// Moves of the aliases of `name`, newest first; of every model if it is empty.
+    /// Moves of the aliases of `name`, newest first; of every model if it is empty. Where the server keeps no trail, those that
+    /// clients recorded as tags.
     pub async fn audit(&self, name: &str) -> Result<Vec<AliasMove>, RegistryError> {
         #[derive(Deserialize)]
         struct Reply {
@@ -423,20 +429,29 @@ impl RegistryClient {
         }
         let asked = format!("show the audit trail of `{name}`");
         let request = self.request(Method::GET, "api/2.0/highroad/audit").query(&[("name", name)]);
-        Ok(self.ask::<Reply>(request, &asked).await?.moves)
+        match self.ask::<Reply>(request, &asked).await {
+            Ok(reply) => Ok(reply.moves),
+            Err(RegistryError::Refused { status: 404 | 405, .. }) => self.kept_moves(name).await,
+            Err(error) => Err(error),
+        }
     }
 
     /// When `version` was promoted to `alias`, RFC 3339 in UTC; a rollback to it does not count. `None` if it never was, or if
-    /// the server keeps no audit trail.
+    /// the newest recorded move led elsewhere, so that somebody moved the alias by hand since.
     pub async fn admitted_at(&self, version: &ResolvedVersion, alias: &str) -> Result<Option<String>, RegistryError> {
         let moves = match self.audit(&version.name).await {
             Ok(moves) => moves,
             Err(RegistryError::NotFound(_) | RegistryError::Refused { status: 404 | 405, .. }) => return Ok(None),
             Err(error) => return Err(error),
         };
-        let promotion = moves
-            .iter()
-            .find(|entry| entry.alias == alias && entry.to == Some(version.version) && entry.action != "rollback");
+        let leads_here = |entry: &AliasMove| {
+            entry.to == Some(version.version) && entry.package.is_none_or(|package| package == version.package)
+        };
+        let mut moves = moves.iter().filter(|entry| entry.alias == alias).peekable();
+        if !moves.peek().is_some_and(|newest| leads_here(newest)) {
+            return Ok(None);
+        }
+        let promotion = moves.find(|entry| leads_here(entry) && entry.action != "rollback");
         Ok(promotion
             .and_then(|entry| jiff::Timestamp::from_millisecond(entry.at).ok())
             .map(|at| at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()))
@@ -504,6 +519,22 @@ impl RegistryClient {
     }
 
     async fn create_version(&self, package: &VerifiedPackage, name: &str) -> Result<u64, RegistryError> {
+        let hex = package.digest().hex().to_owned();
+        match self.create_version_of(package, name, &format!("mlflow-artifacts:/highroad/packages/{hex}")).await {
+            // Recent MLflow takes artifacts of its own as a source only from within those of the version's run.
+            Err(RegistryError::Refused { status: 400, message, .. }) if message.contains("model version source") => {
+                self.create_version_of(package, name, &format!("highroad:/packages/{hex}")).await
+            }
+            made => made,
+        }
+    }
+
+    async fn create_version_of(
+        &self,
+        package: &VerifiedPackage,
+        name: &str,
+        source: &str,
+    ) -> Result<u64, RegistryError> {
         #[derive(Deserialize)]
         struct Reply {
             model_version: Version,
@@ -514,7 +545,7 @@ impl RegistryClient {
         let task = task.as_ref().and_then(|task| task["task"].as_str()).unwrap_or("unknown");
         let body = json!({
             "name": name,
-            "source": format!("mlflow-artifacts:/highroad/packages/{}", digest.hex()),
+            "source": source,
             "run_id": manifest.provenance.run_id.clone().unwrap_or_default(),
             "tags": [
                 { "key": PACKAGE_TAG, "value": digest.to_string() },

@@ -85,13 +85,18 @@ impl Args {
         }
         let (by, why) = (mover.by(), mover.why());
         let promotion = Promotion { name, version, alias: mover.alias, by, why, rehearsal };
-        match tracking.block_on(tracking.client().promote(&promotion)) {
+        let client = tracking.client();
+        let moved = match tracking.block_on(client.promote(&promotion)) {
+            Err(RegistryError::NoGate(_)) => tracking.block_on(admission::promote(client, &promotion))?,
+            Err(RegistryError::Refused { status: 403, message, .. }) => Err(message),
+            moved => Ok(moved?),
+        };
+        match moved {
             Ok(moved) => report(&moved, mover.json),
-            Err(RegistryError::Refused { status: 403, message, .. }) => {
-                eprintln!("refused: {message}");
+            Err(reason) => {
+                eprintln!("refused: {reason}");
                 Ok(ExitCode::from(REFUSED))
             }
-            Err(error) => Err(error.into()),
         }
     }
 }

@@ -1,3 +1,4 @@
+use highroad_package::registry::trail::targets;
 use sqlx::{AnyConnection, Row as _};
 
 use super::search::{Page, compare_number, compare_text, page_bounds, page_of};
@@ -650,7 +651,7 @@ async fn previous(
     .bind(alias)
     .fetch_all(&mut *db)
     .await?;
-    let mut stack = targets(&trail);
+    let mut stack = targets(trail.iter().map(|(action, to, at)| (action.as_str(), *to, *at)));
     stack.pop();
     while let Some((target, at)) = stack.pop() {
         let Some(number) = target else { return Ok((None, None)) };
@@ -664,25 +665,6 @@ async fn previous(
         }
     }
     Ok((None, None))
-}
-
-/// What an alias named, oldest first and without what rollbacks undid. The last is what it names now.
-fn targets(trail: &[(String, Option<i64>, i64)]) -> Vec<(Option<i64>, i64)> {
-    let mut stack: Vec<(Option<i64>, i64)> = Vec::new();
-    for (action, to, at) in trail {
-        match action.as_str() {
-            "rename" => {}
-            "rollback" => {
-                stack.pop();
-                while stack.last().is_some_and(|(target, _)| target != to) {
-                    stack.pop();
-                }
-            }
-            _ if stack.last().is_some_and(|(target, _)| target == to) => {}
-            _ => stack.push((*to, *at)),
-        }
-    }
-    stack
 }
 
 async fn put_alias(tx: &mut AnyConnection, name: &str, alias: &str, to: Option<i64>) -> Result<(), TrackError> {
@@ -873,39 +855,5 @@ fn push_version_clause(query: &mut QueryBuilder, clause: &Clause) -> Result<(), 
             Ok(())
         }
         _ => Err(invalid_key("model versions", key)),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn trail(moves: &[(&str, Option<i64>)]) -> Vec<Option<i64>> {
-        let rows: Vec<_> = moves.iter().map(|(action, to)| ((*action).to_owned(), *to, 0)).collect();
-        targets(&rows).into_iter().map(|(target, _)| target).collect()
-    }
-
-    #[test]
-    fn each_rollback_undoes_one_more_promotion() {
-        let promoted = [("promote", Some(1)), ("promote", Some(2)), ("set", Some(3))];
-        assert_eq!(trail(&promoted), [Some(1), Some(2), Some(3)]);
-        let mut moves = promoted.to_vec();
-        moves.push(("rollback", Some(2)));
-        assert_eq!(trail(&moves), [Some(1), Some(2)]);
-        moves.push(("rollback", Some(1)));
-        assert_eq!(trail(&moves), [Some(1)]);
-        moves.push(("rollback", None));
-        assert_eq!(trail(&moves), []);
-    }
-
-    #[test]
-    fn a_promotion_after_a_rollback_goes_back_to_where_the_rollback_led() {
-        let moves = [("promote", Some(1)), ("promote", Some(2)), ("rollback", Some(1)), ("promote", Some(3))];
-        assert_eq!(trail(&moves), [Some(1), Some(3)]);
-    }
-
-    #[test]
-    fn promoting_the_champion_again_is_not_a_step() {
-        assert_eq!(trail(&[("promote", Some(1)), ("promote", Some(1)), ("rename", Some(1))]), [Some(1)]);
     }
 }
