@@ -22,14 +22,14 @@ pub(super) fn answer(facts: &Facts<'_>) -> Vec<Line> {
 fn data(facts: &Facts<'_>) -> Finding {
     let provenance = &facts.package.manifest.provenance;
     let now = &provenance.data;
-    if now.is_empty() {
+    let n_trained = now.keys().filter(|name| provenance.may_have_trained(name)).count();
+    if n_trained == 0 {
         return Finding::none("the package names no training data: export it from a run that logs its datasets");
     }
     let changes = match facts.baseline {
         Some(baseline) => changes(&baseline.manifest.provenance, provenance),
         None => now.iter().map(|(name, digest)| format!("{name} {digest}{}", role(provenance, name))).collect(),
     };
-    let n_trained = now.keys().filter(|name| provenance.may_have_trained(name)).count();
     let summary = match facts.baseline {
         None => format!("a first version, trained on {n_trained} file(s)"),
         Some(_) if changes.is_empty() => format!("nothing: the same {} file(s), byte for byte", now.len()),

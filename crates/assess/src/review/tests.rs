@@ -191,29 +191,32 @@ fn without_facts_no_line_holds() {
 
 #[test]
 fn roles_of_data_files_are_told_and_a_file_that_changed_sides_is_a_change() {
-    let with_role = |role| {
+    let with = |role| {
         let mut with = manifest();
-        with.provenance.data_roles = with.provenance.data.keys().map(|name| (name.clone(), role)).collect();
+        with.provenance.data.insert("test.csv".to_owned(), digest(4));
+        with.provenance.data_roles = [("test.csv".to_owned(), role)].into();
         with
     };
-    let (before, now) = (with_role(DataRole::Test), with_role(DataRole::Train));
+    let (before, now) = (with(DataRole::Test), with(DataRole::Train));
     let (nobody, nothing) = (BTreeMap::new(), BTreeMap::new());
     let judged = verdict(&digest(0), vec![check("accuracy: at least 90.0 %", None, Outcome::Pass)]);
     let line = |facts: Facts<'_>| Review::of(&facts).line("data").unwrap().clone();
     let mut compared = facts(&now, &judged, &nothing, &nobody, &[]);
     compared.baseline = Some(Artifact { digest: digest(9), manifest: &before });
-    let told = line(compared);
-    assert!(
-        told.details[0].starts_with("another role: ") && told.details[0].ends_with("was test and is train"),
-        "{told:?}"
-    );
+    assert_eq!(line(compared).details[0], "another role: test.csv was test and is train");
+
     let mut first = facts(&before, &judged, &nothing, &nobody, &[]);
     first.baseline = None;
-    let held_out = before.provenance.data.keys().cloned().collect();
-    first.leaks = Some(Leaks { files: vec!["x".to_owned()], missing: Vec::new(), held_out, cases: Vec::new() });
+    first.leaks = first.leaks.map(|leaks| Leaks { held_out: vec!["test.csv".to_owned()], ..leaks });
     let told = line(first);
-    assert!(told.summary.contains("trained on 0 file(s)") && told.details[0].ends_with("(test)"), "{told:?}");
+    assert!(told.summary.contains(&format!("trained on {} file(s)", before.provenance.data.len() - 1)), "{told:?}");
+    assert!(told.details.iter().any(|file| file.starts_with("test.csv ") && file.ends_with("(test)")), "{told:?}");
     assert!(told.details.last().unwrap().starts_with("held out as test data"), "{told:?}");
+
+    let mut only_tested = before.clone();
+    only_tested.provenance.data.retain(|name, _| name == "test.csv");
+    let told = line(facts(&only_tested, &judged, &nothing, &nobody, &[]));
+    assert_eq!(told.status, Status::NotEvidenced, "{told:?}");
 }
 
 #[test]
