@@ -240,9 +240,17 @@ async fn an_override_lets_one_alias_name_one_package_until_it_expires(
     assert_eq!((&moved["override"]["by"], &moved["override"]["why"]), (&json!("ann"), &json!("an outage")));
     assert!(house.trail("m").await[1].get("override").is_none(), "a promotion on a verdict has none");
 
-    // The way back needs none, and once it has expired nothing leads there again.
+    // The way back to a verdict needs none, and once it has expired nothing leads there again.
     assert_eq!(house.roll_back("m").await.0, 200);
+    assert_eq!(house.promote("m", version).await.0, 200);
+    let third = house.version("m", &package(3), Some(passing(&package(3)))).await;
+    assert_eq!(house.promote("m", third).await.0, 200);
     house.now.fetch_add(7 * DAY, Ordering::SeqCst);
+    let (status, reply) = house.roll_back("m").await;
+    assert!(
+        status == 403 && reply["message"].as_str().unwrap().contains("ann overrode the gate only until"),
+        "{reply}"
+    );
     let (status, reply) = house.promote("m", version).await;
     assert!(
         status == 403 && reply["message"].as_str().unwrap().contains("ann overrode the gate only until"),
