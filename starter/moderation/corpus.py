@@ -21,6 +21,11 @@ def files() -> dict[str, Path]:
     return {f"s-labs/{name}.csv": _FOLDER / f"{name}.csv" for name in ("train", "validation", "test")}
 
 
+def roles() -> dict[str, str]:
+    """What each of these files is for; a file that holds several splits is left out."""
+    return {f"s-labs/{name}.csv": name for name in ("train", "validation", "test")}
+
+
 def texts(name: str) -> list[tuple[str, int]]:
     """Texts and labels of ``train``, ``validation`` or ``test``. 116 validation texts are also test texts."""
     with (_FOLDER / f"{name}.csv").open(newline="", encoding="utf-8") as file:

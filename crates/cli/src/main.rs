@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 
+mod admission;
 mod commands;
 mod engine;
 mod progress;
@@ -19,6 +20,7 @@ mod tensors;
 mod tracking;
 mod training;
 mod trust;
+mod verdicts;
 
 /// The paved road for PyTorch: from research to production on one artifact, one runtime and one verdict.
 #[derive(Parser)]
@@ -77,8 +79,10 @@ enum Command {
     Load(commands::load::Args),
     /// Write the model review from evidence; exit code 1 where a required line does not hold.
     Review(commands::review::Command),
-    /// Move an alias of a registered model to a version that its gate admits.
+    /// Move an alias of a registered model to a version that its gate admits, or that a named person overrides it for.
     Promote(commands::promote::Args),
+    /// Show who moved which alias, when, why, and on what evidence.
+    Audit(commands::audit::Args),
     /// Put a package and its verdicts into the registry as a model version, or send it to an OCI registry, a bucket or a folder.
     Push(commands::push::Args),
     /// Bring a package into the local store.
@@ -127,6 +131,7 @@ fn main() -> ExitCode {
         Command::Load(args) => args.run(),
         Command::Review(args) => args.run(),
         Command::Promote(args) => args.run(),
+        Command::Audit(args) => args.run(),
         Command::Push(args) => args.run(),
         Command::Pull(args) => args.run(),
         Command::Gc(args) => args.run(),

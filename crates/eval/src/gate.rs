@@ -6,7 +6,7 @@ use crate::power::normal_power;
 use crate::{
     Bootstrap, Case, CheckResult, Discordance, Flip, FloorPower, Gates, LatencyRule, McNemarPower, Metric, MetricError,
     NonInferiority, Observed, Outcome, Resamples, Rule, Sides, SignFlips, Similarities, Statistic, Test, Units, Waiver,
-    holm, outcome,
+    holm, outcome, to_accept,
 };
 
 /// Fewer cases (or sources of cases) than this, or fewer than [`FEWEST_OF_A_LABEL`] of the rarest label, are too few for
@@ -142,8 +142,8 @@ impl Decision {
         Self { outcome, ..self }
     }
 
-    /// The decision once named persons accept regressions. It passes if every regression is accepted; a waiver with an
-    /// empty case accepts a golden set that is too small although nothing regressed.
+    /// The decision once named persons accept regressions. It passes if every one is accepted that the undecided rules are
+    /// about; a waiver with an empty case accepts a golden set that is too small although none of these regressed.
     pub fn accept(self, waivers: Vec<Waiver>) -> Result<Self, WaiverError> {
         if self.outcome != Outcome::Inconclusive {
             return Err(WaiverError::NothingToAccept(self.outcome));
@@ -163,18 +163,18 @@ impl Decision {
         Ok(Self { outcome, waivers, ..self })
     }
 
-    /// Regressions no waiver names yet.
+    /// Regressions that have to be accepted and that no waiver names yet.
     pub fn unaccepted(&self) -> impl Iterator<Item = &Flip> {
         let accepted = |flip: &Flip| self.waivers.iter().any(|waiver| waiver.case == flip.case);
-        self.flips.iter().filter(move |flip| flip.regression && !accepted(flip))
+        to_accept(&self.checks, &self.flips).into_iter().filter(move |flip| !accepted(flip))
     }
 
     fn check_waiver(&self, case: &str) -> Result<(), WaiverError> {
         let case_name = || case.to_owned();
-        let mut regressions = self.flips.iter().filter(|flip| flip.regression).peekable();
-        if case.is_empty() && regressions.peek().is_none() {
+        if case.is_empty() && to_accept(&self.checks, &self.flips).is_empty() {
             return Ok(());
         }
+        let mut regressions = self.flips.iter().filter(|flip| flip.regression);
         match regressions.find(|flip| flip.case == case) {
             None => Err(WaiverError::NotARegression { case: case_name() }),
             Some(flip) if flip.must_pass => Err(WaiverError::MustPass { case: case_name() }),
@@ -240,6 +240,8 @@ struct Scope<'a> {
     rule: &'a Rule,
     /// `accuracy` or `recall of "spam", slice "short"`.
     name: String,
+    /// Positions of its cases in the golden set.
+    idxs: Vec<usize>,
     candidate: Observed,
     baseline: Observed,
     units: Units,
@@ -342,6 +344,7 @@ impl Judge<'_> {
             candidate: self.candidate.subset(&idxs),
             baseline: self.baseline.subset(&idxs),
             units: Units::sources(&sources),
+            idxs,
         })
     }
 
@@ -357,7 +360,26 @@ impl Judge<'_> {
         let reason = estimate.reason(metric, margin, outcome, self.gates.alpha);
         let note = estimate.power_note(metric, self.gates.power);
         let improved = estimate.outcome(metric, 0.0) == Outcome::Pass;
-        CheckResult { power_note: Some(note), waivable, improved, ..estimate.into_check(rule, outcome, reason) }
+        let regressions = waivable.then(|| self.regressions(scope));
+        let power_note = Some(note);
+        CheckResult { power_note, waivable, regressions, improved, ..estimate.into_check(rule, outcome, reason) }
+    }
+
+    /// Ids of the cases that the candidate lost and the scope's metric counts: those of its slice and, where it is about a
+    /// label, those of this label or newly given it.
+    fn regressions(&self, scope: &Scope<'_>) -> Vec<String> {
+        let (Some(was_right), Some(is_right)) = (scope.baseline.right(), scope.candidate.right()) else {
+            return Vec::new();
+        };
+        let lost = was_right.into_iter().zip(is_right).enumerate().filter(|(_, (was, is))| *was && !*is);
+        let counts = |idx: &usize| match (&scope.rule.label, &scope.candidate) {
+            (Some(label), Observed::Classes(classes)) => {
+                let is_label = |of: &[usize]| classes.labels()[of[*idx]] == *label;
+                is_label(classes.expected()) || (scope.rule.metric != Metric::Recall && is_label(classes.predicted()))
+            }
+            _ => true,
+        };
+        lost.map(|(idx, _)| idx).filter(counts).map(|idx| self.cases[scope.idxs[idx]].id.clone()).collect()
     }
 
     fn better_than_trivial(&self, scope: &Scope<'_>) -> Result<CheckResult, GateError> {
@@ -518,6 +540,7 @@ impl Judge<'_> {
             cases_needed: None,
             power_note: Some(limit_power_note(metric, found, n_cases, power)),
             waivable: false,
+            regressions: None,
             improved: false,
             reason,
         }))
@@ -608,6 +631,7 @@ impl Estimate {
             cases_needed: self.cases_needed,
             power_note: None,
             waivable: false,
+            regressions: None,
             improved: false,
             reason,
         }
@@ -673,6 +697,7 @@ fn must_pass(judge: &Judge<'_>) -> Option<CheckResult> {
         cases_needed: None,
         power_note: None,
         waivable: false,
+        regressions: None,
         improved: false,
         reason: match wrong.as_slice() {
             [] => format!("all {n_cases} are right"),
@@ -708,6 +733,7 @@ fn latency(rule: &LatencyRule, latencies_ms: &[f64], alpha: f64) -> Result<Optio
         cases_needed: None,
         power_note: None,
         waivable: false,
+        regressions: None,
         improved: false,
         reason: format!(
             "{value:.1} ms over {n_cases} single cases; the true percentile lies within {} to {}",

@@ -11,6 +11,7 @@ mod metric;
 mod multiplicity;
 mod numbers;
 mod observed;
+mod overrides;
 mod paired;
 mod permutation;
 mod power;
@@ -38,6 +39,7 @@ pub use metric::{Metric, MetricError, Statistic, UnknownMetric};
 pub use multiplicity::{benjamini_hochberg, holm};
 pub use numbers::{Numbers, Triplets};
 pub use observed::{Case, Classes, Expected, Observed, ObservedError, Similarities};
+pub use overrides::{Aliased, MAX_OVERRIDE_DAYS, Missing, Override, OverrideRefusal};
 pub use paired::Discordance;
 pub use permutation::SignFlips;
 pub use power::{FloorPower, McNemarPower, NonInferiority, Sides};
@@ -53,4 +55,5 @@ pub use traffic::{
 };
 pub use verdict::{
     Baseline, CheckResult, Evidence, Flip, GoldenSet, Latency, Outcome, Refusal, Test, Verdict, Waiver, outcome,
+    to_accept,
 };

@@ -1,3 +1,4 @@
+use std::collections::BTreeSet;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -141,6 +142,10 @@ pub struct CheckResult {
     /// accept the flips.
     #[serde(default)]
     pub waivable: bool,
+    /// Ids of the regressions among the cases that the check is about, where it is waivable: those a person has to accept.
+    /// Absent in verdicts from before they were listed, where every regression has to be accepted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub regressions: Option<Vec<String>>,
     /// Whether the candidate is certainly better than the baseline: the interval of the difference leaves no other reading.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub improved: bool,
@@ -250,6 +255,12 @@ impl Verdict {
         if self.checks.is_empty() {
             return Err(Refusal::Inconsistent("it has no checks".to_owned()));
         }
+        let regressions = regressions(&self.flips);
+        let listed =
+            self.checks.iter().flat_map(|check| check.regressions.iter().flatten().map(move |case| (check, case)));
+        if let Some((check, case)) = listed.into_iter().find(|(_, case)| !regressions.contains(case.as_str())) {
+            return Err(Refusal::Inconsistent(format!("{}: `{case}` did not regress", check.rule)));
+        }
         if outcome(&self.checks, &self.flips, &self.waivers) == Outcome::Pass {
             return Ok(());
         }
@@ -263,7 +274,7 @@ impl Verdict {
 /// their number is due.
 ///
 /// A failed check or a lost must-pass case fails. An inconclusive check leaves the gate inconclusive, unless all
-/// inconclusive checks are waivable and a waiver names every regression; a failed check cannot be waived.
+/// inconclusive checks are waivable and waivers name every regression of [`to_accept`]; a failed check cannot be waived.
 pub fn outcome(checks: &[CheckResult], flips: &[Flip], waivers: &[Waiver]) -> Outcome {
     let must_pass_lost = flips.iter().any(|flip| flip.must_pass && flip.regression);
     if must_pass_lost || checks.iter().any(|check| check.outcome == Outcome::Fail) {
@@ -273,7 +284,22 @@ pub fn outcome(checks: &[CheckResult], flips: &[Flip], waivers: &[Waiver]) -> Ou
     if open.peek().is_none() {
         return Outcome::Pass;
     }
-    let accepted = |flip: &Flip| waivers.iter().any(|waiver| waiver.case == flip.case);
-    let all_accepted = !waivers.is_empty() && flips.iter().filter(|flip| flip.regression).all(accepted);
+    let accepted: BTreeSet<&str> = waivers.iter().map(|waiver| waiver.case.as_str()).collect();
+    let mut wanted = to_accept(checks, flips).into_iter();
+    let all_accepted = !waivers.is_empty() && wanted.all(|flip| accepted.contains(flip.case.as_str()));
     if all_accepted && open.all(|check| check.waivable) { Outcome::Pass } else { Outcome::Inconclusive }
+}
+
+/// The regressions that named persons have to accept before a gate passes which a small golden set left inconclusive: those
+/// among the cases that its undecided checks are about. All of them where such a check does not say which those are.
+pub fn to_accept<'a>(checks: &[CheckResult], flips: &'a [Flip]) -> Vec<&'a Flip> {
+    let open = checks.iter().filter(|check| check.outcome == Outcome::Inconclusive);
+    let listed = open.map(|check| check.regressions.as_ref()).collect::<Option<Vec<_>>>();
+    let listed = listed.map(|lists| lists.into_iter().flatten().map(String::as_str).collect::<BTreeSet<_>>());
+    let is_wanted = |flip: &&Flip| listed.as_ref().is_none_or(|cases| cases.contains(flip.case.as_str()));
+    flips.iter().filter(|flip| flip.regression).filter(is_wanted).collect()
+}
+
+fn regressions(flips: &[Flip]) -> BTreeSet<&str> {
+    flips.iter().filter(|flip| flip.regression).map(|flip| flip.case.as_str()).collect()
 }

@@ -108,6 +108,31 @@ fn regressions_on_a_small_set_pass_once_each_is_accepted() {
 }
 
 #[test]
+fn only_the_cases_of_an_undecided_rule_have_to_be_accepted() {
+    let rules = format!("{ACCURACY}\n[[rule]]\nmetric = 'accuracy'\nslice = 'first'\nmargin = 0.02");
+    let undecided = || judge(&rules, 2000, &[], &[3, 500, 501]).unwrap();
+    let wanted = |decision: &Decision| decision.unaccepted().map(|flip| flip.case.clone()).collect::<Vec<_>>();
+    assert_eq!((undecided().outcome, wanted(&undecided())), (Outcome::Inconclusive, vec!["case-3".to_owned()]));
+    assert_eq!(undecided().accept(vec![waiver("case-500")]).unwrap().outcome, Outcome::Inconclusive);
+    assert_eq!(undecided().accept(vec![waiver("case-3")]).unwrap().outcome, Outcome::Pass);
+    // A slice on which nothing was lost is accepted as such, whatever was lost elsewhere.
+    let elsewhere = judge(&rules, 2000, &[], &[500, 501]).unwrap();
+    assert!(elsewhere.outcome == Outcome::Inconclusive && wanted(&elsewhere).is_empty());
+    assert_eq!(elsewhere.accept(vec![waiver("")]).unwrap().outcome, Outcome::Pass);
+}
+
+#[test]
+fn a_rule_about_a_label_is_about_the_cases_that_its_metric_counts() {
+    // case-3 is an injection that is called benign now, case-4 the other way round.
+    let wanted = |metric: &str| {
+        let rule = format!("[[rule]]\nmetric = '{metric}'\nlabel = 'injection'\nmargin = 0.02");
+        let decision = judge(&rule, 100, &[7], &[3, 4]).unwrap();
+        decision.unaccepted().map(|flip| flip.case.clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(wanted("recall"), ["case-3"]);
+}
+
+#[test]
 fn only_regressions_can_be_accepted_and_only_once() {
     let accept = |cases: &[&str]| {
         let waivers = cases.iter().map(|case| waiver(case)).collect();

@@ -20,7 +20,7 @@ mod store;
 pub use archive::write_archive;
 pub use digest::{Digest, ParseDigestError};
 pub use error::PackageError;
-pub use manifest::{Check, FileEntry, Manifest, Parity, Provenance, Task, TaskKind};
+pub use manifest::{Check, DataRole, FileEntry, Manifest, Parity, Provenance, Task, TaskKind};
 pub use pack::pack;
 pub use package::{MANIFEST, PARITY, PROGRAM, Package, TOKENIZER, VerifiedPackage};
 pub use reference::{ParseReferenceError, Reference, Selector};

@@ -1,6 +1,6 @@
 use std::collections::{BTreeMap, HashMap};
 
-use highroad_eval::{CheckResult, Flip, Outcome, Verdict, Waiver};
+use highroad_eval::{CheckResult, Flip, Outcome, Verdict, Waiver, to_accept};
 use highroad_package::Digest;
 use serde::Serialize;
 
@@ -14,6 +14,8 @@ const MOST_FLIPS_OF_A_SLICE: usize = 20;
 const MOST_FLIPS: usize = 200;
 /// Most slices whose flips a report counts.
 const MOST_SLICES: usize = 100;
+/// Cases that the way out names.
+const MOST_NAMED: usize = 10;
 
 /// What a person reads of a gate: the verdict, then the flips by slice, then the numbers.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -155,9 +157,21 @@ fn way_out(verdict: &Verdict, n_lost: usize) -> String {
     if !open.all(|check| check.waivable) {
         return "add cases to the golden set, or state a rule it can decide".to_owned();
     }
-    match n_lost {
+    let wanted = to_accept(&verdict.checks, &verdict.flips);
+    match wanted.len() {
         0 => "add cases, or a named person accepts the small set: --accept-small-set --by NAME --why TEXT".to_owned(),
-        n => format!("add cases, or a named person accepts each of the {n} lost: --accept CASE … --by NAME --why TEXT"),
+        n if n == n_lost => {
+            format!("add cases, or a named person accepts each of the {n} lost: --accept CASE … --by NAME --why TEXT")
+        }
+        n => {
+            let named: Vec<&str> = wanted.iter().take(MOST_NAMED).map(|flip| flip.case.as_str()).collect();
+            let more = if n > MOST_NAMED { format!(" and {} more", n - MOST_NAMED) } else { String::new() };
+            format!(
+                "add cases, or a named person accepts the {n} of the {n_lost} lost that the undecided rules are about ({}{more}): \
+                 --accept CASE … --by NAME --why TEXT",
+                named.join(", ")
+            )
+        }
     }
 }
 

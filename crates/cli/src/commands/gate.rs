@@ -69,7 +69,7 @@ pub struct Args {
     why: Option<String>,
     /// For how many days the acceptance holds, such as `90d`; at most a year.
     #[arg(long, value_name = "DAYS", default_value = "90d", value_parser = parse_days)]
-    expires: i64,
+    expires: u32,
     /// Print the verdict as JSON.
     #[arg(long)]
     json: bool,
@@ -82,7 +82,7 @@ pub struct Args {
 /// Exit code of a gate that cannot tell.
 const INCONCLUSIVE: u8 = 3;
 
-const LONGEST_ACCEPTANCE_DAYS: i64 = 365;
+const LONGEST_ACCEPTANCE_DAYS: u32 = 365;
 
 /// How many inputs of the candidate are timed for a rule about latency: enough for a p99.
 const N_TIMED_FOR_A_RULE: NonZeroUsize = NonZeroUsize::new(2000).expect("2000 is not 0");
@@ -142,7 +142,7 @@ impl Args {
         if by.trim().is_empty() || why.trim().is_empty() {
             bail!("--by and --why must not be empty");
         }
-        let expires_at = whole_seconds(now.checked_add(SignedDuration::from_hours(24 * self.expires))?);
+        let expires_at = whole_seconds(now.checked_add(SignedDuration::from_hours(24 * i64::from(self.expires)))?);
         let waiver = |case| Waiver { case, by: by.clone(), why: why.clone(), expires_at: expires_at.clone() };
         Ok(decision.accept(cases.into_iter().map(waiver).collect())?)
     }
@@ -183,14 +183,19 @@ fn parse_gates(bytes: &[u8]) -> anyhow::Result<Gates> {
     Ok(Gates::parse(std::str::from_utf8(bytes)?)?)
 }
 
-fn parse_days(text: &str) -> Result<i64, String> {
-    let days: i64 = text.strip_suffix('d').unwrap_or(text).parse().map_err(|_| "expected days, such as `90d`")?;
-    let fits = (1..=LONGEST_ACCEPTANCE_DAYS).contains(&days);
-    fits.then_some(days).ok_or_else(|| format!("expected 1 to {LONGEST_ACCEPTANCE_DAYS} days"))
+fn parse_days(text: &str) -> Result<u32, String> {
+    days_up_to(LONGEST_ACCEPTANCE_DAYS, text)
+}
+
+/// `90d` or `90`, at least 1 and at most `longest`.
+pub(super) fn days_up_to(longest: u32, text: &str) -> Result<u32, String> {
+    let days: u32 = text.strip_suffix('d').unwrap_or(text).parse().map_err(|_| "expected days, such as `7d`")?;
+    let fits = (1..=longest).contains(&days);
+    fits.then_some(days).ok_or_else(|| format!("expected 1 to {longest} days"))
 }
 
 /// RFC 3339 in UTC without a fraction, so that comparing text compares time.
-fn whole_seconds(at: Timestamp) -> String {
+pub fn whole_seconds(at: Timestamp) -> String {
     at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
