@@ -1,0 +1,18 @@
+"""Serves one GGUF file as llama.cpp's own server does, on a free port: prints the address, ends with its standard input."""
+
+import sys
+
+import xllamacpp
+
+
+def main(model: str, key: str) -> None:
+    parameters = xllamacpp.CommonParams()
+    parameters.model.path, parameters.port = model, 0
+    parameters.n_ctx, parameters.n_parallel, parameters.cpuparams.n_threads = 4096, 2, 2
+    parameters.api_keys = [key]
+    server = xllamacpp.Server(parameters)
+    print(server.listening_address, flush=True)
+    sys.stdin.read()
+
+
+main(*sys.argv[1:])
