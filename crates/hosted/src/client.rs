@@ -41,7 +41,7 @@ enum Read {
     Rerank { n_documents: usize },
 }
 
-/// Asks one hosted model. Cheap to clone nothing of: hold one and share it by reference.
+/// Asks one hosted model; shared by reference, as all its questions share connections.
 #[derive(Debug)]
 pub struct Client {
     http: reqwest::Client,
