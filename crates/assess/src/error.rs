@@ -3,6 +3,7 @@ use std::path::PathBuf;
 
 use highroad_data::RecordError;
 use highroad_eval::{GateError, ObservedError, RankingsError};
+use highroad_hosted::{DescriptionError, HostedError};
 use highroad_package::{Digest, PackageError};
 use highroad_task::TaskError;
 
@@ -34,6 +35,26 @@ pub enum AssessError {
     Golden(#[from] GoldenError),
     #[error("case `{case}`")]
     Task { case: String, source: TaskError },
+    #[error("{n_answered} of {n_questions} questions are answered, and kept; case `{case}`")]
+    Hosted { case: String, n_answered: usize, n_questions: usize, source: HostedError },
+    #[error("a hosted model takes no token ids: those of case `{case}` are of another tokenizer")]
+    Tokens { case: String },
+    #[error("a hosted model cannot be asked from here")]
+    Runtime(#[source] io::Error),
+    #[error(transparent)]
+    Description(#[from] DescriptionError),
+    #[error("judge `{judge}` compares two answers, so the baseline must be a model that writes")]
+    NoPair { judge: String },
+    #[error(
+        "judge `{judge}` is not used: {problem}\nhint: another prompt or model may agree more with people; a floor that is lowered \
+         for a judge is no floor"
+    )]
+    Agreement { judge: String, problem: String },
+    #[error(
+        "judge `{judge}` gave no score for `{case}` that can be read, in any of its repeats\nhint: ask for the score alone, or let the \
+         host hold answers to a schema: `structured = true` in the judge's description"
+    )]
+    Unreadable { judge: String, case: String },
     #[error("a request under load failed")]
     Load { source: TaskError },
     #[error("[traffic] asks for rows of {tokens} tokens, and the model takes {max_tokens} at most")]
@@ -48,7 +69,7 @@ pub enum AssessError {
     Gate(#[from] GateError),
     #[error(transparent)]
     Package(#[from] PackageError),
-    #[error("the package is made to {package}, but the golden set asks for {golden}")]
+    #[error("the model is made to {package}, but the golden set asks for {golden}")]
     OtherTask { package: &'static str, golden: &'static str },
     #[error("case `{case}` got an answer of another kind than its task gives")]
     OtherAnswer { case: String },

@@ -5,8 +5,10 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 
+use highroad_hosted::Reply;
 use highroad_package::Digest;
 use highroad_task::Answer;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::{AssessError, Truncated};
@@ -17,18 +19,104 @@ const MAX_KEPT_BYTES: u64 = 2 << 30;
 const MAX_RECORD_BYTES: u64 = 64 << 20;
 /// Digits of the CRC-32 before a record.
 const CHECKSUM_CHARS: usize = 8;
+/// What a file of replies is named after; another name when replies are kept otherwise.
+const REPLIES_FORMAT: &[u8] = b"replies of hosted models, 1";
 
 /// An answer and whether the input lost its end.
 pub(crate) type Kept = (Answer, Truncated);
 
-/// Answers of one package under one numerics id, by the digest of the input.
+/// What is kept by the digest of what was asked.
 ///
 /// A file of lines, each a CRC-32 and JSON, that only grows. A line that was torn by a crash or damaged since is as if it had
-/// never been written. Values are kept as the bits of f32, so that an answer comes back as it was.
-#[derive(Debug, Default)]
-pub struct KeptAnswers {
+/// never been written.
+#[derive(Debug)]
+struct Lines<T> {
     file: Option<(PathBuf, File)>,
-    answers: HashMap<Digest, Kept>,
+    kept: HashMap<Digest, T>,
+}
+
+/// Answers of one package under one numerics id, by the digest of the input. Values are kept as the bits of f32, so that an
+/// answer comes back as it was.
+#[derive(Debug, Default)]
+pub struct KeptAnswers(Lines<Kept>);
+
+/// Replies of one hosted model, by the digest of the question.
+#[derive(Debug, Default)]
+pub struct KeptReplies(Lines<Reply>);
+
+impl<T> Default for Lines<T> {
+    fn default() -> Self {
+        Self { file: None, kept: HashMap::new() }
+    }
+}
+
+impl<T> Lines<T> {
+    /// What `root` holds of `of` on this `basis`, each line as `parse` reads its JSON. Keeps nothing while another process
+    /// writes there.
+    fn open(
+        root: &Path,
+        of: &Digest,
+        basis: &Digest,
+        parse: impl Fn(&[u8]) -> Option<(Digest, T)>,
+    ) -> Result<Self, AssessError> {
+        let dir = root.join(of.hex());
+        let path = dir.join(format!("{}.jsonl", basis.short()));
+        let io = |source| AssessError::Io { path: path.clone(), source };
+        fs::create_dir_all(&dir).map_err(io)?;
+        let mut file = OpenOptions::new().create(true).read(true).append(true).open(&path).map_err(io)?;
+        if file.try_lock().is_err() {
+            return Ok(Self::default());
+        }
+        let kept = read(&mut file, parse).map_err(io)?;
+        Ok(Self { file: Some((path, file)), kept })
+    }
+
+    /// Appends records; they outlive this process when this returns.
+    fn append(&mut self, records: impl IntoIterator<Item = impl Serialize>) -> Result<(), AssessError> {
+        let Some((path, file)) = &mut self.file else { return Ok(()) };
+        let lines: Vec<u8> = records.into_iter().flat_map(|record| line(&record)).collect();
+        file.write_all(&lines).map_err(|source| AssessError::Io { path: path.clone(), source })
+    }
+
+    /// Drops everything.
+    fn forget(&mut self) -> Result<(), AssessError> {
+        self.kept.clear();
+        let Some((path, file)) = &self.file else { return Ok(()) };
+        file.set_len(0).map_err(|source| AssessError::Io { path: path.clone(), source })
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct KeptReply<R> {
+    question: Digest,
+    reply: R,
+}
+
+impl KeptReplies {
+    /// Keeps nothing.
+    pub fn none() -> Self {
+        Self::default()
+    }
+
+    /// The replies under `root` of the hosted model of digest `of`. Keeps nothing while another process writes there.
+    pub fn open(root: &Path, of: &Digest) -> Result<Self, AssessError> {
+        let parse = |json: &[u8]| from_json(json).map(|KeptReply { question, reply }| (question, reply));
+        Ok(Self(Lines::open(root, of, &Digest::of(REPLIES_FORMAT), parse)?))
+    }
+
+    pub(crate) fn get(&self, question: &Digest) -> Option<&Reply> {
+        self.0.kept.get(question)
+    }
+
+    /// Appends a reply; it outlives this process when this returns.
+    pub(crate) fn put(&mut self, question: Digest, reply: &Reply) -> Result<(), AssessError> {
+        self.0.append([KeptReply { question, reply }])
+    }
+}
+
+fn from_json<T: DeserializeOwned>(json: &[u8]) -> Option<T> {
+    serde_json::from_slice(json).ok()
 }
 
 #[derive(Serialize, Deserialize)]
@@ -61,43 +149,30 @@ impl KeptAnswers {
     /// process writes there.
     pub fn open(root: &Path, package: &Digest, numerics_id: &str) -> Result<Self, AssessError> {
         let basis = Digest::of(format!("{}\n{numerics_id}", env!("CARGO_PKG_VERSION")).as_bytes());
-        let dir = root.join(package.hex());
-        let path = dir.join(format!("{}.jsonl", basis.short()));
-        let io = |source| AssessError::Io { path: path.clone(), source };
-        fs::create_dir_all(&dir).map_err(io)?;
-        let mut file = OpenOptions::new().create(true).read(true).append(true).open(&path).map_err(io)?;
-        if file.try_lock().is_err() {
-            return Ok(Self::none());
-        }
-        let answers = read(&mut file).map_err(io)?;
-        Ok(Self { file: Some((path, file)), answers })
+        Ok(Self(Lines::open(root, package, &basis, parse)?))
     }
 
     pub(crate) fn get(&self, input: &Digest) -> Option<&Kept> {
-        self.answers.get(input)
+        self.0.kept.get(input)
     }
 
     /// Appends answers; they outlive this process when this returns.
     pub(crate) fn put<'a>(&mut self, answers: impl IntoIterator<Item = (Digest, &'a Kept)>) -> Result<(), AssessError> {
-        let Some((path, file)) = &mut self.file else { return Ok(()) };
-        let lines: Vec<u8> = answers.into_iter().flat_map(|(input, kept)| line(&record(input, kept))).collect();
-        file.write_all(&lines).map_err(|source| AssessError::Io { path: path.clone(), source })
+        self.0.append(answers.into_iter().map(|(input, kept)| record(input, kept)))
     }
 
     /// Drops every answer, as one of them proved wrong.
     pub(crate) fn forget(&mut self) -> Result<(), AssessError> {
-        self.answers.clear();
-        let Some((path, file)) = &self.file else { return Ok(()) };
-        file.set_len(0).map_err(|source| AssessError::Io { path: path.clone(), source })
+        self.0.forget()
     }
 }
 
 /// The whole records of the file, which is then ready to be appended to.
-fn read(file: &mut File) -> io::Result<HashMap<Digest, Kept>> {
+fn read<T>(file: &mut File, parse: impl Fn(&[u8]) -> Option<(Digest, T)>) -> io::Result<HashMap<Digest, T>> {
     if file.metadata()?.len() > MAX_KEPT_BYTES {
         file.set_len(0)?;
     }
-    let (mut answers, mut end) = (HashMap::new(), 0);
+    let (mut kept, mut end) = (HashMap::new(), 0);
     file.seek(SeekFrom::Start(0))?;
     let mut reader = BufReader::new(&mut *file);
     loop {
@@ -107,14 +182,14 @@ fn read(file: &mut File) -> io::Result<HashMap<Digest, Kept>> {
             break;
         }
         end += n_read as u64;
-        answers.extend(parse(&line));
+        kept.extend(whole(&line).and_then(&parse));
     }
     // What a crash tore off must not become the head of the next record.
     file.set_len(end)?;
-    Ok(answers)
+    Ok(kept)
 }
 
-fn line(record: &Record) -> Vec<u8> {
+fn line(record: &impl Serialize) -> Vec<u8> {
     let json = serde_json::to_vec(record).expect("a record is plain data");
     let mut line = format!("{:08x} ", crc32fast::hash(&json)).into_bytes();
     line.extend(json);
@@ -122,14 +197,15 @@ fn line(record: &Record) -> Vec<u8> {
     line
 }
 
-/// `None` for a damaged line.
-fn parse(line: &[u8]) -> Option<(Digest, Kept)> {
+/// The JSON of a line; `None` for a damaged one.
+fn whole(line: &[u8]) -> Option<&[u8]> {
     let (checksum, json) = (line.get(..CHECKSUM_CHARS)?, line.get(CHECKSUM_CHARS + 1..)?);
     let checksum = u32::from_str_radix(std::str::from_utf8(checksum).ok()?, 16).ok()?;
-    if checksum != crc32fast::hash(json) {
-        return None;
-    }
-    let record: Record = serde_json::from_slice(json).ok()?;
+    (checksum == crc32fast::hash(json)).then_some(json)
+}
+
+fn parse(json: &[u8]) -> Option<(Digest, Kept)> {
+    let record: Record = from_json(json)?;
     let values: Vec<f32> = record.bits.into_iter().map(f32::from_bits).collect();
     let answer = match (record.kind, record.label, values.as_slice()) {
         (Kind::Class, Some(label), _) => Answer::Class { label, scores: values },
@@ -183,7 +259,7 @@ mod tests {
             let (found, truncated) = kept.get(&input).unwrap();
             assert_eq!((found, found.digest(), *truncated), (&answer.0, answer.0.digest(), Truncated(true)));
         }
-        assert!(KeptAnswers::open(dir.path(), &Digest::of(b"package"), "arm").unwrap().answers.is_empty());
+        assert!(KeptAnswers::open(dir.path(), &Digest::of(b"package"), "arm").unwrap().0.kept.is_empty());
     }
 
     #[test]
@@ -196,16 +272,16 @@ mod tests {
             fs::write(file(dir.path()), &whole[..n_bytes]).unwrap();
             let n_lines = whole[..n_bytes].iter().filter(|&&byte| byte == b'\n').count();
             let mut kept = open(dir.path());
-            assert_eq!(kept.answers.len(), n_lines);
+            assert_eq!(kept.0.kept.len(), n_lines);
             kept.put([(all[0].0, &all[0].1)]).unwrap();
             drop(kept);
-            assert_eq!(open(dir.path()).answers.len(), n_lines.max(1));
+            assert_eq!(open(dir.path()).0.kept.len(), n_lines.max(1));
         }
         for place in 0..whole.len() {
             let mut damaged = whole.clone();
             damaged[place] ^= 4;
             fs::write(file(dir.path()), &damaged).unwrap();
-            for (input, answer) in &open(dir.path()).answers {
+            for (input, answer) in &open(dir.path()).0.kept {
                 assert!(all.iter().any(|(known, kept)| known == input && kept == answer));
             }
         }
@@ -215,6 +291,6 @@ mod tests {
     fn a_second_process_keeps_nothing_rather_than_mix_its_lines_in() {
         let dir = tempfile::tempdir().unwrap();
         let first = open(dir.path());
-        assert!(first.file.is_some() && open(dir.path()).file.is_none());
+        assert!(first.0.file.is_some() && open(dir.path()).0.file.is_none());
     }
 }

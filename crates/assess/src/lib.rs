@@ -3,6 +3,8 @@
 mod error;
 mod files;
 mod golden;
+mod hosted;
+mod judging;
 mod kept;
 mod load;
 mod mix;
@@ -20,7 +22,9 @@ pub use golden::{
     GoldenCase, GoldenInput, GoldenKind, GoldenSet, Kind, Level, Line, LintOptions, Lock, LockError, MeaningError,
     Message, SliceError, Training, add, alike_by_meaning, coverage, diff, edit, in_words, leaks, lint,
 };
-pub use kept::KeptAnswers;
+pub use hosted::{HostedModel, run_hosted};
+pub use judging::HostedJudge;
+pub use kept::{KeptAnswers, KeptReplies};
 pub use load::{Clock, Replicas, Served, SystemClock, load, saturate};
 pub use mix::Mix;
 pub use preprocessing::preprocessing_share;

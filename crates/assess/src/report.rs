@@ -10,7 +10,7 @@ mod page;
 mod shown;
 mod traffic;
 
-use highroad_eval::{Expected, Observed};
+use highroad_eval::{Expected, HostedEvidence, JudgeEvidence, Observed};
 use serde::Serialize;
 
 pub use charts::charts;
@@ -112,5 +112,65 @@ fn remarks(results: &Results) -> Vec<String> {
         (!results.batch_invariant).then(|| "answers in a batch differ in their bits from answers alone".to_owned());
     let cut =
         (n_truncated > 0).then(|| format!("{n_truncated} case(s) were longer than the model takes and lost their end"));
-    bits.into_iter().chain(cut).collect()
+    let ended = results.hosted.as_ref().filter(|hosted| hosted.n_cut > 0);
+    let ended = ended.map(|hosted| format!("{} answer(s) ended at the most tokens an answer may have", hosted.n_cut));
+    bits.into_iter().chain(cut).chain(ended).collect()
+}
+
+/// Which hosted model was asked, and what that took.
+fn hosted_facts(hosted: &HostedEvidence) -> Vec<Fact> {
+    let HostedEvidence { n_questions, n_kept, n_retries, input_tokens, output_tokens, .. } = hosted;
+    let served_by = match hosted.served_by.as_slice() {
+        [] => String::new(),
+        builds => format!(", served by {}", builds.join(" and ")),
+    };
+    let uncounted = match hosted.n_uncounted {
+        0 => String::new(),
+        n => format!(", {n} not counted by the host"),
+    };
+    let mut facts = vec![
+        fact("hosted", format!("{} at {}{served_by}", hosted.model, hosted.base_url)),
+        fact(
+            "asked",
+            format!(
+                "{n_questions} questions ({n_kept} kept from earlier), {n_retries} retries; {input_tokens} tokens sent, \
+                 {output_tokens} written{uncounted}"
+            ),
+        ),
+    ];
+    facts.extend(hosted.cost.as_ref().map(|cost| {
+        let [of_answers, of_this_run] = [cost.of_answers, cost.of_this_run].map(money);
+        fact("cost", format!("{of_answers} {0} for these answers, {of_this_run} {0} in this run", cost.currency))
+    }));
+    facts
+}
+
+/// Who judged, how far that can be relied on, and what it cost.
+fn judge_fact(judge: &JudgeEvidence) -> Fact {
+    let JudgeEvidence { name, n_judged, repeats, hosted, .. } = judge;
+    let percent = |share: f64| format!("{:.1} %", 100.0 * share);
+    let turned = judge.position_inconsistency.map(|share| format!("the order decided {}", percent(share)));
+    let unreadable = (judge.n_unreadable > 0).then(|| format!("{} replies without a score", judge.n_unreadable));
+    let agreement = judge.agreement.as_ref().map(|found| {
+        let [low, high] = found.interval;
+        let floor = found.floor.map(|floor| format!(", floor {floor}")).unwrap_or_default();
+        let (measure, value, n) = (found.measure, found.value, found.n_labelled);
+        format!("with people {measure} {value:.3} ({low:.3} to {high:.3}) on {n}{floor}")
+    });
+    let cost = hosted.cost.as_ref().map(|cost| format!("{} {}", money(cost.of_answers), cost.currency));
+    let told = [
+        Some(format!("`{name}` by {} at {}: {n_judged} judged {repeats} times", hosted.model, hosted.base_url)),
+        Some(format!("disagrees with itself on {}", percent(judge.self_disagreement))),
+        turned,
+        unreadable,
+        Some(agreement.unwrap_or_else(|| "never compared with people".to_owned())),
+        cost,
+    ];
+    fact("judge", told.into_iter().flatten().collect::<Vec<_>>().join("; "))
+}
+
+/// An amount with at least two digits after the point and three that count.
+fn money(amount: f64) -> String {
+    let digits = if amount > 0.0 && amount < 1.0 { (2.0 - amount.log10().floor()).min(12.0) as usize } else { 2 };
+    format!("{amount:.digits$}")
 }

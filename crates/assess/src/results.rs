@@ -1,8 +1,8 @@
 use std::path::Path;
 
 use highroad_eval::{
-    Classes, Evidence, Expected, Generated, Latency, Numbers, Observed, Rankings, Similarities, Texts, Triplets,
-    quantile,
+    Classes, Evidence, Expected, Generated, HostedEvidence, Latency, Numbers, Observed, Rankings, Similarities, Texts,
+    Triplets, quantile,
 };
 use highroad_package::Digest;
 use serde::{Deserialize, Serialize};
@@ -36,6 +36,9 @@ pub struct Results {
     pub checked: Checked,
     /// How fast it went.
     pub speed: Speed,
+    /// What it took to ask, where somebody else hosts the model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hosted: Option<HostedEvidence>,
 }
 
 /// Which answers are new, and which bits were compared.
@@ -113,6 +116,9 @@ impl Checked {
         let Self { n_inputs, n_kept, n_alone } = *self;
         let percent = 100.0 * n_alone as f64 / n_inputs.max(1) as f64;
         let kept = if n_kept > 0 { format!(", {n_kept} of them answered in an earlier run") } else { String::new() };
+        if n_alone == 0 {
+            return format!("{n_inputs} inputs{kept}");
+        }
         format!(
             "{n_inputs} inputs{kept}; {n_alone} ({percent:.0} %) were asked alone in this run and compared bit by bit"
         )

@@ -182,6 +182,7 @@ fn results(
                 std::env::consts::ARCH,
             ),
         },
+        hosted: None,
     })
 }
 
@@ -224,22 +225,22 @@ fn spread(n: usize, n_most: usize) -> Vec<usize> {
 }
 
 /// What is asked, each text once however many pairs hold it.
-struct Inputs<'a> {
-    distinct: Vec<Asked<'a>>,
+pub(crate) struct Inputs<'a> {
+    pub(crate) distinct: Vec<Asked<'a>>,
     /// Positions in `distinct`: one a labelled text, two a pair, three a triplet; of a ranking one for each document, for an embedder the
     /// query's before them.
-    of_case: Vec<Vec<usize>>,
+    pub(crate) of_case: Vec<Vec<usize>>,
 }
 
 /// One input and a case that asks it, without a copy of its text.
 #[derive(Clone, Copy)]
-struct Asked<'a> {
-    input: Borrowed<'a>,
-    case: &'a str,
+pub(crate) struct Asked<'a> {
+    pub(crate) input: Borrowed<'a>,
+    pub(crate) case: &'a str,
 }
 
 #[derive(Clone, Copy)]
-enum Borrowed<'a> {
+pub(crate) enum Borrowed<'a> {
     Text(&'a str),
     Tokens(&'a [u32]),
     Pair { query: &'a str, document: &'a str },
@@ -286,7 +287,7 @@ impl Asked<'_> {
 }
 
 impl<'a> Inputs<'a> {
-    fn of(golden: &'a GoldenSet, task: &TaskKind) -> Self {
+    pub(crate) fn of(golden: &'a GoldenSet, task: &TaskKind) -> Self {
         let (mut distinct, mut seen) = (Vec::new(), HashMap::new());
         let mut of_case = Vec::with_capacity(golden.cases.len());
         for GoldenCase { case, input, .. } in &golden.cases {
@@ -375,7 +376,7 @@ fn labels_for(task: &TaskKind, golden: &GoldenSet) -> Result<Vec<String>, Assess
     }
 }
 
-fn case_answer(case: &GoldenCase, asked: &[usize], given: &[Kept]) -> Result<CaseAnswer, AssessError> {
+pub(crate) fn case_answer(case: &GoldenCase, asked: &[usize], given: &[Kept]) -> Result<CaseAnswer, AssessError> {
     let answers: Vec<&Answer> = asked.iter().map(|&idx| &given[idx].0).collect();
     let value = match (&case.input, answers.as_slice()) {
         (GoldenInput::One(_), [Answer::Class { label, scores }]) => {

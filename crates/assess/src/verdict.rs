@@ -71,6 +71,8 @@ impl Signature {
             waivers,
             latency: Some(judged.candidate.latency()),
             traffic: None,
+            hosted: judged.candidate.hosted.clone(),
+            judges: Vec::new(),
             created_at: self.created_at,
             created_by: self.created_by,
         }

@@ -286,16 +286,16 @@ fn a_model_for_another_task_is_refused() {
             [(Rule::classifier(""), "classify"), (Rule::embedder(), "embed"), (Rule::reranker(), "rerank")]
         {
             let error = answers(&model, &set).unwrap_err().to_string();
-            assert_eq!(error, format!("the package is made to {task}, but the golden set asks for {asked}"));
+            assert_eq!(error, format!("the model is made to {task}, but the golden set asks for {asked}"));
             assert!(model.asked.borrow().is_empty());
         }
     }
     let error = answers(&Rule::embedder(), &labelled(4)).unwrap_err();
-    assert_eq!(error.to_string(), "the package is made to embed, but the golden set asks for labels");
+    assert_eq!(error.to_string(), "the model is made to embed, but the golden set asks for labels");
     let error = answers(&Rule::classifier("secret"), &rankings()).unwrap_err();
-    assert_eq!(error.to_string(), "the package is made to classify, but the golden set asks for rankings of documents");
+    assert_eq!(error.to_string(), "the model is made to classify, but the golden set asks for rankings of documents");
     let error = answers(&Rule::reranker(), &labelled(4)).unwrap_err();
-    assert_eq!(error.to_string(), "the package is made to rerank, but the golden set asks for labels");
+    assert_eq!(error.to_string(), "the model is made to rerank, but the golden set asks for labels");
 }
 
 #[test]

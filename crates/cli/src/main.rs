@@ -14,6 +14,7 @@ mod reports;
 mod resolve;
 mod rules;
 mod serving;
+mod side;
 mod standard;
 mod template;
 mod tensors;

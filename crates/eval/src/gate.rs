@@ -336,6 +336,7 @@ impl Judge<'_> {
         let idxs = in_slice(self.cases, slice)?;
         let sources: Vec<[usize; 2]> = idxs.iter().map(|&idx| self.cases[idx].sources).collect();
         let about = rule.label.as_ref().map(|label| format!(" of \"{label}\""));
+        let about = about.or_else(|| rule.judge.as_ref().map(|judge| format!(" \"{judge}\"")));
         let about = about.or_else(|| Some(format!(" \"{}\"", rule.regex.as_ref()?.as_str()))).unwrap_or_default();
         let place = slice.map(|slice| format!(", slice \"{slice}\"")).unwrap_or_default();
         Ok(Scope {

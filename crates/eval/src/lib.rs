@@ -1,11 +1,14 @@
 //! Metrics, intervals, paired tests, gates and verdicts: pure functions, no I/O, no clock.
 
 mod about;
+mod agreement;
 mod bootstrap;
 mod cost;
 mod curves;
 mod gate;
+mod hosted;
 mod interval;
+mod judged;
 mod latency;
 mod metric;
 mod multiplicity;
@@ -26,11 +29,14 @@ mod traffic;
 mod verdict;
 
 pub use about::{About, Costs, Parameter, ParameterError, Pattern, Schema};
+pub use agreement::{Agreement, AgreementMeasure, AgreementRule, majority};
 pub use bootstrap::{Bootstrap, Resamples, Units};
 pub use cost::{CostEvidence, HOURS_A_MONTH};
 pub use curves::{CurvePoint, ReliabilityBin, precision_recall_curve, reliability, roc_curve, thin};
 pub use gate::{Comparison, Decision, GateError, Side, WaiverError, decide};
+pub use hosted::{HostedCost, HostedEvidence};
 pub use interval::{clopper_pearson, fisher_z, quantile, quantile_interval, wilson};
+pub use judged::{JudgeEvidence, JudgeMode, JudgeRule};
 pub use latency::{
     AtRate, BlockAtRate, BlockSaturated, Estimated, Load, LoadEvidence, Loads, Percentile, Run, TrafficEvidence,
     capacity, judge_load,

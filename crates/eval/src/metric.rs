@@ -85,6 +85,8 @@ pub enum Metric {
     MatchesSchema,
     /// Chance that at least one of k sampled texts is right, estimated without bias from n samples (Chen et al. 2021).
     PassAt(Cutoff),
+    /// Mean score of a judge, from 0 to 1.
+    Judged,
 }
 
 /// All there is to say about a metric but how it is computed.
@@ -136,7 +138,7 @@ const CORRELATION: (f64, f64) = (-1.0, 1.0);
 const UNBOUNDED: (f64, f64) = (0.0, f64::INFINITY);
 
 /// Every metric, by the names that `gates.toml` and reports use.
-const DECLARED: [Declared; 36] = [
+const DECLARED: [Declared; 37] = [
     percent(Metric::Accuracy, "accuracy", "accuracy", Answers::Classes),
     percent_at(Metric::AccuracyAt, "accuracy_at_", "accuracy@", Answers::Classes),
     percent(Metric::BalancedAccuracy, "balanced_accuracy", "balanced accuracy", Answers::Classes),
@@ -173,6 +175,7 @@ const DECLARED: [Declared; 36] = [
     percent(Metric::MatchesRegex, "matches_regex", "matches regex", Answers::Texts).about(Parameter::Regex),
     percent(Metric::MatchesSchema, "matches_schema", "matches schema", Answers::Texts).about(Parameter::Schema),
     percent_at(Metric::PassAt, "pass_at_", "pass@", Answers::Texts),
+    number(Metric::Judged, "judged", "score by judge", Answers::Texts).about(Parameter::Judge),
 ];
 
 /// The same number as accuracy, as each case has one label.
@@ -280,6 +283,8 @@ pub enum MetricError {
     TooFewSamples { metric: Metric, n_samples: usize },
     #[error("`{metric}` needs the log-probability of every answer, and case {case_idx} has none")]
     NoLikelihood { metric: Metric, case_idx: usize },
+    #[error("judge `{judge}` has not judged case {case_idx}")]
+    NotJudged { judge: String, case_idx: usize },
 }
 
 /// From how often each case counts to the value.
@@ -409,6 +414,8 @@ impl Metric {
                 | Self::ValidJson
                 | Self::MatchesRegex
                 | Self::MatchesSchema
+                // Nobody asks a judge about the answer that needs no model.
+                | Self::Judged
         )
     }
 

@@ -2,7 +2,9 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{About, CostRule, Costs, MemoryRule, Metric, Pattern, Schema, ThroughputRule, Traffic};
+use crate::{
+    About, CostRule, Costs, JudgeMode, JudgeRule, MemoryRule, Metric, Pattern, Schema, ThroughputRule, Traffic,
+};
 
 /// The rules of `gates.toml`, checked: every number is in its range and every rule decides something.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -22,6 +24,9 @@ pub struct Gates {
     /// Slices that are not written in the cases: an expression by the slice's name. Whoever reads the golden set applies them.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub slices: BTreeMap<String, String>,
+    /// Hosted models that judge texts, by name.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub judges: BTreeMap<String, JudgeRule>,
     /// The traffic that what follows is judged at.
     pub traffic: Option<Traffic>,
     /// What a process must answer at most load.
@@ -50,6 +55,9 @@ pub struct Rule {
     /// The JSON schema a text must have, for `matches_schema`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub schema: Option<Schema>,
+    /// Who judges, for `judged`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub judge: Option<String>,
     /// The slice; `*` for each slice of the golden set in turn; all cases if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slice: Option<String>,
@@ -95,6 +103,8 @@ pub enum GatesError {
     NoRules,
     #[error("rule {number} ({metric}): {problem}")]
     Rule { number: usize, metric: Metric, problem: String },
+    #[error("[judge.{name}]: {problem}")]
+    Judge { name: String, problem: String },
     #[error("[[latency]] {number}: needs a `max_ms` or a `max_ratio`")]
     NoLatencyLimit { number: usize },
     #[error("{0} needs [traffic], which says what is asked, how often, and of how many threads")]
@@ -118,6 +128,8 @@ struct File {
     latency: Vec<LatencyRule>,
     #[serde(default, rename = "slice")]
     slices: BTreeMap<String, String>,
+    #[serde(default, rename = "judge")]
+    judges: BTreeMap<String, JudgeRule>,
     traffic: Option<Traffic>,
     throughput: Option<ThroughputRule>,
     memory: Option<MemoryRule>,
@@ -143,7 +155,7 @@ fn default_seed() -> u64 {
 impl Gates {
     /// Reads the text of a `gates.toml`.
     pub fn parse(text: &str) -> Result<Self, GatesError> {
-        let File { alpha, power, resamples, seed, rules, latency, slices, traffic, throughput, memory, cost } =
+        let File { alpha, power, resamples, seed, rules, latency, slices, judges, traffic, throughput, memory, cost } =
             toml::from_str(text)?;
         in_range("alpha", alpha, 0.0001..=0.2, "0.0001 to 0.2")?;
         in_range("power", power, 0.5..=0.999, "0.5 to 0.999")?;
@@ -153,9 +165,26 @@ impl Gates {
         }
         rules.iter().enumerate().try_for_each(|(idx, rule)| rule.check(idx + 1))?;
         latency.iter().enumerate().try_for_each(|(idx, rule)| rule.check(idx + 1))?;
-        let gates = Self { alpha, power, resamples, seed, rules, latency, slices, traffic, throughput, memory, cost };
+        let gates =
+            Self { alpha, power, resamples, seed, rules, latency, slices, judges, traffic, throughput, memory, cost };
+        gates.check_judges()?;
         gates.check_traffic()?;
         Ok(gates)
+    }
+
+    fn check_judges(&self) -> Result<(), GatesError> {
+        self.judges.iter().try_for_each(|(name, judge)| judge.check(name))?;
+        for (idx, rule) in self.rules.iter().enumerate() {
+            let Some(name) = rule.judge.as_ref().filter(|name| !self.judges.contains_key(*name)) else { continue };
+            let problem = format!("there is no [judge.{name}]");
+            return Err(GatesError::Rule { number: idx + 1, metric: rule.metric, problem });
+        }
+        Ok(())
+    }
+
+    /// Whether some judge compares two answers, so that there must be a baseline that writes.
+    pub fn compares_texts(&self) -> bool {
+        self.judges.values().any(|judge| judge.mode == JudgeMode::Pairwise)
     }
 
     fn check_traffic(&self) -> Result<(), GatesError> {
@@ -189,8 +218,14 @@ impl Gates {
 impl Rule {
     /// What its metric is about, beside the answers.
     pub fn about(&self) -> About<'_> {
-        let Self { label, costs, regex, schema, .. } = self;
-        About { label: label.as_deref(), costs: costs.as_ref(), regex: regex.as_ref(), schema: schema.as_ref() }
+        let Self { label, costs, regex, schema, judge, .. } = self;
+        About {
+            label: label.as_deref(),
+            costs: costs.as_ref(),
+            regex: regex.as_ref(),
+            schema: schema.as_ref(),
+            judge: judge.as_deref(),
+        }
     }
 
     fn check(&self, number: usize) -> Result<(), GatesError> {

@@ -3,14 +3,14 @@ use std::collections::BTreeSet;
 use serde::Serialize;
 
 use crate::gate::{FEWEST_UNITS, bounds};
-use crate::{Case, Cutoff, Metric, Observed, Resamples, Statistic, Texts, Units, fisher_z, wilson};
+use crate::{About, Case, Cutoff, Metric, Observed, Parameter, Resamples, Statistic, Texts, Units, fisher_z, wilson};
 
 /// One metric with its interval.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Measured {
     /// What was measured.
     pub metric: Metric,
-    /// The label it belongs to.
+    /// The label it belongs to, or the judge.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub label: Option<String>,
     /// On the cases.
@@ -78,7 +78,7 @@ pub fn summarise(cases: &[Case], observed: &Observed, of_labels: &[String], resa
     all_and_slices.map(summary).collect()
 }
 
-fn metrics_of<'a>(observed: &Observed, of_labels: &[&'a str]) -> Vec<(Metric, Option<&'a str>)> {
+fn metrics_of<'a>(observed: &'a Observed, of_labels: &[&'a str]) -> Vec<(Metric, Option<&'a str>)> {
     match observed {
         Observed::Similarities(_) => return vec![(Metric::Spearman, None), (Metric::Pearson, None)],
         Observed::Triplets(_) => return vec![(Metric::PairAccuracy, None)],
@@ -86,7 +86,10 @@ fn metrics_of<'a>(observed: &Observed, of_labels: &[&'a str]) -> Vec<(Metric, Op
             let metrics = [Metric::Mae, Metric::Rmse, Metric::R2, Metric::Pearson, Metric::Spearman];
             return metrics.map(|metric| (metric, None)).to_vec();
         }
-        Observed::Texts(texts) => return metrics_of_texts(texts).into_iter().map(|metric| (metric, None)).collect(),
+        Observed::Texts(texts) => {
+            let judges = judges(texts).into_iter().map(|judge| (Metric::Judged, Some(judge)));
+            return metrics_of_texts(texts).into_iter().map(|metric| (metric, None)).chain(judges).collect();
+        }
         Observed::Rankings(_) => {
             let ten = Cutoff::new(10).expect("10 is not 0");
             let first = Cutoff::MIN;
@@ -108,6 +111,13 @@ fn metrics_of<'a>(observed: &Observed, of_labels: &[&'a str]) -> Vec<(Metric, Op
         Metric::Ece,
     ];
     overall.map(|metric| (metric, None)).into_iter().chain(of_labels.iter().flat_map(of_label)).collect()
+}
+
+/// Who judged every text.
+fn judges(texts: &Texts) -> Vec<&str> {
+    let Some(last) = texts.n_cases().checked_sub(1) else { return Vec::new() };
+    let judged_all = |judge: &&String| (0..last).all(|idx| texts.generated(idx).judged.contains_key(*judge));
+    texts.generated(last).judged.keys().filter(judged_all).map(String::as_str).collect()
 }
 
 /// Those of single texts and of all together; perplexity and the chance of a right sample where the answers allow.
@@ -140,7 +150,11 @@ fn measure(
     units: &Units,
     resamples: Resamples,
 ) -> Option<Measured> {
-    let statistic = metric.of(observed, label).ok()?;
+    let about = match metric.parameter() {
+        Some(Parameter::Judge) => About { judge: label, ..About::default() },
+        _ => label.into(),
+    };
+    let statistic = metric.of(observed, about).ok()?;
     let value = statistic.observed();
     let n_cases = observed.n_cases();
     let is_correlation = matches!(metric, Metric::Pearson | Metric::Spearman);

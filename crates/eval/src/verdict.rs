@@ -3,7 +3,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::TrafficEvidence;
+use crate::{HostedEvidence, JudgeEvidence, TrafficEvidence};
 
 /// What a gate decided about one package, and everything the decision rests on.
 ///
@@ -42,6 +42,12 @@ pub struct Verdict {
     /// What was measured at the declared traffic, where the gate declares one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub traffic: Option<TrafficEvidence>,
+    /// What it took to ask the candidate, where somebody else hosts it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hosted: Option<HostedEvidence>,
+    /// Who judged texts, and how far that can be relied on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub judges: Vec<JudgeEvidence>,
     /// When the gate ran.
     pub created_at: String,
     /// Who ran it.

@@ -91,6 +91,7 @@ fn all_kinds(cases: &[Drawn]) -> Vec<Observed> {
         texts: vec![case.text.clone(); N_SAMPLES],
         n_passed: Some(case.n_passed),
         likelihood: Some(Likelihood { log_probability: case.log_probability, n_tokens: case.n_tokens }),
+        judged: [("helpful".to_owned(), f64::from(case.scores[0]) / 4.0)].into(),
     };
     vec![
         Observed::Classes(Classes::new(&LABELS.map(str::to_owned), expected, answers).unwrap()),
@@ -125,7 +126,7 @@ static COSTS: LazyLock<Costs> =
 static REGEX: LazyLock<Pattern> = LazyLock::new(|| Pattern::try_from("c.t".to_owned()).unwrap());
 static SCHEMA: LazyLock<Schema> = LazyLock::new(|| Schema::try_from(r#"{"type": "object"}"#.to_owned()).unwrap());
 
-/// The metric with what it needs: for one label "a", a table of costs, a pattern and a schema.
+/// The metric with what it needs: for one label "a", a table of costs, a pattern, a schema and a judge.
 fn taken(metric: Metric, observed: &Observed) -> Result<highroad_eval::Statistic, MetricError> {
     let about = match metric.parameter() {
         None => About::default(),
@@ -133,6 +134,7 @@ fn taken(metric: Metric, observed: &Observed) -> Result<highroad_eval::Statistic
         Some(Parameter::Costs) => About { costs: Some(&COSTS), ..About::default() },
         Some(Parameter::Regex) => About { regex: Some(&REGEX), ..About::default() },
         Some(Parameter::Schema) => About { schema: Some(&SCHEMA), ..About::default() },
+        Some(Parameter::Judge) => About { judge: Some("helpful"), ..About::default() },
     };
     metric.of(observed, about)
 }

@@ -286,6 +286,7 @@ fn chances_of_a_right_sample_are_those_of_every_way_to_draw() {
             texts: vec!["x".to_owned(); golden.n_samples],
             n_passed: Some(n_passed),
             likelihood: Some(Likelihood { log_probability: tokens.iter().sum(), n_tokens: tokens.len() as u32 }),
+            ..Generated::default()
         });
         let references = vec![vec![String::new()]; golden.n_passed.len()];
         let observed = Observed::Texts(Texts::new(references, generated.collect()).unwrap());

@@ -2,7 +2,7 @@ use highroad_eval::{Expected, Measured, Observed, Summary};
 use serde::Serialize;
 
 use super::shown::MOST_CHARS;
-use super::{Fact, MustPass, asked, fact, in_words, must_pass, remarks, text, wanted};
+use super::{Fact, MustPass, asked, fact, hosted_facts, in_words, must_pass, remarks, text, wanted};
 use crate::{AssessError, GoldenCase, GoldenInput, GoldenSet, Results};
 
 /// Most worst cases that a report lists, however many are asked for.
@@ -110,14 +110,24 @@ fn facts(results: &Results) -> Vec<Fact> {
     let (set, latency) = (&results.golden_set, results.latency());
     let percentiles =
         format!("p50 {:.1} ms, p90 {:.1} ms, p99 {:.1} ms", latency.p50_ms, latency.p90_ms, latency.p99_ms);
-    vec![
+    let mut facts = vec![
         fact("package", results.package.to_string()),
         fact("golden set", format!("{} ({} cases), {}", set.name, set.n_cases, set.digest)),
         fact("numerics", &results.numerics_id),
         fact("answers", results.checked.in_words()),
-        fact("latency", format!("{percentiles}; {:.0} inputs/s in batches", results.speed.inputs_per_s)),
+        fact("latency", format!("{percentiles}; {}", throughput(results))),
         fact("measured", latency.measured),
-    ]
+    ];
+    facts.extend(results.hosted.iter().flat_map(hosted_facts));
+    facts
+}
+
+fn throughput(results: &Results) -> String {
+    let per_s = results.speed.inputs_per_s;
+    match &results.hosted {
+        Some(_) => format!("{per_s:.1} answers/s"),
+        None => format!("{per_s:.0} inputs/s in batches"),
+    }
 }
 
 fn worst_first(observed: &Observed) -> &'static str {

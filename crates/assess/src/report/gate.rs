@@ -5,7 +5,9 @@ use highroad_package::Digest;
 use serde::Serialize;
 
 use super::shown::MOST_CHARS;
-use super::{Fact, MustPass, asked, fact, in_words, must_pass, one_line, remarks, traffic_facts};
+use super::{
+    Fact, MustPass, asked, fact, hosted_facts, in_words, judge_fact, must_pass, one_line, remarks, traffic_facts,
+};
 use crate::{AssessError, GoldenCase, Judged};
 
 /// Most flips of one slice that a report lists; the verdict holds all.
@@ -215,6 +217,8 @@ fn facts(verdict: &Verdict, digest: &Digest, judged: &Judged<'_>) -> Vec<Fact> {
             format!("p50 {:.1} ms, p90 {:.1} ms, p99 {:.1} ms", latency.p50_ms, latency.p90_ms, latency.p99_ms);
         facts.push(fact("latency", format!("{percentiles}; {}", latency.measured)));
     }
+    facts.extend(verdict.hosted.iter().flat_map(hosted_facts));
+    facts.extend(verdict.judges.iter().map(judge_fact));
     facts.extend(verdict.traffic.iter().flat_map(traffic_facts));
     facts.push(fact("judged", format!("{} by {}", verdict.created_at, verdict.created_by)));
     facts.push(fact("verdict", digest.to_string()));

@@ -46,6 +46,8 @@ fn verdict(package: &Digest, checks: Vec<CheckResult>) -> Verdict {
         waivers: Vec::new(),
         latency: None,
         traffic: None,
+        hosted: None,
+        judges: Vec::new(),
         created_at: "2026-11-28T10:00:00Z".to_owned(),
         created_by: "Ada".to_owned(),
     }

@@ -6,20 +6,24 @@ use std::thread::available_parallelism;
 use anyhow::Context as _;
 use highroad_assess::report::{EvalReport, charts};
 use highroad_assess::{Checked, GoldenSet, KeptAnswers, Results, RunOptions, Stage, run};
-use highroad_eval::{Latency, Resamples, Summary, summarise};
+use highroad_eval::{HostedEvidence, JudgeEvidence, JudgeMode, Latency, Resamples, Summary, summarise};
+use highroad_hosted::Budget;
 use highroad_package::{TaskKind, VerifiedPackage};
 use highroad_task::{Predictor, PredictorOptions};
 use serde::Serialize;
 
+use super::gate::read_gates;
 use super::golden::{self, Unblessed};
 use crate::progress;
 use crate::reports::{ReportArgs, print_eval};
 use crate::resolve::{Home, Target};
+use crate::side::{CostArgs, Side, ask_judges};
 
 /// Answer a golden set: metrics with 95 % intervals, per slice, latency and throughput.
 #[derive(clap::Args)]
 pub struct Args {
-    /// A package directory, a digest in the local store, or a reference such as `router@champion`.
+    /// A package directory, a digest in the local store, a reference such as `router@champion`, or the TOML file that
+    /// describes a hosted model.
     package: Target,
     /// The golden set (JSONL); the one of highroad.toml unless told.
     #[arg(long, value_name = "FILE")]
@@ -32,6 +36,11 @@ pub struct Args {
     out: Option<PathBuf>,
     #[command(flatten)]
     answers: AnswerArgs,
+    /// Also ask the judges on a scale that these rules declare.
+    #[arg(long, value_name = "FILE")]
+    gates: Option<PathBuf>,
+    #[command(flatten)]
+    cost: CostArgs,
     /// How many of the worst cases to list.
     #[arg(long, default_value_t = 10, value_name = "N")]
     worst: usize,
@@ -57,28 +66,47 @@ struct Report<'a> {
     summaries: &'a [Summary],
     latency: Latency,
     inputs_per_s: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hosted: Option<&'a HostedEvidence>,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    judges: &'a [JudgeEvidence],
 }
 
 impl Args {
     pub fn run(self) -> anyhow::Result<ExitCode> {
         let golden = golden::with_declared_slices(golden::read(self.golden.as_deref(), Unblessed::Warn)?, None)?;
-        let resolved = self.package.resolve(&Home::find())?;
-        let results = self.answers.assess(&resolved.package, &golden, N_TIMED, "package")?;
+        let side = Side::find(&self.package, &Home::find())?;
+        let budget = self.cost.budget();
+        let mut results = side.answer(&self.answers, &golden, N_TIMED, "answers", &budget)?;
+        let judges = self.ask_judges(&golden, &mut results, &budget)?;
         let observed = results.observed(&golden, &[])?;
-        let labels = labels_of_interest(&resolved.package);
+        let labels = side.package().map_or_else(|| results.labels.clone(), labels_of_interest);
         let summaries = summarise(&golden.cases(), &observed, &labels, RESAMPLES);
         let report = EvalReport::of(&results, &golden, &summaries, self.worst)?;
         if let Some(path) = &self.out {
             results.write(path)?;
         }
         if self.json {
-            print_json(&in_json(&results, &summaries))?;
+            print_json(&Report { judges: &judges, ..in_json(&results, &summaries) })?;
         } else {
             print_eval(&report);
         }
         let charts = if self.reports.wants_charts() { charts(&observed, &summaries, &labels)? } else { Vec::new() };
         self.reports.write_eval(&report, &charts)?;
         Ok(ExitCode::SUCCESS)
+    }
+
+    fn ask_judges(
+        &self,
+        golden: &GoldenSet,
+        results: &mut Results,
+        budget: &Budget,
+    ) -> anyhow::Result<Vec<JudgeEvidence>> {
+        let Some(path) = &self.gates else { return Ok(Vec::new()) };
+        let (_, mut gates) = read_gates(Some(path))?;
+        // Two answers are compared by a gate, where there are two.
+        gates.judges.retain(|_, judge| judge.mode == JudgeMode::Scale);
+        ask_judges(&gates, path, &self.answers, golden, [Some(results), None], budget)
     }
 }
 
@@ -90,7 +118,7 @@ pub struct AnswerArgs {
     pub threads: Option<NonZeroUsize>,
     /// Ask everything anew: neither use the answers of earlier runs nor keep these.
     #[arg(long)]
-    no_cache: bool,
+    pub no_cache: bool,
 }
 
 impl AnswerArgs {
@@ -149,6 +177,8 @@ fn in_json<'a>(results: &'a Results, summaries: &'a [Summary]) -> Report<'a> {
         summaries,
         latency: results.latency(),
         inputs_per_s: results.speed.inputs_per_s,
+        hosted: results.hosted.as_ref(),
+        judges: &[],
     }
 }
 

@@ -13,7 +13,8 @@ use super::eval::{AnswerArgs, N_TIMED, RESAMPLES, print_json, read};
 use super::golden::{self, Unblessed};
 use super::load::{Files, under_load};
 use crate::reports::{ReportArgs, print_gate};
-use crate::resolve::{Home, Resolved, Target};
+use crate::resolve::{Home, Target};
+use crate::side::{CostArgs, Side, ask_judges, check_traffic};
 use crate::standard::Standard;
 use crate::tracking;
 
@@ -46,7 +47,8 @@ impl Command {
 /// Judge a candidate against a baseline, case by case. Exit code 0: pass, 1: fail, 3: the golden set is too small to tell.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The candidate: a package directory, a digest in the local store, or a reference such as `router:7`.
+    /// The candidate: a package directory, a digest in the local store, a reference such as `router:7`, or the TOML file that
+    /// describes a hosted model.
     // Required, but not beside a subcommand, which clap can say of an `Option` only.
     #[arg(required = true)]
     package: Option<Target>,
@@ -77,6 +79,8 @@ pub struct Args {
     reports: ReportArgs,
     #[command(flatten)]
     answers: AnswerArgs,
+    #[command(flatten)]
+    cost: CostArgs,
 }
 
 /// Exit code of a gate that cannot tell.
@@ -98,37 +102,47 @@ impl Args {
         let (rules, gates) = read_gates(self.files.gates.as_deref())?;
         let golden = golden::read(self.files.golden.as_deref(), Unblessed::Refuse)?.with_slices(&gates.slices)?;
         let home = Home::find();
-        let candidate = self.package.as_ref().expect(REQUIRED).resolve(&home)?;
+        let candidate = Side::find(self.package.as_ref().expect(REQUIRED), &home)?;
         let baseline = self.resolve_baseline(&home)?;
+        check_traffic(gates.traffic.is_some(), [Some(&candidate), baseline.as_ref()])?;
+        let budget = self.cost.budget();
         let n_timed = if gates.latency.is_empty() { N_TIMED } else { N_TIMED_FOR_A_RULE };
-        let of_candidate = self.answers.assess(&candidate.package, &golden, n_timed, "candidate")?;
-        let answers = |baseline: &Resolved| self.answers.assess(&baseline.package, &golden, N_TIMED, "baseline");
-        let of_baseline = baseline.as_ref().map(answers).transpose()?;
+        let mut of_candidate = candidate.answer(&self.answers, &golden, n_timed, "candidate", &budget)?;
+        let answers = |baseline: &Side| baseline.answer(&self.answers, &golden, N_TIMED, "baseline", &budget);
+        let mut of_baseline = baseline.as_ref().map(answers).transpose()?;
+        let judges = ask_judges(
+            &gates,
+            &gates_path(self.files.gates.as_deref())?,
+            &self.answers,
+            &golden,
+            [Some(&mut of_candidate), of_baseline.as_mut()],
+            &budget,
+        )?;
         let judged = Judged { golden: &golden, candidate: &of_candidate, baseline: of_baseline.as_ref() };
         let now = Timestamp::now();
-        let sides = [Some(&candidate.package), baseline.as_ref().map(|baseline| &baseline.package)];
+        let sides = [candidate.package(), baseline.as_ref().and_then(Side::package)];
         let (decision, traffic) =
             under_load(judge(&gates, &judged)?, &self.files, self.answers.threads, &gates, &golden, sides)?;
         let decision = self.accept(decision, now)?;
         let signature = Signature {
             gates: Digest::of(&rules),
-            baseline_reference: baseline.and_then(|baseline| baseline.reference).map(|name| name.to_string()),
+            baseline_reference: baseline.as_ref().and_then(Side::reference),
             created_at: whole_seconds(now),
             created_by: self.by.clone().unwrap_or_else(tracking::whoami),
         };
-        let verdict = Verdict { traffic, ..signature.bind(&judged, decision) };
+        let verdict = Verdict { traffic, judges, ..signature.bind(&judged, decision) };
         let (digest, path) = keep(home.verdicts(), &of_candidate.package, &verdict)?;
         self.report(&verdict, &digest, &judged)?;
         eprintln!("verdict {digest}\n{}", path.display());
         Ok(exit_code(verdict.outcome))
     }
 
-    fn resolve_baseline(&self, home: &Home) -> anyhow::Result<Option<Resolved>> {
+    fn resolve_baseline(&self, home: &Home) -> anyhow::Result<Option<Side>> {
         let baseline = self.baseline.as_ref().expect(REQUIRED);
         if baseline.to_string() == TRIVIAL {
             return Ok(None);
         }
-        let resolved = baseline.resolve(home);
+        let resolved = Side::find(baseline, home);
         let hint = "cannot find the baseline\nhint: a first version is judged with `--baseline trivial`";
         resolved.context(hint).map(Some)
     }
@@ -169,14 +183,19 @@ fn charts_of(judged: &Judged<'_>) -> anyhow::Result<Vec<Chart>> {
 
 /// The rules at `told`, else those that `highroad.toml` of this directory names, else `gates.toml`; and their bytes.
 pub fn read_gates(told: Option<&Path>) -> anyhow::Result<(Vec<u8>, Gates)> {
-    let standard = || Standard::find(Path::new(".")).map(|found| found.map(|standard| standard.evaluation.gates));
-    let path: PathBuf = match told {
-        Some(path) => path.to_owned(),
-        None => standard()?.unwrap_or_else(|| "gates.toml".to_owned()).into(),
-    };
+    let path = gates_path(told)?;
     let bytes = read(&path)?;
     let gates = parse_gates(&bytes).with_context(|| format!("cannot use `{}`", path.display()))?;
     Ok((bytes, gates))
+}
+
+/// Where these rules are; the files they name are beside them.
+pub fn gates_path(told: Option<&Path>) -> anyhow::Result<PathBuf> {
+    let standard = || Standard::find(Path::new(".")).map(|found| found.map(|standard| standard.evaluation.gates));
+    Ok(match told {
+        Some(path) => path.to_owned(),
+        None => standard()?.unwrap_or_else(|| "gates.toml".to_owned()).into(),
+    })
 }
 
 fn parse_gates(bytes: &[u8]) -> anyhow::Result<Gates> {
