@@ -10,7 +10,7 @@ mod page;
 mod shown;
 mod traffic;
 
-use highroad_eval::{Expected, Observed};
+use highroad_eval::{Evidence, Expected, Observed};
 use serde::Serialize;
 
 pub use charts::charts;
@@ -102,6 +102,14 @@ fn wanted(expected: &Expected) -> String {
         Expected::References(references) => text(references.first().map_or("", String::as_str), shown::MOST_CHARS),
         Expected::Implied => "the positive text closer".to_owned(),
         Expected::Relevances(relevances) => format!("rank 1 of {}", relevances.len()),
+    }
+}
+
+/// What decided the bits, and what the answers are evidence of where that is less than bits.
+fn numerics(id: &str, evidence: Evidence) -> Fact {
+    match evidence {
+        Evidence::BitExact => fact("numerics", id),
+        weaker => fact("numerics", format!("{id} (evidence: {weaker})")),
     }
 }
 

@@ -26,7 +26,7 @@ mod verdict;
 
 pub use about::{About, Costs, Parameter, ParameterError, Pattern, Schema};
 pub use bootstrap::{Bootstrap, Resamples, Units};
-pub use cost::{CostEvidence, HOURS_A_MONTH};
+pub use cost::{CostEvidence, GpuCost, HOURS_A_MONTH};
 pub use curves::{CurvePoint, ReliabilityBin, precision_recall_curve, reliability, roc_curve, thin};
 pub use gate::{Comparison, Decision, GateError, Side, WaiverError, decide};
 pub use interval::{clopper_pearson, fisher_z, quantile, quantile_interval, wilson};

@@ -5,7 +5,7 @@ use highroad_package::Digest;
 use serde::Serialize;
 
 use super::shown::MOST_CHARS;
-use super::{Fact, MustPass, asked, fact, in_words, must_pass, one_line, remarks, traffic_facts};
+use super::{Fact, MustPass, asked, fact, in_words, must_pass, numerics, one_line, remarks, traffic_facts};
 use crate::{AssessError, GoldenCase, Judged};
 
 /// Most flips of one slice that a report lists; the verdict holds all.
@@ -193,7 +193,7 @@ fn facts(verdict: &Verdict, digest: &Digest, judged: &Judged<'_>) -> Vec<Fact> {
         fact("baseline", baseline),
         fact("golden set", format!("{} ({} cases), {}", set.name, set.n_cases, set.digest)),
         fact("rules", &verdict.gates),
-        fact("numerics", &verdict.numerics_id),
+        numerics(&verdict.numerics_id, verdict.evidence),
         fact("answers", judged.candidate.checked.in_words()),
     ];
     if let Some(latency) = &verdict.latency {

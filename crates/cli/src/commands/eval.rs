@@ -4,9 +4,9 @@ use std::process::ExitCode;
 use std::thread::available_parallelism;
 
 use anyhow::Context as _;
-use highroad_assess::report::{EvalReport, charts};
-use highroad_assess::{Checked, GoldenSet, KeptAnswers, Results, RunOptions, Stage, run};
-use highroad_eval::{Latency, Resamples, Summary, summarise};
+use highroad_assess::report::{EvalReport, Fact, charts};
+use highroad_assess::{Checked, Drift, GoldenSet, KeptAnswers, Model, Results, RunOptions, Stage, run};
+use highroad_eval::{Evidence, GpuCost, Latency, Resamples, Summary, summarise};
 use highroad_package::{TaskKind, VerifiedPackage};
 use highroad_task::{Predictor, PredictorOptions};
 use serde::Serialize;
@@ -15,6 +15,10 @@ use super::golden::{self, Unblessed};
 use crate::progress;
 use crate::reports::{ReportArgs, print_eval};
 use crate::resolve::{Home, Target};
+
+mod engine;
+
+pub use engine::EngineArgs;
 
 /// Answer a golden set: metrics with 95 % intervals, per slice, latency and throughput.
 #[derive(clap::Args)]
@@ -32,6 +36,11 @@ pub struct Args {
     out: Option<PathBuf>,
     #[command(flatten)]
     answers: AnswerArgs,
+    #[command(flatten)]
+    engine: EngineArgs,
+    /// With `--engine torch`: answer natively too, and tell how far apart the two are.
+    #[arg(long)]
+    compare: bool,
     /// How many of the worst cases to list.
     #[arg(long, default_value_t = 10, value_name = "N")]
     worst: usize,
@@ -51,34 +60,50 @@ struct Report<'a> {
     package: String,
     golden_set: &'a highroad_eval::GoldenSet,
     numerics_id: &'a str,
+    evidence: Evidence,
     answers: String,
     batch_invariant: bool,
     checked: Checked,
     summaries: &'a [Summary],
     latency: Latency,
     inputs_per_s: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gpu: Option<&'a GpuCost>,
+    /// From the native runtime's answers to these.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    from_native: Option<&'a Drift>,
 }
 
 impl Args {
     pub fn run(self) -> anyhow::Result<ExitCode> {
         let golden = golden::with_declared_slices(golden::read(self.golden.as_deref(), Unblessed::Warn)?, None)?;
         let resolved = self.package.resolve(&Home::find())?;
-        let results = self.answers.assess(&resolved.package, &golden, N_TIMED, "package")?;
+        let results = self.answers.assess_on(&self.engine, &resolved.package, &golden, N_TIMED, "package")?;
         let observed = results.observed(&golden, &[])?;
         let labels = labels_of_interest(&resolved.package);
         let summaries = summarise(&golden.cases(), &observed, &labels, RESAMPLES);
-        let report = EvalReport::of(&results, &golden, &summaries, self.worst)?;
+        let drift = self.compare.then(|| self.drift(&resolved.package, &golden, &results)).transpose()?;
+        let gpu = results.speed.gpu_s_per_1000.map(gpu_cost).transpose()?;
+        let mut report = EvalReport::of(&results, &golden, &summaries, self.worst)?;
+        report.facts.extend(drift.as_ref().map(|drift| Fact { name: "native", value: drift.in_words() }));
+        report.facts.extend(gpu.as_ref().map(|gpu| Fact { name: "gpu", value: gpu.in_words() }));
         if let Some(path) = &self.out {
             results.write(path)?;
         }
         if self.json {
-            print_json(&in_json(&results, &summaries))?;
+            print_json(&in_json(&results, &summaries, gpu.as_ref(), drift.as_ref()))?;
         } else {
             print_eval(&report);
         }
         let charts = if self.reports.wants_charts() { charts(&observed, &summaries, &labels)? } else { Vec::new() };
         self.reports.write_eval(&report, &charts)?;
         Ok(ExitCode::SUCCESS)
+    }
+
+    /// From the native runtime's answers to those of another engine.
+    fn drift(&self, package: &VerifiedPackage, golden: &GoldenSet, results: &Results) -> anyhow::Result<Drift> {
+        let native = self.answers.assess(package, golden, NonZeroUsize::MIN, "native")?;
+        Ok(Drift::between(&native, results)?)
     }
 }
 
@@ -102,22 +127,51 @@ impl AnswerArgs {
         n_alone: NonZeroUsize,
         who: &str,
     ) -> anyhow::Result<Results> {
+        self.assess_on(&EngineArgs::default(), package, golden, n_alone, who)
+    }
+
+    /// As [`AnswerArgs::assess`], with the program run by `engine`. What PyTorch answers is not kept: its bits depend on the batch.
+    pub fn assess_on(
+        &self,
+        engine: &EngineArgs,
+        package: &VerifiedPackage,
+        golden: &GoldenSet,
+        n_alone: NonZeroUsize,
+        who: &str,
+    ) -> anyhow::Result<Results> {
+        let is_native = engine.is_native()?;
         let threads = self.threads.or_else(|| available_parallelism().ok()).unwrap_or(NonZeroUsize::MIN);
         let options = PredictorOptions { threads, ..PredictorOptions::default() };
         let predictor = Predictor::open(package, &options)
             .with_context(|| format!("cannot load package {}", package.digest().short()))?;
+        let options = RunOptions { threads, n_alone };
+        if !is_native {
+            let on_torch = engine.start_torch(predictor, threads.get())?;
+            return ask(&on_torch, golden, &options, &mut KeptAnswers::none(), who);
+        }
         let mut kept = if self.no_cache { KeptAnswers::none() } else { kept(&predictor) };
-        let bar = progress::bar_of_inputs(who);
-        let results = run(&predictor, golden, &RunOptions { threads, n_alone }, &mut kept, |stage, n_done, n_all| {
-            let what = match stage {
-                Stage::Answering => "answering",
-                Stage::Timing => "timing single inputs",
-            };
-            progress::show(&bar, format!("{who}: {what}"), [n_done, n_all]);
-        });
-        bar.finish_and_clear();
-        Ok(results?)
+        ask(&predictor, golden, &options, &mut kept, who)
     }
+}
+
+/// Runs the golden set through a model, with a progress bar on a terminal.
+fn ask(
+    model: &impl Model,
+    golden: &GoldenSet,
+    options: &RunOptions,
+    kept: &mut KeptAnswers,
+    who: &str,
+) -> anyhow::Result<Results> {
+    let bar = progress::bar_of_inputs(who);
+    let results = run(model, golden, options, kept, |stage, n_done, n_all| {
+        let what = match stage {
+            Stage::Answering => "answering",
+            Stage::Timing => "timing single inputs",
+        };
+        progress::show(&bar, format!("{who}: {what}"), [n_done, n_all]);
+    });
+    bar.finish_and_clear();
+    Ok(results?)
 }
 
 /// The answers of earlier runs; none where they cannot be read, as nothing but time is lost.
@@ -138,17 +192,32 @@ fn labels_of_interest(package: &VerifiedPackage) -> Vec<String> {
     }
 }
 
-fn in_json<'a>(results: &'a Results, summaries: &'a [Summary]) -> Report<'a> {
+/// What a GPU's work costs at the price of the repo's gate rules, where they are there and tell one.
+fn gpu_cost(gpu_s_per_1000: f64) -> anyhow::Result<GpuCost> {
+    let rules = Path::new("gates.toml").exists().then(|| super::gate::read_gates(None)).transpose()?;
+    let rule = rules.and_then(|(_, gates)| gates.cost);
+    Ok(GpuCost::of(gpu_s_per_1000, rule.as_ref()))
+}
+
+fn in_json<'a>(
+    results: &'a Results,
+    summaries: &'a [Summary],
+    gpu: Option<&'a GpuCost>,
+    from_native: Option<&'a Drift>,
+) -> Report<'a> {
     Report {
         package: results.package.to_string(),
         golden_set: &results.golden_set,
         numerics_id: &results.numerics_id,
+        evidence: results.evidence,
         answers: results.answers.to_string(),
         batch_invariant: results.batch_invariant,
         checked: results.checked,
         summaries,
         latency: results.latency(),
         inputs_per_s: results.speed.inputs_per_s,
+        gpu,
+        from_native,
     }
 }
 

@@ -9,7 +9,7 @@ use highroad_eval::{Decision, Gates, Outcome, Verdict, Waiver, summarise};
 use highroad_package::Digest;
 use jiff::{SignedDuration, Timestamp};
 
-use super::eval::{AnswerArgs, N_TIMED, RESAMPLES, print_json, read};
+use super::eval::{AnswerArgs, EngineArgs, N_TIMED, RESAMPLES, print_json, read};
 use super::golden::{self, Unblessed};
 use super::load::{Files, under_load};
 use crate::reports::{ReportArgs, print_gate};
@@ -77,6 +77,8 @@ pub struct Args {
     reports: ReportArgs,
     #[command(flatten)]
     answers: AnswerArgs,
+    #[command(flatten)]
+    engine: EngineArgs,
 }
 
 /// Exit code of a gate that cannot tell.
@@ -96,13 +98,19 @@ const TRIVIAL: &str = "trivial";
 impl Args {
     pub fn run(self) -> anyhow::Result<ExitCode> {
         let (rules, gates) = read_gates(self.files.gates.as_deref())?;
+        if !self.engine.is_native()? && gates.traffic.is_some() {
+            bail!(
+                "the rules declare [traffic], which only the native engine is loaded with\nhint: judge PyTorch by --gates FILE without it"
+            );
+        }
         let golden = golden::read(self.files.golden.as_deref(), Unblessed::Refuse)?.with_slices(&gates.slices)?;
         let home = Home::find();
         let candidate = self.package.as_ref().expect(REQUIRED).resolve(&home)?;
         let baseline = self.resolve_baseline(&home)?;
         let n_timed = if gates.latency.is_empty() { N_TIMED } else { N_TIMED_FOR_A_RULE };
-        let of_candidate = self.answers.assess(&candidate.package, &golden, n_timed, "candidate")?;
-        let answers = |baseline: &Resolved| self.answers.assess(&baseline.package, &golden, N_TIMED, "baseline");
+        let of_candidate = self.answers.assess_on(&self.engine, &candidate.package, &golden, n_timed, "candidate")?;
+        let answers =
+            |baseline: &Resolved| self.answers.assess_on(&self.engine, &baseline.package, &golden, N_TIMED, "baseline");
         let of_baseline = baseline.as_ref().map(answers).transpose()?;
         let judged = Judged { golden: &golden, candidate: &of_candidate, baseline: of_baseline.as_ref() };
         let now = Timestamp::now();
