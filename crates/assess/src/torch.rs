@@ -424,6 +424,21 @@ mod tests {
     }
 
     #[test]
+    fn seconds_of_a_gpu_add_up() {
+        let on_gpu = frame(&[("torch", "2.15.0"), ("device", "cuda"), ("kind", "NVIDIA-H200")]);
+        let logits = TensorView::new(Dtype::F32, vec![1, 1], &[0, 0, 128, 63]).unwrap();
+        let metadata = HashMap::from([("gpu_s".to_owned(), "0.25".to_owned())]);
+        let answer = safetensors::serialize([("0", logits)], Some(metadata)).unwrap();
+        let process = TorchProcess::of(speaking(&[on_gpu, answer.clone(), answer], "sleep 60"), &options()).unwrap();
+        assert_eq!(process.numerics_id(), "torch-2.15.0/cuda/NVIDIA-H200/unknown/unknown-threads");
+        let ids = [Tensor::from_slice(&[7i64], &[1, 1]).unwrap()];
+        for seconds in [0.25, 0.5] {
+            assert_eq!(process.run(&ids).unwrap()[0].as_slice::<f32>().unwrap(), [1.0]);
+            assert_eq!(process.gpu_s(), Some(seconds));
+        }
+    }
+
+    #[test]
     fn its_own_errors_are_told_as_they_are() {
         let refused = [("error", "ValueError: `w` is stored as a pickle, and nothing is unpickled here")];
         let told = why(speaking(&[frame(&refused)], "exit 0"), &options());
