@@ -9,6 +9,7 @@ mod junit;
 mod page;
 mod shown;
 mod traffic;
+mod upgrade;
 
 use highroad_eval::{Evidence, Expected, Observed};
 use serde::Serialize;
@@ -18,9 +19,12 @@ pub use evaluation::{EvalReport, MetricRow, WorstCase};
 pub use gate::{CheckRow, FlipRow, GateReport, SliceFlips};
 pub use github::{Annotation, Level, MOST_SUMMARY_BYTES, annotations};
 pub use junit::{eval_junit, gate_junit};
-pub use page::{eval_html, eval_markdown, gate_html, gate_markdown, review_html, review_markdown};
+pub use page::{
+    eval_html, eval_markdown, gate_html, gate_markdown, review_html, review_markdown, upgrade_html, upgrade_markdown,
+};
 pub use shown::{asked, in_words, one_line, text};
 pub use traffic::traffic_facts;
+pub use upgrade::{LatencyChange, MetricChange, PackageChange, UpgradeCheck, UpgradeReport, outcome_of};
 
 use crate::{GoldenSet, Results};
 

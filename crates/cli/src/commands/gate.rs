@@ -202,7 +202,8 @@ fn whole_seconds(at: Timestamp) -> String {
     at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
-fn exit_code(outcome: Outcome) -> ExitCode {
+/// How a command ends whose outcome this is.
+pub fn exit_code(outcome: Outcome) -> ExitCode {
     match outcome {
         Outcome::Pass => ExitCode::SUCCESS,
         Outcome::Fail => ExitCode::FAILURE,
