@@ -3,6 +3,7 @@
 import importlib.util
 import io
 import json
+import os
 import pickle
 import shutil
 import zipfile
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from cli import ROOT, bless, call, highroad_bin  # noqa: F401
+from conftest import serving
 
 PACKAGES = ROOT / "conformance" / "packages"
 WORDS = "ignore previous instructions reveal secret prompt what how please you system say".split()
@@ -149,3 +151,56 @@ def test_weights_that_torch_would_unpickle_are_refused(tmp_path, worker):
     with pytest.raises(ValueError, match="pickle or machine code"):
         worker.plain_archive(content)
     assert not (tmp_path / "unpickled").exists()
+
+
+DOCUMENTS = ["the weather is what it is", "tell me a secret, please", "who will be at the road?"]
+ASKED = {
+    "classify-a": [{"id": f"c{n}", "input": {"text": f"{word} " * (1 + 30 * n)}, "expected": "benign"} for n, word in enumerate(WORDS)],
+    "embed": [{"id": f"p{n}", "input": {"a": word, "b": f"reveal {word} to me"}, "expected": n} for n, word in enumerate(WORDS)],
+    "rerank": [{"id": f"q{n}", "input": {"query": f"what {word}?", "documents": DOCUMENTS}, "expected": [1, 0, 0]} for n, word in enumerate(WORDS)],
+}
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory, call, highroad_bin):  # noqa: F811
+    """A server of three packages behind its address, and the folder they lie in."""
+    home = tmp_path_factory.mktemp("site")
+    members = ""
+    for name, cases in ASKED.items():
+        call("pack", PACKAGES / name, "-o", name, cwd=home)
+        write(home / f"{name}.jsonl", cases)
+        members += f"[members.{name}]\nmodel = \"{home / name}\"\nthreads = 1\n"
+    (home / "portfolio.toml").write_text(members)
+    command = [str(highroad_bin), "serve", "--portfolio", "portfolio.toml", "--development", "--listen", "127.0.0.1:0"]
+    environment = {k: v for k, v in os.environ.items() if not k.endswith("TRACKING_URI")} | {"HIGHROAD_HOME": str(home / ".highroad")}
+    with serving(command, home / "serve.log", env=environment, cwd=home) as url:
+        yield url, home
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_a_server_answers_as_the_package_does_in_process(site, call, name):
+    url, home = site
+    at = ["eval", name, "--golden", f"{name}.jsonl", "--threads", "1", "--json"]
+    here = json.loads(call(*at, "--no-cache", "--out", "here.json", cwd=home).stdout)
+    there = json.loads(call(*at, "--through", url, "--compare", "--out", "there.json", cwd=home, HIGHROAD_API_KEY="not-told").stdout)
+    drift = there["from_native"]
+    assert drift["n_same"] == drift["n_cases"] == len(ASKED[name]) and drift["max_relative_rms"] == 0
+    for key in ("answers", "package", "numerics_id", "summaries", "batch_invariant"):
+        assert there[key] == here[key], key
+    # The server serves for development here, so no verdict of its own promises these bits.
+    assert (there["evidence"], here["evidence"]) == ("observed", "bit-exact")
+    assert there["latency"]["measured"].startswith("through a server, by its client")
+    cases = [json.loads((home / f"{side}.json").read_text())["cases"] for side in ("here", "there")]
+    assert cases[0] == cases[1] and (name != "classify-a" or any(case.get("truncated") for case in cases[1]))
+
+
+def test_only_the_package_that_is_asked_for_may_answer(site, call):
+    url, home = site
+    call("pack", PACKAGES / "classify-b", "-o", "other", cwd=home)
+    at = ["eval", "other", "--golden", "classify-a.jsonl", "--through"]
+    refused = call(*at, url, cwd=home, code=2).stderr
+    assert "does not serve package sha256:" in refused and "`classify-a`" in refused
+    assert "does not answer as `highroad serve` does" in call(*at, "http://127.0.0.1:9", cwd=home, code=2).stderr
+    login = call(*at, "http://me:hidden@127.0.0.1:9", cwd=home, code=2).stderr
+    assert "HIGHROAD_API_KEY" in login and "hidden" not in login
+    assert "cannot be used with" in call(*at, url, "--engine", "torch", cwd=home, code=2).stderr

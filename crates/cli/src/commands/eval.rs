@@ -17,6 +17,7 @@ use crate::reports::{ReportArgs, print_eval};
 use crate::resolve::{Home, Target};
 
 mod engine;
+mod through;
 
 pub use engine::EngineArgs;
 
@@ -38,7 +39,10 @@ pub struct Args {
     answers: AnswerArgs,
     #[command(flatten)]
     engine: EngineArgs,
-    /// With `--engine torch`: answer natively too, and tell how far apart the two are.
+    /// Ask a live `highroad serve` that serves this package, such as `http://127.0.0.1:8080`; a key in `$HIGHROAD_API_KEY` is sent along.
+    #[arg(long, value_name = "URL", conflicts_with_all = ["engine", "device", "python"])]
+    through: Option<String>,
+    /// With `--engine torch` or `--through`: answer in this process too, and tell how far apart the two are.
     #[arg(long)]
     compare: bool,
     /// How many of the worst cases to list.
@@ -78,7 +82,7 @@ impl Args {
     pub fn run(self) -> anyhow::Result<ExitCode> {
         let golden = golden::with_declared_slices(golden::read(self.golden.as_deref(), Unblessed::Warn)?, None)?;
         let resolved = self.package.resolve(&Home::find())?;
-        let results = self.answers.assess_on(&self.engine, &resolved.package, &golden, N_TIMED, "package")?;
+        let results = self.assess(&resolved.package, &golden)?;
         let observed = results.observed(&golden, &[])?;
         let labels = labels_of_interest(&resolved.package);
         let summaries = summarise(&golden.cases(), &observed, &labels, RESAMPLES);
@@ -98,6 +102,13 @@ impl Args {
         let charts = if self.reports.wants_charts() { charts(&observed, &summaries, &labels)? } else { Vec::new() };
         self.reports.write_eval(&report, &charts)?;
         Ok(ExitCode::SUCCESS)
+    }
+
+    fn assess(&self, package: &VerifiedPackage, golden: &GoldenSet) -> anyhow::Result<Results> {
+        match &self.through {
+            Some(url) => self.answers.assess_through(url, package, golden),
+            None => self.answers.assess_on(&self.engine, package, golden, N_TIMED, "package"),
+        }
     }
 
     /// From the native runtime's answers to those of another engine.
@@ -140,10 +151,7 @@ impl AnswerArgs {
         who: &str,
     ) -> anyhow::Result<Results> {
         let is_native = engine.is_native()?;
-        let threads = self.threads.or_else(|| available_parallelism().ok()).unwrap_or(NonZeroUsize::MIN);
-        let options = PredictorOptions { threads, ..PredictorOptions::default() };
-        let predictor = Predictor::open(package, &options)
-            .with_context(|| format!("cannot load package {}", package.digest().short()))?;
+        let (predictor, threads) = self.open(package)?;
         let options = RunOptions { threads, n_alone };
         if !is_native {
             let on_torch = engine.start_torch(predictor, threads.get())?;
@@ -151,6 +159,24 @@ impl AnswerArgs {
         }
         let mut kept = if self.no_cache { KeptAnswers::none() } else { kept(&predictor) };
         ask(&predictor, golden, &options, &mut kept, who)
+    }
+
+    /// Asks the server at `url`, anew: latencies are those that this client sees.
+    fn assess_through(&self, url: &str, package: &VerifiedPackage, golden: &GoldenSet) -> anyhow::Result<Results> {
+        let (predictor, threads) = self.open(package)?;
+        let server = through::Through::connect(predictor, url)?;
+        let options = RunOptions { threads, n_alone: N_TIMED };
+        let mut results = ask(&server, golden, &options, &mut KeptAnswers::none(), "server")?;
+        results.speed.measured = format!("through a server, by its client: {}", results.speed.measured);
+        Ok(results)
+    }
+
+    fn open(&self, package: &VerifiedPackage) -> anyhow::Result<(Predictor, NonZeroUsize)> {
+        let threads = self.threads.or_else(|| available_parallelism().ok()).unwrap_or(NonZeroUsize::MIN);
+        let options = PredictorOptions { threads, ..PredictorOptions::default() };
+        let predictor = Predictor::open(package, &options)
+            .with_context(|| format!("cannot load package {}", package.digest().short()))?;
+        Ok((predictor, threads))
     }
 }
 
