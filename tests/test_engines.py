@@ -87,7 +87,8 @@ def test_pytorch_answers_the_same_package_and_says_what_computed(desk, call):
 
 
 def test_a_gate_on_pytorch_says_so_in_its_verdict(desk, call):
-    at = ["--baseline", "trivial", "--golden", "golden.jsonl", "--engine", "torch"]
+    (desk / "floor.toml").write_text("[[rule]]\nmetric = 'accuracy'\nmargin = 0.05\nfloor = 0.9\n")
+    at = ["--baseline", "trivial", "--golden", "golden.jsonl", "--gates", "floor.toml", "--engine", "torch"]
     judged = call("gate", "b", *at, "--json", "--markdown", "gate.md", cwd=desk, code=1)
     verdict = json.loads(judged.stdout)
     assert verdict["evidence"] == "same-engine" and verdict["numerics_id"].startswith("torch-")
