@@ -427,6 +427,7 @@ fn results(
         speed: Speed {
             single_ms: replies.iter().map(|reply| reply.ms).collect(),
             inputs_per_s: per_s,
+            gpu_s_per_1000: None,
             measured: format!(
                 "{} requests to the host, up to {} at once, from sending to the whole reply, the network included, waits \
                  between tries not; kept ones as they were measured",

@@ -1,5 +1,6 @@
 //! Runs golden sets through predictors, measures latency, writes verdicts.
 
+mod drift;
 mod error;
 mod files;
 mod golden;
@@ -14,8 +15,10 @@ pub mod report;
 mod results;
 pub mod review;
 mod run;
+mod torch;
 mod verdict;
 
+pub use drift::Drift;
 pub use error::{AssessError, GoldenError};
 pub use golden::{
     ASSUMED_DISCORDANCE, Blessing, Changes, Coverage, Difference, EditError, Edited, Editing, Fact, Finding,
@@ -31,4 +34,5 @@ pub use preprocessing::preprocessing_share;
 pub use rehearse::{Rehearsal, Replayed, WayBack, rehearse};
 pub use results::{CaseAnswer, Checked, Results, Speed, Value, answers_digest};
 pub use run::{Model, RunOptions, Stage, Truncated, run};
+pub use torch::{OnTorch, TorchError, TorchOptions, TorchProcess};
 pub use verdict::{Judged, Signature, judge, keep};

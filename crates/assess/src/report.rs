@@ -9,8 +9,9 @@ mod junit;
 mod page;
 mod shown;
 mod traffic;
+mod upgrade;
 
-use highroad_eval::{Expected, HostedEvidence, JudgeEvidence, Observed};
+use highroad_eval::{Evidence, Expected, HostedEvidence, JudgeEvidence, Observed};
 use serde::Serialize;
 
 pub use charts::charts;
@@ -18,9 +19,12 @@ pub use evaluation::{EvalReport, MetricRow, WorstCase};
 pub use gate::{CheckRow, FlipRow, GateReport, SliceFlips};
 pub use github::{Annotation, Level, MOST_SUMMARY_BYTES, annotations};
 pub use junit::{eval_junit, gate_junit};
-pub use page::{eval_html, eval_markdown, gate_html, gate_markdown, review_html, review_markdown};
+pub use page::{
+    eval_html, eval_markdown, gate_html, gate_markdown, review_html, review_markdown, upgrade_html, upgrade_markdown,
+};
 pub use shown::{asked, in_words, one_line, text};
 pub use traffic::traffic_facts;
+pub use upgrade::{LatencyChange, MetricChange, PackageChange, UpgradeCheck, UpgradeReport, outcome_of};
 
 use crate::{GoldenSet, Results};
 
@@ -102,6 +106,14 @@ fn wanted(expected: &Expected) -> String {
         Expected::References(references) => text(references.first().map_or("", String::as_str), shown::MOST_CHARS),
         Expected::Implied => "the positive text closer".to_owned(),
         Expected::Relevances(relevances) => format!("rank 1 of {}", relevances.len()),
+    }
+}
+
+/// What decided the bits, and what the answers are evidence of where that is less than bits.
+fn numerics(id: &str, evidence: Evidence) -> Fact {
+    match evidence {
+        Evidence::BitExact => fact("numerics", id),
+        weaker => fact("numerics", format!("{id} (evidence: {weaker})")),
     }
 }
 

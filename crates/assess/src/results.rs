@@ -99,6 +99,9 @@ pub struct Speed {
     pub single_ms: Vec<f64>,
     /// Inputs a second when they are asked in batches.
     pub inputs_per_s: f64,
+    /// Seconds that a GPU works for 1,000 inputs asked in batches; absent where none does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu_s_per_1000: Option<f64>,
     /// Method and machine, in words.
     pub measured: String,
 }

@@ -24,6 +24,15 @@ pub trait Model {
     fn numerics_id(&self) -> String;
     /// What its answers are evidence of.
     fn evidence(&self) -> Evidence;
+    /// Whether an input has the same bits alone and in any batch, so that a difference is a fault. An engine that promises none is
+    /// told of in `batch_invariant`, and its batches count.
+    fn promises_bits(&self) -> bool {
+        true
+    }
+    /// Seconds that a GPU has worked for it so far; `None` where none does.
+    fn gpu_s(&self) -> Option<f64> {
+        None
+    }
     /// The answer to one input, and whether the input was too long and lost its end.
     fn answer_one(&self, input: &Input) -> Result<(Answer, Truncated), TaskError>;
     /// The answers to all inputs, in order, as fast as it goes, and which of them lost their end.
@@ -94,7 +103,7 @@ const CHUNK_SECONDS: f64 = 3.0;
 /// the set, alone and timed, comparing their bits.
 ///
 /// Where one differs, nothing kept is trusted and every input is asked alone, so that `kept` never decides what a single
-/// input would not. `progress` is called with the stage, and the number of its inputs done and in all.
+/// input would not; unless the model promises no such bits. `progress` is called with the stage, and the number of its inputs done and in all.
 pub fn run(
     model: &impl Model,
     golden: &GoldenSet,
@@ -117,7 +126,7 @@ pub fn run(
         answered.inputs_per_s.get_or_insert(batch.len() as f64 / seconds);
         batch_invariant = alone.iter().zip(&batch).all(|(single, answer)| same_bits(&single.kept, answer));
     }
-    if !is_sound {
+    if !is_sound && model.promises_bits() {
         kept.forget()?;
         let all: Vec<usize> = (0..n_inputs).collect();
         let singles = ask_alone(model, &inputs, &all, |n_done| progress(Stage::Timing, n_done, n_inputs))?;
@@ -133,6 +142,8 @@ struct Answered {
     n_kept: usize,
     /// Of those that were not kept; `None` if all were.
     inputs_per_s: Option<f64>,
+    /// The same of a GPU's seconds for each.
+    gpu_s_per_input: Option<f64>,
 }
 
 /// What a run has found out.
@@ -152,7 +163,8 @@ fn results(
     options: &RunOptions,
     run: &Run,
 ) -> Result<Results, AssessError> {
-    let Run { answered: Answered { answers, n_kept, inputs_per_s }, alone, batch_invariant, n_alone } = run;
+    let Run { answered: Answered { answers, n_kept, inputs_per_s, gpu_s_per_input }, alone, batch_invariant, n_alone } =
+        run;
     let n_inputs = answers.len();
     let digests: Vec<Digest> = answers.iter().map(|(answer, _)| answer.digest()).collect();
     let cases = golden.cases.iter().zip(&inputs.of_case);
@@ -174,6 +186,7 @@ fn results(
         speed: Speed {
             single_ms: alone.iter().map(|single| single.ms).collect(),
             inputs_per_s: inputs_per_s.unwrap_or(0.0),
+            gpu_s_per_1000: gpu_s_per_input.map(|seconds| 1000.0 * seconds),
             measured: format!(
                 "{} of {n_inputs} inputs once, alone, after {N_WARM_UP} to warm up, tokenisation included, {} thread(s), \
                  {}; throughput in batches of up to 4096 tokens",
@@ -201,6 +214,7 @@ fn answer(
     let mut answers: Vec<Option<Kept>> = digests.iter().map(|digest| kept.get(digest).cloned()).collect();
     let missing: Vec<usize> = (0..answers.len()).filter(|&idx| answers[idx].is_none()).collect();
     let (mut n_done, mut n_next, mut seconds) = (0, FIRST_CHUNK, 0.0);
+    let gpu_s_before = model.gpu_s();
     while n_done < missing.len() {
         let chunk = &missing[n_done..missing.len().min(n_done + n_next)];
         let (batch, took) = ask_batch(model, &chunk.iter().map(|&idx| inputs.distinct[idx]).collect::<Vec<_>>())?;
@@ -215,6 +229,10 @@ fn answer(
         n_kept: answers.len() - missing.len(),
         answers: answers.into_iter().map(|answer| answer.expect("what was missing has been answered")).collect(),
         inputs_per_s: (n_done > 0).then(|| n_done as f64 / seconds),
+        gpu_s_per_input: gpu_s_before
+            .zip(model.gpu_s())
+            .filter(|_| n_done > 0)
+            .map(|(before, after)| (after - before) / n_done as f64),
     })
 }
 

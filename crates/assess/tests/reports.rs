@@ -65,6 +65,7 @@ fn results(golden: &GoldenSet, name: &str, answer: impl Fn(usize) -> Value) -> R
         speed: Speed {
             single_ms: (0..200).map(|idx| 4.0 + noise(idx, 5)).collect(),
             inputs_per_s: 812.0,
+            gpu_s_per_1000: None,
             measured: "200 of 300 inputs once, alone, 4 thread(s), x86_64".to_owned(),
         },
         hosted: None,

@@ -23,13 +23,21 @@ struct Rule {
     asked: RefCell<Vec<String>>,
     n_batched: RefCell<usize>,
     batch_noise: f32,
+    promises_bits: bool,
 }
 
 impl Rule {
     fn classifier(word: &'static str) -> Self {
         let labels = ["benign", "injection"].map(str::to_owned).to_vec();
         let task = TaskKind::Classify { labels, flagged: None };
-        Self { task, word, asked: RefCell::default(), n_batched: RefCell::default(), batch_noise: 0.0 }
+        Self {
+            task,
+            word,
+            asked: RefCell::default(),
+            n_batched: RefCell::default(),
+            batch_noise: 0.0,
+            promises_bits: true,
+        }
     }
 
     fn embedder() -> Self {
@@ -75,6 +83,10 @@ impl Model for Rule {
 
     fn evidence(&self) -> Evidence {
         Evidence::Observed
+    }
+
+    fn promises_bits(&self) -> bool {
+        self.promises_bits
     }
 
     fn answer_one(&self, input: &Input) -> Result<(Answer, Truncated), TaskError> {
@@ -276,6 +288,15 @@ fn numbers_and_texts_that_were_answered_elsewhere_are_judged() {
     let nothing = Generated { texts: Vec::new(), ..Generated::text("") };
     let error = of(Value::Generated(nothing), PROMPT, "bleu").unwrap_err();
     assert_eq!(error.to_string(), "case 0 has no text");
+}
+
+#[test]
+fn the_batches_of_a_model_that_promises_no_bits_count_as_they_are() {
+    let noisy = Rule { batch_noise: 1e-7, promises_bits: false, ..Rule::classifier("secret") };
+    let results = answers(&noisy, &labelled(200)).unwrap();
+    assert!(!results.batch_invariant && results.checked.n_alone == 50);
+    let alone = answers(&Rule { promises_bits: true, ..noisy }, &labelled(200)).unwrap();
+    assert!(alone.checked.n_alone == 200 && alone.answers != results.answers);
 }
 
 #[test]

@@ -32,4 +32,5 @@ pub mod track;
 pub mod train;
 pub mod up;
 pub mod update;
+pub mod upgrade;
 pub mod verify;

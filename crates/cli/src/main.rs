@@ -7,6 +7,7 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 mod admission;
 mod commands;
 mod engine;
+mod environment;
 mod progress;
 mod record;
 mod repo;
@@ -54,6 +55,8 @@ enum Command {
     Reproduce(commands::reproduce::Args),
     /// Export, pack and prove the trained model; prints the package's digest.
     Export(commands::export::Args),
+    /// Export again with another PyTorch, or another lock file, and tell what changes: pass 0, fail 1, too few cases to tell 3.
+    Upgrade(commands::upgrade::Args),
     /// Run a program on tensors from a file.
     Run(commands::run::Args),
     /// Compare a program with what eager PyTorch computed; exit code 1 where they differ.
@@ -118,6 +121,7 @@ fn main() -> ExitCode {
         Command::Runs(args) => args.run(),
         Command::Reproduce(args) => args.run(),
         Command::Export(args) => args.run(),
+        Command::Upgrade(args) => args.run(),
         Command::Run(args) => args.run(),
         Command::Verify(args) => args.run(),
         Command::Ops(args) => args.run(),

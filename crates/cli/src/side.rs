@@ -9,7 +9,7 @@ use highroad_eval::{Gates, JudgeEvidence};
 use highroad_hosted::Budget;
 use highroad_package::VerifiedPackage;
 
-use crate::commands::eval::AnswerArgs;
+use crate::commands::eval::{AnswerArgs, EngineArgs};
 use crate::progress;
 use crate::resolve::{Home, Resolved, Target};
 
@@ -17,6 +17,14 @@ use crate::resolve::{Home, Resolved, Target};
 pub enum Side {
     Package(Box<Resolved>),
     Hosted(Box<HostedModel>),
+}
+
+/// How a side is asked.
+#[derive(Clone, Copy)]
+pub struct How<'a> {
+    pub answers: &'a AnswerArgs,
+    /// What runs a package's program.
+    pub engine: &'a EngineArgs,
 }
 
 /// What asking hosted models may cost.
@@ -61,16 +69,19 @@ impl Side {
     /// Answers the golden set, with a progress bar on a terminal; of a package `n_alone` inputs are timed.
     pub fn answer(
         &self,
-        args: &AnswerArgs,
+        how: &How<'_>,
         golden: &GoldenSet,
         n_alone: NonZeroUsize,
         who: &str,
         budget: &Budget,
     ) -> anyhow::Result<Results> {
         match self {
-            Self::Package(resolved) => args.assess(&resolved.package, golden, n_alone, who),
+            Self::Package(resolved) => how.answers.assess_on(how.engine, &resolved.package, golden, n_alone, who),
+            Self::Hosted(_) if !how.engine.is_native()? => {
+                bail!("--engine is about a package, and this model is hosted by somebody else")
+            }
             Self::Hosted(model) => {
-                let mut kept = kept_replies(model, args);
+                let mut kept = kept_replies(model, how.answers);
                 let bar = progress::bar_of_inputs(who);
                 let results = run_hosted(model, golden, &mut kept, budget, |n_done, n_all| {
                     progress::show(&bar, format!("{who}: asking"), [n_done, n_all]);

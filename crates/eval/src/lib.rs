@@ -31,7 +31,7 @@ mod verdict;
 pub use about::{About, Costs, Parameter, ParameterError, Pattern, Schema};
 pub use agreement::{Agreement, AgreementMeasure, AgreementRule, majority};
 pub use bootstrap::{Bootstrap, Resamples, Units};
-pub use cost::{CostEvidence, HOURS_A_MONTH};
+pub use cost::{CostEvidence, GpuCost, HOURS_A_MONTH};
 pub use curves::{CurvePoint, ReliabilityBin, precision_recall_curve, reliability, roc_curve, thin};
 pub use gate::{Comparison, Decision, GateError, Side, WaiverError, decide};
 pub use hosted::{HostedCost, HostedEvidence};

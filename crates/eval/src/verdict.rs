@@ -104,6 +104,16 @@ pub enum Evidence {
     Observed,
 }
 
+impl fmt::Display for Evidence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::BitExact => "bit-exact",
+            Self::SameEngine => "same-engine",
+            Self::Observed => "observed",
+        })
+    }
+}
+
 /// One rule of a gate and how it went.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CheckResult {

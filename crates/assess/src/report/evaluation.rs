@@ -2,7 +2,7 @@ use highroad_eval::{Expected, Measured, Observed, Summary};
 use serde::Serialize;
 
 use super::shown::MOST_CHARS;
-use super::{Fact, MustPass, asked, fact, hosted_facts, in_words, must_pass, remarks, text, wanted};
+use super::{Fact, MustPass, asked, fact, hosted_facts, in_words, must_pass, numerics, remarks, text, wanted};
 use crate::{AssessError, GoldenCase, GoldenInput, GoldenSet, Results};
 
 /// Most worst cases that a report lists, however many are asked for.
@@ -113,7 +113,7 @@ fn facts(results: &Results) -> Vec<Fact> {
     let mut facts = vec![
         fact("package", results.package.to_string()),
         fact("golden set", format!("{} ({} cases), {}", set.name, set.n_cases, set.digest)),
-        fact("numerics", &results.numerics_id),
+        numerics(&results.numerics_id, results.evidence),
         fact("answers", results.checked.in_words()),
         fact("latency", format!("{percentiles}; {}", throughput(results))),
         fact("measured", latency.measured),

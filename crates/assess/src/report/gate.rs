@@ -6,7 +6,8 @@ use serde::Serialize;
 
 use super::shown::MOST_CHARS;
 use super::{
-    Fact, MustPass, asked, fact, hosted_facts, in_words, judge_fact, must_pass, one_line, remarks, traffic_facts,
+    Fact, MustPass, asked, fact, hosted_facts, in_words, judge_fact, must_pass, numerics, one_line, remarks,
+    traffic_facts,
 };
 use crate::{AssessError, GoldenCase, Judged};
 
@@ -209,7 +210,7 @@ fn facts(verdict: &Verdict, digest: &Digest, judged: &Judged<'_>) -> Vec<Fact> {
         fact("baseline", baseline),
         fact("golden set", format!("{} ({} cases), {}", set.name, set.n_cases, set.digest)),
         fact("rules", &verdict.gates),
-        fact("numerics", &verdict.numerics_id),
+        numerics(&verdict.numerics_id, verdict.evidence),
         fact("answers", judged.candidate.checked.in_words()),
     ];
     if let Some(latency) = &verdict.latency {

@@ -4,9 +4,11 @@ use std::process::ExitCode;
 use std::thread::available_parallelism;
 
 use anyhow::Context as _;
-use highroad_assess::report::{EvalReport, charts};
-use highroad_assess::{Checked, GoldenSet, KeptAnswers, Results, RunOptions, Stage, run};
-use highroad_eval::{HostedEvidence, JudgeEvidence, JudgeMode, Latency, Resamples, Summary, summarise};
+use highroad_assess::report::{EvalReport, Fact, charts};
+use highroad_assess::{Checked, Drift, GoldenSet, KeptAnswers, Model, Results, RunOptions, Stage, run};
+use highroad_eval::{
+    Evidence, GpuCost, HostedEvidence, JudgeEvidence, JudgeMode, Latency, Resamples, Summary, summarise,
+};
 use highroad_hosted::Budget;
 use highroad_package::{TaskKind, VerifiedPackage};
 use highroad_task::{Predictor, PredictorOptions};
@@ -17,7 +19,12 @@ use super::golden::{self, Unblessed};
 use crate::progress;
 use crate::reports::{ReportArgs, print_eval};
 use crate::resolve::{Home, Target};
-use crate::side::{CostArgs, Side, ask_judges};
+use crate::side::{CostArgs, How, Side, ask_judges};
+
+mod engine;
+mod through;
+
+pub use engine::EngineArgs;
 
 /// Answer a golden set: metrics with 95 % intervals, per slice, latency and throughput.
 #[derive(clap::Args)]
@@ -41,6 +48,14 @@ pub struct Args {
     gates: Option<PathBuf>,
     #[command(flatten)]
     cost: CostArgs,
+    #[command(flatten)]
+    engine: EngineArgs,
+    /// Ask a live `highroad serve` that serves this package, such as `http://127.0.0.1:8080`; a key in `$HIGHROAD_API_KEY` is sent along.
+    #[arg(long, value_name = "URL", conflicts_with_all = ["engine", "device", "python"])]
+    through: Option<String>,
+    /// With `--engine torch` or `--through`: answer in this process too, and tell how far apart the two are.
+    #[arg(long)]
+    compare: bool,
     /// How many of the worst cases to list.
     #[arg(long, default_value_t = 10, value_name = "N")]
     worst: usize,
@@ -60,6 +75,7 @@ struct Report<'a> {
     package: String,
     golden_set: &'a highroad_eval::GoldenSet,
     numerics_id: &'a str,
+    evidence: Evidence,
     answers: String,
     batch_invariant: bool,
     checked: Checked,
@@ -70,6 +86,11 @@ struct Report<'a> {
     hosted: Option<&'a HostedEvidence>,
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     judges: &'a [JudgeEvidence],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gpu: Option<&'a GpuCost>,
+    /// From the native runtime's answers to these.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    from_native: Option<&'a Drift>,
 }
 
 impl Args {
@@ -77,17 +98,21 @@ impl Args {
         let golden = golden::with_declared_slices(golden::read(self.golden.as_deref(), Unblessed::Warn)?, None)?;
         let side = Side::find(&self.package, &Home::find())?;
         let budget = self.cost.budget();
-        let mut results = side.answer(&self.answers, &golden, N_TIMED, "answers", &budget)?;
+        let mut results = self.answer(&side, &golden, &budget)?;
         let judges = self.ask_judges(&golden, &mut results, &budget)?;
         let observed = results.observed(&golden, &[])?;
         let labels = side.package().map_or_else(|| results.labels.clone(), labels_of_interest);
         let summaries = summarise(&golden.cases(), &observed, &labels, RESAMPLES);
-        let report = EvalReport::of(&results, &golden, &summaries, self.worst)?;
+        let drift = self.compare.then(|| self.drift(package_of(&side, "--compare")?, &golden, &results)).transpose()?;
+        let gpu = results.speed.gpu_s_per_1000.map(gpu_cost).transpose()?;
+        let mut report = EvalReport::of(&results, &golden, &summaries, self.worst)?;
+        report.facts.extend(drift.as_ref().map(|drift| Fact { name: "native", value: drift.in_words() }));
+        report.facts.extend(gpu.as_ref().map(|gpu| Fact { name: "gpu", value: gpu.in_words() }));
         if let Some(path) = &self.out {
             results.write(path)?;
         }
         if self.json {
-            print_json(&Report { judges: &judges, ..in_json(&results, &summaries) })?;
+            print_json(&Report { judges: &judges, ..in_json(&results, &summaries, gpu.as_ref(), drift.as_ref()) })?;
         } else {
             print_eval(&report);
         }
@@ -108,6 +133,27 @@ impl Args {
         gates.judges.retain(|_, judge| judge.mode == JudgeMode::Scale);
         ask_judges(&gates, path, &self.answers, golden, [Some(results), None], budget)
     }
+
+    fn answer(&self, side: &Side, golden: &GoldenSet, budget: &Budget) -> anyhow::Result<Results> {
+        match &self.through {
+            Some(url) => self.answers.assess_through(url, package_of(side, "--through")?, golden),
+            None => {
+                let how = How { answers: &self.answers, engine: &self.engine };
+                side.answer(&how, golden, N_TIMED, "answers", budget)
+            }
+        }
+    }
+
+    /// From the native runtime's answers to those of another engine.
+    fn drift(&self, package: &VerifiedPackage, golden: &GoldenSet, results: &Results) -> anyhow::Result<Drift> {
+        let native = self.answers.assess(package, golden, NonZeroUsize::MIN, "native")?;
+        Ok(Drift::between(&native, results)?)
+    }
+}
+
+/// The package of a side; an error where somebody else hosts the model, as `option` is about a package.
+fn package_of<'a>(side: &'a Side, option: &str) -> anyhow::Result<&'a VerifiedPackage> {
+    side.package().with_context(|| format!("{option} is about a package, and this model is hosted by somebody else"))
 }
 
 /// How a golden set is answered.
@@ -130,22 +176,66 @@ impl AnswerArgs {
         n_alone: NonZeroUsize,
         who: &str,
     ) -> anyhow::Result<Results> {
+        self.assess_on(&EngineArgs::default(), package, golden, n_alone, who)
+    }
+
+    /// As [`AnswerArgs::assess`], with the program run by `engine`. What PyTorch answers is not kept: its bits depend on the batch.
+    pub fn assess_on(
+        &self,
+        engine: &EngineArgs,
+        package: &VerifiedPackage,
+        golden: &GoldenSet,
+        n_alone: NonZeroUsize,
+        who: &str,
+    ) -> anyhow::Result<Results> {
+        let is_native = engine.is_native()?;
+        let (predictor, threads) = self.open(package)?;
+        let options = RunOptions { threads, n_alone };
+        if !is_native {
+            let on_torch = engine.start_torch(predictor, threads.get())?;
+            return ask(&on_torch, golden, &options, &mut KeptAnswers::none(), who);
+        }
+        let mut kept = if self.no_cache { KeptAnswers::none() } else { kept(&predictor) };
+        ask(&predictor, golden, &options, &mut kept, who)
+    }
+
+    /// Asks the server at `url`, anew: latencies are those that this client sees.
+    fn assess_through(&self, url: &str, package: &VerifiedPackage, golden: &GoldenSet) -> anyhow::Result<Results> {
+        let (predictor, threads) = self.open(package)?;
+        let server = through::Through::connect(predictor, url)?;
+        let options = RunOptions { threads, n_alone: N_TIMED };
+        let mut results = ask(&server, golden, &options, &mut KeptAnswers::none(), "server")?;
+        results.speed.measured = format!("through a server, by its client: {}", results.speed.measured);
+        Ok(results)
+    }
+
+    fn open(&self, package: &VerifiedPackage) -> anyhow::Result<(Predictor, NonZeroUsize)> {
         let threads = self.threads.or_else(|| available_parallelism().ok()).unwrap_or(NonZeroUsize::MIN);
         let options = PredictorOptions { threads, ..PredictorOptions::default() };
         let predictor = Predictor::open(package, &options)
             .with_context(|| format!("cannot load package {}", package.digest().short()))?;
-        let mut kept = if self.no_cache { KeptAnswers::none() } else { kept(&predictor) };
-        let bar = progress::bar_of_inputs(who);
-        let results = run(&predictor, golden, &RunOptions { threads, n_alone }, &mut kept, |stage, n_done, n_all| {
-            let what = match stage {
-                Stage::Answering => "answering",
-                Stage::Timing => "timing single inputs",
-            };
-            progress::show(&bar, format!("{who}: {what}"), [n_done, n_all]);
-        });
-        bar.finish_and_clear();
-        Ok(results?)
+        Ok((predictor, threads))
     }
+}
+
+/// Runs the golden set through a model, with a progress bar on a terminal.
+fn ask(
+    model: &impl Model,
+    golden: &GoldenSet,
+    options: &RunOptions,
+    kept: &mut KeptAnswers,
+    who: &str,
+) -> anyhow::Result<Results> {
+    let bar = progress::bar_of_inputs(who);
+    let results = run(model, golden, options, kept, |stage, n_done, n_all| {
+        let what = match stage {
+            Stage::Answering => "answering",
+            Stage::Timing => "timing single inputs",
+        };
+        progress::show(&bar, format!("{who}: {what}"), [n_done, n_all]);
+    });
+    bar.finish_and_clear();
+    Ok(results?)
 }
 
 /// The answers of earlier runs; none where they cannot be read, as nothing but time is lost.
@@ -166,11 +256,24 @@ fn labels_of_interest(package: &VerifiedPackage) -> Vec<String> {
     }
 }
 
-fn in_json<'a>(results: &'a Results, summaries: &'a [Summary]) -> Report<'a> {
+/// What a GPU's work costs at the price of the repo's gate rules, where they are there and tell one.
+fn gpu_cost(gpu_s_per_1000: f64) -> anyhow::Result<GpuCost> {
+    let rules = Path::new("gates.toml").exists().then(|| super::gate::read_gates(None)).transpose()?;
+    let rule = rules.and_then(|(_, gates)| gates.cost);
+    Ok(GpuCost::of(gpu_s_per_1000, rule.as_ref()))
+}
+
+fn in_json<'a>(
+    results: &'a Results,
+    summaries: &'a [Summary],
+    gpu: Option<&'a GpuCost>,
+    from_native: Option<&'a Drift>,
+) -> Report<'a> {
     Report {
         package: results.package.to_string(),
         golden_set: &results.golden_set,
         numerics_id: &results.numerics_id,
+        evidence: results.evidence,
         answers: results.answers.to_string(),
         batch_invariant: results.batch_invariant,
         checked: results.checked,
@@ -179,6 +282,8 @@ fn in_json<'a>(results: &'a Results, summaries: &'a [Summary]) -> Report<'a> {
         inputs_per_s: results.speed.inputs_per_s,
         hosted: results.hosted.as_ref(),
         judges: &[],
+        gpu,
+        from_native,
     }
 }
 

@@ -9,12 +9,12 @@ use highroad_eval::{Decision, Gates, Outcome, Verdict, Waiver, summarise};
 use highroad_package::Digest;
 use jiff::{SignedDuration, Timestamp};
 
-use super::eval::{AnswerArgs, N_TIMED, RESAMPLES, print_json, read};
+use super::eval::{AnswerArgs, EngineArgs, N_TIMED, RESAMPLES, print_json, read};
 use super::golden::{self, Unblessed};
 use super::load::{Files, under_load};
 use crate::reports::{ReportArgs, print_gate};
 use crate::resolve::{Home, Target};
-use crate::side::{CostArgs, Side, ask_judges, check_traffic};
+use crate::side::{CostArgs, How, Side, ask_judges, check_traffic};
 use crate::standard::Standard;
 use crate::tracking;
 
@@ -81,6 +81,8 @@ pub struct Args {
     answers: AnswerArgs,
     #[command(flatten)]
     cost: CostArgs,
+    #[command(flatten)]
+    engine: EngineArgs,
 }
 
 /// Exit code of a gate that cannot tell.
@@ -100,6 +102,11 @@ const TRIVIAL: &str = "trivial";
 impl Args {
     pub fn run(self) -> anyhow::Result<ExitCode> {
         let (rules, gates) = read_gates(self.files.gates.as_deref())?;
+        if !self.engine.is_native()? && gates.traffic.is_some() {
+            bail!(
+                "the rules declare [traffic], which only the native engine is loaded with\nhint: judge PyTorch by --gates FILE without it"
+            );
+        }
         let golden = golden::read(self.files.golden.as_deref(), Unblessed::Refuse)?.with_slices(&gates.slices)?;
         let home = Home::find();
         let candidate = Side::find(self.package.as_ref().expect(REQUIRED), &home)?;
@@ -107,8 +114,9 @@ impl Args {
         check_traffic(gates.traffic.is_some(), [Some(&candidate), baseline.as_ref()])?;
         let budget = self.cost.budget();
         let n_timed = if gates.latency.is_empty() { N_TIMED } else { N_TIMED_FOR_A_RULE };
-        let mut of_candidate = candidate.answer(&self.answers, &golden, n_timed, "candidate", &budget)?;
-        let answers = |baseline: &Side| baseline.answer(&self.answers, &golden, N_TIMED, "baseline", &budget);
+        let how = How { answers: &self.answers, engine: &self.engine };
+        let mut of_candidate = candidate.answer(&how, &golden, n_timed, "candidate", &budget)?;
+        let answers = |baseline: &Side| baseline.answer(&how, &golden, N_TIMED, "baseline", &budget);
         let mut of_baseline = baseline.as_ref().map(answers).transpose()?;
         let judges = ask_judges(
             &gates,
@@ -218,7 +226,8 @@ pub fn whole_seconds(at: Timestamp) -> String {
     at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
-fn exit_code(outcome: Outcome) -> ExitCode {
+/// How a command ends whose outcome this is.
+pub fn exit_code(outcome: Outcome) -> ExitCode {
     match outcome {
         Outcome::Pass => ExitCode::SUCCESS,
         Outcome::Fail => ExitCode::FAILURE,
