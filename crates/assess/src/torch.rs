@@ -21,6 +21,8 @@ use crate::{Model, Truncated};
 const WORKER: &str = include_str!("torch_worker.py");
 /// Longest frame: 4096 tokens need 96 KiB, and their answers fit many times.
 const MAX_FRAME_BYTES: u64 = 1 << 30;
+/// How long the last words of a process that has ended are waited for.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// How much of the end of stderr an error tells.
 const STDERR_BYTES: usize = 2048;
 
@@ -70,6 +72,8 @@ struct State {
     questions: Sender<Vec<u8>>,
     answers: Receiver<io::Result<Vec<u8>>>,
     stderr: Arc<Mutex<Vec<u8>>>,
+    /// Disconnected once stderr has ended.
+    stderr_ends: Receiver<()>,
     gpu_s: Option<f64>,
 }
 
@@ -169,8 +173,12 @@ impl State {
                 }
             }
         });
-        thread::spawn(move || keep_tail(&mut errors, &tail));
-        Ok(Self { child, questions, answers, stderr, gpu_s: None })
+        let (open, stderr_ends) = channel();
+        thread::spawn(move || {
+            keep_tail(&mut errors, &tail);
+            drop(open);
+        });
+        Ok(Self { child, questions, answers, stderr, stderr_ends, gpu_s: None })
     }
 
     fn receive(&mut self, timeout: Duration) -> Result<Vec<u8>, TorchError> {
@@ -207,8 +215,10 @@ impl State {
         self.child.wait()
     }
 
-    /// The end of what it said on stderr, ready to be appended to an error.
+    /// The end of what it said on stderr, ready to be appended to an error. What it said last may still be on its way, unless a
+    /// process that it started keeps the pipe open.
     fn stderr(&self) -> String {
+        _ = self.stderr_ends.recv_timeout(LAST_WORDS);
         let tail = self.stderr.lock().unwrap_or_else(PoisonError::into_inner);
         match String::from_utf8_lossy(&tail).trim() {
             "" => String::new(),
