@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as _};
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use highroad_package::Digest;
@@ -12,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::{AssessError, Truncated};
 
 /// Largest file of kept answers; a larger one is begun anew.
-const MAX_KEPT_BYTES: u64 = 2 << 30;
+const MAX_KEPT_BYTES: u64 = 32 << 30;
 /// Longest record; one that claims to be longer is damage.
 const MAX_RECORD_BYTES: u64 = 64 << 20;
 /// Digits of the CRC-32 before a record.
@@ -21,14 +22,22 @@ const CHECKSUM_CHARS: usize = 8;
 /// An answer and whether the input lost its end.
 pub(crate) type Kept = (Answer, Truncated);
 
-/// Answers of one package under one numerics id, by the digest of the input.
+/// Answers of one package under one numerics id, by the digest of the input. They lie on the disk; only where is in memory.
 ///
 /// A file of lines, each a CRC-32 and JSON, that only grows. A line that was torn by a crash or damaged since is as if it had
 /// never been written. Values are kept as the bits of f32, so that an answer comes back as it was.
 #[derive(Debug, Default)]
 pub struct KeptAnswers {
     file: Option<(PathBuf, File)>,
-    answers: HashMap<Digest, Kept>,
+    n_bytes: u64,
+    places: HashMap<Digest, Place>,
+}
+
+/// Where a record begins, and its length.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    start: u64,
+    n_bytes: u32,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -52,7 +61,7 @@ enum Kind {
 }
 
 impl KeptAnswers {
-    /// Keeps nothing.
+    /// Keeps nothing beyond this run: answers lie in a file without a name.
     pub fn none() -> Self {
         Self::default()
     }
@@ -69,49 +78,77 @@ impl KeptAnswers {
         if file.try_lock().is_err() {
             return Ok(Self::none());
         }
-        let answers = read(&mut file).map_err(io)?;
-        Ok(Self { file: Some((path, file)), answers })
+        let (places, n_bytes) = read(&mut file).map_err(io)?;
+        Ok(Self { file: Some((path, file)), n_bytes, places })
     }
 
-    pub(crate) fn get(&self, input: &Digest) -> Option<&Kept> {
-        self.answers.get(input)
+    /// Whether there is an answer to this input.
+    pub(crate) fn holds(&self, input: &Digest) -> bool {
+        self.places.contains_key(input)
     }
 
-    /// Appends answers; they outlive this process when this returns.
+    /// The answer to an input; `None` if there is none. Errors if it cannot be read any more.
+    pub(crate) fn get(&self, input: &Digest) -> Result<Option<Kept>, AssessError> {
+        let (Some((path, file)), Some(place)) = (&self.file, self.places.get(input)) else { return Ok(None) };
+        let io = |source| AssessError::Io { path: path.clone(), source };
+        let mut line = vec![0; place.n_bytes as usize];
+        file.read_exact_at(&mut line, place.start).map_err(io)?;
+        let found = parse(&line[..line.len() - 1]).filter(|(of, _)| of == input);
+        let damaged = || io::Error::new(io::ErrorKind::InvalidData, "a kept answer was damaged during this run");
+        found.map(|(_, kept)| Some(kept)).ok_or_else(damaged).map_err(io)
+    }
+
+    /// Appends answers; they outlive this process when this returns, unless nothing is kept.
     pub(crate) fn put<'a>(&mut self, answers: impl IntoIterator<Item = (Digest, &'a Kept)>) -> Result<(), AssessError> {
-        let Some((path, file)) = &mut self.file else { return Ok(()) };
-        let lines: Vec<u8> = answers.into_iter().flat_map(|(input, kept)| line(&record(input, kept))).collect();
-        file.write_all(&lines).map_err(|source| AssessError::Io { path: path.clone(), source })
+        if self.file.is_none() {
+            let dir = std::env::temp_dir();
+            let file = tempfile::tempfile_in(&dir).map_err(|source| AssessError::Io { path: dir.clone(), source })?;
+            self.file = Some((dir, file));
+        }
+        let (path, file) = self.file.as_mut().expect("it was just made");
+        let (mut lines, mut places) = (Vec::new(), Vec::new());
+        for (input, kept) in answers {
+            let line = line(&record(input, kept));
+            let place = Place { start: self.n_bytes + lines.len() as u64, n_bytes: line.len() as u32 };
+            places.push((input, place));
+            lines.extend(line);
+        }
+        file.write_all(&lines).map_err(|source| AssessError::Io { path: path.clone(), source })?;
+        self.n_bytes += lines.len() as u64;
+        self.places.extend(places);
+        Ok(())
     }
 
-    /// Drops every answer, as one of them proved wrong.
+    /// Drops every answer, as one of them proved wrong, and keeps none of those to come beyond this run.
     pub(crate) fn forget(&mut self) -> Result<(), AssessError> {
-        self.answers.clear();
-        let Some((path, file)) = &self.file else { return Ok(()) };
-        file.set_len(0).map_err(|source| AssessError::Io { path: path.clone(), source })
+        let old = std::mem::take(self);
+        let Some((path, file)) = old.file else { return Ok(()) };
+        file.set_len(0).map_err(|source| AssessError::Io { path, source })
     }
 }
 
-/// The whole records of the file, which is then ready to be appended to.
-fn read(file: &mut File) -> io::Result<HashMap<Digest, Kept>> {
+/// Where the whole records of the file lie and where they end; it is then ready to be appended to.
+fn read(file: &mut File) -> io::Result<(HashMap<Digest, Place>, u64)> {
     if file.metadata()?.len() > MAX_KEPT_BYTES {
         file.set_len(0)?;
     }
-    let (mut answers, mut end) = (HashMap::new(), 0);
+    let (mut places, mut end) = (HashMap::new(), 0);
     file.seek(SeekFrom::Start(0))?;
-    let mut reader = BufReader::new(&mut *file);
+    let mut reader = BufReader::with_capacity(1 << 20, &mut *file);
+    let mut line = Vec::new();
     loop {
-        let mut line = Vec::new();
+        line.clear();
         let n_read = reader.by_ref().take(MAX_RECORD_BYTES).read_until(b'\n', &mut line)?;
         if line.pop() != Some(b'\n') {
             break;
         }
+        let place = Place { start: end, n_bytes: n_read as u32 };
+        places.extend(parse(&line).map(|(input, _)| (input, place)));
         end += n_read as u64;
-        answers.extend(parse(&line));
     }
     // What a crash tore off must not become the head of the next record.
     file.set_len(end)?;
-    Ok(answers)
+    Ok((places, end))
 }
 
 fn line(record: &Record) -> Vec<u8> {
@@ -180,10 +217,10 @@ mod tests {
         open(dir.path()).put(answers().iter().map(|(input, kept)| (*input, kept))).unwrap();
         let kept = open(dir.path());
         for (input, answer) in answers() {
-            let (found, truncated) = kept.get(&input).unwrap();
-            assert_eq!((found, found.digest(), *truncated), (&answer.0, answer.0.digest(), Truncated(true)));
+            let (found, truncated) = kept.get(&input).unwrap().unwrap();
+            assert_eq!((&found, found.digest(), truncated), (&answer.0, answer.0.digest(), Truncated(true)));
         }
-        assert!(KeptAnswers::open(dir.path(), &Digest::of(b"package"), "arm").unwrap().answers.is_empty());
+        assert!(KeptAnswers::open(dir.path(), &Digest::of(b"package"), "arm").unwrap().places.is_empty());
     }
 
     #[test]
@@ -196,17 +233,21 @@ mod tests {
             fs::write(file(dir.path()), &whole[..n_bytes]).unwrap();
             let n_lines = whole[..n_bytes].iter().filter(|&&byte| byte == b'\n').count();
             let mut kept = open(dir.path());
-            assert_eq!(kept.answers.len(), n_lines);
+            assert_eq!(kept.places.len(), n_lines);
             kept.put([(all[0].0, &all[0].1)]).unwrap();
             drop(kept);
-            assert_eq!(open(dir.path()).answers.len(), n_lines.max(1));
+            let again = open(dir.path());
+            assert_eq!(again.places.len(), n_lines.max(1));
+            assert_eq!(again.get(&all[0].0).unwrap().as_ref(), Some(&all[0].1));
         }
         for place in 0..whole.len() {
             let mut damaged = whole.clone();
             damaged[place] ^= 4;
             fs::write(file(dir.path()), &damaged).unwrap();
-            for (input, answer) in &open(dir.path()).answers {
-                assert!(all.iter().any(|(known, kept)| known == input && kept == answer));
+            let kept = open(dir.path());
+            for input in kept.places.keys() {
+                let answer = kept.get(input).unwrap().unwrap();
+                assert!(all.iter().any(|(known, kept)| known == input && *kept == answer));
             }
         }
     }

@@ -22,7 +22,7 @@ pub use page::{eval_html, eval_markdown, gate_html, gate_markdown, review_html, 
 pub use shown::{asked, in_words, one_line, text};
 pub use traffic::traffic_facts;
 
-use crate::{GoldenSet, Results};
+use crate::{AssessError, GoldenSet, Results};
 
 /// Why a report cannot be written.
 #[derive(Debug, thiserror::Error)]
@@ -81,15 +81,17 @@ fn in_one(first: &str, second: &str) -> String {
 }
 
 /// The must-pass cases of `golden` as `results` answer them.
-fn must_pass(results: &Results, golden: &GoldenSet, observed: &Observed) -> Vec<MustPass> {
-    let Some(right) = observed.right() else { return Vec::new() };
+fn must_pass(results: &Results, golden: &GoldenSet, observed: &Observed) -> Result<Vec<MustPass>, AssessError> {
+    let Some(right) = observed.right() else { return Ok(Vec::new()) };
     let pinned = golden.cases.iter().enumerate().filter(|(_, case)| case.case.must_pass);
     pinned
-        .map(|(idx, case)| MustPass {
-            case: case.case.id.clone(),
-            right: right[idx],
-            expected: wanted(&case.case.expected),
-            answered: in_words(results, golden, observed, idx),
+        .map(|(idx, case)| {
+            Ok(MustPass {
+                case: case.case.id.clone(),
+                right: right[idx],
+                expected: wanted(&case.case.expected),
+                answered: in_words(results, &*golden.input(idx)?, observed, idx),
+            })
         })
         .collect()
 }

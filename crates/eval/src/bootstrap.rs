@@ -16,10 +16,27 @@ pub struct Units {
 /// How many resamples, and the seed they are drawn with (ChaCha8).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Resamples {
-    /// At least 10,000 for an interval that is shown to people.
+    /// At least 10,000 for an interval that is shown to people. Of more than 100,000 units fewer are taken: see
+    /// [`Resamples::of_units`].
     pub n: usize,
     /// The same seed gives the same resamples on every machine, with any number of threads.
     pub seed: u64,
+}
+
+/// Most draws of a bootstrap, as long as that leaves …
+const MOST_DRAWS: usize = 1_000_000_000;
+
+/// … so many resamples.
+const FEWEST_RESAMPLES: usize = 1_000;
+
+impl Resamples {
+    /// How many are taken of `n_units`: as many as are asked for of up to 100,000, fewer of more, 1,000 of a million.
+    ///
+    /// What resampling leaves undecided is a part of the standard error (a tenth of it at 1,000), which shrinks as the units
+    /// grow: at a million, a tenth of at most 0.0005 for a share.
+    pub fn of_units(self, n_units: usize) -> usize {
+        self.n.min((MOST_DRAWS / n_units.max(1)).max(FEWEST_RESAMPLES))
+    }
 }
 
 /// A statistic on the cases, on every resample of them, and with each unit left out once.
@@ -182,7 +199,7 @@ impl Bootstrap {
             group.iter().for_each(|&unit| counts.0[unit] = 0);
             counted(counts)
         };
-        let n_resamples = if units.is_empty() { 0 } else { resamples.n };
+        let n_resamples = if units.is_empty() { 0 } else { resamples.of_units(n_units) };
         let resampled = (0..n_resamples).into_par_iter().map_init(scratch, resample).collect();
         let groups = units.groups(resamples.seed);
         let jackknife = groups.par_iter().map_init(scratch, without).collect();
@@ -200,7 +217,7 @@ impl Bootstrap {
         let origin = of_case.first().copied().unwrap_or(0.0);
         let shifted: Vec<f64> = of_case.iter().map(|value| value - origin).collect();
         let mean = Mean { units, seed: resamples.seed, shifted: &shifted, totals: &units.totals(&shifted) };
-        let n_resamples = if units.is_empty() { 0 } else { resamples.n };
+        let n_resamples = if units.is_empty() { 0 } else { resamples.of_units(units.n_units) };
         let resampled: Vec<f64> = if units.are_paired() {
             let scratch = || vec![0; units.n_units];
             (0..n_resamples).into_par_iter().map_init(scratch, |counts, idx| mean.of_pairs(counts, idx)).collect()
@@ -389,6 +406,13 @@ mod tests {
         assert_eq!((groups.jackknife.len(), single.jackknife.len()), (MOST_LEFT_OUT, n));
         let gap = groups.acceleration() - single.acceleration();
         assert!(gap.abs() < 0.002 && single.acceleration() > 0.001, "{gap}, {}", single.acceleration());
+    }
+
+    #[test]
+    fn of_very_many_units_fewer_resamples_are_taken() {
+        let of = |n_units| Resamples { n: 10_000, seed: 1 }.of_units(n_units);
+        assert_eq!([1, 100_000, 200_000, 1_000_000, 20_000_000].map(of), [10_000, 10_000, 5_000, 1_000, 1_000]);
+        assert_eq!(Resamples { n: 500, seed: 1 }.of_units(1_000_000), 500);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use highroad_eval::Expected;
 use highroad_task::Input;
 
 use super::{Fact, GoldenCase, GoldenInput, GoldenSet, check_name};
+use crate::GoldenError;
 
 /// Longest expression.
 const MAX_EXPRESSION_CHARS: usize = 1_000;
@@ -23,6 +24,8 @@ pub enum SliceError {
     Syntax { name: String, expression: String, reason: String },
     #[error("slice `{name}`: `{expression}` fails on case `{case}`: {reason}")]
     Case { name: String, expression: String, case: String, reason: String },
+    #[error(transparent)]
+    Golden(#[from] GoldenError),
     #[error("case `{case}` names the slice `{name}` itself, which the rules define by an expression")]
     Named { name: String, case: String },
 }
@@ -43,8 +46,9 @@ impl GoldenSet {
         if conditions.is_empty() {
             return Ok(self);
         }
-        for case in &mut self.cases {
-            let context = context(case, &env);
+        for idx in 0..self.cases.len() {
+            let context = context(&self.cases[idx], &*self.input(idx)?, &env);
+            let case = &mut self.cases[idx];
             // Names are added after all conditions have seen the case as it was written.
             let mut found = Vec::new();
             for condition in &conditions {
@@ -95,10 +99,10 @@ impl<'a> Condition<'a> {
     }
 }
 
-fn context(case: &GoldenCase, env: &Arc<Env>) -> Context<'static, 'static> {
+fn context(case: &GoldenCase, input: &GoldenInput, env: &Arc<Env>) -> Context<'static, 'static> {
     let mut context = Context::with_env(env.clone());
-    let text = case.input.text();
-    let length = match &case.input {
+    let text = input.text();
+    let length = match input {
         GoldenInput::One(Input::Tokens(ids)) => ids.len(),
         _ => text.chars().count(),
     };

@@ -55,6 +55,12 @@ pub struct Args {
     baseline: Option<Target>,
     #[command(flatten)]
     files: Files,
+    /// Take the candidate's answers from the files of all shards; a sample is asked here and compared bit by bit.
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    answers_of_shards: Vec<PathBuf>,
+    /// The same for the baseline's.
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    baseline_answers_of_shards: Vec<PathBuf>,
     /// Accept the regression of this case, where the golden set is too small to tell; may be given again.
     #[arg(long, value_name = "CASE", requires_all = ["by", "why"])]
     accept: Vec<String>,
@@ -101,8 +107,12 @@ impl Args {
         let candidate = self.package.as_ref().expect(REQUIRED).resolve(&home)?;
         let baseline = self.resolve_baseline(&home)?;
         let n_timed = if gates.latency.is_empty() { N_TIMED } else { N_TIMED_FOR_A_RULE };
-        let of_candidate = self.answers.assess(&candidate.package, &golden, n_timed, "candidate")?;
-        let answers = |baseline: &Resolved| self.answers.assess(&baseline.package, &golden, N_TIMED, "baseline");
+        let assess = |of: &Resolved, shards: &[PathBuf], n_timed, who: &str| match shards {
+            [] => self.answers.assess(&of.package, &golden, n_timed, who),
+            files => self.answers.assess_joined(&of.package, &golden, files, n_timed, who),
+        };
+        let of_candidate = assess(&candidate, &self.answers_of_shards, n_timed, "candidate")?;
+        let answers = |of: &Resolved| assess(of, &self.baseline_answers_of_shards, N_TIMED, "baseline");
         let of_baseline = baseline.as_ref().map(answers).transpose()?;
         let judged = Judged { golden: &golden, candidate: &of_candidate, baseline: of_baseline.as_ref() };
         let now = Timestamp::now();

@@ -2,7 +2,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
-use highroad_assess::{Editing, GoldenInput, GoldenSet, edit};
+use highroad_assess::{Editing, GoldenKind, GoldenSet, edit};
 use highroad_eval::Expected;
 use serde_json::Value;
 
@@ -58,7 +58,7 @@ impl Args {
         let golden = GoldenSet::read(path)?;
         let case = golden.cases.iter().find(|case| case.case.id == self.id);
         let case = case.with_context(|| format!("golden set `{}` has no case `{}`", path.display(), self.id))?;
-        expected(matches!(case.input, GoldenInput::One(_)), text)
+        expected(matches!(case.kind, GoldenKind::Labels | GoldenKind::Numbers), text)
     }
 }
 

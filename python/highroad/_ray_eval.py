@@ -1,0 +1,98 @@
+"""A golden set in shards, answered by tasks of a Ray cluster.
+
+`highroad eval --ray` starts this module. Each task runs the same `highroad eval --shard` on the same bytes: binary, package and golden
+set go through Ray's object store, once to each machine. The files it leaves are joined by `highroad` itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import ray
+
+Files = dict[str, bytes]
+
+
+def files_of(path: Path) -> Files:
+    """A file's bytes, or those of all files of a folder, by relative name."""
+    if path.is_file():
+        return {path.name: path.read_bytes()}
+    return {str(file.relative_to(path)): file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file()}
+
+
+def unpacked(kind: str, files: Files) -> Path:
+    """A folder of this machine that holds `files`; tasks that get the same ones share it."""
+    digest = hashlib.sha256()
+    for name, content in files.items():
+        digest.update(f"{name} {len(content)}\n".encode())
+        digest.update(content)
+    session = ray.get_runtime_context().get_job_id()
+    folder = Path(tempfile.gettempdir()) / f"highroad-{os.getuid()}-{session}" / f"{kind}-{digest.hexdigest()[:32]}"
+    if not folder.is_dir():
+        folder.parent.mkdir(mode=0o700, exist_ok=True)
+        # Complete or absent: two tasks may begin at once.
+        made = Path(tempfile.mkdtemp(dir=folder.parent))
+        for name, content in files.items():
+            (made / name).parent.mkdir(parents=True, exist_ok=True)
+            (made / name).write_bytes(content)
+        try:
+            made.rename(folder)
+        except OSError:
+            pass
+    return folder
+
+
+def answer(shard: str, name: str, binary: Files, package: Files, golden: Files, options: list[str]) -> bytes:
+    """The file of one shard. Errors hold what `highroad` said."""
+    program = next(iter(unpacked("binary", binary).iterdir()))
+    program.chmod(0o700)
+    where = unpacked("package", package), unpacked("golden", golden) / name
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "shard.json"
+        command = [program, "eval", where[0], "--golden", where[1], "--shard", shard, "--out", out, *options]
+        environment = os.environ | {"HIGHROAD_HOME": str(Path(folder) / "home")}
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+        if done.returncode != 0:
+            raise RuntimeError(f"shard {shard}: {done.stderr.strip()}")
+        return out.read_bytes()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m highroad._ray_eval", description=__doc__)
+    parser.add_argument("--address", required=True, help="of the cluster; `auto` for the one this machine belongs to")
+    parser.add_argument("--shards", type=int, required=True)
+    parser.add_argument("--binary", type=Path, required=True)
+    parser.add_argument("--package", type=Path, required=True)
+    parser.add_argument("--golden", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="folder for the files of the shards")
+    parser.add_argument("--threads", type=int, default=1, help="of each task, which reserves as many CPUs")
+    told = parser.parse_args()
+
+    ray.init(address=told.address, log_to_driver=False)
+    task = ray.remote(num_cpus=told.threads, max_retries=2)(answer)
+    given = [ray.put(files_of(path)) for path in (told.binary, told.package, told.golden)]
+    options = ["--threads", str(told.threads)]
+    waiting = {
+        task.remote(f"{number}/{told.shards}", told.golden.name, *given, options): number
+        for number in range(1, told.shards + 1)
+    }
+    try:
+        while waiting:
+            (done,), _ = ray.wait(list(waiting), num_returns=1)
+            number = waiting.pop(done)
+            (told.out / f"{number}.json").write_bytes(ray.get(done))
+            print(f"shard {number} of {told.shards} is answered", file=sys.stderr, flush=True)
+    except ray.exceptions.RayTaskError as error:
+        print(f"error: {error.cause}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
