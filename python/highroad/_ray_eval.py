@@ -7,7 +7,6 @@ set go through Ray's object store, once to each machine. The files it leaves are
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
 import subprocess
 import sys
@@ -26,38 +25,23 @@ def files_of(path: Path) -> Files:
     return {str(file.relative_to(path)): file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file()}
 
 
-def unpacked(kind: str, files: Files) -> Path:
-    """A folder of this machine that holds `files`; tasks that get the same ones share it."""
-    digest = hashlib.sha256()
+def write(folder: Path, files: Files) -> Path:
     for name, content in files.items():
-        digest.update(f"{name} {len(content)}\n".encode())
-        digest.update(content)
-    session = ray.get_runtime_context().get_job_id()
-    folder = Path(tempfile.gettempdir()) / f"highroad-{os.getuid()}-{session}" / f"{kind}-{digest.hexdigest()[:32]}"
-    if not folder.is_dir():
-        folder.parent.mkdir(mode=0o700, exist_ok=True)
-        # Complete or absent: two tasks may begin at once.
-        made = Path(tempfile.mkdtemp(dir=folder.parent))
-        for name, content in files.items():
-            (made / name).parent.mkdir(parents=True, exist_ok=True)
-            (made / name).write_bytes(content)
-        try:
-            made.rename(folder)
-        except OSError:
-            pass
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
     return folder
 
 
-def answer(shard: str, name: str, binary: Files, package: Files, golden: Files, options: list[str]) -> bytes:
+def answer(shard: str, binary: Files, package: Files, golden: Files, options: list[str]) -> bytes:
     """The file of one shard. Errors hold what `highroad` said."""
-    program = next(iter(unpacked("binary", binary).iterdir()))
-    program.chmod(0o700)
-    where = unpacked("package", package), unpacked("golden", golden) / name
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "shard.json"
-        command = [program, "eval", where[0], "--golden", where[1], "--shard", shard, "--out", out, *options]
-        environment = os.environ | {"HIGHROAD_HOME": str(Path(folder) / "home")}
-        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+        place, out = Path(folder), Path(folder) / "shard.json"
+        (program,) = (write(place / "binary", binary) / name for name in binary)
+        program.chmod(0o700)
+        (cases,) = (write(place / "golden", golden) / name for name in golden)
+        given = [write(place / "package", package), "--golden", cases, "--shard", shard, "--out", out]
+        environment = os.environ | {"HIGHROAD_HOME": str(place / "home")}
+        done = subprocess.run([program, "eval", *given, *options], cwd=folder, env=environment, capture_output=True, text=True)
         if done.returncode != 0:
             raise RuntimeError(f"shard {shard}: {done.stderr.strip()}")
         return out.read_bytes()
@@ -79,7 +63,7 @@ def main() -> int:
     given = [ray.put(files_of(path)) for path in (told.binary, told.package, told.golden)]
     options = ["--threads", str(told.threads)]
     waiting = {
-        task.remote(f"{number}/{told.shards}", told.golden.name, *given, options): number
+        task.remote(f"{number}/{told.shards}", *given, options): number
         for number in range(1, told.shards + 1)
     }
     try:

@@ -1,4 +1,5 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::RangeInclusive;
 use std::path::Path;
 
 use highroad_eval::{Case, Expected};
@@ -43,6 +44,9 @@ const MAX_NAME_CHARS: usize = 200;
 
 /// Most slices, and most tags, of a case: slice expressions walk them.
 const MAX_NAMES: usize = 32;
+
+/// What a case may count beside the others: sums of their squares stay far from where f64 ends.
+const WEIGHTS: RangeInclusive<f64> = 1e-6..=1e6;
 
 /// Most facts in a case's provenance, and the longest text among them.
 const MAX_FACTS: usize = 32;
@@ -174,6 +178,8 @@ pub struct Line {
     source: Option<String>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     provenance: BTreeMap<String, Fact>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    weight: Option<f64>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -335,7 +341,7 @@ impl Reader {
             return Err(format!("there are more than {MAX_CASES} cases"));
         }
         let digest = record.digest();
-        let Line { id, input, expected, slices, must_pass, tags, source, provenance } = record;
+        let Line { id, input, expected, slices, must_pass, tags, source, provenance, weight } = record;
         if let Some(first) = self.lines.insert(Known::of("id", &id), u32::try_from(line).unwrap_or(u32::MAX)) {
             return Err(format!("id `{id}` is already taken by line {first}"));
         }
@@ -361,7 +367,7 @@ impl Reader {
             // A labelled case is a source of its own, and so are a query and a prompt.
             (_, None) => [self.drawn(Drawn::Case); 2],
         };
-        let case = Case { id, expected, slices, must_pass, sources };
+        let case = Case { id, expected, slices, must_pass, sources, weight: weight.unwrap_or(1.0) };
         self.cases.push(GoldenCase { case, kind, tags, source, provenance, digest });
         Ok(input)
     }
@@ -386,6 +392,9 @@ impl Line {
         check_names("tag", &self.tags)?;
         self.source.iter().try_for_each(|source| check_name("source", source))?;
         check_provenance(&self.provenance)?;
+        if let Some(weight) = self.weight.filter(|weight| !WEIGHTS.contains(weight)) {
+            return Err(format!("weight {weight} must be {} to {}", WEIGHTS.start(), WEIGHTS.end()));
+        }
         if self.slices.iter().any(|slice| slice == "*") {
             return Err("a slice cannot be called `*`, which means every slice in gates.toml".to_owned());
         }

@@ -3,6 +3,7 @@ use std::num::NonZeroUsize;
 use std::ops::{Range, RangeInclusive};
 use std::time::Instant;
 
+use highroad_data::in_parallel;
 use highroad_eval::Evidence;
 use highroad_package::{Digest, TaskKind};
 use highroad_task::{Answer, Input, Predictor, TaskError};
@@ -59,7 +60,11 @@ impl Model for Predictor {
     }
 
     fn answer_all(&self, inputs: &[Input]) -> Result<Vec<(Answer, Truncated)>, TaskError> {
-        let prepared = inputs.iter().map(|input| self.prepare(input)).collect::<Result<Vec<_>, _>>()?;
+        // The cores that compute a batch would wait for a tokenizer on one of them.
+        let chunks: Vec<&[Input]> = inputs.chunks(TOKENISED_AT_ONCE).collect();
+        let prepare = |idx: usize| chunks[idx].iter().map(|input| self.prepare(input)).collect::<Result<Vec<_>, _>>();
+        let prepared = in_parallel(chunks.len(), self.options().threads.get(), prepare);
+        let prepared: Vec<_> = prepared.into_iter().collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect();
         let truncated = prepared.iter().map(|prepared| Truncated(prepared.truncated()));
         Ok(self.predict_prepared(&prepared)?.into_iter().zip(truncated).collect())
     }
@@ -83,6 +88,8 @@ pub enum Stage {
     Timing,
 }
 
+/// Inputs that one thread tokenises at a time.
+const TOKENISED_AT_ONCE: usize = 64;
 /// Inputs asked before timing begins, so that caches and the kernels' threads are warm.
 const N_WARM_UP: usize = 5;
 /// How many inputs are answered between two times that answers are kept: first, at least, at most.

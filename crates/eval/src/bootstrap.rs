@@ -87,9 +87,9 @@ impl Units {
         self.n_units == 0
     }
 
-    /// The sum of `of_case` over the cases of each unit; `None` if cases are pairs of units.
-    pub(crate) fn sums(&self, of_case: &[f64]) -> Option<Vec<f64>> {
-        (!self.are_paired()).then(|| self.totals(of_case).into_iter().map(|total| total.sum).collect())
+    /// The sum of `of_case`, times its weight, over the cases of each unit; `None` if cases are pairs of units.
+    pub(crate) fn sums(&self, of_case: &[f64], weights: Option<&[f64]>) -> Option<Vec<f64>> {
+        (!self.are_paired()).then(|| self.totals(of_case, weights).into_iter().map(|total| total.sum).collect())
     }
 
     fn are_paired(&self) -> bool {
@@ -97,12 +97,13 @@ impl Units {
     }
 
     /// What each unit adds to a mean: a case of a pair of units is in the totals of both.
-    fn totals(&self, of_case: &[f64]) -> Vec<Total> {
+    fn totals(&self, of_case: &[f64], weights: Option<&[f64]>) -> Vec<Total> {
         let mut totals = vec![Total::default(); self.n_units];
-        for (&[left, right], &value) in self.of_case.iter().zip(of_case) {
-            totals[left].add(Total { sum: value, n: 1.0 });
+        for (idx, (&[left, right], &value)) in self.of_case.iter().zip(of_case).enumerate() {
+            let total = Total::of(value, weight(weights, idx));
+            totals[left].add(total);
             if left != right {
-                totals[right].add(Total { sum: value, n: 1.0 });
+                totals[right].add(total);
             }
         }
         totals
@@ -129,7 +130,11 @@ fn case_count([left, right]: [usize; 2], unit_counts: &[u32]) -> u32 {
     if left == right { unit_counts[left] } else { unit_counts[left] * unit_counts[right] }
 }
 
-/// Sum and number of values.
+fn weight(weights: Option<&[f64]>, idx: usize) -> f64 {
+    weights.map_or(1.0, |weights| weights[idx])
+}
+
+/// Sum and number of values, or of their weights.
 #[derive(Clone, Copy, Debug, Default)]
 struct Total {
     sum: f64,
@@ -137,6 +142,10 @@ struct Total {
 }
 
 impl Total {
+    fn of(value: f64, weight: f64) -> Self {
+        Self { sum: weight * value, n: weight }
+    }
+
     fn add(&mut self, other: Self) {
         self.sum += other.sum;
         self.n += other.n;
@@ -212,11 +221,22 @@ impl Bootstrap {
     /// # Panics
     /// If there are more or fewer values than cases.
     pub fn of_mean(units: &Units, resamples: Resamples, of_case: &[f64]) -> Self {
+        Self::of_weighted_mean(units, resamples, of_case, None)
+    }
+
+    /// The same of a mean in which case `i` counts `weights[i]`; a resample that draws it twice counts it twice as much.
+    pub(crate) fn of_weighted_mean(
+        units: &Units,
+        resamples: Resamples,
+        of_case: &[f64],
+        weights: Option<&[f64]>,
+    ) -> Self {
         assert_eq!(of_case.len(), units.of_case.len(), "values of other cases");
         // Sums of differences from one value: where all values are equal, so are all means, to the last bit.
         let origin = of_case.first().copied().unwrap_or(0.0);
         let shifted: Vec<f64> = of_case.iter().map(|value| value - origin).collect();
-        let mean = Mean { units, seed: resamples.seed, shifted: &shifted, totals: &units.totals(&shifted) };
+        let totals = units.totals(&shifted, weights);
+        let mean = Mean { units, seed: resamples.seed, shifted: &shifted, weights, totals: &totals };
         let n_resamples = if units.is_empty() { 0 } else { resamples.of_units(units.n_units) };
         let resampled: Vec<f64> = if units.are_paired() {
             let scratch = || vec![0; units.n_units];
@@ -293,12 +313,19 @@ struct Mean<'a> {
     units: &'a Units,
     seed: u64,
     shifted: &'a [f64],
+    weights: Option<&'a [f64]>,
     totals: &'a [Total],
 }
 
 impl Mean<'_> {
     fn observed(&self) -> Total {
-        Total { sum: self.shifted.iter().sum(), n: self.shifted.len() as f64 }
+        let mut all = Total::default();
+        self.each().for_each(|total| all.add(total));
+        all
+    }
+
+    fn each(&self) -> impl Iterator<Item = Total> {
+        self.shifted.iter().enumerate().map(|(idx, &value)| Total::of(value, weight(self.weights, idx)))
     }
 
     fn of_clusters(&self, resample: usize) -> f64 {
@@ -311,9 +338,9 @@ impl Mean<'_> {
         unit_counts.fill(0);
         draw(self.seed, resample, self.totals.len(), |unit| unit_counts[unit] += 1);
         let mut total = Total::default();
-        for (&units, &value) in self.units.of_case.iter().zip(self.shifted) {
+        for (&units, of_case) in self.units.of_case.iter().zip(self.each()) {
             let n = f64::from(case_count(units, unit_counts));
-            total.add(Total { sum: n * value, n });
+            total.add(Total { sum: n * of_case.sum, n: n * of_case.n });
         }
         total.mean()
     }

@@ -23,6 +23,7 @@ mod text;
 mod texts;
 mod traffic;
 mod verdict;
+mod weights;
 
 pub use about::{About, Costs, Parameter, ParameterError, Pattern, Schema};
 pub use bootstrap::{Bootstrap, Resamples, Units};
@@ -54,3 +55,4 @@ pub use traffic::{
 pub use verdict::{
     Baseline, CheckResult, Evidence, Flip, GoldenSet, Latency, Outcome, Refusal, Test, Verdict, Waiver, outcome,
 };
+pub use weights::effective_size;

@@ -85,6 +85,7 @@ fn edited(old: &GoldenCase, new: &GoldenCase, asks_another: bool) -> Edited {
         ("tags", old.tags != new.tags),
         ("source", old.source != new.source),
         ("provenance", old.provenance != new.provenance),
+        ("weight", old.case.weight != new.case.weight),
     ];
     let less = |left: &[String], right: &[String]| left.iter().filter(|name| !right.contains(name)).cloned().collect();
     let word = |expected: &Expected| match expected {

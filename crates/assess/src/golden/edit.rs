@@ -31,6 +31,8 @@ pub struct Editing {
     pub must_pass: Option<bool>,
     /// What it comes from.
     pub source: Option<String>,
+    /// How much it counts.
+    pub weight: Option<f64>,
     /// Facts of its provenance, by key; a known key gets the new value.
     pub provenance: Vec<(String, Value)>,
 }
@@ -126,6 +128,9 @@ fn edited(content: &str, id: &str, editing: &Editing) -> Result<String, EditErro
     }
     if let Some(source) = &editing.source {
         set("source", &json!(source));
+    }
+    if let Some(weight) = editing.weight {
+        set("weight", &json!(weight));
     }
     if !editing.join.is_empty() || !editing.leave.is_empty() {
         let slices = slices_after(&keys, id, editing)?;

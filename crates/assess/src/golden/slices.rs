@@ -35,7 +35,7 @@ impl GoldenSet {
     ///
     /// An expression sees `id`, `text` (of pairs and rankings all texts, one a line; empty for token ids), `length` (characters
     /// of the text, or number of token ids), `words`, `label` (empty where none is expected), `slices`, `tags`, `must_pass`,
-    /// `source` (empty if there is none) and `provenance`. It has no loops, so its work is bounded by its length and the case's.
+    /// `source` (empty if there is none), `weight` and `provenance`. It has no loops, so its work is bounded by its length and the case's.
     pub fn with_slices(mut self, expressions: &BTreeMap<String, String>) -> Result<Self, SliceError> {
         // Without the macros of the standard environment there is no comprehension, so nothing is walked more than once.
         let env = Arc::new(Env::default().with_stdlib());
@@ -115,6 +115,7 @@ fn context(case: &GoldenCase, input: &GoldenInput, env: &Arc<Env>) -> Context<'s
     context.add_variable_from_value("slices", case.case.slices.clone());
     context.add_variable_from_value("tags", case.tags.clone());
     context.add_variable_from_value("must_pass", case.case.must_pass);
+    context.add_variable_from_value("weight", case.case.weight);
     context.add_variable_from_value("source", case.source.as_deref().unwrap_or_default());
     let facts = case.provenance.iter().map(|(key, fact)| (key.clone(), value(fact)));
     context.add_variable_from_value("provenance", facts.collect::<HashMap<String, Value>>());

@@ -91,7 +91,9 @@ fn headline(summaries: &[Summary], golden: &str) -> String {
     };
     let [low, high] = main.interval;
     let name = metric_name(main);
-    format!("{name} {:.4} (95 % interval {low:.4} to {high:.4}) on {} cases of `{golden}`", main.value, all.n_cases)
+    let weighted = all.n_effective.map(|n| format!(", which count as {n:.0} by their weights")).unwrap_or_default();
+    let (value, n_cases) = (main.value, all.n_cases);
+    format!("{name} {value:.4} (95 % interval {low:.4} to {high:.4}) on {n_cases} cases of `{golden}`{weighted}")
 }
 
 fn metric_rows(summary: &Summary) -> impl Iterator<Item = MetricRow> {

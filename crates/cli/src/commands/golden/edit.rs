@@ -31,6 +31,9 @@ pub struct Args {
     /// What it comes from.
     #[arg(long, value_name = "NAME")]
     source: Option<String>,
+    /// How much it counts beside the others.
+    #[arg(long, value_name = "WEIGHT")]
+    weight: Option<f64>,
     /// A fact of its provenance; may be given again.
     #[arg(long, value_name = "KEY=VALUE", value_parser = fact)]
     provenance: Vec<(String, Value)>,
@@ -46,6 +49,7 @@ impl Args {
             leave: self.no_slice,
             must_pass: self.must_pass,
             source: self.source,
+            weight: self.weight,
             provenance: self.provenance,
         };
         edit(&path, &self.id, &editing)?;
