@@ -178,7 +178,7 @@ pub struct Line {
     source: Option<String>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     provenance: BTreeMap<String, Fact>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "counts_as_usual")]
     weight: Option<f64>,
 }
 
@@ -235,6 +235,10 @@ pub(crate) struct Prompt {
 #[serde(deny_unknown_fields)]
 pub(crate) struct Messages {
     messages: Vec<Message>,
+}
+
+fn counts_as_usual(weight: &Option<f64>) -> bool {
+    weight.is_none_or(|weight| weight == 1.0)
 }
 
 fn implied() -> Expected {

@@ -225,7 +225,9 @@ fn a_case_may_have_a_weight_and_says_the_same_without_one() {
     let weighed = |weight: &str| parse(&A.replacen('{', &format!(r#"{{"weight": {weight}, "#), 1));
     assert_eq!((weighed("2.5").unwrap().cases[0].case.weight, parse(A).unwrap().cases[0].case.weight), (2.5, 1.0));
     assert_ne!(weighed("2.5").unwrap().cases[0].digest, parse(A).unwrap().cases[0].digest);
-    assert_eq!(weighed("null").unwrap().cases[0].digest, parse(A).unwrap().cases[0].digest);
+    for usual in ["null", "1", "1.0"] {
+        assert_eq!(weighed(usual).unwrap().cases[0].digest, parse(A).unwrap().cases[0].digest);
+    }
     for wrong in ["0", "-1", "1e7", "1e-7"] {
         let error = weighed(wrong).unwrap_err();
         assert!(error.contains("must be 0.000001 to 1000000"), "{error}");

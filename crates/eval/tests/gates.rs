@@ -623,7 +623,8 @@ fn a_whole_weight_is_that_many_copies_of_one_source() {
         copies.iter().map(|&idx| Case { weight: 1.0, sources: [idx; 2], ..set[idx].clone() }).collect();
     let lost = [3, 10, 20, 21];
     let (candidate, baseline) = (answers(n, &lost), answers(n, &[7]));
-    for metric in ["accuracy", "log_loss", "f1_macro", "mcc"] {
+    // Of values that are whole numbers: others round differently, and BCa counts the resamples that equal the observed value.
+    for metric in ["accuracy", "f1_macro", "mcc"] {
         let gates = Gates::parse(&format!("[[rule]]\nmetric = '{metric}'\nmargin = 0.05")).unwrap();
         let judge = |cases: &[Case], candidate: &Observed, baseline: &Observed| {
             let baseline = Side::Package(baseline);
