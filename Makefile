@@ -52,6 +52,8 @@ bench: env-bench python-module-release tools ## Highroad beside its peers, inter
 	HIGHROAD_BIN=$(abspath $(RELEASE_BIN)) $(PY) benches/dashboard.py
 	cargo build --locked --release --package highroad-eval --example bootstrap
 	$(PY) benches/gate.py
+	cargo build --locked --release --package highroad-assess --example batches
+	HIGHROAD_BIN=$(abspath $(RELEASE_BIN)) $(PY) benches/scale.py --gate --ratio
 
 .PHONY: rust debug-bin release-bin nextest tools
 # The same selection as the tests', so that dependencies have the same features and are not built again.

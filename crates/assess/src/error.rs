@@ -7,6 +7,8 @@ use highroad_hosted::{DescriptionError, HostedError};
 use highroad_package::{Digest, PackageError};
 use highroad_task::TaskError;
 
+use crate::JoinError;
+
 /// A golden set cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -22,6 +24,8 @@ pub enum GoldenError {
     Record(#[from] RecordError),
     #[error("{}:{line}: {reason}", path.display())]
     Case { path: PathBuf, line: usize, reason: String },
+    #[error("golden set `{}`: case `{case}` is no longer what it was when the set was read", path.display())]
+    Changed { path: PathBuf, case: String },
     #[error("golden set `{}` has no cases", .0.display())]
     Empty(PathBuf),
 }
@@ -61,6 +65,10 @@ pub enum AssessError {
     RowTooLong { tokens: usize, max_tokens: usize },
     #[error("[traffic] asks for rows of {tokens} tokens, in which no word of the golden set fits")]
     RowTooShort { tokens: usize },
+    #[error(transparent)]
+    Join(#[from] JoinError),
+    #[error("the golden set asks more than {limit} different inputs")]
+    TooManyInputs { limit: usize },
     #[error(transparent)]
     Observed(#[from] ObservedError),
     #[error(transparent)]

@@ -11,10 +11,10 @@ use highroad_hosted::{
     Budget, Client, Hosted, HostedError, HostedTask, NUMERICS_ID, Question, Reply, Said, Tokens, fill,
 };
 use highroad_package::{Digest, TaskKind};
-use highroad_task::Answer;
+use highroad_task::{Answer, Input};
 use serde_json::{Value as Json, json};
 
-use crate::run::{Borrowed, Inputs, case_answer};
+use crate::run::{Inputs, case_answer};
 use crate::{
     AssessError, CaseAnswer, Checked, GoldenCase, GoldenInput, GoldenKind, GoldenSet, KeptReplies, Message, Results,
     Speed, Truncated, Value, answers_digest,
@@ -79,8 +79,10 @@ impl HostedModel {
         mut progress: impl FnMut(usize, usize),
     ) -> Result<Asked, AssessError> {
         let digests: Vec<Digest> = askings.iter().map(|asking| asking.question.digest()).collect();
-        let mut replies: HashMap<Digest, Reply> =
-            digests.iter().filter_map(|digest| Some((*digest, kept.get(digest)?.clone()))).collect();
+        let mut replies: HashMap<Digest, Reply> = HashMap::new();
+        for digest in &digests {
+            replies.extend(kept.get(digest)?.map(|reply| (*digest, reply)));
+        }
         let n_kept = replies.len();
         let mut seen = BTreeSet::new();
         let missing: Vec<usize> = (0..askings.len())
@@ -220,13 +222,13 @@ fn generate(
     progress: impl FnMut(usize, usize),
 ) -> Result<Results, AssessError> {
     let samples = model.hosted().samples.get();
-    let asking = |case: &'_ GoldenCase, sample| match &case.input {
-        GoldenInput::Prompt(messages) => Some(conversation(model.hosted(), messages, sample)),
-        _ => None,
-    };
-    let ask = |case| (0..samples).filter_map(move |sample| Some((case, asking(case, sample)?)));
-    let askings: Vec<Asking<'_>> =
-        golden.cases.iter().flat_map(ask).map(|(case, question)| Asking { case: &case.case.id, question }).collect();
+    let mut askings = Vec::new();
+    for (idx, case) in golden.cases.iter().enumerate() {
+        let input = golden.input(idx)?;
+        let GoldenInput::Prompt(messages) = &*input else { continue };
+        let question = |sample| conversation(model.hosted(), messages, sample);
+        askings.extend((0..samples).map(|sample| Asking { case: &case.case.id, question: question(sample) }));
+    }
     let asked = model.ask_all(&askings, kept, budget, progress)?;
     let generated = asked.replies.chunks(samples as usize).map(generated).collect::<Option<Vec<_>>>();
     let generated = generated.ok_or_else(|| other_answer(golden))?;
@@ -282,12 +284,12 @@ fn rerank(
     budget: &Budget,
     progress: impl FnMut(usize, usize),
 ) -> Result<Results, AssessError> {
-    let asking = |case: &'_ GoldenCase| match &case.input {
-        GoldenInput::Ranking { query, documents } => Some(Question::rerank(model.hosted(), query, documents)),
-        _ => None,
-    };
-    let askings: Vec<Asking<'_>> =
-        golden.cases.iter().filter_map(|case| Some(Asking { case: &case.case.id, question: asking(case)? })).collect();
+    let mut askings = Vec::new();
+    for (idx, case) in golden.cases.iter().enumerate() {
+        let input = golden.input(idx)?;
+        let GoldenInput::Ranking { query, documents } = &*input else { continue };
+        askings.push(Asking { case: &case.case.id, question: Question::rerank(model.hosted(), query, documents) });
+    }
     let asked = model.ask_all(&askings, kept, budget, progress)?;
     let case = |(case, reply): (&GoldenCase, &Reply)| match &reply.said {
         Said::Relevances { scores } => {
@@ -310,10 +312,12 @@ fn answer_texts(
     progress: impl FnMut(usize, usize),
 ) -> Result<Results, AssessError> {
     let hosted = model.hosted();
-    let inputs = Inputs::of(golden, &TaskKind::Embed { dimensions: 0, normalized: false });
-    let mut askings = Vec::with_capacity(inputs.distinct.len());
-    for asked in &inputs.distinct {
-        let Borrowed::Text(text) = asked.input else { return Err(AssessError::Tokens { case: asked.case.to_owned() }) };
+    let task = TaskKind::Embed { dimensions: 0, normalized: false };
+    let inputs = Inputs::of(golden, &task, 0..golden.cases.len())?;
+    let asked = inputs.asked(&(0..inputs.len()).collect::<Vec<_>>())?;
+    let mut askings = Vec::with_capacity(asked.len());
+    for asked in &asked {
+        let Input::Text(text) = &asked.input else { return Err(AssessError::Tokens { case: asked.case.to_owned() }) };
         askings.push(Asking { case: asked.case, question: about_text(hosted, text) });
     }
     let asked = model.ask_all(&askings, kept, budget, progress)?;
@@ -333,9 +337,10 @@ fn answer_texts(
         other => other,
     };
     let given: Vec<(Answer, Truncated)> = read.into_iter().map(|answer| (padded(answer), Truncated(false))).collect();
-    let cases = golden.cases.iter().zip(&inputs.of_case);
-    let cases = cases.map(|(case, asked)| case_answer(case, asked, &given)).collect::<Result<_, _>>()?;
-    let answers = answers_digest(inputs.of_case.iter().flatten().map(|&idx| given[idx].0.digest()));
+    let of_case = |positions: &[u32]| positions.iter().map(|&idx| given[idx as usize].clone()).collect::<Vec<_>>();
+    let cases = golden.cases.iter().zip(inputs.positions());
+    let cases = cases.map(|(case, positions)| case_answer(case, &of_case(positions))).collect::<Result<_, _>>()?;
+    let answers = answers_digest(inputs.positions().flatten().map(|&idx| given[idx as usize].0.digest()));
     Ok(results(model, golden, cases, answers, labels, asked))
 }
 

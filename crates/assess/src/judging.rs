@@ -12,8 +12,7 @@ use serde_json::{Value as Json, json};
 use crate::files::read_limited;
 use crate::hosted::{Asked, Asking, one_of};
 use crate::{
-    AssessError, CaseAnswer, GoldenCase, GoldenError, GoldenInput, GoldenSet, HostedModel, KeptReplies, Message,
-    Results, Value,
+    AssessError, CaseAnswer, GoldenError, GoldenInput, GoldenSet, HostedModel, KeptReplies, Message, Results, Value,
 };
 
 const MAX_LABELS_BYTES: u64 = 64 << 20;
@@ -124,8 +123,8 @@ impl<'a> HostedJudge<'a> {
     ) -> Result<Heard, AssessError> {
         let mut judgeables = Vec::new();
         for results in &sides {
-            for (case, text) in golden.cases.iter().zip(texts_of(results)?) {
-                judgeables.push(judgeable(case, Texts::One(text)));
+            for (idx, text) in texts_of(results)?.into_iter().enumerate() {
+                judgeables.push(judgeable(golden, idx, Texts::One(text))?);
             }
         }
         let heard = self.hear(&judgeables, kept, budget, progress)?;
@@ -147,9 +146,10 @@ impl<'a> HostedJudge<'a> {
         budget: &Budget,
         progress: &mut impl FnMut(usize, usize),
     ) -> Result<Heard, AssessError> {
-        let pairs = texts_of(candidate)?.into_iter().zip(texts_of(baseline)?);
-        let judgeables: Vec<Judgeable<'_>> =
-            golden.cases.iter().zip(pairs).map(|(case, (a, b))| judgeable(case, Texts::Two { a, b })).collect();
+        let pairs = texts_of(candidate)?.into_iter().zip(texts_of(baseline)?).enumerate();
+        let judgeables = pairs
+            .map(|(idx, (a, b))| judgeable(golden, idx, Texts::Two { a, b }))
+            .collect::<Result<Vec<Judgeable<'_>>, _>>()?;
         let heard = self.hear(&judgeables, kept, budget, progress)?;
         drop(judgeables);
         self.write(candidate, &mut heard.scores.iter().map(|scores| mean(scores)));
@@ -365,8 +365,9 @@ fn first_text(case: &CaseAnswer) -> Option<&str> {
     generated.texts.first().map(String::as_str)
 }
 
-fn judgeable<'a>(case: &'a GoldenCase, texts: Texts<'a>) -> Judgeable<'a> {
-    let input = match &case.input {
+fn judgeable<'a>(golden: &'a GoldenSet, idx: usize, texts: Texts<'a>) -> Result<Judgeable<'a>, AssessError> {
+    let case = &golden.cases[idx];
+    let input = match &*golden.input(idx)? {
         GoldenInput::Prompt(messages) => conversation(messages),
         _ => String::new(),
     };
@@ -374,7 +375,7 @@ fn judgeable<'a>(case: &'a GoldenCase, texts: Texts<'a>) -> Judgeable<'a> {
         Expected::References(references) => references.join("\n"),
         _ => String::new(),
     };
-    Judgeable { case: &case.case.id, input, reference, texts }
+    Ok(Judgeable { case: &case.case.id, input, reference, texts })
 }
 
 /// One message as it is, several with who said them.

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as _};
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use highroad_hosted::Reply;
@@ -14,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::{AssessError, Truncated};
 
 /// Largest file of kept answers; a larger one is begun anew.
-const MAX_KEPT_BYTES: u64 = 2 << 30;
+const MAX_KEPT_BYTES: u64 = 32 << 30;
 /// Longest record; one that claims to be longer is damage.
 const MAX_RECORD_BYTES: u64 = 64 << 20;
 /// Digits of the CRC-32 before a record.
@@ -25,40 +26,46 @@ const REPLIES_FORMAT: &[u8] = b"replies of hosted models, 1";
 /// An answer and whether the input lost its end.
 pub(crate) type Kept = (Answer, Truncated);
 
-/// What is kept by the digest of what was asked.
+/// What is kept by the digest of what was asked. It lies on the disk; only where is in memory.
 ///
 /// A file of lines, each a CRC-32 and JSON, that only grows. A line that was torn by a crash or damaged since is as if it had
 /// never been written.
 #[derive(Debug)]
-struct Lines<T> {
+struct Lines {
     file: Option<(PathBuf, File)>,
-    kept: HashMap<Digest, T>,
+    n_bytes: u64,
+    places: HashMap<Digest, Place>,
+}
+
+/// Where a record begins, and its length.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    start: u64,
+    n_bytes: u32,
 }
 
 /// Answers of one package under one numerics id, by the digest of the input. Values are kept as the bits of f32, so that an
 /// answer comes back as it was.
 #[derive(Debug, Default)]
-pub struct KeptAnswers(Lines<Kept>);
+pub struct KeptAnswers(Lines);
 
 /// Replies of one hosted model, by the digest of the question.
 #[derive(Debug, Default)]
-pub struct KeptReplies(Lines<Reply>);
+pub struct KeptReplies(Lines);
 
-impl<T> Default for Lines<T> {
+impl Default for Lines {
     fn default() -> Self {
-        Self { file: None, kept: HashMap::new() }
+        Self { file: None, n_bytes: 0, places: HashMap::new() }
     }
 }
 
-impl<T> Lines<T> {
+/// From the JSON of a line to what was asked and what came back.
+type Parse<T> = fn(&[u8]) -> Option<(Digest, T)>;
+
+impl Lines {
     /// What `root` holds of `of` on this `basis`, each line as `parse` reads its JSON. Keeps nothing while another process
     /// writes there.
-    fn open(
-        root: &Path,
-        of: &Digest,
-        basis: &Digest,
-        parse: impl Fn(&[u8]) -> Option<(Digest, T)>,
-    ) -> Result<Self, AssessError> {
+    fn open<T>(root: &Path, of: &Digest, basis: &Digest, parse: Parse<T>) -> Result<Self, AssessError> {
         let dir = root.join(of.hex());
         let path = dir.join(format!("{}.jsonl", basis.short()));
         let io = |source| AssessError::Io { path: path.clone(), source };
@@ -67,22 +74,35 @@ impl<T> Lines<T> {
         if file.try_lock().is_err() {
             return Ok(Self::default());
         }
-        let kept = read(&mut file, parse).map_err(io)?;
-        Ok(Self { file: Some((path, file)), kept })
+        let (places, n_bytes) = read(&mut file, parse).map_err(io)?;
+        Ok(Self { file: Some((path, file)), n_bytes, places })
     }
 
-    /// Appends records; they outlive this process when this returns.
-    fn append(&mut self, records: impl IntoIterator<Item = impl Serialize>) -> Result<(), AssessError> {
+    /// What is kept of `asked`; `None` if nothing is. Errors if it cannot be read any more.
+    fn get<T>(&self, asked: &Digest, parse: Parse<T>) -> Result<Option<T>, AssessError> {
+        let (Some((path, file)), Some(place)) = (&self.file, self.places.get(asked)) else { return Ok(None) };
+        let io = |source| AssessError::Io { path: path.clone(), source };
+        let mut line = vec![0; place.n_bytes as usize];
+        file.read_exact_at(&mut line, place.start).map_err(io)?;
+        let found = whole(&line[..line.len() - 1]).and_then(parse).filter(|(of, _)| of == asked);
+        let damaged = || io::Error::new(io::ErrorKind::InvalidData, "a kept answer was damaged during this run");
+        found.map(|(_, kept)| Some(kept)).ok_or_else(damaged).map_err(io)
+    }
+
+    /// Appends records by what was asked; they outlive this process when this returns, if there is a file.
+    fn put(&mut self, records: impl IntoIterator<Item = (Digest, impl Serialize)>) -> Result<(), AssessError> {
         let Some((path, file)) = &mut self.file else { return Ok(()) };
-        let lines: Vec<u8> = records.into_iter().flat_map(|record| line(&record)).collect();
-        file.write_all(&lines).map_err(|source| AssessError::Io { path: path.clone(), source })
-    }
-
-    /// Drops everything.
-    fn forget(&mut self) -> Result<(), AssessError> {
-        self.kept.clear();
-        let Some((path, file)) = &self.file else { return Ok(()) };
-        file.set_len(0).map_err(|source| AssessError::Io { path: path.clone(), source })
+        let (mut lines, mut places) = (Vec::new(), Vec::new());
+        for (asked, record) in records {
+            let line = line(&record);
+            let place = Place { start: self.n_bytes + lines.len() as u64, n_bytes: line.len() as u32 };
+            places.push((asked, place));
+            lines.extend(line);
+        }
+        file.write_all(&lines).map_err(|source| AssessError::Io { path: path.clone(), source })?;
+        self.n_bytes += lines.len() as u64;
+        self.places.extend(places);
+        Ok(())
     }
 }
 
@@ -101,18 +121,22 @@ impl KeptReplies {
 
     /// The replies under `root` of the hosted model of digest `of`. Keeps nothing while another process writes there.
     pub fn open(root: &Path, of: &Digest) -> Result<Self, AssessError> {
-        let parse = |json: &[u8]| from_json(json).map(|KeptReply { question, reply }| (question, reply));
-        Ok(Self(Lines::open(root, of, &Digest::of(REPLIES_FORMAT), parse)?))
+        Ok(Self(Lines::open(root, of, &Digest::of(REPLIES_FORMAT), parse_reply)?))
     }
 
-    pub(crate) fn get(&self, question: &Digest) -> Option<&Reply> {
-        self.0.kept.get(question)
+    /// The reply to a question; `None` if there is none. Errors if it cannot be read any more.
+    pub(crate) fn get(&self, question: &Digest) -> Result<Option<Reply>, AssessError> {
+        self.0.get(question, parse_reply)
     }
 
     /// Appends a reply; it outlives this process when this returns.
     pub(crate) fn put(&mut self, question: Digest, reply: &Reply) -> Result<(), AssessError> {
-        self.0.append([KeptReply { question, reply }])
+        self.0.put([(question, KeptReply { question, reply })])
     }
+}
+
+fn parse_reply(json: &[u8]) -> Option<(Digest, Reply)> {
+    from_json(json).map(|KeptReply { question, reply }| (question, reply))
 }
 
 fn from_json<T: DeserializeOwned>(json: &[u8]) -> Option<T> {
@@ -140,7 +164,7 @@ enum Kind {
 }
 
 impl KeptAnswers {
-    /// Keeps nothing.
+    /// Keeps nothing beyond this run: answers lie in a file without a name.
     pub fn none() -> Self {
         Self::default()
     }
@@ -152,41 +176,56 @@ impl KeptAnswers {
         Ok(Self(Lines::open(root, package, &basis, parse)?))
     }
 
-    pub(crate) fn get(&self, input: &Digest) -> Option<&Kept> {
-        self.0.kept.get(input)
+    /// Whether there is an answer to this input.
+    pub(crate) fn holds(&self, input: &Digest) -> bool {
+        self.0.places.contains_key(input)
     }
 
-    /// Appends answers; they outlive this process when this returns.
+    /// The answer to an input; `None` if there is none. Errors if it cannot be read any more.
+    pub(crate) fn get(&self, input: &Digest) -> Result<Option<Kept>, AssessError> {
+        self.0.get(input, parse)
+    }
+
+    /// Appends answers; they outlive this process when this returns, unless nothing is kept.
     pub(crate) fn put<'a>(&mut self, answers: impl IntoIterator<Item = (Digest, &'a Kept)>) -> Result<(), AssessError> {
-        self.0.append(answers.into_iter().map(|(input, kept)| record(input, kept)))
+        if self.0.file.is_none() {
+            let dir = std::env::temp_dir();
+            let file = tempfile::tempfile_in(&dir).map_err(|source| AssessError::Io { path: dir.clone(), source })?;
+            self.0.file = Some((dir, file));
+        }
+        self.0.put(answers.into_iter().map(|(input, kept)| (input, record(input, kept))))
     }
 
-    /// Drops every answer, as one of them proved wrong.
+    /// Drops every answer, as one of them proved wrong, and keeps none of those to come beyond this run.
     pub(crate) fn forget(&mut self) -> Result<(), AssessError> {
-        self.0.forget()
+        let old = std::mem::take(&mut self.0);
+        let Some((path, file)) = old.file else { return Ok(()) };
+        file.set_len(0).map_err(|source| AssessError::Io { path, source })
     }
 }
 
-/// The whole records of the file, which is then ready to be appended to.
-fn read<T>(file: &mut File, parse: impl Fn(&[u8]) -> Option<(Digest, T)>) -> io::Result<HashMap<Digest, T>> {
+/// Where the whole records of the file lie and where they end; it is then ready to be appended to.
+fn read<T>(file: &mut File, parse: Parse<T>) -> io::Result<(HashMap<Digest, Place>, u64)> {
     if file.metadata()?.len() > MAX_KEPT_BYTES {
         file.set_len(0)?;
     }
-    let (mut kept, mut end) = (HashMap::new(), 0);
+    let (mut places, mut end) = (HashMap::new(), 0);
     file.seek(SeekFrom::Start(0))?;
-    let mut reader = BufReader::new(&mut *file);
+    let mut reader = BufReader::with_capacity(1 << 20, &mut *file);
+    let mut line = Vec::new();
     loop {
-        let mut line = Vec::new();
+        line.clear();
         let n_read = reader.by_ref().take(MAX_RECORD_BYTES).read_until(b'\n', &mut line)?;
         if line.pop() != Some(b'\n') {
             break;
         }
+        let place = Place { start: end, n_bytes: n_read as u32 };
+        places.extend(whole(&line).and_then(parse).map(|(asked, _)| (asked, place)));
         end += n_read as u64;
-        kept.extend(whole(&line).and_then(&parse));
     }
     // What a crash tore off must not become the head of the next record.
     file.set_len(end)?;
-    Ok(kept)
+    Ok((places, end))
 }
 
 fn line(record: &impl Serialize) -> Vec<u8> {
@@ -256,10 +295,10 @@ mod tests {
         open(dir.path()).put(answers().iter().map(|(input, kept)| (*input, kept))).unwrap();
         let kept = open(dir.path());
         for (input, answer) in answers() {
-            let (found, truncated) = kept.get(&input).unwrap();
-            assert_eq!((found, found.digest(), *truncated), (&answer.0, answer.0.digest(), Truncated(true)));
+            let (found, truncated) = kept.get(&input).unwrap().unwrap();
+            assert_eq!((&found, found.digest(), truncated), (&answer.0, answer.0.digest(), Truncated(true)));
         }
-        assert!(KeptAnswers::open(dir.path(), &Digest::of(b"package"), "arm").unwrap().0.kept.is_empty());
+        assert!(KeptAnswers::open(dir.path(), &Digest::of(b"package"), "arm").unwrap().0.places.is_empty());
     }
 
     #[test]
@@ -272,17 +311,21 @@ mod tests {
             fs::write(file(dir.path()), &whole[..n_bytes]).unwrap();
             let n_lines = whole[..n_bytes].iter().filter(|&&byte| byte == b'\n').count();
             let mut kept = open(dir.path());
-            assert_eq!(kept.0.kept.len(), n_lines);
+            assert_eq!(kept.0.places.len(), n_lines);
             kept.put([(all[0].0, &all[0].1)]).unwrap();
             drop(kept);
-            assert_eq!(open(dir.path()).0.kept.len(), n_lines.max(1));
+            let again = open(dir.path());
+            assert_eq!(again.0.places.len(), n_lines.max(1));
+            assert_eq!(again.get(&all[0].0).unwrap().as_ref(), Some(&all[0].1));
         }
         for place in 0..whole.len() {
             let mut damaged = whole.clone();
             damaged[place] ^= 4;
             fs::write(file(dir.path()), &damaged).unwrap();
-            for (input, answer) in &open(dir.path()).0.kept {
-                assert!(all.iter().any(|(known, kept)| known == input && kept == answer));
+            let kept = open(dir.path());
+            for input in kept.0.places.keys() {
+                let answer = kept.get(input).unwrap().unwrap();
+                assert!(all.iter().any(|(known, kept)| known == input && *kept == answer));
             }
         }
     }

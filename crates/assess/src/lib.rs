@@ -15,6 +15,7 @@ pub mod report;
 mod results;
 pub mod review;
 mod run;
+mod shard;
 mod torch;
 mod verdict;
 
@@ -33,6 +34,7 @@ pub use mix::Mix;
 pub use preprocessing::preprocessing_share;
 pub use rehearse::{Rehearsal, Replayed, WayBack, rehearse};
 pub use results::{CaseAnswer, Checked, Results, Speed, Value, answers_digest};
-pub use run::{Model, RunOptions, Stage, Truncated, run};
+pub use run::{Model, RunOptions, Stage, Truncated, run, run_joined, run_shard};
+pub use shard::{JoinError, Joined, Shard, ShardAnswers, ShardError};
 pub use torch::{OnTorch, TorchError, TorchOptions, TorchProcess};
 pub use verdict::{Judged, Signature, judge, keep};

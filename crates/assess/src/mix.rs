@@ -27,7 +27,7 @@ impl Mix {
         task: &TaskKind,
         served: &impl Served,
     ) -> Result<Self, AssessError> {
-        let requests = of_golden(golden, task);
+        let requests = of_golden(golden, task)?;
         match lengths {
             Lengths::Golden(_) => Ok(Self { weights: vec![1.0; requests.len()], requests }),
             Lengths::Shares(shares) => Self::of_lengths(shares, &requests, served),
@@ -53,8 +53,9 @@ impl Mix {
 }
 
 /// What a golden set's cases ask, as requests: a query with its documents to a reranker, single texts to other models.
-fn of_golden(golden: &GoldenSet, task: &TaskKind) -> Vec<Vec<Input>> {
-    let requests = golden.cases.iter().flat_map(|case| match &case.input {
+fn of_golden(golden: &GoldenSet, task: &TaskKind) -> Result<Vec<Vec<Input>>, AssessError> {
+    let inputs = golden.inputs()?;
+    let requests = inputs.iter().flat_map(|input| match input {
         GoldenInput::One(input) => vec![vec![input.clone()]],
         GoldenInput::Ranking { query, documents } if matches!(task, TaskKind::Rerank) => {
             let pair = |document: &String| Input::Pair { query: query.clone(), document: document.clone() };
@@ -62,7 +63,7 @@ fn of_golden(golden: &GoldenSet, task: &TaskKind) -> Vec<Vec<Input>> {
         }
         input => texts(input).map(|text| vec![Input::Text(text.to_owned())]).collect(),
     });
-    requests.collect()
+    Ok(requests.collect())
 }
 
 /// What rows of a declared length are made of.

@@ -26,7 +26,7 @@ pub use shown::{asked, in_words, one_line, text};
 pub use traffic::traffic_facts;
 pub use upgrade::{LatencyChange, MetricChange, PackageChange, UpgradeCheck, UpgradeReport, outcome_of};
 
-use crate::{GoldenSet, Results};
+use crate::{AssessError, GoldenSet, Results};
 
 /// Why a report cannot be written.
 #[derive(Debug, thiserror::Error)]
@@ -85,15 +85,17 @@ fn in_one(first: &str, second: &str) -> String {
 }
 
 /// The must-pass cases of `golden` as `results` answer them.
-fn must_pass(results: &Results, golden: &GoldenSet, observed: &Observed) -> Vec<MustPass> {
-    let Some(right) = observed.right() else { return Vec::new() };
+fn must_pass(results: &Results, golden: &GoldenSet, observed: &Observed) -> Result<Vec<MustPass>, AssessError> {
+    let Some(right) = observed.right() else { return Ok(Vec::new()) };
     let pinned = golden.cases.iter().enumerate().filter(|(_, case)| case.case.must_pass);
     pinned
-        .map(|(idx, case)| MustPass {
-            case: case.case.id.clone(),
-            right: right[idx],
-            expected: wanted(&case.case.expected),
-            answered: in_words(results, golden, observed, idx),
+        .map(|(idx, case)| {
+            Ok(MustPass {
+                case: case.case.id.clone(),
+                right: right[idx],
+                expected: wanted(&case.case.expected),
+                answered: in_words(results, &*golden.input(idx)?, observed, idx),
+            })
         })
         .collect()
 }

@@ -5,6 +5,9 @@ use highroad_package::{Digest, PackageError, Verdicts};
 
 use crate::{AssessError, GoldenSet, Results};
 
+/// Most flips that a verdict holds: its file may have 16 MiB.
+const MOST_FLIPS: usize = 20_000;
+
 /// What a gate judges: a candidate, and a baseline package or `None` for the trivial one.
 #[derive(Clone, Copy, Debug)]
 pub struct Judged<'a> {
@@ -49,7 +52,9 @@ pub fn judge(gates: &Gates, judged: &Judged<'_>) -> Result<Decision, AssessError
 impl Signature {
     /// Binds a decision to the bytes it is about.
     pub fn bind(self, judged: &Judged<'_>, decision: Decision) -> Verdict {
-        let Decision { outcome, checks, flips, waivers } = decision;
+        let Decision { outcome, checks, mut flips, waivers } = decision;
+        let flips_left_out = flips.len().saturating_sub(MOST_FLIPS);
+        flips.truncate(MOST_FLIPS);
         let baseline = match judged.baseline {
             Some(baseline) => {
                 Baseline::Package { package: baseline.package.to_string(), reference: self.baseline_reference }
@@ -68,6 +73,7 @@ impl Signature {
             answers: judged.candidate.answers.to_string(),
             checks,
             flips,
+            flips_left_out,
             waivers,
             latency: Some(judged.candidate.latency()),
             traffic: None,

@@ -8,8 +8,8 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 
 use highroad_assess::{
-    AssessError, CaseAnswer, Checked, GoldenSet, Judged, KeptAnswers, Model, Results, RunOptions, Signature, Truncated,
-    Value, judge, keep, run,
+    AssessError, CaseAnswer, Checked, GoldenSet, Joined, Judged, KeptAnswers, Model, Results, RunOptions, ShardAnswers,
+    Signature, Truncated, Value, judge, keep, run, run_joined, run_shard,
 };
 use highroad_eval::{Evidence, Gates, Generated, Metric, Outcome, Verdict};
 use highroad_package::{Digest, TaskKind};
@@ -196,6 +196,92 @@ fn answers_of_a_model_that_minds_the_batch_are_those_of_single_inputs_and_not_ke
         assert_eq!(results.cases, answers(&Rule::classifier("secret"), &set).unwrap().cases);
         assert_eq!((results.batch_invariant, results.checked.n_kept), (false, 0));
     }
+}
+
+fn shards(model: &Rule, golden: &GoldenSet, of: usize) -> Vec<ShardAnswers> {
+    let options = RunOptions { threads: NonZeroUsize::MIN, n_alone: NonZeroUsize::new(5).unwrap() };
+    let answer = |number: usize| {
+        let shard = format!("{number}/{of}").parse().unwrap();
+        run_shard(model, golden, shard, &options, &mut KeptAnswers::none(), |_, _, _| ()).unwrap()
+    };
+    (1..=of).map(answer).collect()
+}
+
+fn join(model: &Rule, golden: &GoldenSet, shards: Vec<ShardAnswers>) -> Result<Results, AssessError> {
+    let options = RunOptions { threads: NonZeroUsize::MIN, n_alone: NonZeroUsize::new(50).unwrap() };
+    run_joined(model, golden, Joined::of(golden, shards)?, &options, |_, _, _| ())
+}
+
+/// What does not depend on time, nor on who answered first.
+fn timeless(results: &Results) -> Results {
+    let mut results = results.clone();
+    results.speed.single_ms.iter_mut().for_each(|ms| *ms = 0.0);
+    results.speed.inputs_per_s = 0.0;
+    results.checked.n_kept = 0;
+    results
+}
+
+#[test]
+fn shards_join_to_the_results_of_one_run() {
+    let pairs = golden((0..30).map(|idx| {
+        let (a, b) = ("a".repeat(1 + idx % 7), "e x".repeat(1 + idx % 5));
+        format!(r#"{{"id": "{idx}", "input": {{"a": "{a}", "b": "{b}"}}, "expected": {idx}}}"#)
+    }));
+    for (model, set) in [
+        (Rule::classifier("secret"), labelled(101)),
+        (Rule::embedder(), pairs),
+        (Rule::embedder(), rankings()),
+        (Rule::reranker(), rankings()),
+    ] {
+        let whole = answers(&model, &set).unwrap();
+        for of in [1, 2] {
+            let mut shards = shards(&model, &set, of);
+            shards.reverse();
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("shard.json");
+            let read = |shard: &ShardAnswers| {
+                shard.write(&path).unwrap();
+                ShardAnswers::read(&path).unwrap()
+            };
+            let joined = join(&model, &set, shards.iter().map(read).collect()).unwrap();
+            assert_eq!(timeless(&joined), timeless(&whole));
+            assert_eq!(joined.checked.n_kept, whole.checked.n_inputs);
+        }
+    }
+}
+
+#[test]
+fn shards_that_do_not_belong_together_are_refused() {
+    let (model, set) = (Rule::classifier("secret"), labelled(40));
+    let all = shards(&model, &set, 3);
+    let error = |shards: Vec<ShardAnswers>| join(&model, &set, shards).unwrap_err().to_string();
+    assert_eq!(error(Vec::new()), "there is no shard to join");
+    assert_eq!(error(vec![all[0].clone(), all[2].clone()]), "shard 2/3 is missing");
+    assert_eq!(error(vec![all[0].clone(), all[0].clone()]), "shard 1/3 is given twice");
+    let change = |of: &dyn Fn(&mut ShardAnswers)| {
+        let mut shards = all.clone();
+        of(&mut shards[1]);
+        error(shards)
+    };
+    assert_eq!(
+        change(&|shard| shard.results.numerics_id = "other".to_owned()),
+        "shards 1/3 and 2/3 differ in the numerics id: rule and other"
+    );
+    assert!(change(&|shard| shard.results.package = Digest::of(b"other")).contains("differ in the package"));
+    assert!(change(&|shard| shard.results.cases.swap(0, 1)).ends_with("its cases of the golden set, in order"));
+    assert!(change(&|shard| shard.answer_digests.swap(0, 1)).contains("does not have the digest"));
+    let of_others = shards(&Rule::classifier("weather"), &set, 3);
+    assert!(error(of_others).contains("the shards were answered by package"));
+    let noisy = Rule { batch_noise: 0.0, ..Rule::classifier("weather") };
+    let mut forged = shards(&noisy, &set, 3);
+    forged.iter_mut().for_each(|shard| shard.results.package = model.package());
+    assert_eq!(error(forged), "this machine answers case `0` with other bits than its shard holds");
+    let one = "3/3".parse().unwrap();
+    let options = RunOptions { threads: NonZeroUsize::MIN, n_alone: NonZeroUsize::MIN };
+    let none =
+        run_shard(&model, &labelled(2), "1/3".parse().unwrap(), &options, &mut KeptAnswers::none(), |_, _, _| ());
+    assert!(none.unwrap_err().to_string().starts_with("shard 1/3 of 2 cases has none"));
+    assert!(run_shard(&model, &labelled(2), one, &options, &mut KeptAnswers::none(), |_, _, _| ()).is_ok());
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! What answers a golden set: a package in this process, or a model that somebody else hosts.
 
 use std::num::NonZeroUsize;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use highroad_assess::{GoldenSet, HostedJudge, HostedModel, KeptReplies, Results, run_hosted};
@@ -25,6 +25,8 @@ pub struct How<'a> {
     pub answers: &'a AnswerArgs,
     /// What runs a package's program.
     pub engine: &'a EngineArgs,
+    /// Files of all shards, whose answers are taken; none to ask here.
+    pub shards: &'a [PathBuf],
 }
 
 /// What asking hosted models may cost.
@@ -76,9 +78,15 @@ impl Side {
         budget: &Budget,
     ) -> anyhow::Result<Results> {
         match self {
-            Self::Package(resolved) => how.answers.assess_on(how.engine, &resolved.package, golden, n_alone, who),
-            Self::Hosted(_) if !how.engine.is_native()? => {
-                bail!("--engine is about a package, and this model is hosted by somebody else")
+            Self::Package(resolved) if how.shards.is_empty() => {
+                how.answers.assess_on(how.engine, &resolved.package, golden, n_alone, who)
+            }
+            Self::Package(_) if !how.engine.is_native()? => {
+                bail!("shards are answered by the native engine: leave out --engine")
+            }
+            Self::Package(resolved) => how.answers.assess_joined(&resolved.package, golden, how.shards, n_alone, who),
+            Self::Hosted(_) if !how.engine.is_native()? || !how.shards.is_empty() => {
+                bail!("engines and shards are about a package, and this model is hosted by somebody else")
             }
             Self::Hosted(model) => {
                 let mut kept = kept_replies(model, how.answers);

@@ -17,7 +17,7 @@ pub use batches::{Budget, batches, in_order};
 pub use encoder::Encoder;
 pub use field::{Field, Kind, MAX_TEXT_BYTES};
 pub use files::{Local, Place, resolve};
-pub use json_rows::parquet_as_jsonl;
+pub use json_rows::parquet_to_jsonl;
 pub use loader::{Array, Batch, Loader, LoaderOptions, State, Text};
 pub use plan::{Layout, Plan, Remainder, Segment, Size, TooFewRows};
 pub use records::{MAX_LINE_BYTES, RecordError, Records};

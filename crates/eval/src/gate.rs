@@ -3,6 +3,7 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::interval::{clopper_pearson, quantile, quantile_interval};
 use crate::power::normal_power;
+use crate::weights::{effective_size_of_rarest, kish, uneven};
 use crate::{
     Bootstrap, Case, CheckResult, Discordance, Flip, FloorPower, Gates, LatencyRule, McNemarPower, Metric, MetricError,
     NonInferiority, Observed, Outcome, Resamples, Rule, Sides, SignFlips, Similarities, Statistic, Test, Units, Waiver,
@@ -110,7 +111,7 @@ type ExactKey = (Discordance, u64, Option<u64>);
 
 /// The same, remembering exact comparisons in `known`, which must have seen `gates` only.
 pub(crate) fn decide_again(gates: &Gates, comparison: &Comparison<'_>, known: &Exact) -> Result<Decision, GateError> {
-    let trivial = trivial_answers(comparison.candidate);
+    let trivial = trivial_answers(comparison.candidate, comparison.cases);
     let baseline = match comparison.baseline {
         Side::Package(answers) => answers,
         Side::Trivial => &trivial,
@@ -214,15 +215,16 @@ impl Exact {
     }
 }
 
-fn trivial_answers(candidate: &Observed) -> Observed {
+fn trivial_answers(candidate: &Observed, cases: &[Case]) -> Observed {
+    let weights: Vec<f64> = cases.iter().map(|case| case.weight).collect();
     match candidate {
-        Observed::Classes(classes) => Observed::Classes(classes.majority()),
+        Observed::Classes(classes) => Observed::Classes(classes.weighted_majority(&weights)),
         Observed::Similarities(Similarities { expected, .. }) => {
             Observed::Similarities(Similarities { expected: expected.clone(), predicted: vec![0.0; expected.len()] })
         }
         Observed::Triplets(triplets) => Observed::Triplets(triplets.coin()),
         Observed::Rankings(rankings) => Observed::Rankings(rankings.as_given()),
-        Observed::Numbers(numbers) => Observed::Numbers(numbers.mean()),
+        Observed::Numbers(numbers) => Observed::Numbers(numbers.weighted_mean(&weights)),
         Observed::Texts(texts) => Observed::Texts(texts.most_frequent()),
     }
 }
@@ -245,6 +247,8 @@ struct Scope<'a> {
     candidate: Observed,
     baseline: Observed,
     units: Units,
+    /// How much each case counts, where that differs.
+    weights: Option<Vec<f64>>,
 }
 
 /// How far the candidate is from what it is compared with, as bounds that each err with probability alpha.
@@ -254,6 +258,7 @@ struct Estimate {
     baseline: f64,
     bounds: [f64; 2],
     n_cases: usize,
+    n_effective: Option<f64>,
     p_value: Option<f64>,
     test: Option<Test>,
     adjusted_p_value: Option<f64>,
@@ -345,6 +350,7 @@ impl Judge<'_> {
             candidate: self.candidate.subset(&idxs),
             baseline: self.baseline.subset(&idxs),
             units: Units::sources(&sources),
+            weights: uneven(idxs.iter().map(|&idx| self.cases[idx].weight)),
             idxs,
         })
     }
@@ -429,6 +435,10 @@ impl Judge<'_> {
 
     fn statistic(&self, scope: &Scope<'_>, observed: &Observed) -> Result<Statistic, GateError> {
         let statistic = scope.rule.metric.of(observed, scope.rule.about());
+        let statistic = statistic.and_then(|statistic| match &scope.weights {
+            Some(weights) => statistic.weighted(weights),
+            None => Ok(statistic),
+        });
         statistic.map_err(|source| GateError::Metric { rule: scope.name.clone(), source })
     }
 
@@ -443,6 +453,7 @@ impl Judge<'_> {
             baseline: f64::NAN,
             bounds: pairs.exact_bounds(alpha),
             n_cases: n_cases as usize,
+            n_effective: None,
             p_value: Some(if demands_gain { pairs.mcnemar_better() } else { pairs.mcnemar_worse() }),
             test: Some(Test::ExactMcnemar),
             adjusted_p_value: None,
@@ -458,12 +469,14 @@ impl Judge<'_> {
         let [candidate, baseline] = sides;
         let differences = differences_of_case(sides);
         let sample = match &differences {
-            Some(differences) => Bootstrap::of_mean(&scope.units, self.resamples(), differences),
+            Some(differences) => {
+                Bootstrap::of_weighted_mean(&scope.units, self.resamples(), differences, scope.weights.as_deref())
+            }
             None => Bootstrap::new(&scope.units, self.resamples(), |counts| {
                 candidate.value(counts) - baseline.value(counts)
             }),
         };
-        let swaps = differences.and_then(|differences| scope.units.sums(&differences));
+        let swaps = differences.and_then(|differences| scope.units.sums(&differences, scope.weights.as_deref()));
         let swaps = swaps.map(|sums| SignFlips::of(&sums, self.resamples()));
         let n_cases = scope.candidate.n_cases();
         let bounds = bounds(&sample, alpha, scope.n_scarcest());
@@ -473,6 +486,7 @@ impl Judge<'_> {
             baseline: f64::NAN,
             bounds,
             n_cases,
+            n_effective: scope.n_effective(),
             p_value: swaps.map(|swaps| {
                 // A gain is a sum above 0, or below 0 for a metric that is better when smaller.
                 let wants_above = (margin == 0.0) != scope.rule.metric.lower_is_better();
@@ -539,7 +553,9 @@ impl Judge<'_> {
             minimum_detectable_effect: found.map(|value| (limit - value).abs()),
             pass_power: None,
             cases_needed: None,
-            power_note: Some(limit_power_note(metric, found, n_cases, power)),
+            power_note: Some(
+                limit_power_note(metric, found, n_cases, power) + &in_effect(n_cases, scope.n_effective()),
+            ),
             waivable: false,
             regressions: None,
             improved: false,
@@ -555,17 +571,31 @@ impl Scope<'_> {
         statistic.right().filter(|_| !self.units.are_shared()).map(<[bool]>::to_vec)
     }
 
+    /// How many cases that count alike these amount to, where they have different weights.
+    fn n_effective(&self) -> Option<f64> {
+        self.weights.as_ref().map(|weights| kish(weights.iter().copied()))
+    }
+
+    /// Things drawn, or as many as their weights amount to, if those are fewer.
+    fn n_units(&self) -> usize {
+        let n_units = self.units.len();
+        self.n_effective().map_or(n_units, |n_effective| n_units.min(n_effective as usize))
+    }
+
     /// Cases of the rarest label, or things drawn: what limits how much a bootstrap can have seen.
     fn n_scarcest(&self) -> usize {
-        match &self.candidate {
-            Observed::Classes(classes) => classes.n_rarest().min(self.units.len()),
-            _ => self.units.len(),
+        match (&self.candidate, &self.weights) {
+            (Observed::Classes(classes), None) => classes.n_rarest().min(self.units.len()),
+            (Observed::Classes(classes), Some(weights)) => {
+                (effective_size_of_rarest(weights, classes.expected()) as usize).min(self.units.len())
+            }
+            _ => self.n_units(),
         }
     }
 
     fn is_too_few(&self) -> bool {
         let is_classes = matches!(self.candidate, Observed::Classes(_));
-        self.units.len() < FEWEST_UNITS || (is_classes && self.n_scarcest() < FEWEST_OF_A_LABEL)
+        self.n_units() < FEWEST_UNITS || (is_classes && self.n_scarcest() < FEWEST_OF_A_LABEL)
     }
 }
 
@@ -613,7 +643,7 @@ impl Estimate {
             None => format!("{} cases cannot show any drop with {percent:.0} % power", self.n_cases),
         };
         let passes = self.pass_power.map(|chance| format!("; an equal candidate passes with {:.0} %", 100.0 * chance));
-        seen + &passes.unwrap_or_default()
+        seen + &passes.unwrap_or_default() + &in_effect(self.n_cases, self.n_effective)
     }
 
     fn into_check(self, rule: String, outcome: Outcome, reason: String) -> CheckResult {
@@ -637,6 +667,11 @@ impl Estimate {
             reason,
         }
     }
+}
+
+/// How much weights cost, in words; nothing where there are none.
+fn in_effect(n_cases: usize, n_effective: Option<f64>) -> String {
+    n_effective.map(|n| format!("; by their weights the {n_cases} cases count as {n:.0}")).unwrap_or_default()
 }
 
 /// What each case adds to the difference, candidate minus baseline, where both sides are means of that.

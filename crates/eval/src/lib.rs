@@ -27,6 +27,7 @@ mod text;
 mod texts;
 mod traffic;
 mod verdict;
+mod weights;
 
 pub use about::{About, Costs, Parameter, ParameterError, Pattern, Schema};
 pub use agreement::{Agreement, AgreementMeasure, AgreementRule, majority};
@@ -63,3 +64,4 @@ pub use verdict::{
     Baseline, CheckResult, Evidence, Flip, GoldenSet, Latency, Outcome, Refusal, Test, Verdict, Waiver, outcome,
     to_accept,
 };
+pub use weights::effective_size;

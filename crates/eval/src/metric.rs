@@ -3,6 +3,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
+use crate::weights::uneven;
 use crate::{About, Bootstrap, Cutoff, Observed, Parameter, Resamples, Units};
 
 mod classes;
@@ -277,6 +278,8 @@ pub enum MetricError {
     UnknownLabel { label: String, labels: String },
     #[error("`{metric}` of `{label}` is undefined here: every case or none has that label")]
     OneSided { metric: Metric, label: String },
+    #[error("`{metric}` has no weighted form, and these cases have different weights")]
+    NoWeights { metric: Metric },
     #[error("`{metric}` is undefined on fewer than {least} cases")]
     TooFew { metric: Metric, least: usize },
     #[error("`{metric}` needs at least as many samples of every case, and there is one with {n_samples}")]
@@ -287,8 +290,8 @@ pub enum MetricError {
     NotJudged { judge: String, case_idx: usize },
 }
 
-/// From how often each case counts to the value.
-type Evaluate = Box<dyn Fn(&[u32]) -> f64 + Send + Sync>;
+/// From how much each case counts to the value.
+type Evaluate = Box<dyn Fn(&[f64]) -> f64 + Send + Sync>;
 
 /// How a metric comes about.
 enum Measure {
@@ -303,15 +306,18 @@ enum Measure {
 /// A metric over fixed cases that can be taken again with each case counted any number of times, which is what a
 /// bootstrap does. Sorting happens once, here; each evaluation is linear in the number of cases.
 pub struct Statistic {
+    metric: Metric,
     n_cases: usize,
     measure: Measure,
+    /// Of each case, where they are not all the same.
+    weights: Option<Vec<f64>>,
     right: Option<Vec<bool>>,
     /// What each case adds, where the metric is the mean of that.
     of_case: Option<Vec<f64>>,
 }
 
 impl Statistic {
-    fn new(n_cases: usize, measure: Measure) -> Self {
+    fn new(metric: Metric, n_cases: usize, measure: Measure) -> Self {
         let right = match &measure {
             Measure::Right(flags) => Some(flags.iter().copied().flatten().collect()),
             _ => None,
@@ -321,15 +327,36 @@ impl Statistic {
             Measure::Mean(of_case) => Some(of_case.clone()),
             Measure::Of(_) => None,
         };
-        Self { n_cases, measure, right, of_case }
+        Self { metric, n_cases, measure, weights: None, right, of_case }
+    }
+
+    /// The metric with each case counted as much as its weight, as scikit-learn's `sample_weight` does.
+    ///
+    /// Errors if the weights differ and the metric has no weighted form that others agree on.
+    ///
+    /// # Panics
+    /// If there are more or fewer weights than cases.
+    pub fn weighted(self, weights: &[f64]) -> Result<Self, MetricError> {
+        assert_eq!(weights.len(), self.n_cases, "weights of other cases");
+        match uneven(weights.iter().copied()) {
+            None => Ok(self),
+            Some(_) if !self.metric.takes_weights() => Err(MetricError::NoWeights { metric: self.metric }),
+            // Exact tests take each case for one observation like any other.
+            Some(weights) => Ok(Self { weights: Some(weights), right: None, ..self }),
+        }
     }
 
     /// The metric with case `i` counted `counts[i]` times; NaN where that leaves it undefined.
     pub fn value(&self, counts: &[u32]) -> f64 {
+        let counts = counts.iter().map(|&count| f64::from(count));
+        let counts: Vec<f64> = match &self.weights {
+            None => counts.collect(),
+            Some(weights) => counts.zip(weights).map(|(count, weight)| count * weight).collect(),
+        };
         match &self.measure {
-            Measure::Right(flags) => share_of_right(flags, counts),
-            Measure::Mean(of_case) => mean_of(of_case, counts),
-            Measure::Of(evaluate) => evaluate(counts),
+            Measure::Right(flags) => share_of_right(flags, &counts),
+            Measure::Mean(of_case) => mean_of(of_case, &counts),
+            Measure::Of(evaluate) => evaluate(&counts),
         }
     }
 
@@ -344,7 +371,7 @@ impl Statistic {
         self.right.as_deref()
     }
 
-    /// What each case adds, where the metric is the mean of that over all cases.
+    /// What each case adds, where the metric is the mean of that over all cases, weighted where they are.
     pub fn of_case(&self) -> Option<&[f64]> {
         self.of_case.as_deref()
     }
@@ -352,7 +379,7 @@ impl Statistic {
     /// The metric on resamples of `units`.
     pub fn resample(&self, units: &Units, resamples: Resamples) -> Bootstrap {
         match &self.of_case {
-            Some(of_case) => Bootstrap::of_mean(units, resamples, of_case),
+            Some(of_case) => Bootstrap::of_weighted_mean(units, resamples, of_case, self.weights.as_deref()),
             None => Bootstrap::new(units, resamples, |counts| self.value(counts)),
         }
     }
@@ -419,6 +446,11 @@ impl Metric {
         )
     }
 
+    /// Whether cases may count more or less than others: not where that has no agreed meaning.
+    pub fn takes_weights(self) -> bool {
+        !matches!(self, Self::Spearman | Self::Chrf | Self::Bleu | Self::Perplexity)
+    }
+
     /// What `gates.toml` and reports call it.
     pub fn name(self) -> String {
         self.with_k(self.declared().name)
@@ -444,7 +476,7 @@ impl Metric {
             Observed::Rankings(rankings) => rankings::measure(self, rankings)?,
             Observed::Texts(texts) => texts::measure(self, texts, about)?,
         };
-        Ok(Statistic::new(observed.n_cases(), measure))
+        Ok(Statistic::new(self, observed.n_cases(), measure))
     }
 
     fn check_parameters(self, about: About<'_>) -> Result<(), MetricError> {
@@ -507,18 +539,18 @@ impl<'de> Deserialize<'de> for Metric {
     }
 }
 
-fn mean_of(of_case: &[f64], counts: &[u32]) -> f64 {
-    let total: f64 = of_case.iter().zip(counts).map(|(value, &count)| value * f64::from(count)).sum();
-    total / counts.iter().map(|&count| f64::from(count)).sum::<f64>()
+fn mean_of(of_case: &[f64], counts: &[f64]) -> f64 {
+    let total: f64 = of_case.iter().zip(counts).map(|(value, count)| value * count).sum();
+    total / counts.iter().sum::<f64>()
 }
 
-fn share_of_right(flags: &[Option<bool>], counts: &[u32]) -> f64 {
-    let (mut n_right, mut n_counted) = (0, 0);
-    for (flag, &count) in flags.iter().zip(counts) {
-        n_counted += u64::from(count) * u64::from(flag.is_some());
-        n_right += u64::from(count) * u64::from(*flag == Some(true));
+fn share_of_right(flags: &[Option<bool>], counts: &[f64]) -> f64 {
+    let (mut n_right, mut n_counted) = (0.0, 0.0);
+    for (flag, count) in flags.iter().zip(counts) {
+        n_counted += count * f64::from(u8::from(flag.is_some()));
+        n_right += count * f64::from(u8::from(*flag == Some(true)));
     }
-    n_right as f64 / n_counted as f64
+    n_right / n_counted
 }
 
 /// A function of the sums over cases of `N` numbers a case.
@@ -526,7 +558,7 @@ fn of_sums<const N: usize>(rows: Vec<[f64; N]>, of: impl Fn(&[f64; N]) -> f64 + 
     Measure::Of(Box::new(move |counts| {
         let mut sums = [0.0; N];
         for (row, &count) in rows.iter().zip(counts) {
-            sums.iter_mut().zip(row).for_each(|(sum, value)| *sum += f64::from(count) * value);
+            sums.iter_mut().zip(row).for_each(|(sum, value)| *sum += count * value);
         }
         of(&sums)
     }))

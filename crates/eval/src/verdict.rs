@@ -31,8 +31,11 @@ pub struct Verdict {
     pub answers: String,
     /// Every rule and how it went.
     pub checks: Vec<CheckResult>,
-    /// Cases that one side got right and the other wrong.
+    /// Cases that one side got right and the other wrong, lost ones first, must-pass cases first among them.
     pub flips: Vec<Flip>,
+    /// How many more flips there are: of very many the last are left out.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub flips_left_out: usize,
     /// Flips a person accepted.
     #[serde(default)]
     pub waivers: Vec<Waiver>,
@@ -52,6 +55,10 @@ pub struct Verdict {
     pub created_at: String,
     /// Who ran it.
     pub created_by: String,
+}
+
+fn is_zero(n: &usize) -> bool {
+    *n == 0
 }
 
 /// The decision of a gate or of one rule.

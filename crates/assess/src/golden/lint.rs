@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use super::near::{Texts, normalised};
 use super::{GoldenCase, GoldenInput, GoldenSet};
+use crate::GoldenError;
 
 /// What counts as too much alike, too small and too uneven.
 #[derive(Clone, Copy, Debug)]
@@ -95,13 +96,13 @@ impl fmt::Display for Kind {
 
 /// What the golden set says about itself: copies and near copies, contradictions, labels and slices.
 ///
-/// `known` are the labels of a model, where one is at hand.
-pub fn lint(golden: &GoldenSet, known: Option<&[String]>, options: &LintOptions) -> Vec<Finding> {
-    let mut findings = duplicates(golden, options.near);
+/// `known` are the labels of a model, where one is at hand. Holds all texts in memory; errors if they can no longer be read.
+pub fn lint(golden: &GoldenSet, known: Option<&[String]>, options: &LintOptions) -> Result<Vec<Finding>, GoldenError> {
+    let mut findings = duplicates(golden, &golden.inputs()?, options.near);
     findings.extend(known.into_iter().flat_map(|known| labels(golden, known)));
     findings.extend(rare_labels(golden, options.least_of_even_share));
     findings.extend(small_slices(golden, options.fewest_in_slice));
-    findings
+    Ok(findings)
 }
 
 impl GoldenInput {
@@ -165,12 +166,12 @@ enum Question {
 
 /// Each case that repeats an earlier one, told once, with the earliest it repeats. Cases of one source may repeat each other:
 /// the statistics know that they are not independent.
-fn duplicates(golden: &GoldenSet, near: f64) -> Vec<Finding> {
+fn duplicates(golden: &GoldenSet, inputs: &[GoldenInput], near: f64) -> Vec<Finding> {
     let mut first: HashMap<Question, usize> = HashMap::new();
     let mut findings = Vec::new();
     let mut distinct = Vec::new();
     for (idx, case) in golden.cases.iter().enumerate() {
-        match first.entry(case.input.question()) {
+        match first.entry(inputs[idx].question()) {
             Entry::Vacant(entry) => {
                 if let Question::Text(text) = entry.key() {
                     distinct.push((idx, text.clone()));

@@ -111,16 +111,22 @@ impl GateReport {
             outcome: verdict.outcome,
             headline: headline(verdict),
             way_out: (verdict.outcome == Outcome::Inconclusive).then(|| way_out(verdict, n_lost)),
-            remarks: remarks(judged.candidate),
+            remarks: remarks_on(verdict, judged),
             n_lost,
             n_won: verdict.flips.len() - n_lost,
             slices: slices(verdict, judged)?,
             checks: verdict.checks.iter().map(|check| check_row(check, verdict.outcome)).collect(),
             waivers: verdict.waivers.clone(),
-            must_pass: must_pass(judged.candidate, judged.golden, &candidate),
+            must_pass: must_pass(judged.candidate, judged.golden, &candidate)?,
             facts: facts(verdict, digest, judged),
         })
     }
+}
+
+fn remarks_on(verdict: &Verdict, judged: &Judged<'_>) -> Vec<String> {
+    let n = verdict.flips_left_out;
+    let left_out = (n > 0).then(|| format!("{n} more cases flipped than the verdict lists and this report counts"));
+    remarks(judged.candidate).into_iter().chain(left_out).collect()
 }
 
 /// The word for an outcome.
@@ -240,7 +246,7 @@ fn slices(verdict: &Verdict, judged: &Judged<'_>) -> Result<Vec<SliceFlips>, Ass
         }
         let slice = slices.get_mut(&own).expect("its own slice was just entered");
         if slice.flips.len() < MOST_FLIPS_OF_A_SLICE && rows.n_left > 0 {
-            slice.flips.push(rows.row(flip, idx));
+            slice.flips.push(rows.row(flip, idx)?);
         } else {
             slice.n_more += 1;
         }
@@ -279,22 +285,23 @@ impl<'a> Rows<'a> {
         Ok(Self { judged, waivers: &verdict.waivers, place, observed, n_left: MOST_FLIPS })
     }
 
-    fn row(&mut self, flip: &Flip, idx: usize) -> FlipRow {
+    fn row(&mut self, flip: &Flip, idx: usize) -> Result<FlipRow, AssessError> {
         self.n_left -= 1;
         let Judged { golden, candidate, baseline } = *self.judged;
         let [of_baseline, of_candidate] = &self.observed;
         let waiver = self.waivers.iter().find(|waiver| waiver.case == flip.case);
-        let before = baseline.map(|baseline| in_words(baseline, golden, of_baseline, idx));
-        FlipRow {
+        let input = golden.input(idx)?;
+        let before = baseline.map(|baseline| in_words(baseline, &input, of_baseline, idx));
+        Ok(FlipRow {
             case: flip.case.clone(),
             must_pass: flip.must_pass,
             regression: flip.regression,
             accepted_by: waiver.map(|waiver| waiver.by.clone()),
             also_in: golden.cases[idx].case.slices.iter().skip(1).cloned().collect(),
-            input: asked(&golden.cases[idx].input, MOST_CHARS),
+            input: asked(&input, MOST_CHARS),
             expected: flip.expected.clone(),
             before: before.unwrap_or_else(|| flip.baseline.clone()),
-            after: in_words(candidate, golden, of_candidate, idx),
-        }
+            after: in_words(candidate, &input, of_candidate, idx),
+        })
     }
 }

@@ -43,6 +43,7 @@ fn verdict(package: &Digest, checks: Vec<CheckResult>) -> Verdict {
         answers: digest(5).to_string(),
         checks,
         flips: Vec::new(),
+        flips_left_out: 0,
         waivers: Vec::new(),
         latency: None,
         traffic: None,

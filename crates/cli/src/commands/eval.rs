@@ -1,19 +1,24 @@
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::thread::available_parallelism;
 
 use anyhow::Context as _;
 use highroad_assess::report::{EvalReport, Fact, charts};
-use highroad_assess::{Checked, Drift, GoldenSet, KeptAnswers, Model, Results, RunOptions, Stage, run};
+use highroad_assess::{
+    Checked, Drift, GoldenSet, Joined, KeptAnswers, Model, Results, RunOptions, Shard, ShardAnswers, Stage, run,
+    run_joined, run_shard,
+};
 use highroad_eval::{
     Evidence, GpuCost, HostedEvidence, JudgeEvidence, JudgeMode, Latency, Resamples, Summary, summarise,
 };
 use highroad_hosted::Budget;
 use highroad_package::{TaskKind, VerifiedPackage};
 use highroad_task::{Predictor, PredictorOptions};
+use indicatif::ProgressBar;
 use serde::Serialize;
 
+use self::shards::Shards;
 use super::gate::read_gates;
 use super::golden::{self, Unblessed};
 use crate::progress;
@@ -22,6 +27,7 @@ use crate::resolve::{Home, Target};
 use crate::side::{CostArgs, How, Side, ask_judges};
 
 mod engine;
+mod shards;
 mod through;
 
 pub use engine::EngineArgs;
@@ -51,11 +57,23 @@ pub struct Args {
     #[command(flatten)]
     engine: EngineArgs,
     /// Ask a live `highroad serve` that serves this package, such as `http://127.0.0.1:8080`; a key in `$HIGHROAD_API_KEY` is sent along.
-    #[arg(long, value_name = "URL", conflicts_with_all = ["engine", "device", "python"])]
+    #[arg(long, value_name = "URL", conflicts_with_all = ["engine", "device", "python", "shard", "merge", "ray"])]
     through: Option<String>,
     /// With `--engine torch` or `--through`: answer in this process too, and tell how far apart the two are.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "shard")]
     compare: bool,
+    /// Answer one shard only, such as the first of eight, and write it to --out; no metrics.
+    #[arg(long, value_name = "I/N", requires = "out", conflicts_with_all = ["merge", "ray"])]
+    shard: Option<Shard>,
+    /// Join the files of all shards instead of answering; a sample is asked here and compared bit by bit.
+    #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with = "ray")]
+    merge: Vec<PathBuf>,
+    /// Answer the shards as tasks of a Ray cluster: the one at ADDRESS, else the one this machine belongs to.
+    #[arg(long, value_name = "ADDRESS", num_args = 0..=1, default_missing_value = "auto", requires = "shards")]
+    ray: Option<String>,
+    /// How many shards.
+    #[arg(long, value_name = "N", requires = "ray")]
+    shards: Option<NonZeroU32>,
     /// How many of the worst cases to list.
     #[arg(long, default_value_t = 10, value_name = "N")]
     worst: usize,
@@ -95,8 +113,13 @@ struct Report<'a> {
 
 impl Args {
     pub fn run(self) -> anyhow::Result<ExitCode> {
-        let golden = golden::with_declared_slices(golden::read(self.golden.as_deref(), Unblessed::Warn)?, None)?;
+        let golden = golden::read(self.golden.as_deref(), Unblessed::Warn)?;
         let side = Side::find(&self.package, &Home::find())?;
+        if let (Some(shard), Some(path)) = (self.shard, &self.out) {
+            self.answers.assess_shard(package_of(&side, "--shard")?, &golden, shard)?.write(path)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        let golden = golden::with_declared_slices(golden, None)?;
         let budget = self.cost.budget();
         let mut results = self.answer(&side, &golden, &budget)?;
         let judges = self.ask_judges(&golden, &mut results, &budget)?;
@@ -135,13 +158,19 @@ impl Args {
     }
 
     fn answer(&self, side: &Side, golden: &GoldenSet, budget: &Budget) -> anyhow::Result<Results> {
-        match &self.through {
-            Some(url) => self.answers.assess_through(url, package_of(side, "--through")?, golden),
-            None => {
-                let how = How { answers: &self.answers, engine: &self.engine };
-                side.answer(&how, golden, N_TIMED, "answers", budget)
-            }
+        if let Some(url) = &self.through {
+            return self.answers.assess_through(url, package_of(side, "--through")?, golden);
         }
+        let of_ray = match (&self.ray, self.shards) {
+            (Some(address), Some(n_shards)) => {
+                let path = golden::path_or_declared(self.golden.as_deref())?;
+                Some(shards::on_ray(address, n_shards, package_of(side, "--ray")?, &path, self.answers.threads)?)
+            }
+            _ => None,
+        };
+        let shards = of_ray.as_ref().map_or(self.merge.as_slice(), Shards::files);
+        let how = How { answers: &self.answers, engine: &self.engine, shards };
+        side.answer(&how, golden, N_TIMED, "answers", budget)
     }
 
     /// From the native runtime's answers to those of another engine.
@@ -195,7 +224,7 @@ impl AnswerArgs {
             let on_torch = engine.start_torch(predictor, threads.get())?;
             return ask(&on_torch, golden, &options, &mut KeptAnswers::none(), who);
         }
-        let mut kept = if self.no_cache { KeptAnswers::none() } else { kept(&predictor) };
+        let mut kept = self.kept(&predictor);
         ask(&predictor, golden, &options, &mut kept, who)
     }
 
@@ -209,12 +238,61 @@ impl AnswerArgs {
         Ok(results)
     }
 
+    /// As [`AnswerArgs::assess`] for one shard.
+    fn assess_shard(
+        &self,
+        package: &VerifiedPackage,
+        golden: &GoldenSet,
+        shard: Shard,
+    ) -> anyhow::Result<ShardAnswers> {
+        let (predictor, threads) = self.open(package)?;
+        let (mut kept, who) = (self.kept(&predictor), format!("shard {shard}"));
+        let bar = progress::bar_of_inputs(&who);
+        let options = RunOptions { threads, n_alone: N_TIMED };
+        let answers = run_shard(&predictor, golden, shard, &options, &mut kept, told(&bar, &who));
+        bar.finish_and_clear();
+        Ok(answers?)
+    }
+
+    /// As [`AnswerArgs::assess`] from the `files` of all shards, in any order.
+    pub fn assess_joined(
+        &self,
+        package: &VerifiedPackage,
+        golden: &GoldenSet,
+        files: &[PathBuf],
+        n_alone: NonZeroUsize,
+        who: &str,
+    ) -> anyhow::Result<Results> {
+        let shards = files.iter().map(|file| ShardAnswers::read(file)).collect::<Result<_, _>>()?;
+        let joined = Joined::of(golden, shards)?;
+        let (predictor, threads) = self.open(package)?;
+        let bar = progress::bar_of_inputs(who);
+        let results = run_joined(&predictor, golden, joined, &RunOptions { threads, n_alone }, told(&bar, who));
+        bar.finish_and_clear();
+        Ok(results?)
+    }
+
     fn open(&self, package: &VerifiedPackage) -> anyhow::Result<(Predictor, NonZeroUsize)> {
         let threads = self.threads.or_else(|| available_parallelism().ok()).unwrap_or(NonZeroUsize::MIN);
         let options = PredictorOptions { threads, ..PredictorOptions::default() };
         let predictor = Predictor::open(package, &options)
             .with_context(|| format!("cannot load package {}", package.digest().short()))?;
         Ok((predictor, threads))
+    }
+
+    fn kept(&self, predictor: &Predictor) -> KeptAnswers {
+        if self.no_cache { KeptAnswers::none() } else { kept(predictor) }
+    }
+}
+
+/// Shows how far a run is.
+fn told<'a>(bar: &'a ProgressBar, who: &'a str) -> impl FnMut(Stage, usize, usize) + 'a {
+    move |stage, n_done, n_all| {
+        let what = match stage {
+            Stage::Answering => "answering",
+            Stage::Timing => "timing single inputs",
+        };
+        progress::show(bar, format!("{who}: {what}"), [n_done, n_all]);
     }
 }
 
@@ -227,13 +305,7 @@ fn ask(
     who: &str,
 ) -> anyhow::Result<Results> {
     let bar = progress::bar_of_inputs(who);
-    let results = run(model, golden, options, kept, |stage, n_done, n_all| {
-        let what = match stage {
-            Stage::Answering => "answering",
-            Stage::Timing => "timing single inputs",
-        };
-        progress::show(&bar, format!("{who}: {what}"), [n_done, n_all]);
-    });
+    let results = run(model, golden, options, kept, told(&bar, who));
     bar.finish_and_clear();
     Ok(results?)
 }

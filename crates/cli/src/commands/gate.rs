@@ -57,6 +57,12 @@ pub struct Args {
     baseline: Option<Target>,
     #[command(flatten)]
     files: Files,
+    /// Take the candidate's answers from the files of all shards; a sample is asked here and compared bit by bit.
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    answers_of_shards: Vec<PathBuf>,
+    /// The same for the baseline's.
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    baseline_answers_of_shards: Vec<PathBuf>,
     /// Accept the regression of this case, where the golden set is too small to tell; may be given again.
     #[arg(long, value_name = "CASE", requires_all = ["by", "why"])]
     accept: Vec<String>,
@@ -114,9 +120,10 @@ impl Args {
         check_traffic(gates.traffic.is_some(), [Some(&candidate), baseline.as_ref()])?;
         let budget = self.cost.budget();
         let n_timed = if gates.latency.is_empty() { N_TIMED } else { N_TIMED_FOR_A_RULE };
-        let how = How { answers: &self.answers, engine: &self.engine };
-        let mut of_candidate = candidate.answer(&how, &golden, n_timed, "candidate", &budget)?;
-        let answers = |baseline: &Side| baseline.answer(&how, &golden, N_TIMED, "baseline", &budget);
+        let how = |shards| How { answers: &self.answers, engine: &self.engine, shards };
+        let (of_shards, baseline_of_shards) = (how(&self.answers_of_shards), how(&self.baseline_answers_of_shards));
+        let mut of_candidate = candidate.answer(&of_shards, &golden, n_timed, "candidate", &budget)?;
+        let answers = |baseline: &Side| baseline.answer(&baseline_of_shards, &golden, N_TIMED, "baseline", &budget);
         let mut of_baseline = baseline.as_ref().map(answers).transpose()?;
         let judges = ask_judges(
             &gates,

@@ -283,7 +283,7 @@ fn in_turns(before: &Side, after: &Side, golden: &GoldenSet) -> anyhow::Result<L
     let step = |idx: usize| idx * golden.cases.len() / n_inputs;
     let mut times: [Vec<f64>; 2] = [Vec::new(), Vec::new()];
     for idx in 0..n_inputs {
-        let Some(input) = first_input(&golden.cases[step(idx)].input, is_rerank) else { continue };
+        let Some(input) = first_input(&*golden.input(step(idx))?, is_rerank) else { continue };
         let order = if idx % 2 == 0 { [0, 1] } else { [1, 0] };
         for side in order {
             let predictor = [&before.predictor, &after.predictor][side];

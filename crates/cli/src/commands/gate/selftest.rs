@@ -57,7 +57,7 @@ impl Args {
         let golden = golden::read(self.files.golden.as_deref(), Unblessed::Warn)?.with_slices(&gates.slices)?;
         let (home, budget) = (Home::find(), self.cost.budget());
         let results = |target: &Target, what| -> anyhow::Result<Results> {
-            let how = How { answers: &self.answers, engine: &EngineArgs::default() };
+            let how = How { answers: &self.answers, engine: &EngineArgs::default(), shards: &[] };
             Side::find(target, &home)?.answer(&how, &golden, N_TIMED, what, &budget)
         };
         let first = results(&self.package, "answering")?;
