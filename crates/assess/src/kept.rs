@@ -30,7 +30,7 @@ pub(crate) type Kept = (Answer, Truncated);
 ///
 /// A file of lines, each a CRC-32 and JSON, that only grows. A line that was torn by a crash or damaged since is as if it had
 /// never been written.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Lines {
     file: Option<(PathBuf, File)>,
     n_bytes: u64,
@@ -52,12 +52,6 @@ pub struct KeptAnswers(Lines);
 /// Replies of one hosted model, by the digest of the question.
 #[derive(Debug, Default)]
 pub struct KeptReplies(Lines);
-
-impl Default for Lines {
-    fn default() -> Self {
-        Self { file: None, n_bytes: 0, places: HashMap::new() }
-    }
-}
 
 /// From the JSON of a line to what was asked and what came back.
 type Parse<T> = fn(&[u8]) -> Option<(Digest, T)>;

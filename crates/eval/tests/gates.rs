@@ -605,7 +605,7 @@ fn amounts_close_to_0_keep_three_digits() {
 
 /// `cases(n)` where every tenth counts ten times as much.
 fn uneven(n: usize) -> Vec<Case> {
-    let weight = |idx: usize| if idx % 10 == 0 { 10.0 } else { 1.0 };
+    let weight = |idx: usize| if idx.is_multiple_of(10) { 10.0 } else { 1.0 };
     cases(n).into_iter().enumerate().map(|(idx, case)| Case { must_pass: false, weight: weight(idx), ..case }).collect()
 }
 
