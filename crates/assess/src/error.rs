@@ -7,7 +7,7 @@ use highroad_hosted::{DescriptionError, HostedError};
 use highroad_package::{Digest, PackageError};
 use highroad_task::TaskError;
 
-use crate::JoinError;
+use crate::{CustomError, JoinError};
 
 /// A golden set cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -65,6 +65,8 @@ pub enum AssessError {
     RowTooLong { tokens: usize, max_tokens: usize },
     #[error("[traffic] asks for rows of {tokens} tokens, in which no word of the golden set fits")]
     RowTooShort { tokens: usize },
+    #[error(transparent)]
+    Custom(#[from] CustomError),
     #[error(transparent)]
     Join(#[from] JoinError),
     #[error("the golden set asks more than {limit} different inputs")]

@@ -1,5 +1,6 @@
 //! Runs golden sets through predictors, measures latency, writes verdicts.
 
+mod custom;
 mod drift;
 mod error;
 mod files;
@@ -19,6 +20,7 @@ mod shard;
 mod torch;
 mod verdict;
 
+pub use custom::{CustomError, give};
 pub use drift::Drift;
 pub use error::{AssessError, GoldenError};
 pub use golden::{
@@ -37,4 +39,4 @@ pub use results::{CaseAnswer, Checked, Results, Speed, Value, answers_digest};
 pub use run::{Model, RunOptions, Stage, Truncated, run, run_joined, run_shard};
 pub use shard::{JoinError, Joined, Shard, ShardAnswers, ShardError};
 pub use torch::{OnTorch, TorchError, TorchOptions, TorchProcess};
-pub use verdict::{Judged, Signature, judge, keep};
+pub use verdict::{Judged, Signature, judge, judge_with, keep};

@@ -1,6 +1,7 @@
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use highroad_eval::{Baseline, Comparison, Decision, Gates, Side, Verdict, decide};
+use highroad_eval::{Baseline, Comparison, Decision, Gates, Given, Side, Verdict, decide_with};
 use highroad_package::{Digest, PackageError, Verdicts};
 
 use crate::{AssessError, GoldenSet, Results};
@@ -37,6 +38,15 @@ pub struct Signature {
 /// Errors if either side did not answer exactly the cases of the golden set, or if the candidate does not know a label
 /// that is expected; a label that only the baseline lacks counts as one it never answers.
 pub fn judge(gates: &Gates, judged: &Judged<'_>) -> Result<Decision, AssessError> {
+    judge_with(gates, judged, &BTreeMap::new())
+}
+
+/// The same with what programs of the user's own [gave](crate::give) each case.
+pub fn judge_with(
+    gates: &Gates,
+    judged: &Judged<'_>,
+    given: &BTreeMap<String, Given>,
+) -> Result<Decision, AssessError> {
     let Judged { golden, candidate, baseline } = *judged;
     let observed = candidate.observed(golden, baseline.map_or(&[], |baseline| &baseline.labels))?;
     let of_baseline = baseline.map(|baseline| baseline.observed(golden, &candidate.labels)).transpose()?;
@@ -46,7 +56,7 @@ pub fn judge(gates: &Gates, judged: &Judged<'_>) -> Result<Decision, AssessError
         baseline: of_baseline.as_ref().map_or(Side::Trivial, Side::Package),
         latencies_ms: &candidate.speed.single_ms,
     };
-    Ok(decide(gates, &comparison)?)
+    Ok(decide_with(gates, &comparison, given)?)
 }
 
 impl Signature {
@@ -79,6 +89,7 @@ impl Signature {
             traffic: None,
             hosted: judged.candidate.hosted.clone(),
             judges: Vec::new(),
+            custom: Vec::new(),
             created_at: self.created_at,
             created_by: self.created_by,
         }

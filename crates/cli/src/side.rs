@@ -1,16 +1,18 @@
 //! What answers a golden set: a package in this process, or a model that somebody else hosts.
 
+use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
-use highroad_assess::{GoldenSet, HostedJudge, HostedModel, KeptReplies, Results, run_hosted};
-use highroad_eval::{Gates, JudgeEvidence};
+use highroad_assess::{GoldenSet, HostedJudge, HostedModel, KeptReplies, Results, give, run_hosted};
+use highroad_eval::{CustomEvidence, Gates, Given, JudgeEvidence};
 use highroad_hosted::Budget;
 use highroad_package::VerifiedPackage;
 
 use crate::commands::eval::{AnswerArgs, EngineArgs};
 use crate::progress;
+use crate::repo::Python;
 use crate::resolve::{Home, Resolved, Target};
 
 /// One side of a comparison.
@@ -141,6 +143,29 @@ pub fn ask_judges(
         evidence.push(judged?);
     }
     Ok(evidence)
+}
+
+/// Runs every program of `gates`, which lies at `path`, on the answers of both sides.
+pub fn run_custom(
+    gates: &Gates,
+    path: &Path,
+    golden: &GoldenSet,
+    [candidate, baseline]: [Option<&Results>; 2],
+) -> anyhow::Result<(BTreeMap<String, Given>, Vec<CustomEvidence>)> {
+    let (mut given, mut evidence) = (BTreeMap::new(), Vec::new());
+    let Some(candidate) = candidate.filter(|_| !gates.custom.is_empty()) else { return Ok((given, evidence)) };
+    let folder = path.parent().unwrap_or(Path::new(""));
+    let python = Python::find(Path::new("."))?;
+    for (name, rule) in &gates.custom {
+        let bar = progress::bar(&format!("metric {name}"));
+        let of = |results| give((name, rule), folder, python.path(), golden, results);
+        let (values, told) = of(candidate)?;
+        let baseline = baseline.map(of).transpose()?.map(|(values, _)| values);
+        bar.finish_and_clear();
+        given.insert(name.clone(), Given { candidate: values, baseline });
+        evidence.push(told);
+    }
+    Ok((given, evidence))
 }
 
 /// Errors where rules need a package in this process and a side is hosted.

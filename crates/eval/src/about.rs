@@ -19,6 +19,8 @@ pub struct About<'a> {
     pub schema: Option<&'a Schema>,
     /// Who judged.
     pub judge: Option<&'a str>,
+    /// Which program of the user's own gave the values.
+    pub custom: Option<&'a str>,
 }
 
 /// Something a metric must be told, by the key that names it in `gates.toml`.
@@ -30,6 +32,7 @@ pub enum Parameter {
     Regex,
     Schema,
     Judge,
+    Custom,
 }
 
 impl<'a> From<Option<&'a str>> for About<'a> {
@@ -47,6 +50,7 @@ impl About<'_> {
             (Parameter::Regex, self.regex.is_some()),
             (Parameter::Schema, self.schema.is_some()),
             (Parameter::Judge, self.judge.is_some()),
+            (Parameter::Custom, self.custom.is_some()),
         ];
         given
             .into_iter()
@@ -71,6 +75,7 @@ impl fmt::Display for Parameter {
             Self::Regex => "regex",
             Self::Schema => "schema",
             Self::Judge => "judge",
+            Self::Custom => "custom",
         })
     }
 }

@@ -1,13 +1,13 @@
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Mutex, PoisonError};
 
 use crate::interval::{clopper_pearson, quantile, quantile_interval};
 use crate::power::normal_power;
 use crate::weights::{effective_size_of_rarest, kish, uneven};
 use crate::{
-    Bootstrap, Case, CheckResult, Discordance, Flip, FloorPower, Gates, LatencyRule, McNemarPower, Metric, MetricError,
-    NonInferiority, Observed, Outcome, Resamples, Rule, Sides, SignFlips, Similarities, Statistic, Test, Units, Waiver,
-    holm, outcome, to_accept,
+    Bootstrap, Case, CheckResult, Discordance, Flip, FloorPower, Gates, Given, LatencyRule, McNemarPower, Metric,
+    MetricError, NonInferiority, Observed, Outcome, Resamples, Rule, Sides, SignFlips, Similarities, Statistic, Test,
+    Units, Waiver, holm, outcome, to_accept,
 };
 
 /// Fewer cases (or sources of cases) than this, or fewer than [`FEWEST_OF_A_LABEL`] of the rarest label, are too few for
@@ -98,7 +98,16 @@ pub enum WaiverError {
 
 /// Applies every rule of `gates`. Deterministic: the bootstrap's seed is in the rules.
 pub fn decide(gates: &Gates, comparison: &Comparison<'_>) -> Result<Decision, GateError> {
-    decide_again(gates, comparison, &Exact::default())
+    decide_with(gates, comparison, &BTreeMap::new())
+}
+
+/// The same with what programs of the user's own gave each case, by what `gates` calls them.
+pub fn decide_with(
+    gates: &Gates,
+    comparison: &Comparison<'_>,
+    given: &BTreeMap<String, Given>,
+) -> Result<Decision, GateError> {
+    decide_again(gates, comparison, given, &Exact::default())
 }
 
 /// What exact paired comparisons showed, for those who judge with the same rules many times: few pairs of counts make up
@@ -110,13 +119,18 @@ pub(crate) struct Exact(Mutex<HashMap<ExactKey, Estimate>>);
 type ExactKey = (Discordance, u64, Option<u64>);
 
 /// The same, remembering exact comparisons in `known`, which must have seen `gates` only.
-pub(crate) fn decide_again(gates: &Gates, comparison: &Comparison<'_>, known: &Exact) -> Result<Decision, GateError> {
+pub(crate) fn decide_again(
+    gates: &Gates,
+    comparison: &Comparison<'_>,
+    given: &BTreeMap<String, Given>,
+    known: &Exact,
+) -> Result<Decision, GateError> {
     let trivial = trivial_answers(comparison.candidate, comparison.cases);
     let baseline = match comparison.baseline {
         Side::Package(answers) => answers,
         Side::Trivial => &trivial,
     };
-    let judge = Judge { gates, cases: comparison.cases, candidate: comparison.candidate, baseline, known };
+    let judge = Judge { gates, cases: comparison.cases, candidate: comparison.candidate, baseline, given, known };
     judge.check_kinds()?;
     let mut checks: Vec<CheckResult> = must_pass(&judge).into_iter().collect();
     match comparison.baseline {
@@ -234,7 +248,15 @@ struct Judge<'a> {
     cases: &'a [Case],
     candidate: &'a Observed,
     baseline: &'a Observed,
+    given: &'a BTreeMap<String, Given>,
     known: &'a Exact,
+}
+
+/// Whose answers.
+#[derive(Clone, Copy)]
+enum Of {
+    Candidate,
+    Baseline,
 }
 
 /// One rule on the cases it is about.
@@ -342,6 +364,7 @@ impl Judge<'_> {
         let sources: Vec<[usize; 2]> = idxs.iter().map(|&idx| self.cases[idx].sources).collect();
         let about = rule.label.as_ref().map(|label| format!(" of \"{label}\""));
         let about = about.or_else(|| rule.judge.as_ref().map(|judge| format!(" \"{judge}\"")));
+        let about = about.or_else(|| rule.custom.as_ref().map(|custom| format!(" \"{custom}\"")));
         let about = about.or_else(|| Some(format!(" \"{}\"", rule.regex.as_ref()?.as_str()))).unwrap_or_default();
         let place = slice.map(|slice| format!(", slice \"{slice}\"")).unwrap_or_default();
         Ok(Scope {
@@ -430,16 +453,33 @@ impl Judge<'_> {
     }
 
     fn statistics(&self, scope: &Scope<'_>) -> Result<[Statistic; 2], GateError> {
-        Ok([self.statistic(scope, &scope.candidate)?, self.statistic(scope, &scope.baseline)?])
+        Ok([self.statistic(scope, Of::Candidate)?, self.statistic(scope, Of::Baseline)?])
     }
 
-    fn statistic(&self, scope: &Scope<'_>, observed: &Observed) -> Result<Statistic, GateError> {
-        let statistic = scope.rule.metric.of(observed, scope.rule.about());
+    fn statistic(&self, scope: &Scope<'_>, of: Of) -> Result<Statistic, GateError> {
+        let observed = match of {
+            Of::Candidate => &scope.candidate,
+            Of::Baseline => &scope.baseline,
+        };
+        let statistic = match scope.rule.custom.as_ref().and_then(|custom| self.given.get(custom)) {
+            Some(given) => self.statistic_given(scope, given, of),
+            None => scope.rule.metric.of(observed, scope.rule.about()),
+        };
         let statistic = statistic.and_then(|statistic| match &scope.weights {
             Some(weights) => statistic.weighted(weights),
             None => Ok(statistic),
         });
         statistic.map_err(|source| GateError::Metric { rule: scope.name.clone(), source })
+    }
+
+    fn statistic_given(&self, scope: &Scope<'_>, given: &Given, of: Of) -> Result<Statistic, MetricError> {
+        let values = match of {
+            Of::Candidate => Some(&given.candidate),
+            Of::Baseline => given.baseline.as_ref(),
+        };
+        let values = values.filter(|values| values.len() == self.cases.len());
+        let values = values.ok_or(MetricError::NotGiven { metric: scope.rule.metric })?;
+        Ok(Statistic::given(scope.rule.metric, scope.idxs.iter().map(|&idx| values[idx]).collect()))
     }
 
     fn exact_difference(&self, pairs: Discordance, rule: &Rule, margin: f64) -> Estimate {
@@ -509,7 +549,7 @@ impl Judge<'_> {
     fn limit(&self, scope: &Scope<'_>) -> Result<Option<CheckResult>, GateError> {
         let metric = scope.rule.metric;
         let Some(limit) = scope.rule.floor.or(scope.rule.ceiling) else { return Ok(None) };
-        let candidate = self.statistic(scope, &scope.candidate)?;
+        let candidate = self.statistic(scope, Of::Candidate)?;
         let Gates { alpha, power, .. } = *self.gates;
         let (bounds, n_cases, too_few, found) = match scope.right(&candidate) {
             Some(right) => {

@@ -88,6 +88,10 @@ pub enum Metric {
     PassAt(Cutoff),
     /// Mean score of a judge, from 0 to 1.
     Judged,
+    /// Mean of what a program of the user's own gives each case.
+    Custom,
+    /// The same where smaller is better.
+    CustomLoss,
 }
 
 /// All there is to say about a metric but how it is computed.
@@ -119,6 +123,8 @@ enum Answers {
     Numbers,
     Rankings,
     Texts,
+    /// Values that come from outside.
+    Given,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -137,9 +143,10 @@ enum Shown {
 const SHARE: (f64, f64) = (0.0, 1.0);
 const CORRELATION: (f64, f64) = (-1.0, 1.0);
 const UNBOUNDED: (f64, f64) = (0.0, f64::INFINITY);
+const ANY: (f64, f64) = (f64::NEG_INFINITY, f64::INFINITY);
 
 /// Every metric, by the names that `gates.toml` and reports use.
-const DECLARED: [Declared; 37] = [
+const DECLARED: [Declared; 39] = [
     percent(Metric::Accuracy, "accuracy", "accuracy", Answers::Classes),
     percent_at(Metric::AccuracyAt, "accuracy_at_", "accuracy@", Answers::Classes),
     percent(Metric::BalancedAccuracy, "balanced_accuracy", "balanced accuracy", Answers::Classes),
@@ -177,6 +184,8 @@ const DECLARED: [Declared; 37] = [
     percent(Metric::MatchesSchema, "matches_schema", "matches schema", Answers::Texts).about(Parameter::Schema),
     percent_at(Metric::PassAt, "pass_at_", "pass@", Answers::Texts),
     number(Metric::Judged, "judged", "score by judge", Answers::Texts).about(Parameter::Judge),
+    number(Metric::Custom, "custom", "own metric", Answers::Given).within(ANY).about(Parameter::Custom),
+    error(Metric::CustomLoss, "custom_loss", "own loss", Answers::Given).within(ANY).about(Parameter::Custom),
 ];
 
 /// The same number as accuracy, as each case has one label.
@@ -246,6 +255,7 @@ impl Answers {
             Self::Numbers => "numbers",
             Self::Rankings => "documents ranked for queries",
             Self::Texts => "texts",
+            Self::Given => "what a program of your own gives, which is not run here",
         }
     }
 }
@@ -286,6 +296,8 @@ pub enum MetricError {
     TooFewSamples { metric: Metric, n_samples: usize },
     #[error("`{metric}` needs the log-probability of every answer, and case {case_idx} has none")]
     NoLikelihood { metric: Metric, case_idx: usize },
+    #[error("`{metric}` has not one value for each case")]
+    NotGiven { metric: Metric },
     #[error("judge `{judge}` has not judged case {case_idx}")]
     NotJudged { judge: String, case_idx: usize },
 }
@@ -328,6 +340,11 @@ impl Statistic {
             Measure::Of(_) => None,
         };
         Self { metric, n_cases, measure, weights: None, right, of_case }
+    }
+
+    /// The mean of `values`, one a case, that come from outside.
+    pub(crate) fn given(metric: Metric, values: Vec<f64>) -> Self {
+        Self::new(metric, values.len(), Measure::Mean(values))
     }
 
     /// The metric with each case counted as much as its weight, as scikit-learn's `sample_weight` does.
@@ -443,6 +460,8 @@ impl Metric {
                 | Self::MatchesSchema
                 // Nobody asks a judge about the answer that needs no model.
                 | Self::Judged
+                | Self::Custom
+                | Self::CustomLoss
         )
     }
 

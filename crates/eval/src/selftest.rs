@@ -1,5 +1,6 @@
 //! Does a gate keep its word on this very golden set? Simulated, with the models' own answers.
 
+use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::thread;
 
@@ -381,7 +382,12 @@ struct Bench<'a> {
 impl Bench<'_> {
     fn judge(&self, cases: &[Case], [candidate, baseline]: [&Observed; 2]) -> Result<Decision, GateError> {
         let baseline = Side::Package(baseline);
-        decide_again(self.gates, &Comparison { cases, candidate, baseline, latencies_ms: &[] }, self.known)
+        decide_again(
+            self.gates,
+            &Comparison { cases, candidate, baseline, latencies_ms: &[] },
+            &BTreeMap::new(),
+            self.known,
+        )
     }
 }
 

@@ -50,6 +50,20 @@ pub struct Summary {
 
 const LEVEL: f64 = 0.95;
 
+impl Measured {
+    /// A metric that is always bootstrapped.
+    pub(crate) fn bootstrapped(
+        metric: Metric,
+        label: &str,
+        statistic: &Statistic,
+        units: &Units,
+        resamples: Resamples,
+    ) -> Self {
+        let interval = bootstrapped(metric, statistic, units, units.len(), resamples);
+        Self { metric, label: Some(label.to_owned()), value: statistic.observed(), interval, method: Method::Bca }
+    }
+}
+
 /// Up to this many labels each has its own precision, recall, F1, AUROC and AUPRC.
 const MOST_LABELS: usize = 20;
 

@@ -3,7 +3,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{HostedEvidence, JudgeEvidence, TrafficEvidence};
+use crate::{CustomEvidence, HostedEvidence, JudgeEvidence, TrafficEvidence};
 
 /// What a gate decided about one package, and everything the decision rests on.
 ///
@@ -51,6 +51,9 @@ pub struct Verdict {
     /// Who judged texts, and how far that can be relied on.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub judges: Vec<JudgeEvidence>,
+    /// Programs that gave values no metric of ours gives.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub custom: Vec<CustomEvidence>,
     /// When the gate ran.
     pub created_at: String,
     /// Who ran it.

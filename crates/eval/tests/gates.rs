@@ -3,9 +3,9 @@
 #![allow(clippy::unwrap_used)]
 
 use highroad_eval::{
-    Case, CheckResult, Classes, Comparison, Decision, Expected, Flip, GateError, Gates, Generated, Metric, Numbers,
-    Observed, Outcome, Rankings, Resamples, Side, Similarities, Test, Texts, Triplets, Waiver, WaiverError, decide,
-    summarise,
+    Case, CheckResult, Classes, Comparison, Decision, Expected, Flip, GateError, Gates, Generated, Given, Metric,
+    Numbers, Observed, Outcome, Rankings, Resamples, Side, Similarities, Test, Texts, Triplets, Waiver, WaiverError,
+    decide, decide_with, summarise,
 };
 
 const LABELS: [&str; 2] = ["benign", "injection"];
@@ -690,4 +690,51 @@ fn the_trivial_answer_is_that_with_the_most_weight() {
         decide(&gates, &Comparison { cases: &set, candidate: &candidate, baseline: Side::Trivial, latencies_ms: &[] });
     let check = decision.unwrap().checks.into_iter().find(|check| check.baseline.is_some()).unwrap();
     assert_eq!(check.baseline, Some(0.75));
+}
+
+const OWN: &str = "[custom.own]\ncommand = ['./own']\n[[rule]]\nmetric = 'custom'\ncustom = 'own'\n";
+
+#[test]
+fn what_a_program_of_the_users_own_gives_is_judged_like_any_metric() {
+    let (cases, answers) = (cases(80), answers(80, &[]));
+    let baseline = Side::Package(&answers);
+    let comparison = Comparison { cases: &cases, candidate: &answers, baseline, latencies_ms: &[] };
+    let given = |candidate: f64| {
+        let of = |base: f64, step: u32| (0..80).map(|idx| base + f64::from(step * idx % 5) / 1000.0).collect();
+        [("own".to_owned(), Given { candidate: of(candidate, 2), baseline: Some(of(0.8, 1)) })].into()
+    };
+    let judged = |rule: &str, candidate: f64| {
+        let decision = decide_with(&Gates::parse(&format!("{OWN}{rule}")).unwrap(), &comparison, &given(candidate));
+        let check = decision.unwrap().checks.pop().unwrap();
+        (check.rule, check.outcome)
+    };
+    let rule = "own metric \"own\": not worse by more than 0.020";
+    assert_eq!(judged("margin = 0.02", 0.8), (rule.to_owned(), Outcome::Pass));
+    assert_eq!(judged("margin = 0.02", 0.75).1, Outcome::Fail);
+    assert_eq!(judged("floor = 0.7", 0.75).1, Outcome::Pass);
+    assert_eq!(judged("floor = 0.9\nslice = 'first'", 0.8).1, Outcome::Fail);
+    let smaller = OWN.replace("['./own']", "['./own']\nlower_is_better = true").replace("'custom'", "'custom_loss'");
+    let gates = Gates::parse(&format!("{smaller}margin = 0.02")).unwrap();
+    assert_eq!(decide_with(&gates, &comparison, &given(0.75)).unwrap().checks.pop().unwrap().outcome, Outcome::Pass);
+    let nothing = decide(&Gates::parse(&format!("{OWN}margin = 0.1")).unwrap(), &comparison).unwrap_err();
+    assert!(nothing.to_string().contains("a program of your own"), "{nothing}");
+    let short = [("own".to_owned(), Given { candidate: vec![1.0], baseline: None })].into();
+    let short = decide_with(&Gates::parse(&format!("{OWN}margin = 0.1")).unwrap(), &comparison, &short).unwrap_err();
+    assert!(short.to_string().contains("not one value for each case"), "{short}");
+}
+
+#[test]
+fn a_metric_of_ones_own_says_what_runs_and_which_way_is_better() {
+    for (text, expected) in [
+        (OWN.replace("command = ['./own']", ""), "needs a `command` or a `python` function"),
+        (OWN.replace("['./own']", "['./own']\npython = 'a.py:f'"), "not both"),
+        (OWN.replace("command = ['./own']", "python = 'a.py'"), "FILE:FUNCTION"),
+        (OWN.replace("['./own']", "['./own']\ntimeout_s = 0"), "timeout_s"),
+        (OWN.replace("['./own']", "['./own']\nlower_is_better = true"), "the metric is `custom_loss`"),
+        (OWN.replace("[custom.own]", "[custom.other]"), "there is no [custom.own]"),
+        (OWN.replace("custom = 'own'", ""), "needs a `custom`"),
+    ] {
+        let error = Gates::parse(&format!("{text}margin = 0.1")).unwrap_err().to_string();
+        assert!(error.contains(expected), "{expected}: {error}");
+    }
 }

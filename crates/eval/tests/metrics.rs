@@ -135,6 +135,7 @@ fn taken(metric: Metric, observed: &Observed) -> Result<highroad_eval::Statistic
         Some(Parameter::Regex) => About { regex: Some(&REGEX), ..About::default() },
         Some(Parameter::Schema) => About { schema: Some(&SCHEMA), ..About::default() },
         Some(Parameter::Judge) => About { judge: Some("helpful"), ..About::default() },
+        Some(Parameter::Custom) => About { custom: Some("own"), ..About::default() },
     };
     metric.of(observed, about)
 }
@@ -153,7 +154,18 @@ fn every_metric_is_of_some_answers_and_has_one_name() {
     for metric in metrics() {
         let n_kinds = kinds.iter().filter(|observed| taken(metric, observed).is_ok()).count();
         let is_correlation = matches!(metric, Metric::Pearson | Metric::Spearman);
-        assert_eq!(n_kinds, if is_correlation { 2 } else { 1 }, "{metric}");
+        let is_given = matches!(metric, Metric::Custom | Metric::CustomLoss);
+        assert_eq!(
+            n_kinds,
+            if is_given {
+                0
+            } else if is_correlation {
+                2
+            } else {
+                1
+            },
+            "{metric}"
+        );
         assert_eq!(metric.name().parse::<Metric>().unwrap(), metric);
     }
 }

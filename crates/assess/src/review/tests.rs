@@ -49,6 +49,7 @@ fn verdict(package: &Digest, checks: Vec<CheckResult>) -> Verdict {
         traffic: None,
         hosted: None,
         judges: Vec::new(),
+        custom: Vec::new(),
         created_at: "2026-11-28T10:00:00Z".to_owned(),
         created_by: "Ada".to_owned(),
     }

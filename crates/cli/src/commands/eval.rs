@@ -10,7 +10,8 @@ use highroad_assess::{
     run_joined, run_shard,
 };
 use highroad_eval::{
-    Evidence, GpuCost, HostedEvidence, JudgeEvidence, JudgeMode, Latency, Resamples, Summary, summarise,
+    Evidence, GpuCost, HostedEvidence, JudgeEvidence, JudgeMode, Latency, Resamples, Summary, add_to_summaries,
+    summarise,
 };
 use highroad_hosted::Budget;
 use highroad_package::{TaskKind, VerifiedPackage};
@@ -24,7 +25,7 @@ use super::golden::{self, Unblessed};
 use crate::progress;
 use crate::reports::{ReportArgs, print_eval};
 use crate::resolve::{Home, Target};
-use crate::side::{CostArgs, How, Side, ask_judges};
+use crate::side::{CostArgs, How, Side, ask_judges, run_custom};
 
 mod engine;
 mod shards;
@@ -49,7 +50,7 @@ pub struct Args {
     out: Option<PathBuf>,
     #[command(flatten)]
     answers: AnswerArgs,
-    /// Also ask the judges on a scale that these rules declare.
+    /// Also ask the judges on a scale and run the programs of your own that these rules declare.
     #[arg(long, value_name = "FILE")]
     gates: Option<PathBuf>,
     #[command(flatten)]
@@ -125,7 +126,8 @@ impl Args {
         let judges = self.ask_judges(&golden, &mut results, &budget)?;
         let observed = results.observed(&golden, &[])?;
         let labels = side.package().map_or_else(|| results.labels.clone(), labels_of_interest);
-        let summaries = summarise(&golden.cases(), &observed, &labels, RESAMPLES);
+        let mut summaries = summarise(&golden.cases(), &observed, &labels, RESAMPLES);
+        self.add_custom(&mut summaries, &golden, &results)?;
         let drift = self.compare.then(|| self.drift(package_of(&side, "--compare")?, &golden, &results)).transpose()?;
         let gpu = results.speed.gpu_s_per_1000.map(gpu_cost).transpose()?;
         let mut report = EvalReport::of(&results, &golden, &summaries, self.worst)?;
@@ -142,6 +144,18 @@ impl Args {
         let charts = if self.reports.wants_charts() { charts(&observed, &summaries, &labels)? } else { Vec::new() };
         self.reports.write_eval(&report, &charts)?;
         Ok(ExitCode::SUCCESS)
+    }
+
+    /// What the user's own programs say.
+    fn add_custom(&self, summaries: &mut [Summary], golden: &GoldenSet, results: &Results) -> anyhow::Result<()> {
+        let Some(path) = &self.gates else { return Ok(()) };
+        let (_, gates) = read_gates(Some(path))?;
+        let (given, _) = run_custom(&gates, path, golden, [Some(results), None])?;
+        for (name, given) in &given {
+            let metric = gates.custom[name].metric();
+            add_to_summaries(summaries, &golden.cases(), (metric, name), &given.candidate, RESAMPLES);
+        }
+        Ok(())
     }
 
     fn ask_judges(

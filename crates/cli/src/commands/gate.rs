@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
 use highroad_assess::report::{Chart, GateReport, charts};
-use highroad_assess::{Judged, Signature, judge, keep};
+use highroad_assess::{Judged, Signature, judge_with, keep};
 use highroad_eval::{Decision, Gates, Outcome, Verdict, Waiver, summarise};
 use highroad_package::Digest;
 use jiff::{SignedDuration, Timestamp};
@@ -14,7 +14,7 @@ use super::golden::{self, Unblessed};
 use super::load::{Files, under_load};
 use crate::reports::{ReportArgs, print_gate};
 use crate::resolve::{Home, Target};
-use crate::side::{CostArgs, How, Side, ask_judges, check_traffic};
+use crate::side::{CostArgs, How, Side, ask_judges, check_traffic, run_custom};
 use crate::standard::Standard;
 use crate::tracking;
 
@@ -134,10 +134,18 @@ impl Args {
             &budget,
         )?;
         let judged = Judged { golden: &golden, candidate: &of_candidate, baseline: of_baseline.as_ref() };
+        let both = [Some(&of_candidate), of_baseline.as_ref()];
+        let (given, custom) = run_custom(&gates, &gates_path(self.files.gates.as_deref())?, &golden, both)?;
         let now = Timestamp::now();
         let sides = [candidate.package(), baseline.as_ref().and_then(Side::package)];
-        let (decision, traffic) =
-            under_load(judge(&gates, &judged)?, &self.files, self.answers.threads, &gates, &golden, sides)?;
+        let (decision, traffic) = under_load(
+            judge_with(&gates, &judged, &given)?,
+            &self.files,
+            self.answers.threads,
+            &gates,
+            &golden,
+            sides,
+        )?;
         let decision = self.accept(decision, now)?;
         let signature = Signature {
             gates: Digest::of(&rules),
@@ -145,7 +153,7 @@ impl Args {
             created_at: whole_seconds(now),
             created_by: self.by.clone().unwrap_or_else(tracking::whoami),
         };
-        let verdict = Verdict { traffic, judges, ..signature.bind(&judged, decision) };
+        let verdict = Verdict { traffic, judges, custom, ..signature.bind(&judged, decision) };
         let (digest, path) = keep(home.verdicts(), &of_candidate.package, &verdict)?;
         self.report(&verdict, &digest, &judged)?;
         eprintln!("verdict {digest}\n{}", path.display());
