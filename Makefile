@@ -118,7 +118,8 @@ python-module-release: env release-bin
 
 define use-module
 cp --remove-destination target/$(1)/lib_highroad.so python/highroad/_highroad.abi3.so
-echo "$(abspath python)" > "$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/highroad.pth"
+site=$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); echo "$(abspath python)" > "$$site/highroad.pth"; \
+cd crates/python && $(abspath .venv/bin/maturin) pep517 write-dist-info --metadata-directory "$$site" --interpreter $(abspath $(PY)) >/dev/null 2>&1
 endef
 
 lock: .venv/.uv ## Resolve requirements/*.in again

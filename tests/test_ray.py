@@ -143,4 +143,4 @@ def test_shards_on_two_workers_are_one_evaluation(machines, call, tmp_path):
 
     (tmp_path / "golden.jsonl").write_text(json.dumps(cases[0] | {"expected": 0.5}) + "\n")
     refused = call(*options, "--ray", machines[1], "--shards", 1, cwd=tmp_path, code=2)
-    assert "the package is made to classify, but the golden set asks for numbers" in refused.stderr
+    assert "the model is made to classify, but the golden set asks for numbers" in refused.stderr
