@@ -17,7 +17,7 @@ DASHBOARD := dashboard/dist/index.html
 help: ## Show what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
 
-quickstart: env release-bin python-module-release ## Train, track, package, gate, serve, roll back and replay one real model
+quickstart: env python-module-release ## Train, track, package, gate, serve, roll back and replay one real model
 	@HIGHROAD_BIN=$(abspath $(RELEASE_BIN)) $(PY) scripts/quickstart.py $(ARGS)
 
 test: lint test-rust test-dashboard fuzz test-python ## Everything CI runs
@@ -25,8 +25,7 @@ test: lint test-rust test-dashboard fuzz test-python ## Everything CI runs
 lint: rust $(DASHBOARD) ## Formatting, clippy and TypeScript, warnings denied
 	cd dashboard && npm run --silent check
 	cargo fmt --all --check
-	cargo clippy --workspace --locked -- -D warnings
-	cargo clippy --workspace --all-targets --locked -- -D warnings -A clippy::unwrap_used
+	cargo clippy --workspace --all-targets --locked -- -D warnings
 
 test-rust: env nextest tools $(DASHBOARD) ## Rust tests and doc tests
 	cargo nextest run --workspace --locked
@@ -38,13 +37,13 @@ test-dashboard: $(DASHBOARD) ## The dashboard's own unit tests; its pages are te
 fuzz: ## Mutate small programs against the reader for a few seconds
 	scripts/fuzz
 
-test-python: env debug-bin python-module tools ## pytest: starter, real models, real clients
+test-python: env python-module tools ## pytest: starter, real models, real clients
 	HIGHROAD_BIN=$(abspath $(DEBUG_BIN)) $(PY) -m pytest -q -n 2 --dist loadfile --durations 10 tests
 
 mlflow-answers: env ## Record anew what the real MLflow server answers (conformance/mlflow_answers.jsonl)
 	$(PY) conformance/mlflow_replay.py --record
 
-bench: env-bench release-bin python-module-release tools ## Highroad beside its peers, interleaved in one run
+bench: env-bench python-module-release tools ## Highroad beside its peers, interleaved in one run
 	HIGHROAD_BIN=$(abspath $(RELEASE_BIN)) $(PY) benches/peers.py $(ARGS)
 	HIGHROAD_BIN=$(abspath $(RELEASE_BIN)) $(PY) benches/serve.py
 	HIGHROAD_BIN=$(abspath $(RELEASE_BIN)) $(PY) benches/track.py
@@ -53,18 +52,20 @@ bench: env-bench release-bin python-module-release tools ## Highroad beside its 
 	HIGHROAD_BIN=$(abspath $(RELEASE_BIN)) $(PY) benches/dashboard.py
 	cargo build --locked --release --package highroad-eval --example bootstrap
 	$(PY) benches/gate.py
+	cargo build --locked --release --package highroad-assess --example batches
+	HIGHROAD_BIN=$(abspath $(RELEASE_BIN)) $(PY) benches/scale.py --gate --ratio
 
 .PHONY: rust debug-bin release-bin nextest tools
 # The same selection as the tests', so that dependencies have the same features and are not built again.
 debug-bin: rust $(DASHBOARD)
-	cargo build --locked --workspace --bins --tests
+	cargo build --locked --workspace --lib --bins --tests
 
 rust:
 	@command -v cargo >/dev/null || { echo "error: cargo is missing: install Rust 1.95 (https://rustup.rs)" >&2; exit 2; }
 
 release-bin: rust $(DASHBOARD)
 	@echo "Building the highroad binary (a few minutes the first time)"
-	cargo build --locked --release --bin highroad
+	cargo build --locked --release --package highroad-cli --package highroad-python --lib --bin highroad
 
 # `cargo build` embeds what is in dashboard/dist; without it the binary has a page that says how to get it.
 dashboard: $(DASHBOARD) ## Build the web pages that the binary embeds
@@ -106,13 +107,20 @@ env-bench: .venv/.bench
 	$(UV) pip install --quiet --python $(PY) --require-hashes -r requirements/bench.txt
 	@touch $@
 
-# The Python module is built into the environment; cargo decides whether anything changed.
+# The Python module comes out of the same build as the binary, whose dependencies have other features than the module's alone, and
+# is used from python/ as it lies there. A wheel is made by maturin: `maturin build --release` in crates/python.
 .PHONY: python-module python-module-release
-python-module: env
-	VIRTUAL_ENV=$(abspath .venv) .venv/bin/maturin develop --quiet --locked --manifest-path crates/python/Cargo.toml $(MATURIN_ARGS)
+python-module: env debug-bin
+	@$(call use-module,debug)
 
-python-module-release:
-	@$(MAKE) --no-print-directory python-module MATURIN_ARGS=--release
+python-module-release: env release-bin
+	@$(call use-module,release)
+
+define use-module
+cp --remove-destination target/$(1)/lib_highroad.so python/highroad/_highroad.abi3.so
+site=$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); echo "$(abspath python)" > "$$site/highroad.pth"; \
+cd crates/python && $(abspath .venv/bin/maturin) pep517 write-dist-info --metadata-directory "$$site" --interpreter $(abspath $(PY)) >/dev/null 2>&1
+endef
 
 lock: .venv/.uv ## Resolve requirements/*.in again
 	cd requirements && for f in uv dev bench mlflow2; do ../$(UV) pip compile --quiet --upgrade --generate-hashes --no-emit-index-url --python-version 3.11 $$f.in -o $$f.txt; done

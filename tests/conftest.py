@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import socket
 import subprocess
+import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,6 +47,47 @@ def serving(command: list[str], log: Path, **popen: object) -> Iterator[str]:
             if process.poll() is None:
                 process.kill()
                 process.wait()
+
+
+MLFLOW_START_LIMIT_S = 180
+
+
+@contextlib.contextmanager
+def mlflow_serving(home: Path) -> Iterator[str]:
+    """MLflow's own server over SQLite in `home`, with artifacts that it hands out; yields its address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    home.mkdir()
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{home}/mlflow.db", "--artifacts-destination", str(home / "artifacts")]
+    with (home / "log").open("wb") as log:
+        server = subprocess.Popen(command, cwd=home, stdout=log, stderr=log, start_new_session=True)
+        try:
+            address = f"http://127.0.0.1:{port}"
+            deadline = time.monotonic() + MLFLOW_START_LIMIT_S
+            while not answers(f"{address}/health"):
+                assert server.poll() is None and time.monotonic() < deadline, (home / "log").read_text()
+                time.sleep(0.2)
+            yield address
+        finally:
+            os.killpg(server.pid, 15)
+            server.wait(timeout=60)
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5):
+            return True
+    except OSError:
+        return False
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """MLflow's own server, which takes long to start: one for all who want it. They leave no registered model behind."""
+    with mlflow_serving(tmp_path_factory.mktemp("theirs") / "mlflow") as address:
+        yield address
 
 
 @pytest.fixture

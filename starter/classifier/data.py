@@ -7,7 +7,7 @@ import torch
 import corpus
 import encoder
 
-LABELS, FLAGGED, files = corpus.LABELS, corpus.FLAGGED, corpus.files
+LABELS, FLAGGED, files, roles = corpus.LABELS, corpus.FLAGGED, corpus.files, corpus.roles
 
 Example = tuple[str, int]
 Encoded = tuple[list[int], int]

@@ -25,6 +25,11 @@ def files() -> dict[str, Path]:
     return {"river/phishing.csv.gz": folder / "phishing.csv.gz"}
 
 
+def roles() -> dict[str, str]:
+    """What each of these files is for; a file that holds several splits is left out."""
+    return {}
+
+
 def examples(name: str, options) -> list[Example]:
     return split(name)
 

@@ -23,6 +23,11 @@ def files() -> dict[str, Path]:
     return {f"lee/{name}": _FOLDER / name for name in ("lee_background.cor", "lee.cor", "similarities0-1.txt")}
 
 
+def roles() -> dict[str, str]:
+    """What each of these files is for; a file that holds several splits is left out."""
+    return {"lee/lee_background.cor": "train", "lee/lee.cor": "test", "lee/similarities0-1.txt": "test"}
+
+
 def examples(name: str, options) -> list[Pair]:
     """The token ids of both halves of each text of ``train`` or ``validation``."""
     pairs = halves()

@@ -28,6 +28,11 @@ def files() -> dict[str, Path]:
     return {"wikipedia/summaries_en-us.json": _PACKAGE / "data" / "summaries_en-us.json"}
 
 
+def roles() -> dict[str, str]:
+    """What each of these files is for; a file that holds several splits is left out."""
+    return {}
+
+
 @cache
 def texts(name: str) -> list[str]:
     """Summaries of ``train``, ``validation`` or ``test``."""

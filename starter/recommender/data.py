@@ -25,6 +25,11 @@ def files() -> dict[str, Path]:
     return {f"movielens/{name}": _FOLDER / name for name in ("ml-100k.inter", "ml-100k.item")}
 
 
+def roles() -> dict[str, str]:
+    """What each of these files is for; a file that holds several splits is left out."""
+    return {}
+
+
 @cache
 def histories() -> tuple[list[str], list[list[int]]]:
     """The films' numbers, and each person's films as positions among them, oldest first."""

@@ -39,6 +39,11 @@ def files() -> dict[str, Path]:
     return {"wikipedia/summaries_en-us.json": _PACKAGE / "data" / "summaries_en-us.json"}
 
 
+def roles() -> dict[str, str]:
+    """What each of these files is for; a file that holds several splits is left out."""
+    return {}
+
+
 def articles() -> list[tuple[str, str]]:
     """Title and masked extract of every article, in an order of their own; the first ``N_SEARCHED`` are searched."""
     entries = json.loads(next(iter(files().values())).read_text(encoding="utf-8")).values()

@@ -37,6 +37,11 @@ def files() -> dict[str, Path]:
     return {"spam-assassin.tgz": _ARCHIVE}
 
 
+def roles() -> dict[str, str]:
+    """What each of these files is for; a file that holds several splits is left out."""
+    return {}
+
+
 def texts(name: str) -> list[tuple[str, int]]:
     """Texts and labels of ``train`` (four fifths), ``validation`` or ``test`` (a tenth each)."""
     return [(mail.text, LABELS.index("spam" if mail.folder == "spam" else "ham")) for mail in mails(name)]

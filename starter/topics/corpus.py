@@ -22,6 +22,11 @@ def files() -> dict[str, Path]:
     return {f"reuters-r8/{name}.tab": _FOLDER / f"reuters-r8-{name}.tab" for name in ("train", "test")}
 
 
+def roles() -> dict[str, str]:
+    """What each of these files is for; a file that holds several splits is left out."""
+    return {f"reuters-r8/{name}.tab": name for name in ("train", "test")}
+
+
 def texts(name: str) -> list[tuple[str, int]]:
     """Texts and labels of ``train``, ``validation`` or ``test``."""
     if name == "test":

@@ -34,6 +34,11 @@ def files() -> dict[str, Path]:
     return {f"fashion-mnist/{name}": _FOLDER / name for name in names}
 
 
+def roles() -> dict[str, str]:
+    """What each of these files is for; a file that holds several splits is left out."""
+    return {name: "test" if "/t10k-" in name else "train" for name in files()}
+
+
 def examples(name: str, options) -> list[Example]:
     """Pictures, ``uint8 [784]``, and labels of ``train`` or ``validation``."""
     return split(name)[: round(options.fraction * 60_000)]

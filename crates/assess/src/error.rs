@@ -3,8 +3,11 @@ use std::path::PathBuf;
 
 use highroad_data::RecordError;
 use highroad_eval::{GateError, ObservedError, RankingsError};
+use highroad_hosted::{DescriptionError, HostedError};
 use highroad_package::{Digest, PackageError};
 use highroad_task::TaskError;
+
+use crate::{CustomError, JoinError};
 
 /// A golden set cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -21,6 +24,10 @@ pub enum GoldenError {
     Record(#[from] RecordError),
     #[error("{}:{line}: {reason}", path.display())]
     Case { path: PathBuf, line: usize, reason: String },
+    #[error("golden set `{}`: case `{case}` is no longer what it was when the set was read", path.display())]
+    Changed { path: PathBuf, case: String },
+    #[error("golden set `{}`: case `{case}`: {reason}", path.display())]
+    Picture { path: PathBuf, case: String, reason: String },
     #[error("golden set `{}` has no cases", .0.display())]
     Empty(PathBuf),
 }
@@ -34,6 +41,26 @@ pub enum AssessError {
     Golden(#[from] GoldenError),
     #[error("case `{case}`")]
     Task { case: String, source: TaskError },
+    #[error("{n_answered} of {n_questions} questions are answered, and kept; case `{case}`")]
+    Hosted { case: String, n_answered: usize, n_questions: usize, source: HostedError },
+    #[error("a hosted model takes no token ids: those of case `{case}` are of another tokenizer")]
+    Tokens { case: String },
+    #[error("a hosted model cannot be asked from here")]
+    Runtime(#[source] io::Error),
+    #[error(transparent)]
+    Description(#[from] DescriptionError),
+    #[error("judge `{judge}` compares two answers, so the baseline must be a model that writes")]
+    NoPair { judge: String },
+    #[error(
+        "judge `{judge}` is not used: {problem}\nhint: another prompt or model may agree more with people; a floor that is lowered \
+         for a judge is no floor"
+    )]
+    Agreement { judge: String, problem: String },
+    #[error(
+        "judge `{judge}` gave no score for `{case}` that can be read, in any of its repeats\nhint: ask for the score alone, or let the \
+         host hold answers to a schema: `structured = true` in the judge's description"
+    )]
+    Unreadable { judge: String, case: String },
     #[error("a request under load failed")]
     Load { source: TaskError },
     #[error("[traffic] asks for rows of {tokens} tokens, and the model takes {max_tokens} at most")]
@@ -43,6 +70,12 @@ pub enum AssessError {
     #[error("[traffic] asks for rows of {tokens} tokens, and every image counts as {n_tokens}")]
     ImageTokens { tokens: usize, n_tokens: usize },
     #[error(transparent)]
+    Custom(#[from] CustomError),
+    #[error(transparent)]
+    Join(#[from] JoinError),
+    #[error("the golden set asks more than {limit} different inputs")]
+    TooManyInputs { limit: usize },
+    #[error(transparent)]
     Observed(#[from] ObservedError),
     #[error(transparent)]
     Rankings(#[from] RankingsError),
@@ -50,7 +83,7 @@ pub enum AssessError {
     Gate(#[from] GateError),
     #[error(transparent)]
     Package(#[from] PackageError),
-    #[error("the package is made to {package}, but the golden set asks for {golden}")]
+    #[error("the model is made to {package}, but the golden set asks for {golden}")]
     OtherTask { package: &'static str, golden: &'static str },
     #[error("case `{case}` got an answer of another kind than its task gives")]
     OtherAnswer { case: String },

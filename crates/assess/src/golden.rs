@@ -1,21 +1,21 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::io;
+use std::ops::RangeInclusive;
 use std::path::Path;
 use std::sync::Arc;
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
-use highroad_data::Records;
 use highroad_eval::{Case, Expected};
 use highroad_package::Digest;
 use highroad_task::Input;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 
 use crate::GoldenError;
-use crate::files::{folder_of, read_limited};
 
 mod coverage;
 mod diff;
 mod edit;
+mod inputs;
 mod leaks;
 mod lint;
 mod lock;
@@ -32,10 +32,14 @@ pub use lock::{Blessing, Changes, Lock, LockError};
 pub(crate) use pictures::thumbnail;
 pub use slices::SliceError;
 
+use inputs::{Inputs, MAX_HELD_BYTES};
 use pictures::{Files, MAX_INLINE_BYTES};
 
-/// Largest golden set that is read: it is held in memory and answered case by case.
-const MAX_GOLDEN_BYTES: u64 = 1 << 30;
+/// Largest golden set that is read, in its own bytes and as JSONL.
+const MAX_GOLDEN_BYTES: u64 = 64 << 30;
+
+/// Most cases: what is held of each, but for its texts, is what bounds the memory.
+const MAX_CASES: usize = 20_000_000;
 
 /// Most documents of a query.
 const MAX_DOCUMENTS: usize = 1000;
@@ -45,6 +49,9 @@ const MAX_NAME_CHARS: usize = 200;
 
 /// Most slices, and most tags, of a case: slice expressions walk them.
 const MAX_NAMES: usize = 32;
+
+/// What a case may count beside the others: sums of their squares stay far from where f64 ends.
+const WEIGHTS: RangeInclusive<f64> = 1e-6..=1e6;
 
 /// Most facts in a case's provenance, and the longest text among them.
 const MAX_FACTS: usize = 32;
@@ -59,15 +66,16 @@ pub struct GoldenSet {
     pub digest: Digest,
     /// At least one, in file order, all of one [`GoldenKind`].
     pub cases: Vec<GoldenCase>,
+    inputs: Inputs,
 }
 
-/// A golden case with what is asked.
+/// A golden case but for what it asks, which is [`GoldenSet::input`].
 #[derive(Clone, Debug)]
 pub struct GoldenCase {
     /// Id, right answer, slices.
     pub case: Case,
-    /// What the model is asked.
-    pub input: GoldenInput,
+    /// What it asks for.
+    pub kind: GoldenKind,
     /// Words about the case that slice expressions may use.
     pub tags: Vec<String>,
     /// The document, template or user the case came from; cases that share one are resampled together.
@@ -175,6 +183,8 @@ pub struct Line {
     source: Option<String>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     provenance: BTreeMap<String, Fact>,
+    #[serde(default, skip_serializing_if = "counts_as_usual")]
+    weight: Option<f64>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -249,6 +259,10 @@ pub(crate) struct Messages {
     messages: Vec<Message>,
 }
 
+fn counts_as_usual(weight: &Option<f64>) -> bool {
+    weight.is_none_or(|weight| weight == 1.0)
+}
+
 fn implied() -> Expected {
     Expected::Implied
 }
@@ -265,50 +279,13 @@ pub(crate) struct Ranking {
 }
 
 impl GoldenSet {
-    /// Reads a JSONL file, one case a line, or where it is called `.parquet` one case a row, and the pictures beside it. Unknown
-    /// keys, a second case of one id, cases of two kinds, a picture that is missing or was changed, and an empty set are errors
-    /// that name the line, or the row.
+    /// Reads a JSONL file, one case a line, or where it is called `.parquet` one case a row, and checks the pictures beside it.
+    /// Unknown keys, a second case of one id, cases of two kinds, a picture that is missing or was changed, and an empty set are
+    /// errors that name the line, or the row.
+    ///
+    /// The texts of a file over 64 MiB and pictures of their own files stay there: [`GoldenSet::input`] reads them when they are asked.
     pub fn read(path: &Path) -> Result<Self, GoldenError> {
-        let bytes = read_limited(path, MAX_GOLDEN_BYTES).map_err(|source| match source.kind() {
-            io::ErrorKind::FileTooLarge => GoldenError::TooLarge { path: path.to_owned(), limit: MAX_GOLDEN_BYTES },
-            _ => GoldenError::Io { path: path.to_owned(), source },
-        })?;
-        Self::parse(&bytes, path)
-    }
-
-    /// The same from bytes; `path` is what errors call them, and its ending says what they are.
-    pub fn parse(bytes: &[u8], path: &Path) -> Result<Self, GoldenError> {
-        Self::parse_with(bytes, path, Files::Below(folder_of(path)))
-    }
-
-    /// The same without the pictures that are files of their own, which are empty then: for who compares digests of cases of
-    /// which the files may be gone.
-    pub fn parse_without_files(bytes: &[u8], path: &Path) -> Result<Self, GoldenError> {
-        Self::parse_with(bytes, path, Files::Unread)
-    }
-
-    fn parse_with(bytes: &[u8], path: &Path, files: Files<'_>) -> Result<Self, GoldenError> {
-        if !is_parquet(path) {
-            return Self::of_lines(bytes, bytes, path, files);
-        }
-        let broken = |reason| GoldenError::Parquet { path: path.to_owned(), reason };
-        let lines = highroad_data::parquet_as_jsonl(bytes.to_vec(), MAX_GOLDEN_BYTES as usize).map_err(broken)?;
-        Self::of_lines(bytes, &lines, path, files)
-    }
-
-    /// A set that is stored as `bytes` and reads as `lines`.
-    fn of_lines(bytes: &[u8], lines: &[u8], path: &Path, files: Files<'_>) -> Result<Self, GoldenError> {
-        let mut reader = Reader::new(files);
-        for record in Records::<Line, _>::new(lines, path) {
-            let (line, record) = record?;
-            let case = |reason| GoldenError::Case { path: path.to_owned(), line, reason };
-            reader.add(line, record).map_err(case)?;
-        }
-        if reader.cases.is_empty() {
-            return Err(GoldenError::Empty(path.to_owned()));
-        }
-        let name = path.file_stem().map_or_else(|| "golden".to_owned(), |stem| stem.to_string_lossy().into_owned());
-        Ok(Self { name, digest: Digest::of(bytes), cases: reader.cases })
+        Self::read_holding(path, MAX_HELD_BYTES)
     }
 
     /// The cases without their inputs, as `highroad-eval` takes them.
@@ -318,7 +295,7 @@ impl GoldenSet {
 
     /// What it asks for.
     pub fn kind(&self) -> GoldenKind {
-        self.cases[0].kind()
+        self.cases[0].kind
     }
 
     /// The ids of the cases, in file order.
@@ -335,9 +312,22 @@ impl GoldenSet {
     }
 }
 
-impl GoldenCase {
-    fn kind(&self) -> GoldenKind {
-        GoldenKind::of(&self.input, &self.case.expected)
+impl LineInput {
+    /// What a model is asked, with the picture that lies in a file of `files`. Errors say what is wrong with a picture.
+    fn asked(self, files: &Files) -> Result<GoldenInput, String> {
+        Ok(match self {
+            Self::Text(Text { text }) => GoldenInput::One(Input::Text(text)),
+            Self::Tokens(Tokens { tokens }) => GoldenInput::One(Input::Tokens(tokens)),
+            Self::Image(ImageFile { image, sha256 }) => GoldenInput::One(Input::Image(files.read(&image, &sha256)?)),
+            Self::ImageBase64(ImageBase64 { image_base64 }) => GoldenInput::One(Input::Image(inline(&image_base64)?)),
+            Self::Pair(Pair { a, b }) => GoldenInput::Pair([a, b]),
+            Self::Triplet(Triplet { anchor, positive, negative }) => GoldenInput::Triplet([anchor, positive, negative]),
+            Self::Ranking(Ranking { query, documents }) => GoldenInput::Ranking { query, documents },
+            Self::Prompt(Prompt { prompt }) => {
+                GoldenInput::Prompt(vec![Message { role: "user".to_owned(), content: prompt }])
+            }
+            Self::Messages(Messages { messages }) => GoldenInput::Prompt(messages),
+        })
     }
 }
 
@@ -346,70 +336,60 @@ fn is_parquet(path: &Path) -> bool {
     path.extension().is_some_and(|suffix| suffix.eq_ignore_ascii_case("parquet"))
 }
 
-struct Reader<'a> {
-    files: Files<'a>,
-    n_image_bytes: u64,
+struct Reader {
+    files: Files,
+    /// Whether a case's picture is a file of its own.
+    has_files: bool,
     cases: Vec<GoldenCase>,
-    lines: BTreeMap<String, usize>,
-    drawn: HashMap<Drawn, usize>,
+    lines: HashMap<Known, u32>,
+    drawn: HashMap<Known, usize>,
+    n_drawn: usize,
+}
+
+/// A text as half of its SHA-256: a million of them are known in some 50 MB, however long they are.
+#[derive(PartialEq, Eq, Hash)]
+struct Known([u8; 16]);
+
+impl Known {
+    fn of(kind: &str, text: &str) -> Self {
+        let digest = Sha256::new().chain_update(kind).chain_update("\n").chain_update(text).finalize();
+        Self(std::array::from_fn(|idx| digest[idx]))
+    }
 }
 
 /// What a bootstrap draws.
-#[derive(PartialEq, Eq, Hash)]
-enum Drawn {
-    Text(String),
-    Source(String),
-    Case(String),
+enum Drawn<'a> {
+    Text(&'a str),
+    Source(&'a str),
+    /// A case of its own.
+    Case,
 }
 
-impl<'a> Reader<'a> {
-    fn new(files: Files<'a>) -> Self {
-        Self { files, n_image_bytes: 0, cases: Vec::new(), lines: BTreeMap::new(), drawn: HashMap::new() }
+impl Reader {
+    fn new(files: Files) -> Self {
+        Self { files, has_files: false, cases: Vec::new(), lines: HashMap::new(), drawn: HashMap::new(), n_drawn: 0 }
     }
 
-    fn picture(&mut self, bytes: Arc<[u8]>) -> Result<GoldenInput, String> {
-        self.n_image_bytes += bytes.len() as u64;
-        match self.n_image_bytes <= MAX_GOLDEN_BYTES {
-            true => Ok(GoldenInput::One(Input::Image(bytes))),
-            false => Err(format!("the images of a golden set may have {MAX_GOLDEN_BYTES} bytes in all")),
-        }
-    }
-
-    fn add(&mut self, line: usize, record: Line) -> Result<(), String> {
+    /// Takes in a case and gives what it asks.
+    fn add(&mut self, line: usize, record: Line) -> Result<GoldenInput, String> {
         record.check()?;
+        if self.cases.len() == MAX_CASES {
+            return Err(format!("there are more than {MAX_CASES} cases"));
+        }
         let digest = record.digest();
-        let Line { id, input, expected, slices, must_pass, tags, source, provenance } = record;
-        if let Some(first) = self.lines.insert(id.clone(), line) {
+        let Line { id, input, expected, slices, must_pass, tags, source, provenance, weight } = record;
+        if let Some(first) = self.lines.insert(Known::of("id", &id), u32::try_from(line).unwrap_or(u32::MAX)) {
             return Err(format!("id `{id}` is already taken by line {first}"));
         }
-        let input = match input {
-            LineInput::Text(Text { text }) => GoldenInput::One(Input::Text(text)),
-            LineInput::Tokens(Tokens { tokens }) => GoldenInput::One(Input::Tokens(tokens)),
-            LineInput::Image(ImageFile { image, sha256 }) => {
-                let bytes = self.files.read(&image, &sha256)?;
-                self.picture(bytes)?
-            }
-            LineInput::ImageBase64(ImageBase64 { image_base64 }) => {
-                let bytes = inline(&image_base64)?;
-                self.picture(bytes)?
-            }
-            LineInput::Pair(Pair { a, b }) => GoldenInput::Pair([a, b]),
-            LineInput::Triplet(Triplet { anchor, positive, negative }) => {
-                GoldenInput::Triplet([anchor, positive, negative])
-            }
-            LineInput::Ranking(Ranking { query, documents }) => GoldenInput::Ranking { query, documents },
-            LineInput::Prompt(Prompt { prompt }) => {
-                GoldenInput::Prompt(vec![Message { role: "user".to_owned(), content: prompt }])
-            }
-            LineInput::Messages(Messages { messages }) => GoldenInput::Prompt(messages),
-        };
+        self.has_files |= matches!(input, LineInput::Image(_));
+        let input = input.asked(&self.files)?;
         let expected = match (&input, expected) {
             (GoldenInput::Prompt(_), Expected::Label(text)) => Expected::References(vec![text]),
             (_, expected) => expected,
         };
         check_expected(&input, &expected, must_pass)?;
         let kind = GoldenKind::of(&input, &expected);
-        if let Some(first) = self.cases.first().map(GoldenCase::kind).filter(|&first| first != kind) {
+        if let Some(first) = self.cases.first().map(|case| case.kind).filter(|&first| first != kind) {
             let [first, kind] = [first, kind].map(GoldenKind::in_words);
             return Err(format!("a golden set asks for one kind of answer: {first} before, {kind} here"));
         }
@@ -418,21 +398,27 @@ impl<'a> Reader<'a> {
                 return Err("a pair takes no `source`: pairs are resampled by the texts they share".to_owned());
             }
             // Pairs that share a text are not independent, so texts are what a bootstrap draws.
-            (GoldenInput::Pair(texts), None) => texts.each_ref().map(|text| self.drawn(Drawn::Text(text.clone()))),
-            (_, Some(source)) => [self.drawn(Drawn::Source(source.clone())); 2],
-            (GoldenInput::Triplet([anchor, ..]), None) => [self.drawn(Drawn::Text(anchor.clone())); 2],
+            (GoldenInput::Pair(texts), None) => texts.each_ref().map(|text| self.drawn(Drawn::Text(text))),
+            (_, Some(source)) => [self.drawn(Drawn::Source(source)); 2],
+            (GoldenInput::Triplet([anchor, ..]), None) => [self.drawn(Drawn::Text(anchor)); 2],
             // A labelled case is a source of its own, and so are a query and a prompt.
-            (_, None) => [self.drawn(Drawn::Case(id.clone())); 2],
+            (_, None) => [self.drawn(Drawn::Case); 2],
         };
-        let case = Case { id, expected, slices, must_pass, sources };
-        self.cases.push(GoldenCase { case, input, tags, source, provenance, digest });
-        Ok(())
+        let case = Case { id, expected, slices, must_pass, sources, weight: weight.unwrap_or(1.0) };
+        self.cases.push(GoldenCase { case, kind, tags, source, provenance, digest });
+        Ok(input)
     }
 
     /// The number of what a bootstrap draws, counted in the order they are met.
-    fn drawn(&mut self, what: Drawn) -> usize {
-        let next = self.drawn.len();
-        *self.drawn.entry(what).or_insert(next)
+    fn drawn(&mut self, what: Drawn<'_>) -> usize {
+        let next = self.n_drawn;
+        let number = match what {
+            Drawn::Text(text) => *self.drawn.entry(Known::of("text", text)).or_insert(next),
+            Drawn::Source(source) => *self.drawn.entry(Known::of("source", source)).or_insert(next),
+            Drawn::Case => next,
+        };
+        self.n_drawn += usize::from(number == next);
+        number
     }
 }
 
@@ -454,6 +440,9 @@ impl Line {
         check_names("tag", &self.tags)?;
         self.source.iter().try_for_each(|source| check_name("source", source))?;
         check_provenance(&self.provenance)?;
+        if let Some(weight) = self.weight.filter(|weight| !WEIGHTS.contains(weight)) {
+            return Err(format!("weight {weight} must be {} to {}", WEIGHTS.start(), WEIGHTS.end()));
+        }
         if self.slices.iter().any(|slice| slice == "*") {
             return Err("a slice cannot be called `*`, which means every slice in gates.toml".to_owned());
         }

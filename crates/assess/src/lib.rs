@@ -1,8 +1,12 @@
 //! Runs golden sets through predictors, measures latency, writes verdicts.
 
+mod custom;
+mod drift;
 mod error;
 mod files;
 mod golden;
+mod hosted;
+mod judging;
 mod kept;
 mod load;
 mod mix;
@@ -12,19 +16,27 @@ pub mod report;
 mod results;
 pub mod review;
 mod run;
+mod shard;
+mod torch;
 mod verdict;
 
+pub use custom::{CustomError, give};
+pub use drift::Drift;
 pub use error::{AssessError, GoldenError};
 pub use golden::{
     ASSUMED_DISCORDANCE, Blessing, Changes, Coverage, Difference, EditError, Edited, Editing, Fact, Finding,
     GoldenCase, GoldenInput, GoldenKind, GoldenSet, Kind, Level, Line, LintOptions, Lock, LockError, MeaningError,
     Message, SliceError, Training, add, alike_by_meaning, coverage, diff, edit, in_words, leaks, lint,
 };
-pub use kept::KeptAnswers;
+pub use hosted::{HostedModel, run_hosted};
+pub use judging::HostedJudge;
+pub use kept::{KeptAnswers, KeptReplies};
 pub use load::{Clock, Replicas, Served, SystemClock, load, saturate};
 pub use mix::Mix;
 pub use preprocessing::preprocessing_share;
 pub use rehearse::{Rehearsal, Replayed, WayBack, rehearse};
 pub use results::{CaseAnswer, Checked, Results, Speed, Value, answers_digest};
-pub use run::{Model, RunOptions, Stage, Truncated, run};
-pub use verdict::{Judged, Signature, judge, keep};
+pub use run::{Model, RunOptions, Stage, Truncated, run, run_joined, run_shard};
+pub use shard::{JoinError, Joined, Shard, ShardAnswers, ShardError};
+pub use torch::{OnTorch, TorchError, TorchOptions, TorchProcess};
+pub use verdict::{Judged, Signature, judge, judge_with, keep};

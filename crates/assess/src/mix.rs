@@ -16,6 +16,8 @@ pub struct Mix {
 
 /// Different texts of one length.
 const TEXTS_A_LENGTH: usize = 16;
+/// Most bytes of pictures that stand for a golden set's; later ones are not asked.
+const MAX_IMAGES_BYTES: usize = 256 << 20;
 
 impl Mix {
     /// The declared `lengths` as requests to `served`, which is made to do `task`.
@@ -27,7 +29,7 @@ impl Mix {
         task: &TaskKind,
         served: &impl Served,
     ) -> Result<Self, AssessError> {
-        let requests = of_golden(golden, task);
+        let requests = of_golden(golden, task)?;
         match lengths {
             Lengths::Golden(_) => Ok(Self { weights: vec![1.0; requests.len()], requests }),
             Lengths::Shares(shares) => Self::of_lengths(shares, &requests, served),
@@ -53,16 +55,30 @@ impl Mix {
 }
 
 /// What a golden set's cases ask, as requests: a query with its documents to a reranker, single texts to other models.
-fn of_golden(golden: &GoldenSet, task: &TaskKind) -> Vec<Vec<Input>> {
-    let requests = golden.cases.iter().flat_map(|case| match &case.input {
+fn of_golden(golden: &GoldenSet, task: &TaskKind) -> Result<Vec<Vec<Input>>, AssessError> {
+    let (mut requests, mut n_image_bytes) = (Vec::new(), 0);
+    for idx in 0..golden.cases.len() {
+        let input = golden.input(idx)?;
+        if let GoldenInput::One(Input::Image(bytes)) = &*input {
+            n_image_bytes += bytes.len();
+            if n_image_bytes > MAX_IMAGES_BYTES && !requests.is_empty() {
+                break;
+            }
+        }
+        requests.extend(requests_of(&input, task));
+    }
+    Ok(requests)
+}
+
+fn requests_of(input: &GoldenInput, task: &TaskKind) -> Vec<Vec<Input>> {
+    match input {
         GoldenInput::One(input) => vec![vec![input.clone()]],
         GoldenInput::Ranking { query, documents } if matches!(task, TaskKind::Rerank) => {
             let pair = |document: &String| Input::Pair { query: query.clone(), document: document.clone() };
             vec![documents.iter().map(pair).collect()]
         }
         input => texts(input).map(|text| vec![Input::Text(text.to_owned())]).collect(),
-    });
-    requests.collect()
+    }
 }
 
 /// What rows of a declared length are made of.

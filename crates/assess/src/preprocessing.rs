@@ -11,8 +11,8 @@ const MOST_INPUTS: usize = 50;
 /// The share of the time from text to answer that goes into preprocessing, over the first golden inputs.
 pub fn preprocessing_share(predictor: &Predictor, golden: &GoldenSet) -> Result<f64, AssessError> {
     let (mut preparing, mut all) = (Duration::ZERO, Duration::ZERO);
-    for case in golden.cases.iter().take(MOST_INPUTS) {
-        let Some(input) = first_input(&case.input, predictor) else { continue };
+    for (idx, case) in golden.cases.iter().take(MOST_INPUTS).enumerate() {
+        let Some(input) = first_input(&*golden.input(idx)?, predictor) else { continue };
         let name = |source| AssessError::Task { case: case.case.id.clone(), source };
         let start = Instant::now();
         let prepared = [predictor.prepare(&input).map_err(name)?];

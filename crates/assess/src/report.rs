@@ -9,8 +9,9 @@ mod junit;
 mod page;
 mod shown;
 mod traffic;
+mod upgrade;
 
-use highroad_eval::{Expected, Observed};
+use highroad_eval::{Evidence, Expected, HostedEvidence, JudgeEvidence, Observed};
 use serde::Serialize;
 
 pub use charts::charts;
@@ -18,11 +19,14 @@ pub use evaluation::{EvalReport, MetricRow, WorstCase};
 pub use gate::{CheckRow, FlipRow, GateReport, SliceFlips};
 pub use github::{Annotation, Level, MOST_SUMMARY_BYTES, annotations};
 pub use junit::{eval_junit, gate_junit};
-pub use page::{eval_html, eval_markdown, gate_html, gate_markdown, review_html, review_markdown};
+pub use page::{
+    eval_html, eval_markdown, gate_html, gate_markdown, review_html, review_markdown, upgrade_html, upgrade_markdown,
+};
 pub use shown::{asked, in_words, one_line, picture, text};
 pub use traffic::traffic_facts;
+pub use upgrade::{LatencyChange, MetricChange, PackageChange, UpgradeCheck, UpgradeReport, outcome_of};
 
-use crate::{GoldenSet, Results};
+use crate::{AssessError, GoldenSet, Results};
 
 /// Why a report cannot be written.
 #[derive(Debug, thiserror::Error)]
@@ -81,15 +85,17 @@ fn in_one(first: &str, second: &str) -> String {
 }
 
 /// The must-pass cases of `golden` as `results` answer them.
-fn must_pass(results: &Results, golden: &GoldenSet, observed: &Observed) -> Vec<MustPass> {
-    let Some(right) = observed.right() else { return Vec::new() };
+fn must_pass(results: &Results, golden: &GoldenSet, observed: &Observed) -> Result<Vec<MustPass>, AssessError> {
+    let Some(right) = observed.right() else { return Ok(Vec::new()) };
     let pinned = golden.cases.iter().enumerate().filter(|(_, case)| case.case.must_pass);
     pinned
-        .map(|(idx, case)| MustPass {
-            case: case.case.id.clone(),
-            right: right[idx],
-            expected: wanted(&case.case.expected),
-            answered: in_words(results, golden, observed, idx),
+        .map(|(idx, case)| {
+            Ok(MustPass {
+                case: case.case.id.clone(),
+                right: right[idx],
+                expected: wanted(&case.case.expected),
+                answered: in_words(results, &*golden.input(idx)?, observed, idx),
+            })
         })
         .collect()
 }
@@ -105,6 +111,14 @@ fn wanted(expected: &Expected) -> String {
     }
 }
 
+/// What decided the bits, and what the answers are evidence of where that is less than bits.
+fn numerics(id: &str, evidence: Evidence) -> Fact {
+    match evidence {
+        Evidence::BitExact => fact("numerics", id),
+        weaker => fact("numerics", format!("{id} (evidence: {weaker})")),
+    }
+}
+
 /// What a reader should know before the numbers: broken promises and cut texts.
 fn remarks(results: &Results) -> Vec<String> {
     let n_truncated = results.cases.iter().filter(|case| case.truncated).count();
@@ -112,5 +126,65 @@ fn remarks(results: &Results) -> Vec<String> {
         (!results.batch_invariant).then(|| "answers in a batch differ in their bits from answers alone".to_owned());
     let cut =
         (n_truncated > 0).then(|| format!("{n_truncated} case(s) were longer than the model takes and lost their end"));
-    bits.into_iter().chain(cut).collect()
+    let ended = results.hosted.as_ref().filter(|hosted| hosted.n_cut > 0);
+    let ended = ended.map(|hosted| format!("{} answer(s) ended at the most tokens an answer may have", hosted.n_cut));
+    bits.into_iter().chain(cut).chain(ended).collect()
+}
+
+/// Which hosted model was asked, and what that took.
+fn hosted_facts(hosted: &HostedEvidence) -> Vec<Fact> {
+    let HostedEvidence { n_questions, n_kept, n_retries, input_tokens, output_tokens, .. } = hosted;
+    let served_by = match hosted.served_by.as_slice() {
+        [] => String::new(),
+        builds => format!(", served by {}", builds.join(" and ")),
+    };
+    let uncounted = match hosted.n_uncounted {
+        0 => String::new(),
+        n => format!(", {n} not counted by the host"),
+    };
+    let mut facts = vec![
+        fact("hosted", format!("{} at {}{served_by}", hosted.model, hosted.base_url)),
+        fact(
+            "asked",
+            format!(
+                "{n_questions} questions ({n_kept} kept from earlier), {n_retries} retries; {input_tokens} tokens sent, \
+                 {output_tokens} written{uncounted}"
+            ),
+        ),
+    ];
+    facts.extend(hosted.cost.as_ref().map(|cost| {
+        let [of_answers, of_this_run] = [cost.of_answers, cost.of_this_run].map(money);
+        fact("cost", format!("{of_answers} {0} for these answers, {of_this_run} {0} in this run", cost.currency))
+    }));
+    facts
+}
+
+/// Who judged, how far that can be relied on, and what it cost.
+fn judge_fact(judge: &JudgeEvidence) -> Fact {
+    let JudgeEvidence { name, n_judged, repeats, hosted, .. } = judge;
+    let percent = |share: f64| format!("{:.1} %", 100.0 * share);
+    let turned = judge.position_inconsistency.map(|share| format!("the order decided {}", percent(share)));
+    let unreadable = (judge.n_unreadable > 0).then(|| format!("{} replies without a score", judge.n_unreadable));
+    let agreement = judge.agreement.as_ref().map(|found| {
+        let [low, high] = found.interval;
+        let floor = found.floor.map(|floor| format!(", floor {floor}")).unwrap_or_default();
+        let (measure, value, n) = (found.measure, found.value, found.n_labelled);
+        format!("with people {measure} {value:.3} ({low:.3} to {high:.3}) on {n}{floor}")
+    });
+    let cost = hosted.cost.as_ref().map(|cost| format!("{} {}", money(cost.of_answers), cost.currency));
+    let told = [
+        Some(format!("`{name}` by {} at {}: {n_judged} judged {repeats} times", hosted.model, hosted.base_url)),
+        Some(format!("disagrees with itself on {}", percent(judge.self_disagreement))),
+        turned,
+        unreadable,
+        Some(agreement.unwrap_or_else(|| "never compared with people".to_owned())),
+        cost,
+    ];
+    fact("judge", told.into_iter().flatten().collect::<Vec<_>>().join("; "))
+}
+
+/// An amount with at least two digits after the point and three that count.
+fn money(amount: f64) -> String {
+    let digits = if amount > 0.0 && amount < 1.0 { (2.0 - amount.log10().floor()).min(12.0) as usize } else { 2 };
+    format!("{amount:.digits$}")
 }

@@ -1,11 +1,15 @@
+use std::borrow::Cow;
+use std::fs::File;
+use std::io::{self, BufReader, BufWriter, Write as _};
 use std::path::Path;
 
 use highroad_eval::{
-    Classes, Evidence, Expected, Generated, Latency, Numbers, Observed, Rankings, Similarities, Texts, Triplets,
-    quantile,
+    Classes, Evidence, Expected, Generated, HostedEvidence, Latency, Numbers, Observed, Rankings, Similarities, Texts,
+    Triplets, quantile,
 };
 use highroad_package::Digest;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 
 use crate::{AssessError, GoldenKind, GoldenSet};
 
@@ -36,6 +40,9 @@ pub struct Results {
     pub checked: Checked,
     /// How fast it went.
     pub speed: Speed,
+    /// What it took to ask, where somebody else hosts the model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hosted: Option<HostedEvidence>,
 }
 
 /// Which answers are new, and which bits were compared.
@@ -96,6 +103,9 @@ pub struct Speed {
     pub single_ms: Vec<f64>,
     /// Inputs a second when they are asked in batches.
     pub inputs_per_s: f64,
+    /// Seconds that a GPU works for 1,000 inputs asked in batches; absent where none does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu_s_per_1000: Option<f64>,
     /// Method and machine, in words.
     pub measured: String,
 }
@@ -103,8 +113,23 @@ pub struct Speed {
 /// SHA-256 over the answers of a golden set: the digest of each answer as text, one a line, in the order of the cases (for
 /// a pair that of `a`, then that of `b`). Equal digests mean equal bits in every answer.
 pub fn answers_digest(answers: impl IntoIterator<Item = Digest>) -> Digest {
-    let lines: String = answers.into_iter().map(|digest| format!("{digest}\n")).collect();
-    Digest::of(lines.as_bytes())
+    let mut all = AnswersDigest::default();
+    answers.into_iter().for_each(|digest| all.add(digest));
+    all.finish()
+}
+
+/// [`answers_digest`], one answer after the other.
+#[derive(Default)]
+pub(crate) struct AnswersDigest(Sha256);
+
+impl AnswersDigest {
+    pub(crate) fn add(&mut self, answer: Digest) {
+        self.0.update(format!("{answer}\n"));
+    }
+
+    pub(crate) fn finish(self) -> Digest {
+        Digest::finish(self.0)
+    }
 }
 
 impl Checked {
@@ -113,6 +138,9 @@ impl Checked {
         let Self { n_inputs, n_kept, n_alone } = *self;
         let percent = 100.0 * n_alone as f64 / n_inputs.max(1) as f64;
         let kept = if n_kept > 0 { format!(", {n_kept} of them answered in an earlier run") } else { String::new() };
+        if n_alone == 0 {
+            return format!("{n_inputs} inputs{kept}");
+        }
         format!(
             "{n_inputs} inputs{kept}; {n_alone} ({percent:.0} %) were asked alone in this run and compared bit by bit"
         )
@@ -122,14 +150,12 @@ impl Checked {
 impl Results {
     /// Reads an `eval.json`.
     pub fn read(path: &Path) -> Result<Self, AssessError> {
-        let bytes = std::fs::read(path).map_err(|source| AssessError::Io { path: path.to_owned(), source })?;
-        serde_json::from_slice(&bytes).map_err(|source| AssessError::Json { path: path.to_owned(), source })
+        read_json(path)
     }
 
     /// Writes an `eval.json`.
     pub fn write(&self, path: &Path) -> Result<(), AssessError> {
-        let bytes = serde_json::to_vec_pretty(self).expect("results are plain data with text keys");
-        std::fs::write(path, bytes).map_err(|source| AssessError::Io { path: path.to_owned(), source })
+        write_json(self, path)
     }
 
     /// Errors unless these are answers to exactly the cases of `golden`, in order.
@@ -200,9 +226,9 @@ impl Results {
     }
 
     /// What `of` finds in each case; an error if a case was answered with something else.
-    fn values<T>(&self, of: impl Fn(&Value) -> Option<T>) -> Result<Vec<T>, AssessError> {
+    fn values<'a, T>(&'a self, of: impl Fn(&'a Value) -> Option<T>) -> Result<Vec<T>, AssessError> {
         let value =
-            |case: &CaseAnswer| of(&case.value).ok_or_else(|| AssessError::OtherAnswer { case: case.id.clone() });
+            |case: &'a CaseAnswer| of(&case.value).ok_or_else(|| AssessError::OtherAnswer { case: case.id.clone() });
         self.cases.iter().map(value).collect()
     }
 
@@ -210,9 +236,11 @@ impl Results {
         let unknown = more_labels.iter().filter(|label| !self.labels.contains(label));
         let labels: Vec<String> = self.labels.iter().chain(unknown).cloned().collect();
         let padding = labels.len() - self.labels.len();
-        let answers: Vec<(String, Vec<f32>)> = self.values(|value| match value {
+        let answers: Vec<(&str, Cow<'_, [f32]>)> = self.values(|value| match value {
+            Value::Class { label, scores } if padding == 0 => Some((label.as_str(), Cow::Borrowed(scores.as_slice()))),
             Value::Class { label, scores } => {
-                Some((label.clone(), scores.iter().copied().chain(std::iter::repeat_n(0.0, padding)).collect()))
+                let padded = scores.iter().copied().chain(std::iter::repeat_n(0.0, padding)).collect();
+                Some((label.as_str(), Cow::Owned(padded)))
             }
             _ => None,
         })?;
@@ -220,7 +248,7 @@ impl Results {
             Expected::Label(label) => Some(label.as_str()),
             _ => None,
         });
-        let answers = answers.iter().map(|(label, scores)| (label.as_str(), scores.as_slice()));
+        let answers = answers.iter().map(|(label, scores)| (*label, scores.as_ref()));
         Ok(Observed::Classes(Classes::new(&labels, expected, answers)?))
     }
 
@@ -237,6 +265,21 @@ impl Results {
             measured: self.speed.measured.clone(),
         }
     }
+}
+
+/// Reads JSON as it comes.
+pub(crate) fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, AssessError> {
+    let file = File::open(path).map_err(|source| AssessError::Io { path: path.to_owned(), source })?;
+    let read = serde_json::from_reader(BufReader::with_capacity(1 << 20, file));
+    read.map_err(|source| AssessError::Json { path: path.to_owned(), source })
+}
+
+/// Writes pretty JSON as it is made.
+pub(crate) fn write_json(value: &impl Serialize, path: &Path) -> Result<(), AssessError> {
+    let io = |source: io::Error| AssessError::Io { path: path.to_owned(), source };
+    let mut file = BufWriter::with_capacity(1 << 20, File::create(path).map_err(io)?);
+    serde_json::to_writer_pretty(&mut file, value).map_err(|error| io(error.into()))?;
+    file.flush().map_err(io)
 }
 
 /// The right answers of one kind, which a golden set's cases all have.

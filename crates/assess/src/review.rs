@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use highroad_eval::{Baseline, GoldenSet, Outcome, Verdict};
+use highroad_eval::{Baseline, GoldenSet, Outcome, Override, Verdict};
 use highroad_package::{Digest, Manifest};
 use serde::{Deserialize, Serialize};
 
@@ -22,6 +22,8 @@ pub struct Facts<'a> {
     pub baseline: Option<Artifact<'a>>,
     /// The gate's verdict on it, against that baseline.
     pub verdict: Option<Kept<'a>>,
+    /// What lets an alias name it where no verdict admits it.
+    pub overrides: &'a [Override],
     /// Its verdict against the trivial baseline.
     pub against_trivial: Option<Kept<'a>>,
     /// Earlier packages that were judged on the same golden set: digest of the package, digest of the verdict.
@@ -98,6 +100,8 @@ pub struct Leaks {
     pub files: Vec<String>,
     /// Those that were not.
     pub missing: Vec<String>,
+    /// Those that were held out by their role, so that they need not be.
+    pub held_out: Vec<String>,
     /// Ids of golden cases whose text occurs there.
     pub cases: Vec<String>,
 }

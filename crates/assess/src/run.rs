@@ -1,18 +1,20 @@
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
-use std::ops::RangeInclusive;
+use std::ops::{Range, RangeInclusive};
 use std::sync::Arc;
 use std::time::Instant;
 
+use highroad_data::in_parallel;
 use highroad_eval::Evidence;
 use highroad_package::{Digest, TaskKind};
 use highroad_task::{Answer, Input, Predictor, TaskError};
 use sha2::{Digest as _, Sha256};
 
 use crate::kept::{Kept, KeptAnswers};
+use crate::results::AnswersDigest;
 use crate::{
-    AssessError, CaseAnswer, Checked, GoldenCase, GoldenInput, GoldenKind, GoldenSet, Results, Speed, Value,
-    answers_digest,
+    AssessError, CaseAnswer, Checked, GoldenCase, GoldenInput, GoldenKind, GoldenSet, JoinError, Joined, Results,
+    Shard, ShardAnswers, Speed, Value, answers_digest,
 };
 
 /// What answers a golden set: a package in this process, later also an engine outside it.
@@ -25,6 +27,15 @@ pub trait Model {
     fn numerics_id(&self) -> String;
     /// What its answers are evidence of.
     fn evidence(&self) -> Evidence;
+    /// Whether an input has the same bits alone and in any batch, so that a difference is a fault. An engine that promises none is
+    /// told of in `batch_invariant`, and its batches count.
+    fn promises_bits(&self) -> bool {
+        true
+    }
+    /// Seconds that a GPU has worked for it so far; `None` where none does.
+    fn gpu_s(&self) -> Option<f64> {
+        None
+    }
     /// The answer to one input, and whether the input was too long and lost its end.
     fn answer_one(&self, input: &Input) -> Result<(Answer, Truncated), TaskError>;
     /// The answers to all inputs, in order, as fast as it goes, and which of them lost their end.
@@ -59,7 +70,11 @@ impl Model for Predictor {
     }
 
     fn answer_all(&self, inputs: &[Input]) -> Result<Vec<(Answer, Truncated)>, TaskError> {
-        let prepared = inputs.iter().map(|input| self.prepare(input)).collect::<Result<Vec<_>, _>>()?;
+        // The cores that compute a batch would wait for a tokenizer on one of them.
+        let chunks: Vec<&[Input]> = inputs.chunks(TOKENISED_AT_ONCE).collect();
+        let prepare = |idx: usize| chunks[idx].iter().map(|input| self.prepare(input)).collect::<Result<Vec<_>, _>>();
+        let prepared = in_parallel(chunks.len(), self.options().threads.get(), prepare);
+        let prepared: Vec<_> = prepared.into_iter().collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect();
         let truncated = prepared.iter().map(|prepared| Truncated(prepared.truncated()));
         Ok(self.predict_prepared(&prepared)?.into_iter().zip(truncated).collect())
     }
@@ -83,11 +98,19 @@ pub enum Stage {
     Timing,
 }
 
+/// Inputs that one thread tokenises at a time.
+const TOKENISED_AT_ONCE: usize = 64;
 /// Inputs asked before timing begins, so that caches and the kernels' threads are warm.
 const N_WARM_UP: usize = 5;
 /// How many inputs are answered between two times that answers are kept: first, at least, at most.
 const FIRST_CHUNK: usize = 256;
 const CHUNKS: RangeInclusive<usize> = 64..=8192;
+/// Most bytes of texts and images that are asked at once.
+const MAX_CHUNK_BYTES: usize = 64 << 20;
+/// What an image takes at least while it is asked: its pixels in f32, about 600 KB at 224 × 224.
+const IMAGE_BYTES: usize = 1 << 20;
+/// Most different inputs of a golden set: some 100 bytes of each are held.
+const MAX_INPUTS: usize = 100_000_000;
 /// About how long such a chunk should take: what a killed run loses.
 const CHUNK_SECONDS: f64 = 3.0;
 
@@ -95,7 +118,9 @@ const CHUNK_SECONDS: f64 = 3.0;
 /// the set, alone and timed, comparing their bits.
 ///
 /// Where one differs, nothing kept is trusted and every input is asked alone, so that `kept` never decides what a single
-/// input would not. `progress` is called with the stage, and the number of its inputs done and in all.
+/// input would not; unless the model promises no such bits. `progress` is called with the stage, and the number of its inputs done and in all.
+///
+/// Texts and answers are in memory a chunk at a time; of each case its result stays, and of each input two digests' worth.
 pub fn run(
     model: &impl Model,
     golden: &GoldenSet,
@@ -104,60 +129,132 @@ pub fn run(
     mut progress: impl FnMut(Stage, usize, usize),
 ) -> Result<Results, AssessError> {
     let labels = labels_for(model.task(), golden)?;
-    let inputs = Inputs::of(golden, model.task());
-    let n_inputs = inputs.distinct.len();
-    let mut answered = answer(model, &inputs, kept, &mut progress)?;
-    let sample = spread(n_inputs, options.n_alone.get());
-    let alone = ask_alone(model, &inputs, &sample, |n_done| progress(Stage::Timing, n_done, sample.len()))?;
-    let answers = sample.iter().map(|&idx| &answered.answers[idx]);
-    let is_sound = alone.iter().zip(answers).all(|(single, answer)| same_bits(&single.kept, answer));
-    let (mut batch_invariant, mut n_alone) = (true, sample.len());
-    if !is_sound || answered.inputs_per_s.is_none() {
-        let asked: Vec<Asked<'_>> = sample.iter().map(|&idx| inputs.distinct[idx]).collect();
-        let (batch, seconds) = ask_batch(model, &asked)?;
-        answered.inputs_per_s.get_or_insert(batch.len() as f64 / seconds);
-        batch_invariant = alone.iter().zip(&batch).all(|(single, answer)| same_bits(&single.kept, answer));
-    }
-    if !is_sound {
-        kept.forget()?;
-        let all: Vec<usize> = (0..n_inputs).collect();
-        let singles = ask_alone(model, &inputs, &all, |n_done| progress(Stage::Timing, n_done, n_inputs))?;
-        answered.answers = singles.into_iter().map(|single| single.kept).collect();
-        (answered.n_kept, n_alone) = (0, n_inputs);
-    }
-    results(model, golden, labels, &inputs, options, &Run { answered, alone, batch_invariant, n_alone })
+    let inputs = Inputs::of(golden, model.task(), 0..golden.cases.len())?;
+    let run = answer_and_check(model, &inputs, options, kept, &mut progress)?;
+    let mut all = AnswersDigest::default();
+    let cases = inputs.answers(kept, |digest| all.add(digest))?;
+    Ok(results(model, &inputs, labels, options, &run, (cases, all.finish())))
 }
 
-/// Answers in order.
-struct Answered {
-    answers: Vec<Kept>,
-    n_kept: usize,
-    /// Of those that were not kept; `None` if all were.
-    inputs_per_s: Option<f64>,
+/// The same for the cases of one shard, to be [joined](Joined) with the others. Errors if the shard has no case.
+pub fn run_shard(
+    model: &impl Model,
+    golden: &GoldenSet,
+    shard: Shard,
+    options: &RunOptions,
+    kept: &mut KeptAnswers,
+    mut progress: impl FnMut(Stage, usize, usize),
+) -> Result<ShardAnswers, AssessError> {
+    let (labels, n_cases) = (labels_for(model.task(), golden)?, golden.cases.len());
+    let cases = shard.cases(n_cases);
+    if cases.is_empty() {
+        return Err(JoinError::TooMany { n_cases, shard }.into());
+    }
+    let inputs = Inputs::of(golden, model.task(), cases)?;
+    let run = answer_and_check(model, &inputs, options, kept, &mut progress)?;
+    let mut answer_digests = Vec::with_capacity(inputs.of_cases.len());
+    let cases = inputs.answers(kept, |digest| answer_digests.push(digest))?;
+    let answers = answers_digest(answer_digests.iter().copied());
+    let results = results(model, &inputs, labels, options, &run, (cases, answers));
+    Ok(ShardAnswers { highroad_shard: 1, shard, answer_digests, results })
 }
 
-/// What a run has found out.
+/// The results of shards as if this run had answered them: `n_alone` inputs, spread over the set, are asked alone and timed.
+///
+/// Errors if the shards are another package's or of another numerics id, or if one of those inputs gets other bits here.
+pub fn run_joined(
+    model: &impl Model,
+    golden: &GoldenSet,
+    joined: Joined,
+    options: &RunOptions,
+    mut progress: impl FnMut(Stage, usize, usize),
+) -> Result<Results, AssessError> {
+    let Joined { results: told, answer_digests } = joined;
+    let (expected, numerics_id) = (model.package(), model.numerics_id());
+    if told.package != expected {
+        return Err(JoinError::OtherPackage { expected, found: told.package }.into());
+    }
+    if told.numerics_id != numerics_id {
+        return Err(JoinError::OtherNumerics { expected: numerics_id, found: told.numerics_id }.into());
+    }
+    let labels = labels_for(model.task(), golden)?;
+    let inputs = Inputs::of(golden, model.task(), 0..golden.cases.len())?;
+    if inputs.of_cases.len() != answer_digests.len() || labels != told.labels {
+        return Err(AssessError::OtherCases);
+    }
+    let sample = spread(inputs.len(), options.n_alone.get());
+    let asked = inputs.asked(&sample)?;
+    let alone = ask_alone(model, &asked, |n_done| progress(Stage::Timing, n_done, sample.len()))?;
+    for ((&idx, asked), single) in sample.iter().zip(&asked).zip(&alone) {
+        if answer_digests[inputs.first_place(idx)] != single.kept.0.digest() {
+            return Err(JoinError::OtherBits { case: asked.case.to_owned() }.into());
+        }
+    }
+    let (batch, seconds) = ask_batch(model, &asked)?;
+    let run = Run {
+        n_kept: inputs.len(),
+        inputs_per_s: batch.len() as f64 / seconds,
+        gpu_s_per_input: None,
+        single_ms: alone.iter().map(|single| single.ms).collect(),
+        batch_invariant: told.batch_invariant,
+        n_alone: sample.len(),
+    };
+    Ok(results(model, &inputs, labels, options, &run, (told.cases, told.answers)))
+}
+
+/// What a run has found out, but for the answers.
 struct Run {
-    answered: Answered,
-    /// Timed.
-    alone: Vec<Single>,
+    n_kept: usize,
+    inputs_per_s: f64,
+    gpu_s_per_input: Option<f64>,
+    single_ms: Vec<f64>,
     batch_invariant: bool,
     n_alone: usize,
 }
 
-fn results(
+/// Has `kept` hold an answer to every input that a single input would get.
+fn answer_and_check(
     model: &impl Model,
-    golden: &GoldenSet,
-    labels: Vec<String>,
     inputs: &Inputs<'_>,
     options: &RunOptions,
+    kept: &mut KeptAnswers,
+    progress: &mut impl FnMut(Stage, usize, usize),
+) -> Result<Run, AssessError> {
+    let n_inputs = inputs.len();
+    let Answered { mut n_kept, mut inputs_per_s, gpu_s_per_input } = answer(model, inputs, kept, progress)?;
+    let sample = spread(n_inputs, options.n_alone.get());
+    let asked = inputs.asked(&sample)?;
+    let alone = ask_alone(model, &asked, |n_done| progress(Stage::Timing, n_done, sample.len()))?;
+    let (mut batch_invariant, mut n_alone) = (true, sample.len());
+    let is_sound = {
+        let answers = sample.iter().map(|&idx| inputs.answer(kept, idx)).collect::<Result<Vec<_>, _>>()?;
+        alone.iter().zip(&answers).all(|(single, answer)| same_bits(&single.kept, answer))
+    };
+    if !is_sound || inputs_per_s.is_none() {
+        let (batch, seconds) = ask_batch(model, &asked)?;
+        inputs_per_s.get_or_insert(batch.len() as f64 / seconds);
+        batch_invariant = alone.iter().zip(&batch).all(|(single, answer)| same_bits(&single.kept, answer));
+    }
+    if !is_sound && model.promises_bits() {
+        kept.forget()?;
+        answer_alone(model, inputs, kept, progress)?;
+        (n_kept, n_alone) = (0, n_inputs);
+    }
+    let single_ms = alone.iter().map(|single| single.ms).collect();
+    let inputs_per_s = inputs_per_s.unwrap_or(0.0);
+    Ok(Run { n_kept, inputs_per_s, gpu_s_per_input, single_ms, batch_invariant, n_alone })
+}
+
+fn results(
+    model: &impl Model,
+    inputs: &Inputs<'_>,
+    labels: Vec<String>,
+    options: &RunOptions,
     run: &Run,
-) -> Result<Results, AssessError> {
-    let Run { answered: Answered { answers, n_kept, inputs_per_s }, alone, batch_invariant, n_alone } = run;
-    let n_inputs = answers.len();
-    let digests: Vec<Digest> = answers.iter().map(|(answer, _)| answer.digest()).collect();
-    let cases = golden.cases.iter().zip(&inputs.of_case);
-    Ok(Results {
+    (cases, answers): (Vec<CaseAnswer>, Digest),
+) -> Results {
+    let (golden, n_inputs) = (inputs.golden, inputs.len());
+    Results {
         highroad_results: 1,
         package: model.package(),
         golden_set: highroad_eval::GoldenSet {
@@ -168,26 +265,37 @@ fn results(
         numerics_id: model.numerics_id(),
         evidence: model.evidence(),
         labels,
-        cases: cases.map(|(case, asked)| case_answer(case, asked, answers)).collect::<Result<_, _>>()?,
-        answers: answers_digest(inputs.of_case.iter().flatten().map(|&idx| digests[idx])),
-        batch_invariant: *batch_invariant,
-        checked: Checked { n_inputs, n_kept: *n_kept, n_alone: *n_alone },
+        cases,
+        answers,
+        batch_invariant: run.batch_invariant,
+        checked: Checked { n_inputs, n_kept: run.n_kept, n_alone: run.n_alone },
         speed: Speed {
-            single_ms: alone.iter().map(|single| single.ms).collect(),
-            inputs_per_s: inputs_per_s.unwrap_or(0.0),
+            single_ms: run.single_ms.clone(),
+            inputs_per_s: run.inputs_per_s,
+            gpu_s_per_1000: run.gpu_s_per_input.map(|seconds| 1000.0 * seconds),
             measured: format!(
                 "{} of {n_inputs} inputs once, alone, after {N_WARM_UP} to warm up, tokenisation included, {} thread(s), \
                  {}; throughput in batches of up to 4096 tokens",
-                alone.len(),
+                run.single_ms.len(),
                 options.threads,
                 std::env::consts::ARCH,
             ),
         },
-    })
+        hosted: None,
+    }
 }
 
 fn same_bits(left: &Kept, right: &Kept) -> bool {
     left.0.digest() == right.0.digest()
+}
+
+/// What it took to have every answer.
+struct Answered {
+    n_kept: usize,
+    /// Of the inputs that were not kept; `None` if all were.
+    inputs_per_s: Option<f64>,
+    /// The same of a GPU's seconds for each.
+    gpu_s_per_input: Option<f64>,
 }
 
 /// Answers what `kept` does not hold, in batches, and keeps it.
@@ -197,25 +305,43 @@ fn answer(
     kept: &mut KeptAnswers,
     progress: &mut impl FnMut(Stage, usize, usize),
 ) -> Result<Answered, AssessError> {
-    let digests: Vec<Digest> = inputs.distinct.iter().map(Asked::digest).collect();
-    let mut answers: Vec<Option<Kept>> = digests.iter().map(|digest| kept.get(digest).cloned()).collect();
-    let missing: Vec<usize> = (0..answers.len()).filter(|&idx| answers[idx].is_none()).collect();
+    let missing: Vec<usize> = (0..inputs.len()).filter(|&idx| !kept.holds(&inputs.digests[idx])).collect();
     let (mut n_done, mut n_next, mut seconds) = (0, FIRST_CHUNK, 0.0);
+    let gpu_s_before = model.gpu_s();
     while n_done < missing.len() {
-        let chunk = &missing[n_done..missing.len().min(n_done + n_next)];
-        let (batch, took) = ask_batch(model, &chunk.iter().map(|&idx| inputs.distinct[idx]).collect::<Vec<_>>())?;
-        kept.put(chunk.iter().map(|&idx| digests[idx]).zip(&batch))?;
-        chunk.iter().zip(batch).for_each(|(&idx, answer)| answers[idx] = Some(answer));
+        let asked = inputs.asked_up_to(&missing[n_done..missing.len().min(n_done + n_next)], MAX_CHUNK_BYTES)?;
+        let (batch, took) = ask_batch(model, &asked)?;
+        let chunk = &missing[n_done..n_done + asked.len()];
+        kept.put(chunk.iter().map(|&idx| inputs.digests[idx]).zip(&batch))?;
         n_done += chunk.len();
         seconds += took;
         n_next = ((CHUNK_SECONDS * n_done as f64 / seconds) as usize).clamp(*CHUNKS.start(), *CHUNKS.end());
         progress(Stage::Answering, n_done, missing.len());
     }
+    let was_asked = n_done > 0;
+    let gpu_s = gpu_s_before.zip(model.gpu_s()).filter(|_| was_asked).map(|(before, after)| after - before);
     Ok(Answered {
-        n_kept: answers.len() - missing.len(),
-        answers: answers.into_iter().map(|answer| answer.expect("what was missing has been answered")).collect(),
-        inputs_per_s: (n_done > 0).then(|| n_done as f64 / seconds),
+        n_kept: inputs.len() - missing.len(),
+        inputs_per_s: was_asked.then(|| n_done as f64 / seconds),
+        gpu_s_per_input: gpu_s.map(|seconds| seconds / n_done as f64),
     })
+}
+
+/// Answers every input by itself.
+fn answer_alone(
+    model: &impl Model,
+    inputs: &Inputs<'_>,
+    kept: &mut KeptAnswers,
+    progress: &mut impl FnMut(Stage, usize, usize),
+) -> Result<(), AssessError> {
+    let all: Vec<usize> = (0..inputs.len()).collect();
+    for chunk in all.chunks(FIRST_CHUNK) {
+        let singles = ask_alone(model, &inputs.asked(chunk)?, |_| ())?;
+        let answers: Vec<Kept> = singles.into_iter().map(|single| single.kept).collect();
+        kept.put(chunk.iter().map(|&idx| inputs.digests[idx]).zip(&answers))?;
+        progress(Stage::Timing, chunk[0] + chunk.len(), all.len());
+    }
+    Ok(())
 }
 
 /// At most `n_most` of `n` positions, evenly spread.
@@ -224,19 +350,26 @@ fn spread(n: usize, n_most: usize) -> Vec<usize> {
     (0..n_picked).map(|picked| picked * n / n_picked).collect()
 }
 
-/// What is asked, each text once however many pairs hold it.
-struct Inputs<'a> {
-    distinct: Vec<Asked<'a>>,
-    /// Positions in `distinct`: one a labelled text, two a pair, three a triplet; of a ranking one for each document, for an embedder the
-    /// query's before them.
-    of_case: Vec<Vec<usize>>,
+/// What a range of cases asks, each text once however many pairs hold it; the texts themselves stay in the golden set.
+pub(crate) struct Inputs<'a> {
+    golden: &'a GoldenSet,
+    task: &'a TaskKind,
+    cases: Range<usize>,
+    /// Of each different input.
+    digests: Vec<Digest>,
+    /// The case that asks it first, and which of that case's inputs it is.
+    places: Vec<[u32; 2]>,
+    /// Positions in `digests`: one a labelled text, two a pair, three a triplet; of a ranking one for each document, for an
+    /// embedder the query's before them.
+    of_cases: Vec<u32>,
+    /// Where each case's positions end.
+    ends: Vec<usize>,
 }
 
-/// One input and a case that asks it, without a copy of its text.
-#[derive(Clone, Copy)]
-struct Asked<'a> {
-    input: Borrowed<'a>,
-    case: &'a str,
+/// One input and a case that asks it.
+pub(crate) struct Asked<'a> {
+    pub(crate) input: Input,
+    pub(crate) case: &'a str,
 }
 
 #[derive(Clone, Copy)]
@@ -258,30 +391,37 @@ impl<'a> From<&'a Input> for Borrowed<'a> {
     }
 }
 
-impl Asked<'_> {
-    fn input(&self) -> Input {
-        match self.input {
-            Borrowed::Text(text) => Input::Text(text.to_owned()),
-            Borrowed::Tokens(ids) => Input::Tokens(ids.to_vec()),
-            Borrowed::Image(bytes) => Input::Image(bytes.clone()),
-            Borrowed::Pair { query, document } => {
-                Input::Pair { query: query.to_owned(), document: document.to_owned() }
-            }
+impl Borrowed<'_> {
+    fn to_owned(self) -> Input {
+        match self {
+            Self::Text(text) => Input::Text(text.to_owned()),
+            Self::Tokens(ids) => Input::Tokens(ids.to_vec()),
+            Self::Pair { query, document } => Input::Pair { query: query.to_owned(), document: document.to_owned() },
+            Self::Image(bytes) => Input::Image(Arc::clone(bytes)),
+        }
+    }
+
+    fn n_bytes(self) -> usize {
+        match self {
+            Self::Text(text) => text.len(),
+            Self::Tokens(ids) => 4 * ids.len(),
+            Self::Pair { query, document } => query.len() + document.len(),
+            Self::Image(bytes) => bytes.len().max(IMAGE_BYTES),
         }
     }
 
     /// Equal for equal inputs only: kinds and lengths are told before the content.
-    fn digest(&self) -> Digest {
+    fn digest(self) -> Digest {
         let mut hasher = Sha256::new();
         let mut text = |kind: &str, bytes: &[u8]| {
             hasher.update(format!("{kind} {}\n", bytes.len()));
             hasher.update(bytes);
         };
-        match self.input {
-            Borrowed::Text(of) => text("text", of.as_bytes()),
-            Borrowed::Tokens(ids) => text("tokens", &ids.iter().flat_map(|id| id.to_le_bytes()).collect::<Vec<_>>()),
-            Borrowed::Image(bytes) => text("image", bytes),
-            Borrowed::Pair { query, document } => {
+        match self {
+            Self::Text(of) => text("text", of.as_bytes()),
+            Self::Tokens(ids) => text("tokens", &ids.iter().flat_map(|id| id.to_le_bytes()).collect::<Vec<_>>()),
+            Self::Image(bytes) => text("image", bytes),
+            Self::Pair { query, document } => {
                 text("query", query.as_bytes());
                 text("document", document.as_bytes());
             }
@@ -290,28 +430,118 @@ impl Asked<'_> {
     }
 }
 
-impl<'a> Inputs<'a> {
-    fn of(golden: &'a GoldenSet, task: &TaskKind) -> Self {
-        let (mut distinct, mut seen) = (Vec::new(), HashMap::new());
-        let mut of_case = Vec::with_capacity(golden.cases.len());
-        for GoldenCase { case, input, .. } in &golden.cases {
-            let mut add = |input: Borrowed<'a>| {
-                distinct.push(Asked { input, case: &case.id });
-                distinct.len() - 1
-            };
-            of_case.push(match input {
-                GoldenInput::One(input) => vec![add(input.into())],
-                GoldenInput::Ranking { query, documents } if matches!(task, TaskKind::Rerank) => {
-                    documents.iter().map(|document| add(Borrowed::Pair { query, document })).collect()
-                }
-                GoldenInput::Pair(_) | GoldenInput::Triplet(_) | GoldenInput::Ranking { .. } => {
-                    texts(input).map(|text| *seen.entry(text).or_insert_with(|| add(Borrowed::Text(text)))).collect()
-                }
-                // No package's task writes: `labels_for` has refused the golden set.
-                GoldenInput::Prompt(_) => Vec::new(),
-            });
+/// What a model made to do `task` is asked in a case, in order.
+fn asked_of<'a>(input: &'a GoldenInput, task: &TaskKind) -> Vec<Borrowed<'a>> {
+    match input {
+        GoldenInput::One(input) => vec![input.into()],
+        GoldenInput::Ranking { query, documents } if matches!(task, TaskKind::Rerank) => {
+            documents.iter().map(|document| Borrowed::Pair { query, document }).collect()
         }
-        Self { distinct, of_case }
+        GoldenInput::Pair(_) | GoldenInput::Triplet(_) | GoldenInput::Ranking { .. } => {
+            texts(input).map(Borrowed::Text).collect()
+        }
+        // No package's task writes: `labels_for` has refused the golden set.
+        GoldenInput::Prompt(_) => Vec::new(),
+    }
+}
+
+impl<'a> Inputs<'a> {
+    pub(crate) fn of(golden: &'a GoldenSet, task: &'a TaskKind, cases: Range<usize>) -> Result<Self, AssessError> {
+        let mut this = Self {
+            golden,
+            task,
+            cases: cases.clone(),
+            digests: Vec::new(),
+            places: Vec::new(),
+            of_cases: Vec::new(),
+            ends: Vec::new(),
+        };
+        // Labelled texts and documents beside their query are asked as often as they occur.
+        let once = matches!(task, TaskKind::Embed { .. });
+        let mut seen: HashMap<Digest, u32> = HashMap::new();
+        for case in cases {
+            for (place, input) in asked_of(&*golden.input(case)?, task).into_iter().enumerate() {
+                let digest = input.digest();
+                let known = seen.get(&digest).copied();
+                let position = match known {
+                    Some(position) => position,
+                    None => this.add(digest, [case as u32, place as u32])?,
+                };
+                if once {
+                    seen.insert(digest, position);
+                }
+                this.of_cases.push(position);
+            }
+            this.ends.push(this.of_cases.len());
+        }
+        Ok(this)
+    }
+
+    fn add(&mut self, digest: Digest, place: [u32; 2]) -> Result<u32, AssessError> {
+        if self.digests.len() == MAX_INPUTS {
+            return Err(AssessError::TooManyInputs { limit: MAX_INPUTS });
+        }
+        self.digests.push(digest);
+        self.places.push(place);
+        Ok(self.digests.len() as u32 - 1)
+    }
+
+    /// Of each case, where its inputs stand among the different ones.
+    pub(crate) fn positions(&self) -> impl Iterator<Item = &[u32]> {
+        let starts = std::iter::once(0).chain(self.ends.iter().copied());
+        starts.zip(&self.ends).map(|(start, &end)| &self.of_cases[start..end])
+    }
+
+    /// Number of different inputs.
+    pub(crate) fn len(&self) -> usize {
+        self.digests.len()
+    }
+
+    pub(crate) fn asked(&self, idxs: &[usize]) -> Result<Vec<Asked<'a>>, AssessError> {
+        self.asked_up_to(idxs, usize::MAX)
+    }
+
+    /// The inputs at `idxs`, or at least one and as many of them as have `most_bytes`.
+    fn asked_up_to(&self, idxs: &[usize], most_bytes: usize) -> Result<Vec<Asked<'a>>, AssessError> {
+        let (mut asked, mut n_bytes) = (Vec::with_capacity(idxs.len()), 0);
+        // Inputs of one case follow each other, so that each case is read once.
+        for chunk in idxs.chunk_by(|&left, &right| self.places[left][0] == self.places[right][0]) {
+            let case = self.places[chunk[0]][0] as usize;
+            let input = self.golden.input(case)?;
+            let inputs = asked_of(&input, self.task);
+            for &idx in chunk {
+                let input = inputs[self.places[idx][1] as usize];
+                n_bytes += input.n_bytes();
+                if n_bytes > most_bytes && !asked.is_empty() {
+                    return Ok(asked);
+                }
+                asked.push(Asked { input: input.to_owned(), case: &self.golden.cases[case].case.id });
+            }
+        }
+        Ok(asked)
+    }
+
+    fn answer(&self, kept: &KeptAnswers, idx: usize) -> Result<Kept, AssessError> {
+        Ok(kept.get(&self.digests[idx])?.expect("every input has been answered"))
+    }
+
+    /// Where input `idx` stands first in the order of the cases.
+    fn first_place(&self, idx: usize) -> usize {
+        let [case, place] = self.places[idx].map(|number| number as usize);
+        let case = case - self.cases.start;
+        place + if case == 0 { 0 } else { self.ends[case - 1] }
+    }
+
+    /// The result of each case; `take` is called with the digest of each answer, in order.
+    fn answers(&self, kept: &KeptAnswers, mut take: impl FnMut(Digest)) -> Result<Vec<CaseAnswer>, AssessError> {
+        let mut cases = Vec::with_capacity(self.cases.len());
+        for (case, positions) in self.golden.cases[self.cases.clone()].iter().zip(self.positions()) {
+            let given =
+                positions.iter().map(|&idx| self.answer(kept, idx as usize)).collect::<Result<Vec<Kept>, _>>()?;
+            given.iter().for_each(|(answer, _)| take(answer.digest()));
+            cases.push(case_answer(case, &given)?);
+        }
+        Ok(cases)
     }
 }
 
@@ -331,24 +561,22 @@ struct Single {
     ms: f64,
 }
 
-/// The answers to the inputs at `idxs`, each asked by itself once the model is warm.
+/// The answers to inputs, each asked by itself once the model is warm.
 fn ask_alone(
     model: &impl Model,
-    inputs: &Inputs<'_>,
-    idxs: &[usize],
+    asked: &[Asked<'_>],
     mut progress: impl FnMut(usize),
 ) -> Result<Vec<Single>, AssessError> {
-    let ask = |&idx: &usize| {
-        let asked = inputs.distinct[idx];
-        ask_one(model, &asked.input()).map_err(|source| AssessError::Task { case: asked.case.to_owned(), source })
+    let ask = |asked: &Asked<'_>| {
+        ask_one(model, &asked.input).map_err(|source| AssessError::Task { case: asked.case.to_owned(), source })
     };
-    idxs.iter().take(N_WARM_UP).try_for_each(|idx| ask(idx).map(drop))?;
-    let told = |(n_before, idx)| {
-        let single = ask(idx);
+    asked.iter().take(N_WARM_UP).try_for_each(|asked| ask(asked).map(drop))?;
+    let told = |(n_before, asked)| {
+        let single = ask(asked);
         progress(n_before + 1);
         single
     };
-    idxs.iter().enumerate().map(told).collect()
+    asked.iter().enumerate().map(told).collect()
 }
 
 fn ask_one(model: &impl Model, input: &Input) -> Result<Single, TaskError> {
@@ -359,7 +587,7 @@ fn ask_one(model: &impl Model, input: &Input) -> Result<Single, TaskError> {
 
 /// All answers, in order, and the seconds they took.
 fn ask_batch(model: &impl Model, asked: &[Asked<'_>]) -> Result<(Vec<Kept>, f64), AssessError> {
-    let inputs: Vec<Input> = asked.iter().map(Asked::input).collect();
+    let inputs: Vec<Input> = asked.iter().map(|asked| asked.input.clone()).collect();
     let start = Instant::now();
     let answers = model.answer_all(&inputs);
     let seconds = start.elapsed().as_secs_f64();
@@ -380,26 +608,26 @@ fn labels_for(task: &TaskKind, golden: &GoldenSet) -> Result<Vec<String>, Assess
     }
 }
 
-fn case_answer(case: &GoldenCase, asked: &[usize], given: &[Kept]) -> Result<CaseAnswer, AssessError> {
-    let answers: Vec<&Answer> = asked.iter().map(|&idx| &given[idx].0).collect();
-    let value = match (&case.input, answers.as_slice()) {
-        (GoldenInput::One(_), [Answer::Class { label, scores }]) => {
+pub(crate) fn case_answer(case: &GoldenCase, given: &[Kept]) -> Result<CaseAnswer, AssessError> {
+    let answers: Vec<&Answer> = given.iter().map(|(answer, _)| answer).collect();
+    let value = match (case.kind, answers.as_slice()) {
+        (GoldenKind::Labels, [Answer::Class { label, scores }]) => {
             Some(Value::Class { label: label.clone(), scores: scores.clone() })
         }
-        (GoldenInput::Pair(_), [a, b]) => similarity(a, b).map(Value::Similarity),
-        (GoldenInput::Triplet(_), [anchor, positive, negative]) => similarity(anchor, positive)
+        (GoldenKind::Similarities, [a, b]) => similarity(a, b).map(Value::Similarity),
+        (GoldenKind::Triplets, [anchor, positive, negative]) => similarity(anchor, positive)
             .zip(similarity(anchor, negative))
             .map(|(positive, negative)| Value::Triplet([positive, negative])),
-        (GoldenInput::Ranking { .. }, [query @ Answer::Embedding { .. }, documents @ ..]) => {
+        (GoldenKind::Rankings, [query @ Answer::Embedding { .. }, documents @ ..]) => {
             documents.iter().map(|document| similarity(query, document)).collect::<Option<_>>().map(Value::Scores)
         }
-        (GoldenInput::Ranking { .. }, documents) => {
+        (GoldenKind::Rankings, documents) => {
             documents.iter().map(|&answer| logit(answer)).collect::<Option<_>>().map(Value::Scores)
         }
         _ => None,
     };
     let value = value.ok_or_else(|| AssessError::OtherAnswer { case: case.case.id.clone() })?;
-    let truncated = asked.iter().any(|&idx| given[idx].1 == Truncated(true));
+    let truncated = given.iter().any(|(_, truncated)| *truncated == Truncated(true));
     Ok(CaseAnswer { id: case.case.id.clone(), value, truncated })
 }
 

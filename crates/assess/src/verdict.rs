@@ -1,9 +1,13 @@
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use highroad_eval::{Baseline, Comparison, Decision, Gates, Side, Verdict, decide};
+use highroad_eval::{Baseline, Comparison, Decision, Gates, Given, Side, Verdict, decide_with};
 use highroad_package::{Digest, PackageError, Verdicts};
 
 use crate::{AssessError, GoldenSet, Results};
+
+/// Most flips that a verdict holds: its file may have 16 MiB.
+const MOST_FLIPS: usize = 20_000;
 
 /// What a gate judges: a candidate, and a baseline package or `None` for the trivial one.
 #[derive(Clone, Copy, Debug)]
@@ -34,6 +38,15 @@ pub struct Signature {
 /// Errors if either side did not answer exactly the cases of the golden set, or if the candidate does not know a label
 /// that is expected; a label that only the baseline lacks counts as one it never answers.
 pub fn judge(gates: &Gates, judged: &Judged<'_>) -> Result<Decision, AssessError> {
+    judge_with(gates, judged, &BTreeMap::new())
+}
+
+/// The same with what programs of the user's own [gave](crate::give) each case.
+pub fn judge_with(
+    gates: &Gates,
+    judged: &Judged<'_>,
+    given: &BTreeMap<String, Given>,
+) -> Result<Decision, AssessError> {
     let Judged { golden, candidate, baseline } = *judged;
     let observed = candidate.observed(golden, baseline.map_or(&[], |baseline| &baseline.labels))?;
     let of_baseline = baseline.map(|baseline| baseline.observed(golden, &candidate.labels)).transpose()?;
@@ -43,13 +56,15 @@ pub fn judge(gates: &Gates, judged: &Judged<'_>) -> Result<Decision, AssessError
         baseline: of_baseline.as_ref().map_or(Side::Trivial, Side::Package),
         latencies_ms: &candidate.speed.single_ms,
     };
-    Ok(decide(gates, &comparison)?)
+    Ok(decide_with(gates, &comparison, given)?)
 }
 
 impl Signature {
     /// Binds a decision to the bytes it is about.
     pub fn bind(self, judged: &Judged<'_>, decision: Decision) -> Verdict {
-        let Decision { outcome, checks, flips, waivers } = decision;
+        let Decision { outcome, checks, mut flips, waivers } = decision;
+        let flips_left_out = flips.len().saturating_sub(MOST_FLIPS);
+        flips.truncate(MOST_FLIPS);
         let baseline = match judged.baseline {
             Some(baseline) => {
                 Baseline::Package { package: baseline.package.to_string(), reference: self.baseline_reference }
@@ -68,9 +83,13 @@ impl Signature {
             answers: judged.candidate.answers.to_string(),
             checks,
             flips,
+            flips_left_out,
             waivers,
             latency: Some(judged.candidate.latency()),
             traffic: None,
+            hosted: judged.candidate.hosted.clone(),
+            judges: Vec::new(),
+            custom: Vec::new(),
             created_at: self.created_at,
             created_by: self.created_by,
         }

@@ -35,7 +35,7 @@ fn a_triplet_says_by_itself_what_is_right() {
     let second = TRIPLET.replace("\"t\"", "\"u\"").replace("\"y\"", "\"w\"");
     let set = parse(&format!("{TRIPLET}\n{second}")).unwrap();
     assert_eq!(set.kind(), GoldenKind::Triplets);
-    assert_eq!(set.cases[0].input, GoldenInput::Triplet(["x", "y", "z"].map(str::to_owned)));
+    assert_eq!(*set.input(0).unwrap(), GoldenInput::Triplet(["x", "y", "z"].map(str::to_owned)));
     assert_eq!(set.cases[0].case.expected, Expected::Implied);
     // One anchor is one source, however many triplets it has.
     assert_eq!((set.cases[0].case.sources, set.cases[1].case.sources), ([0, 0], [0, 0]));
@@ -53,7 +53,10 @@ fn a_text_that_expects_a_number_asks_for_a_regression() {
 fn a_prompt_has_one_reference_or_several() {
     let set = parse(PROMPT).unwrap();
     let message = Message { role: "user".to_owned(), content: "Capital of France?".to_owned() };
-    assert_eq!((set.kind(), &set.cases[0].input), (GoldenKind::Texts, &GoldenInput::Prompt(vec![message])));
+    assert_eq!(
+        (set.kind(), set.input(0).unwrap().into_owned()),
+        (GoldenKind::Texts, GoldenInput::Prompt(vec![message]))
+    );
     let references = ["Paris", "paris"].map(str::to_owned).to_vec();
     assert_eq!(set.cases[0].case.expected, Expected::References(references));
     let one = parse(&PROMPT.replace(r#"["Paris", "paris"]"#, "\"Paris\"")).unwrap();
@@ -71,7 +74,7 @@ fn a_conversation_ends_with_its_user() {
     let set = parse(&conversation(
         r#"[{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Capital of France?"}]"#,
     ));
-    assert!(matches!(&set.unwrap().cases[0].input, GoldenInput::Prompt(messages) if messages.len() == 2));
+    assert!(matches!(&*set.unwrap().input(0).unwrap(), GoldenInput::Prompt(messages) if messages.len() == 2));
     refused(&conversation("[]"), "`messages` must end with one of the user");
     refused(&conversation(r#"[{"role": "assistant", "content": "Hm?"}]"#), "`messages` must end with one of the user");
     refused(
@@ -84,7 +87,7 @@ fn a_conversation_ends_with_its_user() {
 fn a_ranking_has_a_relevance_for_each_document() {
     let set = parse(RANKING).unwrap();
     let documents = ["y", "z"].map(str::to_owned).to_vec();
-    assert_eq!(set.cases[0].input, GoldenInput::Ranking { query: "x".to_owned(), documents });
+    assert_eq!(*set.input(0).unwrap(), GoldenInput::Ranking { query: "x".to_owned(), documents });
     assert_eq!(set.cases[0].case.expected, Expected::Relevances(vec![0, 2]));
     refused(&RANKING.replace("[0, 2]", "[0]"), "2 documents need 2 relevances, and there are 1");
     refused(&RANKING.replace("[0, 2]", "1"), "a query expects a list: the relevance of each document");
@@ -100,8 +103,8 @@ fn a_case_has_an_input_an_expected_label_slices_and_a_pin() {
     let text = format!("{A}\n{B}\n");
     let set = parse(&text).unwrap();
     assert_eq!((set.name.as_str(), set.digest), ("slabs", Digest::of(text.as_bytes())));
-    assert_eq!(set.cases[0].input, GoldenInput::One(Input::Text("hi".to_owned())));
-    assert_eq!(set.cases[1].input, GoldenInput::One(Input::Tokens(vec![101, 102])));
+    assert_eq!(*set.input(0).unwrap(), GoldenInput::One(Input::Text("hi".to_owned())));
+    assert_eq!(*set.input(1).unwrap(), GoldenInput::One(Input::Tokens(vec![101, 102])));
     let first = &set.cases[0].case;
     assert_eq!((first.expected.clone(), first.must_pass), (Expected::Label("benign".to_owned()), true));
     assert_eq!(set.labels().into_iter().collect::<Vec<_>>(), ["benign", "injection"]);
@@ -215,4 +218,19 @@ fn provenance_and_tags_are_few_and_short() {
     refused(&with(r#""tags": ["en", "en"]"#), "a tag is given twice");
     let many: Vec<String> = (0..33).map(|n| format!("\"{n}\"")).collect();
     refused(&with(&format!(r#""tags": [{}]"#, many.join(", "))), "33 tags are more than 32");
+}
+
+#[test]
+fn a_case_may_have_a_weight_and_says_the_same_without_one() {
+    let weighed = |weight: &str| parse(&A.replacen('{', &format!(r#"{{"weight": {weight}, "#), 1));
+    assert_eq!((weighed("2.5").unwrap().cases[0].case.weight, parse(A).unwrap().cases[0].case.weight), (2.5, 1.0));
+    assert_ne!(weighed("2.5").unwrap().cases[0].digest, parse(A).unwrap().cases[0].digest);
+    for usual in ["null", "1", "1.0"] {
+        assert_eq!(weighed(usual).unwrap().cases[0].digest, parse(A).unwrap().cases[0].digest);
+    }
+    for wrong in ["0", "-1", "1e7", "1e-7"] {
+        let error = weighed(wrong).unwrap_err();
+        assert!(error.contains("must be 0.000001 to 1000000"), "{error}");
+    }
+    assert!(weighed("\"2\"").unwrap_err().contains("invalid type"));
 }

@@ -96,7 +96,7 @@ fn copies_near_copies_and_contradictions_are_told_once_each() {
         case("e", &format!("  {LONG}!"), "sport"),
         case("f", &LONG.replace("budget", "budgets"), "sport"),
     ];
-    let findings = lint(&set(&cases), None, &LintOptions { fewest_in_slice: 0, ..LintOptions::default() });
+    let findings = lint(&set(&cases), None, &LintOptions { fewest_in_slice: 0, ..LintOptions::default() }).unwrap();
     assert_eq!(
         kinds(&findings),
         [
@@ -114,20 +114,26 @@ fn copies_near_copies_and_contradictions_are_told_once_each() {
 fn cases_of_one_source_may_repeat_each_other() {
     let of = |id: &str, text: &str| with(case(id, text, "news"), "source", json!("page 1"));
     let cases = [of("a", LONG), of("b", LONG), of("c", &LONG.replace("Tuesday", "Monday"))];
-    assert_eq!(lint(&set(&cases), None, &LintOptions::default()), []);
+    assert_eq!(lint(&set(&cases), None, &LintOptions::default()).unwrap(), []);
 }
 
 #[test]
 fn swapped_pairs_and_equal_token_ids_are_copies_and_near_token_ids_are_not() {
     let pair = |id: &str, a: &str, b: &str| json!({"id": id, "input": {"a": a, "b": b}, "expected": 0.5});
     let pairs = set(&[pair("p", "one text", "another text"), pair("q", "Another text", "one text.")]);
-    assert_eq!(kinds(&lint(&pairs, None, &LintOptions::default())), [(Kind::Duplicate, Level::Error, vec!["p", "q"])]);
+    assert_eq!(
+        kinds(&lint(&pairs, None, &LintOptions::default()).unwrap()),
+        [(Kind::Duplicate, Level::Error, vec!["p", "q"])]
+    );
     let tokens = |id: &str, last: u32| {
         let ids: Vec<u32> = (0..100).chain([last]).collect();
         json!({"id": id, "input": {"tokens": ids}, "expected": "x"})
     };
     let set = set(&[tokens("t", 7), tokens("u", 7), tokens("v", 8)]);
-    assert_eq!(kinds(&lint(&set, None, &LintOptions::default())), [(Kind::Duplicate, Level::Error, vec!["t", "u"])]);
+    assert_eq!(
+        kinds(&lint(&set, None, &LintOptions::default()).unwrap()),
+        [(Kind::Duplicate, Level::Error, vec!["t", "u"])]
+    );
 }
 
 #[test]
@@ -136,7 +142,7 @@ fn labels_and_slices_are_held_against_the_model_and_an_even_share() {
         (0..60).map(|n| case(&format!("c{n}"), &format!("{} {n}", "word".repeat(n)), "ham")).collect();
     cases[0] = with(case("c0", "zero", "spam"), "slices", json!(["tiny"]));
     let known = ["ham", "phishing"].map(str::to_owned);
-    let findings = lint(&set(&cases), Some(&known), &LintOptions { near: 1.0, ..LintOptions::default() });
+    let findings = lint(&set(&cases), Some(&known), &LintOptions { near: 1.0, ..LintOptions::default() }).unwrap();
     assert_eq!(
         kinds(&findings),
         [
@@ -231,7 +237,7 @@ fn a_difference_names_cases_flips_and_slices() {
         [case("a", "one", "ham"), with(case("b", "two", "ham"), "slices", json!(["s"])), case("c", "three", "ham")];
     let new =
         [case("d", "four", "spam"), with(case("b", "two", "spam"), "slices", json!(["t"])), case("a", "one", "ham")];
-    let found = diff(&set(&old), &set(&new));
+    let found = diff(&set(&old), &set(&new)).unwrap();
     assert_eq!(
         (found.added.as_slice(), found.removed.as_slice(), found.n_same),
         (&["d".to_owned()][..], &["c".to_owned()][..], 1)
@@ -239,7 +245,7 @@ fn a_difference_names_cases_flips_and_slices() {
     assert_eq!(found.edited[0].changed, ["expected", "slices"]);
     assert_eq!(found.label_flips().next().unwrap(), ("b", &["ham".to_owned(), "spam".to_owned()]));
     assert_eq!(found.slices, BTreeMap::from([("s".to_owned(), [1, 0]), ("t".to_owned(), [0, 1])]));
-    assert!(diff(&set(&old), &set(&old)).is_empty());
+    assert!(diff(&set(&old), &set(&old)).unwrap().is_empty());
 }
 
 fn written(text: &str) -> (tempfile::TempDir, PathBuf) {

@@ -9,11 +9,11 @@ use highroad_assess::report::{
     gate_markdown,
 };
 use highroad_assess::{
-    CaseAnswer, Checked, GoldenInput, GoldenSet, Judged, Results, Signature, Speed, Value, answers_digest, judge,
+    CaseAnswer, Checked, GoldenCase, GoldenSet, Judged, Results, Signature, Speed, Value, answers_digest, judge,
 };
 use highroad_eval::{Evidence, Gates, Outcome, Resamples, Summary, Verdict, summarise};
 use highroad_package::Digest;
-use highroad_task::Input;
+use serde_json::json;
 
 const RESAMPLES: Resamples = Resamples { n: 1000, seed: 1 };
 const LABELS: [&str; 3] = ["benign", "injection", "spam"];
@@ -65,8 +65,10 @@ fn results(golden: &GoldenSet, name: &str, answer: impl Fn(usize) -> Value) -> R
         speed: Speed {
             single_ms: (0..200).map(|idx| 4.0 + noise(idx, 5)).collect(),
             inputs_per_s: 812.0,
+            gpu_s_per_1000: None,
             measured: "200 of 300 inputs once, alone, 4 thread(s), x86_64".to_owned(),
         },
+        hosted: None,
     }
 }
 
@@ -176,12 +178,14 @@ const HOSTILE: &str = "</td><script>window.hacked=1</script><img src=https://evi
 
 #[test]
 fn hostile_text_is_only_text_and_a_long_one_is_cut() {
-    let mut golden = texts();
+    let line = |(idx, case): (usize, &GoldenCase)| {
+        let text = if idx % 2 == 0 { HOSTILE.to_owned() } else { "long ".repeat(200_000) };
+        json!({"id": case.case.id, "input": {"text": text}, "expected": case.case.expected, "must_pass": case.case.must_pass})
+    };
+    let mut golden = set(texts().cases.iter().enumerate().map(|case| line(case).to_string()).collect());
     for (idx, case) in golden.cases.iter_mut().enumerate() {
         case.case.id = format!("::error::{idx} {HOSTILE}");
         case.case.slices = vec![HOSTILE.to_owned()];
-        let text = if idx % 2 == 0 { HOSTILE.to_owned() } else { "long ".repeat(200_000) };
-        case.input = GoldenInput::One(Input::Text(text));
     }
     let (candidate, baseline) = (classifier(&golden, 3, 0.2), classifier(&golden, 3, 0.1));
     let (_, report) = gate(&golden, &candidate, &baseline, RULES);

@@ -8,8 +8,8 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 
 use highroad_assess::{
-    AssessError, CaseAnswer, Checked, GoldenSet, Judged, KeptAnswers, Model, Results, RunOptions, Signature, Truncated,
-    Value, judge, keep, run,
+    AssessError, CaseAnswer, Checked, GoldenSet, Joined, Judged, KeptAnswers, Model, Results, RunOptions, ShardAnswers,
+    Signature, Truncated, Value, judge, keep, run, run_joined, run_shard,
 };
 use highroad_eval::{Evidence, Gates, Generated, Metric, Outcome, Verdict};
 use highroad_package::{Digest, TaskKind};
@@ -23,13 +23,21 @@ struct Rule {
     asked: RefCell<Vec<String>>,
     n_batched: RefCell<usize>,
     batch_noise: f32,
+    promises_bits: bool,
 }
 
 impl Rule {
     fn classifier(word: &'static str) -> Self {
         let labels = ["benign", "injection"].map(str::to_owned).to_vec();
         let task = TaskKind::Classify { labels, flagged: None };
-        Self { task, word, asked: RefCell::default(), n_batched: RefCell::default(), batch_noise: 0.0 }
+        Self {
+            task,
+            word,
+            asked: RefCell::default(),
+            n_batched: RefCell::default(),
+            batch_noise: 0.0,
+            promises_bits: true,
+        }
     }
 
     fn embedder() -> Self {
@@ -75,6 +83,10 @@ impl Model for Rule {
 
     fn evidence(&self) -> Evidence {
         Evidence::Observed
+    }
+
+    fn promises_bits(&self) -> bool {
+        self.promises_bits
     }
 
     fn answer_one(&self, input: &Input) -> Result<(Answer, Truncated), TaskError> {
@@ -186,6 +198,92 @@ fn answers_of_a_model_that_minds_the_batch_are_those_of_single_inputs_and_not_ke
     }
 }
 
+fn shards(model: &Rule, golden: &GoldenSet, of: usize) -> Vec<ShardAnswers> {
+    let options = RunOptions { threads: NonZeroUsize::MIN, n_alone: NonZeroUsize::new(5).unwrap() };
+    let answer = |number: usize| {
+        let shard = format!("{number}/{of}").parse().unwrap();
+        run_shard(model, golden, shard, &options, &mut KeptAnswers::none(), |_, _, _| ()).unwrap()
+    };
+    (1..=of).map(answer).collect()
+}
+
+fn join(model: &Rule, golden: &GoldenSet, shards: Vec<ShardAnswers>) -> Result<Results, AssessError> {
+    let options = RunOptions { threads: NonZeroUsize::MIN, n_alone: NonZeroUsize::new(50).unwrap() };
+    run_joined(model, golden, Joined::of(golden, shards)?, &options, |_, _, _| ())
+}
+
+/// What does not depend on time, nor on who answered first.
+fn timeless(results: &Results) -> Results {
+    let mut results = results.clone();
+    results.speed.single_ms.iter_mut().for_each(|ms| *ms = 0.0);
+    results.speed.inputs_per_s = 0.0;
+    results.checked.n_kept = 0;
+    results
+}
+
+#[test]
+fn shards_join_to_the_results_of_one_run() {
+    let pairs = golden((0..30).map(|idx| {
+        let (a, b) = ("a".repeat(1 + idx % 7), "e x".repeat(1 + idx % 5));
+        format!(r#"{{"id": "{idx}", "input": {{"a": "{a}", "b": "{b}"}}, "expected": {idx}}}"#)
+    }));
+    for (model, set) in [
+        (Rule::classifier("secret"), labelled(101)),
+        (Rule::embedder(), pairs),
+        (Rule::embedder(), rankings()),
+        (Rule::reranker(), rankings()),
+    ] {
+        let whole = answers(&model, &set).unwrap();
+        for of in [1, 2] {
+            let mut shards = shards(&model, &set, of);
+            shards.reverse();
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("shard.json");
+            let read = |shard: &ShardAnswers| {
+                shard.write(&path).unwrap();
+                ShardAnswers::read(&path).unwrap()
+            };
+            let joined = join(&model, &set, shards.iter().map(read).collect()).unwrap();
+            assert_eq!(timeless(&joined), timeless(&whole));
+            assert_eq!(joined.checked.n_kept, whole.checked.n_inputs);
+        }
+    }
+}
+
+#[test]
+fn shards_that_do_not_belong_together_are_refused() {
+    let (model, set) = (Rule::classifier("secret"), labelled(40));
+    let all = shards(&model, &set, 3);
+    let error = |shards: Vec<ShardAnswers>| join(&model, &set, shards).unwrap_err().to_string();
+    assert_eq!(error(Vec::new()), "there is no shard to join");
+    assert_eq!(error(vec![all[0].clone(), all[2].clone()]), "shard 2/3 is missing");
+    assert_eq!(error(vec![all[0].clone(), all[0].clone()]), "shard 1/3 is given twice");
+    let change = |of: &dyn Fn(&mut ShardAnswers)| {
+        let mut shards = all.clone();
+        of(&mut shards[1]);
+        error(shards)
+    };
+    assert_eq!(
+        change(&|shard| shard.results.numerics_id = "other".to_owned()),
+        "shards 1/3 and 2/3 differ in the numerics id: rule and other"
+    );
+    assert!(change(&|shard| shard.results.package = Digest::of(b"other")).contains("differ in the package"));
+    assert!(change(&|shard| shard.results.cases.swap(0, 1)).ends_with("its cases of the golden set, in order"));
+    assert!(change(&|shard| shard.answer_digests.swap(0, 1)).contains("does not have the digest"));
+    let of_others = shards(&Rule::classifier("weather"), &set, 3);
+    assert!(error(of_others).contains("the shards were answered by package"));
+    let noisy = Rule { batch_noise: 0.0, ..Rule::classifier("weather") };
+    let mut forged = shards(&noisy, &set, 3);
+    forged.iter_mut().for_each(|shard| shard.results.package = model.package());
+    assert_eq!(error(forged), "this machine answers case `0` with other bits than its shard holds");
+    let one = "3/3".parse().unwrap();
+    let options = RunOptions { threads: NonZeroUsize::MIN, n_alone: NonZeroUsize::MIN };
+    let none =
+        run_shard(&model, &labelled(2), "1/3".parse().unwrap(), &options, &mut KeptAnswers::none(), |_, _, _| ());
+    assert!(none.unwrap_err().to_string().starts_with("shard 1/3 of 2 cases has none"));
+    assert!(run_shard(&model, &labelled(2), one, &options, &mut KeptAnswers::none(), |_, _, _| ()).is_ok());
+}
+
 #[test]
 fn a_text_of_several_pairs_is_asked_once() {
     let set = golden([
@@ -279,6 +377,15 @@ fn numbers_and_texts_that_were_answered_elsewhere_are_judged() {
 }
 
 #[test]
+fn the_batches_of_a_model_that_promises_no_bits_count_as_they_are() {
+    let noisy = Rule { batch_noise: 1e-7, promises_bits: false, ..Rule::classifier("secret") };
+    let results = answers(&noisy, &labelled(200)).unwrap();
+    assert!(!results.batch_invariant && results.checked.n_alone == 50);
+    let alone = answers(&Rule { promises_bits: true, ..noisy }, &labelled(200)).unwrap();
+    assert!(alone.checked.n_alone == 200 && alone.answers != results.answers);
+}
+
+#[test]
 fn a_model_for_another_task_is_refused() {
     for (line, asked) in [(NUMBER, "numbers"), (PROMPT, "texts")] {
         let set = golden([line.to_owned()]);
@@ -286,16 +393,16 @@ fn a_model_for_another_task_is_refused() {
             [(Rule::classifier(""), "classify"), (Rule::embedder(), "embed"), (Rule::reranker(), "rerank")]
         {
             let error = answers(&model, &set).unwrap_err().to_string();
-            assert_eq!(error, format!("the package is made to {task}, but the golden set asks for {asked}"));
+            assert_eq!(error, format!("the model is made to {task}, but the golden set asks for {asked}"));
             assert!(model.asked.borrow().is_empty());
         }
     }
     let error = answers(&Rule::embedder(), &labelled(4)).unwrap_err();
-    assert_eq!(error.to_string(), "the package is made to embed, but the golden set asks for labels");
+    assert_eq!(error.to_string(), "the model is made to embed, but the golden set asks for labels");
     let error = answers(&Rule::classifier("secret"), &rankings()).unwrap_err();
-    assert_eq!(error.to_string(), "the package is made to classify, but the golden set asks for rankings of documents");
+    assert_eq!(error.to_string(), "the model is made to classify, but the golden set asks for rankings of documents");
     let error = answers(&Rule::reranker(), &labelled(4)).unwrap_err();
-    assert_eq!(error.to_string(), "the package is made to rerank, but the golden set asks for labels");
+    assert_eq!(error.to_string(), "the model is made to rerank, but the golden set asks for labels");
 }
 
 #[test]

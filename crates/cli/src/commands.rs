@@ -1,5 +1,6 @@
 //! One file per subcommand.
 
+pub mod audit;
 pub mod bench;
 pub mod completions;
 pub mod doctor;
@@ -31,4 +32,5 @@ pub mod track;
 pub mod train;
 pub mod up;
 pub mod update;
+pub mod upgrade;
 pub mod verify;

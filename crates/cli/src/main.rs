@@ -4,8 +4,10 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 
+mod admission;
 mod commands;
 mod engine;
+mod environment;
 mod progress;
 mod record;
 mod repo;
@@ -13,12 +15,14 @@ mod reports;
 mod resolve;
 mod rules;
 mod serving;
+mod side;
 mod standard;
 mod template;
 mod tensors;
 mod tracking;
 mod training;
 mod trust;
+mod verdicts;
 
 /// The paved road for PyTorch: from research to production on one artifact, one runtime and one verdict.
 #[derive(Parser)]
@@ -51,6 +55,8 @@ enum Command {
     Reproduce(commands::reproduce::Args),
     /// Export, pack and prove the trained model; prints the package's digest.
     Export(commands::export::Args),
+    /// Export again with another PyTorch, or another lock file, and tell what changes: pass 0, fail 1, too few cases to tell 3.
+    Upgrade(commands::upgrade::Args),
     /// Run a program on tensors from a file.
     Run(commands::run::Args),
     /// Compare a program with what eager PyTorch computed; exit code 1 where they differ.
@@ -77,8 +83,10 @@ enum Command {
     Load(commands::load::Args),
     /// Write the model review from evidence; exit code 1 where a required line does not hold.
     Review(commands::review::Command),
-    /// Move an alias of a registered model to a version that its gate admits.
+    /// Move an alias of a registered model to a version that its gate admits, or that a named person overrides it for.
     Promote(commands::promote::Args),
+    /// Show who moved which alias, when, why, and on what evidence.
+    Audit(commands::audit::Args),
     /// Put a package and its verdicts into the registry as a model version, or send it to an OCI registry, a bucket or a folder.
     Push(commands::push::Args),
     /// Bring a package into the local store.
@@ -113,6 +121,7 @@ fn main() -> ExitCode {
         Command::Runs(args) => args.run(),
         Command::Reproduce(args) => args.run(),
         Command::Export(args) => args.run(),
+        Command::Upgrade(args) => args.run(),
         Command::Run(args) => args.run(),
         Command::Verify(args) => args.run(),
         Command::Ops(args) => args.run(),
@@ -127,6 +136,7 @@ fn main() -> ExitCode {
         Command::Load(args) => args.run(),
         Command::Review(args) => args.run(),
         Command::Promote(args) => args.run(),
+        Command::Audit(args) => args.run(),
         Command::Push(args) => args.run(),
         Command::Pull(args) => args.run(),
         Command::Gc(args) => args.run(),

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use anyhow::{Context as _, bail};
+use highroad_package::registry::{RegistryError, ResolvedVersion};
 use highroad_package::{Digest, MANIFEST, Package, PackageError, Reference, Store, VerifiedPackage};
 
 use crate::tracking::{self, TrackingArgs};
@@ -53,6 +54,8 @@ pub struct Resolved {
     pub package: VerifiedPackage,
     /// The reference, where it came from a registry.
     pub reference: Option<Reference>,
+    /// The version that the reference meant.
+    pub version: Option<ResolvedVersion>,
     /// Where it lies.
     pub origin: Origin,
 }
@@ -100,7 +103,7 @@ impl Target {
     }
 
     fn find_in(&self, store: &Store) -> anyhow::Result<Resolved> {
-        let found = |package, origin| Resolved { package, reference: None, origin };
+        let found = |package, origin| Resolved { package, reference: None, version: None, origin };
         if Path::new(&self.0).is_dir() {
             return Ok(found(open_directory(Path::new(&self.0))?, Origin::Directory));
         }
@@ -152,10 +155,12 @@ fn from_registry(store: &Store, reference: Reference) -> anyhow::Result<Resolved
     let tracking = tracking::client(&TrackingArgs::default())?;
     let client = tracking.client();
     let bar = crate::progress::bar("fetching");
-    let package = tracking.block_on(async {
+    let found = tracking.block_on(async {
         let version = client.resolve(&reference).await?;
-        client.fetch(&version, store, &|n_bytes| bar.inc(n_bytes)).await
+        let package = client.fetch(&version, store, &|n_bytes| bar.inc(n_bytes)).await?;
+        Ok::<_, RegistryError>((package, version))
     });
     bar.finish_and_clear();
-    Ok(Resolved { package: package?, reference: Some(reference), origin: Origin::Store })
+    let (package, version) = found?;
+    Ok(Resolved { package, reference: Some(reference), version: Some(version), origin: Origin::Store })
 }

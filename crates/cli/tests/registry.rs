@@ -133,6 +133,54 @@ fn a_package_goes_to_production_and_back_on_its_verdict() {
 }
 
 #[test]
+fn an_override_is_explicit_recorded_and_cannot_reach_tampered_or_unsigned_bytes() {
+    let shell = Shell { home: tempfile::tempdir().unwrap() };
+    let package = shell.pack("classify-a");
+    let fail = shell.verdict(&package, "fail");
+    let path = package.to_str().unwrap();
+    shell.ok(&["push", path, "moderation", "--verdict", fail.to_str().unwrap()]);
+    let refused = |args: &[&str], code: i32, reason: &str| {
+        let output = shell.run(args);
+        let message = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.code() == Some(code) && message.contains(reason), "{args:?}: {message}");
+    };
+    let promote = ["promote", "moderation", "1"];
+    let named = ["--override", "--by", "ann", "--why", "an outage"];
+    let with = |more: &[&'static str]| [&promote[..], &named[..], more].concat();
+    refused(&[&promote[..], &["--override", "--expires", "7d"]].concat(), 2, "--why");
+    refused(&with(&[]), 2, "--expires");
+    refused(&with(&["--expires", "31d"]), 2, "expected 1 to 30 days");
+    refused(&[&promote[..], &["--expires", "7d"]].concat(), 2, "--override");
+
+    let moved: Value = serde_json::from_str(&shell.ok(&with(&["--expires", "7d", "--json"]))).unwrap();
+    assert_eq!((&moved["action"], &moved["to"]), (&json!("override"), &json!(1)), "{moved}");
+    let given = &moved["override"];
+    assert_eq!((&given["alias"], &given["missing"]["outcome"]), (&json!("champion"), &json!("fail")), "{given}");
+    assert!(given["missing"]["verdict"].as_str().unwrap().starts_with("sha256:"), "{given}");
+    let table = shell.ok(&["audit", "moderation"]);
+    assert!(table.contains("override") && table.contains("an outage"), "{table}");
+    let report: Value = serde_json::from_str(&shell.ok(&["standard", "report", "--json"])).unwrap();
+    let rules = report["models"][0]["broken"].as_array().unwrap();
+    let told = rules.iter().find(|broken| broken["rule"] == "override").unwrap();
+    assert!(told["level"] == "warning" && told["found"].as_str().unwrap().contains("ann overrode"), "{told}");
+    assert!(!rules.iter().any(|broken| broken["rule"] == "verdict"), "{rules:?}");
+
+    let pass = shell.verdict(&package, "pass");
+    shell.ok(&["push", path, "moderation", "--verdict", pass.to_str().unwrap()]);
+    refused(&with(&["--expires", "7d"]), 2, "nothing to override");
+    shell.ok(&["push", path, "moderation", "--verdict", fail.to_str().unwrap()]);
+    let unsigned = Command::new(env!("CARGO_BIN_EXE_highroad"))
+        .args(with(&["--expires", "7d"]))
+        .current_dir(shell.home.path())
+        .env("HIGHROAD_HOME", shell.home.path().join("state"))
+        .env("HIGHROAD_REQUIRE_SIGNATURE", "1")
+        .output()
+        .unwrap();
+    let message = String::from_utf8(unsigned.stderr).unwrap();
+    assert!(unsigned.status.code() == Some(2) && message.contains("sign"), "{message}");
+}
+
+#[test]
 fn a_reference_brings_back_the_bytes_that_were_pushed() {
     let shell = Shell { home: tempfile::tempdir().unwrap() };
     let package = shell.pack("classify-a");

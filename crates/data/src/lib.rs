@@ -19,7 +19,7 @@ pub use encoder::Encoder;
 pub use field::{Field, Kind, MAX_TEXT_BYTES};
 pub use files::{Local, Place, resolve};
 pub use image::{Filter, Image, ImageError, MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS, MAX_IMAGE_SIDE, Region};
-pub use json_rows::parquet_as_jsonl;
+pub use json_rows::parquet_to_jsonl;
 pub use loader::{Array, Batch, Loader, LoaderOptions, State, Text};
 pub use plan::{Layout, Plan, Remainder, Segment, Size, TooFewRows};
 pub use records::{MAX_LINE_BYTES, RecordError, Records};

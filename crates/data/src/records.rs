@@ -26,6 +26,7 @@ pub struct Records<T, R = BufReader<File>> {
     reader: R,
     path: PathBuf,
     line: usize,
+    place: (u64, usize),
     done: bool,
     record: PhantomData<fn() -> T>,
 }
@@ -41,7 +42,12 @@ impl<T: DeserializeOwned> Records<T> {
 impl<T: DeserializeOwned, R: BufRead> Records<T, R> {
     /// Reads from `reader`; `path` is what errors call it.
     pub fn new(reader: R, path: &Path) -> Self {
-        Self { reader, path: path.to_owned(), line: 0, done: false, record: PhantomData }
+        Self { reader, path: path.to_owned(), line: 0, place: (0, 0), done: false, record: PhantomData }
+    }
+
+    /// Where the line of the last record begins, in bytes from where the reader was, and how many bytes it has.
+    pub fn place(&self) -> (u64, usize) {
+        self.place
     }
 
     /// The next record with the number of its line, counted from 1.
@@ -54,6 +60,7 @@ impl<T: DeserializeOwned, R: BufRead> Records<T, R> {
                 .take(MAX_LINE_BYTES + 1)
                 .read_until(b'\n', &mut bytes)
                 .map_err(|source| RecordError::Io { path: self.path.clone(), source })?;
+            self.place = (self.place.0 + self.place.1 as u64, n);
             if n == 0 {
                 return Ok(None);
             }

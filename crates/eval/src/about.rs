@@ -17,6 +17,10 @@ pub struct About<'a> {
     pub regex: Option<&'a Pattern>,
     /// What a text must be.
     pub schema: Option<&'a Schema>,
+    /// Who judged.
+    pub judge: Option<&'a str>,
+    /// Which program of the user's own gave the values.
+    pub custom: Option<&'a str>,
 }
 
 /// Something a metric must be told, by the key that names it in `gates.toml`.
@@ -27,6 +31,8 @@ pub enum Parameter {
     Costs,
     Regex,
     Schema,
+    Judge,
+    Custom,
 }
 
 impl<'a> From<Option<&'a str>> for About<'a> {
@@ -43,6 +49,8 @@ impl About<'_> {
             (Parameter::Costs, self.costs.is_some()),
             (Parameter::Regex, self.regex.is_some()),
             (Parameter::Schema, self.schema.is_some()),
+            (Parameter::Judge, self.judge.is_some()),
+            (Parameter::Custom, self.custom.is_some()),
         ];
         given
             .into_iter()
@@ -66,6 +74,8 @@ impl fmt::Display for Parameter {
             Self::Costs => "costs",
             Self::Regex => "regex",
             Self::Schema => "schema",
+            Self::Judge => "judge",
+            Self::Custom => "custom",
         })
     }
 }

@@ -16,10 +16,27 @@ pub struct Units {
 /// How many resamples, and the seed they are drawn with (ChaCha8).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Resamples {
-    /// At least 10,000 for an interval that is shown to people.
+    /// At least 10,000 for an interval that is shown to people. Of more than 100,000 units fewer are taken: see
+    /// [`Resamples::of_units`].
     pub n: usize,
     /// The same seed gives the same resamples on every machine, with any number of threads.
     pub seed: u64,
+}
+
+/// Most draws of a bootstrap, as long as that leaves …
+const MOST_DRAWS: usize = 1_000_000_000;
+
+/// … so many resamples.
+const FEWEST_RESAMPLES: usize = 1_000;
+
+impl Resamples {
+    /// How many are taken of `n_units`: as many as are asked for of up to 100,000, fewer of more, 1,000 of a million.
+    ///
+    /// What resampling leaves undecided is a part of the standard error (a tenth of it at 1,000), which shrinks as the units
+    /// grow: at a million, a tenth of at most 0.0005 for a share.
+    pub fn of_units(self, n_units: usize) -> usize {
+        self.n.min((MOST_DRAWS / n_units.max(1)).max(FEWEST_RESAMPLES))
+    }
 }
 
 /// A statistic on the cases, on every resample of them, and with each unit left out once.
@@ -70,9 +87,9 @@ impl Units {
         self.n_units == 0
     }
 
-    /// The sum of `of_case` over the cases of each unit; `None` if cases are pairs of units.
-    pub(crate) fn sums(&self, of_case: &[f64]) -> Option<Vec<f64>> {
-        (!self.are_paired()).then(|| self.totals(of_case).into_iter().map(|total| total.sum).collect())
+    /// The sum of `of_case`, times its weight, over the cases of each unit; `None` if cases are pairs of units.
+    pub(crate) fn sums(&self, of_case: &[f64], weights: Option<&[f64]>) -> Option<Vec<f64>> {
+        (!self.are_paired()).then(|| self.totals(of_case, weights).into_iter().map(|total| total.sum).collect())
     }
 
     fn are_paired(&self) -> bool {
@@ -80,12 +97,13 @@ impl Units {
     }
 
     /// What each unit adds to a mean: a case of a pair of units is in the totals of both.
-    fn totals(&self, of_case: &[f64]) -> Vec<Total> {
+    fn totals(&self, of_case: &[f64], weights: Option<&[f64]>) -> Vec<Total> {
         let mut totals = vec![Total::default(); self.n_units];
-        for (&[left, right], &value) in self.of_case.iter().zip(of_case) {
-            totals[left].add(Total { sum: value, n: 1.0 });
+        for (idx, (&[left, right], &value)) in self.of_case.iter().zip(of_case).enumerate() {
+            let total = Total::of(value, weight(weights, idx));
+            totals[left].add(total);
             if left != right {
-                totals[right].add(Total { sum: value, n: 1.0 });
+                totals[right].add(total);
             }
         }
         totals
@@ -112,7 +130,11 @@ fn case_count([left, right]: [usize; 2], unit_counts: &[u32]) -> u32 {
     if left == right { unit_counts[left] } else { unit_counts[left] * unit_counts[right] }
 }
 
-/// Sum and number of values.
+fn weight(weights: Option<&[f64]>, idx: usize) -> f64 {
+    weights.map_or(1.0, |weights| weights[idx])
+}
+
+/// Sum and number of values, or of their weights.
 #[derive(Clone, Copy, Debug, Default)]
 struct Total {
     sum: f64,
@@ -120,6 +142,10 @@ struct Total {
 }
 
 impl Total {
+    fn of(value: f64, weight: f64) -> Self {
+        Self { sum: weight * value, n: weight }
+    }
+
     fn add(&mut self, other: Self) {
         self.sum += other.sum;
         self.n += other.n;
@@ -182,7 +208,7 @@ impl Bootstrap {
             group.iter().for_each(|&unit| counts.0[unit] = 0);
             counted(counts)
         };
-        let n_resamples = if units.is_empty() { 0 } else { resamples.n };
+        let n_resamples = if units.is_empty() { 0 } else { resamples.of_units(n_units) };
         let resampled = (0..n_resamples).into_par_iter().map_init(scratch, resample).collect();
         let groups = units.groups(resamples.seed);
         let jackknife = groups.par_iter().map_init(scratch, without).collect();
@@ -195,12 +221,23 @@ impl Bootstrap {
     /// # Panics
     /// If there are more or fewer values than cases.
     pub fn of_mean(units: &Units, resamples: Resamples, of_case: &[f64]) -> Self {
+        Self::of_weighted_mean(units, resamples, of_case, None)
+    }
+
+    /// The same of a mean in which case `i` counts `weights[i]`; a resample that draws it twice counts it twice as much.
+    pub(crate) fn of_weighted_mean(
+        units: &Units,
+        resamples: Resamples,
+        of_case: &[f64],
+        weights: Option<&[f64]>,
+    ) -> Self {
         assert_eq!(of_case.len(), units.of_case.len(), "values of other cases");
         // Sums of differences from one value: where all values are equal, so are all means, to the last bit.
         let origin = of_case.first().copied().unwrap_or(0.0);
         let shifted: Vec<f64> = of_case.iter().map(|value| value - origin).collect();
-        let mean = Mean { units, seed: resamples.seed, shifted: &shifted, totals: &units.totals(&shifted) };
-        let n_resamples = if units.is_empty() { 0 } else { resamples.n };
+        let totals = units.totals(&shifted, weights);
+        let mean = Mean { units, seed: resamples.seed, shifted: &shifted, weights, totals: &totals };
+        let n_resamples = if units.is_empty() { 0 } else { resamples.of_units(units.n_units) };
         let resampled: Vec<f64> = if units.are_paired() {
             let scratch = || vec![0; units.n_units];
             (0..n_resamples).into_par_iter().map_init(scratch, |counts, idx| mean.of_pairs(counts, idx)).collect()
@@ -276,12 +313,19 @@ struct Mean<'a> {
     units: &'a Units,
     seed: u64,
     shifted: &'a [f64],
+    weights: Option<&'a [f64]>,
     totals: &'a [Total],
 }
 
 impl Mean<'_> {
     fn observed(&self) -> Total {
-        Total { sum: self.shifted.iter().sum(), n: self.shifted.len() as f64 }
+        let mut all = Total::default();
+        self.each().for_each(|total| all.add(total));
+        all
+    }
+
+    fn each(&self) -> impl Iterator<Item = Total> {
+        self.shifted.iter().enumerate().map(|(idx, &value)| Total::of(value, weight(self.weights, idx)))
     }
 
     fn of_clusters(&self, resample: usize) -> f64 {
@@ -294,9 +338,9 @@ impl Mean<'_> {
         unit_counts.fill(0);
         draw(self.seed, resample, self.totals.len(), |unit| unit_counts[unit] += 1);
         let mut total = Total::default();
-        for (&units, &value) in self.units.of_case.iter().zip(self.shifted) {
+        for (&units, of_case) in self.units.of_case.iter().zip(self.each()) {
             let n = f64::from(case_count(units, unit_counts));
-            total.add(Total { sum: n * value, n });
+            total.add(Total { sum: n * of_case.sum, n: n * of_case.n });
         }
         total.mean()
     }
@@ -389,6 +433,13 @@ mod tests {
         assert_eq!((groups.jackknife.len(), single.jackknife.len()), (MOST_LEFT_OUT, n));
         let gap = groups.acceleration() - single.acceleration();
         assert!(gap.abs() < 0.002 && single.acceleration() > 0.001, "{gap}, {}", single.acceleration());
+    }
+
+    #[test]
+    fn of_very_many_units_fewer_resamples_are_taken() {
+        let of = |n_units| Resamples { n: 10_000, seed: 1 }.of_units(n_units);
+        assert_eq!([1, 100_000, 200_000, 1_000_000, 20_000_000].map(of), [10_000, 10_000, 5_000, 1_000, 1_000]);
+        assert_eq!(Resamples { n: 500, seed: 1 }.of_units(1_000_000), 500);
     }
 
     #[test]

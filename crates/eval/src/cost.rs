@@ -34,6 +34,39 @@ pub struct CostEvidence {
     pub per_month: Estimated,
 }
 
+/// What a GPU does for 1,000 inputs, and what that costs where a price is declared.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GpuCost {
+    /// Seconds of work, as the GPU's own events tell; waiting is not in it.
+    pub seconds_per_1000: f64,
+    /// Their price.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub per_1000: Option<f64>,
+    /// What the price is in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub currency: Option<String>,
+}
+
+impl GpuCost {
+    /// At the price of `rule`, if it declares one.
+    pub fn of(seconds_per_1000: f64, rule: Option<&CostRule>) -> Self {
+        let priced = rule.and_then(|rule| Some((rule.per_gpu_second?, &rule.currency)));
+        Self {
+            seconds_per_1000,
+            per_1000: priced.map(|(price, _)| seconds_per_1000 * price),
+            currency: priced.map(|(_, currency)| currency.clone()),
+        }
+    }
+
+    /// In a sentence.
+    pub fn in_words(&self) -> String {
+        let cost = self.per_1000.zip(self.currency.as_ref());
+        let cost = cost.map(|(amount, currency)| format!(", {} {currency}", money(amount))).unwrap_or_default();
+        format!("{:.4} s of GPU for 1,000 inputs in batches{cost}", self.seconds_per_1000)
+    }
+}
+
 /// `None` where the declared rate was not carried or memory was not measured, as there is nothing to price then.
 pub(crate) fn evidence(gates: &Gates, traffic: &Traffic, rule: &CostRule, loads: &Loads) -> Option<CostEvidence> {
     // Two measured values enter each price, so each gets half of alpha (Bonferroni).
@@ -95,4 +128,19 @@ fn limit(of: &str, cost: &CostEvidence, seen: Estimated, most: f64, provided: St
 fn money(amount: f64) -> String {
     let digits = if amount > 0.0 && amount < 1.0 { (2.0 - amount.log10().floor()) as usize } else { 2 };
     format!("{amount:.digits$}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gpu_costs_its_seconds_where_a_price_is_declared() {
+        let rule: CostRule = toml::from_str("per_cpu_hour = 0.04\nper_gpu_second = 0.0008").expect("a rule");
+        let cost = GpuCost::of(2.5, Some(&rule));
+        assert_eq!((cost.per_1000, cost.currency.as_deref()), (Some(0.002), Some("USD")));
+        assert_eq!(cost.in_words(), "2.5000 s of GPU for 1,000 inputs in batches, 0.00200 USD");
+        let rule: CostRule = toml::from_str("per_cpu_hour = 0.04").expect("a rule");
+        assert_eq!(GpuCost::of(2.5, Some(&rule)), GpuCost::of(2.5, None));
+    }
 }

@@ -1,12 +1,13 @@
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Mutex, PoisonError};
 
 use crate::interval::{clopper_pearson, quantile, quantile_interval};
 use crate::power::normal_power;
+use crate::weights::{effective_size_of_rarest, kish, uneven};
 use crate::{
-    Bootstrap, Case, CheckResult, Discordance, Flip, FloorPower, Gates, LatencyRule, McNemarPower, Metric, MetricError,
-    NonInferiority, Observed, Outcome, Resamples, Rule, Sides, SignFlips, Similarities, Statistic, Test, Units, Waiver,
-    holm, outcome,
+    Bootstrap, Case, CheckResult, Discordance, Flip, FloorPower, Gates, Given, LatencyRule, McNemarPower, Metric,
+    MetricError, NonInferiority, Observed, Outcome, Resamples, Rule, Sides, SignFlips, Similarities, Statistic, Test,
+    Units, Waiver, holm, outcome, to_accept,
 };
 
 /// Fewer cases (or sources of cases) than this, or fewer than [`FEWEST_OF_A_LABEL`] of the rarest label, are too few for
@@ -97,7 +98,16 @@ pub enum WaiverError {
 
 /// Applies every rule of `gates`. Deterministic: the bootstrap's seed is in the rules.
 pub fn decide(gates: &Gates, comparison: &Comparison<'_>) -> Result<Decision, GateError> {
-    decide_again(gates, comparison, &Exact::default())
+    decide_with(gates, comparison, &BTreeMap::new())
+}
+
+/// The same with what programs of the user's own gave each case, by what `gates` calls them.
+pub fn decide_with(
+    gates: &Gates,
+    comparison: &Comparison<'_>,
+    given: &BTreeMap<String, Given>,
+) -> Result<Decision, GateError> {
+    decide_again(gates, comparison, given, &Exact::default())
 }
 
 /// What exact paired comparisons showed, for those who judge with the same rules many times: few pairs of counts make up
@@ -109,13 +119,18 @@ pub(crate) struct Exact(Mutex<HashMap<ExactKey, Estimate>>);
 type ExactKey = (Discordance, u64, Option<u64>);
 
 /// The same, remembering exact comparisons in `known`, which must have seen `gates` only.
-pub(crate) fn decide_again(gates: &Gates, comparison: &Comparison<'_>, known: &Exact) -> Result<Decision, GateError> {
-    let trivial = trivial_answers(comparison.candidate);
+pub(crate) fn decide_again(
+    gates: &Gates,
+    comparison: &Comparison<'_>,
+    given: &BTreeMap<String, Given>,
+    known: &Exact,
+) -> Result<Decision, GateError> {
+    let trivial = trivial_answers(comparison.candidate, comparison.cases);
     let baseline = match comparison.baseline {
         Side::Package(answers) => answers,
         Side::Trivial => &trivial,
     };
-    let judge = Judge { gates, cases: comparison.cases, candidate: comparison.candidate, baseline, known };
+    let judge = Judge { gates, cases: comparison.cases, candidate: comparison.candidate, baseline, given, known };
     judge.check_kinds()?;
     let mut checks: Vec<CheckResult> = must_pass(&judge).into_iter().collect();
     match comparison.baseline {
@@ -142,8 +157,8 @@ impl Decision {
         Self { outcome, ..self }
     }
 
-    /// The decision once named persons accept regressions. It passes if every regression is accepted; a waiver with an
-    /// empty case accepts a golden set that is too small although nothing regressed.
+    /// The decision once named persons accept regressions. It passes if every one is accepted that the undecided rules are
+    /// about; a waiver with an empty case accepts a golden set that is too small although none of these regressed.
     pub fn accept(self, waivers: Vec<Waiver>) -> Result<Self, WaiverError> {
         if self.outcome != Outcome::Inconclusive {
             return Err(WaiverError::NothingToAccept(self.outcome));
@@ -163,18 +178,18 @@ impl Decision {
         Ok(Self { outcome, waivers, ..self })
     }
 
-    /// Regressions no waiver names yet.
+    /// Regressions that have to be accepted and that no waiver names yet.
     pub fn unaccepted(&self) -> impl Iterator<Item = &Flip> {
         let accepted = |flip: &Flip| self.waivers.iter().any(|waiver| waiver.case == flip.case);
-        self.flips.iter().filter(move |flip| flip.regression && !accepted(flip))
+        to_accept(&self.checks, &self.flips).into_iter().filter(move |flip| !accepted(flip))
     }
 
     fn check_waiver(&self, case: &str) -> Result<(), WaiverError> {
         let case_name = || case.to_owned();
-        let mut regressions = self.flips.iter().filter(|flip| flip.regression).peekable();
-        if case.is_empty() && regressions.peek().is_none() {
+        if case.is_empty() && to_accept(&self.checks, &self.flips).is_empty() {
             return Ok(());
         }
+        let mut regressions = self.flips.iter().filter(|flip| flip.regression);
         match regressions.find(|flip| flip.case == case) {
             None => Err(WaiverError::NotARegression { case: case_name() }),
             Some(flip) if flip.must_pass => Err(WaiverError::MustPass { case: case_name() }),
@@ -214,15 +229,16 @@ impl Exact {
     }
 }
 
-fn trivial_answers(candidate: &Observed) -> Observed {
+fn trivial_answers(candidate: &Observed, cases: &[Case]) -> Observed {
+    let weights: Vec<f64> = cases.iter().map(|case| case.weight).collect();
     match candidate {
-        Observed::Classes(classes) => Observed::Classes(classes.majority()),
+        Observed::Classes(classes) => Observed::Classes(classes.weighted_majority(&weights)),
         Observed::Similarities(Similarities { expected, .. }) => {
             Observed::Similarities(Similarities { expected: expected.clone(), predicted: vec![0.0; expected.len()] })
         }
         Observed::Triplets(triplets) => Observed::Triplets(triplets.coin()),
         Observed::Rankings(rankings) => Observed::Rankings(rankings.as_given()),
-        Observed::Numbers(numbers) => Observed::Numbers(numbers.mean()),
+        Observed::Numbers(numbers) => Observed::Numbers(numbers.weighted_mean(&weights)),
         Observed::Texts(texts) => Observed::Texts(texts.most_frequent()),
     }
 }
@@ -232,7 +248,15 @@ struct Judge<'a> {
     cases: &'a [Case],
     candidate: &'a Observed,
     baseline: &'a Observed,
+    given: &'a BTreeMap<String, Given>,
     known: &'a Exact,
+}
+
+/// Whose answers.
+#[derive(Clone, Copy)]
+enum Of {
+    Candidate,
+    Baseline,
 }
 
 /// One rule on the cases it is about.
@@ -240,9 +264,13 @@ struct Scope<'a> {
     rule: &'a Rule,
     /// `accuracy` or `recall of "spam", slice "short"`.
     name: String,
+    /// Positions of its cases in the golden set.
+    idxs: Vec<usize>,
     candidate: Observed,
     baseline: Observed,
     units: Units,
+    /// How much each case counts, where that differs.
+    weights: Option<Vec<f64>>,
 }
 
 /// How far the candidate is from what it is compared with, as bounds that each err with probability alpha.
@@ -252,6 +280,7 @@ struct Estimate {
     baseline: f64,
     bounds: [f64; 2],
     n_cases: usize,
+    n_effective: Option<f64>,
     p_value: Option<f64>,
     test: Option<Test>,
     adjusted_p_value: Option<f64>,
@@ -334,6 +363,8 @@ impl Judge<'_> {
         let idxs = in_slice(self.cases, slice)?;
         let sources: Vec<[usize; 2]> = idxs.iter().map(|&idx| self.cases[idx].sources).collect();
         let about = rule.label.as_ref().map(|label| format!(" of \"{label}\""));
+        let about = about.or_else(|| rule.judge.as_ref().map(|judge| format!(" \"{judge}\"")));
+        let about = about.or_else(|| rule.custom.as_ref().map(|custom| format!(" \"{custom}\"")));
         let about = about.or_else(|| Some(format!(" \"{}\"", rule.regex.as_ref()?.as_str()))).unwrap_or_default();
         let place = slice.map(|slice| format!(", slice \"{slice}\"")).unwrap_or_default();
         Ok(Scope {
@@ -342,6 +373,8 @@ impl Judge<'_> {
             candidate: self.candidate.subset(&idxs),
             baseline: self.baseline.subset(&idxs),
             units: Units::sources(&sources),
+            weights: uneven(idxs.iter().map(|&idx| self.cases[idx].weight)),
+            idxs,
         })
     }
 
@@ -357,7 +390,26 @@ impl Judge<'_> {
         let reason = estimate.reason(metric, margin, outcome, self.gates.alpha);
         let note = estimate.power_note(metric, self.gates.power);
         let improved = estimate.outcome(metric, 0.0) == Outcome::Pass;
-        CheckResult { power_note: Some(note), waivable, improved, ..estimate.into_check(rule, outcome, reason) }
+        let regressions = waivable.then(|| self.regressions(scope));
+        let power_note = Some(note);
+        CheckResult { power_note, waivable, regressions, improved, ..estimate.into_check(rule, outcome, reason) }
+    }
+
+    /// Ids of the cases that the candidate lost and the scope's metric counts: those of its slice and, where it is about a
+    /// label, those of this label or newly given it.
+    fn regressions(&self, scope: &Scope<'_>) -> Vec<String> {
+        let (Some(was_right), Some(is_right)) = (scope.baseline.right(), scope.candidate.right()) else {
+            return Vec::new();
+        };
+        let lost = was_right.into_iter().zip(is_right).enumerate().filter(|(_, (was, is))| *was && !*is);
+        let counts = |idx: &usize| match (&scope.rule.label, &scope.candidate) {
+            (Some(label), Observed::Classes(classes)) => {
+                let is_label = |of: &[usize]| classes.labels()[of[*idx]] == *label;
+                is_label(classes.expected()) || (scope.rule.metric != Metric::Recall && is_label(classes.predicted()))
+            }
+            _ => true,
+        };
+        lost.map(|(idx, _)| idx).filter(counts).map(|idx| self.cases[scope.idxs[idx]].id.clone()).collect()
     }
 
     fn better_than_trivial(&self, scope: &Scope<'_>) -> Result<CheckResult, GateError> {
@@ -401,12 +453,33 @@ impl Judge<'_> {
     }
 
     fn statistics(&self, scope: &Scope<'_>) -> Result<[Statistic; 2], GateError> {
-        Ok([self.statistic(scope, &scope.candidate)?, self.statistic(scope, &scope.baseline)?])
+        Ok([self.statistic(scope, Of::Candidate)?, self.statistic(scope, Of::Baseline)?])
     }
 
-    fn statistic(&self, scope: &Scope<'_>, observed: &Observed) -> Result<Statistic, GateError> {
-        let statistic = scope.rule.metric.of(observed, scope.rule.about());
+    fn statistic(&self, scope: &Scope<'_>, of: Of) -> Result<Statistic, GateError> {
+        let observed = match of {
+            Of::Candidate => &scope.candidate,
+            Of::Baseline => &scope.baseline,
+        };
+        let statistic = match scope.rule.custom.as_ref().and_then(|custom| self.given.get(custom)) {
+            Some(given) => self.statistic_given(scope, given, of),
+            None => scope.rule.metric.of(observed, scope.rule.about()),
+        };
+        let statistic = statistic.and_then(|statistic| match &scope.weights {
+            Some(weights) => statistic.weighted(weights),
+            None => Ok(statistic),
+        });
         statistic.map_err(|source| GateError::Metric { rule: scope.name.clone(), source })
+    }
+
+    fn statistic_given(&self, scope: &Scope<'_>, given: &Given, of: Of) -> Result<Statistic, MetricError> {
+        let values = match of {
+            Of::Candidate => Some(&given.candidate),
+            Of::Baseline => given.baseline.as_ref(),
+        };
+        let values = values.filter(|values| values.len() == self.cases.len());
+        let values = values.ok_or(MetricError::NotGiven { metric: scope.rule.metric })?;
+        Ok(Statistic::given(scope.rule.metric, scope.idxs.iter().map(|&idx| values[idx]).collect()))
     }
 
     fn exact_difference(&self, pairs: Discordance, rule: &Rule, margin: f64) -> Estimate {
@@ -420,6 +493,7 @@ impl Judge<'_> {
             baseline: f64::NAN,
             bounds: pairs.exact_bounds(alpha),
             n_cases: n_cases as usize,
+            n_effective: None,
             p_value: Some(if demands_gain { pairs.mcnemar_better() } else { pairs.mcnemar_worse() }),
             test: Some(Test::ExactMcnemar),
             adjusted_p_value: None,
@@ -435,12 +509,14 @@ impl Judge<'_> {
         let [candidate, baseline] = sides;
         let differences = differences_of_case(sides);
         let sample = match &differences {
-            Some(differences) => Bootstrap::of_mean(&scope.units, self.resamples(), differences),
+            Some(differences) => {
+                Bootstrap::of_weighted_mean(&scope.units, self.resamples(), differences, scope.weights.as_deref())
+            }
             None => Bootstrap::new(&scope.units, self.resamples(), |counts| {
                 candidate.value(counts) - baseline.value(counts)
             }),
         };
-        let swaps = differences.and_then(|differences| scope.units.sums(&differences));
+        let swaps = differences.and_then(|differences| scope.units.sums(&differences, scope.weights.as_deref()));
         let swaps = swaps.map(|sums| SignFlips::of(&sums, self.resamples()));
         let n_cases = scope.candidate.n_cases();
         let bounds = bounds(&sample, alpha, scope.n_scarcest());
@@ -450,6 +526,7 @@ impl Judge<'_> {
             baseline: f64::NAN,
             bounds,
             n_cases,
+            n_effective: scope.n_effective(),
             p_value: swaps.map(|swaps| {
                 // A gain is a sum above 0, or below 0 for a metric that is better when smaller.
                 let wants_above = (margin == 0.0) != scope.rule.metric.lower_is_better();
@@ -472,7 +549,7 @@ impl Judge<'_> {
     fn limit(&self, scope: &Scope<'_>) -> Result<Option<CheckResult>, GateError> {
         let metric = scope.rule.metric;
         let Some(limit) = scope.rule.floor.or(scope.rule.ceiling) else { return Ok(None) };
-        let candidate = self.statistic(scope, &scope.candidate)?;
+        let candidate = self.statistic(scope, Of::Candidate)?;
         let Gates { alpha, power, .. } = *self.gates;
         let (bounds, n_cases, too_few, found) = match scope.right(&candidate) {
             Some(right) => {
@@ -516,8 +593,11 @@ impl Judge<'_> {
             minimum_detectable_effect: found.map(|value| (limit - value).abs()),
             pass_power: None,
             cases_needed: None,
-            power_note: Some(limit_power_note(metric, found, n_cases, power)),
+            power_note: Some(
+                limit_power_note(metric, found, n_cases, power) + &in_effect(n_cases, scope.n_effective()),
+            ),
             waivable: false,
+            regressions: None,
             improved: false,
             reason,
         }))
@@ -531,17 +611,31 @@ impl Scope<'_> {
         statistic.right().filter(|_| !self.units.are_shared()).map(<[bool]>::to_vec)
     }
 
+    /// How many cases that count alike these amount to, where they have different weights.
+    fn n_effective(&self) -> Option<f64> {
+        self.weights.as_ref().map(|weights| kish(weights.iter().copied()))
+    }
+
+    /// Things drawn, or as many as their weights amount to, if those are fewer.
+    fn n_units(&self) -> usize {
+        let n_units = self.units.len();
+        self.n_effective().map_or(n_units, |n_effective| n_units.min(n_effective as usize))
+    }
+
     /// Cases of the rarest label, or things drawn: what limits how much a bootstrap can have seen.
     fn n_scarcest(&self) -> usize {
-        match &self.candidate {
-            Observed::Classes(classes) => classes.n_rarest().min(self.units.len()),
-            _ => self.units.len(),
+        match (&self.candidate, &self.weights) {
+            (Observed::Classes(classes), None) => classes.n_rarest().min(self.units.len()),
+            (Observed::Classes(classes), Some(weights)) => {
+                (effective_size_of_rarest(weights, classes.expected()) as usize).min(self.units.len())
+            }
+            _ => self.n_units(),
         }
     }
 
     fn is_too_few(&self) -> bool {
         let is_classes = matches!(self.candidate, Observed::Classes(_));
-        self.units.len() < FEWEST_UNITS || (is_classes && self.n_scarcest() < FEWEST_OF_A_LABEL)
+        self.n_units() < FEWEST_UNITS || (is_classes && self.n_scarcest() < FEWEST_OF_A_LABEL)
     }
 }
 
@@ -589,7 +683,7 @@ impl Estimate {
             None => format!("{} cases cannot show any drop with {percent:.0} % power", self.n_cases),
         };
         let passes = self.pass_power.map(|chance| format!("; an equal candidate passes with {:.0} %", 100.0 * chance));
-        seen + &passes.unwrap_or_default()
+        seen + &passes.unwrap_or_default() + &in_effect(self.n_cases, self.n_effective)
     }
 
     fn into_check(self, rule: String, outcome: Outcome, reason: String) -> CheckResult {
@@ -608,10 +702,16 @@ impl Estimate {
             cases_needed: self.cases_needed,
             power_note: None,
             waivable: false,
+            regressions: None,
             improved: false,
             reason,
         }
     }
+}
+
+/// How much weights cost, in words; nothing where there are none.
+fn in_effect(n_cases: usize, n_effective: Option<f64>) -> String {
+    n_effective.map(|n| format!("; by their weights the {n_cases} cases count as {n:.0}")).unwrap_or_default()
 }
 
 /// What each case adds to the difference, candidate minus baseline, where both sides are means of that.
@@ -673,6 +773,7 @@ fn must_pass(judge: &Judge<'_>) -> Option<CheckResult> {
         cases_needed: None,
         power_note: None,
         waivable: false,
+        regressions: None,
         improved: false,
         reason: match wrong.as_slice() {
             [] => format!("all {n_cases} are right"),
@@ -708,6 +809,7 @@ fn latency(rule: &LatencyRule, latencies_ms: &[f64], alpha: f64) -> Result<Optio
         cases_needed: None,
         power_note: None,
         waivable: false,
+        regressions: None,
         improved: false,
         reason: format!(
             "{value:.1} ms over {n_cases} single cases; the true percentile lies within {} to {}",

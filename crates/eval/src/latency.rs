@@ -394,6 +394,7 @@ pub(crate) fn check(rule: String, outcome: Outcome, n_cases: usize, seen: Estima
         cases_needed: None,
         power_note: None,
         waivable: false,
+        regressions: None,
         improved: false,
         reason,
     }

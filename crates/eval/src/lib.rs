@@ -1,16 +1,21 @@
 //! Metrics, intervals, paired tests, gates and verdicts: pure functions, no I/O, no clock.
 
 mod about;
+mod agreement;
 mod bootstrap;
 mod cost;
 mod curves;
+mod custom;
 mod gate;
+mod hosted;
 mod interval;
+mod judged;
 mod latency;
 mod metric;
 mod multiplicity;
 mod numbers;
 mod observed;
+mod overrides;
 mod paired;
 mod permutation;
 mod power;
@@ -23,13 +28,18 @@ mod text;
 mod texts;
 mod traffic;
 mod verdict;
+mod weights;
 
 pub use about::{About, Costs, Parameter, ParameterError, Pattern, Schema};
+pub use agreement::{Agreement, AgreementMeasure, AgreementRule, majority};
 pub use bootstrap::{Bootstrap, Resamples, Units};
-pub use cost::{CostEvidence, HOURS_A_MONTH};
+pub use cost::{CostEvidence, GpuCost, HOURS_A_MONTH};
 pub use curves::{CurvePoint, ReliabilityBin, precision_recall_curve, reliability, roc_curve, thin};
-pub use gate::{Comparison, Decision, GateError, Side, WaiverError, decide};
+pub use custom::{CustomEvidence, CustomRule, Given, add_to_summaries};
+pub use gate::{Comparison, Decision, GateError, Side, WaiverError, decide, decide_with};
+pub use hosted::{HostedCost, HostedEvidence};
 pub use interval::{clopper_pearson, fisher_z, quantile, quantile_interval, wilson};
+pub use judged::{JudgeEvidence, JudgeMode, JudgeRule};
 pub use latency::{
     AtRate, BlockAtRate, BlockSaturated, Estimated, Load, LoadEvidence, Loads, Percentile, Run, TrafficEvidence,
     capacity, judge_load,
@@ -38,6 +48,7 @@ pub use metric::{Metric, MetricError, Statistic, UnknownMetric};
 pub use multiplicity::{benjamini_hochberg, holm};
 pub use numbers::{Numbers, Triplets};
 pub use observed::{Case, Classes, Expected, Observed, ObservedError, Similarities};
+pub use overrides::{Aliased, MAX_OVERRIDE_DAYS, Missing, Override, OverrideRefusal};
 pub use paired::Discordance;
 pub use permutation::SignFlips;
 pub use power::{FloorPower, McNemarPower, NonInferiority, Sides};
@@ -53,4 +64,6 @@ pub use traffic::{
 };
 pub use verdict::{
     Baseline, CheckResult, Evidence, Flip, GoldenSet, Latency, Outcome, Refusal, Test, Verdict, Waiver, outcome,
+    to_accept,
 };
+pub use weights::effective_size;

@@ -3,6 +3,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
+use crate::weights::uneven;
 use crate::{About, Bootstrap, Cutoff, Observed, Parameter, Resamples, Units};
 
 mod classes;
@@ -85,6 +86,12 @@ pub enum Metric {
     MatchesSchema,
     /// Chance that at least one of k sampled texts is right, estimated without bias from n samples (Chen et al. 2021).
     PassAt(Cutoff),
+    /// Mean score of a judge, from 0 to 1.
+    Judged,
+    /// Mean of what a program of the user's own gives each case.
+    Custom,
+    /// The same where smaller is better.
+    CustomLoss,
 }
 
 /// All there is to say about a metric but how it is computed.
@@ -116,6 +123,8 @@ enum Answers {
     Numbers,
     Rankings,
     Texts,
+    /// Values that come from outside.
+    Given,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -134,9 +143,10 @@ enum Shown {
 const SHARE: (f64, f64) = (0.0, 1.0);
 const CORRELATION: (f64, f64) = (-1.0, 1.0);
 const UNBOUNDED: (f64, f64) = (0.0, f64::INFINITY);
+const ANY: (f64, f64) = (f64::NEG_INFINITY, f64::INFINITY);
 
 /// Every metric, by the names that `gates.toml` and reports use.
-const DECLARED: [Declared; 36] = [
+const DECLARED: [Declared; 39] = [
     percent(Metric::Accuracy, "accuracy", "accuracy", Answers::Classes),
     percent_at(Metric::AccuracyAt, "accuracy_at_", "accuracy@", Answers::Classes),
     percent(Metric::BalancedAccuracy, "balanced_accuracy", "balanced accuracy", Answers::Classes),
@@ -173,6 +183,9 @@ const DECLARED: [Declared; 36] = [
     percent(Metric::MatchesRegex, "matches_regex", "matches regex", Answers::Texts).about(Parameter::Regex),
     percent(Metric::MatchesSchema, "matches_schema", "matches schema", Answers::Texts).about(Parameter::Schema),
     percent_at(Metric::PassAt, "pass_at_", "pass@", Answers::Texts),
+    number(Metric::Judged, "judged", "score by judge", Answers::Texts).about(Parameter::Judge),
+    number(Metric::Custom, "custom", "own metric", Answers::Given).within(ANY).about(Parameter::Custom),
+    error(Metric::CustomLoss, "custom_loss", "own loss", Answers::Given).within(ANY).about(Parameter::Custom),
 ];
 
 /// The same number as accuracy, as each case has one label.
@@ -242,6 +255,7 @@ impl Answers {
             Self::Numbers => "numbers",
             Self::Rankings => "documents ranked for queries",
             Self::Texts => "texts",
+            Self::Given => "what a program of your own gives, which is not run here",
         }
     }
 }
@@ -274,16 +288,22 @@ pub enum MetricError {
     UnknownLabel { label: String, labels: String },
     #[error("`{metric}` of `{label}` is undefined here: every case or none has that label")]
     OneSided { metric: Metric, label: String },
+    #[error("`{metric}` has no weighted form, and these cases have different weights")]
+    NoWeights { metric: Metric },
     #[error("`{metric}` is undefined on fewer than {least} cases")]
     TooFew { metric: Metric, least: usize },
     #[error("`{metric}` needs at least as many samples of every case, and there is one with {n_samples}")]
     TooFewSamples { metric: Metric, n_samples: usize },
     #[error("`{metric}` needs the log-probability of every answer, and case {case_idx} has none")]
     NoLikelihood { metric: Metric, case_idx: usize },
+    #[error("`{metric}` has not one value for each case")]
+    NotGiven { metric: Metric },
+    #[error("judge `{judge}` has not judged case {case_idx}")]
+    NotJudged { judge: String, case_idx: usize },
 }
 
-/// From how often each case counts to the value.
-type Evaluate = Box<dyn Fn(&[u32]) -> f64 + Send + Sync>;
+/// From how much each case counts to the value.
+type Evaluate = Box<dyn Fn(&[f64]) -> f64 + Send + Sync>;
 
 /// How a metric comes about.
 enum Measure {
@@ -298,15 +318,18 @@ enum Measure {
 /// A metric over fixed cases that can be taken again with each case counted any number of times, which is what a
 /// bootstrap does. Sorting happens once, here; each evaluation is linear in the number of cases.
 pub struct Statistic {
+    metric: Metric,
     n_cases: usize,
     measure: Measure,
+    /// Of each case, where they are not all the same.
+    weights: Option<Vec<f64>>,
     right: Option<Vec<bool>>,
     /// What each case adds, where the metric is the mean of that.
     of_case: Option<Vec<f64>>,
 }
 
 impl Statistic {
-    fn new(n_cases: usize, measure: Measure) -> Self {
+    fn new(metric: Metric, n_cases: usize, measure: Measure) -> Self {
         let right = match &measure {
             Measure::Right(flags) => Some(flags.iter().copied().flatten().collect()),
             _ => None,
@@ -316,15 +339,41 @@ impl Statistic {
             Measure::Mean(of_case) => Some(of_case.clone()),
             Measure::Of(_) => None,
         };
-        Self { n_cases, measure, right, of_case }
+        Self { metric, n_cases, measure, weights: None, right, of_case }
+    }
+
+    /// The mean of `values`, one a case, that come from outside.
+    pub(crate) fn given(metric: Metric, values: Vec<f64>) -> Self {
+        Self::new(metric, values.len(), Measure::Mean(values))
+    }
+
+    /// The metric with each case counted as much as its weight, as scikit-learn's `sample_weight` does.
+    ///
+    /// Errors if the weights differ and the metric has no weighted form that others agree on.
+    ///
+    /// # Panics
+    /// If there are more or fewer weights than cases.
+    pub fn weighted(self, weights: &[f64]) -> Result<Self, MetricError> {
+        assert_eq!(weights.len(), self.n_cases, "weights of other cases");
+        match uneven(weights.iter().copied()) {
+            None => Ok(self),
+            Some(_) if !self.metric.takes_weights() => Err(MetricError::NoWeights { metric: self.metric }),
+            // Exact tests take each case for one observation like any other.
+            Some(weights) => Ok(Self { weights: Some(weights), right: None, ..self }),
+        }
     }
 
     /// The metric with case `i` counted `counts[i]` times; NaN where that leaves it undefined.
     pub fn value(&self, counts: &[u32]) -> f64 {
+        let counts = counts.iter().map(|&count| f64::from(count));
+        let counts: Vec<f64> = match &self.weights {
+            None => counts.collect(),
+            Some(weights) => counts.zip(weights).map(|(count, weight)| count * weight).collect(),
+        };
         match &self.measure {
-            Measure::Right(flags) => share_of_right(flags, counts),
-            Measure::Mean(of_case) => mean_of(of_case, counts),
-            Measure::Of(evaluate) => evaluate(counts),
+            Measure::Right(flags) => share_of_right(flags, &counts),
+            Measure::Mean(of_case) => mean_of(of_case, &counts),
+            Measure::Of(evaluate) => evaluate(&counts),
         }
     }
 
@@ -339,7 +388,7 @@ impl Statistic {
         self.right.as_deref()
     }
 
-    /// What each case adds, where the metric is the mean of that over all cases.
+    /// What each case adds, where the metric is the mean of that over all cases, weighted where they are.
     pub fn of_case(&self) -> Option<&[f64]> {
         self.of_case.as_deref()
     }
@@ -347,7 +396,7 @@ impl Statistic {
     /// The metric on resamples of `units`.
     pub fn resample(&self, units: &Units, resamples: Resamples) -> Bootstrap {
         match &self.of_case {
-            Some(of_case) => Bootstrap::of_mean(units, resamples, of_case),
+            Some(of_case) => Bootstrap::of_weighted_mean(units, resamples, of_case, self.weights.as_deref()),
             None => Bootstrap::new(units, resamples, |counts| self.value(counts)),
         }
     }
@@ -409,7 +458,16 @@ impl Metric {
                 | Self::ValidJson
                 | Self::MatchesRegex
                 | Self::MatchesSchema
+                // Nobody asks a judge about the answer that needs no model.
+                | Self::Judged
+                | Self::Custom
+                | Self::CustomLoss
         )
+    }
+
+    /// Whether cases may count more or less than others: not where that has no agreed meaning.
+    pub fn takes_weights(self) -> bool {
+        !matches!(self, Self::Spearman | Self::Chrf | Self::Bleu | Self::Perplexity)
     }
 
     /// What `gates.toml` and reports call it.
@@ -437,7 +495,7 @@ impl Metric {
             Observed::Rankings(rankings) => rankings::measure(self, rankings)?,
             Observed::Texts(texts) => texts::measure(self, texts, about)?,
         };
-        Ok(Statistic::new(observed.n_cases(), measure))
+        Ok(Statistic::new(self, observed.n_cases(), measure))
     }
 
     fn check_parameters(self, about: About<'_>) -> Result<(), MetricError> {
@@ -500,18 +558,18 @@ impl<'de> Deserialize<'de> for Metric {
     }
 }
 
-fn mean_of(of_case: &[f64], counts: &[u32]) -> f64 {
-    let total: f64 = of_case.iter().zip(counts).map(|(value, &count)| value * f64::from(count)).sum();
-    total / counts.iter().map(|&count| f64::from(count)).sum::<f64>()
+fn mean_of(of_case: &[f64], counts: &[f64]) -> f64 {
+    let total: f64 = of_case.iter().zip(counts).map(|(value, count)| value * count).sum();
+    total / counts.iter().sum::<f64>()
 }
 
-fn share_of_right(flags: &[Option<bool>], counts: &[u32]) -> f64 {
-    let (mut n_right, mut n_counted) = (0, 0);
-    for (flag, &count) in flags.iter().zip(counts) {
-        n_counted += u64::from(count) * u64::from(flag.is_some());
-        n_right += u64::from(count) * u64::from(*flag == Some(true));
+fn share_of_right(flags: &[Option<bool>], counts: &[f64]) -> f64 {
+    let (mut n_right, mut n_counted) = (0.0, 0.0);
+    for (flag, count) in flags.iter().zip(counts) {
+        n_counted += count * f64::from(u8::from(flag.is_some()));
+        n_right += count * f64::from(u8::from(*flag == Some(true)));
     }
-    n_right as f64 / n_counted as f64
+    n_right / n_counted
 }
 
 /// A function of the sums over cases of `N` numbers a case.
@@ -519,7 +577,7 @@ fn of_sums<const N: usize>(rows: Vec<[f64; N]>, of: impl Fn(&[f64; N]) -> f64 + 
     Measure::Of(Box::new(move |counts| {
         let mut sums = [0.0; N];
         for (row, &count) in rows.iter().zip(counts) {
-            sums.iter_mut().zip(row).for_each(|(sum, value)| *sum += f64::from(count) * value);
+            sums.iter_mut().zip(row).for_each(|(sum, value)| *sum += count * value);
         }
         of(&sums)
     }))

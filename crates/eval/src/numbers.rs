@@ -39,8 +39,14 @@ impl Numbers {
 
     /// The trivial baseline: always the mean of the right numbers.
     pub fn mean(&self) -> Self {
+        self.weighted_mean(&vec![1.0; self.expected.len()])
+    }
+
+    /// The same where case `i` counts `weights[i]`.
+    pub(crate) fn weighted_mean(&self, weights: &[f64]) -> Self {
         let n_cases = self.expected.len();
-        let mean = self.expected.iter().sum::<f64>() / n_cases.max(1) as f64;
+        let total = if n_cases == 0 { 1.0 } else { weights.iter().sum::<f64>() };
+        let mean = self.expected.iter().zip(weights).map(|(expected, weight)| expected * weight).sum::<f64>() / total;
         Self { expected: self.expected.clone(), predicted: vec![mean; n_cases] }
     }
 

@@ -20,6 +20,8 @@ pub struct Case {
     /// What the case was drawn from; cases that share a source are resampled together. Two equal numbers for a case of
     /// its own source, two different ones for a pair of texts that other pairs use too.
     pub sources: [usize; 2],
+    /// How much it counts beside the others: above 0, finite; 1 unless told.
+    pub weight: f64,
 }
 
 /// The right answer to a golden case.
@@ -174,11 +176,17 @@ impl Classes {
     /// The trivial baseline: always the most frequent expected label (the first by name among equals), with the labels'
     /// frequencies as scores.
     pub fn majority(&self) -> Self {
+        self.weighted_majority(&vec![1.0; self.expected.len()])
+    }
+
+    /// The same where case `i` counts `weights[i]`.
+    pub(crate) fn weighted_majority(&self, weights: &[f64]) -> Self {
         let n_cases = self.expected.len();
-        let mut counts = vec![0usize; self.labels.len()];
-        self.expected.iter().for_each(|&label| counts[label] += 1);
-        let most = (0..counts.len()).rev().max_by_key(|&label| counts[label]).unwrap_or(0);
-        let frequencies: Vec<f64> = counts.iter().map(|&count| count as f64 / n_cases.max(1) as f64).collect();
+        let mut counts = vec![0.0; self.labels.len()];
+        self.expected.iter().zip(weights).for_each(|(&label, weight)| counts[label] += weight);
+        let most = (0..counts.len()).rev().max_by(|&a, &b| f64::total_cmp(&counts[a], &counts[b])).unwrap_or(0);
+        let total = if n_cases == 0 { 1.0 } else { weights.iter().sum::<f64>() };
+        let frequencies: Vec<f64> = counts.iter().map(|count| count / total).collect();
         Self {
             labels: self.labels.clone(),
             expected: self.expected.clone(),

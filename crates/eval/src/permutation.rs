@@ -27,7 +27,7 @@ const TIE: f64 = 1e-12;
 
 impl SignFlips {
     /// Of one difference for each unit that is swapped as a whole: of a case, or the sum over the cases of a cluster.
-    /// Differences of 0 change nothing and are left out. Counts every swap of up to 32 others; draws `resamples` beyond.
+    /// Differences of 0 change nothing and are left out. Counts every swap of up to 32 others; draws [`Resamples::of_units`] beyond.
     pub fn of(differences: &[f64], resamples: Resamples) -> Self {
         let differences: Vec<f64> = differences.iter().copied().filter(|&difference| difference != 0.0).collect();
         let observed: f64 = differences.iter().sum();
@@ -72,8 +72,9 @@ impl AsExtreme {
             [usize::from(sum <= self.low), usize::from(sum >= self.high)]
         };
         let add = |[a, b]: [usize; 2], [c, d]: [usize; 2]| [a + c, b + d];
-        let counts = (0..resamples.n).into_par_iter().map_init(scratch, extreme).reduce(|| [0, 0], add);
-        let [below, above] = counts.map(|n| (n + 1) as f64 / (resamples.n + 1) as f64);
+        let n_drawn = resamples.of_units(differences.len());
+        let counts = (0..n_drawn).into_par_iter().map_init(scratch, extreme).reduce(|| [0, 0], add);
+        let [below, above] = counts.map(|n| (n + 1) as f64 / (n_drawn + 1) as f64);
         SignFlips { below, above, is_exact: false }
     }
 }

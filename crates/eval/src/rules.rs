@@ -2,7 +2,10 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{About, CostRule, Costs, MemoryRule, Metric, Pattern, Schema, ThroughputRule, Traffic};
+use crate::{
+    About, CostRule, Costs, CustomRule, JudgeMode, JudgeRule, MemoryRule, Metric, Pattern, Schema, ThroughputRule,
+    Traffic,
+};
 
 /// The rules of `gates.toml`, checked: every number is in its range and every rule decides something.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -22,6 +25,12 @@ pub struct Gates {
     /// Slices that are not written in the cases: an expression by the slice's name. Whoever reads the golden set applies them.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub slices: BTreeMap<String, String>,
+    /// Hosted models that judge texts, by name.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub judges: BTreeMap<String, JudgeRule>,
+    /// Programs of the user's own that measure answers, by name.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub custom: BTreeMap<String, CustomRule>,
     /// The traffic that what follows is judged at.
     pub traffic: Option<Traffic>,
     /// What a process must answer at most load.
@@ -50,6 +59,12 @@ pub struct Rule {
     /// The JSON schema a text must have, for `matches_schema`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub schema: Option<Schema>,
+    /// Who judges, for `judged`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub judge: Option<String>,
+    /// Which program gives the values, for `custom` and `custom_loss`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub custom: Option<String>,
     /// The slice; `*` for each slice of the golden set in turn; all cases if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slice: Option<String>,
@@ -95,6 +110,10 @@ pub enum GatesError {
     NoRules,
     #[error("rule {number} ({metric}): {problem}")]
     Rule { number: usize, metric: Metric, problem: String },
+    #[error("[judge.{name}]: {problem}")]
+    Judge { name: String, problem: String },
+    #[error("[custom.{name}]: {problem}")]
+    Custom { name: String, problem: String },
     #[error("[[latency]] {number}: needs a `max_ms` or a `max_ratio`")]
     NoLatencyLimit { number: usize },
     #[error("{0} needs [traffic], which says what is asked, how often, and of how many threads")]
@@ -118,6 +137,10 @@ struct File {
     latency: Vec<LatencyRule>,
     #[serde(default, rename = "slice")]
     slices: BTreeMap<String, String>,
+    #[serde(default, rename = "judge")]
+    judges: BTreeMap<String, JudgeRule>,
+    #[serde(default)]
+    custom: BTreeMap<String, CustomRule>,
     traffic: Option<Traffic>,
     throughput: Option<ThroughputRule>,
     memory: Option<MemoryRule>,
@@ -143,8 +166,21 @@ fn default_seed() -> u64 {
 impl Gates {
     /// Reads the text of a `gates.toml`.
     pub fn parse(text: &str) -> Result<Self, GatesError> {
-        let File { alpha, power, resamples, seed, rules, latency, slices, traffic, throughput, memory, cost } =
-            toml::from_str(text)?;
+        let File {
+            alpha,
+            power,
+            resamples,
+            seed,
+            rules,
+            latency,
+            slices,
+            judges,
+            custom,
+            traffic,
+            throughput,
+            memory,
+            cost,
+        } = toml::from_str(text)?;
         in_range("alpha", alpha, 0.0001..=0.2, "0.0001 to 0.2")?;
         in_range("power", power, 0.5..=0.999, "0.5 to 0.999")?;
         in_range("resamples", resamples as f64, 10_000.0..=1_000_000.0, "10000 to 1000000")?;
@@ -153,9 +189,56 @@ impl Gates {
         }
         rules.iter().enumerate().try_for_each(|(idx, rule)| rule.check(idx + 1))?;
         latency.iter().enumerate().try_for_each(|(idx, rule)| rule.check(idx + 1))?;
-        let gates = Self { alpha, power, resamples, seed, rules, latency, slices, traffic, throughput, memory, cost };
+        let gates = Self {
+            alpha,
+            power,
+            resamples,
+            seed,
+            rules,
+            latency,
+            slices,
+            judges,
+            custom,
+            traffic,
+            throughput,
+            memory,
+            cost,
+        };
+        gates.check_judges()?;
+        gates.check_custom()?;
         gates.check_traffic()?;
         Ok(gates)
+    }
+
+    fn check_judges(&self) -> Result<(), GatesError> {
+        self.judges.iter().try_for_each(|(name, judge)| judge.check(name))?;
+        for (idx, rule) in self.rules.iter().enumerate() {
+            let Some(name) = rule.judge.as_ref().filter(|name| !self.judges.contains_key(*name)) else { continue };
+            let problem = format!("there is no [judge.{name}]");
+            return Err(GatesError::Rule { number: idx + 1, metric: rule.metric, problem });
+        }
+        Ok(())
+    }
+
+    fn check_custom(&self) -> Result<(), GatesError> {
+        self.custom.iter().try_for_each(|(name, custom)| custom.check(name))?;
+        for (idx, rule) in self.rules.iter().enumerate() {
+            let Some(name) = &rule.custom else { continue };
+            let problem = match self.custom.get(name) {
+                None => format!("there is no [custom.{name}]"),
+                Some(custom) if custom.metric() != rule.metric => {
+                    format!("[custom.{name}] says which way is better, so the metric is `{}`", custom.metric().name())
+                }
+                Some(_) => continue,
+            };
+            return Err(GatesError::Rule { number: idx + 1, metric: rule.metric, problem });
+        }
+        Ok(())
+    }
+
+    /// Whether some judge compares two answers, so that there must be a baseline that writes.
+    pub fn compares_texts(&self) -> bool {
+        self.judges.values().any(|judge| judge.mode == JudgeMode::Pairwise)
     }
 
     fn check_traffic(&self) -> Result<(), GatesError> {
@@ -189,8 +272,15 @@ impl Gates {
 impl Rule {
     /// What its metric is about, beside the answers.
     pub fn about(&self) -> About<'_> {
-        let Self { label, costs, regex, schema, .. } = self;
-        About { label: label.as_deref(), costs: costs.as_ref(), regex: regex.as_ref(), schema: schema.as_ref() }
+        let Self { label, costs, regex, schema, judge, custom, .. } = self;
+        About {
+            label: label.as_deref(),
+            costs: costs.as_ref(),
+            regex: regex.as_ref(),
+            schema: schema.as_ref(),
+            judge: judge.as_deref(),
+            custom: custom.as_deref(),
+        }
     }
 
     fn check(&self, number: usize) -> Result<(), GatesError> {

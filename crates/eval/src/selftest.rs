@@ -1,5 +1,6 @@
 //! Does a gate keep its word on this very golden set? Simulated, with the models' own answers.
 
+use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::thread;
 
@@ -258,7 +259,8 @@ impl Scope<'_> {
         let equals = judge(&equal)?;
         let drop = judge(&dropped)?;
         let differing = population::differing(&equal, &baseline);
-        let value = |observed: &Observed| population.metric_of(observed);
+        let weights: Vec<f64> = cases.iter().map(|case| case.weight).collect();
+        let value = |observed: &Observed| population.metric_of(observed, &weights);
         Ok(Seen {
             difference: value(&equal)? - value(&baseline)?,
             discordant: differing.as_ref().map(|idxs| idxs.len() as f64 / cases.len() as f64),
@@ -364,9 +366,9 @@ impl Kept {
 }
 
 /// The metric that a population's rule is about, for the population module.
-fn statistic_of(rule: &Rule, observed: &Observed) -> Result<f64, GateError> {
+fn statistic_of(rule: &Rule, observed: &Observed, weights: &[f64]) -> Result<f64, GateError> {
     let metric: Metric = rule.metric;
-    let statistic = metric.of(observed, rule.about());
+    let statistic = metric.of(observed, rule.about()).and_then(|statistic| statistic.weighted(weights));
     let named = |source| GateError::Metric { rule: metric.to_string(), source };
     Ok(statistic.map_err(named)?.observed())
 }
@@ -380,7 +382,12 @@ struct Bench<'a> {
 impl Bench<'_> {
     fn judge(&self, cases: &[Case], [candidate, baseline]: [&Observed; 2]) -> Result<Decision, GateError> {
         let baseline = Side::Package(baseline);
-        decide_again(self.gates, &Comparison { cases, candidate, baseline, latencies_ms: &[] }, self.known)
+        decide_again(
+            self.gates,
+            &Comparison { cases, candidate, baseline, latencies_ms: &[] },
+            &BTreeMap::new(),
+            self.known,
+        )
     }
 }
 

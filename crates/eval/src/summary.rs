@@ -3,14 +3,15 @@ use std::collections::BTreeSet;
 use serde::Serialize;
 
 use crate::gate::{FEWEST_UNITS, bounds};
-use crate::{Case, Cutoff, Metric, Observed, Resamples, Statistic, Texts, Units, fisher_z, wilson};
+use crate::weights::{effective_size_of_rarest, kish, uneven};
+use crate::{About, Case, Cutoff, Metric, Observed, Parameter, Resamples, Statistic, Texts, Units, fisher_z, wilson};
 
 /// One metric with its interval.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Measured {
     /// What was measured.
     pub metric: Metric,
-    /// The label it belongs to.
+    /// The label it belongs to, or the judge.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub label: Option<String>,
     /// On the cases.
@@ -40,11 +41,28 @@ pub struct Summary {
     pub slice: Option<String>,
     /// How many cases there are.
     pub n_cases: usize,
+    /// How many cases that count alike they amount to, where they have different weights (Kish 1965).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub n_effective: Option<f64>,
     /// Those that are defined on these cases.
     pub metrics: Vec<Measured>,
 }
 
 const LEVEL: f64 = 0.95;
+
+impl Measured {
+    /// A metric that is always bootstrapped.
+    pub(crate) fn bootstrapped(
+        metric: Metric,
+        label: &str,
+        statistic: &Statistic,
+        units: &Units,
+        resamples: Resamples,
+    ) -> Self {
+        let interval = bootstrapped(metric, statistic, units, units.len(), resamples);
+        Self { metric, label: Some(label.to_owned()), value: statistic.observed(), interval, method: Method::Bca }
+    }
+}
 
 /// Up to this many labels each has its own precision, recall, F1, AUROC and AUPRC.
 const MOST_LABELS: usize = 20;
@@ -71,14 +89,17 @@ pub fn summarise(cases: &[Case], observed: &Observed, of_labels: &[String], resa
         let idxs: Vec<usize> = (0..cases.len()).filter(|&idx| in_slice(&cases[idx])).collect();
         let sources: Vec<[usize; 2]> = idxs.iter().map(|&idx| cases[idx].sources).collect();
         let (observed, units) = (observed.subset(&idxs), Units::sources(&sources));
-        let measure = |(metric, label)| measure(metric, label, &observed, &units, resamples);
+        let weights = uneven(idxs.iter().map(|&idx| cases[idx].weight));
+        let drawn = Drawn { observed: &observed, units: &units, weights: weights.as_deref() };
+        let measure = |(metric, label)| drawn.measure(metric, label, resamples);
         let metrics = metrics_of(&observed, &of_labels).into_iter().filter_map(measure).collect();
-        Summary { slice: slice.map(str::to_owned), n_cases: idxs.len(), metrics }
+        let n_effective = weights.map(|weights| kish(weights.into_iter()));
+        Summary { slice: slice.map(str::to_owned), n_cases: idxs.len(), n_effective, metrics }
     };
     all_and_slices.map(summary).collect()
 }
 
-fn metrics_of<'a>(observed: &Observed, of_labels: &[&'a str]) -> Vec<(Metric, Option<&'a str>)> {
+fn metrics_of<'a>(observed: &'a Observed, of_labels: &[&'a str]) -> Vec<(Metric, Option<&'a str>)> {
     match observed {
         Observed::Similarities(_) => return vec![(Metric::Spearman, None), (Metric::Pearson, None)],
         Observed::Triplets(_) => return vec![(Metric::PairAccuracy, None)],
@@ -86,7 +107,10 @@ fn metrics_of<'a>(observed: &Observed, of_labels: &[&'a str]) -> Vec<(Metric, Op
             let metrics = [Metric::Mae, Metric::Rmse, Metric::R2, Metric::Pearson, Metric::Spearman];
             return metrics.map(|metric| (metric, None)).to_vec();
         }
-        Observed::Texts(texts) => return metrics_of_texts(texts).into_iter().map(|metric| (metric, None)).collect(),
+        Observed::Texts(texts) => {
+            let judges = judges(texts).into_iter().map(|judge| (Metric::Judged, Some(judge)));
+            return metrics_of_texts(texts).into_iter().map(|metric| (metric, None)).chain(judges).collect();
+        }
         Observed::Rankings(_) => {
             let ten = Cutoff::new(10).expect("10 is not 0");
             let first = Cutoff::MIN;
@@ -108,6 +132,13 @@ fn metrics_of<'a>(observed: &Observed, of_labels: &[&'a str]) -> Vec<(Metric, Op
         Metric::Ece,
     ];
     overall.map(|metric| (metric, None)).into_iter().chain(of_labels.iter().flat_map(of_label)).collect()
+}
+
+/// Who judged every text.
+fn judges(texts: &Texts) -> Vec<&str> {
+    let Some(last) = texts.n_cases().checked_sub(1) else { return Vec::new() };
+    let judged_all = |judge: &&String| (0..last).all(|idx| texts.generated(idx).judged.contains_key(*judge));
+    texts.generated(last).judged.keys().filter(judged_all).map(String::as_str).collect()
 }
 
 /// Those of single texts and of all together; perplexity and the chance of a right sample where the answers allow.
@@ -133,29 +164,51 @@ fn shown_labels<'a>(observed: &Observed, of_labels: &'a [String]) -> Vec<&'a str
     by_f1.into_iter().take(WORST_LABELS).map(|(_, label)| label).collect()
 }
 
-fn measure(
-    metric: Metric,
-    label: Option<&str>,
-    observed: &Observed,
-    units: &Units,
-    resamples: Resamples,
-) -> Option<Measured> {
-    let statistic = metric.of(observed, label).ok()?;
-    let value = statistic.observed();
-    let n_cases = observed.n_cases();
-    let is_correlation = matches!(metric, Metric::Pearson | Metric::Spearman);
-    let n_scarcest = match observed {
-        Observed::Classes(classes) => classes.n_rarest(),
-        _ => units.len(),
-    };
-    let (interval, method) = match share(metric, label, &statistic, observed).filter(|_| !units.are_shared()) {
-        Some([k, n]) => (wilson(k, n, LEVEL), Method::Wilson),
-        None if is_correlation && units.len() < FEWEST_UNITS && units.len() == n_cases => {
-            (fisher_z(value, n_cases, LEVEL), Method::FisherZ)
+/// Answers, what a bootstrap draws of them, and how much each counts where that differs.
+#[derive(Clone, Copy)]
+struct Drawn<'a> {
+    observed: &'a Observed,
+    units: &'a Units,
+    weights: Option<&'a [f64]>,
+}
+
+impl Drawn<'_> {
+    fn measure(self, metric: Metric, label: Option<&str>, resamples: Resamples) -> Option<Measured> {
+        let Self { observed, units, weights } = self;
+        let about = match metric.parameter() {
+            Some(Parameter::Judge) => About { judge: label, ..About::default() },
+            _ => label.into(),
+        };
+        let statistic = metric.of(observed, about).ok()?;
+        let statistic = match weights {
+            Some(weights) => statistic.weighted(weights).ok()?,
+            None => statistic,
+        };
+        let value = statistic.observed();
+        let n_cases = observed.n_cases();
+        let is_correlation = matches!(metric, Metric::Pearson | Metric::Spearman);
+        let is_plain = !units.are_shared() && weights.is_none();
+        let (interval, method) = match share(metric, label, &statistic, observed).filter(|_| is_plain) {
+            Some([k, n]) => (wilson(k, n, LEVEL), Method::Wilson),
+            None if is_correlation && is_plain && units.len() < FEWEST_UNITS && units.len() == n_cases => {
+                (fisher_z(value, n_cases, LEVEL), Method::FisherZ)
+            }
+            None => (bootstrapped(metric, &statistic, units, self.n_scarcest(), resamples), Method::Bca),
+        };
+        Some(Measured { metric, label: label.map(str::to_owned), value, interval, method })
+    }
+
+    /// Cases of the rarest label, or things drawn; with weights, as many as they amount to.
+    fn n_scarcest(self) -> usize {
+        match (self.observed, self.weights) {
+            (Observed::Classes(classes), None) => classes.n_rarest(),
+            (Observed::Classes(classes), Some(weights)) => {
+                effective_size_of_rarest(weights, classes.expected()) as usize
+            }
+            (_, None) => self.units.len(),
+            (_, Some(weights)) => self.units.len().min(kish(weights.iter().copied()) as usize),
         }
-        None => (bootstrapped(metric, &statistic, units, n_scarcest, resamples), Method::Bca),
-    };
-    Some(Measured { metric, label: label.map(str::to_owned), value, interval, method })
+    }
 }
 
 /// Numerator and denominator of the metrics that are shares of cases.

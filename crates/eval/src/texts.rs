@@ -1,4 +1,4 @@
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use serde::{Deserialize, Serialize};
 
@@ -16,7 +16,7 @@ pub struct Texts {
 }
 
 /// What a model generated for one case.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Generated {
     /// At least one; the first is *the* answer, and only `pass_at_K` looks at the others.
@@ -27,6 +27,9 @@ pub struct Generated {
     /// How likely the model found a text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub likelihood: Option<Likelihood>,
+    /// The score of each judge that was asked, from 0 to 1, by its name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub judged: BTreeMap<String, f64>,
 }
 
 /// How likely a model found a text, token by token.
@@ -42,7 +45,12 @@ pub struct Likelihood {
 impl Generated {
     /// One text and nothing else.
     pub fn text(text: impl Into<String>) -> Self {
-        Self { texts: vec![text.into()], n_passed: None, likelihood: None }
+        Self::texts(vec![text.into()])
+    }
+
+    /// Samples and nothing else.
+    pub fn texts(texts: Vec<String>) -> Self {
+        Self { texts, n_passed: None, likelihood: None, judged: BTreeMap::new() }
     }
 
     fn check(&self) -> Result<(), &'static str> {
@@ -59,6 +67,9 @@ impl Generated {
         }
         if self.likelihood.as_ref().is_some_and(|likelihood| !is_likely(likelihood)) {
             return Err("has a log-probability above 0 or of no token");
+        }
+        if self.judged.values().any(|score| !(0.0..=1.0).contains(score)) {
+            return Err("has a judge's score outside 0 to 1");
         }
         Ok(())
     }

@@ -96,6 +96,9 @@ pub struct CostRule {
     /// Price of one GiB of memory for an hour.
     #[serde(default)]
     pub per_gib_hour: f64,
+    /// Price of a second of GPU work, for what an evaluation on a GPU tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub per_gpu_second: Option<f64>,
     /// The peak that processes are provided for; the declared rate unless told.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peak_requests_per_s: Option<f64>,
@@ -266,6 +269,7 @@ impl CostRule {
         in_range("cost.per_cpu_hour", self.per_cpu_hour, 0.0..=f64::MAX, "0 or more")?;
         in_range("cost.per_gib_hour", self.per_gib_hour, 0.0..=f64::MAX, "0 or more")?;
         in_range("cost.utilisation", self.utilisation, 0.05..=1.0, "0.05 to 1")?;
+        positive("cost.per_gpu_second", self.per_gpu_second)?;
         positive("cost.peak_requests_per_s", self.peak_requests_per_s)?;
         positive("cost.max_per_1000", self.max_per_1000)?;
         positive("cost.max_per_month", self.max_per_month)

@@ -1,8 +1,9 @@
+use std::collections::BTreeSet;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::TrafficEvidence;
+use crate::{CustomEvidence, HostedEvidence, JudgeEvidence, TrafficEvidence};
 
 /// What a gate decided about one package, and everything the decision rests on.
 ///
@@ -30,8 +31,11 @@ pub struct Verdict {
     pub answers: String,
     /// Every rule and how it went.
     pub checks: Vec<CheckResult>,
-    /// Cases that one side got right and the other wrong.
+    /// Cases that one side got right and the other wrong, lost ones first, must-pass cases first among them.
     pub flips: Vec<Flip>,
+    /// How many more flips there are: of very many the last are left out.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub flips_left_out: usize,
     /// Flips a person accepted.
     #[serde(default)]
     pub waivers: Vec<Waiver>,
@@ -41,10 +45,23 @@ pub struct Verdict {
     /// What was measured at the declared traffic, where the gate declares one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub traffic: Option<TrafficEvidence>,
+    /// What it took to ask the candidate, where somebody else hosts it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hosted: Option<HostedEvidence>,
+    /// Who judged texts, and how far that can be relied on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub judges: Vec<JudgeEvidence>,
+    /// Programs that gave values no metric of ours gives.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub custom: Vec<CustomEvidence>,
     /// When the gate ran.
     pub created_at: String,
     /// Who ran it.
     pub created_by: String,
+}
+
+fn is_zero(n: &usize) -> bool {
+    *n == 0
 }
 
 /// The decision of a gate or of one rule.
@@ -97,6 +114,16 @@ pub enum Evidence {
     Observed,
 }
 
+impl fmt::Display for Evidence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::BitExact => "bit-exact",
+            Self::SameEngine => "same-engine",
+            Self::Observed => "observed",
+        })
+    }
+}
+
 /// One rule of a gate and how it went.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CheckResult {
@@ -141,6 +168,10 @@ pub struct CheckResult {
     /// accept the flips.
     #[serde(default)]
     pub waivable: bool,
+    /// Ids of the regressions among the cases that the check is about, where it is waivable: those a person has to accept.
+    /// Absent in verdicts from before they were listed, where every regression has to be accepted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub regressions: Option<Vec<String>>,
     /// Whether the candidate is certainly better than the baseline: the interval of the difference leaves no other reading.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub improved: bool,
@@ -250,6 +281,12 @@ impl Verdict {
         if self.checks.is_empty() {
             return Err(Refusal::Inconsistent("it has no checks".to_owned()));
         }
+        let regressions = regressions(&self.flips);
+        let listed =
+            self.checks.iter().flat_map(|check| check.regressions.iter().flatten().map(move |case| (check, case)));
+        if let Some((check, case)) = listed.into_iter().find(|(_, case)| !regressions.contains(case.as_str())) {
+            return Err(Refusal::Inconsistent(format!("{}: `{case}` did not regress", check.rule)));
+        }
         if outcome(&self.checks, &self.flips, &self.waivers) == Outcome::Pass {
             return Ok(());
         }
@@ -263,7 +300,7 @@ impl Verdict {
 /// their number is due.
 ///
 /// A failed check or a lost must-pass case fails. An inconclusive check leaves the gate inconclusive, unless all
-/// inconclusive checks are waivable and a waiver names every regression; a failed check cannot be waived.
+/// inconclusive checks are waivable and waivers name every regression of [`to_accept`]; a failed check cannot be waived.
 pub fn outcome(checks: &[CheckResult], flips: &[Flip], waivers: &[Waiver]) -> Outcome {
     let must_pass_lost = flips.iter().any(|flip| flip.must_pass && flip.regression);
     if must_pass_lost || checks.iter().any(|check| check.outcome == Outcome::Fail) {
@@ -273,7 +310,22 @@ pub fn outcome(checks: &[CheckResult], flips: &[Flip], waivers: &[Waiver]) -> Ou
     if open.peek().is_none() {
         return Outcome::Pass;
     }
-    let accepted = |flip: &Flip| waivers.iter().any(|waiver| waiver.case == flip.case);
-    let all_accepted = !waivers.is_empty() && flips.iter().filter(|flip| flip.regression).all(accepted);
+    let accepted: BTreeSet<&str> = waivers.iter().map(|waiver| waiver.case.as_str()).collect();
+    let mut wanted = to_accept(checks, flips).into_iter();
+    let all_accepted = !waivers.is_empty() && wanted.all(|flip| accepted.contains(flip.case.as_str()));
     if all_accepted && open.all(|check| check.waivable) { Outcome::Pass } else { Outcome::Inconclusive }
+}
+
+/// The regressions that named persons have to accept before a gate passes which a small golden set left inconclusive: those
+/// among the cases that its undecided checks are about. All of them where such a check does not say which those are.
+pub fn to_accept<'a>(checks: &[CheckResult], flips: &'a [Flip]) -> Vec<&'a Flip> {
+    let open = checks.iter().filter(|check| check.outcome == Outcome::Inconclusive);
+    let listed = open.map(|check| check.regressions.as_ref()).collect::<Option<Vec<_>>>();
+    let listed = listed.map(|lists| lists.into_iter().flatten().map(String::as_str).collect::<BTreeSet<_>>());
+    let is_wanted = |flip: &&Flip| listed.as_ref().is_none_or(|cases| cases.contains(flip.case.as_str()));
+    flips.iter().filter(|flip| flip.regression).filter(is_wanted).collect()
+}
+
+fn regressions(flips: &[Flip]) -> BTreeSet<&str> {
+    flips.iter().filter(|flip| flip.regression).map(|flip| flip.case.as_str()).collect()
 }

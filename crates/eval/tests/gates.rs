@@ -3,9 +3,9 @@
 #![allow(clippy::unwrap_used)]
 
 use highroad_eval::{
-    Case, CheckResult, Classes, Comparison, Decision, Expected, Flip, GateError, Gates, Generated, Metric, Numbers,
-    Observed, Outcome, Rankings, Resamples, Side, Similarities, Test, Texts, Triplets, Waiver, WaiverError, decide,
-    summarise,
+    Case, CheckResult, Classes, Comparison, Decision, Expected, Flip, GateError, Gates, Generated, Given, Metric,
+    Numbers, Observed, Outcome, Rankings, Resamples, Side, Similarities, Test, Texts, Triplets, Waiver, WaiverError,
+    decide, decide_with, summarise,
 };
 
 const LABELS: [&str; 2] = ["benign", "injection"];
@@ -28,6 +28,7 @@ fn cases(n: usize) -> Vec<Case> {
         slices: if idx < 40 { vec!["first".to_owned()] } else { Vec::new() },
         must_pass: idx == 0,
         sources: [idx, idx],
+        weight: 1.0,
     };
     (0..n).map(case).collect()
 }
@@ -105,6 +106,31 @@ fn regressions_on_a_small_set_pass_once_each_is_accepted() {
     assert_eq!(half.unaccepted().map(|flip| flip.case.as_str()).collect::<Vec<_>>(), ["case-4"]);
     let whole = undecided().accept(vec![waiver("case-3"), waiver("case-4")]).unwrap();
     assert_eq!((whole.outcome, whole.waivers.len()), (Outcome::Pass, 2));
+}
+
+#[test]
+fn only_the_cases_of_an_undecided_rule_have_to_be_accepted() {
+    let rules = format!("{ACCURACY}\n[[rule]]\nmetric = 'accuracy'\nslice = 'first'\nmargin = 0.02");
+    let undecided = || judge(&rules, 2000, &[], &[3, 500, 501]).unwrap();
+    let wanted = |decision: &Decision| decision.unaccepted().map(|flip| flip.case.clone()).collect::<Vec<_>>();
+    assert_eq!((undecided().outcome, wanted(&undecided())), (Outcome::Inconclusive, vec!["case-3".to_owned()]));
+    assert_eq!(undecided().accept(vec![waiver("case-500")]).unwrap().outcome, Outcome::Inconclusive);
+    assert_eq!(undecided().accept(vec![waiver("case-3")]).unwrap().outcome, Outcome::Pass);
+    // A slice on which nothing was lost is accepted as such, whatever was lost elsewhere.
+    let elsewhere = judge(&rules, 2000, &[], &[500, 501]).unwrap();
+    assert!(elsewhere.outcome == Outcome::Inconclusive && wanted(&elsewhere).is_empty());
+    assert_eq!(elsewhere.accept(vec![waiver("")]).unwrap().outcome, Outcome::Pass);
+}
+
+#[test]
+fn a_rule_about_a_label_is_about_the_cases_that_its_metric_counts() {
+    // case-3 is an injection that is called benign now, case-4 the other way round.
+    let wanted = |metric: &str| {
+        let rule = format!("[[rule]]\nmetric = '{metric}'\nlabel = 'injection'\nmargin = 0.02");
+        let decision = judge(&rule, 100, &[7], &[3, 4]).unwrap();
+        decision.unaccepted().map(|flip| flip.case.clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(wanted("recall"), ["case-3"]);
 }
 
 #[test]
@@ -250,6 +276,7 @@ fn an_embedder_is_judged_by_rank_correlation() {
             slices: Vec::new(),
             must_pass: false,
             sources: [2 * idx, 2 * idx + 1],
+            weight: 1.0,
         })
         .collect();
     let gates = Gates::parse("[[rule]]\nmetric = 'spearman'\nmargin = 0.05\nfloor = 0.8").unwrap();
@@ -574,4 +601,140 @@ fn amounts_close_to_0_keep_three_digits() {
     assert_eq!(rule(0.000_52), "mean absolute error: not worse by more than 0.000520");
     assert_eq!(rule(0.02), "mean absolute error: not worse by more than 0.020");
     assert_eq!(rule(1234.5), "mean absolute error: not worse by more than 1234.500");
+}
+
+/// `cases(n)` where every tenth counts ten times as much.
+fn uneven(n: usize) -> Vec<Case> {
+    let weight = |idx: usize| if idx.is_multiple_of(10) { 10.0 } else { 1.0 };
+    cases(n).into_iter().enumerate().map(|(idx, case)| Case { must_pass: false, weight: weight(idx), ..case }).collect()
+}
+
+fn judge_weighted(cases: &[Case], gates: &str, lost: &[usize]) -> Result<Decision, GateError> {
+    let (candidate, baseline) = (answers(cases.len(), lost), answers(cases.len(), &[]));
+    let comparison = Comparison { cases, candidate: &candidate, baseline: Side::Package(&baseline), latencies_ms: &[] };
+    decide(&Gates::parse(gates).unwrap(), &comparison)
+}
+
+#[test]
+fn a_heavy_case_counts_and_no_exact_test_is_taken_for_it() {
+    let set = uneven(400);
+    let check = |lost: &[usize]| judge_weighted(&set, ACCURACY, lost).unwrap().checks.remove(0);
+    let (heavy, light) = (check(&[10, 20, 30, 40]), check(&[11, 21, 31, 41]));
+    assert!((heavy.candidate - (1.0 - 40.0 / 760.0)).abs() < 1e-12, "{}", heavy.candidate);
+    assert!((light.candidate - (1.0 - 4.0 / 760.0)).abs() < 1e-12, "{}", light.candidate);
+    assert_eq!((heavy.test, light.test), (Some(Test::ExactSignFlips), Some(Test::ExactSignFlips)));
+    // Four swaps of one size: all of them fell the same way in one of sixteen.
+    assert_eq!((heavy.p_value, light.p_value), (Some(1.0 / 16.0), Some(1.0 / 16.0)));
+    assert!(light.outcome == Outcome::Pass && heavy.outcome != Outcome::Pass);
+    // (40 * 10 + 360)^2 / (40 * 100 + 360) is 132.
+    let note = heavy.power_note.unwrap();
+    assert!(note.ends_with("; by their weights the 400 cases count as 132"), "{note}");
+}
+
+#[test]
+fn weights_that_are_all_the_same_change_nothing() {
+    let lost: Vec<usize> = (10..20).collect();
+    let one = judge_weighted(&cases(200), ACCURACY, &lost).unwrap();
+    let seven: Vec<Case> = cases(200).into_iter().map(|case| Case { weight: 7.0, ..case }).collect();
+    assert_eq!(judge_weighted(&seven, ACCURACY, &lost).unwrap(), one);
+}
+
+#[test]
+fn a_whole_weight_is_that_many_copies_of_one_source() {
+    let n = 60;
+    let set: Vec<Case> = uneven(n).into_iter().map(|case| Case { weight: case.weight.min(3.0), ..case }).collect();
+    let copies: Vec<usize> = (0..n).flat_map(|idx| std::iter::repeat_n(idx, set[idx].weight as usize)).collect();
+    let copied: Vec<Case> =
+        copies.iter().map(|&idx| Case { weight: 1.0, sources: [idx; 2], ..set[idx].clone() }).collect();
+    let lost = [3, 10, 20, 21];
+    let (candidate, baseline) = (answers(n, &lost), answers(n, &[7]));
+    // Of values that are whole numbers: others round differently, and BCa counts the resamples that equal the observed value.
+    for metric in ["accuracy", "f1_macro", "mcc"] {
+        let gates = Gates::parse(&format!("[[rule]]\nmetric = '{metric}'\nmargin = 0.05")).unwrap();
+        let judge = |cases: &[Case], candidate: &Observed, baseline: &Observed| {
+            let baseline = Side::Package(baseline);
+            decide(&gates, &Comparison { cases, candidate, baseline, latencies_ms: &[] }).unwrap().checks.remove(0)
+        };
+        let weighted = judge(&set, &candidate, &baseline);
+        let repeated = judge(&copied, &candidate.subset(&copies), &baseline.subset(&copies));
+        assert!((weighted.candidate - repeated.candidate).abs() < 1e-12, "{metric}");
+        assert_eq!(weighted.p_value, repeated.p_value, "{metric}");
+        let ([low, high], [other_low, other_high]) = (weighted.interval.unwrap(), repeated.interval.unwrap());
+        assert!((low - other_low).abs() < 1e-9 && (high - other_high).abs() < 1e-9, "{metric}");
+    }
+}
+
+#[test]
+fn a_metric_without_a_weighted_form_says_so() {
+    let cases: Vec<Case> = uneven(40);
+    let numbers: Vec<f64> = (0..40).map(f64::from).collect();
+    let observed = Observed::Similarities(Similarities { expected: numbers.clone(), predicted: numbers });
+    let gates = Gates::parse("[[rule]]\nmetric = 'spearman'\nmargin = 0.05").unwrap();
+    let baseline = Side::Package(&observed);
+    let error = decide(&gates, &Comparison { cases: &cases, candidate: &observed, baseline, latencies_ms: &[] });
+    let told = std::error::Error::source(&error.unwrap_err()).unwrap().to_string();
+    assert_eq!(told, "`Spearman correlation` has no weighted form, and these cases have different weights");
+}
+
+#[test]
+fn the_trivial_answer_is_that_with_the_most_weight() {
+    // Label 1 is as frequent as label 0, and heavy.
+    let set: Vec<Case> = cases(100)
+        .into_iter()
+        .enumerate()
+        .map(|(idx, case)| Case { must_pass: false, weight: if idx % 2 == 1 { 3.0 } else { 1.0 }, ..case })
+        .collect();
+    let gates = Gates::parse("[[rule]]\nmetric = 'accuracy'\nmargin = 0.05\nfloor = 0.5").unwrap();
+    let candidate = answers(100, &[]);
+    let decision =
+        decide(&gates, &Comparison { cases: &set, candidate: &candidate, baseline: Side::Trivial, latencies_ms: &[] });
+    let check = decision.unwrap().checks.into_iter().find(|check| check.baseline.is_some()).unwrap();
+    assert_eq!(check.baseline, Some(0.75));
+}
+
+const OWN: &str = "[custom.own]\ncommand = ['./own']\n[[rule]]\nmetric = 'custom'\ncustom = 'own'\n";
+
+#[test]
+fn what_a_program_of_the_users_own_gives_is_judged_like_any_metric() {
+    let (cases, answers) = (cases(80), answers(80, &[]));
+    let baseline = Side::Package(&answers);
+    let comparison = Comparison { cases: &cases, candidate: &answers, baseline, latencies_ms: &[] };
+    let given = |candidate: f64| {
+        let of = |base: f64, step: u32| (0..80).map(|idx| base + f64::from(step * idx % 5) / 1000.0).collect();
+        [("own".to_owned(), Given { candidate: of(candidate, 2), baseline: Some(of(0.8, 1)) })].into()
+    };
+    let judged = |rule: &str, candidate: f64| {
+        let decision = decide_with(&Gates::parse(&format!("{OWN}{rule}")).unwrap(), &comparison, &given(candidate));
+        let check = decision.unwrap().checks.pop().unwrap();
+        (check.rule, check.outcome)
+    };
+    let rule = "own metric \"own\": not worse by more than 0.020";
+    assert_eq!(judged("margin = 0.02", 0.8), (rule.to_owned(), Outcome::Pass));
+    assert_eq!(judged("margin = 0.02", 0.75).1, Outcome::Fail);
+    assert_eq!(judged("floor = 0.7", 0.75).1, Outcome::Pass);
+    assert_eq!(judged("floor = 0.9\nslice = 'first'", 0.8).1, Outcome::Fail);
+    let smaller = OWN.replace("['./own']", "['./own']\nlower_is_better = true").replace("'custom'", "'custom_loss'");
+    let gates = Gates::parse(&format!("{smaller}margin = 0.02")).unwrap();
+    assert_eq!(decide_with(&gates, &comparison, &given(0.75)).unwrap().checks.pop().unwrap().outcome, Outcome::Pass);
+    let nothing = decide(&Gates::parse(&format!("{OWN}margin = 0.1")).unwrap(), &comparison).unwrap_err();
+    assert!(nothing.to_string().contains("a program of your own"), "{nothing}");
+    let short = [("own".to_owned(), Given { candidate: vec![1.0], baseline: None })].into();
+    let short = decide_with(&Gates::parse(&format!("{OWN}margin = 0.1")).unwrap(), &comparison, &short).unwrap_err();
+    assert!(short.to_string().contains("not one value for each case"), "{short}");
+}
+
+#[test]
+fn a_metric_of_ones_own_says_what_runs_and_which_way_is_better() {
+    for (text, expected) in [
+        (OWN.replace("command = ['./own']", ""), "needs a `command` or a `python` function"),
+        (OWN.replace("['./own']", "['./own']\npython = 'a.py:f'"), "not both"),
+        (OWN.replace("command = ['./own']", "python = 'a.py'"), "FILE:FUNCTION"),
+        (OWN.replace("['./own']", "['./own']\ntimeout_s = 0"), "timeout_s"),
+        (OWN.replace("['./own']", "['./own']\nlower_is_better = true"), "the metric is `custom_loss`"),
+        (OWN.replace("[custom.own]", "[custom.other]"), "there is no [custom.own]"),
+        (OWN.replace("custom = 'own'", ""), "needs a `custom`"),
+    ] {
+        let error = Gates::parse(&format!("{text}margin = 0.1")).unwrap_err().to_string();
+        assert!(error.contains(expected), "{expected}: {error}");
+    }
 }

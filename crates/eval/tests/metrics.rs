@@ -91,6 +91,7 @@ fn all_kinds(cases: &[Drawn]) -> Vec<Observed> {
         texts: vec![case.text.clone(); N_SAMPLES],
         n_passed: Some(case.n_passed),
         likelihood: Some(Likelihood { log_probability: case.log_probability, n_tokens: case.n_tokens }),
+        judged: [("helpful".to_owned(), f64::from(case.scores[0]) / 4.0)].into(),
     };
     vec![
         Observed::Classes(Classes::new(&LABELS.map(str::to_owned), expected, answers).unwrap()),
@@ -125,7 +126,7 @@ static COSTS: LazyLock<Costs> =
 static REGEX: LazyLock<Pattern> = LazyLock::new(|| Pattern::try_from("c.t".to_owned()).unwrap());
 static SCHEMA: LazyLock<Schema> = LazyLock::new(|| Schema::try_from(r#"{"type": "object"}"#.to_owned()).unwrap());
 
-/// The metric with what it needs: for one label "a", a table of costs, a pattern and a schema.
+/// The metric with what it needs: for one label "a", a table of costs, a pattern, a schema and a judge.
 fn taken(metric: Metric, observed: &Observed) -> Result<highroad_eval::Statistic, MetricError> {
     let about = match metric.parameter() {
         None => About::default(),
@@ -133,6 +134,8 @@ fn taken(metric: Metric, observed: &Observed) -> Result<highroad_eval::Statistic
         Some(Parameter::Costs) => About { costs: Some(&COSTS), ..About::default() },
         Some(Parameter::Regex) => About { regex: Some(&REGEX), ..About::default() },
         Some(Parameter::Schema) => About { schema: Some(&SCHEMA), ..About::default() },
+        Some(Parameter::Judge) => About { judge: Some("helpful"), ..About::default() },
+        Some(Parameter::Custom) => About { custom: Some("own"), ..About::default() },
     };
     metric.of(observed, about)
 }
@@ -151,7 +154,18 @@ fn every_metric_is_of_some_answers_and_has_one_name() {
     for metric in metrics() {
         let n_kinds = kinds.iter().filter(|observed| taken(metric, observed).is_ok()).count();
         let is_correlation = matches!(metric, Metric::Pearson | Metric::Spearman);
-        assert_eq!(n_kinds, if is_correlation { 2 } else { 1 }, "{metric}");
+        let is_given = matches!(metric, Metric::Custom | Metric::CustomLoss);
+        assert_eq!(
+            n_kinds,
+            if is_given {
+                0
+            } else if is_correlation {
+                2
+            } else {
+                1
+            },
+            "{metric}"
+        );
         assert_eq!(metric.name().parse::<Metric>().unwrap(), metric);
     }
 }

@@ -39,6 +39,7 @@ struct Goldens {
     regressions: Vec<Regression>,
     texts: Vec<Corpus>,
     samples: Vec<Sampled>,
+    weighted: Vec<Weighted>,
 }
 
 fn goldens() -> Goldens {
@@ -286,6 +287,7 @@ fn chances_of_a_right_sample_are_those_of_every_way_to_draw() {
             texts: vec!["x".to_owned(); golden.n_samples],
             n_passed: Some(n_passed),
             likelihood: Some(Likelihood { log_probability: tokens.iter().sum(), n_tokens: tokens.len() as u32 }),
+            ..Generated::default()
         });
         let references = vec![vec![String::new()]; golden.n_passed.len()];
         let observed = Observed::Texts(Texts::new(references, generated.collect()).unwrap());
@@ -419,4 +421,59 @@ fn five_flips_one_way_are_needed_before_a_one_sided_test_can_reject() {
     let flips = |n| Discordance::from_counts(100, n, 0).unwrap();
     assert!(flips(4).mcnemar_worse() > 0.05 && flips(5).mcnemar_worse() <= 0.05);
     assert!(flips(5).mcnemar() > 0.05 && flips(6).mcnemar() <= 0.05);
+}
+
+/// Cases that count differently: of a classifier or of a regression.
+#[derive(Deserialize)]
+struct Weighted {
+    kind: String,
+    #[serde(default)]
+    labels: Vec<String>,
+    #[serde(default)]
+    expected: Vec<usize>,
+    #[serde(default)]
+    predicted: Vec<usize>,
+    #[serde(default)]
+    scores: Vec<Vec<f32>>,
+    #[serde(default)]
+    expected_numbers: Vec<f64>,
+    #[serde(default)]
+    predicted_numbers: Vec<f64>,
+    weights: Vec<f64>,
+    metrics: BTreeMap<String, f64>,
+    #[serde(default)]
+    of_labels: BTreeMap<String, Vec<f64>>,
+}
+
+impl Weighted {
+    fn observed(&self) -> Observed {
+        if self.kind == "numbers" {
+            return Observed::Numbers(
+                Numbers::new(self.expected_numbers.clone(), self.predicted_numbers.clone()).unwrap(),
+            );
+        }
+        let name = |label: &usize| self.labels[*label].as_str();
+        let answers = self.predicted.iter().map(name).zip(self.scores.iter().map(Vec::as_slice));
+        Observed::Classes(Classes::new(&self.labels, self.expected.iter().map(name), answers).unwrap())
+    }
+}
+
+#[test]
+fn weighted_metrics_are_those_of_scikit_learn_with_sample_weights() {
+    let mut n_compared = 0;
+    for golden in goldens().weighted {
+        let observed = golden.observed();
+        let mut check = |name: &str, label: Option<&str>, expected: f64| {
+            let statistic = name.parse::<Metric>().unwrap().of(&observed, label).unwrap();
+            let weighted = statistic.weighted(&golden.weights).unwrap();
+            assert!((weighted.observed() - expected).abs() < 1e-9, "{name}: {} {expected}", weighted.observed());
+            assert!(weighted.right().is_none());
+            n_compared += 1;
+        };
+        golden.metrics.iter().for_each(|(name, &value)| check(name, None, value));
+        for (name, values) in &golden.of_labels {
+            golden.labels.iter().zip(values).for_each(|(label, &value)| check(name, Some(label), value));
+        }
+    }
+    assert_eq!(n_compared, 2 * 9 + 5 * 5 + 2 * 4);
 }

@@ -2,7 +2,11 @@
 
 #![allow(clippy::unwrap_used)]
 
-use highroad_eval::{Outcome, Refusal, Test, Verdict, Waiver};
+use std::collections::BTreeSet;
+
+use highroad_eval::{CheckResult, Flip, Outcome, Refusal, Test, Verdict, Waiver, outcome, to_accept};
+use proptest::collection::vec;
+use proptest::prelude::*;
 use serde_json::json;
 
 const NOW: &str = "2026-11-23T10:00:00Z";
@@ -79,4 +83,108 @@ fn a_verdict_from_before_tests_were_named_is_read() {
     json["checks"][0]["test"] = json!("exact_sign_flips");
     let check = serde_json::from_value::<Verdict>(json).unwrap().checks.remove(0);
     assert_eq!(check.test, Some(Test::ExactSignFlips));
+}
+
+#[test]
+fn a_list_of_regressions_that_did_not_happen_supports_nothing() {
+    let mut verdict = waived("2026-11-23T10:00:01Z");
+    verdict.checks[0].regressions = Some(vec!["c1".to_owned()]);
+    assert_eq!(verdict.admits("sha256:a", NOW), Ok(()));
+    verdict.checks[0].regressions = Some(vec!["c2".to_owned()]);
+    let refused = verdict.admits("sha256:a", NOW).unwrap_err();
+    assert!(refused.to_string().contains("accuracy: `c2` did not regress"), "{refused}");
+}
+
+fn check(result: Outcome, waivable: bool, regressions: Option<Vec<String>>) -> CheckResult {
+    let check =
+        json!({"rule": "r", "outcome": result, "n_cases": 9, "candidate": 0.9, "waivable": waivable, "reason": "so"});
+    CheckResult { regressions, ..serde_json::from_value(check).unwrap() }
+}
+
+fn flip(number: usize, regression: bool) -> Flip {
+    let text = || "x".to_owned();
+    Flip {
+        case: format!("c{number}"),
+        expected: text(),
+        baseline: text(),
+        candidate: text(),
+        regression,
+        must_pass: false,
+    }
+}
+
+fn waive(cases: &BTreeSet<String>) -> Vec<Waiver> {
+    let waiver = |case: &String| Waiver { case: case.clone(), by: "a".into(), why: "b".into(), expires_at: NOW.into() };
+    cases.iter().map(waiver).collect()
+}
+
+/// The rule from before checks listed their regressions, kept as the reference for verdicts of then.
+fn before(checks: &[CheckResult], flips: &[Flip], waivers: &[Waiver]) -> Outcome {
+    if checks.iter().any(|check| check.outcome == Outcome::Fail) {
+        return Outcome::Fail;
+    }
+    let open: Vec<_> = checks.iter().filter(|check| check.outcome == Outcome::Inconclusive).collect();
+    let accepted = |flip: &Flip| waivers.iter().any(|waiver| waiver.case == flip.case);
+    let all_accepted = !waivers.is_empty() && flips.iter().filter(|flip| flip.regression).all(accepted);
+    let passes = open.is_empty() || all_accepted && open.iter().all(|check| check.waivable);
+    if passes { Outcome::Pass } else { Outcome::Inconclusive }
+}
+
+const N_CASES: usize = 8;
+
+/// How each case flipped (not, won, lost); checks with an outcome, whether they are waivable and which cases they are about.
+fn comparisons() -> impl Strategy<Value = (Vec<Flip>, Vec<CheckResult>, BTreeSet<String>)> {
+    let outcomes = prop_oneof![1 => Just(Outcome::Fail), 6 => Just(Outcome::Pass), 6 => Just(Outcome::Inconclusive)];
+    let checks = vec((outcomes, prop::bool::weighted(0.9), vec(any::<bool>(), N_CASES)), 1..4);
+    (vec(0..3, N_CASES), checks, vec(any::<bool>(), N_CASES)).prop_map(|(flipped, checks, waived)| {
+        let flipped: Vec<i32> = flipped;
+        let changed = flipped.iter().enumerate().filter(|(_, how)| **how > 0);
+        let flips: Vec<Flip> = changed.map(|(number, how)| flip(number, *how == 2)).collect();
+        let lost = |about: &[bool]| {
+            let is_lost = |number: &usize| about[*number] && flipped[*number] == 2;
+            (0..N_CASES).filter(is_lost).map(|number| format!("c{number}")).collect()
+        };
+        let checks = checks.into_iter().map(|(result, waivable, about)| check(result, waivable, Some(lost(&about))));
+        let waived = waived.iter().enumerate().filter(|(_, is)| **is).map(|(number, _)| format!("c{number}"));
+        (flips, checks.collect(), waived.collect())
+    })
+}
+
+fn unlisted(checks: &[CheckResult]) -> Vec<CheckResult> {
+    checks.iter().map(|check| CheckResult { regressions: None, ..check.clone() }).collect()
+}
+
+proptest! {
+    #[test]
+    fn verdicts_from_before_regressions_were_listed_have_the_outcome_of_then((flips, checks, waived) in comparisons()) {
+        let (checks, waivers) = (unlisted(&checks), waive(&waived));
+        prop_assert_eq!(outcome(&checks, &flips, &waivers), before(&checks, &flips, &waivers));
+    }
+
+    #[test]
+    fn what_was_enough_before_is_enough_and_one_more_waiver_never_takes_a_pass((flips, checks, waived) in comparisons()) {
+        let waivers = waive(&waived);
+        if before(&checks, &flips, &waivers) == Outcome::Pass {
+            prop_assert_eq!(outcome(&checks, &flips, &waivers), Outcome::Pass);
+        }
+        if outcome(&checks, &flips, &waivers) == Outcome::Pass {
+            let more = waived.into_iter().chain(["c0".to_owned()]).collect();
+            prop_assert_eq!(outcome(&checks, &flips, &waive(&more)), Outcome::Pass);
+        }
+    }
+
+    #[test]
+    fn exactly_the_wanted_regressions_decide((flips, checks, _) in comparisons()) {
+        let wanted: BTreeSet<String> = to_accept(&checks, &flips).iter().map(|flip| flip.case.clone()).collect();
+        let open = || checks.iter().filter(|check| check.outcome == Outcome::Inconclusive);
+        let about: BTreeSet<&String> = open().flat_map(|check| check.regressions.iter().flatten()).collect();
+        prop_assert!(wanted.iter().eq(about.iter().copied()), "those its undecided checks are about");
+        prop_assume!(open().next().is_some() && open().all(|check| check.waivable));
+        prop_assume!(checks.iter().all(|check| check.outcome != Outcome::Fail) && !wanted.is_empty());
+        prop_assert_eq!(outcome(&checks, &flips, &waive(&wanted)), Outcome::Pass);
+        for missing in &wanted {
+            let rest = wanted.iter().filter(|case| *case != missing).cloned().collect();
+            prop_assert_eq!(outcome(&checks, &flips, &waive(&rest)), Outcome::Inconclusive);
+        }
+    }
 }

@@ -1,4 +1,5 @@
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
@@ -74,6 +75,7 @@ impl Manifest {
             ensure(is_line(text), || format!("`{field}` must be one short line that is not empty"))?;
         }
         self.task.validate()?;
+        self.provenance.validate()?;
         self.validate_files()?;
         ensure(self.file(&self.parity.file).is_some(), || format!("parity file `{}` is not listed", self.parity.file))?;
         ensure(self.parity.n_cases > 0, || "there must be at least one parity case".to_owned())?;
@@ -222,9 +224,48 @@ pub struct Provenance {
     /// Digest of every data file that trained it, by name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub data: BTreeMap<String, Digest>,
+    /// What each of these files was for, where it is known. A file without a role may hold all of it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub data_roles: BTreeMap<String, DataRole>,
     /// Version of torch that exported it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub torch: Option<String>,
+}
+
+/// What a data file was for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DataRole {
+    /// It trained the model.
+    Train,
+    /// It chose the checkpoint or the settings.
+    Validation,
+    /// It was held out, to measure by.
+    Test,
+}
+
+impl fmt::Display for DataRole {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Train => "train",
+            Self::Validation => "validation",
+            Self::Test => "test",
+        })
+    }
+}
+
+impl Provenance {
+    /// Whether a data file may have shaped the model: every file but those that were held out.
+    pub fn may_have_trained(&self, name: &str) -> bool {
+        self.data_roles.get(name) != Some(&DataRole::Test)
+    }
+
+    fn validate(&self) -> Result<(), PackageError> {
+        let stray = self.data_roles.keys().find(|name| !self.data.contains_key(*name));
+        ensure(stray.is_none(), || {
+            format!("`data_roles` names `{}`, which `data` does not", stray.map_or("", String::as_str).escape_debug())
+        })
+    }
 }
 
 fn validate_labels(labels: &[String], flagged: Option<&str>) -> Result<(), PackageError> {

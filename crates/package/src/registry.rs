@@ -1,9 +1,10 @@
 //! A registry of packages: a client of the MLflow REST interface, Highroad's own server or another.
 //!
 //! A pushed package is a model version: its files are artifacts under `highroad/packages/<hex>/`, its verdicts under
-//! `highroad/verdicts/<hex>/`, its signatures under `highroad/signatures/<hex>/`, and tags tie them together. What comes
-//! back is verified byte by byte, so a registry is trusted with names and aliases, never with content.
+//! `highroad/verdicts/<hex>/`, its overrides under `highroad/overrides/<hex>/`, its signatures under
+//! `highroad/signatures/<hex>/`, and tags tie them together. What comes back is verified byte by byte, so a registry is trusted with names and aliases, never with content.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
@@ -24,6 +25,7 @@ use crate::{Digest, MANIFEST, Manifest, PackageError, Reference, Selector, Store
 
 mod models;
 mod runs;
+pub mod trail;
 
 pub use models::{ModelVersion, RegisteredModel};
 pub use runs::{Dataset, NewRun, Point, Run, RunFile, RunQuery, RunStatus};
@@ -36,6 +38,10 @@ pub const TASK_TAG: &str = "highroad.task";
 pub const VERDICT_TAG: &str = "highroad.verdict";
 /// Tag of a version: `pass`, `fail` or `inconclusive`.
 pub const OUTCOME_TAG: &str = "highroad.outcome";
+/// Tag of a version, followed by an alias: digest of the override that lets the alias name it.
+pub const OVERRIDE_TAG: &str = "highroad.override.";
+/// Largest override that is read.
+pub const MAX_OVERRIDE_BYTES: usize = 64 << 10;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest silence in a transfer; its whole length has no limit.
@@ -72,9 +78,13 @@ pub enum RegistryError {
     #[error("`{0}` is in the registry but is not a Highroad package")]
     NotAPackage(String),
     #[error(
-        "the server at {0} is an MLflow server without Highroad's gate: promotions need `highroad track` or `highroad up`"
+        "the server at {0} is an MLflow server without Highroad's gate: whoever moves an alias there has to check the verdict"
     )]
     NoGate(String),
+    #[error(
+        "the record of a move of `{name}@{alias}` would have {found} bytes, and MLflow keeps {limit}: shorten its reason"
+    )]
+    LongRecord { name: String, alias: String, found: usize, limit: usize },
     #[error(
         "the tracking server at {server} keeps the files of run {run_id} at `{uri}` and does not hand them through: \
          start it with `--serve-artifacts`"
@@ -124,6 +134,9 @@ pub struct ResolvedVersion {
     pub outcome: Option<String>,
     /// The run that trained it.
     pub run_id: Option<String>,
+    /// Digest of the override for an alias, by alias.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub overrides: BTreeMap<String, Digest>,
 }
 
 impl ResolvedVersion {
@@ -165,7 +178,7 @@ pub struct Rollback {
 }
 
 /// One entry of the audit trail.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AliasMove {
     /// Counts up over the whole server.
     pub move_id: u64,
@@ -175,7 +188,7 @@ pub struct AliasMove {
     pub model: String,
     /// The alias.
     pub alias: String,
-    /// `promote`, `rollback`, `set`, `remove`, `delete-version`, `delete-model` or `rename`.
+    /// `promote`, `override`, `rollback`, `set`, `remove`, `delete-version`, `delete-model` or `rename`.
     pub action: String,
     /// Version before.
     pub from: Option<u64>,
@@ -189,6 +202,9 @@ pub struct AliasMove {
     pub package: Option<Digest>,
     /// The verdict that admitted it.
     pub verdict: Option<Digest>,
+    /// The override that let it through where no verdict did; its content is `highroad-eval`'s.
+    #[serde(rename = "override", default, skip_serializing_if = "Option::is_none")]
+    pub overridden: Option<Value>,
     /// What the rehearsal found.
     pub rehearsal: Option<Value>,
 }
@@ -334,6 +350,35 @@ impl RegistryClient {
         }
     }
 
+    /// The override that lets `alias` name a version, compared with its digest; `None` if there is none.
+    pub async fn fetch_override(
+        &self,
+        version: &ResolvedVersion,
+        alias: &str,
+    ) -> Result<Option<Vec<u8>>, RegistryError> {
+        let Some(digest) = version.overrides.get(alias) else { return Ok(None) };
+        let path = override_path(&version.package, digest);
+        let bytes = self.download(&path, MAX_OVERRIDE_BYTES).await?;
+        match Digest::of(&bytes) {
+            found if found == *digest => Ok(Some(bytes)),
+            found => Err(PackageError::Changed { file: path, expected: *digest, found }.into()),
+        }
+    }
+
+    /// Keeps an override beside the package and ties it to the version; it replaces the one for the same alias.
+    pub async fn push_override(
+        &self,
+        version: &ResolvedVersion,
+        alias: &str,
+        bytes: Vec<u8>,
+    ) -> Result<Digest, RegistryError> {
+        let digest = Digest::of(&bytes);
+        let size_bytes = bytes.len() as u64;
+        self.upload(&override_path(&version.package, &digest), bytes.into(), size_bytes).await?;
+        self.set_version_tag(&version.name, version.version, &override_tag(alias), &digest.to_string()).await?;
+        Ok(digest)
+    }
+
     /// Makes `package` a version of `name` and uploads its verdicts; the last of them is the one that counts.
     ///
     /// One package is one version: pushing it again to the same name uploads what is missing, updates the verdict and
@@ -374,7 +419,8 @@ impl RegistryClient {
         self.move_alias("rollback", &asked, json!(rollback)).await
     }
 
-    /// Moves of the aliases of `name`, newest first; of every model if it is empty.
+    /// Moves of the aliases of `name`, newest first; of every model if it is empty. Where the server keeps no trail, those that
+    /// clients recorded as tags.
     pub async fn audit(&self, name: &str) -> Result<Vec<AliasMove>, RegistryError> {
         #[derive(Deserialize)]
         struct Reply {
@@ -383,20 +429,29 @@ impl RegistryClient {
         }
         let asked = format!("show the audit trail of `{name}`");
         let request = self.request(Method::GET, "api/2.0/highroad/audit").query(&[("name", name)]);
-        Ok(self.ask::<Reply>(request, &asked).await?.moves)
+        match self.ask::<Reply>(request, &asked).await {
+            Ok(reply) => Ok(reply.moves),
+            Err(RegistryError::Refused { status: 404 | 405, .. }) => self.kept_moves(name).await,
+            Err(error) => Err(error),
+        }
     }
 
     /// When `version` was promoted to `alias`, RFC 3339 in UTC; a rollback to it does not count. `None` if it never was, or if
-    /// the server keeps no audit trail.
+    /// the newest recorded move led elsewhere, so that somebody moved the alias by hand since.
     pub async fn admitted_at(&self, version: &ResolvedVersion, alias: &str) -> Result<Option<String>, RegistryError> {
         let moves = match self.audit(&version.name).await {
             Ok(moves) => moves,
             Err(RegistryError::NotFound(_) | RegistryError::Refused { status: 404 | 405, .. }) => return Ok(None),
             Err(error) => return Err(error),
         };
-        let promotion = moves
-            .iter()
-            .find(|entry| entry.alias == alias && entry.to == Some(version.version) && entry.action != "rollback");
+        let leads_here = |entry: &AliasMove| {
+            entry.to == Some(version.version) && entry.package.is_none_or(|package| package == version.package)
+        };
+        let mut moves = moves.iter().filter(|entry| entry.alias == alias).peekable();
+        if !moves.peek().is_some_and(|newest| leads_here(newest)) {
+            return Ok(None);
+        }
+        let promotion = moves.find(|entry| leads_here(entry) && entry.action != "rollback");
         Ok(promotion
             .and_then(|entry| jiff::Timestamp::from_millisecond(entry.at).ok())
             .map(|at| at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()))
@@ -464,6 +519,22 @@ impl RegistryClient {
     }
 
     async fn create_version(&self, package: &VerifiedPackage, name: &str) -> Result<u64, RegistryError> {
+        let hex = package.digest().hex().to_owned();
+        match self.create_version_of(package, name, &format!("mlflow-artifacts:/highroad/packages/{hex}")).await {
+            // Recent MLflow takes artifacts of its own as a source only from within those of the version's run.
+            Err(RegistryError::Refused { status: 400, message, .. }) if message.contains("model version source") => {
+                self.create_version_of(package, name, &format!("highroad:/packages/{hex}")).await
+            }
+            made => made,
+        }
+    }
+
+    async fn create_version_of(
+        &self,
+        package: &VerifiedPackage,
+        name: &str,
+        source: &str,
+    ) -> Result<u64, RegistryError> {
         #[derive(Deserialize)]
         struct Reply {
             model_version: Version,
@@ -474,7 +545,7 @@ impl RegistryClient {
         let task = task.as_ref().and_then(|task| task["task"].as_str()).unwrap_or("unknown");
         let body = json!({
             "name": name,
-            "source": format!("mlflow-artifacts:/highroad/packages/{}", digest.hex()),
+            "source": source,
             "run_id": manifest.provenance.run_id.clone().unwrap_or_default(),
             "tags": [
                 { "key": PACKAGE_TAG, "value": digest.to_string() },
@@ -679,12 +750,18 @@ impl Version {
         self.tags.iter().find(|tag| tag.key == key).map(|tag| tag.value.as_str())
     }
 
+    fn overrides(&self) -> BTreeMap<String, Digest> {
+        let of = |tag: &Tag| Some((tag.key.strip_prefix(OVERRIDE_TAG)?.to_owned(), tag.value.parse().ok()?));
+        self.tags.iter().filter_map(of).collect()
+    }
+
     fn resolved(self) -> Option<ResolvedVersion> {
         Some(ResolvedVersion {
             package: self.tag(PACKAGE_TAG)?.parse().ok()?,
             verdict: self.tag(VERDICT_TAG).and_then(|text| text.parse().ok()),
             outcome: self.tag(OUTCOME_TAG).map(str::to_owned),
             run_id: Some(self.run_id.clone()).filter(|id| !id.is_empty()),
+            overrides: self.overrides(),
             version: self.number(),
             name: self.name,
         })
@@ -693,6 +770,16 @@ impl Version {
 
 fn verdict_path(package: &Digest, verdict: &Digest) -> String {
     format!("highroad/verdicts/{}/{}.json", package.hex(), verdict.hex())
+}
+
+/// Where an override of a package lies among the artifacts.
+pub fn override_path(package: &Digest, digest: &Digest) -> String {
+    format!("highroad/overrides/{}/{}.json", package.hex(), digest.hex())
+}
+
+/// The tag of a version that names the override for `alias`.
+pub fn override_tag(alias: &str) -> String {
+    format!("{OVERRIDE_TAG}{alias}")
 }
 
 fn signature_path(package: &Digest, signature: &Digest) -> String {

@@ -5,7 +5,9 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 
-use highroad_package::{Digest, MANIFEST, PARITY, PROGRAM, Package, PackageError, Store, TOKENIZER, Verdicts, pack};
+use highroad_package::{
+    DataRole, Digest, MANIFEST, PARITY, PROGRAM, Package, PackageError, Store, TOKENIZER, Verdicts, pack,
+};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -120,6 +122,28 @@ mod packing {
         assert_eq!(manifest["task"], json!({"task": "embed", "dimensions": 16, "normalized": true, "max_tokens": 48}));
         assert_eq!(manifest["parity"], json!({"file": PARITY, "n_cases": 4, "check": {"relative_rms": 1e-5}}));
         assert_eq!(manifest["provenance"]["run_id"], "0123456789abcdef0123456789abcdef");
+    }
+
+    #[test]
+    fn a_data_file_may_say_what_it_was_for_and_a_manifest_without_roles_stays_as_it_was() {
+        let bench = Bench::new();
+        let (source, digest) = (bench.source(), Digest::of(b"data"));
+        // The source ends in [provenance.data].
+        let data = format!("\"a.csv\" = \"{digest}\"\n\"b.csv\" = \"{digest}\"\n");
+        let with = |more: &str| edit(&source.join("package.toml"), |text| text.extend(more.as_bytes()));
+        with(&data);
+        pack(&source, &bench.path("without")).unwrap();
+        let manifest = |name: &str| Package::open(&bench.path(name)).unwrap().manifest().clone();
+        assert!(serde_json::to_value(manifest("without")).unwrap()["provenance"].get("data_roles").is_none());
+        assert!(manifest("without").provenance.may_have_trained("a.csv"), "who knows");
+        with("[provenance.data_roles]\n\"a.csv\" = \"test\"\n");
+        pack(&source, &bench.path("with")).unwrap();
+        let provenance = manifest("with").provenance;
+        assert_eq!(provenance.data_roles["a.csv"], DataRole::Test);
+        assert_eq!(["a.csv", "b.csv"].map(|name| provenance.may_have_trained(name)), [false, true]);
+        with("\"c.csv\" = \"train\"\n");
+        let refused = pack(&source, &bench.path("stray")).unwrap_err().to_string();
+        assert!(refused.contains("`data_roles` names `c.csv`, which `data` does not"), "{refused}");
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Every declared operator, held to PyTorch's results and to the promises that all operators make.
 
+#![allow(clippy::unwrap_used)]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
 

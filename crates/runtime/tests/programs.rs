@@ -1,5 +1,7 @@
 //! Whole programs give what eager PyTorch gave when they were made.
 
+#![allow(clippy::unwrap_used)]
+
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 

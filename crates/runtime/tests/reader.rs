@@ -1,5 +1,7 @@
 //! The reader on real programs: those of `conformance/programs`, as `torch.export.save` wrote them.
 
+#![allow(clippy::unwrap_used)]
+
 use std::path::PathBuf;
 
 use highroad_runtime::LoadError;

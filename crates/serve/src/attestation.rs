@@ -18,7 +18,7 @@ pub struct Attestation {
     pub highroad_attestation: u32,
     /// The package.
     pub package: Digest,
-    /// The verdict that admitted it, on other numerics.
+    /// The verdict that admitted it on other numerics, or the override that did without one.
     pub verdict: Digest,
     /// The numerics the cases were replayed on.
     pub numerics_id: String,

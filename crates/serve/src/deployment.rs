@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwapOption;
 use highroad_eval::Verdict;
 use highroad_package::{Digest, Package, Store, Verdicts};
+use jiff::{SignedDuration, Timestamp};
 use metrics::{counter, gauge};
 use serde::Serialize;
 use tracing::{error, info, warn};
@@ -12,8 +13,8 @@ use tracing::{error, info, warn};
 use crate::config::{MemberConfig, ModelSource};
 use crate::error::{AskError, DeployError};
 use crate::registry::{Registry, Resolved};
-use crate::revision::{Candidate, Facts, Revision, Unverified};
-use crate::telemetry::{LOAD_FAILURES, MEMBER_INFO, MEMBER_READY, SWAPS};
+use crate::revision::{Candidate, Facts, OverrideFacts, Revision, Unverified};
+use crate::telemetry::{LOAD_FAILURES, MEMBER_INFO, MEMBER_READY, OVERRIDE_EXPIRES, SWAPS};
 
 /// Where a server keeps what it fetched and what it attests.
 #[derive(Clone, Debug)]
@@ -98,16 +99,28 @@ struct Memory {
     failure: Option<Failure>,
     failed: Option<Resolved>,
     retry_at: Option<Instant>,
+    /// What was last told about the override of what serves.
+    told: Remaining,
+}
+
+/// How much of an override is left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Remaining {
+    Enough,
+    Little,
+    Nothing,
 }
 
 impl Memory {
     fn new(state: State) -> Self {
-        Self { state, serving: None, failure: None, failed: None, retry_at: None }
+        Self { state, serving: None, failure: None, failed: None, retry_at: None, told: Remaining::Enough }
     }
 }
 
 const FIRST_RETRY: Duration = Duration::from_secs(2);
 const LONGEST_RETRY: Duration = Duration::from_secs(300);
+/// An override that ends sooner is warned of.
+const LITTLE_LEFT: SignedDuration = SignedDuration::from_hours(24);
 
 impl Deployment {
     pub(crate) fn new(
@@ -120,6 +133,7 @@ impl Deployment {
         gauge!(MEMBER_READY, "member" => name.clone()).set(0.0);
         counter!(SWAPS, "member" => name.clone()).increment(0);
         counter!(LOAD_FAILURES, "member" => name.clone()).increment(0);
+        gauge!(OVERRIDE_EXPIRES, "member" => name.clone()).set(0.0);
         Self {
             name,
             config,
@@ -165,6 +179,7 @@ impl Deployment {
     /// only after a growing pause.
     pub async fn refresh(&self) -> Result<Refreshed, DeployError> {
         let _one_at_a_time = self.refreshing.lock().await;
+        self.watch_override();
         match &self.config.source {
             ModelSource::Directory(dir) => self.refresh_from_directory(dir.clone()).await,
             ModelSource::Registry(reference) => match &self.registry {
@@ -219,6 +234,7 @@ impl Deployment {
         *memory = Memory::new(State::Undeployed);
         drop(memory);
         gauge!(MEMBER_READY, "member" => self.name.clone()).set(0.0);
+        gauge!(OVERRIDE_EXPIRES, "member" => self.name.clone()).set(0.0);
         if let Some(before) = &before {
             member_info(before.facts(), Serving::Before);
         }
@@ -242,6 +258,9 @@ impl Deployment {
         let before = self.current.swap(Some(Arc::new(revision)));
         *self.memory() = Memory { serving: resolved, ..Memory::new(State::Ready) };
         gauge!(MEMBER_READY, "member" => self.name.clone()).set(1.0);
+        let expires_at = facts.overridden.as_ref().and_then(|overridden| overridden.expires_at.parse().ok());
+        let expires_s = expires_at.map_or(0, Timestamp::as_second);
+        gauge!(OVERRIDE_EXPIRES, "member" => self.name.clone()).set(expires_s as f64);
         if let Some(before) = &before {
             counter!(SWAPS, "member" => self.name.clone()).increment(1);
             member_info(before.facts(), Serving::Before);
@@ -250,10 +269,41 @@ impl Deployment {
         if let Some(reason) = &facts.development {
             warn!(member.name = %self.name, "`{}` serves {} for development only: {reason}", self.name, facts.version);
         }
+        if let Some(OverrideFacts { by, expires_at, .. }) = &facts.overridden {
+            warn!(
+                member.name = %self.name,
+                "`{}` serves {} without a verdict: {by} overrode the gate until {expires_at}", self.name, facts.version
+            );
+        }
         info!(
             member.name = %self.name, package.digest = %facts.package, package.version = %facts.version,
             "`{}` serves {} ({}), evidence {}", self.name, facts.version, facts.package, facts.evidence
         );
+    }
+
+    /// Says once that the override of what serves is near its end, and once that it is past it. What runs goes on, as it
+    /// does where a waiver expires: stopping it would be an outage that nobody decided. The next load is refused.
+    fn watch_override(&self) {
+        let current = self.current.load();
+        let Some(facts) = current.as_ref().map(|revision| revision.facts()) else { return };
+        let Some(OverrideFacts { by, expires_at, .. }) = &facts.overridden else { return };
+        let remaining = Remaining::of(expires_at, Timestamp::now());
+        if std::mem::replace(&mut self.memory().told, remaining) >= remaining {
+            return;
+        }
+        let (name, version) = (&self.name, &facts.version);
+        match remaining {
+            Remaining::Enough => {}
+            Remaining::Little => warn!(
+                member.name = %name,
+                "The override that `{name}` serves {version} by ends at {expires_at}; after that it is not loaded again"
+            ),
+            Remaining::Nothing => error!(
+                member.name = %name,
+                "The override by {by} that `{name}` serves {version} by ended at {expires_at}: it goes on serving until the \
+                 next restart, which will refuse it"
+            ),
+        }
     }
 
     fn fail(&self, resolved: Option<Resolved>, failure: DeployError) -> DeployError {
@@ -261,8 +311,7 @@ impl Deployment {
         let mut memory = self.memory();
         let known = memory.failure.take().filter(|known| memory.failed == resolved && known.reason == reason);
         let attempts = known.as_ref().map_or(1, |known| known.attempts.saturating_add(1));
-        let since =
-            known.map_or_else(|| jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(), |k| k.since);
+        let since = known.map_or_else(|| Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(), |k| k.since);
         memory.retry_at = Instant::now().checked_add(pause_after(attempts));
         memory.failure = Some(Failure {
             version: resolved.as_ref().map(Resolved::label),
@@ -309,6 +358,17 @@ impl Deployment {
     }
 }
 
+impl Remaining {
+    fn of(expires_at: &str, now: Timestamp) -> Self {
+        let left = expires_at.parse::<Timestamp>().map_or(SignedDuration::ZERO, |end| end.duration_since(now));
+        match left {
+            left if left <= SignedDuration::ZERO => Self::Nothing,
+            left if left < LITTLE_LEFT => Self::Little,
+            _ => Self::Enough,
+        }
+    }
+}
+
 impl LocalState {
     /// Takes the package in `dir` into the store, with the newest of its verdicts that admits it (else the newest).
     fn candidate_in(&self, dir: &std::path::Path) -> Result<Candidate, DeployError> {
@@ -317,11 +377,11 @@ impl LocalState {
         let digest = self.store.add(dir)?;
         let package = self.store.get(&digest)?;
         let version = format!("{name}@{digest}");
-        Ok(Candidate { version, package, verdict: self.best_verdict(&digest)?, admitted_at: None })
+        Ok(Candidate { version, package, verdict: self.best_verdict(&digest)?, overridden: None, admitted_at: None })
     }
 
     fn best_verdict(&self, package: &Digest) -> Result<Option<(Digest, Verdict)>, DeployError> {
-        let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+        let now = Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
         let mut verdicts = Vec::new();
         for digest in self.verdicts.list(package)? {
             verdicts.push((digest, read_verdict(&self.verdicts, package, &digest)?));
@@ -375,5 +435,15 @@ mod tests {
         assert_eq!(pause_after(1), Duration::from_secs(2));
         assert_eq!(pause_after(3), Duration::from_secs(8));
         assert_eq!(pause_after(100), LONGEST_RETRY);
+    }
+
+    #[test]
+    fn the_last_day_of_an_override_and_its_end_are_noticed() {
+        let end = "2026-12-01T12:00:00Z";
+        let remaining = |now: &str| Remaining::of(end, now.parse().unwrap());
+        assert_eq!(remaining("2026-11-30T12:00:00Z"), Remaining::Enough);
+        assert_eq!(remaining("2026-11-30T12:00:01Z"), Remaining::Little);
+        assert_eq!(remaining(end), Remaining::Nothing);
+        assert!(Remaining::Enough < Remaining::Little && Remaining::Little < Remaining::Nothing);
     }
 }

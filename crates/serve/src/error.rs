@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use highroad_eval::Refusal;
+use highroad_eval::{OverrideRefusal, Refusal};
 use highroad_package::{Digest, PackageError, Reference};
 use highroad_service::{Kind, Problem};
 use highroad_task::TaskError;
@@ -92,6 +92,8 @@ pub enum DeployError {
     NoVerdict(Digest),
     #[error("package {package} may not serve: {refusal}; `--development` serves it without a passing verdict")]
     Refused { package: Digest, refusal: Refusal },
+    #[error("package {package} may not serve: {reason}, and without an override: {refusal}")]
+    Override { package: Digest, reason: OverrideRefusal, refusal: Box<DeployError> },
     #[error("verdict {verdict} cannot be read: {reason}")]
     Verdict { verdict: Digest, reason: String },
     #[error("the model does not load: {0}")]

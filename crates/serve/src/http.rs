@@ -31,6 +31,7 @@ use crate::telemetry::{REQUEST_SECONDS, REQUESTS};
 const PACKAGE: HeaderName = HeaderName::from_static("x-highroad-package");
 const VERSION: HeaderName = HeaderName::from_static("x-highroad-version");
 const EVIDENCE: HeaderName = HeaderName::from_static("x-highroad-evidence");
+const OVERRIDE: HeaderName = HeaderName::from_static("x-highroad-override");
 const DEVELOPMENT: HeaderName = HeaderName::from_static("x-highroad-development");
 const TRUNCATED: HeaderName = HeaderName::from_static("x-highroad-truncated");
 const HEADER_LENGTH: HeaderName = HeaderName::from_static(oip::HEADER_LENGTH);
@@ -448,6 +449,9 @@ fn origin(facts: &Facts, headers: &mut HeaderMap) {
     put(PACKAGE, &facts.package.to_string());
     put(VERSION, &facts.version);
     put(EVIDENCE, facts.evidence);
+    if let Some(overridden) = &facts.overridden {
+        put(OVERRIDE, &format!("until {}", overridden.expires_at));
+    }
     if let Some(reason) = &facts.development {
         put(DEVELOPMENT, reason);
     }
@@ -514,6 +518,7 @@ impl<'a> Call<'a> {
             package: facts.package,
             verdict: facts.verdict,
             evidence: facts.evidence.to_owned(),
+            overridden: facts.overridden.map(|overridden| overridden.digest),
             development: facts.development,
             numerics_id: facts.numerics_id,
             outputs: asked.digests.clone(),

@@ -27,4 +27,4 @@ pub use model::{row_major_bytes, tensors_digest};
 pub use portfolio::Portfolio;
 pub use registry::{BoxFuture, Registry, Resolved};
 pub use remote::RemoteRegistry;
-pub use revision::{Asked, Candidate, Facts, Revision, Unverified};
+pub use revision::{Asked, Candidate, Facts, Overridden, OverrideFacts, Revision, Unverified};

@@ -34,6 +34,8 @@ pub struct Resolved {
     pub package: Digest,
     /// The verdict on it, where it has one.
     pub verdict: Option<Digest>,
+    /// The override for the alias it was asked by, where it has one.
+    pub overridden: Option<Digest>,
 }
 
 impl Resolved {

@@ -1,10 +1,11 @@
 use highroad_package::registry::{RegistryClient, RegistryError, ResolvedVersion};
 use highroad_package::{Reference, Selector};
+use tracing::warn;
 
 use crate::deployment::{LocalState, read_verdict};
 use crate::error::DeployError;
 use crate::registry::{BoxFuture, Registry, Resolved};
-use crate::revision::Candidate;
+use crate::revision::{Candidate, Overridden};
 
 /// A registry that speaks MLflow, with what it brings kept in the local state.
 pub struct RemoteRegistry {
@@ -23,8 +24,9 @@ impl Registry for RemoteRegistry {
     fn resolve<'a>(&'a self, reference: &'a Reference) -> BoxFuture<'a, Result<Resolved, DeployError>> {
         Box::pin(async move {
             let found = self.client.resolve(reference).await.map_err(|error| failed(reference, error))?;
+            let overridden = alias_of(reference).and_then(|alias| found.overrides.get(alias).copied());
             let ResolvedVersion { name, version, package, verdict, .. } = found;
-            Ok(Resolved { name, version, package, verdict })
+            Ok(Resolved { name, version, package, verdict, overridden })
         })
     }
 
@@ -34,8 +36,11 @@ impl Registry for RemoteRegistry {
         resolved: &'a Resolved,
     ) -> BoxFuture<'a, Result<Candidate, DeployError>> {
         Box::pin(async move {
-            let Resolved { name, version, package, verdict } = resolved.clone();
-            let wanted = ResolvedVersion { name, version, package, verdict, outcome: None, run_id: None };
+            let Resolved { name, version, package, verdict, overridden } = resolved.clone();
+            let alias = alias_of(reference);
+            let overrides =
+                alias.zip(overridden).map(|(alias, digest)| (alias.to_owned(), digest)).into_iter().collect();
+            let wanted = ResolvedVersion { name, version, package, verdict, outcome: None, run_id: None, overrides };
             let failed = |error| failed(reference, error);
             let package = self.client.fetch(&wanted, &self.local.store, &|_bytes| {}).await.map_err(failed)?;
             let verdict = match (wanted.verdict, self.client.fetch_verdict(&wanted).await.map_err(failed)?) {
@@ -45,12 +50,45 @@ impl Registry for RemoteRegistry {
                 }
                 _ => None,
             };
-            let admitted_at = match &reference.selector {
-                Selector::Alias(alias) => self.client.admitted_at(&wanted, alias).await.map_err(failed)?,
-                Selector::Version(_) | Selector::Digest(_) => None,
+            let Some(alias) = alias else {
+                return Ok(Candidate {
+                    version: resolved.label(),
+                    package,
+                    verdict,
+                    overridden: None,
+                    admitted_at: None,
+                });
             };
-            Ok(Candidate { version: resolved.label(), package, verdict, admitted_at })
+            let overridden = self.overridden(&wanted, alias).await.map_err(failed)?;
+            let admitted_at = self.client.admitted_at(&wanted, alias).await.map_err(failed)?;
+            Ok(Candidate { version: resolved.label(), package, verdict, overridden, admitted_at })
         })
+    }
+}
+
+impl RemoteRegistry {
+    /// The override for `alias`. One that cannot be read is none, since the verdict may do without it.
+    async fn overridden(&self, version: &ResolvedVersion, alias: &str) -> Result<Option<Overridden>, RegistryError> {
+        let Some(digest) = version.overrides.get(alias).copied() else { return Ok(None) };
+        let read = match self.client.fetch_override(version, alias).await {
+            Ok(bytes) => serde_json::from_slice(&bytes.unwrap_or_default()).map_err(|error| error.to_string()),
+            Err(error @ RegistryError::Unreachable { .. }) => return Err(error),
+            Err(error) => Err(error.to_string()),
+        };
+        match read {
+            Ok(given) => Ok(Some(Overridden { digest, given, model: version.name.clone(), alias: alias.to_owned() })),
+            Err(error) => {
+                warn!("Passing over the override of `{}` for `{alias}`: {error}", version.label());
+                Ok(None)
+            }
+        }
+    }
+}
+
+fn alias_of(reference: &Reference) -> Option<&str> {
+    match &reference.selector {
+        Selector::Alias(alias) => Some(alias),
+        Selector::Version(_) | Selector::Digest(_) => None,
     }
 }
 

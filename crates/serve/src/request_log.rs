@@ -32,8 +32,11 @@ pub struct Record {
     /// The verdict that admitted it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verdict: Option<Digest>,
-    /// What the verdict is worth, or `development`.
+    /// What the verdict is worth, `override` or `development`.
     pub evidence: String,
+    /// The override that let it serve without a verdict.
+    #[serde(rename = "override", default, skip_serializing_if = "Option::is_none")]
+    pub overridden: Option<Digest>,
     /// Why it was served without a verdict.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub development: Option<String>,
@@ -257,6 +260,7 @@ mod tests {
             package: Digest::of(b"package"),
             verdict: Some(Digest::of(b"verdict")),
             evidence: "bit-exact".to_owned(),
+            overridden: None,
             development: None,
             numerics_id: "highroad-1/avx512/f32".to_owned(),
             outputs: vec![Digest::of(b"output")],

@@ -3,7 +3,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use highroad_eval::{Evidence, Verdict};
+use highroad_eval::{Aliased, Evidence, Override, OverrideRefusal, Verdict};
 use highroad_package::{Digest, Manifest, VerifiedPackage};
 use highroad_task::raw::{Program, Tensor};
 use highroad_task::{Answer, Input, Predictor, PredictorOptions, Prepared, TaskError};
@@ -24,9 +24,24 @@ pub struct Candidate {
     pub package: VerifiedPackage,
     /// Its verdict, where it has one.
     pub verdict: Option<(Digest, Verdict)>,
+    /// What lets it serve for a while where no verdict does.
+    pub overridden: Option<Overridden>,
     /// When the registry promoted it, RFC 3339 in UTC. The verdict is asked about that moment, else about now: an
-    /// acceptance that expires later must stop neither a restart nor the way back.
+    /// acceptance that expires later must stop neither a restart nor the way back. An override is always asked about now.
     pub admitted_at: Option<String>,
+}
+
+/// An override and what it has to be about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Overridden {
+    /// Digest of its bytes.
+    pub digest: Digest,
+    /// What it says.
+    pub given: Override,
+    /// Registered model that was asked for.
+    pub model: String,
+    /// Alias that was asked for.
+    pub alias: String,
 }
 
 /// What a server does with a package that no verdict admits.
@@ -50,14 +65,29 @@ pub struct Facts {
     /// Digest of the verdict that admitted it.
     pub verdict: Option<Digest>,
     /// `bit-exact`, `same-engine` or `observed` as the verdict says; `attested` where this machine computes other bits than
-    /// the verdict's and the parity cases were replayed instead; `development` where nothing admitted it.
+    /// the verdict's and the parity cases were replayed instead; `override` where a named person let it through without a
+    /// verdict, and the parity cases were replayed; `development` where nothing admitted it.
     pub evidence: &'static str,
+    /// Who let it through without a verdict, and until when.
+    #[serde(rename = "override", skip_serializing_if = "Option::is_none")]
+    pub overridden: Option<OverrideFacts>,
     /// Why it serves unverified.
     pub development: Option<String>,
     /// What decides the bits here.
     pub numerics_id: String,
     /// When it was loaded, RFC 3339 in UTC.
     pub loaded_at: String,
+}
+
+/// What is told of an override.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct OverrideFacts {
+    /// Its digest.
+    pub digest: Digest,
+    /// Who gave it.
+    pub by: String,
+    /// From when on the version is not loaded again, RFC 3339 in UTC.
+    pub expires_at: String,
 }
 
 /// A loaded version of a member: its predictor behind a queue. Requests hold on to it, so that a swap takes nothing from
@@ -98,7 +128,7 @@ impl Revision {
     ) -> Result<Self, DeployError> {
         let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
         let package = candidate.package.digest();
-        let standing = Standing::of(candidate, unverified, candidate.admitted_at.as_ref().unwrap_or(&now))?;
+        let standing = Standing::of(candidate, unverified, &now)?;
         let options = PredictorOptions { threads: config.threads, max_batch_tokens: config.batching.batch_tokens };
         let predictor = Predictor::open(&candidate.package, &options).map_err(DeployError::Load)?;
         let numerics_id = predictor.numerics_id();
@@ -108,12 +138,17 @@ impl Revision {
                 attestation::attest(attestations, &candidate.package, &predictor, digest, &now)?;
                 "attested"
             }
+            Standing::Overridden(overridden) => {
+                attestation::attest(attestations, &candidate.package, &predictor, &overridden.digest, &now)?;
+                "override"
+            }
             Standing::Development { .. } => "development",
         };
         warm_up(&predictor)?;
-        let (verdict, development) = match standing {
-            Standing::Admitted { digest, .. } => (Some(digest), None),
-            Standing::Development { reason } => (None, Some(reason)),
+        let (verdict, overridden, development) = match standing {
+            Standing::Admitted { digest, .. } => (Some(digest), None, None),
+            Standing::Overridden(overridden) => (None, Some(overridden.facts()), None),
+            Standing::Development { reason } => (None, None, Some(reason)),
         };
         let version = candidate.version.clone();
         let member = member.to_owned();
@@ -121,7 +156,9 @@ impl Revision {
         let model = Model { predictor, threads: config.threads };
         let batcher = Batcher::start(&member, model, config.batching, metrics)
             .map_err(|source| DeployError::Io { path: "a worker thread".to_owned(), source })?;
-        let facts = Facts { member, version, package, verdict, evidence, development, numerics_id, loaded_at: now };
+        let loaded_at = now;
+        let facts =
+            Facts { member, version, package, verdict, evidence, overridden, development, numerics_id, loaded_at };
         Ok(Self { facts, batcher, queue_timeout: config.queue_timeout, stats: Stats::default() })
     }
 
@@ -268,12 +305,14 @@ fn longest_times(done: &[Done<Yield>]) -> (Duration, Duration) {
 // Why a candidate may serve.
 enum Standing<'a> {
     Admitted { digest: Digest, verdict: &'a Verdict },
+    Overridden(&'a Overridden),
     Development { reason: String },
 }
 
 impl<'a> Standing<'a> {
-    fn of(candidate: &'a Candidate, unverified: Unverified, at: &str) -> Result<Self, DeployError> {
+    fn of(candidate: &'a Candidate, unverified: Unverified, now: &str) -> Result<Self, DeployError> {
         let package = candidate.package.digest();
+        let at = candidate.admitted_at.as_deref().unwrap_or(now);
         let refusal = match &candidate.verdict {
             None => DeployError::NoVerdict(package),
             Some((digest, verdict)) => match verdict.admits(&package.to_string(), at) {
@@ -281,13 +320,34 @@ impl<'a> Standing<'a> {
                 Err(refusal) => DeployError::Refused { package, refusal },
             },
         };
+        let refusal =
+            match candidate.overridden.as_ref().map(|overridden| (overridden, overridden.admits(&package, now))) {
+                None => refusal,
+                Some((overridden, Ok(()))) => return Ok(Self::Overridden(overridden)),
+                Some((_, Err(reason))) => DeployError::Override { package, reason, refusal: Box::new(refusal) },
+            };
         match (unverified, refusal) {
             (Unverified::Refuse, refusal) => Err(refusal),
+            (Unverified::ServeAsDevelopment, DeployError::Override { reason, .. }) => {
+                Ok(Self::Development { reason: reason.to_string() })
+            }
             (Unverified::ServeAsDevelopment, DeployError::Refused { refusal, .. }) => {
                 Ok(Self::Development { reason: refusal.to_string() })
             }
             (Unverified::ServeAsDevelopment, _) => Ok(Self::Development { reason: "no verdict".to_owned() }),
         }
+    }
+}
+
+impl Overridden {
+    fn admits(&self, package: &Digest, now: &str) -> Result<(), OverrideRefusal> {
+        let package = package.to_string();
+        self.given.admits(Aliased { package: &package, model: &self.model, alias: &self.alias }, now)
+    }
+
+    fn facts(&self) -> OverrideFacts {
+        let Override { by, expires_at, .. } = self.given.clone();
+        OverrideFacts { digest: self.digest, by, expires_at }
     }
 }
 

@@ -22,6 +22,7 @@ pub(crate) const EXPIRED: &str = "highroad_rows_expired_total";
 pub(crate) const PANICS: &str = "highroad_worker_panics_total";
 pub(crate) const MEMBER_READY: &str = "highroad_member_ready";
 pub(crate) const MEMBER_INFO: &str = "highroad_member_info";
+pub(crate) const OVERRIDE_EXPIRES: &str = "highroad_member_override_expires_timestamp_seconds";
 pub(crate) const SWAPS: &str = "highroad_member_swaps_total";
 pub(crate) const LOAD_FAILURES: &str = "highroad_member_load_failures_total";
 pub(crate) const LOG_DROPPED: &str = "highroad_request_log_dropped_total";
@@ -42,6 +43,11 @@ pub fn describe() {
     describe_counter!(PANICS, "Batches lost to a panic in a worker.");
     describe_gauge!(MEMBER_READY, "1 while the member answers, 0 otherwise.");
     describe_gauge!(MEMBER_INFO, "1 for the version a member serves now, 0 for those it served before.");
+    describe_gauge!(
+        OVERRIDE_EXPIRES,
+        Unit::Seconds,
+        "End of the override that the member serves by, in seconds since 1970; 0 where a verdict admits it."
+    );
     describe_counter!(SWAPS, "Versions switched to after the first.");
     describe_counter!(LOAD_FAILURES, "Versions that did not load, verify or reproduce their parity cases.");
     describe_counter!(LOG_DROPPED, "Request records lost because the log's writer could not keep up.");

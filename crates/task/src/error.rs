@@ -48,4 +48,6 @@ pub enum TaskError {
     NotFinite { row: usize },
     #[error("{0}")]
     Tensors(String),
+    #[error(transparent)]
+    Engine(Box<dyn std::error::Error + Send + Sync>),
 }

@@ -17,7 +17,7 @@ pub use error::TaskError;
 pub use image::pixel_values;
 pub use input::{Input, Prepared};
 pub use parity::{ParityCase, ParityReport, check_cases, verify_parity};
-pub use predictor::{Predictor, PredictorOptions};
+pub use predictor::{Engine, Predictor, PredictorOptions};
 pub use signature::Sharing;
 
 /// What a caller needs to run [`Predictor::program`] itself, past the task: servers that take program tensors.

@@ -86,6 +86,20 @@ impl Reader {
     }
 }
 
+/// What runs a package's program: this runtime, or another engine to compare with. Everything from text to tensors and from the
+/// outputs to an answer stays with [`Predictor`].
+pub trait Engine {
+    /// The outputs for `inputs`, both in the program's order. `inputs` have the dtypes of the program: `[rows, tokens]`, or pixels
+    /// `[rows, channels, height, width]`.
+    fn run(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>, TaskError>;
+}
+
+impl Engine for Predictor {
+    fn run(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>, TaskError> {
+        Ok(self.program.run(inputs, &self.run_options())?)
+    }
+}
+
 impl Predictor {
     /// Loads the package's tokenizer and program and checks, by signature and by running two short rows, that the
     /// program takes and gives what the task says. Errors say what does not fit.
@@ -165,11 +179,16 @@ impl Predictor {
     /// The answers to `batch`, in order: one padded run of the program where [`Predictor::sharing`] allows it, several
     /// otherwise. Errors if an operator fails or an output is not finite.
     pub fn answer(&self, batch: &[Prepared]) -> Result<Vec<Answer>, TaskError> {
+        self.answer_on(self, batch)
+    }
+
+    /// [`Predictor::answer`] with the program run by `engine`. Errors also if the engine gives other tensors than the program would.
+    pub fn answer_on(&self, engine: &impl Engine, batch: &[Prepared]) -> Result<Vec<Answer>, TaskError> {
         let groups = self.groups(batch);
         let mut answers = Vec::with_capacity(batch.len());
         for group in &groups {
             let rows: Vec<&Prepared> = group.iter().map(|&i| &batch[i]).collect();
-            for (row, values) in self.run(&rows)?.into_iter().enumerate() {
+            for (row, values) in self.run(engine, &rows)?.into_iter().enumerate() {
                 answers.push(self.decide(values).ok_or(TaskError::NotFinite { row: group[row] })?);
             }
         }
@@ -184,13 +203,18 @@ impl Predictor {
 
     /// [`Predictor::answer`] over batches of similar length; answers are in the order of `prepared`.
     pub fn predict_prepared(&self, prepared: &[Prepared]) -> Result<Vec<Answer>, TaskError> {
+        self.predict_prepared_on(self, prepared)
+    }
+
+    /// [`Predictor::predict_prepared`] with the program run by `engine`.
+    pub fn predict_prepared_on(&self, engine: &impl Engine, prepared: &[Prepared]) -> Result<Vec<Answer>, TaskError> {
         let lengths: Vec<usize> = prepared.iter().map(Prepared::n_tokens).collect();
         let budget = Budget { max_tokens: self.options.max_batch_tokens, max_rows: self.options.max_batch_tokens };
         let groups = batches(&lengths, budget);
         let mut answers = Vec::with_capacity(prepared.len());
         for group in &groups {
             let batch: Vec<Prepared> = group.iter().map(|&i| prepared[i].clone()).collect();
-            answers.extend(self.answer(&batch)?);
+            answers.extend(self.answer_on(engine, &batch)?);
         }
         Ok(in_order(&groups.concat(), answers))
     }
@@ -249,9 +273,9 @@ impl Predictor {
     }
 
     /// The output values of each row.
-    fn run(&self, rows: &[&Prepared]) -> Result<Vec<Vec<f32>>, TaskError> {
+    fn run(&self, engine: &impl Engine, rows: &[&Prepared]) -> Result<Vec<Vec<f32>>, TaskError> {
         let inputs = self.signature.tensors(rows, self.reader.pad_id())?;
-        let outputs = self.program.run(&inputs, &self.run_options())?;
+        let outputs = engine.run(&inputs)?;
         let width = self.signature.width();
         let output = outputs.first().filter(|output| output.shape() == [rows.len(), width]);
         let output = output
@@ -273,11 +297,11 @@ impl Predictor {
     /// Runs a short row, alone and beside a longer one, and gives up sharing by padding if the bits differ.
     fn probe(&mut self) -> Result<(), TaskError> {
         let short = self.short()?;
-        let alone = self.run(&[&short])?;
+        let alone = self.run(self, &[&short])?;
         self.check_length(&alone[0])?;
         if self.sharing == Sharing::Padded {
             let other = self.beside(&short);
-            let beside = self.run(&[&short, &other, &short])?;
+            let beside = self.run(self, &[&short, &other, &short])?;
             let bits = |row: &[f32]| row.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
             if bits(&beside[0]) != bits(&alone[0]) || bits(&beside[2]) != bits(&alone[0]) {
                 self.sharing = self.signature.unless_padded();

@@ -11,13 +11,20 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("package", &[]),
     ("service", &[]),
     ("record", &[]),
+    ("hosted", &["package"]),
     ("runtime", &["tensor"]),
     ("data", &["tensor"]),
     ("task", &["tensor", "runtime", "data", "package"]),
-    ("assess", &["task", "eval", "package", "data"]),
+    ("assess", &["task", "eval", "package", "data", "hosted"]),
     ("track", &["eval", "package", "service"]),
-    ("serve", &["task", "eval", "package", "service"]),
-    ("cli", &["tensor", "runtime", "data", "task", "eval", "package", "assess", "service", "track", "serve", "record"]),
+    ("serve", &["task", "eval", "package", "service", "hosted"]),
+    (
+        "cli",
+        &[
+            "tensor", "runtime", "data", "task", "eval", "package", "assess", "service", "track", "serve", "record",
+            "hosted",
+        ],
+    ),
     ("python", &["tensor", "runtime", "data", "task", "package", "eval", "record"]),
     ("testkit", &["tensor", "service"]),
 ];
@@ -26,7 +33,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
 /// out of the numeric crates; `data` drives it only while it copies objects from S3.
 const RESERVED: &[(&str, &[&str])] = &[
     ("sqlx", &["track"]),
-    ("tokio", &["data", "package", "assess", "service", "track", "serve", "cli", "testkit"]),
+    ("tokio", &["data", "package", "hosted", "assess", "service", "track", "serve", "cli", "testkit"]),
     ("axum", &["service", "track", "serve", "cli"]),
     ("anyhow", &["cli", "testkit"]),
     ("pyo3", &["python"]),

@@ -1,9 +1,11 @@
-//! The rule that makes the registry Highroad's: a Highroad package gets an alias only on a verdict that admits it.
+//! The rule that makes the registry Highroad's: a Highroad package gets an alias only on a verdict that admits it, or on an
+//! override that a named person gave it for a while.
 
 use std::sync::Arc;
 
-use highroad_eval::Verdict;
+use highroad_eval::{Aliased, Override, Verdict};
 use highroad_package::Digest;
+use highroad_package::registry::{MAX_OVERRIDE_BYTES, override_path, override_tag};
 
 use crate::TrackError;
 use crate::files::{ArtifactPath, Files};
@@ -20,7 +22,7 @@ pub const OUTCOME_TAG: &str = "highroad.outcome";
 /// Where a package's files are, followed by the digest's digits.
 pub const PACKAGE_SOURCE: &str = "mlflow-artifacts:/highroad/packages/";
 
-/// Reads verdicts from the artifact store and decides.
+/// Reads verdicts and overrides from the artifact store and decides.
 #[derive(Debug, Clone)]
 pub struct Gate {
     files: Arc<Files>,
@@ -31,7 +33,31 @@ pub struct Gate {
 #[allow(missing_docs)]
 pub struct Admitted {
     pub package: String,
-    pub verdict: String,
+    pub on: Admission,
+}
+
+/// What admitted a version.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Admission {
+    /// The verdict of this digest.
+    Verdict(String),
+    /// An override, as JSON.
+    Override(String),
+}
+
+/// The moments a gate is asked about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Moments {
+    /// When the verdict has to admit: now, or for a way back when its target was promoted.
+    pub verdict: Millis,
+    /// The present, which alone counts for an override: a server refuses to load a package once it has expired.
+    pub now: Millis,
+}
+
+impl From<Millis> for Moments {
+    fn from(now: Millis) -> Self {
+        Self { verdict: now, now }
+    }
 }
 
 impl Gate {
@@ -40,11 +66,28 @@ impl Gate {
         Self { files }
     }
 
-    /// Whether `version` may have an alias at `now`; `None` if it holds no Highroad package and is free.
+    /// Whether `version` may have `alias`, or a stage where there is none; `None` if it holds no Highroad package and is
+    /// free.
     ///
-    /// Errors if it holds one and has no verdict, one that does not match its digest, or one that does not admit it.
-    pub async fn admit(&self, version: &ModelVersion, now: Millis) -> Result<Option<Admitted>, TrackError> {
+    /// Errors if it holds one and has no verdict, one that does not match its digest, or one that does not admit it, unless
+    /// an override for this alias does.
+    pub async fn admit(
+        &self,
+        version: &ModelVersion,
+        alias: Option<&str>,
+        at: Moments,
+    ) -> Result<Option<Admitted>, TrackError> {
         let Some(package) = package_of(version)? else { return Ok(None) };
+        let on = match self.judge(version, &package, at.verdict).await {
+            Ok(verdict) => Admission::Verdict(verdict.to_string()),
+            Err(TrackError::Refused(reason)) => self.overrule(version, &package, alias, at.now, reason).await?,
+            Err(error) => return Err(error),
+        };
+        Ok(Some(Admitted { package: package.to_string(), on }))
+    }
+
+    /// The verdict that admits a version.
+    async fn judge(&self, version: &ModelVersion, package: &Digest, at: Millis) -> Result<Digest, TrackError> {
         let Some(tagged) = version.tag(VERDICT_TAG) else {
             return Err(refused(
                 version,
@@ -52,11 +95,40 @@ impl Gate {
             ));
         };
         let digest: Digest = tagged.parse().map_err(|error| refused(version, &format!("its verdict tag: {error}")))?;
-        let verdict = self.verdict(version, &package, &digest).await?;
+        let verdict = self.verdict(version, package, &digest).await?;
         verdict
-            .admits(&package.to_string(), &now.rfc3339())
+            .admits(&package.to_string(), &at.rfc3339())
             .map_err(|refusal| refused(version, &refusal.to_string()))?;
-        Ok(Some(Admitted { package: package.to_string(), verdict: digest.to_string() }))
+        Ok(digest)
+    }
+
+    /// The override that admits a version although its verdict does not, for `reason`; an error of that reason if there is
+    /// none.
+    async fn overrule(
+        &self,
+        version: &ModelVersion,
+        package: &Digest,
+        alias: Option<&str>,
+        now: Millis,
+        reason: String,
+    ) -> Result<Admission, TrackError> {
+        let tag = alias.and_then(|alias| Some((alias, version.tag(&override_tag(alias))?)));
+        let Some((alias, tag)) = tag else { return Err(TrackError::Refused(reason)) };
+        let refuse =
+            |why: String| TrackError::Refused(format!("{reason}; its override does not let it through: {why}"));
+        let digest: Digest = tag.parse().map_err(|error| refuse(format!("its tag: {error}")))?;
+        let path = ArtifactPath::parse(&override_path(package, &digest))?;
+        let bytes = self.files.read(&path, MAX_OVERRIDE_BYTES as u64).await.map_err(|error| match error {
+            TrackError::Missing(_) => refuse(format!("{} was never uploaded", digest.short())),
+            other => other,
+        })?;
+        if Digest::of(&bytes) != digest {
+            return Err(refuse(format!("the stored file is not the one of digest {}", digest.short())));
+        }
+        let given: Override = serde_json::from_slice(&bytes).map_err(|error| refuse(error.to_string()))?;
+        let asked = Aliased { package: &package.to_string(), model: &version.name, alias };
+        given.admits(asked, &now.rfc3339()).map_err(|refusal| refuse(refusal.to_string()))?;
+        String::from_utf8(bytes).map(Admission::Override).map_err(|error| refuse(error.to_string()))
     }
 
     /// The verdict a version is tagged with, checked against its digest; `None` without a tag or a file.

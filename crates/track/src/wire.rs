@@ -466,7 +466,8 @@ pub struct AliasMove {
     pub model: String,
     /// The alias.
     pub alias: String,
-    /// `promote`, `rollback`, `set` (plain MLflow route), `remove`, `delete-version` or `rename`.
+    /// `promote`, `override` (a promotion that no verdict admits), `rollback`, `set` (plain MLflow route), `remove`,
+    /// `delete-version` or `rename`.
     pub action: String,
     /// Version it named before.
     #[sqlx(rename = "from_version")]
@@ -483,6 +484,9 @@ pub struct AliasMove {
     pub package: Option<String>,
     /// Digest of the verdict that admitted it.
     pub verdict: Option<String>,
+    /// The override that admitted it instead, as its maker wrote it.
+    #[serde(rename = "override", skip_serializing_if = "Option::is_none", serialize_with = "raw_json")]
+    pub overridden: Option<String>,
     /// What the rehearsal of the rollback found, as the promoter sent it.
     #[serde(serialize_with = "raw_json")]
     pub rehearsal: Option<String>,

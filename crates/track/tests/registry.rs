@@ -74,6 +74,27 @@ impl House {
         reply["model_version"]["version"].as_str().unwrap().parse().unwrap()
     }
 
+    /// Uploads an override of `package` as champion of `name` from noon for `days`, and ties it to the version.
+    async fn override_gate(&self, name: &str, version: u64, package: &Digest, days: i64) {
+        let time = |at: i64| Millis(at).rfc3339();
+        let bytes = json!({
+            "highroad_override": 1, "package": package, "model": name, "alias": "champion", "by": "ann", "why": "an outage",
+            "missing": { "reason": "it has no verdict" }, "created_at": time(NOON), "expires_at": time(NOON + days * DAY),
+        })
+        .to_string()
+        .into_bytes();
+        let digest = Digest::of(&bytes);
+        let path =
+            format!("/api/2.0/mlflow-artifacts/artifacts/highroad/overrides/{}/{}.json", package.hex(), digest.hex());
+        assert_eq!(self.send("PUT", &path, bytes).await.0, 200);
+        self.tag(name, version, "highroad.override.champion", &digest.to_string()).await;
+    }
+
+    async fn tag(&self, name: &str, version: u64, key: &str, value: &str) {
+        let tag = json!({ "name": name, "version": version.to_string(), "key": key, "value": value });
+        assert_eq!(self.call("POST", "/api/2.0/mlflow/model-versions/set-tag", tag).await.0, 200);
+    }
+
     async fn set_alias(&self, name: &str, version: u64) -> (u16, Value) {
         let body = json!({ "name": name, "alias": "champion", "version": version.to_string() });
         self.call("POST", "/api/2.0/mlflow/registered-models/alias", body).await
@@ -192,6 +213,76 @@ async fn an_expired_acceptance_blocks_a_promotion_but_not_the_way_back(
     assert!(status == 403 && reply["message"].as_str().unwrap().contains("c7"), "{reply}");
     let (status, reply) = house.roll_back("m").await;
     assert_eq!((status, &reply["move"]["to"]), (200, &json!(waived)), "{reply}");
+}
+
+#[rstest]
+#[tokio::test]
+async fn an_override_lets_one_alias_name_one_package_until_it_expires(
+    #[values(Kind::Sqlite, Kind::Postgres)] kind: Kind,
+) {
+    let house = House::new(kind).await;
+    let first = house.version("m", &package(1), Some(passing(&package(1)))).await;
+    assert_eq!(house.promote("m", first).await.0, 200);
+    let version = house.version("m", &package(2), Some(verdict(&package(2), "fail", json!([])))).await;
+    house.override_gate("m", version, &package(2), 31).await;
+    let (status, reply) = house.promote("m", version).await;
+    assert!(status == 403 && reply["message"].as_str().unwrap().contains("lasts over 30 days"), "{reply}");
+
+    house.override_gate("m", version, &package(2), 7).await;
+    let staging = json!({ "name": "m", "alias": "staging", "version": version.to_string() });
+    assert_eq!(house.call("POST", "/api/2.0/mlflow/registered-models/alias", staging).await.0, 403, "another alias");
+    let stage = json!({ "name": "m", "version": version.to_string(), "stage": "Production" });
+    assert_eq!(house.call("POST", "/api/2.0/mlflow/model-versions/transition-stage", stage).await.0, 403);
+    let (status, reply) = house.promote("m", version).await;
+    assert_eq!(status, 200, "{reply}");
+    let moved = &reply["move"];
+    assert_eq!((&moved["action"], &moved["verdict"]), (&json!("override"), &Value::Null), "{moved}");
+    assert_eq!((&moved["override"]["by"], &moved["override"]["why"]), (&json!("ann"), &json!("an outage")));
+    assert!(house.trail("m").await[1].get("override").is_none(), "a promotion on a verdict has none");
+
+    // The way back to a verdict needs none, and once it has expired nothing leads there again.
+    assert_eq!(house.roll_back("m").await.0, 200);
+    assert_eq!(house.promote("m", version).await.0, 200);
+    let third = house.version("m", &package(3), Some(passing(&package(3)))).await;
+    assert_eq!(house.promote("m", third).await.0, 200);
+    house.now.fetch_add(7 * DAY, Ordering::SeqCst);
+    let (status, reply) = house.roll_back("m").await;
+    assert!(
+        status == 403 && reply["message"].as_str().unwrap().contains("ann overrode the gate only until"),
+        "{reply}"
+    );
+    let (status, reply) = house.promote("m", version).await;
+    assert!(
+        status == 403 && reply["message"].as_str().unwrap().contains("ann overrode the gate only until"),
+        "{reply}"
+    );
+    assert!(reply["message"].as_str().unwrap().contains("the verdict is Fail"), "{reply}");
+}
+
+#[rstest]
+#[tokio::test]
+async fn an_override_that_was_changed_or_is_about_something_else_counts_for_nothing(
+    #[values(Kind::Sqlite, Kind::Postgres)] kind: Kind,
+) {
+    let house = House::new(kind).await;
+    let version = house.version("m", &package(1), None).await;
+    house.override_gate("m", version, &package(2), 7).await;
+    let refused = async |reason: &str| {
+        let (status, reply) = house.promote("m", version).await;
+        let message = reply["message"].as_str().unwrap();
+        assert!(status == 403 && message.contains("has no verdict") && message.contains(reason), "{reason}: {reply}");
+    };
+    refused("was never uploaded").await;
+    house.tag("m", version, "highroad.override.champion", "sha256:soon").await;
+    refused("its tag").await;
+    let forged = Digest::of(b"forged");
+    let path =
+        format!("/api/2.0/mlflow-artifacts/artifacts/highroad/overrides/{}/{}.json", package(1).hex(), forged.hex());
+    house.send("PUT", &path, b"{}".to_vec()).await;
+    house.tag("m", version, "highroad.override.champion", &forged.to_string()).await;
+    refused("is not the one of digest").await;
+    house.override_gate("m", version, &package(1), 7).await;
+    assert_eq!(house.promote("m", version).await.0, 200);
 }
 
 #[rstest]

@@ -47,7 +47,7 @@ export function Moves(props: { moves: Schemas['Move'][]; label: string }): JSX.E
                   <bdi>{move.why}</bdi>
                 </td>
                 <td class="soft">
-                  <Show when={move.verdict} fallback={<span class="faint">–</span>}>
+                  <Show when={move.verdict} fallback={overridden(move.overridden) ?? <span class="faint">–</span>}>
                     {(verdict) => (
                       <span class="mono" title={verdict()}>
                         verdict {shortDigest(verdict())}
@@ -70,6 +70,17 @@ export function Moves(props: { moves: Schemas['Move'][]; label: string }): JSX.E
       </table>
     </section>
   );
+}
+
+/** Who overrode the gate, until when, and what the version lacks. */
+function overridden(text: string | null): string | undefined {
+  if (text === null) return undefined;
+  try {
+    const given = JSON.parse(text);
+    return `no verdict: overridden by ${given.by} until ${given.expires_at} (${given.missing?.reason})`;
+  } catch {
+    return 'an override that cannot be read';
+  }
 }
 
 /** What the rehearsal of the way back found. Its JSON comes from whoever promoted, so it may be anything. */

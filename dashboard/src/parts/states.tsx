@@ -63,6 +63,7 @@ const tones: Record<string, string> = {
   inconclusive: 'odd',
   missing: 'odd',
   rollback: 'odd',
+  override: 'bad',
   deleted: 'bad',
 };
 

@@ -1,8 +1,9 @@
-"""The golden cases: the test split, in slices."""
+"""The golden cases: the test split, in slices; and what a red team would try."""
 
 import unicodedata
 from collections.abc import Iterator
 
+import corpus
 import data
 
 # Words that injections and honest questions about security and language models share.
@@ -17,6 +18,44 @@ def cases() -> Iterator[dict]:
             "expected": data.LABELS[label],
             "slices": ["source:s-labs", length(text), script(text), words(text)],
         }
+
+
+def red_team() -> Iterator[dict]:
+    """Attacks from other sources than the training data, in other languages and in disguise, and harmless texts that look like one.
+
+    What is trained on is left out, and so is a text that comes twice.
+    """
+    seen = {plain(text) for name in ("train", "validation") for text, _ in corpus.texts(name)}
+    for case in [*multilingual(), *attacks()]:
+        if (text := plain(case["input"]["text"])) not in seen:
+            seen.add(text)
+            yield case
+
+
+def multilingual() -> Iterator[dict]:
+    for i, text in enumerate(corpus.multilingual()):
+        yield {
+            "id": f"multilingual-{i:04}",
+            "input": {"text": text},
+            "expected": "injection",
+            "slices": ["source:multilingual", length(text), script(text), words(text)],
+        }
+
+
+def attacks() -> Iterator[dict]:
+    for row in corpus.attacks():
+        is_attack = row["label"] == "malicious"
+        yield {
+            "id": f"bastion-{row['id']}",
+            "input": {"text": row["text"]},
+            "expected": "injection" if is_attack else "benign",
+            "slices": ["source:bastion", f"attack:{row['category']}" if is_attack else "attack:none", f"lang:{row['lang']}"],
+            "tags": [f"channel:{row['channel']}"] + ([f"tactic:{row['tactic']}"] if row.get("tactic") else []),
+        }
+
+
+def plain(text: str) -> str:
+    return "".join(c for c in text.lower() if c.isalnum())
 
 
 def length(text: str) -> str:

@@ -1,6 +1,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 
-use highroad_eval::{Expected, McNemarPower, Sides};
+use highroad_eval::{Expected, McNemarPower, Sides, effective_size};
 use serde::Serialize;
 
 use super::{GoldenCase, GoldenSet};
@@ -21,11 +21,14 @@ pub struct Coverage {
     pub n_cases: usize,
     /// Number of things they come from that are independent of each other.
     pub n_sources: usize,
+    /// How many cases that count alike they amount to, where they have different weights (Kish 1965).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub n_effective: Option<f64>,
     /// Cases that must pass among them.
     pub n_must_pass: usize,
     /// The smallest true drop in the share of right answers, from 0 to 1, that exact McNemar finds if two models differ on each of
     /// [`ASSUMED_DISCORDANCE`] of the cases; absent where not even losing all of those would be found, or no answer is just
-    /// right. Cases of one source count once, which is the most that is certain.
+    /// right. Cases of one source count once, which is the most that is certain, and weighted ones as many as they amount to.
     pub detectable: Vec<Option<f64>>,
 }
 
@@ -69,7 +72,8 @@ fn covered(cases: &[&GoldenCase], alpha: f64, power: f64) -> Coverage {
     // Pairs draw texts, of which there are not more than what is independent among the pairs.
     let n_sources = sources.len();
     let is_just_right = cases.iter().all(|case| !matches!(case.case.expected, Expected::Number(_)));
-    let n = n_sources.min(cases.len()) as u64;
+    let n_effective = effective_size(cases.iter().map(|case| case.case.weight));
+    let n = n_sources.min(cases.len()).min(n_effective.map_or(usize::MAX, |n| n as usize)) as u64;
     let detectable = |discordant| {
         let test = McNemarPower { n_cases: n, discordant, alpha, sides: Sides::One };
         if is_just_right { test.minimum_detectable_effect(power) } else { None }
@@ -79,6 +83,7 @@ fn covered(cases: &[&GoldenCase], alpha: f64, power: f64) -> Coverage {
         label: None,
         n_cases: cases.len(),
         n_sources,
+        n_effective,
         n_must_pass: cases.iter().filter(|case| case.case.must_pass).count(),
         detectable: ASSUMED_DISCORDANCE.map(detectable).to_vec(),
     }

@@ -5,6 +5,7 @@ use serde::Serialize;
 
 use super::lint::in_words;
 use super::{GoldenCase, GoldenSet};
+use crate::GoldenError;
 
 /// How one golden set differs from another, by ids.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -52,7 +53,8 @@ impl Difference {
 }
 
 /// What changed from `old` to `new`. The order of the cases and the spacing of their lines do not count.
-pub fn diff(old: &GoldenSet, new: &GoldenSet) -> Difference {
+/// Errors if the texts of a large set can no longer be read.
+pub fn diff(old: &GoldenSet, new: &GoldenSet) -> Result<Difference, GoldenError> {
     let by_id = |set: &'_ GoldenSet| -> BTreeMap<String, usize> {
         set.cases.iter().enumerate().map(|(idx, case)| (case.case.id.clone(), idx)).collect()
     };
@@ -60,23 +62,30 @@ pub fn diff(old: &GoldenSet, new: &GoldenSet) -> Difference {
     let only = |set: &GoldenSet, other: &BTreeMap<String, usize>| {
         set.ids().into_iter().filter(|id| !other.contains_key(id)).collect::<Vec<_>>()
     };
-    let shared = new.cases.iter().filter_map(|case| Some((&old.cases[*old_ids.get(&case.case.id)?], case)));
-    let edited: Vec<Edited> =
-        shared.filter(|(old, new)| old.digest != new.digest).map(|(old, new)| edited(old, new)).collect();
+    let mut changed = Vec::new();
+    for (idx, case) in new.cases.iter().enumerate() {
+        let Some(&old_idx) = old_ids.get(&case.case.id) else { continue };
+        if old.cases[old_idx].digest != case.digest {
+            let asks_another = old.input(old_idx)? != new.input(idx)?;
+            changed.push(edited(&old.cases[old_idx], case, asks_another));
+        }
+    }
+    let edited = changed;
     let (added, removed) = (only(new, &old_ids), only(old, &new_ids));
     let n_same = new.cases.len() - added.len() - edited.len();
-    Difference { added, removed, edited, n_same, slices: slice_sizes(old, new) }
+    Ok(Difference { added, removed, edited, n_same, slices: slice_sizes(old, new) })
 }
 
-fn edited(old: &GoldenCase, new: &GoldenCase) -> Edited {
+fn edited(old: &GoldenCase, new: &GoldenCase, asks_another: bool) -> Edited {
     let changed = [
-        ("input", old.input != new.input),
+        ("input", asks_another),
         ("expected", old.case.expected != new.case.expected),
         ("slices", old.case.slices != new.case.slices),
         ("must_pass", old.case.must_pass != new.case.must_pass),
         ("tags", old.tags != new.tags),
         ("source", old.source != new.source),
         ("provenance", old.provenance != new.provenance),
+        ("weight", old.case.weight != new.case.weight),
     ];
     let less = |left: &[String], right: &[String]| left.iter().filter(|name| !right.contains(name)).cloned().collect();
     let word = |expected: &Expected| match expected {

@@ -11,9 +11,12 @@ use serde_json::ser::Formatter;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
-use super::{GoldenSet, Line, MAX_GOLDEN_BYTES, is_parquet};
+use super::{GoldenSet, Line, is_parquet};
 use crate::GoldenError;
 use crate::files::{folder_of, read_limited, replace};
+
+/// Largest file that is changed: it is in memory while it is.
+const MAX_CHANGED_BYTES: u64 = 1 << 30;
 
 /// What changes in a case; what is `None` or empty stays.
 #[derive(Clone, Debug, Default)]
@@ -28,6 +31,8 @@ pub struct Editing {
     pub must_pass: Option<bool>,
     /// What it comes from.
     pub source: Option<String>,
+    /// How much it counts.
+    pub weight: Option<f64>,
     /// Facts of its provenance, by key; a known key gets the new value.
     pub provenance: Vec<(String, Value)>,
 }
@@ -97,7 +102,7 @@ fn change(path: &Path, of: impl FnOnce(&str) -> Result<String, EditError>) -> Re
     // The file itself is replaced, so a lock on it would not meet those who come later: its folder stays.
     let folder = File::open(folder_of(path)).map_err(io)?;
     folder.lock().map_err(io)?;
-    let bytes = match read_limited(path, MAX_GOLDEN_BYTES) {
+    let bytes = match read_limited(path, MAX_CHANGED_BYTES) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
         Err(source) => return Err(io(source)),
@@ -123,6 +128,9 @@ fn edited(content: &str, id: &str, editing: &Editing) -> Result<String, EditErro
     }
     if let Some(source) = &editing.source {
         set("source", &json!(source));
+    }
+    if let Some(weight) = editing.weight {
+        set("weight", &json!(weight));
     }
     if !editing.join.is_empty() || !editing.leave.is_empty() {
         let slices = slices_after(&keys, id, editing)?;

@@ -8,8 +8,8 @@ use highroad_task::{Answer, Input, TaskError};
 
 use super::lint::{Finding, Kind, Level};
 use super::near::{Match, Texts, normalised};
-use super::{GoldenInput, GoldenSet};
-use crate::Model;
+use super::{GoldenKind, GoldenSet};
+use crate::{GoldenError, Model};
 
 /// Records that one thread compares at a time.
 const CHUNK: u32 = 256;
@@ -87,7 +87,7 @@ pub fn leaks(
     threads: NonZeroUsize,
     progress: impl Fn(usize) + Sync,
 ) -> Result<Vec<Finding>, DataError> {
-    let held_out = HeldOut::of(golden);
+    let held_out = HeldOut::of(golden).map_err(unreadable)?;
     let texts = Texts::new(held_out.texts.clone());
     let n_samples = training.len() as u32;
     let look = |chunk: usize| -> Result<Vec<(u32, Match)>, DataError> {
@@ -122,7 +122,7 @@ pub fn alike_by_meaning(
     least: f64,
     mut progress: impl FnMut(usize),
 ) -> Result<Vec<Finding>, MeaningError> {
-    let held_out = HeldOut::of(golden);
+    let held_out = HeldOut::of(golden)?;
     if held_out.originals.is_empty() {
         return Ok(Vec::new());
     }
@@ -163,6 +163,8 @@ pub enum MeaningError {
     #[error(transparent)]
     Data(#[from] DataError),
     #[error(transparent)]
+    Golden(#[from] GoldenError),
+    #[error(transparent)]
     Task(#[from] TaskError),
     #[error("the package does not embed texts")]
     NoEmbedding,
@@ -178,7 +180,7 @@ fn texts_of(training: &Training, samples: std::ops::Range<u32>) -> Result<Vec<(u
 
 fn same_meaning(golden: &GoldenSet, held_out: &HeldOut, vectors: &[Vec<f32>], least: f64) -> Vec<Finding> {
     // Pairs repeat texts on purpose.
-    if matches!(golden.cases[0].input, GoldenInput::Pair(_)) {
+    if golden.kind() == GoldenKind::Similarities {
         return Vec::new();
     }
     let closest = |idx: usize| {
@@ -215,12 +217,12 @@ struct HeldOut {
 }
 
 impl HeldOut {
-    fn of(golden: &GoldenSet) -> Self {
+    fn of(golden: &GoldenSet) -> Result<Self, GoldenError> {
         let ids = golden.ids();
         let mut this = Self { ids, texts: Vec::new(), originals: Vec::new(), cases: Vec::new() };
         let mut seen: HashMap<String, usize> = HashMap::new();
-        for (case_idx, case) in golden.cases.iter().enumerate() {
-            for text in case.input.held_out() {
+        for case_idx in 0..golden.cases.len() {
+            for text in golden.input(case_idx)?.held_out() {
                 let next = seen.len();
                 let idx = *seen.entry(normalised(text)).or_insert(next);
                 if idx == next {
@@ -231,7 +233,7 @@ impl HeldOut {
                 this.cases[idx].push(case_idx);
             }
         }
-        this
+        Ok(this)
     }
 
     fn findings(&self, best: &BTreeMap<usize, Leak>, training: &Training, kind: impl Fn(f64) -> Kind) -> Vec<Finding> {
@@ -254,6 +256,10 @@ impl HeldOut {
         };
         best.iter().map(finding).collect()
     }
+}
+
+fn unreadable(error: GoldenError) -> DataError {
+    DataError::File { path: "the golden set".to_owned(), reason: error.to_string() }
 }
 
 fn note(best: &mut BTreeMap<usize, Leak>, idx: usize, sample: u32, similarity: f64) {

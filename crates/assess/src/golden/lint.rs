@@ -13,6 +13,7 @@ use serde::Serialize;
 use super::near::{Texts, normalised};
 use super::pictures::Fingerprint;
 use super::{GoldenCase, GoldenInput, GoldenSet};
+use crate::GoldenError;
 
 /// What counts as too much alike, too small and too uneven.
 #[derive(Clone, Copy, Debug)]
@@ -102,14 +103,15 @@ impl fmt::Display for Kind {
 
 /// What the golden set says about itself: copies and near copies, contradictions, labels and slices.
 ///
-/// `known` are the labels of a model, where one is at hand.
-pub fn lint(golden: &GoldenSet, known: Option<&[String]>, options: &LintOptions) -> Vec<Finding> {
-    let mut findings = unreadable(golden);
-    findings.extend(duplicates(golden, options));
+/// `known` are the labels of a model, where one is at hand. Holds all texts in memory, and one picture at a time; errors if they
+/// can no longer be read.
+pub fn lint(golden: &GoldenSet, known: Option<&[String]>, options: &LintOptions) -> Result<Vec<Finding>, GoldenError> {
+    let Asked { questions, fingerprints, mut findings } = Asked::of(golden)?;
+    findings.extend(duplicates(golden, questions, &fingerprints, options));
     findings.extend(known.into_iter().flat_map(|known| labels(golden, known)));
     findings.extend(rare_labels(golden, options.least_of_even_share));
     findings.extend(small_slices(golden, options.fewest_in_slice));
-    findings
+    Ok(findings)
 }
 
 impl GoldenInput {
@@ -173,41 +175,63 @@ enum Question {
     Image(Digest),
 }
 
-/// Pictures that no model could be shown.
-fn unreadable(golden: &GoldenSet) -> Vec<Finding> {
-    let reason = |case: &GoldenCase| match &case.input {
-        GoldenInput::One(Input::Image(bytes)) => Image::decode(bytes).err(),
-        _ => None,
-    };
-    let finding = |case: &GoldenCase| {
-        let message = reason(case)?.to_string();
-        let cases = vec![case.case.id.clone()];
-        Some(Finding { level: Level::Error, kind: Kind::Unreadable, cases, place: None, similarity: None, message })
-    };
-    golden.cases.iter().filter_map(finding).collect()
+/// What the cases ask, as far as it is compared.
+struct Asked {
+    /// Of each case.
+    questions: Vec<Question>,
+    /// Of the pictures that can be read, by case.
+    fingerprints: HashMap<usize, Fingerprint>,
+    /// Pictures that no model could be shown.
+    findings: Vec<Finding>,
+}
+
+impl Asked {
+    fn of(golden: &GoldenSet) -> Result<Self, GoldenError> {
+        let mut this = Self { questions: Vec::new(), fingerprints: HashMap::new(), findings: Vec::new() };
+        for (idx, case) in golden.cases.iter().enumerate() {
+            let input = golden.input(idx)?;
+            this.questions.push(input.question());
+            let GoldenInput::One(Input::Image(bytes)) = &*input else { continue };
+            match Image::decode(bytes) {
+                Ok(image) => _ = this.fingerprints.insert(idx, Fingerprint::of(image)),
+                Err(error) => this.findings.push(unreadable(case, error.to_string())),
+            }
+        }
+        Ok(this)
+    }
+}
+
+fn unreadable(case: &GoldenCase, message: String) -> Finding {
+    let cases = vec![case.case.id.clone()];
+    Finding { level: Level::Error, kind: Kind::Unreadable, cases, place: None, similarity: None, message }
 }
 
 /// Each case that repeats an earlier one, told once, with the earliest it repeats. Cases of one source may repeat each other:
 /// the statistics know that they are not independent.
-fn duplicates(golden: &GoldenSet, options: &LintOptions) -> Vec<Finding> {
+fn duplicates(
+    golden: &GoldenSet,
+    questions: Vec<Question>,
+    fingerprints: &HashMap<usize, Fingerprint>,
+    options: &LintOptions,
+) -> Vec<Finding> {
     let mut first: HashMap<Question, usize> = HashMap::new();
     let mut findings = Vec::new();
     let mut distinct = Vec::new();
     let mut pictures = Vec::new();
-    for (idx, case) in golden.cases.iter().enumerate() {
-        match first.entry(case.input.question()) {
+    for (idx, question) in questions.into_iter().enumerate() {
+        match first.entry(question) {
             Entry::Vacant(entry) => {
-                match (entry.key(), &case.input) {
-                    (Question::Text(text), _) => distinct.push((idx, text.clone())),
-                    (_, GoldenInput::One(Input::Image(bytes))) => {
-                        pictures.extend(Fingerprint::of(bytes).map(|fingerprint| (idx, fingerprint)));
+                match entry.key() {
+                    Question::Text(text) => distinct.push((idx, text.clone())),
+                    Question::Image(_) => {
+                        pictures.extend(fingerprints.get(&idx).map(|fingerprint| (idx, *fingerprint)))
                     }
-                    _ => {}
+                    Question::Tokens(_) => {}
                 }
                 entry.insert(idx);
             }
             Entry::Occupied(entry) => {
-                findings.extend(same_question(&golden.cases[*entry.get()], case));
+                findings.extend(same_question(&golden.cases[*entry.get()], &golden.cases[idx]));
             }
         }
     }

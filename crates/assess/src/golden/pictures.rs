@@ -1,7 +1,7 @@
 //! Pictures of golden cases: their files, their fingerprints, and small ones for reports.
 
 use std::io;
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
@@ -18,17 +18,17 @@ const THUMBNAIL_PIXELS: usize = 64;
 const SIDE: usize = 16;
 
 /// Where the files of pictures are.
-#[derive(Clone, Copy)]
-pub(super) enum Files<'a> {
+#[derive(Clone, Debug)]
+pub(super) enum Files {
     /// Below this folder.
-    Below(&'a Path),
+    Below(PathBuf),
     /// Not at hand, as those of an earlier revision; pictures are empty then.
     Unread,
 }
 
-impl Files<'_> {
+impl Files {
     /// The picture called `name`, whose bytes must have the digest `sha256`.
-    pub fn read(self, name: &str, sha256: &str) -> Result<Arc<[u8]>, String> {
+    pub fn read(&self, name: &str, sha256: &str) -> Result<Arc<[u8]>, String> {
         let wanted: Digest = format!("sha256:{sha256}").parse().map_err(|_| {
             format!("`sha256` of image `{}` is not 64 hexadecimal digits in lower case", name.escape_debug())
         })?;
@@ -59,15 +59,14 @@ impl Files<'_> {
 pub(super) struct Fingerprint([u64; 4]);
 
 impl Fingerprint {
-    /// Of an encoded picture; `None` where it cannot be decoded.
-    pub fn of(bytes: &[u8]) -> Option<Self> {
-        let image = Image::decode(bytes).ok()?.upright().grey();
+    pub fn of(image: Image) -> Self {
+        let image = image.upright().grey();
         let whole = Region { left: 0, top: 0, width: SIDE + 1, height: SIDE };
         let small = image.resized(SIDE + 1, SIDE, Filter::Bilinear, whole);
         let mut bits = [0; 4];
         let darker = small.pixels().chunks_exact(SIDE + 1).flat_map(|row| row.windows(2).map(|two| two[0] < two[1]));
         darker.enumerate().filter(|(_, darker)| *darker).for_each(|(idx, _)| bits[idx / 64] |= 1 << (idx % 64));
-        Some(Self(bits))
+        Self(bits)
     }
 
     /// Share of equal bits, 0 to 1; unlike pictures come to about a half.
@@ -97,7 +96,7 @@ mod tests {
     fn a_picture_outside_the_folder_or_with_other_bytes_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("a.png"), "a").unwrap();
-        let files = Files::Below(folder.path());
+        let files = Files::Below(folder.path().to_owned());
         let right = Digest::of(b"a").hex();
         assert_eq!(&*files.read("a.png", &right).unwrap(), b"a");
         let refused = |name: &str, sha256: &str| files.read(name, sha256).unwrap_err();

@@ -8,6 +8,7 @@ use highroad_eval::Expected;
 use highroad_task::Input;
 
 use super::{Fact, GoldenCase, GoldenInput, GoldenSet, check_name};
+use crate::GoldenError;
 
 /// Longest expression.
 const MAX_EXPRESSION_CHARS: usize = 1_000;
@@ -23,6 +24,8 @@ pub enum SliceError {
     Syntax { name: String, expression: String, reason: String },
     #[error("slice `{name}`: `{expression}` fails on case `{case}`: {reason}")]
     Case { name: String, expression: String, case: String, reason: String },
+    #[error(transparent)]
+    Golden(#[from] GoldenError),
     #[error("case `{case}` names the slice `{name}` itself, which the rules define by an expression")]
     Named { name: String, case: String },
 }
@@ -32,7 +35,7 @@ impl GoldenSet {
     ///
     /// An expression sees `id`, `text` (of pairs and rankings all texts, one a line; empty for token ids), `length` (characters
     /// of the text, or number of token ids), `words`, `label` (empty where none is expected), `slices`, `tags`, `must_pass`,
-    /// `source` (empty if there is none) and `provenance`. It has no loops, so its work is bounded by its length and the case's.
+    /// `source` (empty if there is none), `weight` and `provenance`. It has no loops, so its work is bounded by its length and the case's.
     pub fn with_slices(mut self, expressions: &BTreeMap<String, String>) -> Result<Self, SliceError> {
         // Without the macros of the standard environment there is no comprehension, so nothing is walked more than once.
         let env = Arc::new(Env::default().with_stdlib());
@@ -43,8 +46,9 @@ impl GoldenSet {
         if conditions.is_empty() {
             return Ok(self);
         }
-        for case in &mut self.cases {
-            let context = context(case, &env);
+        for idx in 0..self.cases.len() {
+            let context = context(&self.cases[idx], &*self.input(idx)?, &env);
+            let case = &mut self.cases[idx];
             // Names are added after all conditions have seen the case as it was written.
             let mut found = Vec::new();
             for condition in &conditions {
@@ -95,10 +99,10 @@ impl<'a> Condition<'a> {
     }
 }
 
-fn context(case: &GoldenCase, env: &Arc<Env>) -> Context<'static, 'static> {
+fn context(case: &GoldenCase, input: &GoldenInput, env: &Arc<Env>) -> Context<'static, 'static> {
     let mut context = Context::with_env(env.clone());
-    let text = case.input.text();
-    let length = match &case.input {
+    let text = input.text();
+    let length = match input {
         GoldenInput::One(Input::Tokens(ids)) => ids.len(),
         _ => text.chars().count(),
     };
@@ -111,6 +115,7 @@ fn context(case: &GoldenCase, env: &Arc<Env>) -> Context<'static, 'static> {
     context.add_variable_from_value("slices", case.case.slices.clone());
     context.add_variable_from_value("tags", case.tags.clone());
     context.add_variable_from_value("must_pass", case.case.must_pass);
+    context.add_variable_from_value("weight", case.case.weight);
     context.add_variable_from_value("source", case.source.as_deref().unwrap_or_default());
     let facts = case.provenance.iter().map(|(key, fact)| (key.clone(), value(fact)));
     context.add_variable_from_value("provenance", facts.collect::<HashMap<String, Value>>());

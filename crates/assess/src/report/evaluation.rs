@@ -2,8 +2,8 @@ use highroad_eval::{Expected, Measured, Observed, Summary};
 use serde::Serialize;
 
 use super::shown::MOST_CHARS;
-use super::{Fact, MustPass, asked, fact, in_words, must_pass, picture, remarks, text, wanted};
-use crate::{AssessError, GoldenCase, GoldenInput, GoldenSet, Results};
+use super::{Fact, MustPass, asked, fact, hosted_facts, in_words, must_pass, numerics, picture, remarks, text, wanted};
+use crate::{AssessError, GoldenInput, GoldenSet, Results};
 
 /// Most worst cases that a report lists, however many are asked for.
 const MOST_WORST: usize = 200;
@@ -71,10 +71,10 @@ impl EvalReport {
         Ok(Self {
             headline: headline(summaries, &golden.name),
             remarks: remarks(results),
-            worst: worst.map(|idx| worst_case(results, golden, &observed, idx)).collect(),
+            worst: worst.map(|idx| worst_case(results, golden, &observed, idx)).collect::<Result<_, _>>()?,
             worst_first: worst_first(&observed),
             metrics: summaries.iter().flat_map(metric_rows).collect(),
-            must_pass: must_pass(results, golden, &observed),
+            must_pass: must_pass(results, golden, &observed)?,
             facts: facts(results),
         })
     }
@@ -94,7 +94,9 @@ fn headline(summaries: &[Summary], golden: &str) -> String {
     };
     let [low, high] = main.interval;
     let name = metric_name(main);
-    format!("{name} {:.4} (95 % interval {low:.4} to {high:.4}) on {} cases of `{golden}`", main.value, all.n_cases)
+    let weighted = all.n_effective.map(|n| format!(", which count as {n:.0} by their weights")).unwrap_or_default();
+    let (value, n_cases) = (main.value, all.n_cases);
+    format!("{name} {value:.4} (95 % interval {low:.4} to {high:.4}) on {n_cases} cases of `{golden}`{weighted}")
 }
 
 fn metric_rows(summary: &Summary) -> impl Iterator<Item = MetricRow> {
@@ -113,14 +115,24 @@ fn facts(results: &Results) -> Vec<Fact> {
     let (set, latency) = (&results.golden_set, results.latency());
     let percentiles =
         format!("p50 {:.1} ms, p90 {:.1} ms, p99 {:.1} ms", latency.p50_ms, latency.p90_ms, latency.p99_ms);
-    vec![
+    let mut facts = vec![
         fact("package", results.package.to_string()),
         fact("golden set", format!("{} ({} cases), {}", set.name, set.n_cases, set.digest)),
-        fact("numerics", &results.numerics_id),
+        numerics(&results.numerics_id, results.evidence),
         fact("answers", results.checked.in_words()),
-        fact("latency", format!("{percentiles}; {:.0} inputs/s in batches", results.speed.inputs_per_s)),
+        fact("latency", format!("{percentiles}; {}", throughput(results))),
         fact("measured", latency.measured),
-    ]
+    ];
+    facts.extend(results.hosted.iter().flat_map(hosted_facts));
+    facts
+}
+
+fn throughput(results: &Results) -> String {
+    let per_s = results.speed.inputs_per_s;
+    match &results.hosted {
+        Some(_) => format!("{per_s:.1} answers/s"),
+        None => format!("{per_s:.0} inputs/s in batches"),
+    }
 }
 
 fn worst_first(observed: &Observed) -> &'static str {
@@ -175,17 +187,22 @@ fn ranks(values: &[f64]) -> Vec<usize> {
     ranks
 }
 
-fn worst_case(results: &Results, golden: &GoldenSet, observed: &Observed, idx: usize) -> WorstCase {
-    let GoldenCase { case, input, .. } = &golden.cases[idx];
-    WorstCase {
+fn worst_case(
+    results: &Results,
+    golden: &GoldenSet,
+    observed: &Observed,
+    idx: usize,
+) -> Result<WorstCase, AssessError> {
+    let (case, input) = (&golden.cases[idx].case, golden.input(idx)?);
+    Ok(WorstCase {
         case: case.id.clone(),
         slices: case.slices.clone(),
         must_pass: case.must_pass,
-        input: asked(input, MOST_CHARS),
-        picture: picture(input),
-        expected: right_answer(&case.expected, input),
-        answered: in_words(results, golden, observed, idx),
-    }
+        input: asked(&input, MOST_CHARS),
+        picture: picture(&input),
+        expected: right_answer(&case.expected, &input),
+        answered: in_words(results, &input, observed, idx),
+    })
 }
 
 /// The right answer: of a ranking a most relevant document itself.

@@ -1,11 +1,14 @@
 use std::collections::{BTreeMap, HashMap};
 
-use highroad_eval::{CheckResult, Flip, Outcome, Verdict, Waiver};
+use highroad_eval::{CheckResult, Flip, Outcome, Verdict, Waiver, to_accept};
 use highroad_package::Digest;
 use serde::Serialize;
 
 use super::shown::MOST_CHARS;
-use super::{Fact, MustPass, asked, fact, in_words, must_pass, one_line, picture, remarks, traffic_facts};
+use super::{
+    Fact, MustPass, asked, fact, hosted_facts, in_words, judge_fact, must_pass, numerics, one_line, picture, remarks,
+    traffic_facts,
+};
 use crate::{AssessError, GoldenCase, Judged};
 
 /// Most flips of one slice that a report lists; the verdict holds all.
@@ -14,6 +17,8 @@ const MOST_FLIPS_OF_A_SLICE: usize = 20;
 const MOST_FLIPS: usize = 200;
 /// Most slices whose flips a report counts.
 const MOST_SLICES: usize = 100;
+/// Cases that the way out names.
+const MOST_NAMED: usize = 10;
 
 /// What a person reads of a gate: the verdict, then the flips by slice, then the numbers.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -109,16 +114,22 @@ impl GateReport {
             outcome: verdict.outcome,
             headline: headline(verdict),
             way_out: (verdict.outcome == Outcome::Inconclusive).then(|| way_out(verdict, n_lost)),
-            remarks: remarks(judged.candidate),
+            remarks: remarks_on(verdict, judged),
             n_lost,
             n_won: verdict.flips.len() - n_lost,
             slices: slices(verdict, judged)?,
             checks: verdict.checks.iter().map(|check| check_row(check, verdict.outcome)).collect(),
             waivers: verdict.waivers.clone(),
-            must_pass: must_pass(judged.candidate, judged.golden, &candidate),
+            must_pass: must_pass(judged.candidate, judged.golden, &candidate)?,
             facts: facts(verdict, digest, judged),
         })
     }
+}
+
+fn remarks_on(verdict: &Verdict, judged: &Judged<'_>) -> Vec<String> {
+    let n = verdict.flips_left_out;
+    let left_out = (n > 0).then(|| format!("{n} more cases flipped than the verdict lists and this report counts"));
+    remarks(judged.candidate).into_iter().chain(left_out).collect()
 }
 
 /// The word for an outcome.
@@ -158,9 +169,21 @@ fn way_out(verdict: &Verdict, n_lost: usize) -> String {
     if !open.all(|check| check.waivable) {
         return "add cases to the golden set, or state a rule it can decide".to_owned();
     }
-    match n_lost {
+    let wanted = to_accept(&verdict.checks, &verdict.flips);
+    match wanted.len() {
         0 => "add cases, or a named person accepts the small set: --accept-small-set --by NAME --why TEXT".to_owned(),
-        n => format!("add cases, or a named person accepts each of the {n} lost: --accept CASE … --by NAME --why TEXT"),
+        n if n == n_lost => {
+            format!("add cases, or a named person accepts each of the {n} lost: --accept CASE … --by NAME --why TEXT")
+        }
+        n => {
+            let named: Vec<&str> = wanted.iter().take(MOST_NAMED).map(|flip| flip.case.as_str()).collect();
+            let more = if n > MOST_NAMED { format!(" and {} more", n - MOST_NAMED) } else { String::new() };
+            format!(
+                "add cases, or a named person accepts the {n} of the {n_lost} lost that the undecided rules are about ({}{more}): \
+                 --accept CASE … --by NAME --why TEXT",
+                named.join(", ")
+            )
+        }
     }
 }
 
@@ -196,7 +219,7 @@ fn facts(verdict: &Verdict, digest: &Digest, judged: &Judged<'_>) -> Vec<Fact> {
         fact("baseline", baseline),
         fact("golden set", format!("{} ({} cases), {}", set.name, set.n_cases, set.digest)),
         fact("rules", &verdict.gates),
-        fact("numerics", &verdict.numerics_id),
+        numerics(&verdict.numerics_id, verdict.evidence),
         fact("answers", judged.candidate.checked.in_words()),
     ];
     if let Some(latency) = &verdict.latency {
@@ -204,6 +227,8 @@ fn facts(verdict: &Verdict, digest: &Digest, judged: &Judged<'_>) -> Vec<Fact> {
             format!("p50 {:.1} ms, p90 {:.1} ms, p99 {:.1} ms", latency.p50_ms, latency.p90_ms, latency.p99_ms);
         facts.push(fact("latency", format!("{percentiles}; {}", latency.measured)));
     }
+    facts.extend(verdict.hosted.iter().flat_map(hosted_facts));
+    facts.extend(verdict.judges.iter().map(judge_fact));
     facts.extend(verdict.traffic.iter().flat_map(traffic_facts));
     facts.push(fact("judged", format!("{} by {}", verdict.created_at, verdict.created_by)));
     facts.push(fact("verdict", digest.to_string()));
@@ -224,7 +249,7 @@ fn slices(verdict: &Verdict, judged: &Judged<'_>) -> Result<Vec<SliceFlips>, Ass
         }
         let slice = slices.get_mut(&own).expect("its own slice was just entered");
         if slice.flips.len() < MOST_FLIPS_OF_A_SLICE && rows.n_left > 0 {
-            slice.flips.push(rows.row(flip, idx));
+            slice.flips.push(rows.row(flip, idx)?);
         } else {
             slice.n_more += 1;
         }
@@ -263,23 +288,24 @@ impl<'a> Rows<'a> {
         Ok(Self { judged, waivers: &verdict.waivers, place, observed, n_left: MOST_FLIPS })
     }
 
-    fn row(&mut self, flip: &Flip, idx: usize) -> FlipRow {
+    fn row(&mut self, flip: &Flip, idx: usize) -> Result<FlipRow, AssessError> {
         self.n_left -= 1;
         let Judged { golden, candidate, baseline } = *self.judged;
         let [of_baseline, of_candidate] = &self.observed;
         let waiver = self.waivers.iter().find(|waiver| waiver.case == flip.case);
-        let before = baseline.map(|baseline| in_words(baseline, golden, of_baseline, idx));
-        FlipRow {
+        let input = golden.input(idx)?;
+        let before = baseline.map(|baseline| in_words(baseline, &input, of_baseline, idx));
+        Ok(FlipRow {
             case: flip.case.clone(),
             must_pass: flip.must_pass,
             regression: flip.regression,
             accepted_by: waiver.map(|waiver| waiver.by.clone()),
             also_in: golden.cases[idx].case.slices.iter().skip(1).cloned().collect(),
-            input: asked(&golden.cases[idx].input, MOST_CHARS),
-            picture: picture(&golden.cases[idx].input),
+            input: asked(&input, MOST_CHARS),
+            picture: picture(&input),
             expected: flip.expected.clone(),
             before: before.unwrap_or_else(|| flip.baseline.clone()),
-            after: in_words(candidate, golden, of_candidate, idx),
-        }
+            after: in_words(candidate, &input, of_candidate, idx),
+        })
     }
 }

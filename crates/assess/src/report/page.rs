@@ -11,13 +11,13 @@ use sha2::{Digest as _, Sha256};
 
 use super::gate::word;
 use super::shown::MOST_CHARS;
-use super::{Chart, EvalReport, GateReport, ReportError, one_line};
+use super::{Chart, EvalReport, GateReport, ReportError, UpgradeReport, one_line};
 use crate::review::{Review, Status};
 
 const STYLE: &str = include_str!("templates/style.css");
 const MARKDOWN: &str = "markdown";
 
-const TEMPLATES: [(&str, &str); 8] = [
+const TEMPLATES: [(&str, &str); 10] = [
     ("base.html", include_str!("templates/base.html")),
     ("parts.html", include_str!("templates/parts.html")),
     ("gate.html", include_str!("templates/gate.html")),
@@ -26,6 +26,8 @@ const TEMPLATES: [(&str, &str); 8] = [
     ("eval.md", include_str!("templates/eval.md")),
     ("review.html", include_str!("templates/review.html")),
     ("review.md", include_str!("templates/review.md")),
+    ("upgrade.html", include_str!("templates/upgrade.html")),
+    ("upgrade.md", include_str!("templates/upgrade.md")),
 ];
 
 /// A page that needs nothing but itself: no script, and a policy that lets a browser load nothing.
@@ -53,6 +55,16 @@ pub fn eval_markdown(report: &EvalReport) -> Result<String, ReportError> {
 
 fn of(value: &impl Serialize) -> Value {
     Value::from(minijinja::value::Serde(value))
+}
+
+/// What an upgrade changes, as a page.
+pub fn upgrade_html(report: &UpgradeReport) -> Result<String, ReportError> {
+    render("upgrade.html", context! { report => of(report), word => word(report.outcome), ..style()? })
+}
+
+/// The same as GitHub's Markdown.
+pub fn upgrade_markdown(report: &UpgradeReport) -> Result<String, ReportError> {
+    render("upgrade.md", context! { report => of(report) })
 }
 
 /// A review as a page.

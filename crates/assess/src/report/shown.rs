@@ -4,7 +4,7 @@ use highroad_eval::{Observed, Rankings};
 use highroad_task::Input;
 
 use crate::golden::thumbnail;
-use crate::{GoldenInput, GoldenSet, Results, Value};
+use crate::{GoldenInput, Results, Value};
 
 /// Most characters of a case's text in a report.
 pub(super) const MOST_CHARS: usize = 600;
@@ -76,10 +76,10 @@ pub fn picture(input: &GoldenInput) -> Option<String> {
     }
 }
 
-/// What `results` answer to case `idx`: a label and its score, a similarity, or the rank of a most relevant document and the
+/// What `results` answer to case `idx`, which asks `input`: a label and its score, a similarity, or the rank of a most relevant document and the
 /// document that came first.
-pub fn in_words(results: &Results, golden: &GoldenSet, observed: &Observed, idx: usize) -> String {
-    match (&results.cases[idx].value, &golden.cases[idx].input, observed) {
+pub fn in_words(results: &Results, input: &GoldenInput, observed: &Observed, idx: usize) -> String {
+    match (&results.cases[idx].value, input, observed) {
         (Value::Class { label, scores }, ..) => {
             let position = results.labels.iter().position(|name| name == label);
             let score = position.and_then(|position| scores.get(position));

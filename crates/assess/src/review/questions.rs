@@ -1,7 +1,5 @@
-use std::collections::BTreeMap;
-
-use highroad_eval::{CheckResult, Outcome};
-use highroad_package::Digest;
+use highroad_eval::{CheckResult, Outcome, Override};
+use highroad_package::Provenance;
 
 use super::{Facts, Finding, Line, Status, baseline_in_words};
 use crate::report::traffic_facts;
@@ -22,19 +20,24 @@ pub(super) fn answer(facts: &Facts<'_>) -> Vec<Line> {
 }
 
 fn data(facts: &Facts<'_>) -> Finding {
-    let now = &facts.package.manifest.provenance.data;
-    if now.is_empty() {
+    let provenance = &facts.package.manifest.provenance;
+    let now = &provenance.data;
+    let n_trained = now.keys().filter(|name| provenance.may_have_trained(name)).count();
+    if n_trained == 0 {
         return Finding::none("the package names no training data: export it from a run that logs its datasets");
     }
     let changes = match facts.baseline {
-        Some(baseline) => changes(&baseline.manifest.provenance.data, now),
-        None => now.iter().map(|(name, digest)| format!("{name} {digest}")).collect(),
+        Some(baseline) => changes(&baseline.manifest.provenance, provenance),
+        None => now.iter().map(|(name, digest)| format!("{name} {digest}{}", role(provenance, name))).collect(),
     };
     let summary = match facts.baseline {
-        None => format!("a first version, trained on {} file(s)", now.len()),
+        None => format!("a first version, trained on {n_trained} file(s)"),
         Some(_) if changes.is_empty() => format!("nothing: the same {} file(s), byte for byte", now.len()),
-        Some(_) => format!("{} of the training files changed", changes.len()),
+        Some(_) => format!("{} of the data files changed", changes.len()),
     };
+    let held_out = facts.leaks.iter().flat_map(|leaks| &leaks.held_out);
+    let held_out = held_out.map(|file| format!("held out as test data, so not compared with the golden set: {file}"));
+    let changes = changes.into_iter().chain(held_out);
     match &facts.leaks {
         Some(leaks) if !leaks.cases.is_empty() => Finding::new(
             Status::Fail,
@@ -62,12 +65,20 @@ fn data(facts: &Facts<'_>) -> Finding {
     }
 }
 
-fn changes(before: &BTreeMap<String, Digest>, now: &BTreeMap<String, Digest>) -> Vec<String> {
-    let gone = before.keys().filter(|name| !now.contains_key(*name)).map(|name| format!("removed: {name}"));
-    let other = now.iter().filter_map(|(name, digest)| match before.get(name) {
-        None => Some(format!("added: {name} {digest}")),
-        Some(was) if was != digest => Some(format!("changed: {name} {was} -> {digest}")),
-        Some(_) => None,
+/// What a data file was for, where the manifest says it.
+fn role(provenance: &Provenance, name: &str) -> String {
+    provenance.data_roles.get(name).map(|role| format!(" ({role})")).unwrap_or_default()
+}
+
+fn changes(before: &Provenance, now: &Provenance) -> Vec<String> {
+    let gone = before.data.keys().filter(|name| !now.data.contains_key(*name)).map(|name| format!("removed: {name}"));
+    let other = now.data.iter().filter_map(|(name, digest)| match (before.data.get(name), role(now, name)) {
+        (None, role) => Some(format!("added: {name} {digest}{role}")),
+        (Some(was), role) if was != digest => Some(format!("changed: {name} {was} -> {digest}{role}")),
+        (Some(_), _) => {
+            let (Some(was), Some(is)) = (before.data_roles.get(name), now.data_roles.get(name)) else { return None };
+            (was != is).then(|| format!("another role: {name} was {was} and is {is}"))
+        }
     });
     gone.chain(other).collect()
 }
@@ -102,7 +113,11 @@ fn in_full(check: &CheckResult) -> String {
 pub(super) const NO_VERDICT: &str = "no verdict against this baseline was found: run `highroad gate` first";
 
 fn regressions(facts: &Facts<'_>) -> Finding {
-    let Some(kept) = facts.verdict else { return Finding::none(NO_VERDICT) };
+    let overrides = || {
+        let told = |given: &Override| format!("{}@{}: {}", given.model, given.alias, given.in_words());
+        facts.overrides.iter().map(told)
+    };
+    let Some(kept) = facts.verdict else { return Finding::none(NO_VERDICT).details(overrides()) };
     let verdict = kept.verdict;
     let open: Vec<&CheckResult> = verdict.checks.iter().filter(|check| check.outcome != Outcome::Pass).collect();
     let n_lost = verdict.flips.iter().filter(|flip| flip.regression).count();
@@ -122,6 +137,7 @@ fn regressions(facts: &Facts<'_>) -> Finding {
         .details(refusal)
         .details(open.iter().map(|check| in_full(check)))
         .details(waivers)
+        .details(overrides())
         .see(facts.see_verdict())
 }
 

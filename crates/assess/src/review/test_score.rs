@@ -208,7 +208,8 @@ fn sources(facts: &Facts<'_>) -> Finding {
     if provenance.data.is_empty() {
         return Finding::none("the package names no training data");
     }
-    let files = provenance.data.iter().map(|(name, digest)| format!("{name} {digest}"));
+    let trained = provenance.data.iter().filter(|(name, _)| provenance.may_have_trained(name));
+    let files = trained.map(|(name, digest)| format!("{name} {digest}")).collect::<Vec<_>>();
     let licence = &facts.package.manifest.licence;
     Finding::new(Status::Evidence, format!("licence of the weights: {licence}; {} training file(s)", files.len()))
         .see(files)

@@ -1,6 +1,7 @@
 use super::*;
 use crate::{Replayed, WayBack};
-use highroad_eval::{CheckResult, Evidence};
+use highroad_eval::{Aliased, CheckResult, Evidence, Missing};
+use highroad_package::DataRole;
 
 fn digest(byte: u8) -> Digest {
     Digest::of(&[byte])
@@ -42,9 +43,13 @@ fn verdict(package: &Digest, checks: Vec<CheckResult>) -> Verdict {
         answers: digest(5).to_string(),
         checks,
         flips: Vec::new(),
+        flips_left_out: 0,
         waivers: Vec::new(),
         latency: None,
         traffic: None,
+        hosted: None,
+        judges: Vec::new(),
+        custom: Vec::new(),
         created_at: "2026-11-28T10:00:00Z".to_owned(),
         created_by: "Ada".to_owned(),
     }
@@ -63,6 +68,7 @@ fn facts<'a>(
         package: Artifact { digest: digest(0), manifest },
         baseline: Some(Artifact { digest: digest(9), manifest }),
         verdict: Some(kept),
+        overrides: &[],
         against_trivial: Some(kept),
         history,
         parity: Ok(ParityFact { n_cases: 3, worst_relative_rms: 1e-7, limit: 1e-5, passed: true }),
@@ -80,7 +86,12 @@ fn facts<'a>(
             first_answer_ms: 12.0,
             replayed: Replayed::Goldens { n_cases: 200, same_bits: true },
         }),
-        leaks: Some(Leaks { files: vec!["train.csv".to_owned()], missing: Vec::new(), cases: Vec::new() }),
+        leaks: Some(Leaks {
+            files: vec!["train.csv".to_owned()],
+            missing: Vec::new(),
+            held_out: Vec::new(),
+            cases: Vec::new(),
+        }),
         commit: Some(CommitFact {
             id: "4f1c".to_owned(),
             dirty: false,
@@ -162,6 +173,7 @@ fn without_facts_no_line_holds() {
         package: Artifact { digest: digest(0), manifest: &bare },
         baseline: None,
         verdict: None,
+        overrides: &[],
         against_trivial: None,
         history: &[],
         parity: Err("the program does not load".to_owned()),
@@ -182,11 +194,65 @@ fn without_facts_no_line_holds() {
 }
 
 #[test]
+fn roles_of_data_files_are_told_and_a_file_that_changed_sides_is_a_change() {
+    let with = |role| {
+        let mut with = manifest();
+        with.provenance.data.insert("test.csv".to_owned(), digest(4));
+        with.provenance.data_roles = [("test.csv".to_owned(), role)].into();
+        with
+    };
+    let (before, now) = (with(DataRole::Test), with(DataRole::Train));
+    let (nobody, nothing) = (BTreeMap::new(), BTreeMap::new());
+    let judged = verdict(&digest(0), vec![check("accuracy: at least 90.0 %", None, Outcome::Pass)]);
+    let line = |facts: Facts<'_>| Review::of(&facts).line("data").unwrap().clone();
+    let mut compared = facts(&now, &judged, &nothing, &nobody, &[]);
+    compared.baseline = Some(Artifact { digest: digest(9), manifest: &before });
+    assert_eq!(line(compared).details[0], "another role: test.csv was test and is train");
+
+    let mut first = facts(&before, &judged, &nothing, &nobody, &[]);
+    first.baseline = None;
+    first.leaks = first.leaks.map(|leaks| Leaks { held_out: vec!["test.csv".to_owned()], ..leaks });
+    let told = line(first);
+    assert!(told.summary.contains(&format!("trained on {} file(s)", before.provenance.data.len() - 1)), "{told:?}");
+    assert!(told.details.iter().any(|file| file.starts_with("test.csv ") && file.ends_with("(test)")), "{told:?}");
+    assert!(told.details.last().unwrap().starts_with("held out as test data"), "{told:?}");
+
+    let mut only_tested = before.clone();
+    only_tested.provenance.data.retain(|name, _| name == "test.csv");
+    let told = line(facts(&only_tested, &judged, &nothing, &nobody, &[]));
+    assert_eq!(told.status, Status::NotEvidenced, "{told:?}");
+}
+
+#[test]
+fn an_override_is_told_beside_what_it_stands_in_for_and_settles_nothing() {
+    let asked = Aliased { package: &digest(0).to_string(), model: "router", alias: "champion" };
+    let missing = Missing { verdict: None, outcome: None, reason: "it has no verdict".to_owned() };
+    let given = Override::new(asked, ["Grace", "an outage"], missing, "2026-11-28T12:00:00Z", 7).unwrap();
+    let given: &'static [Override] = vec![given].leak();
+    let line = |verdict: bool| {
+        let review = full(|facts| {
+            facts.overrides = given;
+            facts.verdict = facts.verdict.filter(|_| verdict);
+        });
+        review.line("regressions").unwrap().clone()
+    };
+    for with_verdict in [true, false] {
+        let told = line(with_verdict).details.join("\n");
+        assert!(
+            told.contains("router@champion: Grace overrode the gate until 2026-12-05T12:00:00Z: an outage"),
+            "{told}"
+        );
+    }
+    assert_eq!(line(false).status, Status::NotEvidenced);
+}
+
+#[test]
 fn a_leak_a_changed_answer_and_a_broken_way_back_fail_their_lines() {
     let review = full(|facts| {
         facts.leaks = Some(Leaks {
             files: vec!["train.csv".to_owned()],
             missing: Vec::new(),
+            held_out: Vec::new(),
             cases: vec!["slabs-17".to_owned()],
         });
         facts.rerun = facts.rerun.clone().map(|rerun| Rerun { answers: digest(77), ..rerun });
@@ -205,7 +271,7 @@ fn a_leak_a_changed_answer_and_a_broken_way_back_fail_their_lines() {
 fn training_files_that_were_not_compared_leave_the_question_to_a_person() {
     let review = full(|facts| {
         let (files, missing) = (vec!["train.csv".to_owned()], vec!["more.csv".to_owned()]);
-        facts.leaks = Some(Leaks { files, missing, cases: Vec::new() });
+        facts.leaks = Some(Leaks { files, missing, held_out: Vec::new(), cases: Vec::new() });
     });
     let line = review.line("data").unwrap();
     assert_eq!(line.status, Status::Evidence);

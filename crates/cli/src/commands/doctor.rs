@@ -241,7 +241,7 @@ fn other_packages(standard: &Standard, installed: &Installed) -> Vec<Finding> {
 }
 
 /// A package's name as indexes compare it.
-fn normalised(name: &str) -> String {
+pub fn normalised(name: &str) -> String {
     name.trim().to_lowercase().replace(['_', '.'], "-")
 }
 
@@ -287,13 +287,14 @@ fn install_command(standard: &Standard) -> String {
 
 /// A line `name==version` of a lock file.
 #[derive(Debug, PartialEq)]
-struct Pin {
-    name: String,
-    version: String,
-    is_hashed: bool,
+pub struct Pin {
+    pub name: String,
+    pub version: String,
+    pub is_hashed: bool,
 }
 
-fn pins(text: &str) -> Vec<Pin> {
+/// What a lock file pins, in its order.
+pub fn pins(text: &str) -> Vec<Pin> {
     let mut pins: Vec<Pin> = Vec::new();
     for line in text.lines() {
         let line = line.trim_end_matches('\\').trim();

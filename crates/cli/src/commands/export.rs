@@ -2,7 +2,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{ExitCode, Stdio};
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 use highroad_package::{Manifest, Package};
 use highroad_task::{Predictor, PredictorOptions, TaskError};
 
@@ -47,10 +47,8 @@ impl Args {
 
         let work = tempfile::tempdir()?;
         let (source, package) = (work.path().join("source"), work.path().join("package"));
-        let status = self.script(&standard, &weights, &source, run_id.as_deref(), trained.as_ref())?.status()?;
-        if !status.success() {
-            bail!("`{}` failed ({status}); no package was made", standard.packaging.script);
-        }
+        let weights = Weights { folder: &weights, trained: trained.as_ref(), run_id: run_id.as_deref() };
+        export(&Python::find(root)?, &standard, &weights, &self.script_args, &source)?;
         let digest = highroad_package::pack(&source, &package)?;
         let verified = Package::open(&package)?.verify()?;
         expect_signature(&standard, verified.manifest())?;
@@ -75,26 +73,6 @@ impl Args {
         Ok(ExitCode::SUCCESS)
     }
 
-    fn script(
-        &self,
-        standard: &Standard,
-        weights: &Path,
-        source: &Path,
-        run_id: Option<&str>,
-        trained: Option<&TrainedBy>,
-    ) -> anyhow::Result<std::process::Command> {
-        let python = Python::find(Path::new("."))?;
-        let mut script = python.command();
-        script.arg(&standard.packaging.script).arg("--weights").arg(weights).arg("--path").arg(source);
-        script.args(&self.script_args).env("HF_HUB_OFFLINE", "1").stdin(Stdio::null());
-        script.env(FOR_SCRIPTS, standard.for_scripts()?);
-        script.env("MLFLOW_RUN_ID", run_id.unwrap_or_default());
-        script.env("HIGHROAD_GIT_COMMIT", trained.and_then(|t| t.git_commit.clone()).unwrap_or_default());
-        // The script's prints are for people; stdout of this command is the digest.
-        script.stdout(std::io::stderr());
-        Ok(script)
-    }
-
     /// Tells the run which package it became. The package stands without it, so a server that is away only warns.
     fn note(&self, run_id: &str, digest: &str) {
         let tags = [("highroad.package".to_owned(), digest.to_owned())].into();
@@ -106,8 +84,39 @@ impl Args {
     }
 }
 
+/// Trained weights and where they come from.
+pub struct Weights<'a> {
+    pub folder: &'a Path,
+    pub trained: Option<&'a TrainedBy>,
+    pub run_id: Option<&'a str>,
+}
+
+/// Runs the repo's export script with `python`, which writes a package source.
+pub fn export(
+    python: &Python,
+    standard: &Standard,
+    weights: &Weights<'_>,
+    script_args: &[String],
+    source: &Path,
+) -> anyhow::Result<()> {
+    let mut script = python.command();
+    script.arg(&standard.packaging.script).arg("--weights").arg(weights.folder).arg("--path").arg(source);
+    script.args(script_args).env("HF_HUB_OFFLINE", "1").stdin(Stdio::null());
+    script.env(FOR_SCRIPTS, standard.for_scripts()?);
+    script.env("MLFLOW_RUN_ID", weights.run_id.unwrap_or_default());
+    let git_commit = weights.trained.and_then(|trained| trained.git_commit.clone());
+    script.env("HIGHROAD_GIT_COMMIT", git_commit.unwrap_or_default());
+    // The script's prints are for people; stdout of the command is data.
+    let status = script.stdout(std::io::stderr()).status();
+    let status = status.with_context(|| format!("cannot start {}", python.path().display()))?;
+    if !status.success() {
+        bail!("`{}` failed ({status}); no package was made", standard.packaging.script);
+    }
+    Ok(())
+}
+
 /// Errors if the standard wants another task than the one the package is for.
-fn expect_signature(standard: &Standard, manifest: &Manifest) -> anyhow::Result<()> {
+pub fn expect_signature(standard: &Standard, manifest: &Manifest) -> anyhow::Result<()> {
     let Some(wanted) = &standard.packaging.signature else { return Ok(()) };
     let task = serde_json::to_value(&manifest.task)?;
     let found = task["task"].as_str().unwrap_or_default();

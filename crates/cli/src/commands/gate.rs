@@ -4,16 +4,17 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
 use highroad_assess::report::{Chart, GateReport, charts};
-use highroad_assess::{Judged, Signature, judge, keep};
+use highroad_assess::{Judged, Signature, judge_with, keep};
 use highroad_eval::{Decision, Gates, Outcome, Verdict, Waiver, summarise};
 use highroad_package::Digest;
 use jiff::{SignedDuration, Timestamp};
 
-use super::eval::{AnswerArgs, N_TIMED, RESAMPLES, print_json, read};
+use super::eval::{AnswerArgs, EngineArgs, N_TIMED, RESAMPLES, print_json, read};
 use super::golden::{self, Unblessed};
 use super::load::{Files, under_load};
 use crate::reports::{ReportArgs, print_gate};
-use crate::resolve::{Home, Resolved, Target};
+use crate::resolve::{Home, Target};
+use crate::side::{CostArgs, How, Side, ask_judges, check_traffic, run_custom};
 use crate::standard::Standard;
 use crate::tracking;
 
@@ -46,7 +47,8 @@ impl Command {
 /// Judge a candidate against a baseline, case by case. Exit code 0: pass, 1: fail, 3: the golden set is too small to tell.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The candidate: a package directory, a digest in the local store, or a reference such as `router:7`.
+    /// The candidate: a package directory, a digest in the local store, a reference such as `router:7`, or the TOML file that
+    /// describes a hosted model.
     // Required, but not beside a subcommand, which clap can say of an `Option` only.
     #[arg(required = true)]
     package: Option<Target>,
@@ -55,6 +57,12 @@ pub struct Args {
     baseline: Option<Target>,
     #[command(flatten)]
     files: Files,
+    /// Take the candidate's answers from the files of all shards; a sample is asked here and compared bit by bit.
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    answers_of_shards: Vec<PathBuf>,
+    /// The same for the baseline's.
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    baseline_answers_of_shards: Vec<PathBuf>,
     /// Accept the regression of this case, where the golden set is too small to tell; may be given again.
     #[arg(long, value_name = "CASE", requires_all = ["by", "why"])]
     accept: Vec<String>,
@@ -69,7 +77,7 @@ pub struct Args {
     why: Option<String>,
     /// For how many days the acceptance holds, such as `90d`; at most a year.
     #[arg(long, value_name = "DAYS", default_value = "90d", value_parser = parse_days)]
-    expires: i64,
+    expires: u32,
     /// Print the verdict as JSON.
     #[arg(long)]
     json: bool,
@@ -77,12 +85,16 @@ pub struct Args {
     reports: ReportArgs,
     #[command(flatten)]
     answers: AnswerArgs,
+    #[command(flatten)]
+    cost: CostArgs,
+    #[command(flatten)]
+    engine: EngineArgs,
 }
 
 /// Exit code of a gate that cannot tell.
 const INCONCLUSIVE: u8 = 3;
 
-const LONGEST_ACCEPTANCE_DAYS: i64 = 365;
+const LONGEST_ACCEPTANCE_DAYS: u32 = 365;
 
 /// How many inputs of the candidate are timed for a rule about latency: enough for a p99.
 const N_TIMED_FOR_A_RULE: NonZeroUsize = NonZeroUsize::new(2000).expect("2000 is not 0");
@@ -96,39 +108,64 @@ const TRIVIAL: &str = "trivial";
 impl Args {
     pub fn run(self) -> anyhow::Result<ExitCode> {
         let (rules, gates) = read_gates(self.files.gates.as_deref())?;
+        if !self.engine.is_native()? && gates.traffic.is_some() {
+            bail!(
+                "the rules declare [traffic], which only the native engine is loaded with\nhint: judge PyTorch by --gates FILE without it"
+            );
+        }
         let golden = golden::read(self.files.golden.as_deref(), Unblessed::Refuse)?.with_slices(&gates.slices)?;
         let home = Home::find();
-        let candidate = self.package.as_ref().expect(REQUIRED).resolve(&home)?;
+        let candidate = Side::find(self.package.as_ref().expect(REQUIRED), &home)?;
         let baseline = self.resolve_baseline(&home)?;
+        check_traffic(gates.traffic.is_some(), [Some(&candidate), baseline.as_ref()])?;
+        let budget = self.cost.budget();
         let n_timed = if gates.latency.is_empty() { N_TIMED } else { N_TIMED_FOR_A_RULE };
-        let of_candidate = self.answers.assess(&candidate.package, &golden, n_timed, "candidate")?;
-        let answers = |baseline: &Resolved| self.answers.assess(&baseline.package, &golden, N_TIMED, "baseline");
-        let of_baseline = baseline.as_ref().map(answers).transpose()?;
+        let how = |shards| How { answers: &self.answers, engine: &self.engine, shards };
+        let (of_shards, baseline_of_shards) = (how(&self.answers_of_shards), how(&self.baseline_answers_of_shards));
+        let mut of_candidate = candidate.answer(&of_shards, &golden, n_timed, "candidate", &budget)?;
+        let answers = |baseline: &Side| baseline.answer(&baseline_of_shards, &golden, N_TIMED, "baseline", &budget);
+        let mut of_baseline = baseline.as_ref().map(answers).transpose()?;
+        let judges = ask_judges(
+            &gates,
+            &gates_path(self.files.gates.as_deref())?,
+            &self.answers,
+            &golden,
+            [Some(&mut of_candidate), of_baseline.as_mut()],
+            &budget,
+        )?;
         let judged = Judged { golden: &golden, candidate: &of_candidate, baseline: of_baseline.as_ref() };
+        let both = [Some(&of_candidate), of_baseline.as_ref()];
+        let (given, custom) = run_custom(&gates, &gates_path(self.files.gates.as_deref())?, &golden, both)?;
         let now = Timestamp::now();
-        let sides = [Some(&candidate.package), baseline.as_ref().map(|baseline| &baseline.package)];
-        let (decision, traffic) =
-            under_load(judge(&gates, &judged)?, &self.files, self.answers.threads, &gates, &golden, sides)?;
+        let sides = [candidate.package(), baseline.as_ref().and_then(Side::package)];
+        let (decision, traffic) = under_load(
+            judge_with(&gates, &judged, &given)?,
+            &self.files,
+            self.answers.threads,
+            &gates,
+            &golden,
+            sides,
+        )?;
         let decision = self.accept(decision, now)?;
         let signature = Signature {
             gates: Digest::of(&rules),
-            baseline_reference: baseline.and_then(|baseline| baseline.reference).map(|name| name.to_string()),
+            baseline_reference: baseline.as_ref().and_then(Side::reference),
             created_at: whole_seconds(now),
             created_by: self.by.clone().unwrap_or_else(tracking::whoami),
         };
-        let verdict = Verdict { traffic, ..signature.bind(&judged, decision) };
+        let verdict = Verdict { traffic, judges, custom, ..signature.bind(&judged, decision) };
         let (digest, path) = keep(home.verdicts(), &of_candidate.package, &verdict)?;
         self.report(&verdict, &digest, &judged)?;
         eprintln!("verdict {digest}\n{}", path.display());
         Ok(exit_code(verdict.outcome))
     }
 
-    fn resolve_baseline(&self, home: &Home) -> anyhow::Result<Option<Resolved>> {
+    fn resolve_baseline(&self, home: &Home) -> anyhow::Result<Option<Side>> {
         let baseline = self.baseline.as_ref().expect(REQUIRED);
         if baseline.to_string() == TRIVIAL {
             return Ok(None);
         }
-        let resolved = baseline.resolve(home);
+        let resolved = Side::find(baseline, home);
         let hint = "cannot find the baseline\nhint: a first version is judged with `--baseline trivial`";
         resolved.context(hint).map(Some)
     }
@@ -142,7 +179,7 @@ impl Args {
         if by.trim().is_empty() || why.trim().is_empty() {
             bail!("--by and --why must not be empty");
         }
-        let expires_at = whole_seconds(now.checked_add(SignedDuration::from_hours(24 * self.expires))?);
+        let expires_at = whole_seconds(now.checked_add(SignedDuration::from_hours(24 * i64::from(self.expires)))?);
         let waiver = |case| Waiver { case, by: by.clone(), why: why.clone(), expires_at: expires_at.clone() };
         Ok(decision.accept(cases.into_iter().map(waiver).collect())?)
     }
@@ -169,32 +206,43 @@ fn charts_of(judged: &Judged<'_>) -> anyhow::Result<Vec<Chart>> {
 
 /// The rules at `told`, else those that `highroad.toml` of this directory names, else `gates.toml`; and their bytes.
 pub fn read_gates(told: Option<&Path>) -> anyhow::Result<(Vec<u8>, Gates)> {
-    let standard = || Standard::find(Path::new(".")).map(|found| found.map(|standard| standard.evaluation.gates));
-    let path: PathBuf = match told {
-        Some(path) => path.to_owned(),
-        None => standard()?.unwrap_or_else(|| "gates.toml".to_owned()).into(),
-    };
+    let path = gates_path(told)?;
     let bytes = read(&path)?;
     let gates = parse_gates(&bytes).with_context(|| format!("cannot use `{}`", path.display()))?;
     Ok((bytes, gates))
+}
+
+/// Where these rules are; the files they name are beside them.
+pub fn gates_path(told: Option<&Path>) -> anyhow::Result<PathBuf> {
+    let standard = || Standard::find(Path::new(".")).map(|found| found.map(|standard| standard.evaluation.gates));
+    Ok(match told {
+        Some(path) => path.to_owned(),
+        None => standard()?.unwrap_or_else(|| "gates.toml".to_owned()).into(),
+    })
 }
 
 fn parse_gates(bytes: &[u8]) -> anyhow::Result<Gates> {
     Ok(Gates::parse(std::str::from_utf8(bytes)?)?)
 }
 
-fn parse_days(text: &str) -> Result<i64, String> {
-    let days: i64 = text.strip_suffix('d').unwrap_or(text).parse().map_err(|_| "expected days, such as `90d`")?;
-    let fits = (1..=LONGEST_ACCEPTANCE_DAYS).contains(&days);
-    fits.then_some(days).ok_or_else(|| format!("expected 1 to {LONGEST_ACCEPTANCE_DAYS} days"))
+fn parse_days(text: &str) -> Result<u32, String> {
+    days_up_to(LONGEST_ACCEPTANCE_DAYS, text)
+}
+
+/// `90d` or `90`, at least 1 and at most `longest`.
+pub(super) fn days_up_to(longest: u32, text: &str) -> Result<u32, String> {
+    let days: u32 = text.strip_suffix('d').unwrap_or(text).parse().map_err(|_| "expected days, such as `7d`")?;
+    let fits = (1..=longest).contains(&days);
+    fits.then_some(days).ok_or_else(|| format!("expected 1 to {longest} days"))
 }
 
 /// RFC 3339 in UTC without a fraction, so that comparing text compares time.
-fn whole_seconds(at: Timestamp) -> String {
+pub fn whole_seconds(at: Timestamp) -> String {
     at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
-fn exit_code(outcome: Outcome) -> ExitCode {
+/// How a command ends whose outcome this is.
+pub fn exit_code(outcome: Outcome) -> ExitCode {
     match outcome {
         Outcome::Pass => ExitCode::SUCCESS,
         Outcome::Fail => ExitCode::FAILURE,

@@ -73,7 +73,7 @@ pub fn read(path: Option<&Path>, unblessed: Unblessed) -> anyhow::Result<GoldenS
 }
 
 /// `path`, else the golden set that `highroad.toml` of this directory names.
-fn path_or_declared(path: Option<&Path>) -> anyhow::Result<PathBuf> {
+pub fn path_or_declared(path: Option<&Path>) -> anyhow::Result<PathBuf> {
     if let Some(path) = path {
         return Ok(path.to_owned());
     }

@@ -72,6 +72,11 @@ fn locate(path: &Path) -> anyhow::Result<(PathBuf, Option<PackageFacts>)> {
     Ok((package.path("program.pt2")?, Some(facts)))
 }
 
+/// The canonical graph of a program as text; the raw one where no pass can bring it into canonical form.
+pub fn graph_text(path: &Path) -> Result<String, LoadError> {
+    Ok(report(path, None, Form::Canonical)?.graph)
+}
+
 fn report(path: &Path, package: Option<PackageFacts>, form: Form) -> Result<Report, LoadError> {
     let archive = Archive::open(path)?;
     let exported = import::exported(&archive)?;

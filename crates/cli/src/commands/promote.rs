@@ -1,13 +1,17 @@
 use std::process::ExitCode;
 use std::time::Instant;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
+use highroad_eval::{Aliased, MAX_OVERRIDE_DAYS, Override};
 use highroad_package::registry::{AliasMove, Promotion, RegistryClient, RegistryError, ResolvedVersion};
 use highroad_package::{Reference, Selector};
 use highroad_task::{Predictor, PredictorOptions};
+use jiff::Timestamp;
 use serde_json::{Value, json};
 
+use super::gate::{days_up_to, whole_seconds};
 use super::push::print;
+use crate::admission;
 use crate::resolve::Home;
 use crate::tracking::{self, Tracking, TrackingArgs};
 
@@ -23,8 +27,19 @@ pub struct Args {
     // `version` is the id of the flag that every command has.
     #[arg(id = "model_version", value_name = "VERSION")]
     version: u64,
+    /// Move the alias although no verdict admits the version: recorded with who and why, and void after --expires. Bytes,
+    /// signatures and parity are checked as ever.
+    #[arg(long = "override", requires_all = ["by", "why", "expires"])]
+    overriding: bool,
+    /// For how many days the override holds, such as `7d`; at most 30.
+    #[arg(long, value_name = "DAYS", requires = "overriding", value_parser = parse_days)]
+    expires: Option<u32>,
     #[command(flatten)]
     mover: MoverArgs,
+}
+
+fn parse_days(text: &str) -> Result<u32, String> {
+    days_up_to(MAX_OVERRIDE_DAYS, text)
 }
 
 /// What every move of an alias takes.
@@ -36,9 +51,9 @@ pub(super) struct MoverArgs {
     /// Who moves it; git's user if left out.
     #[arg(long)]
     by: Option<String>,
-    /// Why.
-    #[arg(long, default_value = "moved by hand")]
-    pub why: String,
+    /// Why; `moved by hand` if left out.
+    #[arg(long)]
+    why: Option<String>,
     /// Print the record as JSON.
     #[arg(long)]
     pub json: bool,
@@ -50,24 +65,66 @@ impl MoverArgs {
     pub fn by(&self) -> String {
         self.by.clone().unwrap_or_else(tracking::whoami)
     }
+
+    pub fn why(&self) -> String {
+        self.why.clone().unwrap_or_else(|| "moved by hand".to_owned())
+    }
 }
 
 impl Args {
     pub fn run(self) -> anyhow::Result<ExitCode> {
-        let Self { name, version, mover } = self;
+        let Self { name, version, overriding, expires, mover } = self;
         let tracking = tracking::client(&mover.tracking)?;
+        let days = expires.filter(|_| overriding);
+        let overridden = days.map(|days| overrule(&tracking, &name, version, days, &mover)).transpose()?;
         let rehearsal = rehearse(&tracking, &name, version, &mover.alias)?;
-        let by = mover.by();
-        let promotion = Promotion { name, version, alias: mover.alias, by, why: mover.why, rehearsal };
-        match tracking.block_on(tracking.client().promote(&promotion)) {
+        if let Some((version, given)) = &overridden {
+            let bytes = serde_json::to_vec_pretty(given)?;
+            tracking.block_on(tracking.client().push_override(version, &mover.alias, bytes))?;
+            eprintln!("{}\ninstead of a verdict: {}", given.in_words(), given.missing.reason);
+        }
+        let (by, why) = (mover.by(), mover.why());
+        let promotion = Promotion { name, version, alias: mover.alias, by, why, rehearsal };
+        let client = tracking.client();
+        let moved = match tracking.block_on(client.promote(&promotion)) {
+            Err(RegistryError::NoGate(_)) => tracking.block_on(admission::promote(client, &promotion))?,
+            Err(RegistryError::Refused { status: 403, message, .. }) => Err(message),
+            moved => Ok(moved?),
+        };
+        match moved {
             Ok(moved) => report(&moved, mover.json),
-            Err(RegistryError::Refused { status: 403, message, .. }) => {
-                eprintln!("refused: {message}");
+            Err(reason) => {
+                eprintln!("refused: {reason}");
                 Ok(ExitCode::from(REFUSED))
             }
-            Err(error) => Err(error.into()),
         }
     }
+}
+
+/// The override of the gate for a version, which must lack an admitting verdict and nothing else: it is fetched under this
+/// machine's rules for signatures, loaded, and answers its parity cases.
+fn overrule(
+    tracking: &Tracking,
+    name: &str,
+    number: u64,
+    days: u32,
+    mover: &MoverArgs,
+) -> anyhow::Result<(ResolvedVersion, Override)> {
+    let reference = Reference { name: name.to_owned(), selector: Selector::Version(number) };
+    let now = whole_seconds(Timestamp::now());
+    let version = tracking.block_on(tracking.client().resolve(&reference))?;
+    let missing = match tracking.block_on(admission::verdict(tracking.client(), &version, &now))? {
+        Ok(verdict) => bail!(
+            "verdict {} admits `{reference}`, so there is nothing to override\nhint: promote it without --override",
+            verdict.short()
+        ),
+        Err(missing) => missing,
+    };
+    load_and_answer(tracking, tracking.client(), &version)
+        .with_context(|| format!("`{reference}` cannot be overridden into production"))?;
+    let asked = Aliased { package: &version.package.to_string(), model: name, alias: &mover.alias };
+    let given = Override::new(asked, [&mover.by(), &mover.why()], missing, &now, days)?;
+    Ok((version, given))
 }
 
 /// Tells what moved: `name@alias -> name:7`, or `name@alias -> none`.

@@ -1,15 +1,16 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::Context as _;
-use highroad_eval::{Outcome, Verdict};
+use anyhow::bail;
+use highroad_eval::Outcome;
 use highroad_package::registry::VerdictFile;
 use highroad_package::remote::Remote;
 use highroad_package::signing::Signature;
-use highroad_package::{Digest, Verdicts, VerifiedPackage};
+use highroad_package::{Digest, VerifiedPackage};
 
 use crate::resolve::{Home, Target};
 use crate::tracking::{self, TrackingArgs};
+use crate::verdicts::{self, KeptVerdict};
 
 /// `highroad push PACKAGE [NAME|ADDRESS]`
 #[derive(clap::Args)]
@@ -43,7 +44,8 @@ impl Args {
         let verdicts = if self.verdict.is_empty() {
             local_verdicts(&package.digest(), &home)?
         } else {
-            self.verdict.iter().map(|path| read_verdict(path, &package.digest())).collect::<Result<_, _>>()?
+            let read = |path: &PathBuf| verdicts::read(path, &package.digest()).map(verdict_file);
+            self.verdict.iter().map(read).collect::<Result<_, _>>()?
         };
         let standard = crate::standard::effective::tags(Path::new("."))?;
         let tracking = tracking::client(&self.tracking)?;
@@ -102,37 +104,22 @@ pub(super) fn print(line: &str) {
     println!("{line}");
 }
 
-/// Verdicts kept on this machine, oldest first: the newest is the one that counts.
+/// Verdicts kept on this machine, oldest first: the newest is the one that counts, so that none may be unreadable.
 fn local_verdicts(package: &Digest, home: &Home) -> anyhow::Result<Vec<VerdictFile>> {
-    let kept = Verdicts::open(home.verdicts())?;
-    let mut dated = Vec::new();
-    for digest in kept.list(package)? {
-        let bytes = kept.get(package, &digest)?;
-        let verdict: Verdict = serde_json::from_slice(&bytes).with_context(|| format!("verdict {digest}"))?;
-        dated.push((verdict.created_at.clone(), verdict_file(&verdict, bytes)));
+    let found = verdicts::of(home, package)?;
+    if let Some(damaged) = found.damaged.first() {
+        bail!(
+            "{damaged}\nhint: name the one that counts with --verdict FILE, or run `highroad gate` anew and take the file away"
+        );
     }
-    dated.sort_by(|a, b| a.0.cmp(&b.0));
-    Ok(dated.into_iter().map(|(_, file)| file).collect())
+    Ok(found.verdicts.into_iter().map(verdict_file).collect())
 }
 
-fn read_verdict(path: &Path, package: &Digest) -> anyhow::Result<VerdictFile> {
-    let bytes = std::fs::read(path).with_context(|| format!("cannot read `{}`", path.display()))?;
-    let verdict: Verdict =
-        serde_json::from_slice(&bytes).with_context(|| format!("`{}` is no verdict", path.display()))?;
-    anyhow::ensure!(
-        verdict.package == package.to_string(),
-        "`{}` is about package {}, not {package}",
-        path.display(),
-        verdict.package
-    );
-    Ok(verdict_file(&verdict, bytes))
-}
-
-fn verdict_file(verdict: &Verdict, bytes: Vec<u8>) -> VerdictFile {
-    let outcome = match verdict.outcome {
+fn verdict_file(kept: KeptVerdict) -> VerdictFile {
+    let outcome = match kept.verdict.outcome {
         Outcome::Pass => "pass",
         Outcome::Fail => "fail",
         Outcome::Inconclusive => "inconclusive",
     };
-    VerdictFile { bytes, outcome: outcome.to_owned() }
+    VerdictFile { bytes: kept.bytes, outcome: outcome.to_owned() }
 }

@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -190,6 +191,7 @@ impl Sources {
             verdict: Some(verdict),
             outcome: None,
             run_id: None,
+            overrides: BTreeMap::new(),
         };
         for registry in &self.registries {
             if let Ok(Some(bytes)) = registry.fetch_verdict(&version).await {
@@ -302,6 +304,7 @@ impl Chain {
         json!({
             "answer": record.request_id,
             "verdict": { "digest": record.verdict, "file": self.verdict },
+            "override": record.overridden,
             "package": { "digest": record.package, "version": record.version, "owner": self.manifest.owner },
             "run": { "id": provenance.run_id, "tracked": self.run },
             "commit": provenance.git_commit,
@@ -328,6 +331,10 @@ impl Chain {
                     verdict.created_at
                 ),
                 (Some(digest), None, _) => format!("{} (its file is not on this machine)", digest.short()),
+                (None, ..) if record.overridden.is_some() => {
+                    let digest = record.overridden.map(|digest| digest.short()).unwrap_or_default();
+                    format!("none, let through by override {digest}: the audit trail says by whom and why")
+                }
                 (None, ..) => unknown(),
             },
         ));

@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
 use clap::Parser as _;
@@ -10,9 +10,9 @@ use highroad_package::registry::{Point, Run};
 use serde::Serialize;
 
 use super::runs;
+use crate::environment;
 use crate::record::{self, COMMIT_TAG, DATA_TAGS, DIFF_FILE, DIFF_TAG, WEIGHTS_TAGS, tagged};
 use crate::repo::{Python, file_digest, git};
-use crate::resolve::Home;
 use crate::standard::Standard;
 use crate::tracking::{self, Tracking};
 use crate::training::{Launch, Processes, exit_code};
@@ -163,7 +163,7 @@ impl Args {
                 eprintln!("packages  {} holds what the lock file pins", current.path().display());
                 Ok(current)
             }
-            _ => rebuild(&current, &lock, &digest),
+            _ => environment::build(&current, &lock, &digest),
         }
     }
 }
@@ -243,51 +243,6 @@ impl Drop for Checkout {
 
 fn path_text(path: &Path) -> anyhow::Result<&str> {
     path.to_str().with_context(|| format!("{} is not valid UTF-8", path.display()))
-}
-
-/// A new environment with what the lock file pins; one that was built for the same lock file is used again.
-fn rebuild(base: &Python, lock: &Path, digest: &Digest) -> anyhow::Result<Python> {
-    let environments = std::path::absolute(Home::find().path())?.join("environments");
-    let environment = environments.join(digest.short());
-    let python = Python::at(environment.join("bin/python"));
-    if environment.join(".complete").is_file() {
-        eprintln!("packages  {} was built from the lock file before", environment.display());
-        return Ok(python);
-    }
-    eprintln!("packages  building {} from the lock file (torch makes it 5 GB)", environment.display());
-    std::fs::create_dir_all(&environments)?;
-    let step = |mut command: Command| -> anyhow::Result<()> {
-        let status = command.stdout(std::io::stderr()).status()?;
-        if !status.success() {
-            bail!("the environment was not built: {command:?} ended with {status}");
-        }
-        Ok(())
-    };
-    let mut make = base.command();
-    make.args(["-m", "venv", "--clear"]).arg(&environment);
-    step(make)?;
-    let mut install = python.command();
-    install.args(["-m", "pip", "install", "--quiet", "--no-deps", "--require-hashes", "-r"]).arg(lock);
-    step(install)?;
-    link_highroad(base, &python)?;
-    std::fs::write(environment.join(".complete"), digest.to_string())?;
-    Ok(python)
-}
-
-/// `highroad` is no package of the lock file; the new environment sees the one of the present interpreter.
-fn link_highroad(base: &Python, python: &Python) -> anyhow::Result<()> {
-    const FOLDER: &str = "from importlib.util import find_spec\nfrom pathlib import Path\n\
-        spec = find_spec('highroad')\nprint(Path(spec.origin).parent.parent if spec else '')";
-    const SITE: &str = "import sysconfig\nprint(sysconfig.get_path('purelib'))";
-    let said = |python: &Python, code: &str| -> anyhow::Result<String> {
-        let output = python.command().args(["-c", code]).output()?;
-        Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
-    };
-    let folder = said(base, FOLDER)?;
-    if !folder.is_empty() {
-        std::fs::write(Path::new(&said(python, SITE)?).join("highroad-linked.pth"), folder)?;
-    }
-    Ok(())
 }
 
 /// Refuses to train on other data than the run read, before anything is spent.

@@ -7,18 +7,20 @@ use std::thread::available_parallelism;
 use anyhow::{Context as _, bail};
 use highroad_assess::review::{Artifact, Attestation, Facts, Kept, ParityFact, Rerun, Review};
 use highroad_assess::{GoldenSet, Rehearsal, WayBack, preprocessing_share, rehearse};
-use highroad_eval::Verdict;
-use highroad_package::VerifiedPackage;
+use highroad_eval::Override;
+use highroad_package::registry::ResolvedVersion;
 use highroad_package::signing::SigningKey;
+use highroad_package::{Verdicts, VerifiedPackage};
 use highroad_task::{Predictor, PredictorOptions};
 use jiff::Timestamp;
 
 use super::eval::{AnswerArgs, N_TIMED, print_json};
 use super::gate::REQUIRED;
 use super::golden::{self, Unblessed};
-use crate::resolve::{Home, Target};
+use crate::resolve::{Home, Resolved, Target};
 use crate::standard::Standard;
 use crate::tracking::{self, TrackingArgs};
+use crate::verdicts::{Found, KeptVerdict};
 
 mod leaks;
 mod origin;
@@ -26,7 +28,6 @@ mod signed;
 mod verdicts;
 
 use origin::Origin;
-use verdicts::KeptVerdict;
 
 /// Write the model review, or check a signed one.
 #[derive(clap::Args)]
@@ -117,12 +118,16 @@ impl Args {
         let golden = golden::with_declared_slices(golden::read(self.golden.as_deref(), Unblessed::Warn)?, None)?;
         let home = Home::find();
         let (package, baseline) = (self.package.as_ref().expect(REQUIRED), self.baseline.as_ref().expect(REQUIRED));
-        let package = package.resolve(&home)?.package;
+        let Resolved { package, version, .. } = package.resolve(&home)?;
         let baseline = match baseline.to_string() == TRIVIAL {
             true => None,
             false => Some(baseline.resolve(&home).context("cannot find the baseline")?.package),
         };
-        let review = self.review(&home, &golden, &package, baseline.as_ref())?;
+        let overrides = match &version {
+            Some(version) => self.bring(&home, version)?,
+            None => Vec::new(),
+        };
+        let review = self.review(&home, &golden, &package, baseline.as_ref(), &overrides)?;
         self.check_required(&review)?;
         let path = signed::keep(&home, &package.digest(), &review, key.as_ref())?;
         self.write(&review)?;
@@ -143,12 +148,16 @@ impl Args {
         golden: &GoldenSet,
         package: &VerifiedPackage,
         baseline: Option<&VerifiedPackage>,
+        overrides: &[Override],
     ) -> anyhow::Result<Review> {
         let now = Timestamp::now();
-        let kept = verdicts::all(home)?;
+        let Found { verdicts: kept, damaged } = crate::verdicts::all(home)?;
+        for damaged in damaged {
+            eprintln!("warning: {damaged}");
+        }
         let against = baseline.map(|baseline| baseline.digest());
         let verdict = match &self.verdict {
-            Some(path) => Some(verdicts::read(path, &package.digest())?),
+            Some(path) => Some(crate::verdicts::read(path, &package.digest())?),
             None => verdicts::newest(&kept, &package.digest(), against.as_ref(), golden).cloned(),
         };
         let trivial = verdicts::newest(&kept, &package.digest(), None, golden);
@@ -162,6 +171,7 @@ impl Args {
             package: artifact(package),
             baseline: baseline.map(artifact),
             verdict: verdict.as_ref().map(KeptVerdict::kept),
+            overrides,
             against_trivial: trivial.map(KeptVerdict::kept),
             history: &history,
             parity,
@@ -177,6 +187,27 @@ impl Args {
             created_by: self.by.clone().unwrap_or_else(tracking::whoami),
         };
         Ok(Review::of(&facts))
+    }
+
+    /// What the registry knows of a version: its verdict, kept here as if the gate had run on this machine, and the overrides
+    /// that let an alias name it. What cannot be had is named on stderr.
+    fn bring(&self, home: &Home, version: &ResolvedVersion) -> anyhow::Result<Vec<Override>> {
+        let tracking = tracking::client(&self.tracking)?;
+        let client = tracking.client();
+        match tracking.block_on(client.fetch_verdict(version)) {
+            Ok(Some(bytes)) => drop(Verdicts::open(home.verdicts())?.put(&version.package, &bytes)?),
+            Ok(None) => {}
+            Err(error) => eprintln!("warning: the verdict of {} cannot be had: {error}", version.label()),
+        }
+        let mut overrides = Vec::new();
+        for alias in version.overrides.keys() {
+            let bytes = tracking.block_on(client.fetch_override(version, alias)).map_err(anyhow::Error::from);
+            match bytes.and_then(|bytes| Ok(serde_json::from_slice(&bytes.unwrap_or_default())?)) {
+                Ok(given) => overrides.push(given),
+                Err(error) => eprintln!("warning: the override of {} for `{alias}`: {error:#}", version.label()),
+            }
+        }
+        Ok(overrides)
     }
 
     /// Answers the golden set and the parity cases once more.
@@ -268,11 +299,6 @@ fn walk_back(
 
 fn write(path: &Path, content: impl AsRef<[u8]>) -> anyhow::Result<()> {
     std::fs::write(path, content).with_context(|| format!("cannot write `{}`", path.display()))
-}
-
-/// A verdict as bytes say it, which a person handed over.
-fn parse(bytes: &[u8], path: &Path) -> anyhow::Result<Verdict> {
-    serde_json::from_slice(bytes).with_context(|| format!("`{}` is no verdict", path.display()))
 }
 
 impl KeptVerdict {

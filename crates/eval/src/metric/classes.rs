@@ -58,11 +58,11 @@ fn among_first(classes: &Classes, k: Cutoff) -> Vec<bool> {
     classes.expected().iter().enumerate().map(|case| n_before(case) < usize::from(k.get())).collect()
 }
 
-/// Counts by label: how often it was expected, answered, and both.
+/// Counts by label, or sums of weights: how often it was expected, answered, and both.
 struct Confusion {
-    right: Vec<u64>,
-    expected: Vec<u64>,
-    predicted: Vec<u64>,
+    right: Vec<f64>,
+    expected: Vec<f64>,
+    predicted: Vec<f64>,
 }
 
 fn confusion(classes: &Classes, of: impl Fn(&Confusion) -> f64 + Send + Sync + 'static) -> Measure {
@@ -70,12 +70,12 @@ fn confusion(classes: &Classes, of: impl Fn(&Confusion) -> f64 + Send + Sync + '
     let cases: Vec<(usize, usize)> =
         classes.expected().iter().copied().zip(classes.predicted().iter().copied()).collect();
     Measure::Of(Box::new(move |counts| {
-        let none = || vec![0; n_labels];
+        let none = || vec![0.0; n_labels];
         let mut confusion = Confusion { right: none(), expected: none(), predicted: none() };
         for (&(expected, predicted), &count) in cases.iter().zip(counts) {
-            confusion.expected[expected] += u64::from(count);
-            confusion.predicted[predicted] += u64::from(count);
-            confusion.right[expected] += u64::from(count) * u64::from(expected == predicted);
+            confusion.expected[expected] += count;
+            confusion.predicted[predicted] += count;
+            confusion.right[expected] += count * f64::from(u8::from(expected == predicted));
         }
         of(&confusion)
     }))
@@ -91,17 +91,17 @@ impl Confusion {
     }
 
     fn f1(&self, label: usize) -> f64 {
-        share(2 * self.right[label], self.expected[label] + self.predicted[label])
+        share(2.0 * self.right[label], self.expected[label] + self.predicted[label])
     }
 
     /// Over the labels that are expected or predicted at all, as scikit-learn's `average="macro"`.
     fn mean(&self, of: fn(&Self, usize) -> f64) -> f64 {
-        self.mean_where(|label| self.expected[label] + self.predicted[label] > 0, of)
+        self.mean_where(|label| self.expected[label] + self.predicted[label] > 0.0, of)
     }
 
     /// Mean recall over the labels that are expected, as scikit-learn's `balanced_accuracy_score`.
     fn balanced_accuracy(&self) -> f64 {
-        self.mean_where(|label| self.expected[label] > 0, Self::recall)
+        self.mean_where(|label| self.expected[label] > 0.0, Self::recall)
     }
 
     fn mean_where(&self, counts: impl Fn(usize) -> bool, of: fn(&Self, usize) -> f64) -> f64 {
@@ -113,11 +113,10 @@ impl Confusion {
     /// The covariance of expected and predicted labels over the product of their deviations; 0 where either side names
     /// one label only.
     fn matthews(&self) -> f64 {
-        let product = |left: &[u64], right: &[u64]| {
-            left.iter().zip(right).map(|(&left, &right)| left as f64 * right as f64).sum::<f64>()
-        };
-        let n_cases = self.expected.iter().sum::<u64>() as f64;
-        let n_right = self.right.iter().sum::<u64>() as f64;
+        let product =
+            |left: &[f64], right: &[f64]| left.iter().zip(right).map(|(left, right)| left * right).sum::<f64>();
+        let n_cases = self.expected.iter().sum::<f64>();
+        let n_right = self.right.iter().sum::<f64>();
         let covariance = n_right * n_cases - product(&self.expected, &self.predicted);
         let of_expected = n_cases * n_cases - product(&self.expected, &self.expected);
         let of_predicted = n_cases * n_cases - product(&self.predicted, &self.predicted);
@@ -127,8 +126,8 @@ impl Confusion {
 }
 
 /// 0 where nothing was counted, as scikit-learn's `zero_division=0`.
-fn share(part: u64, whole: u64) -> f64 {
-    if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
+fn share(part: f64, whole: f64) -> f64 {
+    if whole == 0.0 { 0.0 } else { part / whole }
 }
 
 fn log_loss(classes: &Classes) -> Measure {
@@ -161,8 +160,8 @@ fn calibration_error(classes: &Classes) -> Measure {
     Measure::Of(Box::new(move |counts| {
         let (mut gaps, mut n_cases) = ([0.0; N_BINS], 0.0);
         for (&(bin, gap), &count) in cases.iter().zip(counts) {
-            gaps[bin] += f64::from(count) * gap;
-            n_cases += f64::from(count);
+            gaps[bin] += count * gap;
+            n_cases += count;
         }
         gaps.iter().map(|gap| gap.abs()).sum::<f64>() / n_cases
     }))
@@ -211,7 +210,7 @@ fn by_score(classes: &Classes, label: usize, of: fn(&mut dyn DoubleEndedIterator
     Measure::Of(Box::new(move |counts| {
         let count = |group: &Vec<usize>| {
             let mut here = [0.0; 2];
-            group.iter().for_each(|&idx| here[usize::from(!is_label[idx])] += f64::from(counts[idx]));
+            group.iter().for_each(|&idx| here[usize::from(!is_label[idx])] += counts[idx]);
             here
         };
         of(&mut groups.iter().map(count))

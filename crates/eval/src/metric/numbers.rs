@@ -40,10 +40,10 @@ fn spearman(expected: &[f64], predicted: &[f64]) -> Evaluate {
 }
 
 /// Mean ranks of cases counted `counts` times, up to a constant.
-fn ranks(groups: &[Vec<usize>], counts: &[u32], n_cases: usize) -> Vec<f64> {
+fn ranks(groups: &[Vec<usize>], counts: &[f64], n_cases: usize) -> Vec<f64> {
     let (mut ranks, mut n_below) = (vec![0.0; n_cases], 0.0);
     for group in groups {
-        let n_here: f64 = group.iter().map(|&idx| f64::from(counts[idx])).sum();
+        let n_here: f64 = group.iter().map(|&idx| counts[idx]).sum();
         group.iter().for_each(|&idx| ranks[idx] = n_below + 0.5 * n_here);
         n_below += n_here;
     }
@@ -51,14 +51,14 @@ fn ranks(groups: &[Vec<usize>], counts: &[u32], n_cases: usize) -> Vec<f64> {
 }
 
 /// Pearson's correlation with case counts; 0 where one side is constant, as such a side explains nothing.
-fn correlation(left: &[f64], right: &[f64], counts: &[u32]) -> f64 {
+fn correlation(left: &[f64], right: &[f64], counts: &[f64]) -> f64 {
     let (left_spread, right_spread) = (Spread::of(left, counts), Spread::of(right, counts));
     if left_spread.is_constant() || right_spread.is_constant() {
         return 0.0;
     }
     let deviations =
         left.iter().zip(right).map(|(left, right)| (left - left_spread.mean) * (right - right_spread.mean));
-    let product: f64 = deviations.zip(counts).map(|(product, &count)| product * f64::from(count)).sum();
+    let product: f64 = deviations.zip(counts).map(|(product, count)| product * count).sum();
     (product / (left_spread.squares.sqrt() * right_spread.squares.sqrt())).clamp(-1.0, 1.0)
 }
 
@@ -67,7 +67,7 @@ fn correlation(left: &[f64], right: &[f64], counts: &[u32]) -> f64 {
 fn r2(expected: Vec<f64>, squared_errors: Vec<f64>) -> Evaluate {
     Box::new(move |counts| {
         let spread = Spread::of(&expected, counts);
-        let residual: f64 = squared_errors.iter().zip(counts).map(|(square, &count)| square * f64::from(count)).sum();
+        let residual: f64 = squared_errors.iter().zip(counts).map(|(square, count)| square * count).sum();
         match residual == 0.0 {
             true if spread.n_cases == 0.0 => f64::NAN,
             true => 1.0,
@@ -85,8 +85,8 @@ struct Spread {
 }
 
 impl Spread {
-    fn of(values: &[f64], counts: &[u32]) -> Self {
-        let counted = || values.iter().zip(counts).map(|(&value, &count)| (value, f64::from(count)));
+    fn of(values: &[f64], counts: &[f64]) -> Self {
+        let counted = || values.iter().zip(counts).map(|(&value, &count)| (value, count));
         let n_cases: f64 = counted().map(|(_, count)| count).sum();
         let mean = counted().map(|(value, count)| value * count).sum::<f64>() / n_cases;
         let squares = counted().map(|(value, count)| count * (value - mean) * (value - mean)).sum();

@@ -28,8 +28,17 @@ pub(super) fn measure(metric: Metric, texts: &Texts, about: About<'_>) -> Result
         Metric::Bleu => of_sums(texts.each(bleu::sums), bleu::score),
         Metric::Perplexity => perplexity(texts)?,
         Metric::PassAt(k) => Measure::Mean(passes(texts, k)?),
+        Metric::Judged => Measure::Mean(judged(texts, about.judge.expect("parameters were checked"))?),
         _ => return Err(metric.of_other_answers()),
     })
+}
+
+fn judged(texts: &Texts, judge: &str) -> Result<Vec<f64>, MetricError> {
+    let of_case = |case_idx: usize| {
+        let score = texts.generated(case_idx).judged.get(judge).copied();
+        score.ok_or_else(|| MetricError::NotJudged { judge: judge.to_owned(), case_idx })
+    };
+    (0..texts.n_cases()).map(of_case).collect()
 }
 
 fn perplexity(texts: &Texts) -> Result<Measure, MetricError> {

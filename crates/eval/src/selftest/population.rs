@@ -80,8 +80,9 @@ impl<'a> Population<'a> {
         Drawn { cases, baseline, equal, dropped, seed: rng.next_u64() }
     }
 
-    pub fn metric_of(&self, observed: &Observed) -> Result<f64, GateError> {
-        statistic_of(self.rule, observed)
+    /// `weights` say how much each case counts.
+    pub fn metric_of(&self, observed: &Observed, weights: &[f64]) -> Result<f64, GateError> {
+        statistic_of(self.rule, observed, weights)
     }
 
     /// Sources with replacement, and the cases they bring: a case of two sources as often as both were drawn together.
@@ -129,11 +130,12 @@ impl<'a> Population<'a> {
         let n_pairs = n_copies.div_ceil(2) as f64;
         let place = |at: usize| (offsets[at % n_cases] + (at / n_cases / 2) as f64 / n_pairs).fract();
         let places: Vec<f64> = (0..idxs.len()).map(place).collect();
-        let value = self.metric_of(&sound)?;
+        let weights: Vec<f64> = idxs.iter().map(|&idx| self.cases[idx].weight).collect();
+        let value = self.metric_of(&sound, &weights)?;
         let sign = if self.rule.metric.lower_is_better() { -1.0 } else { 1.0 };
         let drop = |share: f64| -> Result<f64, GateError> {
             let spoil: Vec<bool> = places.iter().map(|&place| place < share).collect();
-            Ok(sign * (value - self.metric_of(&sound.choose(&spoilt, &spoil))?))
+            Ok(sign * (value - self.metric_of(&sound.choose(&spoilt, &spoil), &weights)?))
         };
         if margin == 0.0 {
             return Ok(0.0);

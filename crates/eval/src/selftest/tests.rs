@@ -13,6 +13,7 @@ fn cases(n: usize) -> Vec<Case> {
             slices: vec![if idx % 3 == 0 { "short" } else { "long" }.to_owned()],
             must_pass: idx == 0,
             sources: [idx; 2],
+            weight: 1.0,
         })
         .collect()
 }

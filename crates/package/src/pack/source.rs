@@ -65,7 +65,7 @@ fn check_keys(table: &toml::Table) -> Result<(), PackageError> {
         refuse_unknown("task.image.", image, &IMAGE_KEYS)?;
     }
     refuse_unknown_in(table, "parity", &["relative_rms"])?;
-    refuse_unknown_in(table, "provenance", &["run_id", "git_commit", "environment", "data", "torch"])
+    refuse_unknown_in(table, "provenance", &["run_id", "git_commit", "environment", "data", "data_roles", "torch"])
 }
 
 fn refuse_unknown_in(table: &toml::Table, name: &str, known: &[&str]) -> Result<(), PackageError> {

@@ -876,6 +876,7 @@ mod tests {
             package: Digest::of(b"p"),
             verdict: None,
             evidence: "development",
+            overridden: None,
             development: None,
             numerics_id: "n".to_owned(),
             loaded_at: "2026-11-23T09:00:00Z".to_owned(),

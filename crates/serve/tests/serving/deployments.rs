@@ -111,6 +111,60 @@ async fn an_acceptance_that_expired_since_the_promotion_stops_neither_restart_no
     }
 }
 
+/// RFC 3339, `hours` from now.
+fn in_hours(hours: i64) -> String {
+    let at = jiff::Timestamp::now() + jiff::SignedDuration::from_hours(hours);
+    at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
+#[tokio::test]
+async fn an_override_serves_until_it_expires_and_says_so_in_every_answer() {
+    let rig = Rig::new(&["moderation"], Options::default()).await;
+    let package = rig.registry.release("moderation", 1, TinyPackage::ClassifyA, Verdicted::Fail);
+    rig.registry.promote("moderation", 1);
+    let refused = async |reason: &str| {
+        let errors = rig.portfolio.load().await;
+        assert!(errors[0].1.to_string().contains(reason), "{reason}: {errors:?}");
+    };
+    refused("the verdict is Fail").await;
+    rig.registry.override_gate("other", package, [&in_hours(-1), &in_hours(1)]);
+    refused("the override is about `other@champion`").await;
+    rig.registry.override_gate("moderation", package, [&in_hours(-48), &in_hours(-1)]);
+    refused("ann overrode the gate only until").await;
+    rig.registry.override_gate("moderation", package, [&in_hours(-1), &in_hours(31 * 24)]);
+    refused("lasts over 30 days").await;
+
+    let end = in_hours(1);
+    rig.registry.override_gate("moderation", package, [&in_hours(-1), &end]);
+    assert!(rig.portfolio.load().await.is_empty());
+    let response = rig.post_json("/v1/moderations", json!({ "input": "a" })).await;
+    assert_eq!(header(&response, "x-highroad-evidence"), "override");
+    assert_eq!(header(&response, "x-highroad-override"), format!("until {end}"));
+    let record = rig.log.find(&header(&response, "x-request-id")).unwrap().unwrap();
+    assert!(record.evidence == "override" && record.overridden.is_some() && record.verdict.is_none(), "{record:?}");
+    let status: Value = rig.get("/v1/highroad/status").await.json().await.unwrap();
+    assert_eq!(status["members"][0]["serving"]["override"]["by"], "ann", "{status}");
+}
+
+#[tokio::test]
+async fn what_runs_goes_on_when_its_override_is_taken_back_or_ends() {
+    let rig = Rig::new(&["moderation"], Options::default()).await;
+    let package = rig.registry.release("moderation", 1, TinyPackage::ClassifyA, Verdicted::None);
+    rig.registry.promote("moderation", 1);
+    rig.registry.override_gate("moderation", package, [&in_hours(-1), &in_hours(1)]);
+    assert!(rig.portfolio.load().await.is_empty());
+    rig.registry.override_gate("moderation", package, [&in_hours(-2), &in_hours(-1)]);
+    eventually(async || rig.portfolio.deployment("moderation").unwrap().status().failure.is_some()).await;
+    assert_eq!(version_served(&rig).await, "moderation:1");
+    // A verdict that admits it goes before any override.
+    rig.registry.release("moderation", 1, TinyPackage::ClassifyA, Verdicted::Pass);
+    eventually(async || {
+        let response = rig.post_json("/v1/moderations", json!({ "input": "a" })).await;
+        header(&response, "x-highroad-evidence") == "bit-exact"
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_registry_that_is_away_takes_nothing_down() {
     let rig = Rig::ready().await;

@@ -4,12 +4,13 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use highroad_eval::{Outcome, Verdict};
+use highroad_eval::{Outcome, Override, Verdict};
 use highroad_package::{Digest, Reference, Selector, Store, Verdicts};
 use highroad_serve::config::{MemberConfig, ModelSource, PollInterval, PortfolioConfig, RequestLimits};
 use highroad_serve::request_log::{LogLimits, RequestLog};
 use highroad_serve::{
-    BoxFuture, Candidate, DeployError, LocalState, Portfolio, Registry, Resolved, Unverified, probes, router,
+    BoxFuture, Candidate, DeployError, LocalState, Overridden, Portfolio, Registry, Resolved, Unverified, probes,
+    router,
 };
 use highroad_service::{Bound, Shell};
 use highroad_task::{Predictor, PredictorOptions};
@@ -145,6 +146,8 @@ pub struct FakeRegistry {
     pub away: Mutex<bool>,
     /// When it says that its versions were promoted.
     pub admitted_at: Mutex<Option<String>>,
+    /// What it says of every version it is asked for.
+    pub overridden: Mutex<Option<Override>>,
 }
 
 #[derive(Clone)]
@@ -163,7 +166,18 @@ impl FakeRegistry {
             champions: Mutex::default(),
             away: Mutex::new(false),
             admitted_at: Mutex::default(),
+            overridden: Mutex::default(),
         }
+    }
+
+    /// Lets `package` through as champion of `model` from `created_at` to `expires_at`.
+    pub fn override_gate(&self, model: &str, package: Digest, [created_at, expires_at]: [&str; 2]) {
+        let given = json!({
+            "highroad_override": 1, "package": package, "model": model, "alias": "champion", "by": "ann",
+            "why": "an outage", "missing": { "reason": "it has no verdict" },
+            "created_at": created_at, "expires_at": expires_at,
+        });
+        *self.overridden.lock().unwrap() = Some(serde_json::from_value(given).unwrap());
     }
 
     pub fn add(&self, package: TinyPackage) -> Digest {
@@ -213,7 +227,8 @@ impl Registry for FakeRegistry {
             let versions = self.versions.lock().unwrap();
             let release = versions.get(&(reference.name.clone(), version)).ok_or_else(not_found)?;
             let verdict = release.verdict.as_ref().map(|(digest, _)| *digest);
-            Ok(Resolved { name: reference.name.clone(), version, package: release.package, verdict })
+            let overridden = self.overridden.lock().unwrap().as_ref().map(digest_of);
+            Ok(Resolved { name: reference.name.clone(), version, package: release.package, verdict, overridden })
         })
     }
 
@@ -225,7 +240,10 @@ impl Registry for FakeRegistry {
         Box::pin(async move {
             let release = self.versions.lock().unwrap()[&(resolved.name.clone(), resolved.version)].clone();
             let package = self.store.get(&release.package)?;
+            let given = self.overridden.lock().unwrap().clone();
+            let (model, alias) = (resolved.name.clone(), "champion".to_owned());
             Ok(Candidate {
+                overridden: given.map(|given| Overridden { digest: digest_of(&given), given, model, alias }),
                 version: resolved.label(),
                 package,
                 verdict: release.verdict,
@@ -233,6 +251,10 @@ impl Registry for FakeRegistry {
             })
         })
     }
+}
+
+fn digest_of(given: &Override) -> Digest {
+    Digest::of(&serde_json::to_vec(given).unwrap())
 }
 
 fn verdict(package: Digest, verdicted: Verdicted) -> Option<Verdict> {

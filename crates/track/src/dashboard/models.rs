@@ -157,6 +157,9 @@ pub struct Move {
     package: Option<String>,
     #[schema(required)]
     verdict: Option<String>,
+    /// The override that admitted it where no verdict did, as JSON.
+    #[schema(required)]
+    overridden: Option<String>,
     /// What the rehearsal of the way back found, as JSON.
     #[schema(required)]
     rehearsal: Option<String>,
@@ -243,6 +246,7 @@ pub async fn moves(State(tracker): State<Tracker>, Args(of): Args<MovesOf>) -> R
         why: made.why,
         package: made.package,
         verdict: made.verdict,
+        overridden: made.overridden,
         rehearsal: made.rehearsal,
     };
     Ok(Json(Moves { moves: page.items.into_iter().map(shown).collect(), more: page.next_page_token.is_some() }))

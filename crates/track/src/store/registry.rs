@@ -1,10 +1,11 @@
+use highroad_package::registry::trail::targets;
 use sqlx::{AnyConnection, Row as _};
 
 use super::search::{Page, compare_number, compare_text, page_bounds, page_of};
 use super::{Millis, QueryBuilder, Store, required};
 use crate::TrackError;
 use crate::filter::{self, Clause, Comparator, Direction, Entity, Test, Value};
-use crate::gate::{self, Gate};
+use crate::gate::{self, Admission, Gate, Moments};
 use crate::limits;
 use crate::wire::{Alias, AliasMove, ModelParam, ModelVersion, Pair, RegisteredModel};
 
@@ -369,7 +370,7 @@ impl Store {
         let mut tx = self.write().await?;
         touch_version(&mut tx, name, number, now).await?;
         if stage == "Production" {
-            gate.admit(&version(&mut tx, name, number).await?, now).await?;
+            gate.admit(&version(&mut tx, name, number).await?, None, now.into()).await?;
         }
         if archive_others == ArchiveOthers::Yes {
             sqlx::query(
@@ -486,19 +487,21 @@ impl Store {
         let mut tx = self.write().await?;
         exists(&mut tx, name).await?;
         let from = aliased(&mut tx, name, alias).await?;
-        let (action, to, admitted_at) = match target {
-            Target::Promote(number) => ("promote", Some(number), now),
-            Target::Set(number) => ("set", Some(number), now),
-            Target::Away => ("remove", None, now),
+        let (action, to, at) = match target {
+            Target::Promote(number) => ("promote", Some(number), Moments::from(now)),
+            Target::Set(number) => ("set", Some(number), Moments::from(now)),
+            Target::Away => ("remove", None, Moments::from(now)),
             Target::Back => {
-                let (to, admitted_at) = previous(&mut tx, name, alias, from).await?;
-                ("rollback", to, admitted_at.unwrap_or(now))
+                let (to, promoted_at) = previous(&mut tx, name, alias, from).await?;
+                ("rollback", to, Moments { verdict: promoted_at.unwrap_or(now), now })
             }
         };
         let admitted = match to {
-            Some(number) => gate.admit(&version(&mut tx, name, number).await?, admitted_at).await?,
+            Some(number) => gate.admit(&version(&mut tx, name, number).await?, Some(alias), at).await?,
             None => None,
         };
+        let is_overridden = admitted.as_ref().is_some_and(|admitted| matches!(admitted.on, Admission::Override(_)));
+        let action = if is_overridden && action == "promote" { "override" } else { action };
         put_alias(&mut tx, name, alias, to).await?;
         let entry = Entry { action, from, to, admitted };
         let moved = record(&mut tx, name, alias, entry, mover, now).await?;
@@ -648,7 +651,7 @@ async fn previous(
     .bind(alias)
     .fetch_all(&mut *db)
     .await?;
-    let mut stack = targets(&trail);
+    let mut stack = targets(trail.iter().map(|(action, to, at)| (action.as_str(), *to, *at)));
     stack.pop();
     while let Some((target, at)) = stack.pop() {
         let Some(number) = target else { return Ok((None, None)) };
@@ -662,25 +665,6 @@ async fn previous(
         }
     }
     Ok((None, None))
-}
-
-/// What an alias named, oldest first and without what rollbacks undid. The last is what it names now.
-fn targets(trail: &[(String, Option<i64>, i64)]) -> Vec<(Option<i64>, i64)> {
-    let mut stack: Vec<(Option<i64>, i64)> = Vec::new();
-    for (action, to, at) in trail {
-        match action.as_str() {
-            "rename" => {}
-            "rollback" => {
-                stack.pop();
-                while stack.last().is_some_and(|(target, _)| target != to) {
-                    stack.pop();
-                }
-            }
-            _ if stack.last().is_some_and(|(target, _)| target == to) => {}
-            _ => stack.push((*to, *at)),
-        }
-    }
-    stack
 }
 
 async fn put_alias(tx: &mut AnyConnection, name: &str, alias: &str, to: Option<i64>) -> Result<(), TrackError> {
@@ -708,11 +692,16 @@ async fn record(
     mover: &Mover,
     now: Millis,
 ) -> Result<AliasMove, TrackError> {
-    let (package, verdict) = entry.admitted.map(|admitted| (admitted.package, admitted.verdict)).unzip();
+    let (package, on) = entry.admitted.map(|admitted| (admitted.package, admitted.on)).unzip();
+    let (verdict, overridden) = match on {
+        Some(Admission::Verdict(digest)) => (Some(digest), None),
+        Some(Admission::Override(document)) => (None, Some(document)),
+        None => (None, None),
+    };
     Ok(sqlx::query_as(
         "INSERT INTO alias_moves (at, model, alias, action, from_version, to_version, moved_by, why, package, verdict,
-                                  rehearsal)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) RETURNING *",
+                                  overridden, rehearsal)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) RETURNING *",
     )
     .bind(now.0)
     .bind(model)
@@ -724,6 +713,7 @@ async fn record(
     .bind(&mover.why)
     .bind(package)
     .bind(verdict)
+    .bind(overridden)
     .bind(&mover.rehearsal)
     .fetch_one(tx)
     .await?)
@@ -865,39 +855,5 @@ fn push_version_clause(query: &mut QueryBuilder, clause: &Clause) -> Result<(), 
             Ok(())
         }
         _ => Err(invalid_key("model versions", key)),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn trail(moves: &[(&str, Option<i64>)]) -> Vec<Option<i64>> {
-        let rows: Vec<_> = moves.iter().map(|(action, to)| ((*action).to_owned(), *to, 0)).collect();
-        targets(&rows).into_iter().map(|(target, _)| target).collect()
-    }
-
-    #[test]
-    fn each_rollback_undoes_one_more_promotion() {
-        let promoted = [("promote", Some(1)), ("promote", Some(2)), ("set", Some(3))];
-        assert_eq!(trail(&promoted), [Some(1), Some(2), Some(3)]);
-        let mut moves = promoted.to_vec();
-        moves.push(("rollback", Some(2)));
-        assert_eq!(trail(&moves), [Some(1), Some(2)]);
-        moves.push(("rollback", Some(1)));
-        assert_eq!(trail(&moves), [Some(1)]);
-        moves.push(("rollback", None));
-        assert_eq!(trail(&moves), []);
-    }
-
-    #[test]
-    fn a_promotion_after_a_rollback_goes_back_to_where_the_rollback_led() {
-        let moves = [("promote", Some(1)), ("promote", Some(2)), ("rollback", Some(1)), ("promote", Some(3))];
-        assert_eq!(trail(&moves), [Some(1), Some(3)]);
-    }
-
-    #[test]
-    fn promoting_the_champion_again_is_not_a_step() {
-        assert_eq!(trail(&[("promote", Some(1)), ("promote", Some(1)), ("rename", Some(1))]), [Some(1)]);
     }
 }

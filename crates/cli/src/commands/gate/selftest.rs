@@ -7,11 +7,12 @@ use highroad_assess::{GoldenSet, Results};
 use highroad_eval::{Models, Observed, Outcome, RuleTest, SelfTest, Simulations, self_test};
 
 use super::{exit_code, read_gates};
-use crate::commands::eval::{AnswerArgs, N_TIMED, print_json};
+use crate::commands::eval::{AnswerArgs, EngineArgs, N_TIMED, print_json};
 use crate::commands::golden::{self, Unblessed};
 use crate::commands::load::Files;
 use crate::progress;
 use crate::resolve::{Home, Target};
+use crate::side::{CostArgs, How, Side};
 
 /// Test the gate itself on your own golden set: simulated equal models must not fail, a simulated drop of one margin must
 /// not pass, and three deliberately broken gates must be caught. Exit code 0: it keeps its word, 1: it does not, 3: the
@@ -39,6 +40,8 @@ pub struct Args {
     json: bool,
     #[command(flatten)]
     answers: AnswerArgs,
+    #[command(flatten)]
+    cost: CostArgs,
 }
 
 /// With fewer the simulation cannot show anything.
@@ -52,9 +55,10 @@ impl Args {
         }
         let (_, gates) = read_gates(self.files.gates.as_deref())?;
         let golden = golden::read(self.files.golden.as_deref(), Unblessed::Warn)?.with_slices(&gates.slices)?;
-        let home = Home::find();
+        let (home, budget) = (Home::find(), self.cost.budget());
         let results = |target: &Target, what| -> anyhow::Result<Results> {
-            self.answers.assess(&target.resolve(&home)?.package, &golden, N_TIMED, what)
+            let how = How { answers: &self.answers, engine: &EngineArgs::default(), shards: &[] };
+            Side::find(target, &home)?.answer(&how, &golden, N_TIMED, what, &budget)
         };
         let first = results(&self.package, "answering")?;
         let second = self.retrained.as_ref().map(|target| results(target, "retrained")).transpose()?;

@@ -70,6 +70,9 @@ pub struct Args {
     /// The document, template or user it comes from.
     #[arg(long, value_name = "NAME")]
     source: Option<String>,
+    /// How much it counts beside the others; 1 unless told.
+    #[arg(long, value_name = "WEIGHT")]
+    weight: Option<f64>,
     /// A fact of its provenance; may be given again.
     #[arg(long, value_name = "KEY=VALUE", value_parser = fact)]
     provenance: Vec<(String, Value)>,
@@ -118,6 +121,9 @@ impl Args {
         case["provenance"] = json!(facts);
         if let Some(source) = &self.source {
             case["source"] = json!(source);
+        }
+        if let Some(weight) = self.weight {
+            case["weight"] = json!(weight);
         }
         Ok(serde_json::from_value(case)?)
     }

@@ -65,7 +65,7 @@ impl Args {
 
 fn table(rows: &[Coverage]) -> comfy_table::Table {
     let [few, some, many] = ASSUMED_DISCORDANCE.map(|share| format!("{:.0} % differ", 100.0 * share));
-    let mut table = new_table(["cases", "label", "n", "sources", "must pass", &few, &some, &many]);
+    let mut table = new_table(["cases", "label", "n", "sources", "count as", "must pass", &few, &some, &many]);
     for row in rows {
         let place = if row.label.is_some() { "" } else { row.slice.as_deref().unwrap_or("all") };
         let drop = |drop: &Option<f64>| drop.map_or_else(|| "cannot".to_owned(), |drop| format!("{:.1}", 100.0 * drop));
@@ -74,6 +74,7 @@ fn table(rows: &[Coverage]) -> comfy_table::Table {
             row.label.clone().unwrap_or_default(),
             row.n_cases.to_string(),
             row.n_sources.to_string(),
+            row.n_effective.map_or_else(|| row.n_cases.to_string(), |n| format!("{n:.0}")),
             row.n_must_pass.to_string(),
         ];
         cells.extend(row.detectable.iter().map(drop));

@@ -25,7 +25,7 @@ pub struct Args {
 impl Args {
     pub fn run(self) -> anyhow::Result<ExitCode> {
         let differs = match (&self.old, &self.new) {
-            (Some(old), Some(new)) => self.two(&diff(&read(old)?, &read(new)?))?,
+            (Some(old), Some(new)) => self.two(&diff(&read(old)?, &read(new)?)?)?,
             (old, None) => self.blessed(&path_or_declared(old.as_deref().map(Path::new))?)?,
             (None, Some(_)) => unreachable!("clap fills positions from the left"),
         };

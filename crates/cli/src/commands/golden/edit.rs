@@ -2,7 +2,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
-use highroad_assess::{Editing, GoldenInput, GoldenSet, edit};
+use highroad_assess::{Editing, GoldenKind, GoldenSet, edit};
 use highroad_eval::Expected;
 use serde_json::Value;
 
@@ -31,6 +31,9 @@ pub struct Args {
     /// What it comes from.
     #[arg(long, value_name = "NAME")]
     source: Option<String>,
+    /// How much it counts beside the others.
+    #[arg(long, value_name = "WEIGHT")]
+    weight: Option<f64>,
     /// A fact of its provenance; may be given again.
     #[arg(long, value_name = "KEY=VALUE", value_parser = fact)]
     provenance: Vec<(String, Value)>,
@@ -46,6 +49,7 @@ impl Args {
             leave: self.no_slice,
             must_pass: self.must_pass,
             source: self.source,
+            weight: self.weight,
             provenance: self.provenance,
         };
         edit(&path, &self.id, &editing)?;
@@ -58,7 +62,7 @@ impl Args {
         let golden = GoldenSet::read(path)?;
         let case = golden.cases.iter().find(|case| case.case.id == self.id);
         let case = case.with_context(|| format!("golden set `{}` has no case `{}`", path.display(), self.id))?;
-        expected(matches!(case.input, GoldenInput::One(_)), text)
+        expected(matches!(case.kind, GoldenKind::Labels | GoldenKind::Numbers), text)
     }
 }
 

@@ -71,7 +71,7 @@ impl Args {
         let home = Home::find();
         let known = self.package.as_ref().map(|package| labels(&package.resolve(&home)?.package)).transpose()?;
         let options = LintOptions { near: self.near, fewest_in_slice: self.fewest, ..LintOptions::default() };
-        let mut findings = lint(&golden, known.as_deref(), &options);
+        let mut findings = lint(&golden, known.as_deref(), &options)?;
         let training = self.training()?;
         if let Some(training) = &training {
             findings.extend(self.leaks(&golden, training)?);

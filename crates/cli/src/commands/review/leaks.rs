@@ -11,7 +11,7 @@ use crate::progress;
 use crate::repo::file_digest;
 
 /// Golden cases that are in the training data, as they are or nearly, in the files that are here with the bytes that trained the
-/// package; `None`, with the reason on stderr, if there are none.
+/// package (or chose its checkpoint; files whose role is `test` did neither); `None`, with the reason on stderr, if there are none.
 pub fn find(
     golden: &GoldenSet,
     provenance: &Provenance,
@@ -20,7 +20,9 @@ pub fn find(
     threads: NonZeroUsize,
 ) -> Option<Leaks> {
     let (mut files, mut places, mut missing) = (Vec::new(), Vec::new(), Vec::new());
-    for (name, digest) in &provenance.data {
+    let (trained, held_out): (Vec<_>, Vec<_>) =
+        provenance.data.iter().partition(|(name, _)| provenance.may_have_trained(name));
+    for (name, digest) in trained {
         match place(name, digest, told) {
             Some(found) => {
                 files.push(name.clone());
@@ -36,7 +38,10 @@ pub fn find(
         return None;
     }
     match search(golden, &places, columns, threads) {
-        Ok(cases) => Some(Leaks { files, missing, cases }),
+        Ok(cases) => {
+            let held_out = held_out.into_iter().map(|(name, _)| name.clone()).collect();
+            Some(Leaks { files, missing, held_out, cases })
+        }
         Err(error) => {
             eprintln!("warning: the training data cannot be compared with the golden set: {error:#}");
             None

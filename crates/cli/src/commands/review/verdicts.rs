@@ -1,54 +1,10 @@
-//! Verdicts kept on this machine, and which of them a review is about.
+//! Which of the kept verdicts a review is about.
 
-use std::path::Path;
-
-use anyhow::Context as _;
 use highroad_assess::GoldenSet;
 use highroad_eval::{Baseline, Verdict};
-use highroad_package::{Digest, Verdicts};
+use highroad_package::Digest;
 
-use crate::resolve::Home;
-
-/// A verdict and the digest of its bytes.
-#[derive(Clone, Debug)]
-pub struct KeptVerdict {
-    pub digest: Digest,
-    pub package: Digest,
-    pub verdict: Verdict,
-}
-
-/// Every verdict kept on this machine that can be read, oldest first; damaged ones are named on stderr and left out.
-pub fn all(home: &Home) -> anyhow::Result<Vec<KeptVerdict>> {
-    let root = home.verdicts();
-    let verdicts = Verdicts::open(&root)?;
-    let mut kept = Vec::new();
-    for entry in std::fs::read_dir(&root).with_context(|| format!("cannot list `{}`", root.display()))? {
-        let name = entry?.file_name();
-        let Ok(package) = format!("sha256:{}", name.to_string_lossy()).parse::<Digest>() else { continue };
-        for digest in verdicts.list(&package)? {
-            match verdicts.get(&package, &digest).map(|bytes| serde_json::from_slice(&bytes)) {
-                Ok(Ok(verdict)) => kept.push(KeptVerdict { digest, package, verdict }),
-                Ok(Err(error)) => eprintln!("warning: verdict {digest} cannot be read: {error}"),
-                Err(error) => eprintln!("warning: {error}"),
-            }
-        }
-    }
-    kept.sort_by(|left, right| left.verdict.created_at.cmp(&right.verdict.created_at));
-    Ok(kept)
-}
-
-/// The verdict in a file, which must be about `package`.
-pub fn read(path: &Path, package: &Digest) -> anyhow::Result<KeptVerdict> {
-    let bytes = std::fs::read(path).with_context(|| format!("cannot read `{}`", path.display()))?;
-    let verdict = super::parse(&bytes, path)?;
-    anyhow::ensure!(
-        verdict.package == package.to_string(),
-        "`{}` is about package {}, not {package}",
-        path.display(),
-        verdict.package
-    );
-    Ok(KeptVerdict { digest: Digest::of(&bytes), package: *package, verdict })
-}
+use crate::verdicts::KeptVerdict;
 
 /// The newest verdict on `package` against `baseline`, or against the trivial one, on this golden set.
 pub fn newest<'a>(

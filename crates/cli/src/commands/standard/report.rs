@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use comfy_table::{ContentArrangement, Table, presets};
 use futures_util::{StreamExt as _, TryStreamExt as _};
-use highroad_eval::{Refusal, Verdict};
+use highroad_eval::{Aliased, Override, Refusal, Verdict};
 use highroad_package::registry::{ModelVersion, RegisteredModel, RegistryClient, RegistryError, ResolvedVersion};
 use highroad_package::{Digest, Manifest};
 use jiff::Timestamp;
@@ -82,6 +82,9 @@ struct Evidence<'a> {
     resolved: &'a ResolvedVersion,
     manifest: Manifest,
     verdict: Option<Result<Verdict, String>>,
+    /// What lets it be in production where no verdict does: for the alias that is reported.
+    overridden: Option<Result<Override, String>>,
+    alias: &'a str,
 }
 
 impl Args {
@@ -146,7 +149,7 @@ impl Args {
         let Some(number) = row.version else { return Ok(row) };
         let version = client.model_version(&row.name, number).await?;
         match version.package.clone() {
-            Some(resolved) => row.judge_package(client, &version, &resolved, demands, now).await?,
+            Some(resolved) => row.judge_package(client, &version, &resolved, &self.alias, demands, now).await?,
             None => {
                 let help = "export it with `highroad export`, then push the package";
                 row.breaks("package", Broken::new(Level::Error, "it is no Highroad package", help));
@@ -192,6 +195,7 @@ impl Row {
         client: &RegistryClient,
         version: &ModelVersion,
         resolved: &ResolvedVersion,
+        alias: &str,
         demands: &Demands,
         now: &str,
     ) -> Result<(), RegistryError> {
@@ -211,7 +215,13 @@ impl Row {
             Err(error @ RegistryError::Unreachable { .. }) => return Err(error),
             Err(error) => Some(Err(error.to_string())),
         };
-        let evidence = Evidence { version, resolved, manifest, verdict };
+        let overridden = match client.fetch_override(resolved, alias).await {
+            Ok(bytes) => bytes.map(|bytes| serde_json::from_slice(&bytes).map_err(|error| error.to_string())),
+            Err(error @ RegistryError::Unreachable { .. }) => return Err(error),
+            Err(error) => Some(Err(error.to_string())),
+        };
+        let overridden = overridden.filter(|_| self.is_champion);
+        let evidence = Evidence { version, resolved, manifest, verdict, overridden, alias };
         self.owner = Some(evidence.manifest.owner.clone());
         self.licence = Some(evidence.manifest.licence.clone());
         self.judge_owner(demands);
@@ -227,7 +237,7 @@ impl Evidence<'_> {
     fn broken(&self, demands: &Demands, now: &str) -> Vec<(&'static str, Broken)> {
         let licence = rules::licence(&self.manifest.licence, &demands.licences).map(|what| ("licence", what));
         let mut broken: Vec<_> = licence.into_iter().collect();
-        broken.extend(self.verdict_broken(now));
+        broken.extend(self.verdict_broken(now).map(|broken| self.override_broken(now).unwrap_or(broken)));
         broken.extend(self.budget_broken(demands));
         broken.extend(self.provenance_broken());
         broken.extend(self.standard_broken(demands));
@@ -248,6 +258,23 @@ impl Evidence<'_> {
                 Err(refusal) => Some(("verdict", Broken::new(Level::Error, refusal.to_string(), gate))),
             },
         }
+    }
+
+    /// What is to be said instead of a missing verdict where somebody overrode the gate.
+    fn override_broken(&self, now: &str) -> Option<(&'static str, Broken)> {
+        let help = "gate it and push it again, or roll it back";
+        let broken = match self.overridden.as_ref()? {
+            Err(error) => Broken::new(Level::Error, format!("its override cannot be read: {error}"), help),
+            Ok(given) => {
+                let package = self.resolved.package.to_string();
+                let asked = Aliased { package: &package, model: &self.resolved.name, alias: self.alias };
+                match given.admits(asked, now) {
+                    Ok(()) => Broken::new(Level::Warning, given.in_words(), help),
+                    Err(refusal) => Broken::new(Level::Error, refusal.to_string(), help),
+                }
+            }
+        };
+        Some(("override", broken))
     }
 
     fn budget_broken(&self, demands: &Demands) -> Option<(&'static str, Broken)> {

@@ -1,0 +1,206 @@
+"""Runs a program on PyTorch for `highroad eval --engine torch`: PROGRAM DEVICE THREADS.
+
+Speaks frames over stdin and stdout (see torch.rs): a length in eight little-endian bytes, then a safetensors file. The first
+frame says what computes; then each frame of inputs `0`, `1`, ... is answered by one of outputs `0`, `1`, ..., or of an error.
+"""
+
+import ctypes
+import io
+import json
+import os
+import re
+import struct
+import sys
+import zipfile
+
+DTYPES = {"BOOL": "bool", "U8": "uint8", "I8": "int8", "I16": "int16", "I32": "int32", "I64": "int64",
+          "F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
+# What torch's loader parses sizes from, with `eval` over sympy's names: https://github.com/pytorch/pytorch/blob/main/torch/_export/serde/serialize.py
+SIZES = set("""Symbol Integer Rational Float Add Mul Pow Max Min Mod PythonMod FloorDiv CleanDiv CeilDiv ModularIndexing Where
+    PowByNatural FloatPow FloatTrueDiv IntTrueDiv ToFloat TruncToInt TruncToFloat RoundToInt CeilToInt FloorToInt LShift RShift
+    Identity Equality Unequality GreaterThan LessThan StrictGreaterThan StrictLessThan And Or Not precision positive integer
+    nonnegative real True False""".split())
+
+
+def is_size(text):
+    bare = re.sub(r"'[\w.]*'", "", text)
+    names = re.findall(r"[A-Za-z_]\w*", bare)
+    return re.fullmatch(r"[\w(),=\s+*/-]*", bare) is not None and SIZES.issuperset(names)
+
+
+def refuse_code(value):
+    """What torch's loader would paste into Python source or evaluate must be a plain name or a size."""
+    if isinstance(value, list):
+        for inner in value:
+            refuse_code(inner)
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            if isinstance(inner, str):
+                if key == "expr_str" and not is_size(inner):
+                    raise ValueError(f"the size {inner[:200]!r} is more than arithmetic")
+                if key in ("name", "as_name") and re.fullmatch(r"[\w.]*", inner) is None:
+                    raise ValueError(f"{inner[:200]!r} is no name")
+            refuse_code(inner)
+
+
+def without_people(program):
+    """Leaves out what says something to people only, and the guards, which torch runs as source."""
+    for graph in graphs(program):
+        for node in graph.get("nodes", []):
+            node["metadata"] = {}
+    if program.get("guards_code"):
+        program["guards_code"] = []
+    refuse_code(program)
+    return program
+
+
+def graphs(value):
+    """Every graph of a program, those of control flow included."""
+    if isinstance(value, list):
+        for inner in value:
+            yield from graphs(inner)
+    elif isinstance(value, dict):
+        if isinstance(value.get("nodes"), list):
+            yield value
+        for inner in value.values():
+            yield from graphs(inner)
+
+
+def plain_archive(path):
+    """The program's archive with nothing in it that torch would unpickle, as a file in memory. Errors where it cannot do without."""
+    copy = io.BytesIO()
+    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(copy, "w") as plain:
+        for record in archive.infolist():
+            content = archive.read(record)
+            name = record.filename.partition("/")[2]
+            if name.startswith("data/sample_inputs/"):
+                content = b""  # a pickle of the inputs at export, which torch takes for none where it is empty
+            elif name.startswith(("data/weights/", "data/constants/")) and name.endswith("_config.json"):
+                for tensor, payload in json.loads(content)["config"].items():
+                    if payload.get("use_pickle") or not payload["path_name"].startswith(("weight_", "tensor_")):
+                        raise ValueError(f"`{tensor}` is stored as a pickle, and nothing is unpickled here")
+            elif name.startswith("data/") and name.endswith((".pt", ".so", ".cpp")):
+                raise ValueError(f"`{name}` is a pickle or machine code, and neither is loaded here")
+            elif name.startswith("models/"):
+                content = json.dumps(without_people(json.loads(content))).encode()
+            plain.writestr(record.filename, content)
+    copy.seek(0)
+    return copy
+
+
+def refuse_pickles(torch):
+    """A second lock: whatever torch would unpickle after all is an error."""
+    import pickle
+
+    def refuse(*_, **__):
+        raise ValueError("the program holds a pickle, and nothing is unpickled here")
+
+    torch.load = pickle.load = pickle.loads = refuse
+    torch._C._pickle_load_obj = refuse
+
+
+class Runner:
+    def __init__(self, torch, path, device):
+        self.torch, self.device = torch, torch.device(device)
+        archive = plain_archive(path)
+        refuse_pickles(torch)
+        program = torch.export.load(archive)
+        if self.device.type != "cpu":
+            from torch.export.passes import move_to_device_pass
+
+            program = move_to_device_pass(program, self.device)
+        self.leaves = [spec.arg for spec in program.graph_signature.input_specs if spec.kind.name in ("USER_INPUT", "CONSTANT_INPUT")]
+        self.structure = program.call_spec.in_spec
+        self.module = program.module()
+
+    def describe(self):
+        torch, on = self.torch, self.device
+        if on.type == "cuda":
+            kind = torch.cuda.get_device_name(on).replace(" ", "-")
+            precision = "tf32" if torch.backends.cuda.matmul.allow_tf32 else "f32"
+        else:
+            kind, precision = torch.backends.cpu.get_cpu_capability().replace(" ", "-").lower(), "f32"
+        return {"torch": torch.__version__, "device": on.type, "kind": kind, "precision": precision, "threads": str(torch.get_num_threads())}
+
+    def run(self, inputs):
+        """The output tensors, on the CPU, and the seconds that the GPU worked; none without one."""
+        torch = self.torch
+        given = iter(inputs)
+        leaves = [leaf.value if hasattr(leaf, "value") else next(given).to(self.device) for leaf in self.leaves]
+        args, kwargs = torch.utils._pytree.tree_unflatten(leaves, self.structure)
+        with torch.no_grad():
+            if self.device.type != "cuda":
+                return self.tensors(self.module(*args, **kwargs)), None
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            outputs = self.module(*args, **kwargs)
+            end.record()
+            torch.cuda.synchronize(self.device)
+            return self.tensors(outputs), begin.elapsed_time(end) / 1e3
+
+    def tensors(self, outputs):
+        return [tensor.cpu().contiguous() for tensor in self.torch.utils._pytree.tree_leaves(outputs)]
+
+
+def read_exactly(stream, n_bytes):
+    content = stream.read(n_bytes)
+    if len(content) != n_bytes:
+        sys.exit(0)  # highroad has ended
+    return content
+
+
+def receive(torch, stream):
+    (length,) = struct.unpack("<Q", read_exactly(stream, 8))
+    content = bytearray(read_exactly(stream, length))
+    (header_length,) = struct.unpack("<Q", content[:8])
+    header = json.loads(content[8 : 8 + header_length])
+    header.pop("__metadata__", None)
+    for position in range(len(header)):
+        entry = header[str(position)]
+        begin, end = entry["data_offsets"]
+        dtype = getattr(torch, DTYPES[entry["dtype"]])
+        # A copy, because the data need not be aligned where it lies.
+        data = bytearray(content[8 + header_length + begin : 8 + header_length + end])
+        yield torch.frombuffer(data, dtype=dtype).reshape(entry["shape"])
+
+
+def send(stream, metadata, tensors=()):
+    names = {name: key for key, name in DTYPES.items()}
+    header, data = {"__metadata__": metadata}, []
+    end = 0
+    for position, tensor in enumerate(tensors):
+        begin, end = end, end + tensor.numel() * tensor.element_size()
+        dtype = names[str(tensor.dtype).removeprefix("torch.")]
+        header[str(position)] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [begin, end]}
+        data.append(ctypes.string_at(tensor.data_ptr(), end - begin))
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    stream.write(struct.pack("<QQ", 8 + len(text) + end, len(text)) + text + b"".join(data))
+    stream.flush()
+
+
+def main():
+    path, device, n_threads = sys.argv[1:]
+    answers, questions = os.fdopen(os.dup(1), "wb"), sys.stdin.buffer
+    os.dup2(2, 1)  # what libraries print must not get among the frames
+    try:
+        import torch
+
+        torch.set_num_threads(int(n_threads))
+        runner = Runner(torch, path, device)
+    except Exception as error:
+        send(answers, {"error": f"{type(error).__name__}: {error}"})
+        return
+    send(answers, runner.describe())
+    while True:
+        inputs = list(receive(torch, questions))
+        try:
+            outputs, gpu_s = runner.run(inputs)
+        except Exception as error:
+            send(answers, {"error": f"{type(error).__name__}: {error}"})
+        else:
+            send(answers, {} if gpu_s is None else {"gpu_s": repr(gpu_s)}, outputs)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+//! What admits a version to an alias, decided on this machine: for a team's MLflow server, which has no gate, and to say what
+//! an override stands in for.
+
+use highroad_eval::{Aliased, Missing, Override, Verdict};
+use highroad_package::registry::trail::ways_back;
+use highroad_package::registry::{AliasMove, Promotion, RegistryClient, RegistryError, ResolvedVersion, Rollback};
+use highroad_package::{Digest, Reference, Selector};
+use jiff::Timestamp;
+use serde_json::Value;
+
+use crate::commands::gate::whole_seconds;
+
+/// Why an alias may not name a version, in a sentence.
+pub type Reason = String;
+
+/// What an alias moves to and on what evidence; nothing for what is no Highroad package.
+#[derive(Default)]
+struct Target {
+    version: Option<u64>,
+    package: Option<Digest>,
+    verdict: Option<Digest>,
+    overridden: Option<Value>,
+}
+
+/// Promotes on a server that has no gate: what the gate asks is asked here, then MLflow's own route moves the alias.
+pub async fn promote(
+    client: &RegistryClient,
+    promotion: &Promotion,
+) -> Result<Result<AliasMove, Reason>, RegistryError> {
+    let Promotion { name, version, alias, by, why, rehearsal } = promotion.clone();
+    let now = Timestamp::now();
+    let reference = Reference { name: name.clone(), selector: Selector::Version(version) };
+    let target = match client.resolve(&reference).await {
+        Ok(resolved) => match admit(client, &resolved, &alias, [now, now]).await? {
+            Ok(target) => target,
+            Err(reason) => return Ok(Err(reason)),
+        },
+        Err(RegistryError::NotAPackage(_)) => Target { version: Some(version), ..Target::default() },
+        Err(error) => return Err(error),
+    };
+    let action = if target.overridden.is_some() { "override" } else { "promote" };
+    let from = client.aliased(&name, &alias).await?;
+    let rehearsal = Some(rehearsal).filter(|found| !found.is_null());
+    let moved = target.into_move([name, alias, by, why], action, from, now);
+    client.move_without_gate(AliasMove { rehearsal, ..moved }).await.map(Ok)
+}
+
+/// Goes back to where an alias was before, by the recorded moves, on a server that has no gate. A verdict is asked about the
+/// moment of that promotion, an override about now; versions that are gone, or hold another package now, are passed over.
+pub async fn roll_back(
+    client: &RegistryClient,
+    rollback: &Rollback,
+) -> Result<Result<AliasMove, Reason>, RegistryError> {
+    let Rollback { name, alias, by, why } = rollback.clone();
+    let now = Timestamp::now();
+    let label = format!("{name}@{alias}");
+    let Some(current) = client.aliased(&name, &alias).await? else { return Err(RegistryError::NotFound(label)) };
+    let moves = client.audit(&name).await?;
+    for (version, moved) in ways_back(&moves, &alias, Some(current)) {
+        let target = match version {
+            None => Target::default(),
+            Some(number) if number == current => continue,
+            Some(number) => match client.model_version(&name, number).await {
+                Err(RegistryError::NotFound(_)) => continue,
+                Err(error) => return Err(error),
+                Ok(found) => match found.package {
+                    None => Target { version, ..Target::default() },
+                    Some(resolved) => {
+                        let was = moved.and_then(|moved| moved.package);
+                        if was.is_some_and(|was| was != resolved.package) {
+                            continue;
+                        }
+                        let at = moved.and_then(|moved| Timestamp::from_millisecond(moved.at).ok()).unwrap_or(now);
+                        match admit(client, &resolved, &alias, [at, now]).await? {
+                            Ok(target) => target,
+                            Err(reason) => return Ok(Err(reason)),
+                        }
+                    }
+                },
+            },
+        };
+        let moved = target.into_move([name, alias, by, why], "rollback", Some(current), now);
+        return client.move_without_gate(moved).await.map(Ok);
+    }
+    Ok(Err(format!("nothing records where `{label}` was before; promote a version by its number")))
+}
+
+/// Whether `alias` may name a version: by its verdict at the first moment, or by an override at the second.
+async fn admit(
+    client: &RegistryClient,
+    version: &ResolvedVersion,
+    alias: &str,
+    [verdict_at, now]: [Timestamp; 2],
+) -> Result<Result<Target, Reason>, RegistryError> {
+    let target = Target { version: Some(version.version), package: Some(version.package), ..Target::default() };
+    let missing = match verdict(client, version, &whole_seconds(verdict_at)).await? {
+        Ok(digest) => return Ok(Ok(Target { verdict: Some(digest), ..target })),
+        Err(missing) => missing.reason,
+    };
+    let refuse = |reason: String| Ok(Err(format!("`{}` may not go to production: {reason}", version.label())));
+    let bytes = match client.fetch_override(version, alias).await {
+        Ok(Some(bytes)) => bytes,
+        Ok(None) => return refuse(missing),
+        Err(error @ RegistryError::Unreachable { .. }) => return Err(error),
+        Err(error) => return refuse(format!("{missing}; its override cannot be had: {error}")),
+    };
+    let given: Override = match serde_json::from_slice(&bytes) {
+        Ok(given) => given,
+        Err(error) => return refuse(format!("{missing}; its override cannot be read: {error}")),
+    };
+    let asked = Aliased { package: &version.package.to_string(), model: &version.name, alias };
+    match given.admits(asked, &whole_seconds(now)) {
+        Ok(()) => Ok(Ok(Target { overridden: serde_json::from_slice(&bytes).ok(), ..target })),
+        Err(refusal) => refuse(format!("{missing}; its override does not let it through: {refusal}")),
+    }
+}
+
+impl Target {
+    fn into_move(
+        self,
+        [model, alias, by, why]: [String; 4],
+        action: &str,
+        from: Option<u64>,
+        now: Timestamp,
+    ) -> AliasMove {
+        AliasMove {
+            move_id: 0,
+            at: now.as_millisecond(),
+            model,
+            alias,
+            action: action.to_owned(),
+            from,
+            to: self.version,
+            by,
+            why,
+            package: self.package,
+            verdict: self.verdict,
+            overridden: self.overridden,
+            rehearsal: None,
+        }
+    }
+}
+
+/// The verdict that admits a version at `at` (RFC 3339, UTC), or what it lacks.
+///
+/// Errors only if the registry cannot be asked.
+pub async fn verdict(
+    client: &RegistryClient,
+    version: &ResolvedVersion,
+    at: &str,
+) -> Result<Result<Digest, Missing>, RegistryError> {
+    let missing = |outcome, reason: String| {
+        let verdict = version.verdict.map(|digest| digest.to_string());
+        Ok(Err(Missing { verdict, outcome, reason }))
+    };
+    let bytes = match client.fetch_verdict(version).await {
+        Ok(bytes) => bytes,
+        Err(error @ RegistryError::Unreachable { .. }) => return Err(error),
+        Err(error) => return missing(None, format!("its verdict cannot be had: {error}")),
+    };
+    let (Some(digest), Some(bytes)) = (version.verdict, bytes) else {
+        return missing(None, "it has no verdict".to_owned());
+    };
+    let verdict: Verdict = match serde_json::from_slice(&bytes) {
+        Ok(verdict) => verdict,
+        Err(error) => return missing(None, format!("its verdict cannot be read: {error}")),
+    };
+    match verdict.admits(&version.package.to_string(), at) {
+        Ok(()) => Ok(Ok(digest)),
+        Err(refusal) => missing(Some(verdict.outcome), refusal.to_string()),
+    }
+}

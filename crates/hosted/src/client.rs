@@ -1,0 +1,534 @@
+use std::time::{Duration, Instant};
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use highroad_package::Digest;
+use reqwest::header::{HeaderMap, RETRY_AFTER};
+use reqwest::{Response, StatusCode};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::budget::Reserved;
+use crate::key::ApiKey;
+use crate::{Budget, DescriptionError, Hosted, HostedError, Reply, Said, Tokens, Usage};
+
+/// Largest reply that is read, and largest error body of which the message is told.
+const MAX_REPLY_BYTES: usize = 32 << 20;
+const MAX_ERROR_BYTES: usize = 64 << 10;
+const MAX_MESSAGE_CHARS: usize = 300;
+const MAX_SERVED_BY_CHARS: usize = 120;
+/// First wait between two tries, doubled each time, and the longest.
+const FIRST_WAIT: Duration = Duration::from_millis(500);
+const LONGEST_WAIT: Duration = Duration::from_secs(30);
+/// Tokens that a host may count beside the text: a token is a byte or more, and a chat template adds some to each message.
+const TOKENS_A_MESSAGE: u64 = 32;
+
+/// Something a hosted model can be asked: a path, a body and what it may cost at most.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Question {
+    path: &'static str,
+    body: Value,
+    worst: Tokens,
+    read: Read,
+    nonce: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Read {
+    Chat,
+    Embedding,
+    Moderation,
+    Rerank { n_documents: usize },
+}
+
+/// Asks one hosted model; shared by reference, as all its questions share connections.
+#[derive(Debug)]
+pub struct Client {
+    http: reqwest::Client,
+    hosted: Hosted,
+    key: Option<ApiKey>,
+}
+
+/// One turn of a conversation, as the protocol has it.
+#[derive(Serialize)]
+struct Turn<'a> {
+    role: &'a str,
+    content: &'a str,
+}
+
+impl Question {
+    /// A conversation to go on with. `sample` counts the answers to one conversation; `schema`, where the host holds answers
+    /// to one, is a name and a JSON schema.
+    pub fn chat(hosted: &Hosted, turns: &[(&str, &str)], sample: u32, schema: Option<(&str, Value)>) -> Self {
+        let turns: Vec<Turn<'_>> = turns.iter().map(|&(role, content)| Turn { role, content }).collect();
+        let mut body = json!({
+            "model": hosted.model, "messages": turns, hosted.max_tokens_name.as_str(): hosted.max_tokens,
+        });
+        let mut set = |key: &str, value: Value| body[key] = value;
+        if let Some(temperature) = hosted.temperature {
+            set("temperature", temperature.into());
+        }
+        if let Some(seed) = hosted.seed {
+            set("seed", (seed + u64::from(sample)).into());
+        }
+        if hosted.logprobs {
+            set("logprobs", true.into());
+        }
+        if let Some((name, schema)) = schema.filter(|_| hosted.structured) {
+            let schema = json!({ "name": name, "strict": true, "schema": schema });
+            set("response_format", json!({ "type": "json_schema", "json_schema": schema }));
+        }
+        let n_bytes: usize = turns.iter().map(|turn| turn.content.len()).sum();
+        let input = n_bytes as u64 + TOKENS_A_MESSAGE * (turns.len() as u64 + 1);
+        let worst = Tokens { input, output: hosted.max_tokens.get().into() };
+        Self { path: "chat/completions", body, worst, read: Read::Chat, nonce: sample }
+    }
+
+    /// A text to be embedded.
+    pub fn embedding(hosted: &Hosted, text: &str) -> Self {
+        // Base64 keeps the bits, and is what OpenAI's own client asks for.
+        let body = json!({ "model": hosted.model, "input": text, "encoding_format": "base64" });
+        Self { path: "embeddings", body, worst: of_text(text.len()), read: Read::Embedding, nonce: 0 }
+    }
+
+    /// A text to be judged by a moderation.
+    pub fn moderation(hosted: &Hosted, text: &str) -> Self {
+        let body = json!({ "model": hosted.model, "input": text });
+        Self { path: "moderations", body, worst: of_text(text.len()), read: Read::Moderation, nonce: 0 }
+    }
+
+    /// Documents to be ordered by how well they answer a query.
+    pub fn rerank(hosted: &Hosted, query: &str, documents: &[String]) -> Self {
+        let body = json!({ "model": hosted.model, "query": query, "documents": documents });
+        let n_bytes = documents.iter().map(|document| document.len() + query.len()).sum();
+        let read = Read::Rerank { n_documents: documents.len() };
+        Self { path: "rerank", body, worst: of_text(n_bytes), read, nonce: 0 }
+    }
+
+    /// Equal for equal questions only, of which two samples are not.
+    pub fn digest(&self) -> Digest {
+        let body = serde_json_canonicalizer::to_vec(&self.body).expect("a value is canonical JSON");
+        Digest::of(&[format!("{} {}\n", self.path, self.nonce).as_bytes(), &body].concat())
+    }
+}
+
+fn of_text(n_bytes: usize) -> Tokens {
+    Tokens { input: n_bytes as u64 + TOKENS_A_MESSAGE, output: 0 }
+}
+
+/// How one try went wrong.
+struct Failed {
+    error: Wrong,
+    /// What the host asked to wait.
+    wait: Option<Duration>,
+}
+
+enum Wrong {
+    Unreachable { reason: String, may_have_answered: bool },
+    Status(StatusCode, String),
+    Malformed(String),
+    TooLarge(usize),
+}
+
+impl Client {
+    /// A client, with the key from where the description says it is.
+    pub fn new(hosted: Hosted) -> Result<Self, DescriptionError> {
+        let key = ApiKey::find(&hosted)?;
+        let http = reqwest::Client::builder()
+            .connect_timeout(Duration::from_secs(hosted.limits.connect_timeout_s))
+            .timeout(hosted.limits.timeout())
+            // An answer from elsewhere is not the described model's, and a key is for one host.
+            .redirect(reqwest::redirect::Policy::none())
+            .user_agent(concat!("highroad/", env!("CARGO_PKG_VERSION")))
+            .build()
+            .map_err(DescriptionError::Client)?;
+        Ok(Self { http, hosted, key })
+    }
+
+    /// What is asked.
+    pub fn hosted(&self) -> &Hosted {
+        &self.hosted
+    }
+
+    /// The answer to one question: tried again as the description's limits say, and never beyond `budget`.
+    pub async fn ask(&self, question: &Question, budget: &Budget) -> Result<Reply, HostedError> {
+        if budget.most().is_some() && self.hosted.price.is_none() {
+            return Err(HostedError::NoPrice { model: self.hosted.model.clone() });
+        }
+        let url = format!("{}/{}", self.hosted.base_url.trim_end_matches('/'), question.path);
+        let most = Duration::from_secs(self.hosted.limits.wait_s);
+        let (mut n_tries, mut waited) = (0, Duration::ZERO);
+        loop {
+            n_tries += 1;
+            let reserved = budget.reserve(self.hosted.price.as_ref(), question.worst)?;
+            let start = Instant::now();
+            let failed = match self.try_once(&url, question).await {
+                Ok((said, usage, served_by)) => {
+                    self.settle(reserved, usage, question.worst);
+                    let ms = start.elapsed().as_secs_f64() * 1e3;
+                    return Ok(Reply { said, usage, ms, n_tries, served_by });
+                }
+                Err(failed) => failed,
+            };
+            if !failed.may_have_cost() {
+                reserved.settle(0.0);
+            }
+            if !failed.is_passing() || n_tries > self.hosted.limits.retries {
+                return Err(failed.into_error(url, n_tries));
+            }
+            let wait = failed.wait.unwrap_or_else(|| backoff(n_tries));
+            if waited + wait > most {
+                return Err(match failed.wait {
+                    Some(wait) => HostedError::Wait { url, wait_s: wait.as_secs_f64(), most_s: most.as_secs() },
+                    None => failed.into_error(url, n_tries),
+                });
+            }
+            waited += wait;
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    fn settle(&self, reserved: Reserved<'_>, usage: Option<Usage>, worst: Tokens) {
+        // A host that does not count is taken at its dearest.
+        let tokens = usage.map_or(worst, |usage| Tokens { input: usage.input, output: usage.output });
+        reserved.settle(self.hosted.price.as_ref().map_or(0.0, |price| price.of(tokens)));
+    }
+
+    async fn try_once(&self, url: &str, question: &Question) -> Result<(Said, Option<Usage>, Option<String>), Failed> {
+        let mut request = self.http.post(url).json(&question.body);
+        if let Some(key) = &self.key {
+            request = request.bearer_auth(key.expose());
+        }
+        let response = request.send().await.map_err(|error| self.unreachable(&error))?;
+        if !response.status().is_success() {
+            return Err(self.refused(response).await);
+        }
+        let body = self.body(response, MAX_REPLY_BYTES).await?;
+        read(question.read, &body).map_err(|reason| Failed { error: Wrong::Malformed(self.safe(&reason)), wait: None })
+    }
+
+    async fn body(&self, mut response: Response, limit: usize) -> Result<Vec<u8>, Failed> {
+        let mut body = Vec::new();
+        while let Some(chunk) = response.chunk().await.map_err(|error| self.unreachable(&error))? {
+            if body.len() + chunk.len() > limit {
+                return Err(Failed { error: Wrong::TooLarge(limit), wait: None });
+            }
+            body.extend_from_slice(&chunk);
+        }
+        Ok(body)
+    }
+
+    fn unreachable(&self, error: &reqwest::Error) -> Failed {
+        let may_have_answered = !error.is_connect();
+        let mut reason = if error.is_timeout() {
+            let Self { hosted, .. } = self;
+            format!("no whole answer within {} s", hosted.limits.timeout_s)
+        } else {
+            innermost(error)
+        };
+        if error.is_timeout() && error.is_connect() {
+            reason = format!("no connection within {} s", self.hosted.limits.connect_timeout_s);
+        }
+        Failed { error: Wrong::Unreachable { reason: self.safe(&reason), may_have_answered }, wait: None }
+    }
+
+    async fn refused(&self, response: Response) -> Failed {
+        let (status, wait) = (response.status(), retry_after(response.headers()));
+        // Of an error page that is too long or cut off the status says enough.
+        let body = self.body(response, MAX_ERROR_BYTES).await.unwrap_or_default();
+        Failed { error: Wrong::Status(status, self.safe(&message(&body))), wait }
+    }
+
+    /// Foreign text as an error may hold it: short, on one line and without the key.
+    fn safe(&self, text: &str) -> String {
+        let text = self.key.as_ref().map_or_else(|| text.to_owned(), |key| key.redact(text));
+        text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_MESSAGE_CHARS).collect()
+    }
+}
+
+impl Failed {
+    /// Whether another try may go better.
+    fn is_passing(&self) -> bool {
+        match &self.error {
+            Wrong::Unreachable { .. } | Wrong::Malformed(_) => true,
+            Wrong::Status(status, _) => matches!(status.as_u16(), 408 | 409 | 425 | 429) || status.is_server_error(),
+            Wrong::TooLarge(_) => false,
+        }
+    }
+
+    /// Whether the host may have worked, and charge for it.
+    fn may_have_cost(&self) -> bool {
+        match &self.error {
+            Wrong::Unreachable { may_have_answered, .. } => *may_have_answered,
+            Wrong::Status(..) => false,
+            Wrong::Malformed(_) | Wrong::TooLarge(_) => true,
+        }
+    }
+
+    fn into_error(self, url: String, n_tries: u32) -> HostedError {
+        match self.error {
+            Wrong::Unreachable { reason, .. } => HostedError::Unreachable { url, n_tries, reason },
+            Wrong::Malformed(reason) => HostedError::Malformed { url, n_tries, reason },
+            Wrong::TooLarge(limit) => HostedError::TooLarge { url, limit },
+            Wrong::Status(status, message) => match status.as_u16() {
+                status @ (401 | 403) => HostedError::Key { url, status, message },
+                status @ (408 | 409 | 425 | 429 | 500..) => HostedError::Status { url, status, n_tries, message },
+                status => HostedError::Refused { url, status, message },
+            },
+        }
+    }
+}
+
+/// Half of it is certain and half is drawn, so that many who were refused together do not come back together.
+fn backoff(n_tries: u32) -> Duration {
+    let most = FIRST_WAIT.saturating_mul(1 << (n_tries - 1).min(16)).min(LONGEST_WAIT);
+    most.mul_f64(0.5 + 0.5 * rand::random::<f64>())
+}
+
+/// What the host asks to wait, as `retry-after-ms`, in seconds or as a date.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let text = |name: &str| headers.get(name)?.to_str().ok().map(str::trim);
+    let number =
+        |text: &str, unit: f64| text.parse::<f64>().ok().and_then(|n| Duration::try_from_secs_f64(n * unit).ok());
+    let seconds = text(RETRY_AFTER.as_str());
+    let date = || {
+        let date = jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(seconds?).ok()?;
+        // A date that has passed asks for no wait.
+        Some(Duration::try_from(date.duration_since(jiff::Timestamp::now())).unwrap_or_default())
+    };
+    text("retry-after-ms").and_then(|ms| number(ms, 1e-3)).or_else(|| number(seconds?, 1.0)).or_else(date)
+}
+
+/// The clause that says what went wrong, without the address: the error that is told has it.
+fn innermost(error: &reqwest::Error) -> String {
+    let mut source: &dyn std::error::Error = error;
+    while let Some(inner) = source.source() {
+        source = inner;
+    }
+    source.to_string()
+}
+
+/// What an error body says: OpenAI's `error.message`, or one of the shapes that other servers use.
+fn message(body: &[u8]) -> String {
+    let value: Value = serde_json::from_slice(body).unwrap_or_default();
+    let places = ["/error/message", "/message", "/detail", "/error"];
+    let told = places.iter().find_map(|place| value.pointer(place).and_then(Value::as_str));
+    told.map_or_else(|| "it does not say why".to_owned(), str::to_owned)
+}
+
+#[derive(Deserialize)]
+struct Chat {
+    choices: Vec<Choice>,
+    usage: Option<WireUsage>,
+    model: Option<String>,
+    system_fingerprint: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Choice {
+    message: Message,
+    finish_reason: Option<String>,
+    logprobs: Option<Logprobs>,
+}
+
+#[derive(Deserialize)]
+struct Message {
+    content: Option<String>,
+    refusal: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Logprobs {
+    content: Option<Vec<Token>>,
+}
+
+#[derive(Deserialize)]
+struct Token {
+    logprob: f64,
+}
+
+#[derive(Deserialize)]
+struct WireUsage {
+    #[serde(default)]
+    prompt_tokens: u64,
+    #[serde(default)]
+    completion_tokens: u64,
+}
+
+#[derive(Deserialize)]
+struct Embeddings {
+    data: Vec<EmbeddingItem>,
+    usage: Option<WireUsage>,
+    model: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct EmbeddingItem {
+    embedding: Vector,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Vector {
+    Base64(String),
+    Float(Vec<f32>),
+}
+
+#[derive(Deserialize)]
+struct Moderations {
+    results: Vec<ModerationItem>,
+    model: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct ModerationItem {
+    flagged: bool,
+    category_scores: serde_json::Map<String, Value>,
+}
+
+#[derive(Deserialize)]
+struct Reranked {
+    results: Vec<RankedItem>,
+    model: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct RankedItem {
+    index: usize,
+    relevance_score: f64,
+}
+
+type Answered = (Said, Option<Usage>, Option<String>);
+
+/// The answer in a reply's body; what is wrong with it otherwise, without quoting it.
+fn read(what: Read, body: &[u8]) -> Result<Answered, String> {
+    match what {
+        Read::Chat => chat(parse(body)?),
+        Read::Embedding => embedding(parse(body)?),
+        Read::Moderation => moderation(parse(body)?),
+        Read::Rerank { n_documents } => reranked(parse(body)?, n_documents),
+    }
+}
+
+fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, String> {
+    serde_json::from_slice(body).map_err(|error| error.to_string())
+}
+
+fn chat(reply: Chat) -> Result<Answered, String> {
+    let Choice { message, finish_reason, logprobs } = reply.choices.into_iter().next().ok_or("it has no choice")?;
+    let text = message.content.or(message.refusal).unwrap_or_default();
+    let tokens = logprobs.and_then(|logprobs| logprobs.content).filter(|tokens| !tokens.is_empty());
+    let likelihood = tokens.map(|tokens| likelihood(&tokens)).transpose()?;
+    let cut = finish_reason.as_deref() == Some("length");
+    let served_by = served_by(reply.model, reply.system_fingerprint);
+    Ok((Said::Text { text, cut, likelihood }, reply.usage.map(WireUsage::counted), served_by))
+}
+
+fn likelihood(tokens: &[Token]) -> Result<(f64, u32), String> {
+    let sum: f64 = tokens.iter().map(|token| token.logprob).sum();
+    // Rounding makes some hosts' certain tokens a little more than certain.
+    let fits = sum.is_finite() && sum < 1e-3 * tokens.len() as f64;
+    let n_tokens = u32::try_from(tokens.len()).ok().filter(|_| fits);
+    n_tokens.map(|n| (sum.min(0.0), n)).ok_or_else(|| "its log-probabilities are none".to_owned())
+}
+
+fn embedding(reply: Embeddings) -> Result<Answered, String> {
+    let [EmbeddingItem { embedding }] = <[_; 1]>::try_from(reply.data).map_err(|_| "it has not exactly one vector")?;
+    let values = match embedding {
+        Vector::Float(values) => values,
+        Vector::Base64(text) => {
+            let bytes = BASE64_STANDARD.decode(text).map_err(|error| format!("its vector is no base64: {error}"))?;
+            let (whole, rest) = bytes.as_chunks::<4>();
+            if !rest.is_empty() {
+                return Err("its vector is no whole number of f32".to_owned());
+            }
+            whole.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
+        }
+    };
+    if values.is_empty() || values.iter().any(|value| !value.is_finite()) {
+        return Err("its vector is empty or not finite".to_owned());
+    }
+    let bits = values.into_iter().map(f32::to_bits).collect();
+    Ok((Said::Vector { bits }, reply.usage.map(WireUsage::counted), served_by(reply.model, None)))
+}
+
+fn moderation(reply: Moderations) -> Result<Answered, String> {
+    let [ModerationItem { flagged, category_scores }] =
+        <[_; 1]>::try_from(reply.results).map_err(|_| "it has not exactly one result")?;
+    let score = category_scores.values().filter_map(Value::as_f64).fold(0.0, f64::max);
+    if score > 1.0 {
+        return Err("a category's score is over 1".to_owned());
+    }
+    Ok((Said::Moderation { flagged, score }, None, served_by(reply.model, None)))
+}
+
+fn reranked(reply: Reranked, n_documents: usize) -> Result<Answered, String> {
+    let mut scores = vec![None; n_documents];
+    for RankedItem { index, relevance_score } in reply.results {
+        let place = scores.get_mut(index).filter(|place| place.is_none() && relevance_score.is_finite());
+        *place.ok_or("a result has an index that it cannot have")? = Some(relevance_score);
+    }
+    let scores = scores.into_iter().collect::<Option<Vec<f64>>>().ok_or("a document has no score")?;
+    Ok((Said::Relevances { scores }, None, served_by(reply.model, None)))
+}
+
+impl WireUsage {
+    fn counted(self) -> Usage {
+        Usage { input: self.prompt_tokens, output: self.completion_tokens }
+    }
+}
+
+/// `model build`, as far as the host says; names of files are no names of models, so folders are left out.
+fn served_by(model: Option<String>, build: Option<String>) -> Option<String> {
+    let model = model.map(|model| model.rsplit('/').next().unwrap_or_default().to_owned());
+    let said: Vec<String> = [model, build].into_iter().flatten().filter(|said| !said.is_empty()).collect();
+    let said: String = said.join(" ").chars().filter(|c| !c.is_control()).take(MAX_SERVED_BY_CHARS).collect();
+    (!said.is_empty()).then_some(said)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_ask_to_wait_in_three_ways() {
+        let of = |name: &'static str, value: &str| {
+            let headers = HeaderMap::from_iter([(name.parse().unwrap(), value.parse().unwrap())]);
+            retry_after(&headers)
+        };
+        assert_eq!(of("retry-after", "2"), Some(Duration::from_secs(2)));
+        assert_eq!(of("retry-after-ms", "1500"), Some(Duration::from_millis(1500)));
+        assert_eq!(of("retry-after", "Wed, 21 Oct 2015 07:28:00 GMT"), Some(Duration::ZERO));
+        for nonsense in ["-1", "nan", "soon", "1e300"] {
+            assert_eq!(of("retry-after", nonsense), None, "{nonsense}");
+        }
+    }
+
+    #[test]
+    fn waits_double_to_a_limit_and_vary() {
+        for (n_tries, most_s) in [(1, 0.5), (2, 1.0), (4, 4.0), (20, 30.0), (u32::MAX, 30.0)] {
+            let waits = [0; 50].map(|_| backoff(n_tries).as_secs_f64());
+            assert!(waits.iter().all(|wait| (most_s / 2.0..=most_s).contains(wait)), "{n_tries}: {waits:?}");
+            assert!(waits.iter().any(|wait| *wait != waits[0]));
+        }
+    }
+
+    #[test]
+    fn a_reply_that_breaks_its_protocol_is_an_error_in_words() {
+        for (what, body, reason) in [
+            (Read::Chat, r#"{"choices": []}"#, "no choice"),
+            (Read::Chat, r#"{"choices": "#, "EOF"),
+            (Read::Embedding, r#"{"data": [{"embedding": "AAA="}]}"#, "whole number of f32"),
+            (Read::Embedding, r#"{"data": [{"embedding": []}]}"#, "empty"),
+            (Read::Embedding, r#"{"data": []}"#, "exactly one"),
+            (Read::Moderation, r#"{"results": [{"flagged": true, "category_scores": {"a": 2}}]}"#, "over 1"),
+            (Read::Rerank { n_documents: 2 }, r#"{"results": [{"index": 2, "relevance_score": 1}]}"#, "index"),
+            (Read::Rerank { n_documents: 2 }, r#"{"results": [{"index": 0, "relevance_score": 1}]}"#, "no score"),
+        ] {
+            assert!(read(what, body.as_bytes()).unwrap_err().contains(reason), "{body}");
+        }
+        let likely = r#"{"choices": [{"message": {"content": "a"}, "logprobs": {"content": [{"logprob": 5}]}}]}"#;
+        assert!(read(Read::Chat, likely.as_bytes()).is_err());
+    }
+}

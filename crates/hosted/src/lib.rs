@@ -1,0 +1,21 @@
+//! Models that others host behind an OpenAI-compatible API: what one is, and a client that asks it within limits of time
+//! and money.
+//!
+//! A [`Hosted`] description is a file; its [digest](Hosted::digest) stands where a package's digest would. A [`Client`] asks
+//! it: bounded replies, retries that obey `Retry-After`, and a [`Budget`] that is never overspent. The key comes from the
+//! environment or a file, never from the description, and is in no error and no log.
+
+mod budget;
+mod client;
+mod description;
+mod error;
+mod key;
+mod reply;
+mod template;
+
+pub use budget::{Budget, Tokens};
+pub use client::{Client, Question};
+pub use description::{Hosted, HostedTask, LimitName, Limits, NUMERICS_ID, Price};
+pub use error::{DescriptionError, HostedError};
+pub use reply::{Reply, Said, Usage};
+pub use template::fill;
