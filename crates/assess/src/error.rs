@@ -45,6 +45,8 @@ pub enum AssessError {
     Hosted { case: String, n_answered: usize, n_questions: usize, source: HostedError },
     #[error("a hosted model takes no token ids: those of case `{case}` are of another tokenizer")]
     Tokens { case: String },
+    #[error("a hosted model is asked no images, and case `{case}` is one: images need a package")]
+    HostedImage { case: String },
     #[error("a hosted model cannot be asked from here")]
     Runtime(#[source] io::Error),
     #[error(transparent)]

@@ -314,11 +314,17 @@ fn answer_texts(
     let hosted = model.hosted();
     let task = TaskKind::Embed { dimensions: 0, normalized: false };
     let inputs = Inputs::of(golden, &task, 0..golden.cases.len())?;
-    let asked = inputs.asked(&(0..inputs.len()).collect::<Vec<_>>())?;
-    let mut askings = Vec::with_capacity(asked.len());
-    for asked in &asked {
-        let Input::Text(text) = &asked.input else { return Err(AssessError::Tokens { case: asked.case.to_owned() }) };
-        askings.push(Asking { case: asked.case, question: about_text(hosted, text) });
+    let mut askings = Vec::with_capacity(inputs.len());
+    for idx in 0..inputs.len() {
+        for asked in inputs.asked(&[idx])? {
+            let case = asked.case;
+            let text = match &asked.input {
+                Input::Text(text) => text,
+                Input::Image(_) => return Err(AssessError::HostedImage { case: case.to_owned() }),
+                _ => return Err(AssessError::Tokens { case: case.to_owned() }),
+            };
+            askings.push(Asking { case, question: about_text(hosted, text) });
+        }
     }
     let asked = model.ask_all(&askings, kept, budget, progress)?;
     let mut labels = hosted.labels.clone();

@@ -56,6 +56,8 @@ pub struct Image {
     orientation: u8,
 }
 
+type Decoder = fn(&[u8]) -> Result<Image, ImageError>;
+
 impl Image {
     /// Decodes a PNG, JPEG or WebP, told by its first bytes.
     ///
@@ -66,7 +68,7 @@ impl Image {
         if bytes.len() > MAX_IMAGE_BYTES {
             return Err(ImageError::TooManyBytes(bytes.len()));
         }
-        let (format, decoder): (_, fn(&[u8]) -> Result<Self, ImageError>) = match bytes {
+        let (format, decoder): (_, Decoder) = match bytes {
             [0x89, b'P', b'N', b'G', ..] => ("PNG", png),
             [0xff, 0xd8, 0xff, ..] => ("JPEG", jpeg),
             [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => ("WebP", webp),
