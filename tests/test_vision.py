@@ -1,4 +1,5 @@
-"""A model that sees, whole: EfficientNet-Lite0 exported, packed, judged and served, beside eager PyTorch on Pillow's pixels."""
+"""Models that see: EfficientNet-Lite0 exported, packed, evaluated and served beside eager PyTorch on Pillow's pixels; and the tiny
+package of the conformance folder through gates, golden sets, other engines and a server."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ import html
 import io
 import json
 import re
+import shutil
 import urllib.request
 from pathlib import Path
 
@@ -18,7 +20,7 @@ import pytest
 import sklearn.datasets
 import torch
 import tritonclient.http as triton
-from cli import bless, call, highroad_bin  # noqa: F401
+from cli import ROOT, bless, call, highroad_bin  # noqa: F401
 from conftest import serving
 from efficientnet_lite_pytorch import EfficientNet
 from PIL import Image
@@ -78,15 +80,13 @@ def crops() -> list[bytes]:
     found = []
     for name in ("china.jpg", "flower.jpg"):
         photo = Image.open(PHOTOS / name)
-        for left in (0, 180, 360):
-            part = photo.crop((left, 100, left + 280, 400))
-            found += [encoded(part), encoded(part.transpose(Image.Transpose.FLIP_LEFT_RIGHT))]
+        found += [encoded(photo.crop((left, 100, left + 280, 400))) for left in (0, 360)]
     return found
 
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory, call, model, eager):  # noqa: F811
-    """Package `right`, and `swapped`, which differs in the order of its channels alone; a golden set of what PyTorch answers."""
+    """The package `things`; a golden set of what PyTorch answers."""
     folder = tmp_path_factory.mktemp("vision")
     inputs = [(pixels((PHOTOS / name).read_bytes()),) for name in ("china.jpg", "flower.jpg")]
     example = (torch.cat([pixels for (pixels,) in inputs]),)
@@ -103,20 +103,41 @@ def desk(tmp_path_factory, call, model, eager):  # noqa: F811
         owner="tests",
         git_commit="0" * 40,
     )
+    call("pack", source, "-o", "things", cwd=folder)
+    write_golden(folder, crops(), lambda picture: LABELS[eager(picture).argmax()])
+    return folder
+
+
+def write_golden(folder: Path, pictures: list[bytes], answer) -> None:
+    """A golden set of pictures in files, the last of them inline too."""
+    (folder / "pictures").mkdir()
+    lines = []
+    for number, picture in enumerate(pictures):
+        (folder / f"pictures/{number}.png").write_bytes(picture)
+        question = {"image": f"pictures/{number}.png", "sha256": hashlib.sha256(picture).hexdigest()}
+        lines.append({"id": f"picture-{number}", "input": question, "expected": answer(picture)})
+    small = encoded(Image.open(io.BytesIO(pictures[-1])).resize((60, 60)), "JPEG")
+    lines.append({"id": "inline", "input": {"image_base64": base64.b64encode(small).decode()}, "expected": answer(small)})
+    (folder / "golden.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory, call):  # noqa: F811
+    """Package `right`, and `swapped`, which differs in the order of its channels alone; a golden set of what `right` answers."""
+    folder = tmp_path_factory.mktemp("tiny")
+    source = shutil.copytree(ROOT / "conformance/packages/vision", folder / "source")
     call("pack", source, "-o", "right", cwd=folder)
     description = source / "package.toml"
     description.write_text(description.read_text().replace("[task.image]\n", '[task.image]\nchannels = "bgr"\n'))
     call("pack", source, "-o", "swapped", cwd=folder)
-    (folder / "pictures").mkdir()
-    lines = []
-    for number, picture in enumerate(crops()):
-        (folder / f"pictures/{number}.png").write_bytes(picture)
-        sha256 = hashlib.sha256(picture).hexdigest()
-        case = {"id": f"crop-{number}", "input": {"image": f"pictures/{number}.png", "sha256": sha256}}
-        lines.append(case | {"expected": LABELS[eager(picture).argmax()], "slices": [["china", "flower"][number // 6]]})
-    small = encoded(Image.open(PHOTOS / "china.jpg").resize((120, 90)), "JPEG")
-    inline = {"id": "inline", "input": {"image_base64": base64.b64encode(small).decode()}, "expected": LABELS[eager(small).argmax()]}
-    (folder / "golden.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [*lines, inline]))
+    photos = [Image.open(PHOTOS / name) for name in ("china.jpg", "flower.jpg")]
+    crops = [photo.crop((left, top, left + 80, top + 80)) for photo in photos for left in range(0, 600, 80) for top in range(0, 400, 80)]
+    write_golden(folder, [encoded(crop) for crop in crops], lambda _: "red")
+    call("eval", "right", "--golden", "golden.jsonl", "--out", "right.json", cwd=folder)
+    lines = [json.loads(line) for line in (folder / "golden.jsonl").read_text().splitlines()]
+    answers = [case["value"]["class"]["label"] for case in json.loads((folder / "right.json").read_text())["cases"]]
+    lines = [line | {"expected": answer} for line, answer in zip(lines, answers, strict=True)]
+    (folder / "golden.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (folder / "gates.toml").write_text("[[rule]]\nmetric = 'accuracy'\nmargin = 0.1\n")
     bless(call, "golden.jsonl", folder)
     return folder
@@ -141,15 +162,15 @@ def test_an_export_that_does_not_fit_is_refused(changes, reason, tmp_path):
 
 
 def test_the_package_is_what_pytorch_computes(desk, call):  # noqa: F811
-    assert json.loads(call("verify", "right", "--json", cwd=desk).stdout)["passed"]
-    manifest = json.loads((desk / "right/manifest.json").read_text())
+    assert json.loads(call("verify", "things", "--json", cwd=desk).stdout)["passed"]
+    manifest = json.loads((desk / "things/manifest.json").read_text())
     assert manifest["task"]["image"] == IMAGE and "max_tokens" not in manifest["task"]
     assert "tokenizer.json" not in [file["path"] for file in manifest["files"]]
 
 
 def test_an_evaluation_answers_as_pytorch_on_pillows_pixels(desk, eager, call):  # noqa: F811
-    call("eval", "right", "--golden", "golden.jsonl", "--out", "right.json", "--html", "right.html", cwd=desk)
-    results = json.loads((desk / "right.json").read_text())
+    call("eval", "things", "--golden", "golden.jsonl", "--out", "things.json", cwd=desk)
+    results = json.loads((desk / "things.json").read_text())
     assert results["batch_invariant"] is True
     for number, case in enumerate(results["cases"][:-1]):
         expected = eager((desk / f"pictures/{number}.png").read_bytes())
@@ -158,36 +179,47 @@ def test_an_evaluation_answers_as_pytorch_on_pillows_pixels(desk, eager, call): 
         np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6)
 
 
-def test_a_gate_sees_swapped_channels_and_shows_the_pictures(desk, call):  # noqa: F811
-    passed = call("gate", "right", "--baseline", "right", "--golden", "golden.jsonl", cwd=desk, code=3)
+def test_a_gate_sees_swapped_channels_and_shows_the_pictures(tiny, call):  # noqa: F811
+    passed = call("gate", "right", "--baseline", "right", "--golden", "golden.jsonl", cwd=tiny)
     assert "lost" not in passed.stdout
-    call("gate", "swapped", "--baseline", "right", "--golden", "golden.jsonl", "--html", "gate.html", cwd=desk, code=1)
-    page = html.unescape((desk / "gate.html").read_text())
+    call("gate", "swapped", "--baseline", "right", "--golden", "golden.jsonl", "--html", "gate.html", cwd=tiny, code=1)
+    page = html.unescape((tiny / "gate.html").read_text())
     shown = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
     assert len(shown) >= 2
     assert max(Image.open(io.BytesIO(base64.b64decode(picture))).size for picture in shown) <= (64, 64)
 
 
-def test_a_picture_that_was_changed_is_refused_before_anything_is_asked(desk, call, tmp_path):  # noqa: F811
+def test_pytorch_and_a_server_answer_the_same_pictures(tiny, call, highroad_bin):  # noqa: F811
+    at = ["--golden", "golden.jsonl", "--json"]
+    native = json.loads(call("eval", "right", *at, cwd=tiny).stdout)
+    torch = json.loads(call("eval", "right", *at, "--engine", "torch", "--compare", cwd=tiny).stdout)
+    assert torch["evidence"] == "same-engine" and torch["from_native"]["max_relative_rms"] < 1e-5
+    command = [str(highroad_bin), "serve", str(tiny / "right"), "--development", "--listen", "127.0.0.1:0"]
+    with serving(command, tiny / "serve.log", env={"HIGHROAD_HOME": str(tiny / ".highroad"), "PATH": "/usr/bin:/bin"}, cwd=tiny) as url:
+        through = json.loads(call("eval", "right", *at, "--through", url, cwd=tiny).stdout)
+    assert through["answers"] == native["answers"]
+
+
+def test_a_picture_that_was_changed_is_refused_before_anything_is_asked(tiny, call, tmp_path):  # noqa: F811
     path = tmp_path / "golden.jsonl"
-    (tmp_path / "a.png").write_bytes((desk / "pictures/0.png").read_bytes())
-    call("golden", "add", "--golden", path, "--id", "a", "--image", tmp_path / "a.png", "--expected", "3", cwd=desk)
+    (tmp_path / "a.png").write_bytes((tiny / "pictures/0.png").read_bytes())
+    call("golden", "add", "--golden", path, "--id", "a", "--image", tmp_path / "a.png", "--expected", "3", cwd=tiny)
     assert json.loads(path.read_text())["input"]["image"] == "a.png"
-    (tmp_path / "a.png").write_bytes((desk / "pictures/1.png").read_bytes())
-    refused = call("golden", "lint", path, cwd=desk, code=2)
+    (tmp_path / "a.png").write_bytes((tiny / "pictures/1.png").read_bytes())
+    refused = call("golden", "lint", path, cwd=tiny, code=2)
     assert "image `a.png` is sha256:" in refused.stderr and "was changed after the case was written" in refused.stderr
     (tmp_path / "a.png").unlink()
-    assert "there is no image `a.png`" in call("eval", "right", "--golden", path, cwd=desk, code=2).stderr
+    assert "there is no image `a.png`" in call("eval", "right", "--golden", path, cwd=tiny, code=2).stderr
 
 
-def test_lint_finds_pictures_that_look_alike(desk, call, tmp_path):  # noqa: F811
+def test_lint_finds_pictures_that_look_alike(tiny, call, tmp_path):  # noqa: F811
     whole = Image.open(PHOTOS / "flower.jpg")
     pictures = {"a": encoded(whole), "b": encoded(whole), "c": encoded(whole.resize((320, 214)), "JPEG"), "d": (PHOTOS / "china.jpg").read_bytes(), "e": b"GIF89a"}
     lines = [{"id": id, "input": {"image": id, "sha256": hashlib.sha256(bytes).hexdigest()}, "expected": "x"} for id, bytes in pictures.items()]
     for id, bytes in pictures.items():
         (tmp_path / id).write_bytes(bytes)
     (tmp_path / "golden.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    found = json.loads(call("golden", "lint", tmp_path / "golden.jsonl", "--json", cwd=desk, code=1).stdout)
+    found = json.loads(call("golden", "lint", tmp_path / "golden.jsonl", "--json", cwd=tiny, code=1).stdout)
     findings = {(finding["kind"], tuple(finding["cases"])) for finding in found["findings"]}
     assert findings >= {("duplicate", ("a", "b")), ("near_duplicate", ("a", "c")), ("unreadable", ("e",))}
     assert not any("d" in cases for _, cases in findings)
@@ -196,7 +228,7 @@ def test_lint_finds_pictures_that_look_alike(desk, call, tmp_path):  # noqa: F81
 @pytest.fixture(scope="module")
 def url(desk, highroad_bin):  # noqa: F811
     environment = {"HIGHROAD_HOME": str(desk / ".highroad"), "PATH": "/usr/bin:/bin"}
-    command = [str(highroad_bin), "serve", str(desk / "right"), "--development", "--listen", "127.0.0.1:0"]
+    command = [str(highroad_bin), "serve", str(desk / "things"), "--development", "--listen", "127.0.0.1:0"]
     with serving(command, desk / "serve.log", env=environment, cwd=desk) as url:
         yield url
 
