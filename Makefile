@@ -27,9 +27,8 @@ lint: rust $(DASHBOARD) ## Formatting, clippy and TypeScript, warnings denied
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 
-test-rust: env nextest tools $(DASHBOARD) ## Rust tests and doc tests
+test-rust: env nextest tools $(DASHBOARD) ## Rust tests (no example in the documentation is code that runs)
 	cargo nextest run --workspace --locked
-	cargo test --workspace --locked --doc --quiet
 
 test-dashboard: $(DASHBOARD) ## The dashboard's own unit tests; its pages are tested by pytest
 	cd dashboard && npm test --silent

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import subprocess
 import zlib
 from pathlib import Path
 
@@ -49,6 +51,15 @@ def desk(tmp_path_factory, call):  # noqa: F811
 
 def write(path: Path, lines: list[dict]) -> None:
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+@pytest.mark.parametrize("command", [["eval", "b", "--golden", "golden.jsonl"], ["golden", "coverage", "golden.jsonl"], ["golden", "lint", "golden.jsonl"]])
+def test_a_reader_that_leaves_ends_a_command_without_a_word(desk, highroad_bin, command):  # noqa: F811
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([highroad_bin, *command], cwd=desk, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert done.returncode == 128 + 13 and "error" not in done.stderr and "panicked" not in done.stderr, done
 
 
 @pytest.fixture(scope="module")

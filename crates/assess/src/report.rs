@@ -11,7 +11,7 @@ mod shown;
 mod traffic;
 mod upgrade;
 
-use highroad_eval::{Evidence, Expected, HostedEvidence, JudgeEvidence, Observed};
+use highroad_eval::{CustomEvidence, Evidence, Expected, HostedEvidence, JudgeEvidence, Observed};
 use serde::Serialize;
 
 pub use charts::charts;
@@ -160,7 +160,8 @@ fn hosted_facts(hosted: &HostedEvidence) -> Vec<Fact> {
 }
 
 /// Who judged, how far that can be relied on, and what it cost.
-fn judge_fact(judge: &JudgeEvidence) -> Fact {
+/// What a judge is worth, for people.
+pub fn judge_fact(judge: &JudgeEvidence) -> Fact {
     let JudgeEvidence { name, n_judged, repeats, hosted, .. } = judge;
     let percent = |share: f64| format!("{:.1} %", 100.0 * share);
     let turned = judge.position_inconsistency.map(|share| format!("the order decided {}", percent(share)));
@@ -181,6 +182,12 @@ fn judge_fact(judge: &JudgeEvidence) -> Fact {
         cost,
     ];
     fact("judge", told.into_iter().flatten().collect::<Vec<_>>().join("; "))
+}
+
+/// What took a metric of the user's own, for people.
+pub fn custom_fact(custom: &CustomEvidence) -> Fact {
+    let files = custom.files.iter().map(|(file, digest)| format!("; {file} {digest}"));
+    fact("own metric", format!("`{}` by {}{}", custom.name, custom.command.join(" "), files.collect::<String>()))
 }
 
 /// An amount with at least two digits after the point and three that count.

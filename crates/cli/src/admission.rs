@@ -57,32 +57,40 @@ pub async fn roll_back(
     let Some(current) = client.aliased(&name, &alias).await? else { return Err(RegistryError::NotFound(label)) };
     let moves = client.audit(&name).await?;
     for (version, moved) in ways_back(&moves, &alias, Some(current)) {
-        let target = match version {
-            None => Target::default(),
-            Some(number) if number == current => continue,
-            Some(number) => match client.model_version(&name, number).await {
-                Err(RegistryError::NotFound(_)) => continue,
-                Err(error) => return Err(error),
-                Ok(found) => match found.package {
-                    None => Target { version, ..Target::default() },
-                    Some(resolved) => {
-                        let was = moved.and_then(|moved| moved.package);
-                        if was.is_some_and(|was| was != resolved.package) {
-                            continue;
-                        }
-                        let at = moved.and_then(|moved| Timestamp::from_millisecond(moved.at).ok()).unwrap_or(now);
-                        match admit(client, &resolved, &alias, [at, now]).await? {
-                            Ok(target) => target,
-                            Err(reason) => return Ok(Err(reason)),
-                        }
-                    }
-                },
-            },
+        if version == Some(current) {
+            continue;
+        }
+        let target = match way_back(client, &name, &alias, version, moved, now).await? {
+            None => continue,
+            Some(Err(reason)) => return Ok(Err(reason)),
+            Some(Ok(target)) => target,
         };
         let moved = target.into_move([name, alias, by, why], "rollback", Some(current), now);
         return client.move_without_gate(moved).await.map(Ok);
     }
     Ok(Err(format!("nothing records where `{label}` was before; promote a version by its number")))
+}
+
+/// Whether `alias` may go back to where `moved` had put it; nothing if that version is gone or holds another package now.
+async fn way_back(
+    client: &RegistryClient,
+    name: &str,
+    alias: &str,
+    version: Option<u64>,
+    moved: Option<&AliasMove>,
+    now: Timestamp,
+) -> Result<Option<Result<Target, Reason>>, RegistryError> {
+    let Some(number) = version else { return Ok(Some(Ok(Target::default()))) };
+    let found = match client.model_version(name, number).await {
+        Err(RegistryError::NotFound(_)) => return Ok(None),
+        found => found?,
+    };
+    let Some(resolved) = found.package else { return Ok(Some(Ok(Target { version, ..Target::default() }))) };
+    if moved.and_then(|moved| moved.package).is_some_and(|was| was != resolved.package) {
+        return Ok(None);
+    }
+    let at = moved.and_then(|moved| Timestamp::from_millisecond(moved.at).ok()).unwrap_or(now);
+    admit(client, &resolved, alias, [at, now]).await.map(Some)
 }
 
 /// Whether `alias` may name a version: by its verdict at the first moment, or by an override at the second.

@@ -8,6 +8,7 @@ mod admission;
 mod commands;
 mod engine;
 mod environment;
+mod out;
 mod progress;
 mod record;
 mod repo;
@@ -147,6 +148,10 @@ fn main() -> ExitCode {
         Command::Replay(args) => args.run(),
     };
     result.unwrap_or_else(|error| {
+        // Told by itself, not as the cause of something else, it is about stdout.
+        if error.chain().len() == 1 && error.downcast_ref().is_some_and(out::is_left) {
+            return ExitCode::from(out::NOBODY_READS);
+        }
         eprintln!("error: {}", describe(&error));
         ExitCode::from(USAGE_OR_ENVIRONMENT)
     })

@@ -1,5 +1,6 @@
 //! What a gate and an evaluation show to a person: on the terminal, in files, and on GitHub Actions.
 
+use crate::outln;
 use std::env;
 use std::fs::OpenOptions;
 use std::hash::{BuildHasher as _, Hasher as _};
@@ -102,9 +103,8 @@ fn as_text(tell: impl FnOnce()) {
 }
 
 /// Prints text, of which a terminal obeys nothing but the ends of lines.
-#[allow(clippy::print_stdout)]
 fn line(text: &str) {
-    text.split('\n').for_each(|line| println!("{}", one_line(line, usize::MAX)));
+    text.split('\n').for_each(|line| outln!("{}", one_line(line, usize::MAX)));
 }
 
 /// Prints the verdict, then the flips by slice, then the numbers.

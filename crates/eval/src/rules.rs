@@ -7,29 +7,36 @@ use crate::{
     Traffic,
 };
 
-/// The rules of `gates.toml`, checked: every number is in its range and every rule decides something.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+/// The rules of `gates.toml`. [`Gates::parse`] checks them: every number is in its range and every rule decides something.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Gates {
     /// Risk a rule runs of releasing a candidate that is worse by its margin.
+    #[serde(default = "default_alpha")]
     pub alpha: f64,
     /// Chance a rule should have to pass a candidate that equals the baseline, and to find a drop.
+    #[serde(default = "default_power")]
     pub power: f64,
     /// Bootstrap resamples.
+    #[serde(default = "default_resamples")]
     pub resamples: usize,
     /// Seed of the bootstrap.
+    #[serde(default = "default_seed")]
     pub seed: u64,
     /// What must hold.
+    #[serde(default, rename(deserialize = "rule"))]
     pub rules: Vec<Rule>,
     /// Limits on service time: of single inputs, or at the declared traffic where there is one.
+    #[serde(default)]
     pub latency: Vec<LatencyRule>,
     /// Slices that are not written in the cases: an expression by the slice's name. Whoever reads the golden set applies them.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, rename(deserialize = "slice"), skip_serializing_if = "BTreeMap::is_empty")]
     pub slices: BTreeMap<String, String>,
     /// Hosted models that judge texts, by name.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, rename(deserialize = "judge"), skip_serializing_if = "BTreeMap::is_empty")]
     pub judges: BTreeMap<String, JudgeRule>,
     /// Programs of the user's own that measure answers, by name.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub custom: BTreeMap<String, CustomRule>,
     /// The traffic that what follows is judged at.
     pub traffic: Option<Traffic>,
@@ -120,33 +127,6 @@ pub enum GatesError {
     NoTraffic(&'static str),
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct File {
-    #[serde(default = "default_alpha")]
-    alpha: f64,
-    #[serde(default = "default_power")]
-    power: f64,
-    #[serde(default = "default_resamples")]
-    resamples: usize,
-    #[serde(default = "default_seed")]
-    seed: u64,
-    #[serde(default, rename = "rule")]
-    rules: Vec<Rule>,
-    #[serde(default)]
-    latency: Vec<LatencyRule>,
-    #[serde(default, rename = "slice")]
-    slices: BTreeMap<String, String>,
-    #[serde(default, rename = "judge")]
-    judges: BTreeMap<String, JudgeRule>,
-    #[serde(default)]
-    custom: BTreeMap<String, CustomRule>,
-    traffic: Option<Traffic>,
-    throughput: Option<ThroughputRule>,
-    memory: Option<MemoryRule>,
-    cost: Option<CostRule>,
-}
-
 fn default_alpha() -> f64 {
     0.05
 }
@@ -166,44 +146,15 @@ fn default_seed() -> u64 {
 impl Gates {
     /// Reads the text of a `gates.toml`.
     pub fn parse(text: &str) -> Result<Self, GatesError> {
-        let File {
-            alpha,
-            power,
-            resamples,
-            seed,
-            rules,
-            latency,
-            slices,
-            judges,
-            custom,
-            traffic,
-            throughput,
-            memory,
-            cost,
-        } = toml::from_str(text)?;
-        in_range("alpha", alpha, 0.0001..=0.2, "0.0001 to 0.2")?;
-        in_range("power", power, 0.5..=0.999, "0.5 to 0.999")?;
-        in_range("resamples", resamples as f64, 10_000.0..=1_000_000.0, "10000 to 1000000")?;
-        if rules.is_empty() {
+        let gates: Self = toml::from_str(text)?;
+        in_range("alpha", gates.alpha, 0.0001..=0.2, "0.0001 to 0.2")?;
+        in_range("power", gates.power, 0.5..=0.999, "0.5 to 0.999")?;
+        in_range("resamples", gates.resamples as f64, 10_000.0..=1_000_000.0, "10000 to 1000000")?;
+        if gates.rules.is_empty() {
             return Err(GatesError::NoRules);
         }
-        rules.iter().enumerate().try_for_each(|(idx, rule)| rule.check(idx + 1))?;
-        latency.iter().enumerate().try_for_each(|(idx, rule)| rule.check(idx + 1))?;
-        let gates = Self {
-            alpha,
-            power,
-            resamples,
-            seed,
-            rules,
-            latency,
-            slices,
-            judges,
-            custom,
-            traffic,
-            throughput,
-            memory,
-            cost,
-        };
+        gates.rules.iter().enumerate().try_for_each(|(idx, rule)| rule.check(idx + 1))?;
+        gates.latency.iter().enumerate().try_for_each(|(idx, rule)| rule.check(idx + 1))?;
         gates.check_judges()?;
         gates.check_custom()?;
         gates.check_traffic()?;

@@ -25,6 +25,8 @@ pub struct Budget {
 struct State {
     spent: f64,
     reserved: f64,
+    /// Of every price so far.
+    currency: Option<String>,
 }
 
 impl Budget {
@@ -43,11 +45,19 @@ impl Budget {
         self.lock().spent
     }
 
-    /// Sets aside what a request may cost at most. `None` where no price is known, which [`crate::Client`] allows without a
+    /// Sets aside what a request may cost at most. Errors beyond the limit, or where the price is in another currency than an
+    /// earlier one. `None` where no price is known, which [`crate::Client`] allows without a
     /// limit only.
     pub(crate) fn reserve(&self, price: Option<&Price>, worst: Tokens) -> Result<Reserved<'_>, HostedError> {
         let amount = price.map_or(0.0, |price| price.of(worst));
         let mut state = self.lock();
+        if let (Some(price), Some(_)) = (price, self.most) {
+            let first = state.currency.get_or_insert_with(|| price.currency.clone());
+            if *first != price.currency {
+                let (first, other) = (first.clone(), price.currency.clone());
+                return Err(HostedError::Currencies { first, other });
+            }
+        }
         if let Some(most) = self.most.filter(|most| state.spent + state.reserved + amount > *most) {
             let currency = price.map_or_else(String::new, |price| price.currency.clone());
             return Err(HostedError::OverBudget { most, spent: state.spent, next: amount, currency });
@@ -104,5 +114,16 @@ mod tests {
         assert!(third.is_ok(), "1 spent, 5 and 4 set aside");
         drop((second, third));
         assert_eq!(budget.spent(), 10.0);
+    }
+
+    #[test]
+    fn a_limit_is_in_one_currency() {
+        let dollars = Price { currency: "USD".to_owned(), ..price() };
+        for (budget, is_refused) in [(Budget::new(Some(10.0)), true), (Budget::new(None), false)] {
+            assert!(budget.reserve(Some(&price()), Tokens::default()).is_ok());
+            let error = budget.reserve(Some(&dollars), Tokens::default()).err().map(|error| error.to_string());
+            let told = "the cost cannot be limited: one price is in EUR, another in USD";
+            assert_eq!(error.as_deref(), is_refused.then_some(told));
+        }
     }
 }

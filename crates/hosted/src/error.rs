@@ -47,6 +47,8 @@ pub enum HostedError {
          was answered is kept, and a larger --max-cost goes on from there"
     )]
     OverBudget { most: f64, spent: f64, next: f64, currency: String },
+    #[error("the cost cannot be limited: one price is in {first}, another in {other}")]
+    Currencies { first: String, other: String },
     #[error("the cost cannot be limited: the description of `{model}` has no [price]")]
     NoPrice { model: String },
     #[error("`{0}` cannot be asked this: {1}")]

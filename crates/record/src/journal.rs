@@ -43,6 +43,13 @@ pub enum JournalError {
     NoHeader(PathBuf),
 }
 
+impl JournalError {
+    /// Whether the journal is gone, as when its own process has delivered it meanwhile.
+    pub(crate) fn is_gone(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
+    }
+}
+
 /// The writing end.
 pub(crate) struct Writer {
     dir: PathBuf,
@@ -61,6 +68,12 @@ impl Writer {
         writer.write(&frame(header)?)?;
         File::open(dir).and_then(|dir| dir.sync_all()).map_err(io)?;
         Ok(writer)
+    }
+
+    /// A reader of this journal. It shares the lock: what nobody writes any more, but is still being delivered, is not adopted.
+    pub(crate) fn reader(&self) -> Result<(Reader, Header), JournalError> {
+        let lock = self.file.try_clone().map_err(|source| JournalError::Io { path: self.dir.clone(), source })?;
+        Reader::open(&self.dir, lock)
     }
 
     /// Appends `frames`; they are on the disk when this returns. Gives the offset behind them.
@@ -91,16 +104,16 @@ pub(crate) struct Reader {
     entries: BufReader<File>,
     /// Offset behind the last entry that was read.
     at: u64,
-    /// Keeps a journal that nobody writes from being delivered twice at once.
-    _lock: Option<File>,
+    /// Keeps a journal from being delivered twice at once.
+    _lock: File,
 }
 
 impl Reader {
     /// The journal in `dir` from the first entry that the server may not have, and where it belongs.
-    pub(crate) fn open(dir: &Path) -> Result<(Self, Header), JournalError> {
+    fn open(dir: &Path, lock: File) -> Result<(Self, Header), JournalError> {
         let io = |source| JournalError::Io { path: dir.to_owned(), source };
         let file = File::open(dir.join(ENTRIES)).map_err(io)?;
-        let mut reader = Self { dir: dir.to_owned(), entries: BufReader::new(file), at: 0, _lock: None };
+        let mut reader = Self { dir: dir.to_owned(), entries: BufReader::new(file), at: 0, _lock: lock };
         let header = reader.next_frame(u64::MAX).map_err(io)?;
         let header: Option<Header> = header.and_then(|json| serde_json::from_slice(&json).ok());
         let header = header.ok_or_else(|| JournalError::NoHeader(dir.to_owned()))?;
@@ -116,8 +129,7 @@ impl Reader {
         let io = |source| JournalError::Io { path: dir.to_owned(), source };
         let lock = File::open(dir.join(ENTRIES)).map_err(io)?;
         lock.try_lock().map_err(|_| JournalError::InUse(dir.to_owned()))?;
-        let (reader, header) = Self::open(dir)?;
-        Ok((Self { _lock: Some(lock), ..reader }, header))
+        Self::open(dir, lock)
     }
 
     /// The next whole entry before offset `end` with the offset behind it. A torn end is no entry: it was never acknowledged.
@@ -270,7 +282,7 @@ mod tests {
         for cut in start..=whole.len() {
             fs::write(dir.join(ENTRIES), &whole[..cut]).unwrap();
             let n_whole = ends.iter().filter(|&&end| end <= cut as u64).count();
-            assert_eq!(read_all(&mut Reader::open(&dir).unwrap().0), (0..n_whole).map(tag).collect::<Vec<_>>());
+            assert_eq!(read_all(&mut Reader::adopt(&dir).unwrap().0), (0..n_whole).map(tag).collect::<Vec<_>>());
         }
     }
 
@@ -285,7 +297,7 @@ mod tests {
         let mut bytes = fs::read(dir.join(ENTRIES)).unwrap();
         bytes[first - 1] ^= 1;
         fs::write(dir.join(ENTRIES), bytes).unwrap();
-        let error = Reader::open(&dir).unwrap().0.next(u64::MAX).unwrap_err();
+        let error = Reader::adopt(&dir).unwrap().0.next(u64::MAX).unwrap_err();
         assert!(error.to_string().contains("it is damaged at byte"), "{error}");
     }
 
@@ -296,10 +308,11 @@ mod tests {
         let mut writer = Writer::create(&dir, &header()).unwrap();
         let first = writer.write(&frame(&tag(0)).unwrap()).unwrap();
         writer.write(&frame(&tag(1)).unwrap()).unwrap();
-        Reader::open(&dir).unwrap().0.note_delivered(first).unwrap();
-        assert_eq!(read_all(&mut Reader::open(&dir).unwrap().0), [tag(1)]);
+        drop(writer);
+        Reader::adopt(&dir).unwrap().0.note_delivered(first).unwrap();
+        assert_eq!(read_all(&mut Reader::adopt(&dir).unwrap().0), [tag(1)]);
         fs::write(dir.join(DELIVERED), [1, 2, 3]).unwrap();
-        assert_eq!(read_all(&mut Reader::open(&dir).unwrap().0), [tag(0), tag(1)]);
+        assert_eq!(read_all(&mut Reader::adopt(&dir).unwrap().0), [tag(0), tag(1)]);
     }
 
     #[test]
@@ -307,8 +320,12 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         let dir = temp.path().join("j");
         let writer = Writer::create(&dir, &header()).unwrap();
+        let (reader, _) = writer.reader().unwrap();
         assert!(matches!(Reader::adopt(&dir), Err(JournalError::InUse(_))));
+        // Nothing more is written, and what was is still on its way.
         drop(writer);
+        assert!(matches!(Reader::adopt(&dir), Err(JournalError::InUse(_))));
+        drop(reader);
         assert_eq!(Reader::adopt(&dir).unwrap().1, header());
     }
 

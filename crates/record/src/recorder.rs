@@ -103,7 +103,7 @@ impl Recorder {
         let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         let dir = root.join(format!("{}-{}-{}-{number}", header.run_id, std::process::id(), since.as_millis()));
         let writer = Writer::create(&dir, &header)?;
-        let (reader, header) = Reader::open(&dir)?;
+        let (reader, header) = writer.reader()?;
         let shared = Arc::<Shared>::default();
         let (commands, queue) = sync_channel(MAX_QUEUED);
         let writing = {
@@ -448,6 +448,7 @@ pub fn sync(root: &Path, patience: Duration) -> std::io::Result<Vec<Synced>> {
         let (reader, header) = match Reader::adopt(&dir) {
             Ok(adopted) => adopted,
             Err(JournalError::InUse(_)) => continue,
+            Err(error) if error.is_gone() => continue,
             Err(JournalError::NoHeader(_)) => {
                 std::fs::remove_dir_all(&dir)?;
                 continue;

@@ -6,8 +6,8 @@ use serde::Serialize;
 
 use super::shown::MOST_CHARS;
 use super::{
-    Fact, MustPass, asked, fact, hosted_facts, in_words, judge_fact, must_pass, numerics, one_line, picture, remarks,
-    traffic_facts,
+    Fact, MustPass, asked, custom_fact, fact, hosted_facts, in_words, judge_fact, must_pass, numerics, one_line, picture,
+    remarks, traffic_facts,
 };
 use crate::{AssessError, GoldenCase, Judged};
 
@@ -229,6 +229,7 @@ fn facts(verdict: &Verdict, digest: &Digest, judged: &Judged<'_>) -> Vec<Fact> {
     }
     facts.extend(verdict.hosted.iter().flat_map(hosted_facts));
     facts.extend(verdict.judges.iter().map(judge_fact));
+    facts.extend(verdict.custom.iter().map(custom_fact));
     facts.extend(verdict.traffic.iter().flat_map(traffic_facts));
     facts.push(fact("judged", format!("{} by {}", verdict.created_at, verdict.created_by)));
     facts.push(fact("verdict", digest.to_string()));

@@ -29,6 +29,8 @@ impl Args {
         let moves = tracking.block_on(tracking.client().audit(self.name.as_deref().unwrap_or_default()))?;
         if self.json {
             print_json(&moves)?;
+        } else if moves.is_empty() {
+            writeln!(std::io::stdout(), "no alias was ever moved here")?;
         } else {
             writeln!(std::io::stdout(), "{}", table(&moves))?;
         }

@@ -4,14 +4,14 @@ use std::process::ExitCode;
 use std::thread::available_parallelism;
 
 use anyhow::Context as _;
-use highroad_assess::report::{EvalReport, Fact, charts};
+use highroad_assess::report::{EvalReport, Fact, charts, custom_fact, judge_fact};
 use highroad_assess::{
     Checked, Drift, GoldenSet, Joined, KeptAnswers, Model, Results, RunOptions, Shard, ShardAnswers, Stage, run,
     run_joined, run_shard,
 };
 use highroad_eval::{
-    Evidence, GpuCost, HostedEvidence, JudgeEvidence, JudgeMode, Latency, Resamples, Summary, add_to_summaries,
-    summarise,
+    CustomEvidence, Evidence, Gates, GpuCost, HostedEvidence, JudgeEvidence, JudgeMode, Latency, Resamples, Summary,
+    add_to_summaries, summarise,
 };
 use highroad_hosted::Budget;
 use highroad_package::{TaskKind, VerifiedPackage};
@@ -22,6 +22,7 @@ use serde::Serialize;
 use self::shards::Shards;
 use super::gate::read_gates;
 use super::golden::{self, Unblessed};
+use crate::outln;
 use crate::progress;
 use crate::reports::{ReportArgs, print_eval};
 use crate::resolve::{Home, Target};
@@ -105,6 +106,8 @@ struct Report<'a> {
     hosted: Option<&'a HostedEvidence>,
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     judges: &'a [JudgeEvidence],
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    custom: &'a [CustomEvidence],
     #[serde(skip_serializing_if = "Option::is_none")]
     gpu: Option<&'a GpuCost>,
     /// From the native runtime's answers to these.
@@ -120,24 +123,40 @@ impl Args {
             self.answers.assess_shard(package_of(&side, "--shard")?, &golden, shard)?.write(path)?;
             return Ok(ExitCode::SUCCESS);
         }
-        let golden = golden::with_declared_slices(golden, None)?;
+        let rules = self.gates.as_deref().map(|path| Ok::<_, anyhow::Error>((read_gates(Some(path))?.1, path)));
+        let rules = rules.transpose()?;
+        let golden = match &rules {
+            Some((gates, _)) => golden.with_slices(&gates.slices)?,
+            None => golden::with_declared_slices(golden, None)?,
+        };
         let budget = self.cost.budget();
         let mut results = self.answer(&side, &golden, &budget)?;
-        let judges = self.ask_judges(&golden, &mut results, &budget)?;
+        let judges = match &rules {
+            Some((gates, path)) => self.ask_judges(gates, path, &golden, &mut results, &budget)?,
+            None => Vec::new(),
+        };
         let observed = results.observed(&golden, &[])?;
         let labels = side.package().map_or_else(|| results.labels.clone(), labels_of_interest);
         let mut summaries = summarise(&golden.cases(), &observed, &labels, RESAMPLES);
-        self.add_custom(&mut summaries, &golden, &results)?;
+        let custom = match &rules {
+            Some((gates, path)) => add_custom(gates, path, &mut summaries, &golden, &results)?,
+            None => Vec::new(),
+        };
         let drift = self.compare.then(|| self.drift(package_of(&side, "--compare")?, &golden, &results)).transpose()?;
         let gpu = results.speed.gpu_s_per_1000.map(gpu_cost).transpose()?;
         let mut report = EvalReport::of(&results, &golden, &summaries, self.worst)?;
+        report.facts.extend(judges.iter().map(judge_fact).chain(custom.iter().map(custom_fact)));
         report.facts.extend(drift.as_ref().map(|drift| Fact { name: "native", value: drift.in_words() }));
         report.facts.extend(gpu.as_ref().map(|gpu| Fact { name: "gpu", value: gpu.in_words() }));
         if let Some(path) = &self.out {
             results.write(path)?;
         }
         if self.json {
-            print_json(&Report { judges: &judges, ..in_json(&results, &summaries, gpu.as_ref(), drift.as_ref()) })?;
+            print_json(&Report {
+                judges: &judges,
+                custom: &custom,
+                ..in_json(&results, &summaries, gpu.as_ref(), drift.as_ref())
+            })?;
         } else {
             print_eval(&report);
         }
@@ -146,26 +165,15 @@ impl Args {
         Ok(ExitCode::SUCCESS)
     }
 
-    /// What the user's own programs say.
-    fn add_custom(&self, summaries: &mut [Summary], golden: &GoldenSet, results: &Results) -> anyhow::Result<()> {
-        let Some(path) = &self.gates else { return Ok(()) };
-        let (_, gates) = read_gates(Some(path))?;
-        let (given, _) = run_custom(&gates, path, golden, [Some(results), None])?;
-        for (name, given) in &given {
-            let metric = gates.custom[name].metric();
-            add_to_summaries(summaries, &golden.cases(), (metric, name), &given.candidate, RESAMPLES);
-        }
-        Ok(())
-    }
-
     fn ask_judges(
         &self,
+        gates: &Gates,
+        path: &Path,
         golden: &GoldenSet,
         results: &mut Results,
         budget: &Budget,
     ) -> anyhow::Result<Vec<JudgeEvidence>> {
-        let Some(path) = &self.gates else { return Ok(Vec::new()) };
-        let (_, mut gates) = read_gates(Some(path))?;
+        let mut gates = gates.clone();
         // Two answers are compared by a gate, where there are two.
         gates.judges.retain(|_, judge| judge.mode == JudgeMode::Scale);
         ask_judges(&gates, path, &self.answers, golden, [Some(results), None], budget)
@@ -192,6 +200,22 @@ impl Args {
         let native = self.answers.assess(package, golden, NonZeroUsize::MIN, "native")?;
         Ok(Drift::between(&native, results)?)
     }
+}
+
+/// What the user's own programs say, in the summaries.
+fn add_custom(
+    gates: &Gates,
+    path: &Path,
+    summaries: &mut [Summary],
+    golden: &GoldenSet,
+    results: &Results,
+) -> anyhow::Result<Vec<CustomEvidence>> {
+    let (given, evidence) = run_custom(gates, path, golden, [Some(results), None])?;
+    for (name, given) in &given {
+        let metric = gates.custom[name].metric();
+        add_to_summaries(summaries, &golden.cases(), (metric, name), &given.candidate, RESAMPLES);
+    }
+    Ok(evidence)
 }
 
 /// The package of a side; an error where somebody else hosts the model, as `option` is about a package.
@@ -368,15 +392,15 @@ fn in_json<'a>(
         inputs_per_s: results.speed.inputs_per_s,
         hosted: results.hosted.as_ref(),
         judges: &[],
+        custom: &[],
         gpu,
         from_native,
     }
 }
 
 /// Prints a value as pretty JSON on stdout.
-#[allow(clippy::print_stdout)]
 pub fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
-    println!("{}", serde_json::to_string_pretty(value)?);
+    outln!("{}", serde_json::to_string_pretty(value)?);
     Ok(())
 }
 

@@ -15,6 +15,7 @@ use super::bench::peak_rss_bytes;
 use super::eval::print_json;
 use super::gate::read_gates;
 use super::golden::{self, Unblessed};
+use crate::outln;
 use crate::progress;
 use crate::resolve::{Home, Target};
 
@@ -190,9 +191,8 @@ impl LoadTest<'_> {
 }
 
 /// What was measured at the declared traffic, for people.
-#[allow(clippy::print_stdout)]
 fn print(evidence: &TrafficEvidence) {
     for fact in traffic_facts(evidence) {
-        println!("{:<19} {}", fact.name, fact.value);
+        outln!("{:<19} {}", fact.name, fact.value);
     }
 }

@@ -1,3 +1,4 @@
+use crate::outln;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -20,7 +21,6 @@ pub struct Args {
 }
 
 impl Args {
-    #[allow(clippy::print_stdout)]
     pub fn run(self) -> anyhow::Result<ExitCode> {
         let out = self.out.unwrap_or_else(|| beside(&self.dir));
         if out.extension().is_some_and(|extension| extension == "tar") {
@@ -29,9 +29,9 @@ impl Args {
         let digest = highroad_package::pack(&self.dir, &out)?;
         if self.json {
             let manifest = Package::open(&out)?.manifest().clone();
-            println!("{}", serde_json::json!({ "digest": digest, "dir": out, "manifest": manifest }));
+            outln!("{}", serde_json::json!({ "digest": digest, "dir": out, "manifest": manifest }));
         } else {
-            println!("{digest}");
+            outln!("{digest}");
             eprintln!("packed {} into {}", self.dir.display(), out.display());
         }
         Ok(ExitCode::SUCCESS)

@@ -8,6 +8,7 @@ use highroad_package::remote::Remote;
 use highroad_package::signing::Signature;
 use highroad_package::{Digest, VerifiedPackage};
 
+use crate::outln;
 use crate::resolve::{Home, Target};
 use crate::tracking::{self, TrackingArgs};
 use crate::verdicts::{self, KeptVerdict};
@@ -99,9 +100,8 @@ fn signatures(package: &VerifiedPackage, home: &Home) -> anyhow::Result<Vec<Sign
 }
 
 /// One line of data.
-#[allow(clippy::print_stdout, reason = "stdout is where a command's data goes")]
 pub(super) fn print(line: &str) {
-    println!("{line}");
+    outln!("{line}");
 }
 
 /// Verdicts kept on this machine, oldest first: the newest is the one that counts, so that none may be unreadable.

@@ -15,6 +15,7 @@ use highroad_task::raw::RunOptions;
 use highroad_task::{Answer, Input, Predictor, PredictorOptions};
 use serde_json::{Value, json};
 
+use crate::outln;
 use crate::resolve::{Home, Target};
 use crate::serving;
 use crate::tracking::{self, TrackingArgs};
@@ -389,20 +390,19 @@ fn report(record: &Record, answers: &Answers, comparison: &Comparison, other: &O
     })
 }
 
-#[allow(clippy::print_stdout, reason = "stdout is where a command's data goes")]
 fn print_report(record: &Record, answers: &Answers, comparison: &Comparison, other: &Other, chain: &Chain) {
-    println!("{}", comparison.why);
+    outln!("{}", comparison.why);
     for (digest, answer) in &answers.rows {
-        println!("  {:<10} {}  {}", record.version, brief(answer), digest.short());
+        outln!("  {:<10} {}  {}", record.version, brief(answer), digest.short());
     }
     if let Some((reference, answers)) = other {
         for (digest, answer) in &answers.rows {
-            println!("  {reference:<10} {}  {}", brief(answer), digest.short());
+            outln!("  {reference:<10} {}  {}", brief(answer), digest.short());
         }
-        println!("  ({} is package {} of `{}`)", reference, answers.package.short(), answers.label);
+        outln!("  ({} is package {} of `{}`)", reference, answers.package.short(), answers.label);
     }
     for (name, line) in chain.lines(record) {
-        println!("{name:>8}  {line}");
+        outln!("{name:>8}  {line}");
     }
 }
 

@@ -17,6 +17,7 @@ use jiff::Timestamp;
 use super::eval::{AnswerArgs, N_TIMED, print_json};
 use super::gate::REQUIRED;
 use super::golden::{self, Unblessed};
+use crate::outln;
 use crate::resolve::{Home, Resolved, Target};
 use crate::standard::Standard;
 use crate::tracking::{self, TrackingArgs};
@@ -259,7 +260,6 @@ impl Args {
         }
     }
 
-    #[allow(clippy::print_stdout, reason = "stdout is where a command's data goes")]
     fn write(&self, review: &Review) -> anyhow::Result<()> {
         let markdown = highroad_assess::report::review_markdown(review)?;
         if let Some(path) = &self.html {
@@ -271,7 +271,7 @@ impl Args {
         if self.json {
             return print_json(review);
         }
-        println!("{markdown}");
+        outln!("{markdown}");
         Ok(())
     }
 }

@@ -12,8 +12,8 @@ use highroad_assess::report::{
     Fact, LatencyChange, MetricChange, PackageChange, UpgradeCheck, UpgradeReport, outcome_of, upgrade_html,
     upgrade_markdown,
 };
-use highroad_assess::{Drift, GoldenInput, GoldenSet, Judged, Results, judge};
-use highroad_eval::{Gates, Outcome, quantile, summarise};
+use highroad_assess::{Drift, GoldenInput, GoldenSet, Judged, Results, judge_with};
+use highroad_eval::{Decision, Gates, Outcome, quantile, summarise};
 use highroad_package::{Digest, PROGRAM, Package, TaskKind, VerifiedPackage};
 use highroad_runtime::RunOptions;
 use highroad_task::{Input, ParityReport, Predictor, PredictorOptions, check_cases};
@@ -21,13 +21,14 @@ use highroad_task::{Input, ParityReport, Predictor, PredictorOptions, check_case
 use super::doctor::differing_from_lock;
 use super::eval::{AnswerArgs, N_TIMED, RESAMPLES, print_json};
 use super::export::{self, Weights, expect_signature};
-use super::gate::{exit_code, read_gates};
+use super::gate::{exit_code, gates_path, read_gates};
 use super::golden::{self, Unblessed};
 use super::inspect::graph_text;
 use super::load::Files;
 use crate::environment;
 use crate::repo::Python;
 use crate::resolve::{Home, Target};
+use crate::side::run_custom;
 use crate::standard::Standard;
 use crate::training::TrainedBy;
 
@@ -109,7 +110,11 @@ impl Args {
         let after = self.export(&built, &upgraded, &output, &home)?;
         let before = self.side(before, present, old_lock?, &golden, "before")?;
         let after = self.side(after, built, new_lock, &golden, "after")?;
-        let report = report(&before, &after, &golden, &gates, &path)?;
+        let both = [Some(&after.results), Some(&before.results)];
+        let (given, _) = run_custom(&gates, &gates_path(self.files.gates.as_deref())?, &golden, both)?;
+        let judged = Judged { golden: &golden, candidate: &after.results, baseline: Some(&before.results) };
+        let decision = judge_with(&gates, &judged, &given)?;
+        let report = report(&before, &after, &golden, (&gates, decision), &path)?;
         self.tell(&report)?;
         Ok(exit_code(report.outcome))
     }
@@ -185,11 +190,9 @@ fn report(
     before: &Side,
     after: &Side,
     golden: &GoldenSet,
-    gates: &Gates,
+    (gates, decision): (&Gates, Decision),
     lock: &Path,
 ) -> anyhow::Result<UpgradeReport> {
-    let judged = Judged { golden, candidate: &after.results, baseline: Some(&before.results) };
-    let decision = judge(gates, &judged)?;
     let mut checks = parity_checks(before, after)?;
     checks.extend(decision.checks.into_iter().map(|check| UpgradeCheck::new(check.rule, check.outcome, check.reason)));
     if let Some(flip) = decision.flips.iter().find(|flip| flip.must_pass && flip.regression) {

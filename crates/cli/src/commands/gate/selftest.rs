@@ -10,6 +10,7 @@ use super::{exit_code, read_gates};
 use crate::commands::eval::{AnswerArgs, EngineArgs, N_TIMED, print_json};
 use crate::commands::golden::{self, Unblessed};
 use crate::commands::load::Files;
+use crate::outln;
 use crate::progress;
 use crate::resolve::{Home, Target};
 use crate::side::{CostArgs, How, Side};
@@ -103,14 +104,13 @@ fn parse_simulations(text: &str) -> Result<usize, String> {
     fits.then_some(n).ok_or_else(|| format!("expected {FEWEST_SIMULATIONS} to {MOST_SIMULATIONS}"))
 }
 
-#[allow(clippy::print_stdout)]
 fn print(tested: &SelfTest, golden: &GoldenSet, supposed: Option<f64>) {
-    println!("{}\n", sentence(tested));
+    outln!("{}\n", sentence(tested));
     let models = match supposed {
         Some(share) => format!("one model and a supposed one that differs on {:.1} % of the cases", 100.0 * share),
         None => "two models of one recipe".to_owned(),
     };
-    println!(
+    outln!(
         "{} simulated golden sets a rule, drawn from the {} cases of {}, answered by {models}\n",
         tested.n_simulations,
         golden.cases.len(),
@@ -120,20 +120,19 @@ fn print(tested: &SelfTest, golden: &GoldenSet, supposed: Option<f64>) {
     for broken in &tested.broken {
         let what = format!("a gate that {}", broken.fault.in_words());
         match &broken.caught_by {
-            Some(promise) => println!("caught  {what}\n        {promise}"),
-            None => println!("MISSED  {what}"),
+            Some(promise) => outln!("caught  {what}\n        {promise}"),
+            None => outln!("MISSED  {what}"),
         }
     }
 }
 
-#[allow(clippy::print_stdout)]
 fn print_rule(rule: &RuleTest) {
     let differ = rule.discordant.map(|share| format!(", equal models differ on {:.1} %", 100.0 * share));
-    println!("{} ({} cases{})", rule.rule, rule.n_cases, differ.unwrap_or_default());
+    outln!("{} ({} cases{})", rule.rule, rule.n_cases, differ.unwrap_or_default());
     for kept in &rule.promises {
-        println!("{}    {}", if kept.kept { "kept  " } else { "BROKEN" }, kept.in_words());
+        outln!("{}    {}", if kept.kept { "kept  " } else { "BROKEN" }, kept.in_words());
     }
-    println!();
+    outln!();
 }
 
 fn sentence(tested: &SelfTest) -> String {

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::path_or_declared;
 use crate::commands::eval::print_json;
+use crate::outln;
 
 /// Answer for the cases as they are: gates take a golden set only as a person blessed it.
 #[derive(clap::Args)]
@@ -66,13 +67,12 @@ impl Args {
         Ok(ExitCode::SUCCESS)
     }
 
-    #[allow(clippy::print_stdout)]
     fn report(&self, lock: &Lock, changes: &highroad_assess::Changes, path: &str) -> anyhow::Result<()> {
         if self.json {
             let report = Report { lock: path.to_owned(), n_cases: lock.cases.len(), changes, blessing: &lock.blessing };
             return print_json(&report);
         }
-        println!("{path}");
+        outln!("{path}");
         Ok(())
     }
 }

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::{declared_gates, path_or_declared};
 use crate::commands::eval::print_json;
+use crate::outln;
 use crate::reports::new_table;
 
 /// Show how many cases each slice and label has, and the drop a gate on it could detect.
@@ -37,7 +38,6 @@ struct Report<'a> {
 }
 
 impl Args {
-    #[allow(clippy::print_stdout)]
     pub fn run(self) -> anyhow::Result<ExitCode> {
         let path = path_or_declared(self.golden.as_deref())?;
         let golden = GoldenSet::read(&path)?;
@@ -56,8 +56,8 @@ impl Args {
                 coverage: &rows,
             })?;
         } else {
-            println!("{}", table(&rows));
-            println!("{}", explanation(&golden, alpha, power));
+            outln!("{}", table(&rows));
+            outln!("{}", explanation(&golden, alpha, power));
         }
         Ok(ExitCode::SUCCESS)
     }

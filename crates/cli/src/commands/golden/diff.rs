@@ -7,6 +7,7 @@ use highroad_assess::{Changes, Difference, GoldenSet, Lock, diff};
 
 use super::path_or_declared;
 use crate::commands::eval::print_json;
+use crate::outln;
 use crate::reports::new_table;
 
 /// Show how a golden set differs from another, from itself at a git revision (`FILE@REV`), or from what was blessed. Exit
@@ -84,21 +85,19 @@ fn at_revision(file: &Path, revision: &str) -> anyhow::Result<Vec<u8>> {
     Ok(output.stdout)
 }
 
-#[allow(clippy::print_stdout)]
 fn print_changes(changes: &Changes, path: &Path) {
     if changes.is_empty() {
-        println!("{} is what was blessed", path.display());
+        outln!("{} is what was blessed", path.display());
     }
     for (what, ids) in [("missing", &changes.missing), ("added", &changes.added), ("edited", &changes.edited)] {
-        ids.iter().for_each(|id| println!("{what:<8} {id}"));
+        ids.iter().for_each(|id| outln!("{what:<8} {id}"));
     }
 }
 
-#[allow(clippy::print_stdout)]
 fn print_difference(difference: &Difference) {
     let Difference { added, removed, edited, n_same, slices } = difference;
-    removed.iter().for_each(|id| println!("removed  {id}"));
-    added.iter().for_each(|id| println!("added    {id}"));
+    removed.iter().for_each(|id| outln!("removed  {id}"));
+    added.iter().for_each(|id| outln!("added    {id}"));
     if !edited.is_empty() {
         let mut table = new_table(["edited", "what", "expected", "slices"]);
         for case in edited {
@@ -113,12 +112,12 @@ fn print_difference(difference: &Difference) {
                 moved.join(" "),
             ]);
         }
-        println!("{table}");
+        outln!("{table}");
     }
     for (slice, [before, after]) in slices {
-        println!("slice    {slice}: {before} -> {after} cases");
+        outln!("slice    {slice}: {before} -> {after} cases");
     }
-    println!(
+    outln!(
         "{} added, {} removed, {} edited ({} with another right answer), {n_same} the same",
         added.len(),
         removed.len(),

@@ -13,6 +13,7 @@ use serde::Serialize;
 
 use super::{path_or_declared, with_declared_slices};
 use crate::commands::eval::print_json;
+use crate::outln;
 use crate::progress;
 use crate::reports::new_table;
 use crate::resolve::{Home, Target};
@@ -158,27 +159,26 @@ fn labels(package: &VerifiedPackage) -> anyhow::Result<Vec<String>> {
 /// How many findings of a kind are printed; `--json` has all.
 const MOST_SHOWN: usize = 20;
 
-#[allow(clippy::print_stdout)]
 fn print_findings(report: &Report<'_>) {
     let mut by_kind: BTreeMap<_, Vec<&Finding>> = BTreeMap::new();
     for finding in report.findings {
         by_kind.entry((finding.level, finding.kind)).or_default().push(finding);
     }
     for ((level, kind), findings) in &by_kind {
-        println!("{}: {} x {kind}", word(*level), findings.len());
+        outln!("{}: {} x {kind}", word(*level), findings.len());
         let mut table = new_table(["", "cases", "alike", "what", "where"]);
         for finding in findings.iter().take(MOST_SHOWN) {
             let alike = finding.similarity.map_or_else(String::new, |similarity| format!("{similarity:.3}"));
             let place = finding.place.clone().unwrap_or_default();
             table.add_row([String::new(), named(&finding.cases), alike, finding.message.clone(), place]);
         }
-        println!("{table}");
+        outln!("{table}");
         if findings.len() > MOST_SHOWN {
-            println!("and {} more with --json", findings.len() - MOST_SHOWN);
+            outln!("and {} more with --json", findings.len() - MOST_SHOWN);
         }
     }
     let n_errors = report.findings.iter().filter(|finding| finding.level == Level::Error).count();
-    println!(
+    outln!(
         "{} cases, {} training records: {n_errors} error(s), {} warning(s)",
         report.n_cases,
         report.n_training_records,
