@@ -6,8 +6,8 @@ use serde::Serialize;
 
 use super::shown::MOST_CHARS;
 use super::{
-    Fact, MustPass, asked, custom_fact, fact, hosted_facts, in_words, judge_fact, must_pass, numerics, one_line, picture,
-    remarks, traffic_facts,
+    Fact, MustPass, asked, custom_fact, fact, hosted_facts, in_words, judge_fact, must_pass, numerics, one_line,
+    picture, remarks, traffic_facts,
 };
 use crate::{AssessError, GoldenCase, Judged};
 
