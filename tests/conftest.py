@@ -15,6 +15,11 @@ from pathlib import Path
 
 import pytest
 
+# Workers of pytest-xdist share the cores. OpenMP's threads spin where they wait for each other, so two workers with as many threads as
+# there are cores mostly keep each other from working. Before torch is imported, which reads this once.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 REPO = Path(__file__).resolve().parent.parent
 START_LIMIT_S = 30
 
