@@ -1,9 +1,11 @@
 """`highroad upgrade`: the same weights through two real releases of PyTorch."""
 
+import http.server
 import json
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -99,9 +101,36 @@ def repo(tmp_path_factory, call):  # noqa: F811
     shutil.rmtree(repo / ".highroad", ignore_errors=True)
 
 
-def test_another_release_is_built_beside_this_one_and_compared(repo, call):
+@pytest.fixture
+def osv():
+    """Address of a server that answers as osv.dev does: this release of PyTorch has a vulnerability, the other one another."""
+    of = {torch.__version__.partition("+")[0]: "GHSA-here-0000-0000", OTHER: "GHSA-ther-0000-0000"}
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            query = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            found = [of[query["version"]]] if query["package"]["name"] == "torch" and query["version"] in of else []
+            record = {"modified": "2026-01-01T00:00:00Z", "published": "2026-01-01T00:00:00Z", "summary": "made up for this test", "affected": []}
+            body = json.dumps({"vulns": [record | {"id": id, "aliases": [id.replace("GHSA", "CVE")]} for id in found]} if found else {}).encode()
+            self.send_response(200)
+            self.send_header("content-type", "application/json")
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/v1/query"
+    server.shutdown()
+
+
+def test_another_release_is_built_beside_this_one_and_compared(repo, osv, call):  # noqa: F811
     untouched = {path: path.read_bytes() for path in repo.iterdir() if path.is_file()}
-    done = call("upgrade", "--to", f"torch=={OTHER}", "--json", "--markdown", "upgrade.md", "--html", "upgrade.html", cwd=repo)
+    reports = ["--json", "--markdown", "upgrade.md", "--html", "upgrade.html"]
+    accepted = ["--advisories", osv, "--accept-advisory", "CVE-ther-0000-0000"]
+    done = call("upgrade", "--to", f"torch=={OTHER}", *accepted, *reports, cwd=repo)
     report = json.loads(done.stdout)
     assert report["outcome"] == "pass" and report["headline"].startswith(f"pass: torch {torch.__version__.partition('+')[0]} to {OTHER}, ")
     assert {path: path.read_bytes() for path in untouched} == untouched
@@ -117,10 +146,16 @@ def test_another_release_is_built_beside_this_one_and_compared(repo, call):
     assert all(metric["after"] == pytest.approx(metric["before"], abs=1e-5) for metric in report["metrics"])
     assert report["latency"]["n_inputs"] == 80 and report["latency"]["ratio"] > 0
     facts = {fact["name"]: fact["value"] for fact in report["facts"]}
-    assert facts["advisories"].startswith("not checked") and f"torch {OTHER}" in facts["after"]
+    assert facts["advisories"].startswith("0 new, 1 gone, 0 in both, 1 accepted")
+    assert {advisory["id"]: advisory["kind"] for advisory in report["advisories"]} == {
+        "GHSA-here-0000-0000": "gone",
+        "GHSA-ther-0000-0000": "accepted",
+    }
+    assert f"torch {OTHER}" in facts["after"]
     assert f"torch=={OTHER}" in Path(facts["lock"]).read_text()
     markdown = (repo / "upgrade.md").read_text()
     assert f"| torch | {packages['torch']['before']} | {OTHER} |" in markdown
+    assert f"| torch | {OTHER} | accepted | GHSA-ther-0000-0000, CVE-ther-0000-0000 |" in markdown
     assert "<h2>Packages" in (repo / "upgrade.html").read_text()
     # The package is in the store and names the new lock file.
     package = facts["after"].partition(",")[0]

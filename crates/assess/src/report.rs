@@ -24,7 +24,9 @@ pub use page::{
 };
 pub use shown::{asked, in_words, one_line, picture, text};
 pub use traffic::traffic_facts;
-pub use upgrade::{LatencyChange, MetricChange, PackageChange, UpgradeCheck, UpgradeReport, outcome_of};
+pub use upgrade::{
+    AdvisoryChange, AdvisoryKind, LatencyChange, MetricChange, PackageChange, UpgradeCheck, UpgradeReport, outcome_of,
+};
 
 use crate::{AssessError, GoldenSet, Results};
 

@@ -192,10 +192,27 @@ fn draw(seed: u64, resample: usize, n_units: usize, mut take: impl FnMut(usize))
 impl Bootstrap {
     /// Takes `statistic`, a function of how often each case counts, over resamples of `units`.
     pub fn new(units: &Units, resamples: Resamples, statistic: impl Fn(&[u32]) -> f64 + Sync) -> Self {
+        let mut all = Self::each(units, resamples, 1, |counts| vec![statistic(counts)]);
+        all.pop().expect("one statistic gives one sample")
+    }
+
+    /// Takes `n` statistics over the same resamples, each of them drawn once.
+    ///
+    /// # Panics
+    /// If `statistics` gives more or fewer values.
+    pub(crate) fn each(
+        units: &Units,
+        resamples: Resamples,
+        n: usize,
+        statistics: impl Fn(&[u32]) -> Vec<f64> + Sync,
+    ) -> Vec<Self> {
+        if n == 0 {
+            return Vec::new();
+        }
         let (n_units, n_cases) = (units.n_units, units.of_case.len());
         let counted = |(unit_counts, case_counts): &mut Counts| {
             units.case_counts(unit_counts, case_counts);
-            statistic(case_counts)
+            statistics(case_counts)
         };
         let scratch = || (vec![0; n_units], vec![0; n_cases]);
         let resample = |counts: &mut Counts, idx: usize| {
@@ -209,10 +226,14 @@ impl Bootstrap {
             counted(counts)
         };
         let n_resamples = if units.is_empty() { 0 } else { resamples.of_units(n_units) };
-        let resampled = (0..n_resamples).into_par_iter().map_init(scratch, resample).collect();
+        let resampled: Vec<Vec<f64>> = (0..n_resamples).into_par_iter().map_init(scratch, resample).collect();
         let groups = units.groups(resamples.seed);
-        let jackknife = groups.par_iter().map_init(scratch, without).collect();
-        Self::from_values(statistic(&vec![1; n_cases]), resampled, jackknife)
+        let jackknife: Vec<Vec<f64>> = groups.par_iter().map_init(scratch, without).collect();
+        let observed = statistics(&vec![1; n_cases]);
+        assert_eq!(observed.len(), n, "values of other statistics");
+        let column = |of: &[Vec<f64>], idx: usize| of.iter().map(|values| values[idx]).collect();
+        let sample = |(idx, &observed)| Self::from_values(observed, column(&resampled, idx), column(&jackknife, idx));
+        observed.iter().enumerate().map(sample).collect()
     }
 
     /// Takes the mean of `of_case`, one value a case, over resamples of `units`: the same resamples as [`Bootstrap::new`]

@@ -365,15 +365,15 @@ impl Statistic {
 
     /// The metric with case `i` counted `counts[i]` times; NaN where that leaves it undefined.
     pub fn value(&self, counts: &[u32]) -> f64 {
-        let counts = counts.iter().map(|&count| f64::from(count));
-        let counts: Vec<f64> = match &self.weights {
-            None => counts.collect(),
-            Some(weights) => counts.zip(weights).map(|(count, weight)| count * weight).collect(),
-        };
+        self.of_counts(&weighted(counts, self.weights.as_deref()))
+    }
+
+    /// The metric with case `i` counted as much as `counts[i]`, its weight included.
+    fn of_counts(&self, counts: &[f64]) -> f64 {
         match &self.measure {
-            Measure::Right(flags) => share_of_right(flags, &counts),
-            Measure::Mean(of_case) => mean_of(of_case, &counts),
-            Measure::Of(evaluate) => evaluate(&counts),
+            Measure::Right(flags) => share_of_right(flags, counts),
+            Measure::Mean(of_case) => mean_of(of_case, counts),
+            Measure::Of(evaluate) => evaluate(counts),
         }
     }
 
@@ -399,6 +399,32 @@ impl Statistic {
             Some(of_case) => Bootstrap::of_weighted_mean(units, resamples, of_case, self.weights.as_deref()),
             None => Bootstrap::new(units, resamples, |counts| self.value(counts)),
         }
+    }
+
+    /// [`Statistic::resample`] of metrics of the same answers with the same weights, to the same bits: each resample is drawn
+    /// once for all of them.
+    pub(crate) fn resample_all(all: &[&Self], units: &Units, resamples: Resamples) -> Vec<Bootstrap> {
+        let (means, others): (Vec<_>, Vec<_>) = all.iter().enumerate().partition(|(_, one)| one.of_case.is_some());
+        let weights = others.first().and_then(|(_, first)| first.weights.as_deref());
+        let values = |counts: &[u32]| {
+            let counts = weighted(counts, weights);
+            others.iter().map(|(_, one)| one.of_counts(&counts)).collect()
+        };
+        let of_means = means.iter().map(|(place, one)| (*place, one.resample(units, resamples)));
+        let of_others =
+            others.iter().map(|(place, _)| *place).zip(Bootstrap::each(units, resamples, others.len(), values));
+        let mut samples: Vec<(usize, Bootstrap)> = of_means.chain(of_others).collect();
+        samples.sort_by_key(|(place, _)| *place);
+        samples.into_iter().map(|(_, sample)| sample).collect()
+    }
+}
+
+/// Counts times the weights of the cases.
+fn weighted(counts: &[u32], weights: Option<&[f64]>) -> Vec<f64> {
+    let counts = counts.iter().map(|&count| f64::from(count));
+    match weights {
+        None => counts.collect(),
+        Some(weights) => counts.zip(weights).map(|(count, weight)| count * weight).collect(),
     }
 }
 
@@ -583,9 +609,33 @@ fn of_sums<const N: usize>(rows: Vec<[f64; N]>, of: impl Fn(&[f64; N]) -> f64 + 
     }))
 }
 
-/// Case indices by ascending value; equal values share a group.
-fn tie_groups(values: &[f64]) -> Vec<Vec<usize>> {
-    let mut order: Vec<usize> = (0..values.len()).collect();
-    order.sort_by(|&left, &right| values[left].total_cmp(&values[right]));
-    order.chunk_by(|&left, &right| values[left] == values[right]).map(<[usize]>::to_vec).collect()
+/// Case indices by ascending value; equal values share a group. Golden sets may have millions of cases, so indices are short
+/// and groups lie one behind the other.
+struct TieGroups {
+    order: Vec<u32>,
+    /// Where each group ends in `order`.
+    ends: Vec<u32>,
+}
+
+impl TieGroups {
+    fn of(values: &[f64]) -> Self {
+        let n_cases = u32::try_from(values.len()).expect("more than four billion cases do not fit in memory");
+        let value = |idx: u32| values[idx as usize];
+        let mut order: Vec<u32> = (0..n_cases).collect();
+        order.sort_by(|&left, &right| value(left).total_cmp(&value(right)));
+        let mut end = 0;
+        let groups = order.chunk_by(|&left, &right| value(left) == value(right));
+        let ends = groups.map(|group| {
+            end += group.len() as u32;
+            end
+        });
+        let ends = ends.collect();
+        Self { order, ends }
+    }
+
+    /// Ascending.
+    fn iter(&self) -> impl DoubleEndedIterator<Item = &[u32]> {
+        let start = |group: usize| group.checked_sub(1).map_or(0, |before| self.ends[before] as usize);
+        (0..self.ends.len()).map(move |group| &self.order[start(group)..self.ends[group] as usize])
+    }
 }

@@ -4,7 +4,9 @@ use serde::Serialize;
 
 use crate::gate::{FEWEST_UNITS, bounds};
 use crate::weights::{effective_size_of_rarest, kish, uneven};
-use crate::{About, Case, Cutoff, Metric, Observed, Parameter, Resamples, Statistic, Texts, Units, fisher_z, wilson};
+use crate::{
+    About, Bootstrap, Case, Cutoff, Metric, Observed, Parameter, Resamples, Statistic, Texts, Units, fisher_z, wilson,
+};
 
 /// One metric with its interval.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -59,7 +61,7 @@ impl Measured {
         units: &Units,
         resamples: Resamples,
     ) -> Self {
-        let interval = bootstrapped(metric, statistic, units, units.len(), resamples);
+        let interval = interval(metric, &statistic.resample(units, resamples), units.len());
         Self { metric, label: Some(label.to_owned()), value: statistic.observed(), interval, method: Method::Bca }
     }
 }
@@ -91,8 +93,7 @@ pub fn summarise(cases: &[Case], observed: &Observed, of_labels: &[String], resa
         let (observed, units) = (observed.subset(&idxs), Units::sources(&sources));
         let weights = uneven(idxs.iter().map(|&idx| cases[idx].weight));
         let drawn = Drawn { observed: &observed, units: &units, weights: weights.as_deref() };
-        let measure = |(metric, label)| drawn.measure(metric, label, resamples);
-        let metrics = metrics_of(&observed, &of_labels).into_iter().filter_map(measure).collect();
+        let metrics = drawn.measure_all(metrics_of(&observed, &of_labels), resamples);
         let n_effective = weights.map(|weights| kish(weights.into_iter()));
         Summary { slice: slice.map(str::to_owned), n_cases: idxs.len(), n_effective, metrics }
     };
@@ -173,29 +174,53 @@ struct Drawn<'a> {
 }
 
 impl Drawn<'_> {
-    fn measure(self, metric: Metric, label: Option<&str>, resamples: Resamples) -> Option<Measured> {
-        let Self { observed, units, weights } = self;
+    /// Those of `metrics` that are defined here.
+    fn measure_all(self, metrics: Vec<(Metric, Option<&str>)>, resamples: Resamples) -> Vec<Measured> {
+        let defined = metrics.into_iter().filter_map(|about| Some((about, self.statistic(about)?)));
+        let (about, statistics): (Vec<_>, Vec<_>) = defined.unzip();
+        let found: Vec<_> = about.iter().zip(&statistics).map(|(about, of)| self.in_closed_form(*about, of)).collect();
+        let drawn: Vec<&Statistic> =
+            statistics.iter().zip(&found).filter(|(_, found)| found.is_none()).map(|(of, _)| of).collect();
+        let mut samples = Statistic::resample_all(&drawn, self.units, resamples).into_iter();
+        let n_scarcest = self.n_scarcest();
+        let measured = |(((metric, label), statistic), found): ((_, &Statistic), Option<_>)| {
+            let of_sample =
+                || (interval(metric, &samples.next().expect("one for each that needs it"), n_scarcest), Method::Bca);
+            let (interval, method) = found.unwrap_or_else(of_sample);
+            Measured { metric, label: Option::map(label, str::to_owned), value: statistic.observed(), interval, method }
+        };
+        about.into_iter().zip(&statistics).zip(found).map(measured).collect()
+    }
+
+    fn statistic(self, (metric, label): (Metric, Option<&str>)) -> Option<Statistic> {
         let about = match metric.parameter() {
             Some(Parameter::Judge) => About { judge: label, ..About::default() },
             _ => label.into(),
         };
-        let statistic = metric.of(observed, about).ok()?;
-        let statistic = match weights {
-            Some(weights) => statistic.weighted(weights).ok()?,
-            None => statistic,
-        };
-        let value = statistic.observed();
+        let statistic = metric.of(self.observed, about).ok()?;
+        match self.weights {
+            Some(weights) => statistic.weighted(weights).ok(),
+            None => Some(statistic),
+        }
+    }
+
+    /// An interval that needs no resamples, where there is one.
+    fn in_closed_form(
+        self,
+        (metric, label): (Metric, Option<&str>),
+        statistic: &Statistic,
+    ) -> Option<([f64; 2], Method)> {
+        let Self { observed, units, weights } = self;
+        if units.are_shared() || weights.is_some() {
+            return None;
+        }
+        if let Some([k, n]) = share(metric, label, statistic, observed) {
+            return Some((wilson(k, n, LEVEL), Method::Wilson));
+        }
         let n_cases = observed.n_cases();
         let is_correlation = matches!(metric, Metric::Pearson | Metric::Spearman);
-        let is_plain = !units.are_shared() && weights.is_none();
-        let (interval, method) = match share(metric, label, &statistic, observed).filter(|_| is_plain) {
-            Some([k, n]) => (wilson(k, n, LEVEL), Method::Wilson),
-            None if is_correlation && is_plain && units.len() < FEWEST_UNITS && units.len() == n_cases => {
-                (fisher_z(value, n_cases, LEVEL), Method::FisherZ)
-            }
-            None => (bootstrapped(metric, &statistic, units, self.n_scarcest(), resamples), Method::Bca),
-        };
-        Some(Measured { metric, label: label.map(str::to_owned), value, interval, method })
+        let is_small = units.len() < FEWEST_UNITS && units.len() == n_cases;
+        (is_correlation && is_small).then(|| (fisher_z(statistic.observed(), n_cases, LEVEL), Method::FisherZ))
     }
 
     /// Cases of the rarest label, or things drawn; with weights, as many as they amount to.
@@ -223,15 +248,48 @@ fn share(metric: Metric, label: Option<&str>, statistic: &Statistic, observed: &
     Some(of(&named.map(|(_, right)| right).collect::<Vec<_>>()))
 }
 
-fn bootstrapped(
-    metric: Metric,
-    statistic: &Statistic,
-    units: &Units,
-    n_scarcest: usize,
-    resamples: Resamples,
-) -> [f64; 2] {
-    let sample = statistic.resample(units, resamples);
-    let [low, high] = bounds(&sample, (1.0 - LEVEL) / 2.0, n_scarcest);
+fn interval(metric: Metric, sample: &Bootstrap, n_scarcest: usize) -> [f64; 2] {
+    let [low, high] = bounds(sample, (1.0 - LEVEL) / 2.0, n_scarcest);
     let (least, most) = metric.range();
     [low.max(least), high.min(most)]
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::{Classes, Expected};
+
+    #[test]
+    fn metrics_that_share_their_resamples_have_the_bits_of_those_that_do_not() {
+        let labels = ["a", "b", "c"].map(str::to_owned);
+        let name = |idx: usize| labels[idx].as_str();
+        let scores: Vec<[f32; 3]> = (0..200).map(|idx| [(idx % 7) as f32, (idx * 31 % 11) as f32, 3.0]).collect();
+        let answers = scores.iter().enumerate().map(|(idx, scores)| (name(idx * 13 % 3), scores.as_slice()));
+        let expected = (0..200).map(|idx| name(idx * idx % 5 % 3));
+        let observed = Observed::Classes(Classes::new(&labels, expected.clone(), answers).unwrap());
+        let weights: Vec<f64> = (0..200).map(|idx| 0.5 + f64::from(idx % 4)).collect();
+        let resamples = Resamples { n: 100, seed: 3 };
+        for weights in [None, Some(weights)] {
+            let case = |(idx, expected): (usize, &str)| Case {
+                id: idx.to_string(),
+                expected: Expected::Label(expected.to_owned()),
+                slices: Vec::new(),
+                must_pass: false,
+                sources: [idx / 2; 2],
+                weight: weights.as_ref().map_or(1.0, |weights| weights[idx]),
+            };
+            let cases: Vec<Case> = expected.clone().enumerate().map(case).collect();
+            let units = Units::sources(&cases.iter().map(|case| case.sources).collect::<Vec<_>>());
+            let drawn = Drawn { observed: &observed, units: &units, weights: weights.as_deref() };
+            let [all] = &summarise(&cases, &observed, &labels, resamples)[..] else { panic!("there are no slices") };
+            assert!(all.metrics.len() > 15);
+            for measured in &all.metrics {
+                let statistic = drawn.statistic((measured.metric, measured.label.as_deref())).unwrap();
+                let sample = statistic.resample(&units, resamples);
+                let alone = interval(measured.metric, &sample, drawn.n_scarcest());
+                assert_eq!((measured.interval, measured.method), (alone, Method::Bca), "{:?}", measured.metric);
+            }
+        }
+    }
 }

@@ -242,7 +242,8 @@ impl Writer {
 
 fn begin_file(dir: &Path, file_idx: u32) -> io::Result<BufWriter<File>> {
     let time = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%S%3f");
-    let path = dir.join(format!("{time}-{}-{file_idx}.jsonl", std::process::id()));
+    // As wide as a `u32` gets: files of one millisecond are put in order by their names too.
+    let path = dir.join(format!("{time}-{}-{file_idx:010}.jsonl", std::process::id()));
     Ok(BufWriter::new(OpenOptions::new().create(true).append(true).open(path)?))
 }
 

@@ -13,6 +13,10 @@ use crate::GoldenError;
 /// Longest expression.
 const MAX_EXPRESSION_CHARS: usize = 1_000;
 
+/// Stack for parsing one: the parser descends a dozen functions for each parenthesis before its own limit on nesting is met, which in a
+/// build without optimisation is more than the 2 MiB that threads have.
+const PARSER_STACK_BYTES: usize = 32 << 20;
+
 /// A slice's expression cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -80,8 +84,13 @@ impl<'a> Condition<'a> {
         if expression.chars().count() > MAX_EXPRESSION_CHARS {
             return Err(named(format!("its expression is over {MAX_EXPRESSION_CHARS} characters")));
         }
-        let program = env.compile(expression).map_err(|errors| syntax(errors.to_string()))?;
-        Ok(Self { name, expression, program })
+        let program = std::thread::scope(|scope| {
+            let parser = std::thread::Builder::new().stack_size(PARSER_STACK_BYTES);
+            let parsed = parser.spawn_scoped(scope, || env.compile(expression).map_err(|errors| errors.to_string()));
+            let parsed = parsed.map_err(|error| format!("there is no thread to parse it on: {error}"))?;
+            parsed.join().unwrap_or_else(|_| Err("the parser failed".to_owned()))
+        });
+        Ok(Self { name, expression, program: program.map_err(syntax)? })
     }
 
     fn holds(&self, case: &GoldenCase, context: &Context<'_, '_>) -> Result<bool, SliceError> {

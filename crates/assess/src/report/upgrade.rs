@@ -23,6 +23,9 @@ pub struct UpgradeReport {
     pub latency: LatencyChange,
     /// What the lock files pin differently.
     pub packages: Vec<PackageChange>,
+    /// What an advisory service says about them; none where it was not asked.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub advisories: Vec<AdvisoryChange>,
     /// The changed lines of the canonical graph with one line around them, as `diff -u` writes them; none where it is the same.
     pub graph_diff: Vec<String>,
     /// Lines of it that are not here.
@@ -79,6 +82,49 @@ impl PackageChange {
     /// Whether the licence is another one than before; a new package's is.
     pub fn changes_licence(&self) -> bool {
         self.after.is_some() && self.licence_before != self.licence_after
+    }
+}
+
+/// A known vulnerability of a package that changes.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct AdvisoryChange {
+    /// Normalised.
+    pub package: String,
+    /// The version that has it.
+    pub version: String,
+    /// As the service names it.
+    pub id: String,
+    /// Its other names, such as a CVE's.
+    pub aliases: Vec<String>,
+    /// Versions without it.
+    pub fixed_in: Vec<String>,
+    /// Which side has it.
+    pub kind: AdvisoryKind,
+}
+
+/// Which side has a vulnerability.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AdvisoryKind {
+    /// The new one alone.
+    New,
+    /// The new one alone, and a person has looked at it.
+    Accepted,
+    /// Both.
+    Stays,
+    /// The old one alone.
+    Gone,
+}
+
+impl AdvisoryChange {
+    /// `torch 2.13.0 has GHSA-… (CVE-…), fixed in 2.13.1`
+    pub fn in_words(&self) -> String {
+        let Self { package, version, id, aliases, fixed_in, kind } = self;
+        let verb = if *kind == AdvisoryKind::Gone { "had" } else { "has" };
+        let aliases = if aliases.is_empty() { String::new() } else { format!(" ({})", aliases.join(", ")) };
+        let fixed =
+            if fixed_in.is_empty() { "no fix yet".to_owned() } else { format!("fixed in {}", fixed_in.join(", ")) };
+        format!("{package} {version} {verb} {id}{aliases}, {fixed}")
     }
 }
 

@@ -9,8 +9,8 @@ use std::time::Instant;
 
 use anyhow::{Context as _, bail};
 use highroad_assess::report::{
-    Fact, LatencyChange, MetricChange, PackageChange, UpgradeCheck, UpgradeReport, outcome_of, upgrade_html,
-    upgrade_markdown,
+    AdvisoryKind, Fact, LatencyChange, MetricChange, PackageChange, UpgradeCheck, UpgradeReport, outcome_of,
+    upgrade_html, upgrade_markdown,
 };
 use highroad_assess::{Drift, GoldenInput, GoldenSet, Judged, Results, judge_with};
 use highroad_eval::{Decision, Gates, Outcome, quantile, summarise};
@@ -32,6 +32,7 @@ use crate::side::run_custom;
 use crate::standard::Standard;
 use crate::training::TrainedBy;
 
+mod advisories;
 mod lock;
 
 /// Export again with another PyTorch, or another lock file, and tell what changes: pass 0, fail 1, too few cases to tell 3.
@@ -51,6 +52,13 @@ pub struct Args {
     /// What to compare with [default: the same weights, exported in the present environment]
     #[arg(long, value_name = "PACKAGE")]
     baseline: Option<Target>,
+    /// Who is asked about known vulnerabilities of the packages that change: `pypi`, `osv`, the query address of a server that answers as
+    /// osv.dev does, or `none` [default: pypi, where it can be reached]
+    #[arg(long, value_name = "SERVICE")]
+    advisories: Option<advisories::Service>,
+    /// A vulnerability of the new versions that a person has looked at, such as `CVE-2025-32434`; may be given again.
+    #[arg(long, value_name = "ID")]
+    accept_advisory: Vec<String>,
     #[command(flatten)]
     files: Files,
     #[command(flatten)]
@@ -114,7 +122,8 @@ impl Args {
         let (given, _) = run_custom(&gates, &gates_path(self.files.gates.as_deref())?, &golden, both)?;
         let judged = Judged { golden: &golden, candidate: &after.results, baseline: Some(&before.results) };
         let decision = judge_with(&gates, &judged, &given)?;
-        let report = report(&before, &after, &golden, (&gates, decision), &path)?;
+        let question = advisories::Question { service: self.advisories.as_ref(), accepted: &self.accept_advisory };
+        let report = report(&before, &after, &golden, (&gates, decision), &path, &question)?;
         self.tell(&report)?;
         Ok(exit_code(report.outcome))
     }
@@ -192,6 +201,7 @@ fn report(
     golden: &GoldenSet,
     (gates, decision): (&Gates, Decision),
     lock: &Path,
+    question: &advisories::Question<'_>,
 ) -> anyhow::Result<UpgradeReport> {
     let mut checks = parity_checks(before, after)?;
     checks.extend(decision.checks.into_iter().map(|check| UpgradeCheck::new(check.rule, check.outcome, check.reason)));
@@ -199,11 +209,13 @@ fn report(
         let reason = format!("case `{}` was {} and is {}", flip.case, flip.baseline, flip.candidate);
         checks.push(UpgradeCheck::new("no must-pass case is lost", Outcome::Fail, reason));
     }
+    let packages =
+        lock::changes([&before.lock, &after.lock], &[lock::licences(&before.python)?, lock::licences(&after.python)?]);
+    let advisories = question.ask(&packages, &before.python);
+    checks.extend(advisories.check);
     let drift = Drift::between(&before.results, &after.results)?;
     let diff = graph_diff(&before.package, &after.package)?;
     let (outcome, n_lines) = (outcome_of(&checks), diff.len());
-    let packages =
-        lock::changes([&before.lock, &after.lock], &[lock::licences(&before.python)?, lock::licences(&after.python)?]);
     let drift_in_words = drift.in_words();
     Ok(UpgradeReport {
         outcome,
@@ -213,8 +225,9 @@ fn report(
         drift_in_words,
         metrics: metrics(before, after, golden)?,
         latency: in_turns(before, after, golden)?,
-        facts: facts(before, after, gates, &packages, lock)?,
+        facts: facts(before, after, gates, &packages, lock, advisories.in_words)?,
         packages,
+        advisories: advisories.changes,
         graph_diff: diff.into_iter().take(MOST_GRAPH_LINES).collect(),
         n_more_lines: n_lines.saturating_sub(MOST_GRAPH_LINES),
     })
@@ -338,6 +351,7 @@ fn facts(
     gates: &Gates,
     packages: &[PackageChange],
     lock: &Path,
+    advisories: String,
 ) -> anyhow::Result<Vec<Fact>> {
     let fact = |name, value: String| Fact { name, value };
     let torch = |side: &Side| -> anyhow::Result<String> {
@@ -354,7 +368,7 @@ fn facts(
         fact("after", format!("{}, {}", after.package.digest(), torch(after)?)),
         fact("numerics", after.results.numerics_id.clone()),
         fact("licences", format!("{n_licences} package(s) are new or declare another licence than before")),
-        fact("advisories", "not checked: `pip-audit --no-deps -r LOCK` asks an advisory service".to_owned()),
+        fact("advisories", advisories),
         fact("lock", lock.display().to_string()),
     ];
     if gates.traffic.is_some() {
@@ -389,6 +403,15 @@ fn print(report: &UpgradeReport, out: &mut impl std::io::Write) -> std::io::Resu
             _ => String::new(),
         };
         writeln!(out, "package    {name} {}, now {}{licence}", version(before), version(after))?;
+    }
+    for advisory in &report.advisories {
+        let word = match advisory.kind {
+            AdvisoryKind::New => "new",
+            AdvisoryKind::Accepted => "accepted",
+            AdvisoryKind::Stays => "stays",
+            AdvisoryKind::Gone => "gone",
+        };
+        writeln!(out, "advisory   {word}: {}", advisory.in_words())?;
     }
     match report.graph_diff.is_empty() {
         true => writeln!(out, "graph      the same")?,

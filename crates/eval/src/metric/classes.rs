@@ -1,4 +1,4 @@
-use super::{Measure, Metric, MetricError, tie_groups};
+use super::{Measure, Metric, MetricError, TieGroups};
 use crate::{About, Classes, Costs, Cutoff};
 
 /// Bins of the expected calibration error, as Guo et al. (2017) have them.
@@ -67,18 +67,27 @@ struct Confusion {
 
 fn confusion(classes: &Classes, of: impl Fn(&Confusion) -> f64 + Send + Sync + 'static) -> Measure {
     let n_labels = classes.labels().len();
-    let cases: Vec<(usize, usize)> =
-        classes.expected().iter().copied().zip(classes.predicted().iter().copied()).collect();
+    let cases: Vec<[u32; 2]> = classes
+        .expected()
+        .iter()
+        .zip(classes.predicted())
+        .map(|(&expected, &predicted)| [expected, predicted].map(short))
+        .collect();
     Measure::Of(Box::new(move |counts| {
         let none = || vec![0.0; n_labels];
         let mut confusion = Confusion { right: none(), expected: none(), predicted: none() };
-        for (&(expected, predicted), &count) in cases.iter().zip(counts) {
+        for (&labels, &count) in cases.iter().zip(counts) {
+            let [expected, predicted] = labels.map(|label| label as usize);
             confusion.expected[expected] += count;
             confusion.predicted[predicted] += count;
             confusion.right[expected] += count * f64::from(u8::from(expected == predicted));
         }
         of(&confusion)
     }))
+}
+
+fn short(label: usize) -> u32 {
+    u32::try_from(label).expect("more than four billion labels do not fit in memory")
 }
 
 impl Confusion {
@@ -206,11 +215,13 @@ fn average_precision(classes: &Classes, label: usize) -> Measure {
 /// A function of how many cases of `label` and of others there are at each distinct score of it, ascending.
 fn by_score(classes: &Classes, label: usize, of: fn(&mut dyn DoubleEndedIterator<Item = [f64; 2]>) -> f64) -> Measure {
     let is_label: Vec<bool> = classes.expected().iter().map(|&expected| expected == label).collect();
-    let groups = tie_groups(&classes.scores_of(label));
+    let groups = TieGroups::of(&classes.scores_of(label));
     Measure::Of(Box::new(move |counts| {
-        let count = |group: &Vec<usize>| {
+        let count = |group: &[u32]| {
             let mut here = [0.0; 2];
-            group.iter().for_each(|&idx| here[usize::from(!is_label[idx])] += counts[idx]);
+            for &idx in group {
+                here[usize::from(!is_label[idx as usize])] += counts[idx as usize];
+            }
             here
         };
         of(&mut groups.iter().map(count))

@@ -1,4 +1,4 @@
-use super::{Evaluate, Measure, Metric, MetricError, of_sums, tie_groups};
+use super::{Evaluate, Measure, Metric, MetricError, TieGroups, of_sums};
 use crate::Numbers;
 
 /// Fewer cases than this have no correlation worth the name.
@@ -35,16 +35,16 @@ fn pearson(expected: &[f64], predicted: &[f64]) -> Evaluate {
 }
 
 fn spearman(expected: &[f64], predicted: &[f64]) -> Evaluate {
-    let (n_cases, expected, predicted) = (expected.len(), tie_groups(expected), tie_groups(predicted));
+    let (n_cases, expected, predicted) = (expected.len(), TieGroups::of(expected), TieGroups::of(predicted));
     Box::new(move |counts| correlation(&ranks(&expected, counts, n_cases), &ranks(&predicted, counts, n_cases), counts))
 }
 
 /// Mean ranks of cases counted `counts` times, up to a constant.
-fn ranks(groups: &[Vec<usize>], counts: &[f64], n_cases: usize) -> Vec<f64> {
+fn ranks(groups: &TieGroups, counts: &[f64], n_cases: usize) -> Vec<f64> {
     let (mut ranks, mut n_below) = (vec![0.0; n_cases], 0.0);
-    for group in groups {
-        let n_here: f64 = group.iter().map(|&idx| counts[idx]).sum();
-        group.iter().for_each(|&idx| ranks[idx] = n_below + 0.5 * n_here);
+    for group in groups.iter() {
+        let n_here: f64 = group.iter().map(|&idx| counts[idx as usize]).sum();
+        group.iter().for_each(|&idx| ranks[idx as usize] = n_below + 0.5 * n_here);
         n_below += n_here;
     }
     ranks
