@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 
+mod access;
 mod admission;
 mod commands;
 mod engine;
@@ -102,6 +103,8 @@ enum Command {
     Serve(commands::serve::Args),
     /// Tracking, registry, pages and serving in one process on one port.
     Up(commands::up::Args),
+    /// Make, list and revoke the API keys of a server.
+    Access(commands::access::Args),
     /// Compute a served answer again, bit for bit, and show the chain behind it.
     Replay(commands::replay::Args),
 }
@@ -145,6 +148,7 @@ fn main() -> ExitCode {
         Command::Track(args) => args.run(),
         Command::Serve(args) => args.run(),
         Command::Up(args) => args.run(),
+        Command::Access(args) => args.run(),
         Command::Replay(args) => args.run(),
     };
     result.unwrap_or_else(|error| {

@@ -12,6 +12,8 @@ use highroad_task::TaskError;
 pub enum AskError {
     #[error("the model `{name}` does not exist; this server has {}", list(known))]
     UnknownMember { name: String, known: Vec<String> },
+    #[error("this API key may not ask `{member}`")]
+    NotAllowed { member: String },
     #[error("version `{version}` of `{member}` is not served; `{current}` is")]
     OtherVersion { member: String, version: String, current: String },
     #[error("no version of `{0}` is deployed")]
@@ -43,6 +45,7 @@ impl AskError {
             Self::UnknownMember { .. } | Self::OtherVersion { .. } | Self::NotDeployed(_) => {
                 Problem::not_found(self.to_string())
             }
+            Self::NotAllowed { .. } => Problem::new(Kind::Forbidden, self.to_string()),
             Self::NotReady { .. } => {
                 Problem::new(Kind::Unavailable, self.to_string()).retry_after(Duration::from_secs(1))
             }
@@ -64,6 +67,7 @@ impl AskError {
     pub fn outcome(&self) -> &'static str {
         match self {
             Self::UnknownMember { .. } | Self::OtherVersion { .. } => "unknown_model",
+            Self::NotAllowed { .. } => "not_allowed",
             Self::NotDeployed(_) | Self::NotReady { .. } => "not_ready",
             Self::WrongTask { .. } | Self::Limit { .. } | Self::Input { .. } | Self::Tensors(_) => "invalid",
             Self::Overloaded { .. } => "overloaded",

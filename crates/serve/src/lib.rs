@@ -25,6 +25,7 @@ pub use error::{AskError, DeployError};
 pub use http::{probes, router};
 pub use model::{row_major_bytes, tensors_digest};
 pub use portfolio::Portfolio;
+pub use protocol::error_shape;
 pub use registry::{BoxFuture, Registry, Resolved};
 pub use remote::RemoteRegistry;
 pub use revision::{Asked, Candidate, Facts, Overridden, OverrideFacts, Revision, Unverified};

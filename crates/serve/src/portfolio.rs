@@ -2,6 +2,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use highroad_service::access::Principal;
 use tokio::sync::Notify;
 
 use crate::config::{MemberConfig, PortfolioConfig, RequestLimits};
@@ -58,18 +59,23 @@ impl Portfolio {
         &self.limits
     }
 
-    /// All members, sorted by name.
+    /// All members, sorted by name; within a request those that its key may ask.
     pub fn deployments(&self) -> Vec<Arc<Deployment>> {
-        self.members().values().cloned().collect()
+        let members = self.members();
+        members.iter().filter(|(name, _)| Principal::current_may_ask(name)).map(|(_, member)| member.clone()).collect()
     }
 
-    /// The member `name`. Errors if there is none.
+    /// The member `name`. Errors if there is none, or, within a request, if its key may not ask it.
     pub fn deployment(&self, name: &str) -> Result<Arc<Deployment>, AskError> {
         let members = self.members();
-        members
-            .get(name)
-            .cloned()
-            .ok_or_else(|| AskError::UnknownMember { name: name.to_owned(), known: members.keys().cloned().collect() })
+        match members.get(name) {
+            Some(_) if !Principal::current_may_ask(name) => Err(AskError::NotAllowed { member: name.to_owned() }),
+            Some(member) => Ok(Arc::clone(member)),
+            None => {
+                let known = members.keys().filter(|known| Principal::current_may_ask(known)).cloned().collect();
+                Err(AskError::UnknownMember { name: name.to_owned(), known })
+            }
+        }
     }
 
     /// What serves `name` now.

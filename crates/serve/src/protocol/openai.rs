@@ -35,6 +35,8 @@ impl Refused {
         let kind = match self.problem.kind {
             Kind::Overloaded => "rate_limit_error",
             Kind::Internal | Kind::Unavailable => "server_error",
+            Kind::Unauthenticated => "authentication_error",
+            Kind::Forbidden => "permission_error",
             _ => "invalid_request_error",
         };
         json!({ "error": {

@@ -114,7 +114,7 @@ pub fn local_state(home: &Path) -> LocalState {
 
 async fn serve(portfolio: Arc<Portfolio>, log: RequestLog) -> String {
     let bound = Bound::bind("127.0.0.1:0").await.unwrap();
-    let url = bound.url();
+    let url = bound.url("http");
     let app = router(Arc::clone(&portfolio), log)
         .merge(probes(Arc::clone(&portfolio)))
         .merge(highroad_service::metrics::route());
