@@ -307,7 +307,7 @@ impl Deployment {
     }
 
     fn fail(&self, resolved: Option<Resolved>, failure: DeployError) -> DeployError {
-        let reason = failure.to_string();
+        let reason = failure.with_causes();
         let mut memory = self.memory();
         let known = memory.failure.take().filter(|known| memory.failed == resolved && known.reason == reason);
         let attempts = known.as_ref().map_or(1, |known| known.attempts.saturating_add(1));

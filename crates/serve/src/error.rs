@@ -112,6 +112,23 @@ pub enum DeployError {
     Io { path: String, source: std::io::Error },
 }
 
+impl DeployError {
+    /// What happened, and what made it happen: `cannot read or write \`p\`: No space left on device (os error 28)`.
+    pub fn with_causes(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            // Some errors tell their cause themselves.
+            let told = error.to_string();
+            if !text.ends_with(&told) {
+                text = format!("{text}: {told}");
+            }
+            cause = error.source();
+        }
+        text
+    }
+}
+
 fn list(names: &[String]) -> String {
     match names {
         [] => "none".to_owned(),
