@@ -10,6 +10,7 @@ pub mod export;
 pub mod gate;
 pub mod gc;
 pub mod golden;
+pub mod index;
 pub mod inspect;
 pub mod keys;
 pub mod load;

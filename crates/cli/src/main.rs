@@ -105,6 +105,8 @@ enum Command {
     Up(commands::up::Args),
     /// Make, list and revoke the API keys of a server.
     Access(commands::access::Args),
+    /// Embed documents into an index that pipelines search.
+    Index(commands::index::Args),
     /// Compute a served answer again, bit for bit, and show the chain behind it.
     Replay(commands::replay::Args),
 }
@@ -149,6 +151,7 @@ fn main() -> ExitCode {
         Command::Serve(args) => args.run(),
         Command::Up(args) => args.run(),
         Command::Access(args) => args.run(),
+        Command::Index(args) => args.run(),
         Command::Replay(args) => args.run(),
     };
     result.unwrap_or_else(|error| {

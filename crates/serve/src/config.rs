@@ -14,6 +14,7 @@ use highroad_task::PredictorOptions;
 use serde::Deserialize;
 
 use crate::batcher::BatchLimits;
+use crate::pipeline::{self, IndexConfig, PipelineConfig};
 
 /// What one process serves.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -24,6 +25,10 @@ pub struct PortfolioConfig {
     pub limits: RequestLimits,
     /// Pause between two looks at the registry's aliases.
     pub poll_interval: PollInterval,
+    /// Indexes that pipelines search.
+    pub indexes: BTreeMap<String, IndexConfig>,
+    /// Pipelines by the name that requests use.
+    pub pipelines: BTreeMap<String, PipelineConfig>,
 }
 
 /// One model and how it runs.
@@ -93,7 +98,12 @@ impl PortfolioConfig {
         let limits = part(&table, "limits", LIMIT_KEYS, &mut problems).unwrap_or_default();
         let poll_interval = poll_interval(&table, &mut problems);
         let members = members(&table, base, &mut problems);
-        if problems.is_empty() { Ok(Self { members, limits, poll_interval }) } else { Err(ConfigErrors(problems)) }
+        let indexes = pipeline::index_configs(&table, base, &members, &mut problems);
+        let pipelines = pipeline::pipeline_configs(&table, &members, &indexes, &mut problems);
+        if !problems.is_empty() {
+            return Err(ConfigErrors(problems));
+        }
+        Ok(Self { members, limits, poll_interval, indexes, pipelines })
     }
 
     /// A portfolio without a file: one member for each reference or package directory, under its model's name.
@@ -149,7 +159,7 @@ pub fn is_member_name(name: &str) -> bool {
     (1..=64).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
 }
 
-const TOP_KEYS: &[&str] = &["members", "limits", "poll_interval_ms"];
+const TOP_KEYS: &[&str] = &["members", "limits", "poll_interval_ms", "indexes", "pipelines"];
 const LIMIT_KEYS: &[&str] = &["body_bytes", "inputs", "input_bytes", "tokens"];
 const MEMBER_KEYS: &[&str] = &["model", "threads", "replicas", "batch_tokens", "queue_rows", "queue_timeout_ms"];
 

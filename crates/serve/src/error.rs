@@ -5,6 +5,8 @@ use highroad_package::{Digest, PackageError, Reference};
 use highroad_service::{Kind, Problem};
 use highroad_task::TaskError;
 
+use crate::index::IndexError;
+
 /// Why a request was not answered. Protocols turn it into their own shape through [`AskError::problem`].
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -108,6 +110,10 @@ pub enum DeployError {
     WarmUp(TaskError),
     #[error("loading panicked")]
     Panicked,
+    #[error(transparent)]
+    Index(IndexError),
+    #[error("{0}")]
+    Pipeline(String),
     #[error("cannot write `{path}`: {source}")]
     Io { path: String, source: std::io::Error },
 }

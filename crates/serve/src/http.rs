@@ -11,6 +11,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get, post};
 use axum::{Extension, Json, Router};
 use highroad_package::TaskKind;
+use highroad_service::access::Principal;
 use highroad_service::{Kind, Problem, RequestId};
 use metrics::{counter, histogram};
 use serde_json::{Value, json};
@@ -20,13 +21,15 @@ use tower_http::compression::predicate::SizeAbove;
 
 use crate::deployment::State as DeploymentState;
 use crate::error::AskError;
+use crate::pipeline::Finished;
 use crate::portfolio::Portfolio;
 use crate::protocol::oip::{self, InferRequest, Query};
 use crate::protocol::openai::{self, EmbeddingsRequest, ModerationsRequest, Refused};
+use crate::protocol::pipeline::{self, PipelineRequest};
 use crate::protocol::rerank::{self, RerankRequest};
 use crate::request_log::{Record, RequestLog};
 use crate::revision::{Asked, Facts, Revision, check_limit};
-use crate::telemetry::{REQUEST_SECONDS, REQUESTS};
+use crate::telemetry::{PIPELINE_REQUESTS, PIPELINE_SECONDS, PIPELINE_STEP_SECONDS, REQUEST_SECONDS, REQUESTS};
 
 const PACKAGE: HeaderName = HeaderName::from_static("x-highroad-package");
 const VERSION: HeaderName = HeaderName::from_static("x-highroad-version");
@@ -52,6 +55,7 @@ pub fn router(portfolio: Arc<Portfolio>, log: RequestLog) -> Router {
     openai_routes()
         .merge(rerank_routes())
         .merge(oip_routes())
+        .merge(pipeline_routes())
         .merge(own_routes())
         .layer(DefaultBodyLimit::max(body_bytes))
         .with_state(app)
@@ -106,6 +110,12 @@ fn oip_routes() -> Router<App> {
         .route("/v2/{*rest}", any(oip_unknown))
 }
 
+fn pipeline_routes() -> Router<App> {
+    Router::new()
+        .route("/v1/pipelines", get(pipelines).fallback(openai_method))
+        .route("/v1/pipelines/{pipeline}", post(run_pipeline).fallback(openai_method))
+}
+
 fn own_routes() -> Router<App> {
     Router::new()
         .route("/v1/highroad/status", get(status).fallback(openai_method))
@@ -136,6 +146,22 @@ async fn documents(
 ) -> Response {
     let (route, version) = if uri.path() == "/v2/rerank" { ("/v2/rerank", "2") } else { ("/v1/rerank", "1") };
     app.rerank(&id, route, version, body).await.unwrap_or_else(|problem| problem.respond(rerank::error_body))
+}
+
+async fn pipelines(State(app): State<App>) -> Json<Value> {
+    let pipelines = app.portfolio.pipelines().unwrap_or_default();
+    let named = pipelines.names().filter(|name| Principal::current_may_ask(name));
+    let entries = named.filter_map(|name| Some(pipeline::entry(name, pipelines.get(name)?)));
+    Json(json!({ "object": "list", "data": entries.collect::<Vec<_>>() }))
+}
+
+async fn run_pipeline(
+    State(app): State<App>,
+    Extension(id): Extension<RequestId>,
+    Path(name): Path<String>,
+    body: Result<Bytes, BytesRejection>,
+) -> Response {
+    openai_response(app.run_pipeline(&id, &name, body).await.map_err(Refused::from))
 }
 
 async fn rerank_method(method: Method, OriginalUri(uri): OriginalUri) -> Response {
@@ -349,6 +375,49 @@ impl App {
         Ok(self.answer(&call, &asked, "application/json", body))
     }
 
+    async fn run_pipeline(
+        &self,
+        id: &RequestId,
+        name: &str,
+        body: Result<Bytes, BytesRejection>,
+    ) -> Result<Response, Problem> {
+        let request = PipelineRequest::parse(&self.whole(body)?)?;
+        let pipelines = self.portfolio.pipelines().unwrap_or_default();
+        let Some(config) = pipelines.get(name) else {
+            let known = pipelines.names().collect::<Vec<_>>().join(", ");
+            return Err(Problem::not_found(format!("there is no pipeline `{}`; there are: {known}", printable(name))));
+        };
+        if !Principal::current_may_ask(name) {
+            return Err(AskError::NotAllowed { member: name.to_owned() }.problem());
+        }
+        let begun = Instant::now();
+        let run = pipelines.run(&self.portfolio, config, &request.input);
+        let finished = Principal::with_all_members(run).await;
+        let outcome = match &finished {
+            Ok(Finished { stopped: None, .. }) => "ok",
+            Ok(_) => "stopped",
+            Err(_) => "failed",
+        };
+        counter!(PIPELINE_REQUESTS, "pipeline" => name.to_owned(), "outcome" => outcome).increment(1);
+        histogram!(PIPELINE_SECONDS, "pipeline" => name.to_owned()).record(begun.elapsed().as_secs_f64());
+        let finished = finished.map_err(|error| error.problem())?;
+        self.log_steps(id, name, &finished);
+        let body = request.reply(&id.0, name, &finished);
+        Ok(([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], body).into_response())
+    }
+
+    /// Each step that asked a member has a record of its own, `REQUEST.STEP`, and can be replayed by it.
+    fn log_steps(&self, id: &RequestId, pipeline: &str, finished: &Finished) {
+        for step in &finished.steps {
+            let Some(asked) = &step.asked else { continue };
+            histogram!(PIPELINE_STEP_SECONDS, "pipeline" => pipeline.to_owned(), "step" => step.name.clone())
+                .record(step.duration_ms / 1e3);
+            let total = Duration::from_secs_f64(step.duration_ms / 1e3);
+            let id = format!("{}.{}", id.0, step.name);
+            self.log.put(record(id, "/v1/pipelines", asked.facts.clone(), &asked.asked, total));
+        }
+    }
+
     /// The one member that `does` what is asked, for a request that names none.
     fn only(&self, does: &str, has: fn(&Revision) -> bool) -> Result<Arc<Revision>, Problem> {
         let revisions = self.portfolio.deployments().into_iter().filter_map(|deployment| deployment.revision().ok());
@@ -508,26 +577,29 @@ impl<'a> Call<'a> {
     }
 
     fn record<A>(&self, asked: &Asked<A>) -> Record {
-        let facts = self.revision.facts().clone();
-        Record {
-            request_id: self.id.0.clone(),
-            time: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S%.3fZ").to_string(),
-            member: facts.member,
-            route: self.route.to_owned(),
-            version: facts.version,
-            package: facts.package,
-            verdict: facts.verdict,
-            evidence: facts.evidence.to_owned(),
-            overridden: facts.overridden.map(|overridden| overridden.digest),
-            development: facts.development,
-            numerics_id: facts.numerics_id,
-            outputs: asked.digests.clone(),
-            n_tokens: asked.n_tokens.clone(),
-            n_truncated: asked.n_truncated,
-            queue_ms: milliseconds(asked.queued),
-            compute_ms: milliseconds(asked.computed),
-            total_ms: milliseconds(self.begun.elapsed()),
-        }
+        record(self.id.0.clone(), self.route, self.revision.facts().clone(), asked, self.begun.elapsed())
+    }
+}
+
+fn record<A>(request_id: String, route: &str, facts: Facts, asked: &Asked<A>, total: Duration) -> Record {
+    Record {
+        request_id,
+        time: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S%.3fZ").to_string(),
+        member: facts.member,
+        route: route.to_owned(),
+        version: facts.version,
+        package: facts.package,
+        verdict: facts.verdict,
+        evidence: facts.evidence.to_owned(),
+        overridden: facts.overridden.map(|overridden| overridden.digest),
+        development: facts.development,
+        numerics_id: facts.numerics_id,
+        outputs: asked.digests.clone(),
+        n_tokens: asked.n_tokens.clone(),
+        n_truncated: asked.n_truncated,
+        queue_ms: milliseconds(asked.queued),
+        compute_ms: milliseconds(asked.computed),
+        total_ms: milliseconds(total),
     }
 }
 

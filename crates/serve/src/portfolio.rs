@@ -2,12 +2,14 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use arc_swap::ArcSwapOption;
 use highroad_service::access::Principal;
 use tokio::sync::Notify;
 
 use crate::config::{MemberConfig, PortfolioConfig, RequestLimits};
 use crate::deployment::{Deployment, LocalState, State, Status};
 use crate::error::{AskError, DeployError};
+use crate::pipeline::{IndexConfig, PipelineConfig, Pipelines};
 use crate::registry::Registry;
 use crate::revision::{Revision, Unverified};
 
@@ -20,6 +22,9 @@ pub struct Portfolio {
     registry: Option<Arc<dyn Registry>>,
     local: LocalState,
     look_now: Notify,
+    pipelines: BTreeMap<String, PipelineConfig>,
+    indexes: BTreeMap<String, IndexConfig>,
+    opened: ArcSwapOption<Pipelines>,
 }
 
 impl Portfolio {
@@ -38,6 +43,9 @@ impl Portfolio {
             registry,
             local,
             look_now: Notify::new(),
+            pipelines: config.pipelines,
+            indexes: config.indexes,
+            opened: ArcSwapOption::empty(),
         };
         for (name, member) in config.members {
             portfolio.add(name, member);
@@ -101,7 +109,28 @@ impl Portfolio {
                 errors.push((deployment.name().to_owned(), error));
             }
         }
+        if errors.is_empty() {
+            errors.extend(self.open_pipelines().await.err());
+        }
         errors
+    }
+
+    /// The pipelines, once they are loaded.
+    pub fn pipelines(&self) -> Option<Arc<Pipelines>> {
+        self.opened.load_full()
+    }
+
+    async fn open_pipelines(&self) -> Result<(), (String, DeployError)> {
+        let (pipelines, indexes) = (self.pipelines.clone(), self.indexes.clone());
+        let opened = tokio::task::spawn_blocking(move || Pipelines::open(&pipelines, &indexes)).await;
+        let named = |error: DeployError| ("pipelines".to_owned(), error);
+        let opened = opened.map_err(|_| named(DeployError::Panicked))?.map_err(|error| named(error.into()))?;
+        match opened.problems(self) {
+            problems if problems.is_empty() => {}
+            problems => return Err(named(DeployError::Pipeline(problems.join("; ")))),
+        }
+        self.opened.store(Some(Arc::new(opened)));
+        Ok(())
     }
 
     /// [`Portfolio::load`] for servers that wait for their models: a reference that means nothing yet is no error, its

@@ -2,6 +2,7 @@
 
 pub mod oip;
 pub mod openai;
+pub mod pipeline;
 pub mod rerank;
 
 use highroad_service::Problem;

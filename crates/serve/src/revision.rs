@@ -100,6 +100,7 @@ pub struct Revision {
 }
 
 /// An answered request.
+#[derive(Clone, Debug)]
 pub struct Asked<A> {
     /// One answer for each input, in order.
     pub answers: A,

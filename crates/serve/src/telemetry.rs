@@ -26,6 +26,9 @@ pub(crate) const OVERRIDE_EXPIRES: &str = "highroad_member_override_expires_time
 pub(crate) const SWAPS: &str = "highroad_member_swaps_total";
 pub(crate) const LOAD_FAILURES: &str = "highroad_member_load_failures_total";
 pub(crate) const LOG_DROPPED: &str = "highroad_request_log_dropped_total";
+pub(crate) const PIPELINE_REQUESTS: &str = "highroad_pipeline_requests_total";
+pub(crate) const PIPELINE_SECONDS: &str = "highroad_pipeline_duration_seconds";
+pub(crate) const PIPELINE_STEP_SECONDS: &str = "highroad_pipeline_step_duration_seconds";
 
 /// Gives every metric its help text; call once the recorder is installed.
 pub fn describe() {
@@ -50,6 +53,9 @@ pub fn describe() {
     );
     describe_counter!(SWAPS, "Versions switched to after the first.");
     describe_counter!(LOAD_FAILURES, "Versions that did not load, verify or reproduce their parity cases.");
+    describe_counter!(PIPELINE_REQUESTS, "Requests to a pipeline: answered, stopped by a label, or failed.");
+    describe_histogram!(PIPELINE_SECONDS, Unit::Seconds, "Time from a parsed request to a pipeline's answer.");
+    describe_histogram!(PIPELINE_STEP_SECONDS, Unit::Seconds, "Time of a pipeline's step, waits for others left out.");
     describe_counter!(LOG_DROPPED, "Request records lost because the log's writer could not keep up.");
     counter!(LOG_DROPPED).increment(0);
 }
