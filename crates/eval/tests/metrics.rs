@@ -154,7 +154,7 @@ fn every_metric_is_of_some_answers_and_has_one_name() {
     for metric in metrics() {
         let n_kinds = kinds.iter().filter(|observed| taken(metric, observed).is_ok()).count();
         let is_correlation = matches!(metric, Metric::Pearson | Metric::Spearman);
-        let is_given = matches!(metric, Metric::Custom | Metric::CustomLoss);
+        let is_given = matches!(metric, Metric::Custom | Metric::CustomLoss | Metric::CustomShare);
         assert_eq!(
             n_kinds,
             if is_given {

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
 use highroad_assess::report::{Chart, GateReport, charts};
-use highroad_assess::{Judged, Signature, judge_with, keep};
+use highroad_assess::{Judged, Ruled, Signature, judge_with, keep};
 use highroad_eval::{Decision, Gates, Outcome, Verdict, Waiver, summarise};
 use highroad_package::Digest;
 use jiff::{SignedDuration, Timestamp};
@@ -155,7 +155,7 @@ impl Args {
         };
         let verdict = Verdict { traffic, judges, custom, ..signature.bind(&judged, decision) };
         let (digest, path) = keep(home.verdicts(), &of_candidate.package, &verdict)?;
-        self.report(&verdict, &digest, &judged)?;
+        self.report(&verdict, &digest, &judged, Ruled { gates: &gates, given: &given })?;
         eprintln!("verdict {digest}\n{}", path.display());
         Ok(exit_code(verdict.outcome))
     }
@@ -184,8 +184,8 @@ impl Args {
         Ok(decision.accept(cases.into_iter().map(waiver).collect())?)
     }
 
-    fn report(&self, verdict: &Verdict, digest: &Digest, judged: &Judged<'_>) -> anyhow::Result<()> {
-        let report = GateReport::of(verdict, digest, judged)?;
+    fn report(&self, verdict: &Verdict, digest: &Digest, judged: &Judged<'_>, ruled: Ruled<'_>) -> anyhow::Result<()> {
+        let report = GateReport::of(verdict, digest, judged, ruled)?;
         if self.json {
             print_json(verdict)?;
         } else {
