@@ -408,7 +408,9 @@ impl Judge<'_> {
     fn regressions(&self, scope: &Scope<'_>) -> Vec<String> {
         let right = |of| match scope.rule.metric {
             // Every value of a share has been found to be 0 or 1.
-            Metric::CustomShare => self.statistic(scope, of).ok()?.of_case().map(|of| of.iter().map(|&v| v == 1.0).collect()),
+            Metric::CustomShare => {
+                self.statistic(scope, of).ok()?.of_case().map(|of| of.iter().map(|&v| v == 1.0).collect())
+            }
             _ => match of {
                 Of::Candidate => scope.candidate.right(),
                 Of::Baseline => scope.baseline.right(),
@@ -869,7 +871,8 @@ fn flips_of<'a>(
     were_right: &'a [Option<bool>],
     are_right: &'a [Option<bool>],
 ) -> impl Iterator<Item = Flip> + 'a {
-    let decided = were_right.iter().zip(are_right).enumerate().filter_map(|(idx, (was, is))| Some((idx, (*was)?, (*is)?)));
+    let decided =
+        were_right.iter().zip(are_right).enumerate().filter_map(|(idx, (was, is))| Some((idx, (*was)?, (*is)?)));
     decided.filter(|(_, was_right, is_right)| was_right != is_right).map(move |(idx, regression, _)| Flip {
         case: judge.cases[idx].id.clone(),
         expected: program.map_or_else(|| wanted(judge.candidate, idx), |name| format!("1 from \"{name}\"")),

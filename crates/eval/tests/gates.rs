@@ -723,7 +723,8 @@ fn what_a_program_of_the_users_own_gives_is_judged_like_any_metric() {
     assert!(short.to_string().contains("not one value for each case"), "{short}");
 }
 
-const DECIDES: &str = "[custom.own]\ncommand = ['./own']\ndecides = true\n[[rule]]\nmetric = 'custom_share'\ncustom = 'own'\n";
+const DECIDES: &str =
+    "[custom.own]\ncommand = ['./own']\ndecides = true\n[[rule]]\nmetric = 'custom_share'\ncustom = 'own'\n";
 
 /// `n` prompts without references, in slices of which the second half has one of its own, answered with a text each.
 fn prompts(n: usize) -> (Vec<Case>, Observed) {
@@ -763,14 +764,20 @@ fn a_program_that_decides_is_judged_by_exact_tests_and_its_flips_are_listed() {
     let lost: Vec<usize> = (60..72).collect();
     let decision = decided("margin = 0.05\nfloor = 0.5", &cases, &texts, [&lost, &[3]]).unwrap();
     let [margin, floor] = &decision.checks[..] else { panic!("{:?}", decision.checks) };
-    assert_eq!((margin.rule.as_str(), margin.outcome), ("own share \"own\": not worse by more than 5.0 points", Outcome::Fail));
+    assert_eq!(
+        (margin.rule.as_str(), margin.outcome),
+        ("own share \"own\": not worse by more than 5.0 points", Outcome::Fail)
+    );
     // Of 13 flips 12 were lost: (13 + 1) / 2^13.
     assert_eq!(margin.test, Some(Test::ExactMcnemar));
     assert!((margin.p_value.unwrap() - 14.0 / 8192.0).abs() < 1e-12);
     assert_eq!((floor.rule.as_str(), floor.outcome), ("own share \"own\": at least 50.0 %", Outcome::Pass));
     let flips: Vec<(&str, bool)> = decision.flips.iter().map(|flip| (flip.case.as_str(), flip.regression)).collect();
     assert_eq!((flips.len(), flips[0], flips[12]), (13, ("p60", true), ("p3", false)));
-    assert_eq!((decision.flips[0].expected.as_str(), decision.flips[0].candidate.as_str()), ("1 from \"own\"", "text 60"));
+    assert_eq!(
+        (decision.flips[0].expected.as_str(), decision.flips[0].candidate.as_str()),
+        ("1 from \"own\"", "text 60")
+    );
     // A rule about a slice decides its cases only.
     let of_slice = decided("margin = 0.05\nslice = 'first'", &cases, &texts, [&lost, &[3]]).unwrap();
     assert_eq!(of_slice.flips.iter().map(|flip| flip.case.as_str()).collect::<Vec<_>>(), ["p3"]);
@@ -823,11 +830,13 @@ fn a_first_version_without_references_is_judged_by_its_floors() {
 #[test]
 fn a_share_of_values_that_decide_nothing_is_an_error() {
     let (cases, texts) = prompts(40);
-    let comparison = Comparison { cases: &cases, candidate: &texts, baseline: Side::Package(&texts), latencies_ms: &[] };
+    let comparison =
+        Comparison { cases: &cases, candidate: &texts, baseline: Side::Package(&texts), latencies_ms: &[] };
     let mut values = but(40, &[]);
     values[9] = 0.5;
     let given = [("own".to_owned(), Given { candidate: values, baseline: Some(but(40, &[])) })].into();
-    let error = decide_with(&Gates::parse(&format!("{DECIDES}margin = 0.1")).unwrap(), &comparison, &given).unwrap_err();
+    let error =
+        decide_with(&Gates::parse(&format!("{DECIDES}margin = 0.1")).unwrap(), &comparison, &given).unwrap_err();
     let error = std::error::Error::source(&error).unwrap().to_string();
     assert_eq!(error, "`own share` needs a value of 0 or 1 for each case, and case 9 has another");
     let exact = Gates::parse("[[rule]]\nmetric = 'exact_match'\nfloor = 0.1").unwrap();

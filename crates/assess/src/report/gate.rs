@@ -107,12 +107,7 @@ pub struct CheckRow {
 
 impl GateReport {
     /// What to read of `verdict`, kept as `digest`, on `judged`.
-    pub fn of(
-        verdict: &Verdict,
-        digest: &Digest,
-        judged: &Judged<'_>,
-        ruled: Ruled<'_>,
-    ) -> Result<Self, AssessError> {
+    pub fn of(verdict: &Verdict, digest: &Digest, judged: &Judged<'_>, ruled: Ruled<'_>) -> Result<Self, AssessError> {
         let baseline = judged.baseline;
         let candidate = judged.candidate.observed(judged.golden, baseline.map_or(&[], |baseline| &baseline.labels))?;
         let right = right(Some(ruled), judged.golden, &candidate);

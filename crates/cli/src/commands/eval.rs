@@ -11,8 +11,8 @@ use highroad_assess::{
     run_joined, run_shard,
 };
 use highroad_eval::{
-    CustomEvidence, Evidence, Gates, Given, GpuCost, HostedEvidence, JudgeEvidence, JudgeMode, Latency, Resamples, Summary,
-    add_to_summaries, summarise,
+    CustomEvidence, Evidence, Gates, Given, GpuCost, HostedEvidence, JudgeEvidence, JudgeMode, Latency, Resamples,
+    Summary, add_to_summaries, summarise,
 };
 use highroad_hosted::Budget;
 use highroad_package::{TaskKind, VerifiedPackage};
