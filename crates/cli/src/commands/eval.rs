@@ -213,11 +213,17 @@ fn add_custom(
     results: &Results,
 ) -> anyhow::Result<(BTreeMap<String, Given>, Vec<CustomEvidence>)> {
     let (given, evidence) = run_custom(gates, path, golden, [Some(results), None])?;
-    for (name, given) in &given {
-        let metric = gates.custom[name].metric();
+    add_given(Ruled { gates, given: &given }, summaries, golden)?;
+    Ok((given, evidence))
+}
+
+/// What programs of the user's own gave the candidate, in the summaries.
+pub fn add_given(ruled: Ruled<'_>, summaries: &mut [Summary], golden: &GoldenSet) -> anyhow::Result<()> {
+    for (name, given) in ruled.given {
+        let metric = ruled.gates.custom[name].metric();
         add_to_summaries(summaries, &golden.cases(), (metric, name), &given.candidate, RESAMPLES)?;
     }
-    Ok((given, evidence))
+    Ok(())
 }
 
 /// The package of a side; an error where somebody else hosts the model, as `option` is about a package.

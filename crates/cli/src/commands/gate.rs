@@ -9,7 +9,7 @@ use highroad_eval::{Decision, Gates, Outcome, Verdict, Waiver, summarise};
 use highroad_package::Digest;
 use jiff::{SignedDuration, Timestamp};
 
-use super::eval::{AnswerArgs, EngineArgs, N_TIMED, RESAMPLES, print_json, read};
+use super::eval::{AnswerArgs, EngineArgs, N_TIMED, RESAMPLES, add_given, print_json, read};
 use super::golden::{self, Unblessed};
 use super::load::{Files, under_load};
 use crate::reports::{ReportArgs, print_gate};
@@ -191,16 +191,17 @@ impl Args {
         } else {
             print_gate(&report);
         }
-        let charts = if self.reports.wants_charts() { charts_of(judged)? } else { Vec::new() };
+        let charts = if self.reports.wants_charts() { charts_of(judged, ruled)? } else { Vec::new() };
         self.reports.write_gate(&report, &charts)
     }
 }
 
 /// Charts of the candidate's answers.
-fn charts_of(judged: &Judged<'_>) -> anyhow::Result<Vec<Chart>> {
+fn charts_of(judged: &Judged<'_>, ruled: Ruled<'_>) -> anyhow::Result<Vec<Chart>> {
     let Judged { golden, candidate, .. } = *judged;
     let observed = candidate.observed(golden, &[])?;
-    let summaries = summarise(&golden.cases(), &observed, &candidate.labels, RESAMPLES);
+    let mut summaries = summarise(&golden.cases(), &observed, &candidate.labels, RESAMPLES);
+    add_given(ruled, &mut summaries, golden)?;
     Ok(charts(&observed, &summaries, &candidate.labels)?)
 }
 
