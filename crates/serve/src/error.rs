@@ -28,6 +28,8 @@ pub enum AskError {
     Limit { what: &'static str, found: usize, limit: usize },
     #[error("input {input_idx}: {source}")]
     Input { input_idx: usize, source: TaskError },
+    #[error(transparent)]
+    Dimensions(TaskError),
     #[error("the tensors do not fit the program: {0}")]
     Tensors(String),
     #[error("the queue of `{member}` is full")]
@@ -51,9 +53,11 @@ impl AskError {
             Self::NotReady { .. } => {
                 Problem::new(Kind::Unavailable, self.to_string()).retry_after(Duration::from_secs(1))
             }
-            Self::WrongTask { .. } | Self::Limit { .. } | Self::Input { .. } | Self::Tensors(_) => {
-                Problem::invalid(self.to_string())
-            }
+            Self::WrongTask { .. }
+            | Self::Limit { .. }
+            | Self::Input { .. }
+            | Self::Dimensions(_)
+            | Self::Tensors(_) => Problem::invalid(self.to_string()),
             Self::Overloaded { retry_after, .. } => {
                 Problem::new(Kind::Overloaded, self.to_string()).retry_after(*retry_after)
             }
@@ -71,7 +75,11 @@ impl AskError {
             Self::UnknownMember { .. } | Self::OtherVersion { .. } => "unknown_model",
             Self::NotAllowed { .. } => "not_allowed",
             Self::NotDeployed(_) | Self::NotReady { .. } => "not_ready",
-            Self::WrongTask { .. } | Self::Limit { .. } | Self::Input { .. } | Self::Tensors(_) => "invalid",
+            Self::WrongTask { .. }
+            | Self::Limit { .. }
+            | Self::Input { .. }
+            | Self::Dimensions(_)
+            | Self::Tensors(_) => "invalid",
             Self::Overloaded { .. } => "overloaded",
             Self::Expired { .. } => "expired",
             Self::Lost(_) | Self::Failed { .. } => "failed",

@@ -1,5 +1,9 @@
 //! The protocols on HTTP: one short handler a route, each a conversion, a question to the portfolio and a conversion back.
 
+mod docs;
+mod grpc;
+mod tei;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -8,11 +12,13 @@ use axum::extract::rejection::BytesRejection;
 use axum::extract::{DefaultBodyLimit, OriginalUri, Path, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{any, get, post};
+use axum::routing::{MethodRouter, any, get, post};
 use axum::{Extension, Json, Router};
 use highroad_package::TaskKind;
 use highroad_service::access::Principal;
 use highroad_service::{Kind, Problem, RequestId};
+use highroad_task::vector::{embedding_width, shortened};
+use highroad_task::{Answer, Input};
 use metrics::{counter, histogram};
 use serde_json::{Value, json};
 use tower_http::CompressionLevel;
@@ -23,12 +29,14 @@ use crate::deployment::State as DeploymentState;
 use crate::error::AskError;
 use crate::pipeline::Finished;
 use crate::portfolio::Portfolio;
+use crate::protocol::cohere;
 use crate::protocol::oip::{self, InferRequest, Query};
 use crate::protocol::openai::{self, EmbeddingsRequest, ModerationsRequest, Refused};
 use crate::protocol::pipeline::{self, PipelineRequest};
-use crate::protocol::rerank::{self, RerankRequest};
+use crate::protocol::rerank::{self, Dialect, RerankRequest};
+use crate::protocol::tei as tei_protocol;
 use crate::request_log::{Record, RequestLog};
-use crate::revision::{Asked, Facts, Revision, check_limit};
+use crate::revision::{Asked, Facts, Revision, Terms, check_limit};
 use crate::telemetry::{PIPELINE_REQUESTS, PIPELINE_SECONDS, PIPELINE_STEP_SECONDS, REQUEST_SECONDS, REQUESTS};
 
 const PACKAGE: HeaderName = HeaderName::from_static("x-highroad-package");
@@ -52,13 +60,60 @@ struct App {
 pub fn router(portfolio: Arc<Portfolio>, log: RequestLog) -> Router {
     let body_bytes = portfolio.limits().body_bytes;
     let app = App { portfolio, log };
+    let grpc = grpc::service(app.clone(), body_bytes);
+    routes().router.layer(DefaultBodyLimit::max(body_bytes)).with_state(app).route_service(grpc::PATH, grpc)
+}
+
+fn routes() -> Routes {
     openai_routes()
-        .merge(rerank_routes())
-        .merge(oip_routes())
-        .merge(pipeline_routes())
-        .merge(own_routes())
-        .layer(DefaultBodyLimit::max(body_bytes))
-        .with_state(app)
+        .and(rerank_routes())
+        .and(cohere_routes())
+        .and(oip_routes())
+        .and(tei::routes())
+        .and(pipeline_routes())
+        .and(own_routes())
+        .and(docs::routes())
+}
+
+/// Method and path of everything that a serving process answers, but what refuses unknown paths.
+#[cfg(test)]
+pub(crate) fn told() -> Vec<(String, String)> {
+    let apart = [("post", grpc::PATH), ("get", "/health"), ("get", "/ready"), ("get", "/metrics")];
+    let apart = apart.map(|(method, path)| (method.to_owned(), path.to_owned()));
+    let routes = routes().told.into_iter().map(|(method, path)| (method.to_owned(), path));
+    routes.chain(apart).collect()
+}
+
+/// Routes that remember what they are, so that the OpenAPI document can be held against them.
+#[derive(Default)]
+struct Routes {
+    router: Router<App>,
+    told: Vec<(&'static str, String)>,
+}
+
+impl Routes {
+    fn get(self, path: &str, answers: MethodRouter<App>) -> Self {
+        self.on("get", path, answers)
+    }
+
+    fn post(self, path: &str, answers: MethodRouter<App>) -> Self {
+        self.on("post", path, answers)
+    }
+
+    fn on(mut self, method: &'static str, path: &str, answers: MethodRouter<App>) -> Self {
+        self.told.push((method, path.to_owned()));
+        Self { router: self.router.route(path, answers), told: self.told }
+    }
+
+    /// Refuses every path below another that nothing answers.
+    fn refuse(self, path: &str, refuses: MethodRouter<App>) -> Self {
+        Self { router: self.router.route(path, refuses), told: self.told }
+    }
+
+    fn and(mut self, others: Self) -> Self {
+        self.told.extend(others.told);
+        Self { router: self.router.merge(others.router), told: self.told }
+    }
 }
 
 /// `/health`: the process answers. `/ready`: every member serves what it should, and the status of each.
@@ -71,55 +126,59 @@ async fn ready(State(portfolio): State<Arc<Portfolio>>) -> Response {
     (status, Json(json!({ "ready": portfolio.is_ready(), "members": portfolio.statuses() }))).into_response()
 }
 
-fn openai_routes() -> Router<App> {
-    Router::new()
-        .route("/v1/embeddings", post(embeddings).fallback(openai_method))
-        .route("/v1/moderations", post(moderations).fallback(openai_method))
-        .route("/v1/models", get(models).fallback(openai_method))
-        .route("/v1/models/{model}", get(model).fallback(openai_method))
-        .route("/v1/{*rest}", any(openai_unknown))
+fn openai_routes() -> Routes {
+    Routes::default()
+        .post("/v1/embeddings", post(embeddings).fallback(openai_method))
+        .post("/v1/moderations", post(moderations).fallback(openai_method))
+        .get("/v1/models", get(models).fallback(openai_method))
+        .get("/v1/models/{model}", get(model).fallback(openai_method))
+        .refuse("/v1/{*rest}", any(openai_unknown))
 }
 
-fn rerank_routes() -> Router<App> {
-    Router::new()
-        .route("/rerank", post(documents).fallback(rerank_method))
-        .route("/v1/rerank", post(documents).fallback(rerank_method))
-        .route("/v2/rerank", post(documents).fallback(rerank_method))
+fn rerank_routes() -> Routes {
+    Routes::default()
+        .post("/rerank", post(documents).fallback(rerank_method))
+        .post("/v1/rerank", post(documents).fallback(rerank_method))
+        .post("/v2/rerank", post(documents).fallback(rerank_method))
 }
 
-fn oip_routes() -> Router<App> {
+fn cohere_routes() -> Routes {
+    Routes::default().post("/v2/embed", post(cohere_embed).fallback(rerank_method))
+}
+
+fn oip_routes() -> Routes {
     // Clients that ask for it get large tensors compressed; the fastest level, because time is what they are short of.
     let compression = CompressionLayer::new().quality(CompressionLevel::Fastest).compress_when(SizeAbove::new(1024));
-    Router::new()
-        .route("/v2", get(|| async { Json(oip::server_metadata()) }).fallback(oip_method))
-        .route("/v2/health/live", get(|| async { StatusCode::OK }).fallback(oip_method))
-        .route("/v2/health/ready", get(oip_ready).fallback(oip_method))
-        .route("/v2/models/{model}", get(model_metadata).fallback(oip_method))
-        .route("/v2/models/{model}/versions/{version}", get(model_metadata).fallback(oip_method))
-        .route("/v2/models/{model}/ready", get(model_ready).fallback(oip_method))
-        .route("/v2/models/{model}/versions/{version}/ready", get(model_ready).fallback(oip_method))
-        .route("/v2/models/{model}/config", get(model_config).fallback(oip_method))
-        .route("/v2/models/{model}/versions/{version}/config", get(model_config).fallback(oip_method))
-        .route("/v2/models/stats", get(all_stats).fallback(oip_method))
-        .route("/v2/models/{model}/stats", get(model_stats).fallback(oip_method))
-        .route("/v2/models/{model}/versions/{version}/stats", get(model_stats).fallback(oip_method))
-        .route("/v2/models/{model}/infer", post(infer).layer(compression.clone()).fallback(oip_method))
-        .route("/v2/models/{model}/versions/{version}/infer", post(infer).layer(compression).fallback(oip_method))
-        .route("/v2/repository/index", post(repository_index).fallback(oip_method))
-        .route("/v2/repository/models/{model}/{action}", any(repository_action))
-        .route("/v2/{*rest}", any(oip_unknown))
+    Routes::default()
+        .get("/v2", get(|| async { Json(oip::server_metadata()) }).fallback(oip_method))
+        .get("/v2/health/live", get(|| async { StatusCode::OK }).fallback(oip_method))
+        .get("/v2/health/ready", get(oip_ready).fallback(oip_method))
+        .get("/v2/models/{model}", get(model_metadata).fallback(oip_method))
+        .get("/v2/models/{model}/versions/{version}", get(model_metadata).fallback(oip_method))
+        .get("/v2/models/{model}/ready", get(model_ready).fallback(oip_method))
+        .get("/v2/models/{model}/versions/{version}/ready", get(model_ready).fallback(oip_method))
+        .get("/v2/models/{model}/config", get(model_config).fallback(oip_method))
+        .get("/v2/models/{model}/versions/{version}/config", get(model_config).fallback(oip_method))
+        .get("/v2/models/stats", get(all_stats).fallback(oip_method))
+        .get("/v2/models/{model}/stats", get(model_stats).fallback(oip_method))
+        .get("/v2/models/{model}/versions/{version}/stats", get(model_stats).fallback(oip_method))
+        .post("/v2/models/{model}/infer", post(infer).layer(compression.clone()).fallback(oip_method))
+        .post("/v2/models/{model}/versions/{version}/infer", post(infer).layer(compression).fallback(oip_method))
+        .post("/v2/repository/index", post(repository_index).fallback(oip_method))
+        .post("/v2/repository/models/{model}/{action}", any(repository_action))
+        .refuse("/v2/{*rest}", any(oip_unknown))
 }
 
-fn pipeline_routes() -> Router<App> {
-    Router::new()
-        .route("/v1/pipelines", get(pipelines).fallback(openai_method))
-        .route("/v1/pipelines/{pipeline}", post(run_pipeline).fallback(openai_method))
+fn pipeline_routes() -> Routes {
+    Routes::default()
+        .get("/v1/pipelines", get(pipelines).fallback(openai_method))
+        .post("/v1/pipelines/{pipeline}", post(run_pipeline).fallback(openai_method))
 }
 
-fn own_routes() -> Router<App> {
-    Router::new()
-        .route("/v1/highroad/status", get(status).fallback(openai_method))
-        .route("/v1/highroad/requests/{id}", get(request_record).fallback(openai_method))
+fn own_routes() -> Routes {
+    Routes::default()
+        .get("/v1/highroad/status", get(status).fallback(openai_method))
+        .get("/v1/highroad/requests/{id}", get(request_record).fallback(openai_method))
 }
 
 async fn embeddings(
@@ -145,7 +204,16 @@ async fn documents(
     body: Result<Bytes, BytesRejection>,
 ) -> Response {
     let (route, version) = if uri.path() == "/v2/rerank" { ("/v2/rerank", "2") } else { ("/v1/rerank", "1") };
-    app.rerank(&id, route, version, body).await.unwrap_or_else(|problem| problem.respond(rerank::error_body))
+    app.rerank(&id, route, version, None, body).await
+}
+
+async fn cohere_embed(
+    State(app): State<App>,
+    Extension(id): Extension<RequestId>,
+    body: Result<Bytes, BytesRejection>,
+) -> Response {
+    let answered = app.cohere_embed(&id, body).await;
+    answered.unwrap_or_else(|failed| failed.problem().respond(rerank::error_body))
 }
 
 async fn pipelines(State(app): State<App>) -> Json<Value> {
@@ -186,7 +254,7 @@ fn entry(revision: &Revision) -> Value {
 
 async fn openai_unknown(OriginalUri(uri): OriginalUri) -> Response {
     let message = format!(
-        "this server has no `{}`; it has /v1/embeddings, /v1/moderations, /v1/rerank, /v1/models and the Open Inference Protocol at /v2",
+        "this server has no `{}`; it has /v1/embeddings, /v1/moderations, /v1/rerank, /v1/models and the Open Inference Protocol at /v2; /docs shows them all",
         uri.path()
     );
     openai_response(Err(Refused { code: Some("unknown_url"), ..Problem::not_found(message).into() }))
@@ -318,16 +386,30 @@ impl App {
     async fn embeddings(&self, id: &RequestId, body: Result<Bytes, BytesRejection>) -> Result<Response, Refused> {
         let request = EmbeddingsRequest::parse(&self.whole(body)?)?;
         let revision = self.portfolio.revision(&request.model).map_err(|error| count(None, error))?;
+        let wanted = Wanted { inputs: request.inputs, terms: Terms::default(), dimensions: request.dimensions };
+        let embedded = self.embed(id, "/v1/embeddings", &revision, wanted).await?;
+        let body = openai::embeddings_reply(&request.model, &embedded.vectors, embedded.n_tokens(), request.encoding);
+        Ok(self.answer(&embedded.call, &embedded.asked, "application/json", body))
+    }
+
+    /// Vectors, whatever protocol asks for them.
+    async fn embed<'a>(
+        &self,
+        id: &'a RequestId,
+        route: &'static str,
+        revision: &'a Arc<Revision>,
+        wanted: Wanted,
+    ) -> Result<Embedded<'a>, AskError> {
         let task = &revision.manifest().task.kind;
-        if !matches!(task, TaskKind::Embed { .. }) {
-            return Err(wrong_task(&revision, "embeddings").into());
-        }
-        request.check_dimensions(task)?;
-        let call = Call::begin(id, "/v1/embeddings", &revision);
-        let asked = call.finish(revision.ask(request.inputs, self.portfolio.limits(), None).await)?;
-        let n_tokens = asked.n_tokens.iter().sum();
-        let body = openai::embeddings_reply(&request.model, &asked.answers, n_tokens, request.encoding);
-        Ok(self.answer(&call, &asked, "application/json", body))
+        let TaskKind::Embed { normalized, .. } = task else {
+            return Err(wrong_task(revision, "embeddings"));
+        };
+        let width = embedding_width(task, wanted.dimensions)
+            .map_err(|error| count(Some(revision), AskError::Dimensions(error)))?;
+        let call = Call::begin(id, route, revision);
+        let asked = call.finish(revision.ask(wanted.inputs, self.portfolio.limits(), wanted.terms).await)?;
+        let vectors = asked.answers.iter().map(|answer| shortened(answer.values(), width, *normalized)).collect();
+        Ok(Embedded { call, asked, vectors })
     }
 
     async fn moderations(&self, id: &RequestId, body: Result<Bytes, BytesRejection>) -> Result<Response, Refused> {
@@ -343,36 +425,77 @@ impl App {
             return Err(wrong_task(&revision, "moderations").into());
         }
         let call = Call::begin(id, "/v1/moderations", &revision);
-        let asked = call.finish(revision.ask(request.inputs, self.portfolio.limits(), None).await)?;
+        let asked = call.finish(revision.ask(request.inputs, self.portfolio.limits(), Terms::default()).await)?;
         let task = &revision.manifest().task.kind;
         let body = openai::moderations_reply(&id.0, &revision.facts().member, task, &asked.answers);
         Ok(self.answer(&call, &asked, "application/json", body))
     }
 
+    async fn cohere_embed(&self, id: &RequestId, body: Result<Bytes, BytesRejection>) -> Result<Response, Failed> {
+        let request = cohere::EmbedRequest::parse(&self.whole(body)?)?;
+        let revision = match &request.model {
+            Some(model) => self.portfolio.revision(model).map_err(|error| count(None, error))?,
+            None => self.only("embeds", embeds)?,
+        };
+        let terms = Terms { cut: request.cut, ..Terms::default() };
+        let wanted = Wanted { inputs: request.inputs(), terms, dimensions: request.dimensions };
+        let embedded = self.embed(id, "/v2/embed", &revision, wanted).await?;
+        let body = request.reply(&id.0, &embedded.vectors, embedded.n_tokens());
+        Ok(self.answer(&embedded.call, &embedded.asked, "application/json", body))
+    }
+
+    /// Reranks, and answers and refuses in the dialect of the body. `model` goes before the one that the body names.
     async fn rerank(
         &self,
         id: &RequestId,
         route: &'static str,
         version: &'static str,
+        model: Option<String>,
         body: Result<Bytes, BytesRejection>,
-    ) -> Result<Response, Problem> {
-        let request = RerankRequest::parse(&self.whole(body)?, version)?;
-        let revision = match &request.model {
-            Some(model) => self.portfolio.revision(model).map_err(|error| count(None, error).problem())?,
+    ) -> Response {
+        let bytes = match self.whole(body) {
+            Ok(bytes) => bytes,
+            Err(problem) => return problem.respond(rerank::error_body),
+        };
+        let request = RerankRequest::parse(&bytes, version).map_err(Failed::from);
+        let reranked = match request {
+            Ok(request) => self.ranked(id, route, model, request).await,
+            Err(failed) => Err(failed),
+        };
+        let refuse = |failed: Failed| match rerank::is_tei(&bytes) {
+            true => tei::refuse(rerank::tei_refused(&bytes, failed)),
+            false => failed.problem().respond(rerank::error_body),
+        };
+        reranked.unwrap_or_else(refuse)
+    }
+
+    async fn ranked(
+        &self,
+        id: &RequestId,
+        route: &'static str,
+        model: Option<String>,
+        request: RerankRequest,
+    ) -> Result<Response, Failed> {
+        let revision = match model.as_ref().or(request.model.as_ref()) {
+            Some(model) => self.portfolio.revision(model).map_err(|error| count(None, error))?,
             None => self.only("reranks", reranks)?,
         };
         if !reranks(&revision) {
-            return Err(wrong_task(&revision, "reranking").problem());
+            return Err(wrong_task(&revision, "reranking").into());
         }
         let limits = self.portfolio.limits();
         check_limit("bytes in its pairs", request.pairs_bytes(), limits.body_bytes)
-            .map_err(|error| count(Some(&revision), error).problem())?;
+            .map_err(|error| count(Some(&revision), error))?;
         let call = Call::begin(id, route, &revision);
-        let asked = call.finish(revision.ask(request.inputs(), limits, None).await);
-        let asked = asked.map_err(|error| error.problem())?;
+        let terms = Terms { cut: request.cut, ..Terms::default() };
+        let asked = call.finish(revision.ask(request.inputs(), limits, terms).await)?;
         let n_tokens = asked.n_tokens.iter().sum();
         let body = request.reply(&id.0, &revision.facts().member, &asked.answers, n_tokens);
-        Ok(self.answer(&call, &asked, "application/json", body))
+        let mut response = self.answer(&call, &asked, "application/json", body);
+        if matches!(request.dialect, Dialect::Tei { .. }) {
+            tei::put_times(&call, &asked, &mut response);
+        }
+        Ok(response)
     }
 
     async fn run_pipeline(
@@ -444,24 +567,44 @@ impl App {
         let request = InferRequest::parse(&self.whole(body)?, json_bytes(headers)?)?;
         let timeout = request.timeout;
         let (query, wanted) = request.query(revision.program().inputs())?;
-        let task = &revision.manifest().task.kind;
-        let call = Call::begin(id, "/v2/models/infer", &revision);
-        let reply = |outputs| wanted.reply(&path.model, revision.facts(), task, outputs);
-        let (reply, response) = match query {
+        let (facts, task) = (revision.facts(), &revision.manifest().task.kind);
+        let reply = |outputs| wanted.reply(&path.model, facts, task, outputs);
+        let (reply, headers) = self.infer_with(&revision, id, query, timeout, reply).await?;
+        let mut response = Response::new(Body::from(reply.body));
+        *response.headers_mut() = headers;
+        let content_type = if reply.json_bytes.is_some() { "application/octet-stream" } else { "application/json" };
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+        if let Some(json_bytes) = reply.json_bytes {
+            response.headers_mut().insert(HEADER_LENGTH, json_bytes.into());
+        }
+        Ok(response)
+    }
+
+    /// Answers `query` with what `reply` makes of its outputs, and gives the headers that tell where it comes from.
+    async fn infer_with<R>(
+        &self,
+        revision: &Arc<Revision>,
+        id: &RequestId,
+        query: Query,
+        timeout: Option<Duration>,
+        reply: impl FnOnce(Vec<oip::Output>) -> Result<R, Problem>,
+    ) -> Result<(R, HeaderMap), Problem> {
+        let call = Call::begin(id, "/v2/models/infer", revision);
+        match query {
             Query::Rows(inputs) => {
-                let asked = call.finish(revision.ask(inputs, self.portfolio.limits(), timeout).await);
+                let terms = Terms { timeout, ..Terms::default() };
+                let asked = call.finish(revision.ask(inputs, self.portfolio.limits(), terms).await);
                 let asked = asked.map_err(|error| error.problem())?;
-                let reply = reply(oip::task_outputs(task, &asked.answers))?;
-                (reply.json_bytes, self.answer(&call, &asked, content_type(&reply), reply.body))
+                let reply = reply(oip::task_outputs(&revision.manifest().task.kind, &asked.answers))?;
+                Ok((reply, self.answered(&call, &asked)))
             }
             Query::Program(tensors) => {
                 let asked = call.finish(revision.run_program(tensors, timeout).await);
                 let asked = asked.map_err(|error| error.problem())?;
                 let reply = reply(oip::program_outputs(revision.program().outputs(), &asked.answers))?;
-                (reply.json_bytes, self.answer(&call, &asked, content_type(&reply), reply.body))
+                Ok((reply, self.answered(&call, &asked)))
             }
-        };
-        Ok(with_json_bytes(response, reply))
+        }
     }
 
     fn versioned(&self, path: &ModelPath) -> Result<Arc<Revision>, Problem> {
@@ -476,30 +619,24 @@ impl App {
         }
     }
 
-    /// Logs the answer and puts its origin into the response's headers.
+    /// Logs the answer and says in the response's headers where it comes from.
     fn answer<A>(&self, call: &Call<'_>, asked: &Asked<A>, content_type: &'static str, body: Vec<u8>) -> Response {
-        let facts = call.revision.facts();
-        self.log.put(call.record(asked));
         let mut response = Response::new(Body::from(body));
-        let headers = response.headers_mut();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
-        origin(facts, headers);
+        *response.headers_mut() = self.answered(call, asked);
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+        response
+    }
+
+    /// Logs the answer and gives the headers that say where it comes from.
+    fn answered<A>(&self, call: &Call<'_>, asked: &Asked<A>) -> HeaderMap {
+        self.log.put(call.record(asked));
+        let mut headers = HeaderMap::new();
+        origin(call.revision.facts(), &mut headers);
         if asked.n_truncated > 0 {
             headers.insert(TRUNCATED, asked.n_truncated.into());
         }
-        response
+        headers
     }
-}
-
-fn content_type(reply: &oip::Reply) -> &'static str {
-    if reply.json_bytes.is_some() { "application/octet-stream" } else { "application/json" }
-}
-
-fn with_json_bytes(mut response: Response, json_bytes: Option<usize>) -> Response {
-    if let Some(json_bytes) = json_bytes {
-        response.headers_mut().insert(HEADER_LENGTH, json_bytes.into());
-    }
-    response
 }
 
 fn json_bytes(headers: &HeaderMap) -> Result<Option<usize>, Problem> {
@@ -524,6 +661,75 @@ fn origin(facts: &Facts, headers: &mut HeaderMap) {
     if let Some(reason) = &facts.development {
         put(DEVELOPMENT, reason);
     }
+}
+
+/// What a request for embeddings asks, in no protocol's words.
+struct Wanted {
+    inputs: Vec<Input>,
+    terms: Terms,
+    dimensions: Option<u64>,
+}
+
+/// Answered embeddings.
+struct Embedded<'a> {
+    call: Call<'a>,
+    asked: Asked<Vec<Answer>>,
+    /// Of the width that was asked for.
+    vectors: Vec<Vec<f32>>,
+}
+
+impl Embedded<'_> {
+    fn n_tokens(&self) -> usize {
+        self.asked.n_tokens.iter().sum()
+    }
+}
+
+/// Why there is no answer, before a protocol words it.
+enum Failed {
+    Ask(AskError),
+    Said(Problem),
+}
+
+impl From<AskError> for Failed {
+    fn from(error: AskError) -> Self {
+        Self::Ask(error)
+    }
+}
+
+impl From<Problem> for Failed {
+    fn from(problem: Problem) -> Self {
+        Self::Said(problem)
+    }
+}
+
+impl From<Failed> for tei_protocol::Refused {
+    fn from(failed: Failed) -> Self {
+        match failed {
+            Failed::Ask(error) => error.into(),
+            Failed::Said(problem) => problem.into(),
+        }
+    }
+}
+
+impl Failed {
+    fn problem(self) -> Problem {
+        match self {
+            Self::Ask(error) => error.problem(),
+            Self::Said(problem) => problem,
+        }
+    }
+}
+
+fn embeds(revision: &Revision) -> bool {
+    matches!(&revision.manifest().task.kind, TaskKind::Embed { .. })
+}
+
+fn classifies(revision: &Revision) -> bool {
+    matches!(&revision.manifest().task.kind, TaskKind::Classify { .. }) && reads(revision)
+}
+
+fn reads(revision: &Revision) -> bool {
+    revision.manifest().task.image.is_none()
 }
 
 fn moderates(revision: &Revision) -> bool {

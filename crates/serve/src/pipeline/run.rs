@@ -14,7 +14,7 @@ use super::{Action, IndexConfig, OnError, Piece, PipelineConfig, Pipelines, Quer
 use crate::error::AskError;
 use crate::index::{Document, Index};
 use crate::portfolio::Portfolio;
-use crate::revision::{Asked, Facts, Revision};
+use crate::revision::{Asked, Facts, Revision, Terms};
 
 /// What a step gave.
 #[derive(Clone, Debug, Serialize)]
@@ -307,9 +307,9 @@ impl Run<'_> {
 
     async fn ask_one(&self, member: &str, inputs: Vec<Input>) -> Result<StepAnswer, AskError> {
         let revision = self.portfolio.revision(member)?;
-        let Asked { answers, digests, n_tokens, n_truncated, queued, computed } =
-            revision.ask(inputs, self.portfolio.limits(), None).await?;
-        let asked = Arc::new(Asked { answers: (), digests, n_tokens, n_truncated, queued, computed });
+        let Asked { answers, digests, n_tokens, n_truncated, prepared, queued, computed } =
+            revision.ask(inputs, self.portfolio.limits(), Terms::default()).await?;
+        let asked = Arc::new(Asked { answers: (), digests, n_tokens, n_truncated, prepared, queued, computed });
         let facts = AskedFacts { facts: revision.facts().clone(), asked };
         Ok(StepAnswer { revision, answers, facts, fell_back: None })
     }
