@@ -45,7 +45,7 @@ def site(highroad: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
 
 
 def client(site: Site, member: str = "") -> InferenceClient:
-    return InferenceClient(f"{site.url}/tei/{member}" if member else site.url)
+    return InferenceClient(f"{site.url}/tei/{member}" if member else site.url, provider="hf-inference")
 
 
 def ask(site: Site, path: str, body: object) -> tuple[int, object, dict[str, str]]:
@@ -134,7 +134,7 @@ def test_tokens_are_parts_of_the_text(site: Site) -> None:
         ("[SEP]", None, True),
     ]
     ids = [token["id"] for token in tokens]
-    assert ask(site, "/tei/embedder/decode", {"ids": ids})[1] == ["please tell me"]
+    assert ask(site, "/tei/embedder/decode", {"ids": ids[1:-1]})[1] == ["please tell me"]
     assert ask(site, "/tei/embedder/decode", {"ids": [ids], "skip_special_tokens": False})[1] == ["[CLS] please tell me [SEP]"]
 
 

@@ -1,4 +1,5 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::OnceLock;
 
 use tokenizers::{PostProcessor as _, TruncationDirection, TruncationParams};
 
@@ -72,6 +73,8 @@ pub struct EncodedPair {
 /// settings of the file are ignored: the package says how long an input may be, and batches are padded elsewhere.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
+    /// `inner` without truncation, which reads on where `inner` stops; made when it is first needed.
+    whole: OnceLock<tokenizers::Tokenizer>,
     max_tokens: usize,
     n_special: usize,
     pad_id: u32,
@@ -93,7 +96,7 @@ impl Tokenizer {
         }
         let truncation = TruncationParams { max_length: max_tokens, ..TruncationParams::default() };
         inner.with_truncation(Some(truncation)).map_err(|e| TokenizerError::Invalid(e.to_string()))?;
-        let tokenizer = Self { inner, max_tokens, n_special, pad_id };
+        let tokenizer = Self { inner, whole: OnceLock::new(), max_tokens, n_special, pad_id };
         // A file can be well-formed and still name a special token that does not exist; find out now.
         tokenizer.encode("highroad")?;
         Ok(tokenizer)
@@ -149,18 +152,18 @@ impl Tokenizer {
         decoded.map_err(TokenizerError::Decode)?.map_err(|e| TokenizerError::Decode(e.to_string()))
     }
 
-    // All tokens but the special ones: truncation moves what it cuts off aside, and here it is put back.
+    /// All tokens but the special ones.
     fn whole(&self, text: &str) -> Result<tokenizers::Encoding, TokenizerError> {
         within_limit(text)?;
-        let mut encoding = guarded(|| self.inner.encode(text, false))
+        let whole = self.whole.get_or_init(|| {
+            let mut whole = self.inner.clone();
+            // Only the settings themselves can be refused, and there are none.
+            drop(whole.with_truncation(None));
+            whole
+        });
+        guarded(|| whole.encode(text, false))
             .map_err(TokenizerError::Encode)?
-            .map_err(|e| TokenizerError::Encode(e.to_string()))?;
-        let rest = encoding.take_overflowing();
-        Ok(if rest.is_empty() {
-            encoding
-        } else {
-            tokenizers::Encoding::merge(std::iter::once(encoding).chain(rest), false)
-        })
+            .map_err(|e| TokenizerError::Encode(e.to_string()))
     }
 
     fn with_special_tokens(&self, encoding: tokenizers::Encoding) -> Result<tokenizers::Encoding, TokenizerError> {

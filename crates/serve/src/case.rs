@@ -16,7 +16,7 @@ use crate::protocol::tei::{self, Wish};
 /// Taken are `{"input": {"text": "…"}}` (a golden case), `{"text": "…"}`, `{"tokens": […]}`, `{"pair": {…}}`,
 /// `{"image_base64": "…"}`, a PNG, JPEG or WebP itself, the body of an OpenAI
 /// request (`{"input": "…"}` and its other shapes), that of a rerank request (or a golden case with `query` and `documents`) and
-/// the JSON body of an Open Inference Protocol request or of one to Text Embeddings Inference's routes.
+/// the JSON body of an Open Inference Protocol request, of one to Text Embeddings Inference or of one to Cohere for embeddings.
 pub fn query(case: &[u8], specs: &[TensorSpec]) -> Result<Query, Problem> {
     if is_image(case) {
         return Ok(Query::Rows(vec![Input::Image(case.into())]));

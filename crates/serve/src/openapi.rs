@@ -158,13 +158,14 @@ fn operation(path: &str, route: &Route) -> Value {
 
 fn content(takes: Takes) -> Option<Value> {
     let reference = |name: &str| json!({ "schema": { "$ref": format!("#/components/schemas/{name}") } });
+    let bytes = json!({ "type": "string", "format": "binary" });
     match takes {
         Takes::Nothing => None,
         Takes::Json(name) => Some(json!({ "application/json": reference(name) })),
         Takes::Tensors(name) => {
-            Some(json!({ "application/json": reference(name), "application/octet-stream": { "schema": {} } }))
+            Some(json!({ "application/json": reference(name), "application/octet-stream": { "schema": bytes } }))
         }
-        Takes::Protobuf => Some(json!({ "application/grpc": { "schema": {} } })),
+        Takes::Protobuf => Some(json!({ "application/grpc": { "schema": bytes } })),
     }
 }
 
