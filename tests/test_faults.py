@@ -11,6 +11,7 @@ import resource
 import socket
 import struct
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -298,3 +299,16 @@ def test_a_clock_that_jumps_changes_no_answer(highroad: Path, tmp_path: Path) ->
         text = urllib.request.urlopen(f"{one.url}/metrics", timeout=PATIENCE_S).read().decode()
         seconds = [float(x) for x in re.findall(r"_duration_seconds_sum\S* (\S+)$", text, re.MULTILINE)]
         assert seconds and all(0 <= value < 1000 for value in seconds)
+
+
+@pytest.mark.parametrize("model", ["embedder", "moderation"])
+def test_schemathesis_finds_no_failure_of_the_server(one: Server, model: str, tmp_path: Path) -> None:
+    """Every route of the OpenAPI document, asked what its schemas allow and what they do not."""
+    # What paths name, so that routes are reached. gRPC has statuses of its own.
+    (tmp_path / "schemathesis.toml").write_text(f'[parameters]\nmodel = "{model}"\n')
+    command = [Path(sys.executable).parent / "schemathesis", "run", f"{one.url}/openapi.json", "--max-examples", "2", "--seed", "7"]
+    command += ["--checks", "not_a_server_error,status_code_conformance,unsupported_method", "--phases", "examples,coverage"]
+    command += ["--exclude-path-regex", "GRPC", "--continue-on-failure", "--no-color", "--suppress-health-check", "all"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout[-6000:]
+    one.check()

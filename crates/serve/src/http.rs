@@ -61,7 +61,11 @@ pub fn router(portfolio: Arc<Portfolio>, log: RequestLog) -> Router {
     let body_bytes = portfolio.limits().body_bytes;
     let app = App { portfolio, log };
     let grpc = grpc::service(app.clone(), body_bytes);
-    routes().router.layer(DefaultBodyLimit::max(body_bytes)).with_state(app).route_service(grpc::PATH, grpc)
+    routes()
+        .router
+        .layer(DefaultBodyLimit::max(body_bytes))
+        .with_state(app)
+        .route(grpc::PATH, axum::routing::post_service(grpc))
 }
 
 fn routes() -> Routes {
@@ -165,7 +169,7 @@ fn oip_routes() -> Routes {
         .post("/v2/models/{model}/infer", post(infer).layer(compression.clone()).fallback(oip_method))
         .post("/v2/models/{model}/versions/{version}/infer", post(infer).layer(compression).fallback(oip_method))
         .post("/v2/repository/index", post(repository_index).fallback(oip_method))
-        .post("/v2/repository/models/{model}/{action}", any(repository_action))
+        .post("/v2/repository/models/{model}/{action}", post(repository_action).fallback(oip_method))
         .refuse("/v2/{*rest}", any(oip_unknown))
 }
 
@@ -342,6 +346,12 @@ async fn repository_index(State(app): State<App>) -> Json<Value> {
 }
 
 async fn repository_action(Path((model, action)): Path<(String, String)>) -> Problem {
+    if !matches!(action.as_str(), "load" | "unload") {
+        return Problem::not_found(format!(
+            "a repository does not `{}`; it has `load` and `unload`",
+            printable(&action)
+        ));
+    }
     let message =
         format!("`{model}` cannot be {action}ed by hand: members follow the registry; `highroad promote` moves it");
     Problem::new(Kind::Unsupported, message)

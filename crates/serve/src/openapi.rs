@@ -31,6 +31,9 @@ const OWN: &str = "Highroad";
 
 const ASKS: &[u16] = &[400, 404, 413, 429, 500, 503];
 const TEI_ASKS: &[u16] = &[400, 404, 413, 422, 424, 429, 503];
+/// Cohere's refusals and those of TEI's dialect.
+const RERANKS: &[u16] = &[400, 404, 413, 422, 424, 429, 500, 503];
+const EMBEDS_NOT: &[u16] = &[400, 404, 413, 422, 424];
 const LOOKS: &[u16] = &[404, 503];
 
 const fn get(path: &'static str, tag: &'static str, summary: &'static str, refuses: &'static [u16]) -> Route {
@@ -52,19 +55,19 @@ const ROUTES: &[Route] = &[
     post("/v1/moderations", OPENAI, "Moderations by a classifier", Takes::Json("ModerationsRequest"), ASKS),
     get("/v1/models", OPENAI, "The models that serve", &[]),
     get("/v1/models/{model}", OPENAI, "One of them", LOOKS),
-    post("/rerank", COHERE, "The best documents, in the dialect of the body", Takes::Json("RerankRequest"), ASKS),
-    post("/v1/rerank", COHERE, "The best documents", Takes::Json("RerankRequest"), ASKS),
-    post("/v2/rerank", COHERE, "The best documents", Takes::Json("RerankRequest"), ASKS),
+    post("/rerank", COHERE, "The best documents, in the dialect of the body", Takes::Json("RerankRequest"), RERANKS),
+    post("/v1/rerank", COHERE, "The best documents", Takes::Json("RerankRequest"), RERANKS),
+    post("/v2/rerank", COHERE, "The best documents", Takes::Json("RerankRequest"), RERANKS),
     post("/v2/embed", COHERE, "Embeddings of several kinds", Takes::Json("CohereEmbedRequest"), ASKS),
     post("/", TEI, "What the model is for", Takes::Json("TeiRootRequest"), TEI_ASKS),
     post("/embed", TEI, "Embeddings", Takes::Json("TeiEmbedRequest"), TEI_ASKS),
-    post("/embed_all", TEI, "Refused: packages pool", Takes::Json("TeiEmbedRequest"), &[424]),
-    post("/embed_sparse", TEI, "Refused: embeddings are dense", Takes::Json("TeiEmbedRequest"), &[424]),
+    post("/embed_all", TEI, "Refused: packages pool", Takes::Json("TeiEmbedRequest"), EMBEDS_NOT),
+    post("/embed_sparse", TEI, "Refused: embeddings are dense", Takes::Json("TeiEmbedRequest"), EMBEDS_NOT),
     post("/predict", TEI, "Labels of texts", Takes::Json("TeiPredictRequest"), TEI_ASKS),
     post("/similarity", TEI, "Cosines to a sentence", Takes::Json("TeiSimilarityRequest"), TEI_ASKS),
     post("/tokenize", TEI, "Tokens of texts", Takes::Json("TeiTokenizeRequest"), TEI_ASKS),
     post("/decode", TEI, "Texts of tokens", Takes::Json("TeiDecodeRequest"), TEI_ASKS),
-    get("/info", TEI, "What serves, and its limits", LOOKS),
+    get("/info", TEI, "What serves, and its limits", &[404, 422, 503]),
     post("/tei/{model}/rerank", TEI, "The best texts", Takes::Json("TeiRerankRequest"), TEI_ASKS),
     get("/tei/{model}/health", TEI, "Whether the model serves", LOOKS),
     get("/v2", OIP, "The server and its extensions", &[]),
@@ -88,7 +91,13 @@ const ROUTES: &[Route] = &[
         ASKS,
     ),
     post("/v2/repository/index", OIP, "Where every member stands", Takes::Nothing, &[]),
-    post("/v2/repository/models/{model}/{action}", OIP, "Refused: members follow the registry", Takes::Nothing, &[501]),
+    post(
+        "/v2/repository/models/{model}/{action}",
+        OIP,
+        "Refused: members follow the registry",
+        Takes::Nothing,
+        &[404, 501],
+    ),
     post("/inference.GRPCInferenceService/{method}", OIP, "gRPC, over HTTP/2", Takes::Protobuf, &[]),
     get("/v1/pipelines", OWN, "The pipelines", &[]),
     post("/v1/pipelines/{pipeline}", OWN, "Several members answer one text", Takes::Json("PipelineRequest"), ASKS),
@@ -140,7 +149,7 @@ fn operation(path: &str, route: &Route) -> Value {
         .map(|name| json!({ "name": name, "in": "path", "required": true, "schema": { "type": "string" } }))
         .collect();
     let mut responses: Map<String, Value> = Map::new();
-    if !route.refuses.contains(&501) && route.refuses != [424] {
+    if !route.refuses.contains(&501) && route.refuses != EMBEDS_NOT {
         responses.insert("200".to_owned(), json!({ "description": "The answer" }));
     }
     for status in route.refuses {
