@@ -3,6 +3,7 @@
 pub mod audit;
 pub mod bench;
 pub mod completions;
+pub mod deploy;
 pub mod doctor;
 pub mod eval;
 pub mod export;

@@ -5,11 +5,12 @@ use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes};
 use axum::extract::rejection::BytesRejection;
-use axum::extract::{DefaultBodyLimit, OriginalUri, Path, State};
+use axum::extract::{DefaultBodyLimit, FromRequestParts, OriginalUri, Path, State};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get, post};
-use axum::{Extension, Json, Router};
+use axum::{Json, Router};
 use highroad_package::TaskKind;
 use highroad_service::{Kind, Problem, RequestId};
 use metrics::{counter, histogram};
@@ -26,12 +27,14 @@ use crate::protocol::openai::{self, EmbeddingsRequest, ModerationsRequest, Refus
 use crate::protocol::rerank::{self, RerankRequest};
 use crate::request_log::{Record, RequestLog};
 use crate::revision::{Asked, Facts, Revision, check_limit};
+use crate::rollout::{Assigned, Key, Served};
 use crate::telemetry::{REQUEST_SECONDS, REQUESTS};
 
 const PACKAGE: HeaderName = HeaderName::from_static("x-highroad-package");
 const VERSION: HeaderName = HeaderName::from_static("x-highroad-version");
 const EVIDENCE: HeaderName = HeaderName::from_static("x-highroad-evidence");
 const OVERRIDE: HeaderName = HeaderName::from_static("x-highroad-override");
+const ROLLOUT: HeaderName = HeaderName::from_static("x-highroad-rollout");
 const DEVELOPMENT: HeaderName = HeaderName::from_static("x-highroad-development");
 const TRUNCATED: HeaderName = HeaderName::from_static("x-highroad-truncated");
 const HEADER_LENGTH: HeaderName = HeaderName::from_static(oip::HEADER_LENGTH);
@@ -40,6 +43,35 @@ const HEADER_LENGTH: HeaderName = HeaderName::from_static(oip::HEADER_LENGTH);
 struct App {
     portfolio: Arc<Portfolio>,
     log: RequestLog,
+}
+
+/// Who asks, by the headers of a request.
+struct Asker {
+    id: RequestId,
+    sticky: Option<String>,
+}
+
+impl Asker {
+    /// What decides on which side of a rollout the request falls.
+    fn key(&self) -> Key {
+        Key { sticky: self.sticky.clone(), request_id: self.id.0.clone() }
+    }
+}
+
+/// Headers that name who asks, the first that is there: all requests of one user fall on one side of a rollout, else all of one
+/// tenant.
+const STICKY: [&str; 2] = ["x-highroad-user", "x-highroad-tenant"];
+
+impl<S: Send + Sync> FromRequestParts<S> for Asker {
+    type Rejection = std::convert::Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Self::Rejection> {
+        let id = parts.extensions.get::<RequestId>().cloned().unwrap_or_else(|| RequestId(String::new()));
+        let named = STICKY.iter().find_map(|name| parts.headers.get(*name)).map(HeaderValue::as_bytes);
+        // Only its digest is used, so bytes that are no text are as good as others.
+        let sticky = named.map(|value| String::from_utf8_lossy(value).into_owned());
+        Ok(Self { id, sticky })
+    }
 }
 
 /// Every inference route of `portfolio` and the reading of its request log.
@@ -108,34 +140,29 @@ fn oip_routes() -> Router<App> {
 
 fn own_routes() -> Router<App> {
     Router::new()
+        .route("/v1/highroad/rollouts", get(rollouts).fallback(openai_method))
+        .route("/v1/highroad/rollouts/{member}", get(rollout).fallback(openai_method))
+        .route("/v1/highroad/rollouts/{member}/labels", post(labels).fallback(openai_method))
         .route("/v1/highroad/status", get(status).fallback(openai_method))
         .route("/v1/highroad/requests/{id}", get(request_record).fallback(openai_method))
 }
 
-async fn embeddings(
-    State(app): State<App>,
-    Extension(id): Extension<RequestId>,
-    body: Result<Bytes, BytesRejection>,
-) -> Response {
-    openai_response(app.embeddings(&id, body).await)
+async fn embeddings(State(app): State<App>, asker: Asker, body: Result<Bytes, BytesRejection>) -> Response {
+    openai_response(app.embeddings(&asker, body).await)
 }
 
-async fn moderations(
-    State(app): State<App>,
-    Extension(id): Extension<RequestId>,
-    body: Result<Bytes, BytesRejection>,
-) -> Response {
-    openai_response(app.moderations(&id, body).await)
+async fn moderations(State(app): State<App>, asker: Asker, body: Result<Bytes, BytesRejection>) -> Response {
+    openai_response(app.moderations(&asker, body).await)
 }
 
 async fn documents(
     State(app): State<App>,
-    Extension(id): Extension<RequestId>,
+    asker: Asker,
     OriginalUri(uri): OriginalUri,
     body: Result<Bytes, BytesRejection>,
 ) -> Response {
     let (route, version) = if uri.path() == "/v2/rerank" { ("/v2/rerank", "2") } else { ("/v1/rerank", "1") };
-    app.rerank(&id, route, version, body).await.unwrap_or_else(|problem| problem.respond(rerank::error_body))
+    app.rerank(&asker, route, version, body).await.unwrap_or_else(|problem| problem.respond(rerank::error_body))
 }
 
 async fn rerank_method(method: Method, OriginalUri(uri): OriginalUri) -> Response {
@@ -223,11 +250,11 @@ async fn all_stats(State(app): State<App>) -> Json<Value> {
 async fn infer(
     State(app): State<App>,
     Path(path): Path<ModelPath>,
-    Extension(id): Extension<RequestId>,
+    asker: Asker,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Response {
-    app.infer(&path, &id, &headers, body).await.unwrap_or_else(IntoResponse::into_response)
+    app.infer(&path, &asker, &headers, body).await.unwrap_or_else(IntoResponse::into_response)
 }
 
 async fn repository_index(State(app): State<App>) -> Json<Value> {
@@ -255,6 +282,29 @@ async fn repository_action(Path((model, action)): Path<(String, String)>) -> Pro
 
 async fn status(State(app): State<App>) -> Json<Value> {
     Json(json!({ "ready": app.portfolio.is_ready(), "members": app.portfolio.statuses() }))
+}
+
+async fn rollouts(State(app): State<App>) -> Json<Value> {
+    Json(json!({ "rollouts": app.portfolio.rollouts() }))
+}
+
+async fn rollout(State(app): State<App>, Path(member): Path<String>) -> Response {
+    let found = app.portfolio.deployment(&member).map_err(Refused::from).and_then(|deployment| {
+        let status = deployment.rollout();
+        status.ok_or_else(|| Problem::not_found(format!("`{member}` has had no rollout here")).into())
+    });
+    openai_response(found.map(|status| Json(status).into_response()))
+}
+
+/// A right answer that came later: it counts for a rollout that compared the request in this process.
+#[derive(serde::Deserialize)]
+struct Label {
+    request_id: String,
+    label: String,
+}
+
+async fn labels(State(app): State<App>, Path(member): Path<String>, body: Result<Bytes, BytesRejection>) -> Response {
+    openai_response(app.label(&member, body))
 }
 
 async fn request_record(State(app): State<App>, Path(id): Path<String>) -> Response {
@@ -289,110 +339,139 @@ impl App {
         })
     }
 
-    async fn embeddings(&self, id: &RequestId, body: Result<Bytes, BytesRejection>) -> Result<Response, Refused> {
+    async fn embeddings(&self, asker: &Asker, body: Result<Bytes, BytesRejection>) -> Result<Response, Refused> {
         let request = EmbeddingsRequest::parse(&self.whole(body)?)?;
-        let revision = self.portfolio.revision(&request.model).map_err(|error| count(None, error))?;
-        let task = &revision.manifest().task.kind;
+        let assigned = self.assign(&request.model, asker)?;
+        let task = &assigned.revision().manifest().task.kind;
         if !matches!(task, TaskKind::Embed { .. }) {
-            return Err(wrong_task(&revision, "embeddings").into());
+            return Err(wrong_task(assigned.revision(), "embeddings").into());
         }
         request.check_dimensions(task)?;
-        let call = Call::begin(id, "/v1/embeddings", &revision);
-        let asked = call.finish(revision.ask(request.inputs, self.portfolio.limits(), None).await)?;
+        let served = assigned.ask(request.inputs, self.portfolio.limits(), None).await;
+        let (call, result) = Call::of(asker, "/v1/embeddings", served);
+        let asked = call.finish(result)?;
         let n_tokens = asked.n_tokens.iter().sum();
         let body = openai::embeddings_reply(&request.model, &asked.answers, n_tokens, request.encoding);
         Ok(self.answer(&call, &asked, "application/json", body))
     }
 
-    async fn moderations(&self, id: &RequestId, body: Result<Bytes, BytesRejection>) -> Result<Response, Refused> {
+    async fn moderations(&self, asker: &Asker, body: Result<Bytes, BytesRejection>) -> Result<Response, Refused> {
         let request = ModerationsRequest::parse(&self.whole(body)?)?;
-        let revision = match &request.model {
-            Some(model) => self.portfolio.revision(model).map_err(|error| count(None, error))?,
+        let member = match &request.model {
+            Some(model) => model.clone(),
             None => self.only("moderates", moderates).map_err(|problem| {
                 let param = (problem.kind == Kind::Invalid).then_some("model");
                 Refused { param, ..problem.into() }
             })?,
         };
-        if !moderates(&revision) {
-            return Err(wrong_task(&revision, "moderations").into());
+        let assigned = self.assign(&member, asker)?;
+        if !moderates(assigned.revision()) {
+            return Err(wrong_task(assigned.revision(), "moderations").into());
         }
-        let call = Call::begin(id, "/v1/moderations", &revision);
-        let asked = call.finish(revision.ask(request.inputs, self.portfolio.limits(), None).await)?;
-        let task = &revision.manifest().task.kind;
-        let body = openai::moderations_reply(&id.0, &revision.facts().member, task, &asked.answers);
+        let served = assigned.ask(request.inputs, self.portfolio.limits(), None).await;
+        let (call, result) = Call::of(asker, "/v1/moderations", served);
+        let asked = call.finish(result)?;
+        let task = &call.revision.manifest().task.kind;
+        let body = openai::moderations_reply(&asker.id.0, &call.revision.facts().member, task, &asked.answers);
         Ok(self.answer(&call, &asked, "application/json", body))
     }
 
     async fn rerank(
         &self,
-        id: &RequestId,
+        asker: &Asker,
         route: &'static str,
         version: &'static str,
         body: Result<Bytes, BytesRejection>,
     ) -> Result<Response, Problem> {
         let request = RerankRequest::parse(&self.whole(body)?, version)?;
-        let revision = match &request.model {
-            Some(model) => self.portfolio.revision(model).map_err(|error| count(None, error).problem())?,
+        let member = match &request.model {
+            Some(model) => model.clone(),
             None => self.only("reranks", reranks)?,
         };
-        if !reranks(&revision) {
-            return Err(wrong_task(&revision, "reranking").problem());
+        let assigned = self.assign(&member, asker).map_err(|error| error.problem())?;
+        if !reranks(assigned.revision()) {
+            return Err(wrong_task(assigned.revision(), "reranking").problem());
         }
         let limits = self.portfolio.limits();
         check_limit("bytes in its pairs", request.pairs_bytes(), limits.body_bytes)
-            .map_err(|error| count(Some(&revision), error).problem())?;
-        let call = Call::begin(id, route, &revision);
-        let asked = call.finish(revision.ask(request.inputs(), limits, None).await);
-        let asked = asked.map_err(|error| error.problem())?;
+            .map_err(|error| count(Some(assigned.revision()), error).problem())?;
+        let served = assigned.ask(request.inputs(), limits, None).await;
+        let (call, result) = Call::of(asker, route, served);
+        let asked = call.finish(result).map_err(|error| error.problem())?;
         let n_tokens = asked.n_tokens.iter().sum();
-        let body = request.reply(&id.0, &revision.facts().member, &asked.answers, n_tokens);
+        let body = request.reply(&asker.id.0, &call.revision.facts().member, &asked.answers, n_tokens);
         Ok(self.answer(&call, &asked, "application/json", body))
     }
 
     /// The one member that `does` what is asked, for a request that names none.
-    fn only(&self, does: &str, has: fn(&Revision) -> bool) -> Result<Arc<Revision>, Problem> {
+    fn only(&self, does: &str, has: fn(&Revision) -> bool) -> Result<String, Problem> {
         let revisions = self.portfolio.deployments().into_iter().filter_map(|deployment| deployment.revision().ok());
-        let mut found: Vec<Arc<Revision>> = revisions.filter(|revision| has(revision)).collect();
+        let found = revisions.filter(|revision| has(revision)).map(|revision| revision.facts().member.clone());
+        let mut found: Vec<String> = found.collect();
         match found.len() {
             1 => Ok(found.remove(0)),
             0 => Err(Problem::not_found(format!("no model of this server {does}"))),
             _ => {
-                let names: Vec<&str> = found.iter().map(|revision| revision.facts().member.as_str()).collect();
-                let names = names.join(", ");
+                let names = found.join(", ");
                 Err(Problem::invalid(format!("more than one model {does}; name one as `model`: {names}")))
             }
         }
     }
 
+    fn label(&self, member: &str, body: Result<Bytes, BytesRejection>) -> Result<Response, Refused> {
+        let given: Label = serde_json::from_slice(&self.whole(body)?)
+            .map_err(|error| Problem::invalid(format!("expected `request_id` and `label`: {error}")))?;
+        let deployment = self.portfolio.deployment(member)?;
+        let counted = deployment.label(&given.request_id, &given.label);
+        Ok(Json(json!({ "counted": counted })).into_response())
+    }
+
+    /// Who answers a request for `member`.
+    fn assign(&self, member: &str, asker: &Asker) -> Result<Assigned, AskError> {
+        self.portfolio.assign(member, &asker.key()).map_err(|error| count(None, error))
+    }
+
     async fn infer(
         &self,
         path: &ModelPath,
-        id: &RequestId,
+        asker: &Asker,
         headers: &HeaderMap,
         body: Result<Bytes, BytesRejection>,
     ) -> Result<Response, Problem> {
-        let revision = self.versioned(path)?;
+        const ROUTE: &str = "/v2/models/infer";
+        let assigned = self.assigned_version(path, asker)?;
         let request = InferRequest::parse(&self.whole(body)?, json_bytes(headers)?)?;
         let timeout = request.timeout;
-        let (query, wanted) = request.query(revision.program().inputs())?;
-        let task = &revision.manifest().task.kind;
-        let call = Call::begin(id, "/v2/models/infer", &revision);
-        let reply = |outputs| wanted.reply(&path.model, revision.facts(), task, outputs);
+        let (query, wanted) = request.query(assigned.revision().program().inputs())?;
+        let reply = |revision: &Revision, outputs| {
+            wanted.reply(&path.model, revision.facts(), &revision.manifest().task.kind, outputs)
+        };
         let (reply, response) = match query {
             Query::Rows(inputs) => {
-                let asked = call.finish(revision.ask(inputs, self.portfolio.limits(), timeout).await);
-                let asked = asked.map_err(|error| error.problem())?;
-                let reply = reply(oip::task_outputs(task, &asked.answers))?;
+                let served = assigned.ask(inputs, self.portfolio.limits(), timeout).await;
+                let (call, result) = Call::of(asker, ROUTE, served);
+                let asked = call.finish(result).map_err(|error| error.problem())?;
+                let outputs = oip::task_outputs(&call.revision.manifest().task.kind, &asked.answers);
+                let reply = reply(&call.revision, outputs)?;
                 (reply.json_bytes, self.answer(&call, &asked, content_type(&reply), reply.body))
             }
             Query::Program(tensors) => {
-                let asked = call.finish(revision.run_program(tensors, timeout).await);
-                let asked = asked.map_err(|error| error.problem())?;
-                let reply = reply(oip::program_outputs(revision.program().outputs(), &asked.answers))?;
+                let (call, result) = Call::of(asker, ROUTE, assigned.run_program(tensors, timeout).await);
+                let asked = call.finish(result).map_err(|error| error.problem())?;
+                let outputs = oip::program_outputs(call.revision.program().outputs(), &asked.answers);
+                let reply = reply(&call.revision, outputs)?;
                 (reply.json_bytes, self.answer(&call, &asked, content_type(&reply), reply.body))
             }
         };
         Ok(with_json_bytes(response, reply))
+    }
+
+    /// Who answers a request for the path's model: of two versions in a rollout the one that the path names.
+    fn assigned_version(&self, path: &ModelPath, asker: &Asker) -> Result<Assigned, Problem> {
+        let assigned = self.assign(&path.model, asker).map_err(|error| error.problem())?;
+        let Some(version) = &path.version else { return Ok(assigned) };
+        let named = assigned.pinned(|revision| oip::version(revision.facts()) == *version);
+        named.map_or_else(|| self.versioned(path).map(|revision| Assigned::plain(revision, &asker.key())), Ok)
     }
 
     fn versioned(&self, path: &ModelPath) -> Result<Arc<Revision>, Problem> {
@@ -415,6 +494,9 @@ impl App {
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
         origin(facts, headers);
+        if let Some(rollout) = call.rollout.as_ref().and_then(|told| HeaderValue::from_str(told).ok()) {
+            headers.insert(ROLLOUT, rollout);
+        }
         if asked.n_truncated > 0 {
             headers.insert(TRUNCATED, asked.n_truncated.into());
         }
@@ -486,13 +568,16 @@ fn count(revision: Option<&Revision>, error: AskError) -> AskError {
 struct Call<'a> {
     id: &'a RequestId,
     route: &'static str,
-    revision: &'a Revision,
+    revision: Arc<Revision>,
     begun: Instant,
+    rollout: Option<String>,
 }
 
 impl<'a> Call<'a> {
-    fn begin(id: &'a RequestId, route: &'static str, revision: &'a Revision) -> Self {
-        Self { id, route, revision, begun: Instant::now() }
+    /// What was served to a request on `route`, and how it went.
+    fn of<A>(asker: &'a Asker, route: &'static str, served: Served<A>) -> (Self, Result<Asked<A>, AskError>) {
+        let Served { revision, result, begun, rollout } = served;
+        (Self { id: &asker.id, route, revision, begun, rollout }, result)
     }
 
     fn finish<A>(&self, result: Result<Asked<A>, AskError>) -> Result<Asked<A>, AskError> {
@@ -503,7 +588,7 @@ impl<'a> Call<'a> {
                 histogram!(REQUEST_SECONDS, "member" => member).record(self.begun.elapsed().as_secs_f64());
                 Ok(asked)
             }
-            Err(error) => Err(count(Some(self.revision), error)),
+            Err(error) => Err(count(Some(&self.revision), error)),
         }
     }
 
