@@ -239,8 +239,9 @@ impl Args {
 
 /// Whether a verdict admits a version now, or what it lacks.
 fn admitted(tracking: &Tracking, version: &ResolvedVersion) -> anyhow::Result<Result<(), String>> {
-    let verdict = admission::verdict(tracking.client(), version, &whole_seconds(Timestamp::now()));
-    Ok(tracking.block_on(verdict)?.map(drop).map_err(|missing| missing.reason))
+    let now = whole_seconds(Timestamp::now());
+    let verdict = tracking.block_on(admission::verdict(tracking.client(), version, &now))?;
+    Ok(verdict.map(drop).map_err(|missing| missing.reason))
 }
 
 impl Named {

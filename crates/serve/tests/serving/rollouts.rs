@@ -86,7 +86,7 @@ async fn a_shadow_that_answers_otherwise_is_aborted_and_no_client_sees_it() {
         n += 1;
     }
     let end = book(&rig, "moderation").end.unwrap();
-    assert_eq!((end.outcome, end.rollout, end.by.as_str()), (Ended::Aborted, rollout.id.clone(), "rollout"));
+    assert_eq!((end.outcome, &end.rollout, end.by.as_str()), (Ended::Aborted, &rollout.id, "rollout"));
     assert!(end.reason.contains("answered differently"), "{}", end.reason);
     assert!(end.counts.n_differ > 5 && end.checks.len() == 2, "{end:?}");
 
