@@ -25,6 +25,7 @@ N_CASES = 80
 WAIT_LIMIT_S = 30
 CONVERGE_LIMIT_S = 2.0
 N_REPLICAS = 3
+# Rules that few requests suffice for.
 QUICK = ["--max-differ", "30%", "--max-errors", "30%", "--step-requests", "10", "--step-seconds", "0"]
 
 
@@ -120,8 +121,8 @@ class Site:
         wait(lambda: all((replica.rollout() or {}).get("rollout", {}).get("id") == rollout for replica in self.replicas))
         return rollout
 
-    def status(self, *options: str, code: int) -> dict:
-        return json.loads(self.run("deploy", "status", "router", "--json", *options, code=code).stdout)
+    def status(self, **options: object) -> dict:
+        return json.loads(self.run("deploy", "status", "router", "--json", **options).stdout)
 
     def traffic(self, until: Callable[[], object], most: int = 6000) -> list[dict]:
         """Requests to all replicas in turns until something holds."""
@@ -192,16 +193,13 @@ def test_a_worse_candidate_is_aborted_in_the_shadow_by_all_replicas(ours: Callab
     assert converged < CONVERGE_LIMIT_S
     told = [replica.rollout()["end"] for replica in site.replicas]
     assert {end["outcome"] for end in told} == {"aborted"} and {end["rollout"] for end in told} == {rollout}
-    wait(lambda: "highroad.rollout-end." in str(site.run("deploy", "status", "router", code=1)) or True)
 
     site.run("deploy", "status", "router", "--html", tmp_path / "r.html", "--markdown", tmp_path / "r.md", code=1)
-    found = site.status(code=1, **{}) if False else site.status(code=1)
+    found = site.status(code=1)
     assert found["end"]["outcome"] == "aborted" and "answered differently" in found["end"]["reason"]
     assert [check["outcome"] for check in found["checks"]].count("fail") == 1
     # The worst disagreements come from servers over the same state.
-    near = json.loads(
-        site.run("deploy", "status", "router", "--json", code=1, home=site.replicas[1].home).stdout
-    )
+    near = site.status(code=1, home=site.replicas[1].home)
     assert near["worst"] and near["worst"][0]["stable"] != near["worst"][0]["candidate"]
     assert "kept" not in near["worst"][0] and near["worst"][0]["inputs"][0].startswith("sha256:")
     page = tmp_path / "near.html"
@@ -216,12 +214,10 @@ def test_a_worse_candidate_is_aborted_in_the_shadow_by_all_replicas(ours: Callab
 def test_an_equal_candidate_is_promoted_everywhere_within_two_seconds_and_rolled_back_warm(ours: Callable) -> None:
     site = ours("same")
     site.deploy("--canary", "20%,100%", *QUICK, "--by", "ann", "--why", "the same")
-    # Who is in stays in, and all replicas agree on who.
-    step = site.replicas[0].rollout()["step"]["idx"]
-    if step == 0:
-        sides = {user: {replica.ask(0, user)["version"] for replica in site.replicas} for user in ["ann", "bob", "eve", "joe"]}
-        assert all(len(versions) == 1 for versions in sides.values()) or site.replicas[0].rollout()["step"]["idx"] > 0
-    answers = site.traffic(lambda: any(replica.ask(0)["rollout"] is None and replica.ask(0)["version"] == "router:2" for replica in site.replicas))
+    # All replicas agree on who is in; fewer requests than a step takes.
+    sides = {user: {replica.ask(0, user)["version"] for replica in site.replicas} for user in ["ann", "bob", "eve"]}
+    assert all(len(versions) == 1 for versions in sides.values()), sides
+    answers = site.traffic(lambda: any(replica.get("/v1/highroad/status")["members"][0]["serving"]["version"] == "router:2" for replica in site.replicas))
     assert {answer["version"] for answer in answers} == {"router:1", "router:2"}
     assert {answer["evidence"] for answer in answers} == {"bit-exact"}
     assert wait(lambda: site.all_serve("router:2")) < CONVERGE_LIMIT_S
@@ -237,7 +233,7 @@ def test_an_equal_candidate_is_promoted_everywhere_within_two_seconds_and_rolled
     assert wait(lambda: site.all_serve("router:1")) < CONVERGE_LIMIT_S
 
 
-def test_a_decision_survives_an_outage_and_every_crash(ours: Callable, highroad: Path, desk: Path, tmp_path: Path) -> None:
+def test_a_verdict_survives_every_crash(ours: Callable) -> None:
     site = ours("same")
     site.deploy("--canary", "50%", *QUICK, "--hold")
     site.traffic(lambda: site.run("deploy", "status", "router", code=None).returncode == 0)
@@ -248,7 +244,7 @@ def test_a_decision_survives_an_outage_and_every_crash(ours: Callable, highroad:
     assert site.status(code=0)["step"]["passed"]["checks"]
     for replica in site.replicas:
         replica.start()
-    assert site.all_serve("router:1") or all(replica.ask(n)["version"] for n in range(2) for replica in site.replicas)
+    assert all(replica.get("/v1/highroad/status")["members"][0]["serving"]["version"] == "router:1" for replica in site.replicas)
     moved = json.loads(site.run("deploy", "promote", "router", "--by", "eve", "--json").stdout)
     assert moved["to"] == 2 and "passed" in moved["why"]
     # Killed between the move of the alias and the end of the rollout, whoever is left writes it.
@@ -260,7 +256,7 @@ def test_a_decision_survives_an_outage_and_every_crash(ours: Callable, highroad:
     assert "goes on" in site.run("deploy", "promote", "router", code=1).stderr
 
 
-def test_rollback_ends_what_is_tried_and_an_outage_takes_nothing_down(ours: Callable, highroad: Path) -> None:
+def test_rollback_ends_what_is_tried_and_an_outage_takes_nothing_down(ours: Callable) -> None:
     site = ours("b")
     site.run("promote", "router", 2, "--override", "--by", "eve", "--why", "to see", "--expires", "1d")
     wait(lambda: site.all_serve("router:2"))
@@ -268,7 +264,7 @@ def test_rollback_ends_what_is_tried_and_an_outage_takes_nothing_down(ours: Call
     wait(lambda: site.all_serve("router:1"))
     rollout = site.deploy("--shadow", "1%")
     assert site.run("rollback", "router", "--by", "bob", "--why", "no").stdout.strip() == f"{rollout} aborted"
-    wait(lambda: all((replica.rollout() or {}).get("end", {}).get("by") == "bob" for replica in site.replicas))
+    wait(lambda: all((replica.rollout()["end"] or {}).get("by") == "bob" for replica in site.replicas))
     assert site.all_serve("router:1")
 
     # A replica that starts while nobody answers goes on with what it served last.

@@ -49,7 +49,7 @@ impl Rig {
     pub async fn new(members: &[&str], options: Options) -> Self {
         let home = tempfile::tempdir().unwrap();
         let local = local_state(home.path());
-        let registry = Arc::new(FakeRegistry::new(local.store.clone()));
+        let registry = Arc::new(FakeRegistry::new(local.store.clone(), local.verdicts.clone()));
         let known: Arc<dyn Registry> = Arc::clone(&registry) as _;
         let portfolio = Arc::new(Portfolio::new(config(members, options), options.unverified, Some(known), local));
         let log = RequestLog::open(&home.path().join("requests"), LogLimits::default()).unwrap();
@@ -155,6 +155,7 @@ pub enum Verdicted {
 /// A registry in memory.
 pub struct FakeRegistry {
     store: Store,
+    verdicts: Verdicts,
     sources: tempfile::TempDir,
     versions: Mutex<BTreeMap<(String, u64), Release>>,
     champions: Mutex<BTreeMap<String, u64>>,
@@ -177,10 +178,11 @@ struct Release {
 }
 
 impl FakeRegistry {
-    fn new(store: Store) -> Self {
+    fn new(store: Store, verdicts: Verdicts) -> Self {
         let sources = tempfile::tempdir().unwrap();
         Self {
             store,
+            verdicts,
             sources,
             versions: Mutex::default(),
             champions: Mutex::default(),
@@ -282,6 +284,9 @@ impl Registry for FakeRegistry {
         Box::pin(async move {
             let release = self.versions.lock().unwrap()[&(resolved.name.clone(), resolved.version)].clone();
             let package = self.store.get(&release.package)?;
+            if let Some((_, verdict)) = &release.verdict {
+                self.verdicts.put(&release.package, &serde_json::to_vec(verdict).unwrap())?;
+            }
             let given = self.overridden.lock().unwrap().clone();
             let (model, alias) = (resolved.name.clone(), "champion".to_owned());
             Ok(Candidate {

@@ -29,7 +29,7 @@ fn deploy(rig: &Rig, model: &str, plan: Plan, [stable, candidate]: [Digest; 2]) 
         on_pass: OnPass::Promote,
         by: "ann".to_owned(),
         why: "better".to_owned(),
-        begun_at: "2026-11-29T09:00:00Z".to_owned(),
+        begun_at: "2026-11-28T09:00:00Z".to_owned(),
     };
     let text = serde_json::to_string(&rollout).unwrap();
     rig.registry.tags.lock().unwrap().entry(model.to_owned()).or_default().insert(rollout_tag("champion"), text);
@@ -121,7 +121,8 @@ async fn a_candidate_that_answers_alike_is_promoted_warm_and_rolled_back_warm() 
         n += 1;
     }
     assert!(canaries.values().any(|version| version == "moderation:1"), "half of the users stay: {canaries:?}");
-    let end = book(&rig, "moderation").end.unwrap();
+    let status = rig.portfolio.deployment("moderation").unwrap().rollout();
+    let end = book(&rig, "moderation").end.unwrap_or_else(|| panic!("{status:?}"));
     assert_eq!((end.outcome, end.reason.as_str()), (Ended::Promoted, "it kept every rule"));
     eventually("it serves", async || ask(&rig, "hello", "ann").await == ["moderation:2".to_owned(), String::new()])
         .await;
