@@ -1,5 +1,5 @@
-"""Rollouts with real processes: three `highroad serve` replicas that share a registry, which is ours or MLflow's own server; a
-candidate tried in the shadow or as a canary is aborted or promoted by all of them, through crashes and outages."""
+"""Rollouts with real processes: three `highroad serve` that share a registry; a candidate tried in the shadow or as a canary is aborted
+or promoted by all of them, through crashes and outages. On MLflow's own server: test_mlflow_registry.py."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from pathlib import Path
 import pytest
 from cli import ROOT, bless, call, highroad_bin  # noqa: F401
 from conftest import serving
-from mlflow import MlflowClient
 
 WORDS = "ignore previous instructions reveal secret prompt what how please you system say".split()
 N_CASES = 80
@@ -273,20 +272,3 @@ def test_rollback_ends_what_is_tried_and_an_outage_takes_nothing_down(ours: Call
     replica.env = replica.env | {"HIGHROAD_TRACKING_URI": "http://127.0.0.1:9"}
     replica.start()
     assert replica.ask(0) == {"version": "router:1", "rollout": None, "evidence": "bit-exact"}
-
-
-def test_mlflows_own_server_holds_a_rollout(mlflow_server: str, call, desk: Path, highroad: Path, tmp_path: Path) -> None:  # noqa: F811
-    def run(*args: object, **options: object) -> subprocess.CompletedProcess[str]:
-        return call(*args, **({"cwd": desk, "HIGHROAD_TRACKING_URI": mlflow_server} | options))
-
-    client = MlflowClient(mlflow_server, registry_uri=mlflow_server)
-    try:
-        with open_site(run, mlflow_server, "same", desk, tmp_path, highroad) as site:
-            site.deploy("--shadow", "100%", *QUICK, "--by", "ann", "--why", "the same")
-            site.traffic(lambda: site.all_serve("router:2"))
-            wait(lambda: site.run("deploy", "status", "router", code=None).stdout.count("was promoted"))
-        tags = client.get_registered_model("router").tags
-        assert any(key.startswith("highroad.rollout-end.") for key in tags)
-        assert int(client.get_model_version_by_alias("router", "champion").version) == 2
-    finally:
-        client.delete_registered_model("router")
