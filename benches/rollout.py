@@ -266,18 +266,18 @@ def serving(options: argparse.Namespace) -> str:
         site = Site(Path(folder))
         try:
             urls = [site.serve(n) for n in range(N_REPLICAS)]
-            moves = {"promotion": [], "rollback": [], "abort": []}
+            moves = {"a promotion": [], "a rollback": [], "an abort": []}
             switches = []
             never = ["--alpha", "1e-9", "--hold"]
             for n in range(options.rounds):
                 for move in moves:
-                    if move == "rollback":
+                    if move == "a rollback":
                         site.run("rollback", "router")
                         moves[move].append(until(urls, lambda url: version(url) == "router:1"))
                         continue
                     site.run("deploy", "router", 2, "--shadow", "100%", *never)
                     until(urls, lambda url: rollout(url).get("percent") == 100)
-                    if move == "promotion":
+                    if move == "a promotion":
                         site.run("promote", "router", 2)
                         moves[move].append(until(urls, lambda url: version(url) == "router:2"))
                         until(urls, lambda url: rollout(url)["end"])
@@ -290,14 +290,16 @@ def serving(options: argparse.Namespace) -> str:
         finally:
             site.close()
     rows = [
-        [f"all {N_REPLICAS} servers follow a {move}, s (looking every {POLL_MS / 1000:g} s)", f"{statistics.median(took):.2f}", f"{max(took):.2f}"]
+        [f"all {N_REPLICAS} servers follow {move}, s (looking every {POLL_MS / 1000:g} s)", f"{statistics.median(took):.2f}", f"{max(took):.2f}"]
         for move, took in moves.items()
     ]
     rows.append(["a switch to a version that is loaded, ms", f"{statistics.median(switches):.3f}", f"{max(switches):.3f}"])
     for side, waits in latencies.items():
         p50, p99 = (statistics.median(round_[at] for round_ in waits) for at in (0, 1))
         rows.append([f"live answers {side}, ms: p50, p99", f"{p50:.2f}, {p99:.2f}", f"{max(round_[1] for round_ in waits):.2f}"])
-    return report.markdown(["what", "median", "worst"], rows)
+    build = "a debug build" if "/debug/" in site.binary else "a release build"
+    told = f"Three servers of {build} with a tiny classifier, {options.rounds} rounds; one client that asks 100 times a second."
+    return f"{told}\n\n{report.markdown(['what', 'median', 'worst'], rows)}"
 
 
 def shadowed(site: Site, url: str, never: list[str], options: argparse.Namespace) -> dict[str, list[tuple[float, float]]]:

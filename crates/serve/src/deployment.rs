@@ -282,15 +282,16 @@ impl Deployment {
         if let Some(trial) = candidate {
             let served = self.current.load_full().zip(self.memory().serving.clone());
             let saved = SavedVersion { resolved: resolved.clone(), overridden: None, admitted_at: Some(now()) };
-            self.switch_to(Arc::clone(&trial.candidate), Some(saved));
-            trial.switched(begun.elapsed());
+            let switched = self.switch_to(Arc::clone(&trial.candidate), Some(saved));
+            trial.switched(switched.duration_since(begun));
             self.rollouts.keep_warm(served);
             return true;
         }
         let Some(revision) = self.rollouts.take_warm(resolved) else { return false };
         let saved = SavedVersion { resolved: resolved.clone(), overridden: None, admitted_at: Some(now()) };
-        self.switch_to(revision, Some(saved));
-        histogram!(ROLLOUT_SWITCH, "member" => self.name.clone()).record(begun.elapsed().as_secs_f64());
+        let switched = self.switch_to(revision, Some(saved));
+        let took = switched.duration_since(begun);
+        histogram!(ROLLOUT_SWITCH, "member" => self.name.clone()).record(took.as_secs_f64());
         true
     }
 
@@ -377,9 +378,11 @@ impl Deployment {
         Ok(Refreshed::Switched)
     }
 
-    fn switch_to(&self, revision: Arc<Revision>, saved: Option<SavedVersion>) {
+    /// Lets a loaded version serve: the moment from which on it takes the requests.
+    fn switch_to(&self, revision: Arc<Revision>, saved: Option<SavedVersion>) -> Instant {
         let facts = revision.facts().clone();
         let before = self.current.swap(Some(revision));
+        let switched = Instant::now();
         let serving = saved.as_ref().map(|saved| saved.resolved.clone());
         *self.memory() = Memory { serving, saved, ..Memory::new(State::Ready) };
         self.save(self.saved_rollout());
@@ -405,6 +408,7 @@ impl Deployment {
             member.name = %self.name, package.digest = %facts.package, package.version = %facts.version,
             "`{}` serves {} ({}), evidence {}", self.name, facts.version, facts.package, facts.evidence
         );
+        switched
     }
 
     /// Says once that the override of what serves is near its end, and once that it is past it. What runs goes on, as it

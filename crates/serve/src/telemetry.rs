@@ -27,7 +27,7 @@ pub(crate) const SWAPS: &str = "highroad_member_swaps_total";
 pub(crate) const LOAD_FAILURES: &str = "highroad_member_load_failures_total";
 pub(crate) const LOG_DROPPED: &str = "highroad_request_log_dropped_total";
 
-pub(crate) const ROLLOUT_PERCENT: &str = "highroad_rollout_traffic_percent";
+pub(crate) const ROLLOUT_SHARE: &str = "highroad_rollout_traffic_ratio";
 pub(crate) const ROLLOUT_ASKED: &str = "highroad_rollout_asked_total";
 pub(crate) const ROLLOUT_ERRORS: &str = "highroad_rollout_errors_total";
 pub(crate) const ROLLOUT_RETRIED: &str = "highroad_rollout_retried_total";
@@ -63,7 +63,7 @@ pub fn describe() {
     );
     describe_counter!(SWAPS, "Versions switched to after the first.");
     describe_counter!(LOAD_FAILURES, "Versions that did not load, verify or reproduce their parity cases.");
-    describe_gauge!(ROLLOUT_PERCENT, "Percent of the traffic that takes part in a rollout; 0 without one.");
+    describe_gauge!(ROLLOUT_SHARE, "Share of the traffic that takes part in a rollout, 0 to 1; 0 without one.");
     describe_counter!(ROLLOUT_ASKED, "Requests that a candidate was asked, by canary or shadow.");
     describe_counter!(ROLLOUT_ERRORS, "Requests that a candidate failed.");
     describe_counter!(ROLLOUT_RETRIED, "Requests that a canary failed and the stable version answered.");

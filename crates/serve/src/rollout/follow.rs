@@ -23,7 +23,7 @@ use crate::rollout::{
 };
 use crate::saved::{SavedRollout, SavedVersion};
 use crate::telemetry::{
-    ROLLOUT_ASKED, ROLLOUT_COMPARED, ROLLOUT_DIFFER, ROLLOUT_ENDED, ROLLOUT_ERRORS, ROLLOUT_PERCENT, ROLLOUT_RETRIED,
+    ROLLOUT_ASKED, ROLLOUT_COMPARED, ROLLOUT_DIFFER, ROLLOUT_ENDED, ROLLOUT_ERRORS, ROLLOUT_RETRIED, ROLLOUT_SHARE,
 };
 
 /// Pause before a candidate that could not be fetched is tried again.
@@ -50,6 +50,8 @@ struct Memory {
     /// What the registry was told, when, and about which rollout.
     told: Option<(String, RolloutCounts, Instant)>,
     retry_at: Option<Instant>,
+    /// Since when a rollout is known to have ended with a promotion that this process has not followed.
+    promoted: Option<(String, Instant)>,
 }
 
 /// What a look at the registry works with.
@@ -61,7 +63,7 @@ struct Look<'a> {
 
 impl Rollouts {
     pub(crate) fn new(member: &str, config: RolloutConfig, tell_every: Duration, wake: Arc<Notify>) -> Self {
-        gauge!(ROLLOUT_PERCENT, "member" => member.to_owned()).set(0.0);
+        gauge!(ROLLOUT_SHARE, "member" => member.to_owned()).set(0.0);
         for name in [ROLLOUT_ASKED, ROLLOUT_ERRORS, ROLLOUT_RETRIED, ROLLOUT_COMPARED, ROLLOUT_DIFFER] {
             counter!(name, "member" => member.to_owned()).increment(0);
         }
@@ -89,9 +91,20 @@ impl Rollouts {
     /// Lets everything go that is loaded beside what serves.
     pub(crate) fn drop_all(&self) {
         if let Some(trial) = self.trial.swap(None) {
-            gauge!(ROLLOUT_PERCENT, "member" => trial.member.clone()).set(0.0);
+            gauge!(ROLLOUT_SHARE, "member" => trial.member.clone()).set(0.0);
         }
         self.memory().warm = None;
+    }
+
+    /// Whether the switch to a promoted candidate may still be this process's next look at the alias; later somebody has moved
+    /// the alias elsewhere.
+    fn may_follow(&self, end: &End) -> bool {
+        let mut memory = self.memory();
+        if memory.promoted.as_ref().is_none_or(|(id, _)| *id != end.rollout) {
+            memory.promoted = Some((end.rollout.clone(), Instant::now()));
+        }
+        let since = memory.promoted.as_ref().map(|(_, since)| since.elapsed());
+        since.is_some_and(|since| since < 3 * self.tell_every)
     }
 
     fn drop_cold(&self) {
@@ -181,9 +194,8 @@ impl Deployment {
         let Some(trial) = self.rollouts.trial.load_full().filter(|trial| trial.rollout.id == end.rollout) else {
             return Ok(());
         };
-        // The switch to it is this replica's next look at the alias.
         let serves = self.serving().is_some_and(|serving| serving.version == end.candidate);
-        if end.outcome == Ended::Promoted && !serves {
+        if end.outcome == Ended::Promoted && !serves && self.rollouts.may_follow(&end) {
             return Ok(());
         }
         trial.end(end.clone(), Instant::now());
@@ -450,7 +462,7 @@ impl Deployment {
 impl Rollouts {
     fn drop_trial(&self, last: Option<RolloutStatus>) {
         if let Some(trial) = self.trial.swap(None) {
-            gauge!(ROLLOUT_PERCENT, "member" => trial.member.clone()).set(0.0);
+            gauge!(ROLLOUT_SHARE, "member" => trial.member.clone()).set(0.0);
             self.memory().last = Some(last.unwrap_or_else(|| RolloutStatus::of(&trial)));
         }
     }

@@ -17,7 +17,7 @@ use crate::rollout::pairs::{Pair, Worst};
 use crate::rollout::shadow::Shadow;
 use crate::rollout::{Compared, End, Ended, Rollout, Step, now};
 use crate::telemetry::{
-    ROLLOUT_ASKED, ROLLOUT_COMPARED, ROLLOUT_DIFFER, ROLLOUT_ERRORS, ROLLOUT_PERCENT, ROLLOUT_SWITCH,
+    ROLLOUT_ASKED, ROLLOUT_COMPARED, ROLLOUT_DIFFER, ROLLOUT_ERRORS, ROLLOUT_SHARE, ROLLOUT_SWITCH,
 };
 
 /// Disagreements that are kept in memory.
@@ -142,7 +142,7 @@ impl Trial {
         self.lock().step = step;
         if self.stopped.get().is_none() {
             self.parts.store((percent / 100.0 * PARTS as f64).round() as u32, Ordering::Relaxed);
-            gauge!(ROLLOUT_PERCENT, "member" => self.member.clone()).set(percent);
+            gauge!(ROLLOUT_SHARE, "member" => self.member.clone()).set(percent / 100.0);
             // Stopped in between: no request may slip through for longer than this.
             if self.stopped.get().is_some() {
                 self.parts.store(0, Ordering::Relaxed);
@@ -273,9 +273,10 @@ impl Trial {
             return;
         }
         self.parts.store(0, Ordering::Relaxed);
-        self.switched(begun.elapsed());
-        gauge!(ROLLOUT_PERCENT, "member" => self.member.clone()).set(0.0);
+        let took = begun.elapsed();
+        gauge!(ROLLOUT_SHARE, "member" => self.member.clone()).set(0.0);
         if let Some(End { outcome: Ended::Aborted, reason, by, .. }) = self.stopped.get() {
+            self.switched(took);
             warn!(
                 member.name = %self.member, rollout.id = %self.rollout.id,
                 "Stopped the rollout of {} ({by}): {reason}", self.resolved.label()
