@@ -33,7 +33,7 @@ VECTORS = ROOT / "target" / "bench" / "s-labs-minilm.npz"
 N_MODELS, N_ORDERS = 10, 20
 MAX_TOKENS = 128
 RULES = {
-    "answers alone: at most 10 % differ": {"alpha": 0.05, "max_differ": 0.1, "max_errors": 0.01},
+    "answers alone: at most 5 % differ": {"alpha": 0.05, "max_differ": 0.05, "max_errors": 0.01},
     "answers alone: at most 7 % differ": {"alpha": 0.05, "max_differ": 0.07, "max_errors": 0.01},
     "right answers known: at most 2 points worse": {"alpha": 0.05, "max_differ": 0.3, "max_errors": 0.01, "margin": 0.02},
 }

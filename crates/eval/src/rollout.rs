@@ -130,9 +130,9 @@ impl Plan {
 }
 
 impl Default for RolloutRules {
-    /// Alpha 0.05, 10 % answered differently, 1 % failed; no latency budget, no right answers.
+    /// Alpha 0.05, 5 % answered differently, 1 % failed; no latency budget, no right answers.
     fn default() -> Self {
-        Self { alpha: 0.05, max_differ: 0.1, max_errors: 0.01, max_slow: None, margin: None }
+        Self { alpha: 0.05, max_differ: 0.05, max_errors: 0.01, max_slow: None, margin: None }
     }
 }
 

@@ -64,7 +64,7 @@ pub struct Args {
     #[arg(long, value_name = "SHARE", default_value_t = RolloutRules::default().alpha)]
     alpha: f64,
     /// Largest share of requests that it may answer differently.
-    #[arg(long, value_name = "PERCENT", default_value = "10%", value_parser = parse_percent)]
+    #[arg(long, value_name = "PERCENT", default_value = "5%", value_parser = parse_percent)]
     max_differ: f64,
     /// Largest share of requests that it may fail.
     #[arg(long, value_name = "PERCENT", default_value = "1%", value_parser = parse_percent)]
