@@ -55,6 +55,8 @@ bench: env-bench python-module-release tools ## Highroad beside its peers, inter
 	HIGHROAD_BIN=$(abspath $(RELEASE_BIN)) $(PY) benches/dashboard.py
 	cargo build --locked --release --package highroad-eval --example bootstrap
 	$(PY) benches/gate.py
+	cargo build --locked --release --package highroad-eval --example rollout
+	HIGHROAD_BIN=$(abspath $(RELEASE_BIN)) $(PY) benches/rollout.py
 	cargo build --locked --release --package highroad-assess --example batches
 	HIGHROAD_BIN=$(abspath $(RELEASE_BIN)) $(PY) benches/scale.py --gate --ratio
 

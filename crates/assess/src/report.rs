@@ -7,6 +7,7 @@ mod gate;
 mod github;
 mod junit;
 mod page;
+mod rollout;
 mod shown;
 mod traffic;
 mod upgrade;
@@ -20,8 +21,10 @@ pub use gate::{CheckRow, FlipRow, GateReport, SliceFlips};
 pub use github::{Annotation, Level, MOST_SUMMARY_BYTES, annotations};
 pub use junit::{eval_junit, gate_junit};
 pub use page::{
-    eval_html, eval_markdown, gate_html, gate_markdown, review_html, review_markdown, upgrade_html, upgrade_markdown,
+    eval_html, eval_markdown, gate_html, gate_markdown, review_html, review_markdown, rollout_html, rollout_markdown,
+    upgrade_html, upgrade_markdown,
 };
+pub use rollout::{ApartRow, RolloutReport};
 pub use shown::{asked, in_words, one_line, picture, text};
 pub use traffic::traffic_facts;
 pub use upgrade::{

@@ -4,6 +4,7 @@ pub mod access;
 pub mod audit;
 pub mod bench;
 pub mod completions;
+pub mod deploy;
 pub mod doctor;
 pub mod eval;
 pub mod export;

@@ -90,7 +90,7 @@ fn named(model: &str) -> anyhow::Result<(String, ModelSource)> {
 /// Where serving keeps packages, verdicts and attestations.
 pub fn local_state(home: &Home) -> anyhow::Result<LocalState> {
     let verdicts = Verdicts::open(home.verdicts())?;
-    Ok(LocalState { store: home.store()?, verdicts, attestations: home.path().join("attestations") })
+    Ok(LocalState::under(home.path(), home.store()?, verdicts))
 }
 
 /// The directory of the request log.

@@ -21,6 +21,7 @@ mod paired;
 mod permutation;
 mod power;
 mod ranking;
+mod rollout;
 mod rules;
 mod selftest;
 mod sequential;
@@ -55,6 +56,9 @@ pub use paired::Discordance;
 pub use permutation::SignFlips;
 pub use power::{FloorPower, McNemarPower, NonInferiority, Sides};
 pub use ranking::{Cutoff, Rankings, RankingsError};
+pub use rollout::{
+    Judgement, Move, Pace, Plan, RolloutCounts, RolloutRules, RolloutRulesError, judge_rollout, next_move,
+};
 pub use rules::{Gates, GatesError, LatencyRule, Rule};
 pub use selftest::{BrokenTest, Fault, Kept, Models, Promise, RuleTest, SelfTest, Simulations, self_test};
 pub use sequential::{Sequential, SequentialError, SequentialFlips};

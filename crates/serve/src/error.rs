@@ -116,6 +116,10 @@ pub enum DeployError {
     Parity { numerics_id: String, reason: String },
     #[error("the model does not answer its warm-up: {0}")]
     WarmUp(TaskError),
+    #[error("`{version}` holds another package than the rollout names: {found}")]
+    OtherPackage { version: String, found: Digest },
+    #[error("`{0}` is for another task, or has other labels, than what serves")]
+    OtherTask(String),
     #[error("loading panicked")]
     Panicked,
     #[error(transparent)]

@@ -9,11 +9,12 @@ use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes};
 use axum::extract::rejection::BytesRejection;
-use axum::extract::{DefaultBodyLimit, OriginalUri, Path, State};
+use axum::extract::{DefaultBodyLimit, FromRequestParts, OriginalUri, Path, State};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, any, get, post};
-use axum::{Extension, Json, Router};
+use axum::{Json, Router};
 use highroad_package::TaskKind;
 use highroad_service::access::Principal;
 use highroad_service::{Kind, Problem, RequestId};
@@ -37,12 +38,14 @@ use crate::protocol::rerank::{self, Dialect, RerankRequest};
 use crate::protocol::tei as tei_protocol;
 use crate::request_log::{Record, RequestLog};
 use crate::revision::{Asked, Facts, Revision, Terms, check_limit};
+use crate::rollout::{Assigned, Key, Served};
 use crate::telemetry::{PIPELINE_REQUESTS, PIPELINE_SECONDS, PIPELINE_STEP_SECONDS, REQUEST_SECONDS, REQUESTS};
 
 const PACKAGE: HeaderName = HeaderName::from_static("x-highroad-package");
 const VERSION: HeaderName = HeaderName::from_static("x-highroad-version");
 const EVIDENCE: HeaderName = HeaderName::from_static("x-highroad-evidence");
 const OVERRIDE: HeaderName = HeaderName::from_static("x-highroad-override");
+const ROLLOUT: HeaderName = HeaderName::from_static("x-highroad-rollout");
 const DEVELOPMENT: HeaderName = HeaderName::from_static("x-highroad-development");
 const TRUNCATED: HeaderName = HeaderName::from_static("x-highroad-truncated");
 const HEADER_LENGTH: HeaderName = HeaderName::from_static(oip::HEADER_LENGTH);
@@ -51,6 +54,39 @@ const HEADER_LENGTH: HeaderName = HeaderName::from_static(oip::HEADER_LENGTH);
 struct App {
     portfolio: Arc<Portfolio>,
     log: RequestLog,
+}
+
+/// Who asks, by the headers of a request.
+struct Asker {
+    id: RequestId,
+    sticky: Option<String>,
+}
+
+impl Asker {
+    fn new(id: RequestId, headers: &HeaderMap) -> Self {
+        let named = STICKY.iter().find_map(|name| headers.get(*name)).map(HeaderValue::as_bytes);
+        // Only its digest is used, so bytes that are no text are as good as others.
+        let sticky = named.map(|value| String::from_utf8_lossy(value).into_owned());
+        Self { id, sticky }
+    }
+
+    /// What decides on which side of a rollout the request falls.
+    fn key(&self) -> Key {
+        Key { sticky: self.sticky.clone(), request_id: self.id.0.clone() }
+    }
+}
+
+/// Headers that name who asks, the first that is there: all requests of one user fall on one side of a rollout, else all of one
+/// tenant.
+const STICKY: [&str; 2] = ["x-highroad-user", "x-highroad-tenant"];
+
+impl<S: Send + Sync> FromRequestParts<S> for Asker {
+    type Rejection = std::convert::Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Self::Rejection> {
+        let id = parts.extensions.get::<RequestId>().cloned().unwrap_or_else(|| RequestId(String::new()));
+        Ok(Self::new(id, &parts.headers))
+    }
 }
 
 /// Every inference route of `portfolio` and the reading of its request log.
@@ -181,42 +217,33 @@ fn pipeline_routes() -> Routes {
 
 fn own_routes() -> Routes {
     Routes::default()
+        .get("/v1/highroad/rollouts", get(rollouts).fallback(openai_method))
+        .get("/v1/highroad/rollouts/{member}", get(rollout).fallback(openai_method))
+        .post("/v1/highroad/rollouts/{member}/labels", post(labels).fallback(openai_method))
         .get("/v1/highroad/status", get(status).fallback(openai_method))
         .get("/v1/highroad/requests/{id}", get(request_record).fallback(openai_method))
 }
 
-async fn embeddings(
-    State(app): State<App>,
-    Extension(id): Extension<RequestId>,
-    body: Result<Bytes, BytesRejection>,
-) -> Response {
-    openai_response(app.embeddings(&id, body).await)
+async fn embeddings(State(app): State<App>, asker: Asker, body: Result<Bytes, BytesRejection>) -> Response {
+    openai_response(app.embeddings(&asker, body).await)
 }
 
-async fn moderations(
-    State(app): State<App>,
-    Extension(id): Extension<RequestId>,
-    body: Result<Bytes, BytesRejection>,
-) -> Response {
-    openai_response(app.moderations(&id, body).await)
+async fn moderations(State(app): State<App>, asker: Asker, body: Result<Bytes, BytesRejection>) -> Response {
+    openai_response(app.moderations(&asker, body).await)
 }
 
 async fn documents(
     State(app): State<App>,
-    Extension(id): Extension<RequestId>,
+    asker: Asker,
     OriginalUri(uri): OriginalUri,
     body: Result<Bytes, BytesRejection>,
 ) -> Response {
     let (route, version) = if uri.path() == "/v2/rerank" { ("/v2/rerank", "2") } else { ("/v1/rerank", "1") };
-    app.rerank(&id, route, version, None, body).await
+    app.rerank(&asker, route, version, None, body).await
 }
 
-async fn cohere_embed(
-    State(app): State<App>,
-    Extension(id): Extension<RequestId>,
-    body: Result<Bytes, BytesRejection>,
-) -> Response {
-    let answered = app.cohere_embed(&id, body).await;
+async fn cohere_embed(State(app): State<App>, asker: Asker, body: Result<Bytes, BytesRejection>) -> Response {
+    let answered = app.cohere_embed(&asker, body).await;
     answered.unwrap_or_else(|failed| failed.problem().respond(rerank::error_body))
 }
 
@@ -229,11 +256,11 @@ async fn pipelines(State(app): State<App>) -> Json<Value> {
 
 async fn run_pipeline(
     State(app): State<App>,
-    Extension(id): Extension<RequestId>,
+    asker: Asker,
     Path(name): Path<String>,
     body: Result<Bytes, BytesRejection>,
 ) -> Response {
-    openai_response(app.run_pipeline(&id, &name, body).await.map_err(Refused::from))
+    openai_response(app.run_pipeline(&asker, &name, body).await.map_err(Refused::from))
 }
 
 async fn rerank_method(method: Method, OriginalUri(uri): OriginalUri) -> Response {
@@ -321,11 +348,11 @@ async fn all_stats(State(app): State<App>) -> Json<Value> {
 async fn infer(
     State(app): State<App>,
     Path(path): Path<ModelPath>,
-    Extension(id): Extension<RequestId>,
+    asker: Asker,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Response {
-    app.infer(&path, &id, &headers, body).await.unwrap_or_else(IntoResponse::into_response)
+    app.infer(&path, &asker, &headers, body).await.unwrap_or_else(IntoResponse::into_response)
 }
 
 async fn repository_index(State(app): State<App>) -> Json<Value> {
@@ -361,6 +388,29 @@ async fn status(State(app): State<App>) -> Json<Value> {
     Json(json!({ "ready": app.portfolio.is_ready(), "members": app.portfolio.statuses() }))
 }
 
+async fn rollouts(State(app): State<App>) -> Json<Value> {
+    Json(json!({ "rollouts": app.portfolio.rollouts() }))
+}
+
+async fn rollout(State(app): State<App>, Path(member): Path<String>) -> Response {
+    let found = app.portfolio.deployment(&member).map_err(Refused::from).and_then(|deployment| {
+        let status = deployment.rollout();
+        status.ok_or_else(|| Problem::not_found(format!("`{member}` has had no rollout here")).into())
+    });
+    openai_response(found.map(|status| Json(status).into_response()))
+}
+
+/// A right answer that came later: it counts for a rollout that compared the request in this process.
+#[derive(serde::Deserialize)]
+struct Label {
+    request_id: String,
+    label: String,
+}
+
+async fn labels(State(app): State<App>, Path(member): Path<String>, body: Result<Bytes, BytesRejection>) -> Response {
+    openai_response(app.label(&member, body))
+}
+
 async fn request_record(State(app): State<App>, Path(id): Path<String>) -> Response {
     let log = app.log.clone();
     let wanted = id.clone();
@@ -393,11 +443,10 @@ impl App {
         })
     }
 
-    async fn embeddings(&self, id: &RequestId, body: Result<Bytes, BytesRejection>) -> Result<Response, Refused> {
+    async fn embeddings(&self, asker: &Asker, body: Result<Bytes, BytesRejection>) -> Result<Response, Refused> {
         let request = EmbeddingsRequest::parse(&self.whole(body)?)?;
-        let revision = self.portfolio.revision(&request.model).map_err(|error| count(None, error))?;
         let wanted = Wanted { inputs: request.inputs, terms: Terms::default(), dimensions: request.dimensions };
-        let embedded = self.embed(id, "/v1/embeddings", &revision, wanted).await?;
+        let embedded = self.embed(asker, "/v1/embeddings", &request.model, wanted).await?;
         let body = openai::embeddings_reply(&request.model, &embedded.vectors, embedded.n_tokens(), request.encoding);
         Ok(self.answer(&embedded.call, &embedded.asked, "application/json", body))
     }
@@ -405,59 +454,63 @@ impl App {
     /// Vectors, whatever protocol asks for them.
     async fn embed<'a>(
         &self,
-        id: &'a RequestId,
+        asker: &'a Asker,
         route: &'static str,
-        revision: &'a Arc<Revision>,
+        member: &str,
         wanted: Wanted,
     ) -> Result<Embedded<'a>, AskError> {
-        let task = &revision.manifest().task.kind;
-        let TaskKind::Embed { normalized, .. } = task else {
-            return Err(wrong_task(revision, "embeddings"));
+        let assigned = self.assign(member, asker)?;
+        let task = &assigned.revision().manifest().task.kind;
+        let TaskKind::Embed { normalized, .. } = *task else {
+            return Err(wrong_task(assigned.revision(), "embeddings"));
         };
         let width = embedding_width(task, wanted.dimensions)
-            .map_err(|error| count(Some(revision), AskError::Dimensions(error)))?;
-        let call = Call::begin(id, route, revision);
-        let asked = call.finish(revision.ask(wanted.inputs, self.portfolio.limits(), wanted.terms).await)?;
-        let vectors = asked.answers.iter().map(|answer| shortened(answer.values(), width, *normalized)).collect();
+            .map_err(|error| count(Some(assigned.revision()), AskError::Dimensions(error)))?;
+        let served = assigned.ask(wanted.inputs, self.portfolio.limits(), wanted.terms).await;
+        let (call, result) = Call::of(asker, route, served);
+        let asked = call.finish(result)?;
+        let vectors = asked.answers.iter().map(|answer| shortened(answer.values(), width, normalized)).collect();
         Ok(Embedded { call, asked, vectors })
     }
 
-    async fn moderations(&self, id: &RequestId, body: Result<Bytes, BytesRejection>) -> Result<Response, Refused> {
+    async fn moderations(&self, asker: &Asker, body: Result<Bytes, BytesRejection>) -> Result<Response, Refused> {
         let request = ModerationsRequest::parse(&self.whole(body)?)?;
-        let revision = match &request.model {
-            Some(model) => self.portfolio.revision(model).map_err(|error| count(None, error))?,
+        let member = match &request.model {
+            Some(model) => model.clone(),
             None => self.only("moderates", moderates).map_err(|problem| {
                 let param = (problem.kind == Kind::Invalid).then_some("model");
                 Refused { param, ..problem.into() }
             })?,
         };
-        if !moderates(&revision) {
-            return Err(wrong_task(&revision, "moderations").into());
+        let assigned = self.assign(&member, asker)?;
+        if !moderates(assigned.revision()) {
+            return Err(wrong_task(assigned.revision(), "moderations").into());
         }
-        let call = Call::begin(id, "/v1/moderations", &revision);
-        let asked = call.finish(revision.ask(request.inputs, self.portfolio.limits(), Terms::default()).await)?;
-        let task = &revision.manifest().task.kind;
-        let body = openai::moderations_reply(&id.0, &revision.facts().member, task, &asked.answers);
+        let served = assigned.ask(request.inputs, self.portfolio.limits(), Terms::default()).await;
+        let (call, result) = Call::of(asker, "/v1/moderations", served);
+        let asked = call.finish(result)?;
+        let task = &call.revision.manifest().task.kind;
+        let body = openai::moderations_reply(&asker.id.0, &call.revision.facts().member, task, &asked.answers);
         Ok(self.answer(&call, &asked, "application/json", body))
     }
 
-    async fn cohere_embed(&self, id: &RequestId, body: Result<Bytes, BytesRejection>) -> Result<Response, Failed> {
+    async fn cohere_embed(&self, asker: &Asker, body: Result<Bytes, BytesRejection>) -> Result<Response, Failed> {
         let request = cohere::EmbedRequest::parse(&self.whole(body)?)?;
-        let revision = match &request.model {
-            Some(model) => self.portfolio.revision(model).map_err(|error| count(None, error))?,
+        let member = match &request.model {
+            Some(model) => model.clone(),
             None => self.only("embeds", embeds)?,
         };
         let terms = Terms { cut: request.cut, ..Terms::default() };
         let wanted = Wanted { inputs: request.inputs(), terms, dimensions: request.dimensions };
-        let embedded = self.embed(id, "/v2/embed", &revision, wanted).await?;
-        let body = request.reply(&id.0, &embedded.vectors, embedded.n_tokens());
+        let embedded = self.embed(asker, "/v2/embed", &member, wanted).await?;
+        let body = request.reply(&asker.id.0, &embedded.vectors, embedded.n_tokens());
         Ok(self.answer(&embedded.call, &embedded.asked, "application/json", body))
     }
 
     /// Reranks, and answers and refuses in the dialect of the body. `model` goes before the one that the body names.
     async fn rerank(
         &self,
-        id: &RequestId,
+        asker: &Asker,
         route: &'static str,
         version: &'static str,
         model: Option<String>,
@@ -469,7 +522,7 @@ impl App {
         };
         let request = RerankRequest::parse(&bytes, version).map_err(Failed::from);
         let reranked = match request {
-            Ok(request) => self.ranked(id, route, model, request).await,
+            Ok(request) => self.ranked(asker, route, model, request).await,
             Err(failed) => Err(failed),
         };
         let refuse = |failed: Failed| match rerank::is_tei(&bytes) {
@@ -481,26 +534,28 @@ impl App {
 
     async fn ranked(
         &self,
-        id: &RequestId,
+        asker: &Asker,
         route: &'static str,
         model: Option<String>,
         request: RerankRequest,
     ) -> Result<Response, Failed> {
-        let revision = match model.as_ref().or(request.model.as_ref()) {
-            Some(model) => self.portfolio.revision(model).map_err(|error| count(None, error))?,
+        let member = match model.or_else(|| request.model.clone()) {
+            Some(model) => model,
             None => self.only("reranks", reranks)?,
         };
-        if !reranks(&revision) {
-            return Err(wrong_task(&revision, "reranking").into());
+        let assigned = self.assign(&member, asker)?;
+        if !reranks(assigned.revision()) {
+            return Err(wrong_task(assigned.revision(), "reranking").into());
         }
         let limits = self.portfolio.limits();
         check_limit("bytes in its pairs", request.pairs_bytes(), limits.body_bytes)
-            .map_err(|error| count(Some(&revision), error))?;
-        let call = Call::begin(id, route, &revision);
+            .map_err(|error| count(Some(assigned.revision()), error))?;
         let terms = Terms { cut: request.cut, ..Terms::default() };
-        let asked = call.finish(revision.ask(request.inputs(), limits, terms).await)?;
+        let served = assigned.ask(request.inputs(), limits, terms).await;
+        let (call, result) = Call::of(asker, route, served);
+        let asked = call.finish(result)?;
         let n_tokens = asked.n_tokens.iter().sum();
-        let body = request.reply(&id.0, &revision.facts().member, &asked.answers, n_tokens);
+        let body = request.reply(&asker.id.0, &call.revision.facts().member, &asked.answers, n_tokens);
         let mut response = self.answer(&call, &asked, "application/json", body);
         if matches!(request.dialect, Dialect::Tei { .. }) {
             tei::put_times(&call, &asked, &mut response);
@@ -510,7 +565,7 @@ impl App {
 
     async fn run_pipeline(
         &self,
-        id: &RequestId,
+        asker: &Asker,
         name: &str,
         body: Result<Bytes, BytesRejection>,
     ) -> Result<Response, Problem> {
@@ -523,8 +578,8 @@ impl App {
         if !Principal::current_may_ask(name) {
             return Err(AskError::NotAllowed { member: name.to_owned() }.problem());
         }
-        let begun = Instant::now();
-        let run = pipelines.run(&self.portfolio, config, &request.input);
+        let (begun, key) = (Instant::now(), asker.key());
+        let run = pipelines.run(&self.portfolio, config, &request.input, &key);
         let finished = Principal::with_all_members(run).await;
         let outcome = match &finished {
             Ok(Finished { stopped: None, .. }) => "ok",
@@ -534,8 +589,8 @@ impl App {
         counter!(PIPELINE_REQUESTS, "pipeline" => name.to_owned(), "outcome" => outcome).increment(1);
         histogram!(PIPELINE_SECONDS, "pipeline" => name.to_owned()).record(begun.elapsed().as_secs_f64());
         let finished = finished.map_err(|error| error.problem())?;
-        self.log_steps(id, name, &finished);
-        let body = request.reply(&id.0, name, &finished);
+        self.log_steps(&asker.id, name, &finished);
+        let body = request.reply(&asker.id.0, name, &finished);
         Ok(([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], body).into_response())
     }
 
@@ -552,34 +607,48 @@ impl App {
     }
 
     /// The one member that `does` what is asked, for a request that names none.
-    fn only(&self, does: &str, has: fn(&Revision) -> bool) -> Result<Arc<Revision>, Problem> {
+    fn only(&self, does: &str, has: fn(&Revision) -> bool) -> Result<String, Problem> {
         let revisions = self.portfolio.deployments().into_iter().filter_map(|deployment| deployment.revision().ok());
-        let mut found: Vec<Arc<Revision>> = revisions.filter(|revision| has(revision)).collect();
+        let found = revisions.filter(|revision| has(revision)).map(|revision| revision.facts().member.clone());
+        let mut found: Vec<String> = found.collect();
         match found.len() {
             1 => Ok(found.remove(0)),
             0 => Err(Problem::not_found(format!("no model of this server {does}"))),
             _ => {
-                let names: Vec<&str> = found.iter().map(|revision| revision.facts().member.as_str()).collect();
-                let names = names.join(", ");
+                let names = found.join(", ");
                 Err(Problem::invalid(format!("more than one model {does}; name one as `model`: {names}")))
             }
         }
     }
 
+    fn label(&self, member: &str, body: Result<Bytes, BytesRejection>) -> Result<Response, Refused> {
+        let given: Label = serde_json::from_slice(&self.whole(body)?)
+            .map_err(|error| Problem::invalid(format!("expected `request_id` and `label`: {error}")))?;
+        let deployment = self.portfolio.deployment(member)?;
+        let counted = deployment.label(&given.request_id, &given.label);
+        Ok(Json(json!({ "counted": counted })).into_response())
+    }
+
+    /// Who answers a request for `member`.
+    fn assign(&self, member: &str, asker: &Asker) -> Result<Assigned, AskError> {
+        self.portfolio.assign(member, &asker.key()).map_err(|error| count(None, error))
+    }
+
     async fn infer(
         &self,
         path: &ModelPath,
-        id: &RequestId,
+        asker: &Asker,
         headers: &HeaderMap,
         body: Result<Bytes, BytesRejection>,
     ) -> Result<Response, Problem> {
-        let revision = self.versioned(path)?;
+        let assigned = self.assigned_version(path, asker)?;
         let request = InferRequest::parse(&self.whole(body)?, json_bytes(headers)?)?;
         let timeout = request.timeout;
-        let (query, wanted) = request.query(revision.program().inputs())?;
-        let (facts, task) = (revision.facts(), &revision.manifest().task.kind);
-        let reply = |outputs| wanted.reply(&path.model, facts, task, outputs);
-        let (reply, headers) = self.infer_with(&revision, id, query, timeout, reply).await?;
+        let (query, wanted) = request.query(assigned.revision().program().inputs())?;
+        let reply = |revision: &Revision, outputs| {
+            wanted.reply(&path.model, revision.facts(), &revision.manifest().task.kind, outputs)
+        };
+        let (reply, headers) = self.infer_with(&assigned, asker, query, timeout, reply).await?;
         let mut response = Response::new(Body::from(reply.body));
         *response.headers_mut() = headers;
         let content_type = if reply.json_bytes.is_some() { "application/octet-stream" } else { "application/json" };
@@ -593,28 +662,39 @@ impl App {
     /// Answers `query` with what `reply` makes of its outputs, and gives the headers that tell where it comes from.
     async fn infer_with<R>(
         &self,
-        revision: &Arc<Revision>,
-        id: &RequestId,
+        assigned: &Assigned,
+        asker: &Asker,
         query: Query,
         timeout: Option<Duration>,
-        reply: impl FnOnce(Vec<oip::Output>) -> Result<R, Problem>,
+        reply: impl FnOnce(&Revision, Vec<oip::Output>) -> Result<R, Problem>,
     ) -> Result<(R, HeaderMap), Problem> {
-        let call = Call::begin(id, "/v2/models/infer", revision);
+        const ROUTE: &str = "/v2/models/infer";
         match query {
             Query::Rows(inputs) => {
                 let terms = Terms { timeout, ..Terms::default() };
-                let asked = call.finish(revision.ask(inputs, self.portfolio.limits(), terms).await);
-                let asked = asked.map_err(|error| error.problem())?;
-                let reply = reply(oip::task_outputs(&revision.manifest().task.kind, &asked.answers))?;
+                let served = assigned.ask(inputs, self.portfolio.limits(), terms).await;
+                let (call, result) = Call::of(asker, ROUTE, served);
+                let asked = call.finish(result).map_err(|error| error.problem())?;
+                let outputs = oip::task_outputs(&call.revision.manifest().task.kind, &asked.answers);
+                let reply = reply(&call.revision, outputs)?;
                 Ok((reply, self.answered(&call, &asked)))
             }
             Query::Program(tensors) => {
-                let asked = call.finish(revision.run_program(tensors, timeout).await);
-                let asked = asked.map_err(|error| error.problem())?;
-                let reply = reply(oip::program_outputs(revision.program().outputs(), &asked.answers))?;
+                let (call, result) = Call::of(asker, ROUTE, assigned.run_program(tensors, timeout).await);
+                let asked = call.finish(result).map_err(|error| error.problem())?;
+                let outputs = oip::program_outputs(call.revision.program().outputs(), &asked.answers);
+                let reply = reply(&call.revision, outputs)?;
                 Ok((reply, self.answered(&call, &asked)))
             }
         }
+    }
+
+    /// Who answers a request for the path's model: of two versions in a rollout the one that the path names.
+    fn assigned_version(&self, path: &ModelPath, asker: &Asker) -> Result<Assigned, Problem> {
+        let assigned = self.assign(&path.model, asker).map_err(|error| error.problem())?;
+        let Some(version) = &path.version else { return Ok(assigned) };
+        let named = assigned.pinned(|revision| oip::version(revision.facts()) == *version);
+        named.map_or_else(|| self.versioned(path).map(|revision| Assigned::plain(revision, &asker.key())), Ok)
     }
 
     fn versioned(&self, path: &ModelPath) -> Result<Arc<Revision>, Problem> {
@@ -642,6 +722,9 @@ impl App {
         self.log.put(call.record(asked));
         let mut headers = HeaderMap::new();
         origin(call.revision.facts(), &mut headers);
+        if let Some(rollout) = call.rollout.as_ref().and_then(|told| HeaderValue::from_str(told).ok()) {
+            headers.insert(ROLLOUT, rollout);
+        }
         if asked.n_truncated > 0 {
             headers.insert(TRUNCATED, asked.n_truncated.into());
         }
@@ -771,13 +854,16 @@ fn count(revision: Option<&Revision>, error: AskError) -> AskError {
 struct Call<'a> {
     id: &'a RequestId,
     route: &'static str,
-    revision: &'a Revision,
+    revision: Arc<Revision>,
     begun: Instant,
+    rollout: Option<String>,
 }
 
 impl<'a> Call<'a> {
-    fn begin(id: &'a RequestId, route: &'static str, revision: &'a Revision) -> Self {
-        Self { id, route, revision, begun: Instant::now() }
+    /// What was served to a request on `route`, and how it went.
+    fn of<A>(asker: &'a Asker, route: &'static str, served: Served<A>) -> (Self, Result<Asked<A>, AskError>) {
+        let Served { revision, result, begun, rollout } = served;
+        (Self { id: &asker.id, route, revision, begun, rollout }, result)
     }
 
     fn finish<A>(&self, result: Result<Asked<A>, AskError>) -> Result<Asked<A>, AskError> {
@@ -788,7 +874,7 @@ impl<'a> Call<'a> {
                 histogram!(REQUEST_SECONDS, "member" => member).record(self.begun.elapsed().as_secs_f64());
                 Ok(asked)
             }
-            Err(error) => Err(count(Some(self.revision), error)),
+            Err(error) => Err(count(Some(&self.revision), error)),
         }
     }
 

@@ -3,6 +3,7 @@
 //! The core knows no transport: a [`Portfolio`] has [`Deployment`]s, each serving a [`Revision`] that answers inputs. The
 //! protocols are thin conversions to and from it, and [`router`] puts them on HTTP.
 
+pub mod admission;
 mod attestation;
 pub mod batcher;
 pub mod case;
@@ -20,6 +21,8 @@ mod registry;
 mod remote;
 pub mod request_log;
 mod revision;
+pub mod rollout;
+mod saved;
 pub mod telemetry;
 
 pub use attestation::{Attestation, path as attestation_path};

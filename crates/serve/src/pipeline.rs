@@ -20,6 +20,7 @@ pub use run::{Finished, PipelineError, StepReport, Stopped, Value};
 use crate::error::DeployError;
 use crate::index::{Index, IndexError};
 use crate::portfolio::Portfolio;
+use crate::revision::Facts;
 
 /// Where an index is and who embeds the queries to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -211,10 +212,14 @@ impl Pipelines {
     }
 }
 
-/// Vectors of two models are not comparable, however alike they look.
 fn check_index(name: &str, config: &IndexConfig, index: &Index, portfolio: &Portfolio) -> Result<(), String> {
     let revision = portfolio.revision(&config.embedder).map_err(|error| format!("index `{name}`: {error}"))?;
-    let (built_by, serves) = (&index.description().embedder, revision.facts());
+    check_package(name, index, revision.facts())
+}
+
+/// Vectors of two models are not comparable, however alike they look.
+fn check_package(name: &str, index: &Index, serves: &Facts) -> Result<(), String> {
+    let built_by = &index.description().embedder;
     if built_by.package == serves.package {
         return Ok(());
     }

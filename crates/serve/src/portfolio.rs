@@ -6,12 +6,13 @@ use arc_swap::ArcSwapOption;
 use highroad_service::access::Principal;
 use tokio::sync::Notify;
 
-use crate::config::{MemberConfig, PortfolioConfig, RequestLimits};
+use crate::config::{MemberConfig, PortfolioConfig, RequestLimits, RolloutConfig};
 use crate::deployment::{Deployment, LocalState, State, Status};
 use crate::error::{AskError, DeployError};
 use crate::pipeline::{IndexConfig, PipelineConfig, Pipelines};
 use crate::registry::Registry;
 use crate::revision::{Revision, Unverified};
+use crate::rollout::{Assigned, Key, RolloutStatus, Rollouts};
 
 /// The models one process serves, by name.
 pub struct Portfolio {
@@ -21,7 +22,8 @@ pub struct Portfolio {
     unverified: Unverified,
     registry: Option<Arc<dyn Registry>>,
     local: LocalState,
-    look_now: Notify,
+    rollouts: RolloutConfig,
+    look_now: Arc<Notify>,
     pipelines: BTreeMap<String, PipelineConfig>,
     indexes: BTreeMap<String, IndexConfig>,
     opened: ArcSwapOption<Pipelines>,
@@ -42,7 +44,8 @@ impl Portfolio {
             unverified,
             registry,
             local,
-            look_now: Notify::new(),
+            rollouts: config.rollouts,
+            look_now: Arc::default(),
             pipelines: config.pipelines,
             indexes: config.indexes,
             opened: ArcSwapOption::empty(),
@@ -57,7 +60,8 @@ impl Portfolio {
     pub fn add(&self, name: String, config: MemberConfig) {
         let deployment = || {
             let (registry, local) = (self.registry.clone(), self.local.clone());
-            Arc::new(Deployment::new(name.clone(), config, self.unverified, registry, local))
+            let rollouts = Rollouts::new(&name, self.rollouts, self.poll_interval, Arc::clone(&self.look_now));
+            Arc::new(Deployment::new(name.clone(), config, self.unverified, registry, local, rollouts))
         };
         self.members().entry(name.clone()).or_insert_with(deployment);
     }
@@ -89,6 +93,16 @@ impl Portfolio {
     /// What serves `name` now.
     pub fn revision(&self, name: &str) -> Result<Arc<Revision>, AskError> {
         self.deployment(name)?.revision()
+    }
+
+    /// Who answers a request for `name`: what serves now, or the candidate of a rollout that the request's key has a part in.
+    pub fn assign(&self, name: &str, key: &Key) -> Result<Assigned, AskError> {
+        self.deployment(name)?.assign(key)
+    }
+
+    /// The rollouts that go on here and the last ones of other members, sorted by member.
+    pub fn rollouts(&self) -> Vec<RolloutStatus> {
+        self.deployments().iter().filter_map(|deployment| deployment.rollout()).collect()
     }
 
     /// Where every member stands, sorted by name.

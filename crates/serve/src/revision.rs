@@ -7,7 +7,7 @@ use highroad_eval::{Aliased, Evidence, Override, OverrideRefusal, Verdict};
 use highroad_package::{Digest, Manifest, VerifiedPackage};
 use highroad_task::raw::{Program, Tensor};
 use highroad_task::{Answer, Cut, Input, Piece, Predictor, PredictorOptions, Prepared, Special, TaskError};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::attestation;
 use crate::batcher::{Batcher, Done, RowError, Ticket};
@@ -32,7 +32,7 @@ pub struct Candidate {
 }
 
 /// An override and what it has to be about.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Overridden {
     /// Digest of its bytes.
     pub digest: Digest,
@@ -194,7 +194,7 @@ impl Revision {
         self.predictor().max_tokens()
     }
 
-    fn predictor(&self) -> &Predictor {
+    pub(crate) fn predictor(&self) -> &Predictor {
         &self.batcher.engine().predictor
     }
 
@@ -339,7 +339,7 @@ fn is_image(input: &Input) -> bool {
     matches!(input, Input::Image(_))
 }
 
-fn size_bytes(input: &Input) -> usize {
+pub(crate) fn size_bytes(input: &Input) -> usize {
     match input {
         Input::Text(text) => text.len(),
         Input::Tokens(ids) => 4 * ids.len(),

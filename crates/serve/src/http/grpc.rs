@@ -6,7 +6,7 @@ use tonic::codec::CompressionEncoding::Gzip;
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Request, Response, Status};
 
-use super::{App, ModelPath};
+use super::{App, Asker, ModelPath};
 use crate::protocol::oip::grpc::proto::grpc_inference_service_server::{
     GrpcInferenceService, GrpcInferenceServiceServer,
 };
@@ -16,6 +16,7 @@ use crate::protocol::oip::grpc::proto::{
     ServerReadyRequest, ServerReadyResponse,
 };
 use crate::protocol::oip::grpc::{infer_request, model_metadata_message, server_metadata_message};
+use crate::revision::Revision;
 
 /// Where gRPC has its methods.
 pub(super) const PATH: &str = "/inference.GRPCInferenceService/{method}";
@@ -68,8 +69,9 @@ impl GrpcInferenceService for Inference {
     async fn model_infer(&self, request: Request<ModelInferRequest>) -> Result<Response<ModelInferResponse>, Status> {
         // The shell gives every request an id.
         let id = request.extensions().get::<RequestId>().cloned().unwrap_or(RequestId(String::new()));
+        let asker = Asker::new(id, &request.metadata().clone().into_headers());
         let was_compressed = request.metadata().get("grpc-encoding").is_some_and(|encoding| encoding != "identity");
-        let (reply, headers) = self.infer(&id, request.into_inner()).await.map_err(|problem| status(&problem))?;
+        let (reply, headers) = self.infer(&asker, request.into_inner()).await.map_err(|problem| status(&problem))?;
         let mut response = Response::new(reply);
         *response.metadata_mut() = MetadataMap::from_headers(ascii(headers));
         // Every client says that it reads gzip; those that send it are short of bandwidth, and the others of time.
@@ -83,17 +85,18 @@ impl GrpcInferenceService for Inference {
 impl Inference {
     async fn infer(
         &self,
-        id: &RequestId,
+        asker: &Asker,
         message: ModelInferRequest,
     ) -> Result<(ModelInferResponse, HeaderMap), Problem> {
         let path = model_path(message.model_name.clone(), message.model_version.clone());
-        let revision = self.0.versioned(&path)?;
+        let assigned = self.0.assigned_version(&path, asker)?;
         let (request, form) = infer_request(message)?;
         let timeout = request.timeout;
-        let (query, wanted) = request.query(revision.program().inputs())?;
-        let (facts, task) = (revision.facts(), &revision.manifest().task.kind);
-        let reply = |outputs| wanted.message(form, &path.model, facts, task, outputs);
-        self.0.infer_with(&revision, id, query, timeout, reply).await
+        let (query, wanted) = request.query(assigned.revision().program().inputs())?;
+        let reply = |revision: &Revision, outputs| {
+            wanted.message(form, &path.model, revision.facts(), &revision.manifest().task.kind, outputs)
+        };
+        self.0.infer_with(&assigned, asker, query, timeout, reply).await
     }
 }
 

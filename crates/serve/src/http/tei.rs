@@ -3,18 +3,19 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Json;
 use axum::body::{Body as HttpBody, Bytes};
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{OriginalUri, Path, State};
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{MethodRouter, get, post};
-use axum::{Extension, Json};
 use highroad_package::TaskKind;
-use highroad_service::RequestId;
 use serde_json::Value;
 
-use super::{App, Call, Failed, Routes, Wanted, classifies, count, embeds, origin, reads, wrong_method, wrong_task};
+use super::{
+    App, Asker, Call, Failed, Routes, Wanted, classifies, count, embeds, origin, reads, wrong_method, wrong_task,
+};
 use crate::protocol::tei::{
     self, Body, DecodeRequest, EmbedRequest, ErrorType, PredictRequest, Refused, SimilarityRequest, TokenizeRequest,
     Wish,
@@ -67,9 +68,9 @@ pub(super) fn routes() -> Routes {
 fn asks(asking: Asking) -> MethodRouter<App> {
     let handler = move |State(app): State<App>,
                         Path(at): Path<At>,
-                        Extension(id): Extension<RequestId>,
+                        asker: Asker,
                         body: Result<Bytes, BytesRejection>| async move {
-        app.tei(asking, at.model, &id, body).await.unwrap_or_else(refuse)
+        app.tei(asking, at.model, &asker, body).await.unwrap_or_else(refuse)
     };
     post(handler).fallback(method)
 }
@@ -77,10 +78,10 @@ fn asks(asking: Asking) -> MethodRouter<App> {
 async fn rerank(
     State(app): State<App>,
     Path(model): Path<String>,
-    Extension(id): Extension<RequestId>,
+    asker: Asker,
     body: Result<Bytes, BytesRejection>,
 ) -> Response {
-    app.rerank(&id, "/rerank", "1", Some(model), body).await
+    app.rerank(&asker, "/rerank", "1", Some(model), body).await
 }
 
 /// The path's model, where it has one.
@@ -94,7 +95,7 @@ async fn method(method: Method, OriginalUri(uri): OriginalUri) -> Response {
 }
 
 async fn info(State(app): State<App>, Path(at): Path<At>) -> Response {
-    let found = app.tei_member(at.model.as_deref(), "is served", |_| true);
+    let found = app.tei_revision(at.model.as_deref(), "is served", |_| true);
     let answer = |revision: Arc<Revision>| {
         let body = tei::info(revision.facts(), revision.manifest(), revision.max_tokens(), app.portfolio.limits());
         let mut response = Json(body).into_response();
@@ -105,7 +106,7 @@ async fn info(State(app): State<App>, Path(at): Path<At>) -> Response {
 }
 
 async fn health(State(app): State<App>, Path(at): Path<At>) -> Response {
-    let found = app.tei_member(at.model.as_deref(), "", |_| true);
+    let found = app.tei_revision(at.model.as_deref(), "", |_| true);
     found.map(|_| StatusCode::OK.into_response()).unwrap_or_else(|failed| refuse(failed.into()))
 }
 
@@ -139,7 +140,7 @@ impl App {
         &self,
         asking: Asking,
         model: Option<String>,
-        id: &RequestId,
+        asker: &Asker,
         body: Result<Bytes, BytesRejection>,
     ) -> Result<Response, Refused> {
         let bytes = self.whole(body)?;
@@ -150,14 +151,14 @@ impl App {
         };
         match asking {
             Asking::Root => match self.wish(model, &body)? {
-                Wish::Embed => self.tei_embed(model, id, &body).await,
-                Wish::Predict => self.tei_predict(model, id, &body).await,
-                Wish::Similarity => self.tei_similarity(model, id, &body).await,
-                Wish::Rerank => Ok(self.rerank(id, "/rerank", "1", model.map(str::to_owned), Ok(bytes)).await),
+                Wish::Embed => self.tei_embed(model, asker, &body).await,
+                Wish::Predict => self.tei_predict(model, asker, &body).await,
+                Wish::Similarity => self.tei_similarity(model, asker, &body).await,
+                Wish::Rerank => Ok(self.rerank(asker, "/rerank", "1", model.map(str::to_owned), Ok(bytes)).await),
             },
-            Asking::Embed => self.tei_embed(model, id, &body).await,
-            Asking::Predict => self.tei_predict(model, id, &body).await,
-            Asking::Similarity => self.tei_similarity(model, id, &body).await,
+            Asking::Embed => self.tei_embed(model, asker, &body).await,
+            Asking::Predict => self.tei_predict(model, asker, &body).await,
+            Asking::Similarity => self.tei_similarity(model, asker, &body).await,
             Asking::Tokenize => self.tei_tokenize(model, &body).await,
             Asking::Decode => self.tei_decode(model, &body).await,
             Asking::EmbedAll => Err(Refused::of(
@@ -186,54 +187,70 @@ impl App {
         }
     }
 
-    fn tei_member(&self, model: Option<&str>, does: &str, has: fn(&Revision) -> bool) -> Result<Arc<Revision>, Failed> {
+    fn tei_member(&self, model: Option<&str>, does: &str, has: fn(&Revision) -> bool) -> Result<String, Failed> {
         match model {
-            Some(model) => Ok(self.portfolio.revision(model).map_err(|error| count(None, error))?),
+            Some(model) => Ok(model.to_owned()),
             None => Ok(self.only(does, has)?),
         }
     }
 
-    async fn tei_embed(&self, model: Option<&str>, id: &RequestId, body: &Body) -> Result<Response, Refused> {
+    /// What serves, for what no model computes.
+    fn tei_revision(
+        &self,
+        model: Option<&str>,
+        does: &str,
+        has: fn(&Revision) -> bool,
+    ) -> Result<Arc<Revision>, Failed> {
+        let member = self.tei_member(model, does, has)?;
+        Ok(self.portfolio.revision(&member).map_err(|error| count(None, error))?)
+    }
+
+    async fn tei_embed(&self, model: Option<&str>, asker: &Asker, body: &Body) -> Result<Response, Refused> {
         let request = EmbedRequest::parse(body)?;
-        let revision = self.tei_member(model, "embeds", embeds)?;
+        let member = self.tei_member(model, "embeds", embeds)?;
         let terms = Terms { cut: request.cut, ..Terms::default() };
         let wanted = Wanted { inputs: request.inputs.clone(), terms, dimensions: request.dimensions };
-        let embedded = self.embed(id, "/embed", &revision, wanted).await?;
+        let embedded = self.embed(asker, "/embed", &member, wanted).await?;
         Ok(self.tei_answer(&embedded.call, &embedded.asked, request.reply(&embedded.vectors)))
     }
 
-    async fn tei_similarity(&self, model: Option<&str>, id: &RequestId, body: &Body) -> Result<Response, Refused> {
+    async fn tei_similarity(&self, model: Option<&str>, asker: &Asker, body: &Body) -> Result<Response, Refused> {
         let request = SimilarityRequest::parse(body)?;
-        let revision = self.tei_member(model, "embeds", embeds)?;
+        let member = self.tei_member(model, "embeds", embeds)?;
         let terms = Terms { cut: request.cut, ..Terms::default() };
         let wanted = Wanted { inputs: request.inputs, terms, dimensions: None };
-        let embedded = self.embed(id, "/similarity", &revision, wanted).await?;
+        let embedded = self.embed(asker, "/similarity", &member, wanted).await?;
         let reply = SimilarityRequest::reply(&embedded.asked.answers);
         Ok(self.tei_answer(&embedded.call, &embedded.asked, reply))
     }
 
-    async fn tei_predict(&self, model: Option<&str>, id: &RequestId, body: &Body) -> Result<Response, Refused> {
+    async fn tei_predict(&self, model: Option<&str>, asker: &Asker, body: &Body) -> Result<Response, Refused> {
         let request = PredictRequest::parse(body)?;
-        let revision = self.tei_member(model, "classifies texts", classifies)?;
-        let TaskKind::Classify { labels, .. } = &revision.manifest().task.kind else {
-            return Err(wrong_task(&revision, "classification").into());
-        };
-        let call = Call::begin(id, "/predict", &revision);
+        let member = self.tei_member(model, "classifies texts", classifies)?;
+        let assigned = self.assign(&member, asker)?;
+        if !matches!(&assigned.revision().manifest().task.kind, TaskKind::Classify { .. }) {
+            return Err(wrong_task(assigned.revision(), "classification").into());
+        }
         let terms = Terms { cut: request.cut, ..Terms::default() };
-        let asked = call.finish(revision.ask(request.inputs.clone(), self.portfolio.limits(), terms).await)?;
+        let served = assigned.ask(request.inputs.clone(), self.portfolio.limits(), terms).await;
+        let (call, result) = Call::of(asker, "/predict", served);
+        let asked = call.finish(result)?;
+        let TaskKind::Classify { labels, .. } = &call.revision.manifest().task.kind else {
+            return Err(wrong_task(&call.revision, "classification").into());
+        };
         Ok(self.tei_answer(&call, &asked, request.reply(labels, &asked.answers)))
     }
 
     async fn tei_tokenize(&self, model: Option<&str>, body: &Body) -> Result<Response, Refused> {
         let request = TokenizeRequest::parse(body)?;
-        let revision = self.tei_member(model, "reads texts", reads)?;
+        let revision = self.tei_revision(model, "reads texts", reads)?;
         let pieces = revision.pieces(request.inputs, request.special, self.portfolio.limits()).await?;
         Ok(plain(&revision, TokenizeRequest::reply(&pieces)))
     }
 
     async fn tei_decode(&self, model: Option<&str>, body: &Body) -> Result<Response, Refused> {
         let request = DecodeRequest::parse(body)?;
-        let revision = self.tei_member(model, "reads texts", reads)?;
+        let revision = self.tei_revision(model, "reads texts", reads)?;
         let texts = revision.decode(request.ids, request.special, self.portfolio.limits()).await?;
         Ok(plain(&revision, Value::from(texts).to_string().into_bytes()))
     }

@@ -10,11 +10,12 @@ use highroad_task::{Answer, Input, ranked};
 use serde::Serialize;
 use tokio::sync::SetOnce;
 
-use super::{Action, IndexConfig, OnError, Piece, PipelineConfig, Pipelines, Query, Step, Template, check_index};
+use super::{Action, OnError, Piece, PipelineConfig, Pipelines, Query, Step, Template, check_index, check_package};
 use crate::error::AskError;
 use crate::index::{Document, Index};
 use crate::portfolio::Portfolio;
 use crate::revision::{Asked, Facts, Revision, Terms};
+use crate::rollout::{Key, Served};
 
 /// What a step gave.
 #[derive(Clone, Debug, Serialize)]
@@ -153,20 +154,22 @@ struct Run<'a> {
     portfolio: &'a Portfolio,
     config: &'a PipelineConfig,
     input: &'a str,
+    key: &'a Key,
     done: Vec<SetOnce<StepReport>>,
 }
 
 impl Pipelines {
     /// Sends `input` through a pipeline of this set. Steps run as soon as what they read is there; a label that ends the request and
-    /// an error drop what still runs.
+    /// an error drop what still runs. Members in a rollout answer as `key` decides.
     pub async fn run(
         &self,
         portfolio: &Portfolio,
         config: &PipelineConfig,
         input: &str,
+        key: &Key,
     ) -> Result<Finished, PipelineError> {
         let done = config.steps.iter().map(|_| SetOnce::new()).collect();
-        let run = Run { pipelines: self, portfolio, config, input, done };
+        let run = Run { pipelines: self, portfolio, config, input, key, done };
         let steps = try_join_all((0..config.steps.len()).map(|step_idx| run.step(step_idx)));
         let ended = match tokio::time::timeout(config.timeout, steps).await {
             Ok(ended) => ended,
@@ -264,30 +267,40 @@ impl Run<'_> {
     async fn search(&self, step: &Step, name: &str, query: &Query, top: usize) -> Result<Outcome, PipelineError> {
         let (config, index) =
             self.pipelines.index(name).expect("the configuration names only indexes that were opened");
-        check_index(name, config, index, self.portfolio)
-            .map_err(|reason| PipelineError::Stale { step: step.name.clone(), reason })?;
+        let stale = |reason| PipelineError::Stale { step: step.name.clone(), reason };
         let (vector, by) = match query {
-            Query::Vector(earlier) => match self.value(*earlier) {
-                Value::Vector(vector) => (vector.clone(), None),
-                _ => (Vec::new(), None),
-            },
+            Query::Vector(earlier) => (self.vector_for(name, index, *earlier).map_err(stale)?, None),
             Query::Text(text) => {
-                let asked = self.ask_embedder(step, config, self.text(text)).await?;
+                check_index(name, config, index, self.portfolio).map_err(stale)?;
+                let asked = self.ask_stable(&config.embedder, vec![Input::Text(self.text(text))]).await;
+                let asked = asked.map_err(|source| PipelineError::Ask { step: step.name.clone(), source })?;
+                // It may have been promoted in the meantime.
+                check_package(name, index, &asked.facts.facts).map_err(stale)?;
                 (only(&asked.revision, &asked.answers).values().to_vec(), Some(asked.facts))
             }
         };
         let found = find(Arc::clone(index), vector, top).await;
-        let found = found.ok_or_else(|| PipelineError::Stale {
-            step: step.name.clone(),
-            reason: format!("the query's vector does not fit the index `{name}`"),
-        })?;
+        let found = found.ok_or_else(|| stale(format!("the query's vector does not fit the index `{name}`")))?;
         Ok(Outcome { by, index: Some(index.digest().to_string()), ..Outcome::of(Value::Documents(found)) })
     }
 
-    async fn ask_embedder(&self, step: &Step, config: &IndexConfig, text: String) -> Result<StepAnswer, PipelineError> {
-        self.ask_one(&config.embedder, vec![Input::Text(text)])
-            .await
-            .map_err(|source| PipelineError::Ask { step: step.name.clone(), source })
+    /// An earlier step's vector, if the package that made the index's made it too.
+    fn vector_for(&self, name: &str, index: &Index, step_idx: usize) -> Result<Vec<f32>, String> {
+        let report = self.done[step_idx].get().expect("a step waits for what it reads");
+        if let Some(asked) = &report.asked {
+            check_package(name, index, &asked.facts)?;
+        }
+        match &report.value {
+            Value::Vector(vector) => Ok(vector.clone()),
+            _ => Ok(Vec::new()),
+        }
+    }
+
+    /// Asks what serves, past any rollout: a candidate's vectors do not fit the index.
+    async fn ask_stable(&self, member: &str, inputs: Vec<Input>) -> Result<StepAnswer, AskError> {
+        let revision = self.portfolio.revision(member)?;
+        let asked = revision.ask(inputs, self.portfolio.limits(), Terms::default()).await?;
+        Ok(StepAnswer::of(revision, asked))
     }
 
     /// Asks `member`, and where it fails the step's fallback.
@@ -306,12 +319,9 @@ impl Run<'_> {
     }
 
     async fn ask_one(&self, member: &str, inputs: Vec<Input>) -> Result<StepAnswer, AskError> {
-        let revision = self.portfolio.revision(member)?;
-        let Asked { answers, digests, n_tokens, n_truncated, prepared, queued, computed } =
-            revision.ask(inputs, self.portfolio.limits(), Terms::default()).await?;
-        let asked = Arc::new(Asked { answers: (), digests, n_tokens, n_truncated, prepared, queued, computed });
-        let facts = AskedFacts { facts: revision.facts().clone(), asked };
-        Ok(StepAnswer { revision, answers, facts, fell_back: None })
+        let assigned = self.portfolio.assign(member, self.key)?;
+        let Served { revision, result, .. } = assigned.ask(inputs, self.portfolio.limits(), Terms::default()).await;
+        Ok(StepAnswer::of(revision, result?))
     }
 
     fn value(&self, step_idx: usize) -> &Value {
@@ -346,6 +356,13 @@ struct StepAnswer {
 }
 
 impl StepAnswer {
+    fn of(revision: Arc<Revision>, asked: Asked<Vec<Answer>>) -> Self {
+        let Asked { answers, digests, n_tokens, n_truncated, prepared, queued, computed } = asked;
+        let asked = Arc::new(Asked { answers: (), digests, n_tokens, n_truncated, prepared, queued, computed });
+        let facts = AskedFacts { facts: revision.facts().clone(), asked };
+        Self { revision, answers, facts, fell_back: None }
+    }
+
     fn outcome(self, value: impl FnOnce(&Revision, &[Answer]) -> Value) -> Outcome {
         let value = value(&self.revision, &self.answers);
         Outcome { by: Some(self.facts), fell_back: self.fell_back, ..Outcome::of(value) }
