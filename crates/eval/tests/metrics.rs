@@ -192,7 +192,9 @@ proptest! {
             for metric in metrics() {
                 let (Ok(counted), Ok(repeated)) = (taken(metric, counted), taken(metric, &repeated)) else { continue };
                 let (counted, repeated) = (counted.value(&counts), repeated.observed());
-                prop_assert!((counted - repeated).abs() <= 1e-12, "{metric}: {counted} counted, {repeated} repeated");
+                // Perplexities are large; sums in another order differ in the last bits.
+                let close = 1e-12 * repeated.abs().max(1.0);
+                prop_assert!((counted - repeated).abs() <= close, "{metric}: {counted} counted, {repeated} repeated");
             }
         }
     }
