@@ -88,9 +88,10 @@ nextest: rust
 	@command -v cargo-nextest >/dev/null || cargo install --locked cargo-nextest
 
 # promtool lints the metrics page, Chromium renders the dashboard, PostgreSQL is the other database, docker-registry keeps
-# packages. Without apt the tests that need them say so and fail.
+# packages, buildah and mmdebstrap build the container image, systemd reads its unit,
+# libfaketime lets clocks jump. Without apt the tests that need them say so and fail.
 tools:
-	@command -v promtool >/dev/null && command -v chromium >/dev/null && command -v docker-registry >/dev/null && ls /usr/lib/postgresql/*/bin/postgres /usr/share/datasets/fashion-mnist >/dev/null 2>&1 || scripts/debian-tools prometheus chromium postgresql dataset-fashion-mnist docker-registry
+	@command -v promtool >/dev/null && command -v chromium >/dev/null && command -v docker-registry >/dev/null && command -v buildah >/dev/null && command -v mmdebstrap >/dev/null && command -v systemd-analyze >/dev/null && ls /usr/lib/*/faketime/libfaketime.so.1 /usr/lib/postgresql/*/bin/postgres /usr/share/datasets/fashion-mnist >/dev/null 2>&1 || scripts/debian-tools prometheus chromium postgresql dataset-fashion-mnist docker-registry buildah mmdebstrap systemd libfaketime
 
 env: .venv/.dev ## The pinned, hashed Python environment
 env-bench: .venv/.bench

@@ -1,5 +1,6 @@
 //! One file per subcommand.
 
+pub mod access;
 pub mod audit;
 pub mod bench;
 pub mod completions;
@@ -10,6 +11,7 @@ pub mod export;
 pub mod gate;
 pub mod gc;
 pub mod golden;
+pub mod index;
 pub mod inspect;
 pub mod keys;
 pub mod load;

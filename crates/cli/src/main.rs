@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 
+mod access;
 mod commands;
 mod engine;
 mod environment;
@@ -103,6 +104,10 @@ enum Command {
     Serve(commands::serve::Args),
     /// Tracking, registry, pages and serving in one process on one port.
     Up(commands::up::Args),
+    /// Make, list and revoke the API keys of a server.
+    Access(commands::access::Args),
+    /// Embed documents into an index that pipelines search.
+    Index(commands::index::Args),
     /// Compute a served answer again, bit for bit, and show the chain behind it.
     Replay(commands::replay::Args),
 }
@@ -147,6 +152,8 @@ fn main() -> ExitCode {
         Command::Track(args) => args.run(),
         Command::Serve(args) => args.run(),
         Command::Up(args) => args.run(),
+        Command::Access(args) => args.run(),
+        Command::Index(args) => args.run(),
         Command::Replay(args) => args.run(),
     };
     result.unwrap_or_else(|error| {

@@ -14,6 +14,7 @@ use highroad_task::PredictorOptions;
 use serde::Deserialize;
 
 use crate::batcher::BatchLimits;
+use crate::pipeline::{self, IndexConfig, PipelineConfig};
 
 /// What one process serves.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -26,6 +27,10 @@ pub struct PortfolioConfig {
     pub poll_interval: PollInterval,
     /// What rollouts may take and keep here.
     pub rollouts: RolloutConfig,
+    /// Indexes that pipelines search.
+    pub indexes: BTreeMap<String, IndexConfig>,
+    /// Pipelines by the name that requests use.
+    pub pipelines: BTreeMap<String, PipelineConfig>,
 }
 
 /// What rollouts may take and keep on this server; what is tried comes from the registry.
@@ -122,11 +127,12 @@ impl PortfolioConfig {
             problems.push(format!("[rollouts] `keep` is a share from 0 to 1, not {}", rollouts.keep));
         }
         let members = members(&table, base, &mut problems);
-        if problems.is_empty() {
-            Ok(Self { members, limits, poll_interval, rollouts })
-        } else {
-            Err(ConfigErrors(problems))
+        let indexes = pipeline::index_configs(&table, base, &members, &mut problems);
+        let pipelines = pipeline::pipeline_configs(&table, &members, &indexes, &mut problems);
+        if !problems.is_empty() {
+            return Err(ConfigErrors(problems));
         }
+        Ok(Self { members, limits, poll_interval, rollouts, indexes, pipelines })
     }
 
     /// A portfolio without a file: one member for each reference or package directory, under its model's name.
@@ -182,7 +188,7 @@ pub fn is_member_name(name: &str) -> bool {
     (1..=64).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
 }
 
-const TOP_KEYS: &[&str] = &["members", "limits", "poll_interval_ms", "rollouts"];
+const TOP_KEYS: &[&str] = &["members", "limits", "poll_interval_ms", "rollouts", "indexes", "pipelines"];
 const ROLLOUT_KEYS: &[&str] = &["keep_inputs", "keep", "queue", "warm_s"];
 const LIMIT_KEYS: &[&str] = &["body_bytes", "inputs", "input_bytes", "tokens"];
 const MEMBER_KEYS: &[&str] = &["model", "threads", "replicas", "batch_tokens", "queue_rows", "queue_timeout_ms"];

@@ -5,6 +5,8 @@ use highroad_package::{Digest, PackageError, Reference};
 use highroad_service::{Kind, Problem};
 use highroad_task::TaskError;
 
+use crate::index::IndexError;
+
 /// Why a request was not answered. Protocols turn it into their own shape through [`AskError::problem`].
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -12,6 +14,8 @@ use highroad_task::TaskError;
 pub enum AskError {
     #[error("the model `{name}` does not exist; this server has {}", list(known))]
     UnknownMember { name: String, known: Vec<String> },
+    #[error("this API key may not ask `{member}`")]
+    NotAllowed { member: String },
     #[error("version `{version}` of `{member}` is not served; `{current}` is")]
     OtherVersion { member: String, version: String, current: String },
     #[error("no version of `{0}` is deployed")]
@@ -24,6 +28,8 @@ pub enum AskError {
     Limit { what: &'static str, found: usize, limit: usize },
     #[error("input {input_idx}: {source}")]
     Input { input_idx: usize, source: TaskError },
+    #[error(transparent)]
+    Dimensions(TaskError),
     #[error("the tensors do not fit the program: {0}")]
     Tensors(String),
     #[error("the queue of `{member}` is full")]
@@ -43,12 +49,15 @@ impl AskError {
             Self::UnknownMember { .. } | Self::OtherVersion { .. } | Self::NotDeployed(_) => {
                 Problem::not_found(self.to_string())
             }
+            Self::NotAllowed { .. } => Problem::new(Kind::Forbidden, self.to_string()),
             Self::NotReady { .. } => {
                 Problem::new(Kind::Unavailable, self.to_string()).retry_after(Duration::from_secs(1))
             }
-            Self::WrongTask { .. } | Self::Limit { .. } | Self::Input { .. } | Self::Tensors(_) => {
-                Problem::invalid(self.to_string())
-            }
+            Self::WrongTask { .. }
+            | Self::Limit { .. }
+            | Self::Input { .. }
+            | Self::Dimensions(_)
+            | Self::Tensors(_) => Problem::invalid(self.to_string()),
             Self::Overloaded { retry_after, .. } => {
                 Problem::new(Kind::Overloaded, self.to_string()).retry_after(*retry_after)
             }
@@ -64,8 +73,13 @@ impl AskError {
     pub fn outcome(&self) -> &'static str {
         match self {
             Self::UnknownMember { .. } | Self::OtherVersion { .. } => "unknown_model",
+            Self::NotAllowed { .. } => "not_allowed",
             Self::NotDeployed(_) | Self::NotReady { .. } => "not_ready",
-            Self::WrongTask { .. } | Self::Limit { .. } | Self::Input { .. } | Self::Tensors(_) => "invalid",
+            Self::WrongTask { .. }
+            | Self::Limit { .. }
+            | Self::Input { .. }
+            | Self::Dimensions(_)
+            | Self::Tensors(_) => "invalid",
             Self::Overloaded { .. } => "overloaded",
             Self::Expired { .. } => "expired",
             Self::Lost(_) | Self::Failed { .. } => "failed",
@@ -108,8 +122,29 @@ pub enum DeployError {
     OtherTask(String),
     #[error("loading panicked")]
     Panicked,
+    #[error(transparent)]
+    Index(IndexError),
+    #[error("{0}")]
+    Pipeline(String),
     #[error("cannot write `{path}`: {source}")]
     Io { path: String, source: std::io::Error },
+}
+
+impl DeployError {
+    /// What happened, and what made it happen: `cannot read or write \`p\`: No space left on device (os error 28)`.
+    pub fn with_causes(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            // Some errors tell their cause themselves.
+            let told = error.to_string();
+            if !text.ends_with(&told) {
+                text = format!("{text}: {told}");
+            }
+            cause = error.source();
+        }
+        text
+    }
 }
 
 fn list(names: &[String]) -> String {

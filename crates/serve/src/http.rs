@@ -1,18 +1,25 @@
 //! The protocols on HTTP: one short handler a route, each a conversion, a question to the portfolio and a conversion back.
 
+mod docs;
+mod grpc;
+mod tei;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes};
 use axum::extract::rejection::BytesRejection;
-use axum::extract::{DefaultBodyLimit, FromRequestParts, OriginalUri, Path, State};
-use axum::http::request::Parts;
+use axum::extract::{DefaultBodyLimit, OriginalUri, Path, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{any, get, post};
-use axum::{Json, Router};
+use axum::routing::{MethodRouter, any, get, post};
+use axum::{Extension, Json, Router};
 use highroad_package::TaskKind;
+use highroad_service::access::Principal;
 use highroad_service::{Kind, Problem, RequestId};
+use highroad_task::vector::{embedding_width, shortened};
+use highroad_task::{Answer, Input};
 use metrics::{counter, histogram};
 use serde_json::{Value, json};
 use tower_http::CompressionLevel;
@@ -21,14 +28,18 @@ use tower_http::compression::predicate::SizeAbove;
 
 use crate::deployment::State as DeploymentState;
 use crate::error::AskError;
+use crate::pipeline::Finished;
 use crate::portfolio::Portfolio;
+use crate::protocol::cohere;
 use crate::protocol::oip::{self, InferRequest, Query};
 use crate::protocol::openai::{self, EmbeddingsRequest, ModerationsRequest, Refused};
-use crate::protocol::rerank::{self, RerankRequest};
+use crate::protocol::pipeline::{self, PipelineRequest};
+use crate::protocol::rerank::{self, Dialect, RerankRequest};
+use crate::protocol::tei as tei_protocol;
 use crate::request_log::{Record, RequestLog};
-use crate::revision::{Asked, Facts, Revision, check_limit};
+use crate::revision::{Asked, Facts, Revision, Terms, check_limit};
 use crate::rollout::{Assigned, Key, Served};
-use crate::telemetry::{REQUEST_SECONDS, REQUESTS};
+use crate::telemetry::{PIPELINE_REQUESTS, PIPELINE_SECONDS, PIPELINE_STEP_SECONDS, REQUEST_SECONDS, REQUESTS};
 
 const PACKAGE: HeaderName = HeaderName::from_static("x-highroad-package");
 const VERSION: HeaderName = HeaderName::from_static("x-highroad-version");
@@ -45,35 +56,6 @@ struct App {
     log: RequestLog,
 }
 
-/// Who asks, by the headers of a request.
-struct Asker {
-    id: RequestId,
-    sticky: Option<String>,
-}
-
-impl Asker {
-    /// What decides on which side of a rollout the request falls.
-    fn key(&self) -> Key {
-        Key { sticky: self.sticky.clone(), request_id: self.id.0.clone() }
-    }
-}
-
-/// Headers that name who asks, the first that is there: all requests of one user fall on one side of a rollout, else all of one
-/// tenant.
-const STICKY: [&str; 2] = ["x-highroad-user", "x-highroad-tenant"];
-
-impl<S: Send + Sync> FromRequestParts<S> for Asker {
-    type Rejection = std::convert::Infallible;
-
-    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Self::Rejection> {
-        let id = parts.extensions.get::<RequestId>().cloned().unwrap_or_else(|| RequestId(String::new()));
-        let named = STICKY.iter().find_map(|name| parts.headers.get(*name)).map(HeaderValue::as_bytes);
-        // Only its digest is used, so bytes that are no text are as good as others.
-        let sticky = named.map(|value| String::from_utf8_lossy(value).into_owned());
-        Ok(Self { id, sticky })
-    }
-}
-
 /// Every inference route of `portfolio` and the reading of its request log.
 ///
 /// Wrap it in a `highroad_service::Shell`, which gives requests their ids; [`probes`] and `/metrics` are apart, so that a
@@ -81,12 +63,86 @@ impl<S: Send + Sync> FromRequestParts<S> for Asker {
 pub fn router(portfolio: Arc<Portfolio>, log: RequestLog) -> Router {
     let body_bytes = portfolio.limits().body_bytes;
     let app = App { portfolio, log };
-    openai_routes()
-        .merge(rerank_routes())
-        .merge(oip_routes())
-        .merge(own_routes())
+    let grpc = grpc::service(app.clone(), body_bytes);
+    routes()
+        .router
         .layer(DefaultBodyLimit::max(body_bytes))
         .with_state(app)
+        .route(grpc::PATH, axum::routing::post_service(grpc))
+        .layer(middleware::from_fn(with_sticky))
+}
+
+/// Headers that name who asks, the first that is there: all requests of one user fall on one side of a rollout, else all of one
+/// tenant.
+const STICKY_HEADERS: [&str; 2] = ["x-highroad-user", "x-highroad-tenant"];
+
+tokio::task_local! {
+    /// Who asks, while a request is answered.
+    static STICKY: Option<String>;
+}
+
+async fn with_sticky(request: Request, next: Next) -> Response {
+    let named = STICKY_HEADERS.iter().find_map(|name| request.headers().get(*name)).map(HeaderValue::as_bytes);
+    // Only its digest is used, so bytes that are no text are as good as others.
+    let sticky = named.map(|value| String::from_utf8_lossy(value).into_owned());
+    STICKY.scope(sticky, next.run(request)).await
+}
+
+/// What decides on which side of a rollout a request falls.
+fn key(id: &RequestId) -> Key {
+    Key { sticky: STICKY.try_with(Clone::clone).ok().flatten(), request_id: id.0.clone() }
+}
+
+fn routes() -> Routes {
+    openai_routes()
+        .and(rerank_routes())
+        .and(cohere_routes())
+        .and(oip_routes())
+        .and(tei::routes())
+        .and(pipeline_routes())
+        .and(own_routes())
+        .and(docs::routes())
+}
+
+/// Method and path of everything that a serving process answers, but what refuses unknown paths.
+#[cfg(test)]
+pub(crate) fn told() -> Vec<(String, String)> {
+    let apart = [("post", grpc::PATH), ("get", "/health"), ("get", "/ready"), ("get", "/metrics")];
+    let apart = apart.map(|(method, path)| (method.to_owned(), path.to_owned()));
+    let routes = routes().told.into_iter().map(|(method, path)| (method.to_owned(), path));
+    routes.chain(apart).collect()
+}
+
+/// Routes that remember what they are, so that the OpenAPI document can be held against them.
+#[derive(Default)]
+struct Routes {
+    router: Router<App>,
+    told: Vec<(&'static str, String)>,
+}
+
+impl Routes {
+    fn get(self, path: &str, answers: MethodRouter<App>) -> Self {
+        self.on("get", path, answers)
+    }
+
+    fn post(self, path: &str, answers: MethodRouter<App>) -> Self {
+        self.on("post", path, answers)
+    }
+
+    fn on(mut self, method: &'static str, path: &str, answers: MethodRouter<App>) -> Self {
+        self.told.push((method, path.to_owned()));
+        Self { router: self.router.route(path, answers), told: self.told }
+    }
+
+    /// Refuses every path below another that nothing answers.
+    fn refuse(self, path: &str, refuses: MethodRouter<App>) -> Self {
+        Self { router: self.router.route(path, refuses), told: self.told }
+    }
+
+    fn and(mut self, others: Self) -> Self {
+        self.told.extend(others.told);
+        Self { router: self.router.merge(others.router), told: self.told }
+    }
 }
 
 /// `/health`: the process answers. `/ready`: every member serves what it should, and the status of each.
@@ -99,70 +155,113 @@ async fn ready(State(portfolio): State<Arc<Portfolio>>) -> Response {
     (status, Json(json!({ "ready": portfolio.is_ready(), "members": portfolio.statuses() }))).into_response()
 }
 
-fn openai_routes() -> Router<App> {
-    Router::new()
-        .route("/v1/embeddings", post(embeddings).fallback(openai_method))
-        .route("/v1/moderations", post(moderations).fallback(openai_method))
-        .route("/v1/models", get(models).fallback(openai_method))
-        .route("/v1/models/{model}", get(model).fallback(openai_method))
-        .route("/v1/{*rest}", any(openai_unknown))
+fn openai_routes() -> Routes {
+    Routes::default()
+        .post("/v1/embeddings", post(embeddings).fallback(openai_method))
+        .post("/v1/moderations", post(moderations).fallback(openai_method))
+        .get("/v1/models", get(models).fallback(openai_method))
+        .get("/v1/models/{model}", get(model).fallback(openai_method))
+        .refuse("/v1/{*rest}", any(openai_unknown))
 }
 
-fn rerank_routes() -> Router<App> {
-    Router::new()
-        .route("/rerank", post(documents).fallback(rerank_method))
-        .route("/v1/rerank", post(documents).fallback(rerank_method))
-        .route("/v2/rerank", post(documents).fallback(rerank_method))
+fn rerank_routes() -> Routes {
+    Routes::default()
+        .post("/rerank", post(documents).fallback(rerank_method))
+        .post("/v1/rerank", post(documents).fallback(rerank_method))
+        .post("/v2/rerank", post(documents).fallback(rerank_method))
 }
 
-fn oip_routes() -> Router<App> {
+fn cohere_routes() -> Routes {
+    Routes::default().post("/v2/embed", post(cohere_embed).fallback(rerank_method))
+}
+
+fn oip_routes() -> Routes {
     // Clients that ask for it get large tensors compressed; the fastest level, because time is what they are short of.
     let compression = CompressionLayer::new().quality(CompressionLevel::Fastest).compress_when(SizeAbove::new(1024));
-    Router::new()
-        .route("/v2", get(|| async { Json(oip::server_metadata()) }).fallback(oip_method))
-        .route("/v2/health/live", get(|| async { StatusCode::OK }).fallback(oip_method))
-        .route("/v2/health/ready", get(oip_ready).fallback(oip_method))
-        .route("/v2/models/{model}", get(model_metadata).fallback(oip_method))
-        .route("/v2/models/{model}/versions/{version}", get(model_metadata).fallback(oip_method))
-        .route("/v2/models/{model}/ready", get(model_ready).fallback(oip_method))
-        .route("/v2/models/{model}/versions/{version}/ready", get(model_ready).fallback(oip_method))
-        .route("/v2/models/{model}/config", get(model_config).fallback(oip_method))
-        .route("/v2/models/{model}/versions/{version}/config", get(model_config).fallback(oip_method))
-        .route("/v2/models/stats", get(all_stats).fallback(oip_method))
-        .route("/v2/models/{model}/stats", get(model_stats).fallback(oip_method))
-        .route("/v2/models/{model}/versions/{version}/stats", get(model_stats).fallback(oip_method))
-        .route("/v2/models/{model}/infer", post(infer).layer(compression.clone()).fallback(oip_method))
-        .route("/v2/models/{model}/versions/{version}/infer", post(infer).layer(compression).fallback(oip_method))
-        .route("/v2/repository/index", post(repository_index).fallback(oip_method))
-        .route("/v2/repository/models/{model}/{action}", any(repository_action))
-        .route("/v2/{*rest}", any(oip_unknown))
+    Routes::default()
+        .get("/v2", get(|| async { Json(oip::server_metadata()) }).fallback(oip_method))
+        .get("/v2/health/live", get(|| async { StatusCode::OK }).fallback(oip_method))
+        .get("/v2/health/ready", get(oip_ready).fallback(oip_method))
+        .get("/v2/models/{model}", get(model_metadata).fallback(oip_method))
+        .get("/v2/models/{model}/versions/{version}", get(model_metadata).fallback(oip_method))
+        .get("/v2/models/{model}/ready", get(model_ready).fallback(oip_method))
+        .get("/v2/models/{model}/versions/{version}/ready", get(model_ready).fallback(oip_method))
+        .get("/v2/models/{model}/config", get(model_config).fallback(oip_method))
+        .get("/v2/models/{model}/versions/{version}/config", get(model_config).fallback(oip_method))
+        .get("/v2/models/stats", get(all_stats).fallback(oip_method))
+        .get("/v2/models/{model}/stats", get(model_stats).fallback(oip_method))
+        .get("/v2/models/{model}/versions/{version}/stats", get(model_stats).fallback(oip_method))
+        .post("/v2/models/{model}/infer", post(infer).layer(compression.clone()).fallback(oip_method))
+        .post("/v2/models/{model}/versions/{version}/infer", post(infer).layer(compression).fallback(oip_method))
+        .post("/v2/repository/index", post(repository_index).fallback(oip_method))
+        .post("/v2/repository/models/{model}/{action}", post(repository_action).fallback(oip_method))
+        .refuse("/v2/{*rest}", any(oip_unknown))
 }
 
-fn own_routes() -> Router<App> {
-    Router::new()
-        .route("/v1/highroad/rollouts", get(rollouts).fallback(openai_method))
-        .route("/v1/highroad/rollouts/{member}", get(rollout).fallback(openai_method))
-        .route("/v1/highroad/rollouts/{member}/labels", post(labels).fallback(openai_method))
-        .route("/v1/highroad/status", get(status).fallback(openai_method))
-        .route("/v1/highroad/requests/{id}", get(request_record).fallback(openai_method))
+fn pipeline_routes() -> Routes {
+    Routes::default()
+        .get("/v1/pipelines", get(pipelines).fallback(openai_method))
+        .post("/v1/pipelines/{pipeline}", post(run_pipeline).fallback(openai_method))
 }
 
-async fn embeddings(State(app): State<App>, asker: Asker, body: Result<Bytes, BytesRejection>) -> Response {
-    openai_response(app.embeddings(&asker, body).await)
+fn own_routes() -> Routes {
+    Routes::default()
+        .get("/v1/highroad/rollouts", get(rollouts).fallback(openai_method))
+        .get("/v1/highroad/rollouts/{member}", get(rollout).fallback(openai_method))
+        .post("/v1/highroad/rollouts/{member}/labels", post(labels).fallback(openai_method))
+        .get("/v1/highroad/status", get(status).fallback(openai_method))
+        .get("/v1/highroad/requests/{id}", get(request_record).fallback(openai_method))
 }
 
-async fn moderations(State(app): State<App>, asker: Asker, body: Result<Bytes, BytesRejection>) -> Response {
-    openai_response(app.moderations(&asker, body).await)
+async fn embeddings(
+    State(app): State<App>,
+    Extension(id): Extension<RequestId>,
+    body: Result<Bytes, BytesRejection>,
+) -> Response {
+    openai_response(app.embeddings(&id, body).await)
+}
+
+async fn moderations(
+    State(app): State<App>,
+    Extension(id): Extension<RequestId>,
+    body: Result<Bytes, BytesRejection>,
+) -> Response {
+    openai_response(app.moderations(&id, body).await)
 }
 
 async fn documents(
     State(app): State<App>,
-    asker: Asker,
+    Extension(id): Extension<RequestId>,
     OriginalUri(uri): OriginalUri,
     body: Result<Bytes, BytesRejection>,
 ) -> Response {
     let (route, version) = if uri.path() == "/v2/rerank" { ("/v2/rerank", "2") } else { ("/v1/rerank", "1") };
-    app.rerank(&asker, route, version, body).await.unwrap_or_else(|problem| problem.respond(rerank::error_body))
+    app.rerank(&id, route, version, None, body).await
+}
+
+async fn cohere_embed(
+    State(app): State<App>,
+    Extension(id): Extension<RequestId>,
+    body: Result<Bytes, BytesRejection>,
+) -> Response {
+    let answered = app.cohere_embed(&id, body).await;
+    answered.unwrap_or_else(|failed| failed.problem().respond(rerank::error_body))
+}
+
+async fn pipelines(State(app): State<App>) -> Json<Value> {
+    let pipelines = app.portfolio.pipelines().unwrap_or_default();
+    let named = pipelines.names().filter(|name| Principal::current_may_ask(name));
+    let entries = named.filter_map(|name| Some(pipeline::entry(name, pipelines.get(name)?)));
+    Json(json!({ "object": "list", "data": entries.collect::<Vec<_>>() }))
+}
+
+async fn run_pipeline(
+    State(app): State<App>,
+    Extension(id): Extension<RequestId>,
+    Path(name): Path<String>,
+    body: Result<Bytes, BytesRejection>,
+) -> Response {
+    openai_response(app.run_pipeline(&id, &name, body).await.map_err(Refused::from))
 }
 
 async fn rerank_method(method: Method, OriginalUri(uri): OriginalUri) -> Response {
@@ -187,7 +286,7 @@ fn entry(revision: &Revision) -> Value {
 
 async fn openai_unknown(OriginalUri(uri): OriginalUri) -> Response {
     let message = format!(
-        "this server has no `{}`; it has /v1/embeddings, /v1/moderations, /v1/rerank, /v1/models and the Open Inference Protocol at /v2",
+        "this server has no `{}`; it has /v1/embeddings, /v1/moderations, /v1/rerank, /v1/models and the Open Inference Protocol at /v2; /docs shows them all",
         uri.path()
     );
     openai_response(Err(Refused { code: Some("unknown_url"), ..Problem::not_found(message).into() }))
@@ -250,11 +349,11 @@ async fn all_stats(State(app): State<App>) -> Json<Value> {
 async fn infer(
     State(app): State<App>,
     Path(path): Path<ModelPath>,
-    asker: Asker,
+    Extension(id): Extension<RequestId>,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Response {
-    app.infer(&path, &asker, &headers, body).await.unwrap_or_else(IntoResponse::into_response)
+    app.infer(&path, &id, &headers, body).await.unwrap_or_else(IntoResponse::into_response)
 }
 
 async fn repository_index(State(app): State<App>) -> Json<Value> {
@@ -275,6 +374,12 @@ async fn repository_index(State(app): State<App>) -> Json<Value> {
 }
 
 async fn repository_action(Path((model, action)): Path<(String, String)>) -> Problem {
+    if !matches!(action.as_str(), "load" | "unload") {
+        return Problem::not_found(format!(
+            "a repository does not `{}`; it has `load` and `unload`",
+            printable(&action)
+        ));
+    }
     let message =
         format!("`{model}` cannot be {action}ed by hand: members follow the registry; `highroad promote` moves it");
     Problem::new(Kind::Unsupported, message)
@@ -339,83 +444,253 @@ impl App {
         })
     }
 
-    async fn embeddings(&self, asker: &Asker, body: Result<Bytes, BytesRejection>) -> Result<Response, Refused> {
+    async fn embeddings(&self, id: &RequestId, body: Result<Bytes, BytesRejection>) -> Result<Response, Refused> {
         let request = EmbeddingsRequest::parse(&self.whole(body)?)?;
-        let assigned = self.assign(&request.model, asker)?;
-        let task = &assigned.revision().manifest().task.kind;
-        if !matches!(task, TaskKind::Embed { .. }) {
-            return Err(wrong_task(assigned.revision(), "embeddings").into());
-        }
-        request.check_dimensions(task)?;
-        let served = assigned.ask(request.inputs, self.portfolio.limits(), None).await;
-        let (call, result) = Call::of(asker, "/v1/embeddings", served);
-        let asked = call.finish(result)?;
-        let n_tokens = asked.n_tokens.iter().sum();
-        let body = openai::embeddings_reply(&request.model, &asked.answers, n_tokens, request.encoding);
-        Ok(self.answer(&call, &asked, "application/json", body))
+        let revision = self.portfolio.revision(&request.model).map_err(|error| count(None, error))?;
+        let wanted = Wanted { inputs: request.inputs, terms: Terms::default(), dimensions: request.dimensions };
+        let embedded = self.embed(id, "/v1/embeddings", &revision, wanted).await?;
+        let body = openai::embeddings_reply(&request.model, &embedded.vectors, embedded.n_tokens(), request.encoding);
+        Ok(self.answer(&embedded.call, &embedded.asked, "application/json", body))
     }
 
-    async fn moderations(&self, asker: &Asker, body: Result<Bytes, BytesRejection>) -> Result<Response, Refused> {
+    /// Vectors, whatever protocol asks for them.
+    async fn embed<'a>(
+        &self,
+        id: &'a RequestId,
+        route: &'static str,
+        revision: &Arc<Revision>,
+        wanted: Wanted,
+    ) -> Result<Embedded<'a>, AskError> {
+        let task = &revision.manifest().task.kind;
+        let TaskKind::Embed { normalized, .. } = task else {
+            return Err(wrong_task(revision, "embeddings"));
+        };
+        let width = embedding_width(task, wanted.dimensions)
+            .map_err(|error| count(Some(revision), AskError::Dimensions(error)))?;
+        let (call, asked) = self.ask(id, route, revision, wanted.inputs, wanted.terms).await?;
+        let vectors = asked.answers.iter().map(|answer| shortened(answer.values(), width, *normalized)).collect();
+        Ok(Embedded { call, asked, vectors })
+    }
+
+    async fn moderations(&self, id: &RequestId, body: Result<Bytes, BytesRejection>) -> Result<Response, Refused> {
         let request = ModerationsRequest::parse(&self.whole(body)?)?;
-        let member = match &request.model {
-            Some(model) => model.clone(),
+        let revision = match &request.model {
+            Some(model) => self.portfolio.revision(model).map_err(|error| count(None, error))?,
             None => self.only("moderates", moderates).map_err(|problem| {
                 let param = (problem.kind == Kind::Invalid).then_some("model");
                 Refused { param, ..problem.into() }
             })?,
         };
-        let assigned = self.assign(&member, asker)?;
-        if !moderates(assigned.revision()) {
-            return Err(wrong_task(assigned.revision(), "moderations").into());
+        if !moderates(&revision) {
+            return Err(wrong_task(&revision, "moderations").into());
         }
-        let served = assigned.ask(request.inputs, self.portfolio.limits(), None).await;
-        let (call, result) = Call::of(asker, "/v1/moderations", served);
-        let asked = call.finish(result)?;
-        let task = &call.revision.manifest().task.kind;
-        let body = openai::moderations_reply(&asker.id.0, &call.revision.facts().member, task, &asked.answers);
+        let (call, asked) = self.ask(id, "/v1/moderations", &revision, request.inputs, Terms::default()).await?;
+        let task = &revision.manifest().task.kind;
+        let body = openai::moderations_reply(&id.0, &revision.facts().member, task, &asked.answers);
         Ok(self.answer(&call, &asked, "application/json", body))
     }
 
+    async fn cohere_embed(&self, id: &RequestId, body: Result<Bytes, BytesRejection>) -> Result<Response, Failed> {
+        let request = cohere::EmbedRequest::parse(&self.whole(body)?)?;
+        let revision = match &request.model {
+            Some(model) => self.portfolio.revision(model).map_err(|error| count(None, error))?,
+            None => self.only("embeds", embeds)?,
+        };
+        let terms = Terms { cut: request.cut, ..Terms::default() };
+        let wanted = Wanted { inputs: request.inputs(), terms, dimensions: request.dimensions };
+        let embedded = self.embed(id, "/v2/embed", &revision, wanted).await?;
+        let body = request.reply(&id.0, &embedded.vectors, embedded.n_tokens());
+        Ok(self.answer(&embedded.call, &embedded.asked, "application/json", body))
+    }
+
+    /// Reranks, and answers and refuses in the dialect of the body. `model` goes before the one that the body names.
     async fn rerank(
         &self,
-        asker: &Asker,
+        id: &RequestId,
         route: &'static str,
         version: &'static str,
+        model: Option<String>,
         body: Result<Bytes, BytesRejection>,
-    ) -> Result<Response, Problem> {
-        let request = RerankRequest::parse(&self.whole(body)?, version)?;
-        let member = match &request.model {
-            Some(model) => model.clone(),
+    ) -> Response {
+        let bytes = match self.whole(body) {
+            Ok(bytes) => bytes,
+            Err(problem) => return problem.respond(rerank::error_body),
+        };
+        let request = RerankRequest::parse(&bytes, version).map_err(Failed::from);
+        let reranked = match request {
+            Ok(request) => self.ranked(id, route, model, request).await,
+            Err(failed) => Err(failed),
+        };
+        let refuse = |failed: Failed| match rerank::is_tei(&bytes) {
+            true => tei::refuse(rerank::tei_refused(&bytes, failed)),
+            false => failed.problem().respond(rerank::error_body),
+        };
+        reranked.unwrap_or_else(refuse)
+    }
+
+    async fn ranked(
+        &self,
+        id: &RequestId,
+        route: &'static str,
+        model: Option<String>,
+        request: RerankRequest,
+    ) -> Result<Response, Failed> {
+        let revision = match model.as_ref().or(request.model.as_ref()) {
+            Some(model) => self.portfolio.revision(model).map_err(|error| count(None, error))?,
             None => self.only("reranks", reranks)?,
         };
-        let assigned = self.assign(&member, asker).map_err(|error| error.problem())?;
-        if !reranks(assigned.revision()) {
-            return Err(wrong_task(assigned.revision(), "reranking").problem());
+        if !reranks(&revision) {
+            return Err(wrong_task(&revision, "reranking").into());
         }
         let limits = self.portfolio.limits();
         check_limit("bytes in its pairs", request.pairs_bytes(), limits.body_bytes)
-            .map_err(|error| count(Some(assigned.revision()), error).problem())?;
-        let served = assigned.ask(request.inputs(), limits, None).await;
-        let (call, result) = Call::of(asker, route, served);
-        let asked = call.finish(result).map_err(|error| error.problem())?;
+            .map_err(|error| count(Some(&revision), error))?;
+        let terms = Terms { cut: request.cut, ..Terms::default() };
+        let (call, asked) = self.ask(id, route, &revision, request.inputs(), terms).await?;
         let n_tokens = asked.n_tokens.iter().sum();
-        let body = request.reply(&asker.id.0, &call.revision.facts().member, &asked.answers, n_tokens);
-        Ok(self.answer(&call, &asked, "application/json", body))
+        let body = request.reply(&id.0, &revision.facts().member, &asked.answers, n_tokens);
+        let mut response = self.answer(&call, &asked, "application/json", body);
+        if matches!(request.dialect, Dialect::Tei { .. }) {
+            tei::put_times(&call, &asked, &mut response);
+        }
+        Ok(response)
+    }
+
+    async fn run_pipeline(
+        &self,
+        id: &RequestId,
+        name: &str,
+        body: Result<Bytes, BytesRejection>,
+    ) -> Result<Response, Problem> {
+        let request = PipelineRequest::parse(&self.whole(body)?)?;
+        let pipelines = self.portfolio.pipelines().unwrap_or_default();
+        let Some(config) = pipelines.get(name) else {
+            let known = pipelines.names().collect::<Vec<_>>().join(", ");
+            return Err(Problem::not_found(format!("there is no pipeline `{}`; there are: {known}", printable(name))));
+        };
+        if !Principal::current_may_ask(name) {
+            return Err(AskError::NotAllowed { member: name.to_owned() }.problem());
+        }
+        let begun = Instant::now();
+        let run = pipelines.run(&self.portfolio, config, &request.input);
+        let finished = Principal::with_all_members(run).await;
+        let outcome = match &finished {
+            Ok(Finished { stopped: None, .. }) => "ok",
+            Ok(_) => "stopped",
+            Err(_) => "failed",
+        };
+        counter!(PIPELINE_REQUESTS, "pipeline" => name.to_owned(), "outcome" => outcome).increment(1);
+        histogram!(PIPELINE_SECONDS, "pipeline" => name.to_owned()).record(begun.elapsed().as_secs_f64());
+        let finished = finished.map_err(|error| error.problem())?;
+        self.log_steps(id, name, &finished);
+        let body = request.reply(&id.0, name, &finished);
+        Ok(([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], body).into_response())
+    }
+
+    /// Each step that asked a member has a record of its own, `REQUEST.STEP`, and can be replayed by it.
+    fn log_steps(&self, id: &RequestId, pipeline: &str, finished: &Finished) {
+        for step in &finished.steps {
+            let Some(asked) = &step.asked else { continue };
+            histogram!(PIPELINE_STEP_SECONDS, "pipeline" => pipeline.to_owned(), "step" => step.name.clone())
+                .record(step.duration_ms / 1e3);
+            let total = Duration::from_secs_f64(step.duration_ms / 1e3);
+            let id = format!("{}.{}", id.0, step.name);
+            self.log.put(record(id, "/v1/pipelines", asked.facts.clone(), &asked.asked, total));
+        }
     }
 
     /// The one member that `does` what is asked, for a request that names none.
-    fn only(&self, does: &str, has: fn(&Revision) -> bool) -> Result<String, Problem> {
+    fn only(&self, does: &str, has: fn(&Revision) -> bool) -> Result<Arc<Revision>, Problem> {
         let revisions = self.portfolio.deployments().into_iter().filter_map(|deployment| deployment.revision().ok());
-        let found = revisions.filter(|revision| has(revision)).map(|revision| revision.facts().member.clone());
-        let mut found: Vec<String> = found.collect();
+        let mut found: Vec<Arc<Revision>> = revisions.filter(|revision| has(revision)).collect();
         match found.len() {
             1 => Ok(found.remove(0)),
             0 => Err(Problem::not_found(format!("no model of this server {does}"))),
             _ => {
-                let names = found.join(", ");
+                let names: Vec<&str> = found.iter().map(|revision| revision.facts().member.as_str()).collect();
+                let names = names.join(", ");
                 Err(Problem::invalid(format!("more than one model {does}; name one as `model`: {names}")))
             }
         }
+    }
+
+    async fn infer(
+        &self,
+        path: &ModelPath,
+        id: &RequestId,
+        headers: &HeaderMap,
+        body: Result<Bytes, BytesRejection>,
+    ) -> Result<Response, Problem> {
+        let assigned = self.assigned_version(path, id)?;
+        let request = InferRequest::parse(&self.whole(body)?, json_bytes(headers)?)?;
+        let timeout = request.timeout;
+        let (query, wanted) = request.query(assigned.revision().program().inputs())?;
+        let reply = |revision: &Revision, outputs| {
+            wanted.reply(&path.model, revision.facts(), &revision.manifest().task.kind, outputs)
+        };
+        let (reply, headers) = self.infer_with(&assigned, id, query, timeout, reply).await?;
+        let mut response = Response::new(Body::from(reply.body));
+        *response.headers_mut() = headers;
+        let content_type = if reply.json_bytes.is_some() { "application/octet-stream" } else { "application/json" };
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+        if let Some(json_bytes) = reply.json_bytes {
+            response.headers_mut().insert(HEADER_LENGTH, json_bytes.into());
+        }
+        Ok(response)
+    }
+
+    /// Answers `query` with what `reply` makes of its outputs, and gives the headers that tell where it comes from.
+    async fn infer_with<R>(
+        &self,
+        assigned: &Assigned,
+        id: &RequestId,
+        query: Query,
+        timeout: Option<Duration>,
+        reply: impl FnOnce(&Revision, Vec<oip::Output>) -> Result<R, Problem>,
+    ) -> Result<(R, HeaderMap), Problem> {
+        const ROUTE: &str = "/v2/models/infer";
+        match query {
+            Query::Rows(inputs) => {
+                let terms = Terms { timeout, ..Terms::default() };
+                let (call, result) = Call::of(id, ROUTE, assigned.ask(inputs, self.portfolio.limits(), terms).await);
+                let asked = call.finish(result).map_err(|error| error.problem())?;
+                let outputs = oip::task_outputs(&call.revision.manifest().task.kind, &asked.answers);
+                Ok((reply(&call.revision, outputs)?, self.answered(&call, &asked)))
+            }
+            Query::Program(tensors) => {
+                let (call, result) = Call::of(id, ROUTE, assigned.run_program(tensors, timeout).await);
+                let asked = call.finish(result).map_err(|error| error.problem())?;
+                let outputs = oip::program_outputs(call.revision.program().outputs(), &asked.answers);
+                Ok((reply(&call.revision, outputs)?, self.answered(&call, &asked)))
+            }
+        }
+    }
+
+    /// Answers `inputs` with `revision`, or with the candidate that is tried beside it if the request has a part in that.
+    async fn ask<'a>(
+        &self,
+        id: &'a RequestId,
+        route: &'static str,
+        revision: &Arc<Revision>,
+        inputs: Vec<Input>,
+        terms: Terms,
+    ) -> Result<(Call<'a>, Asked<Vec<Answer>>), AskError> {
+        let (member, key) = (&revision.facts().member, key(id));
+        let assigned = self.portfolio.assign(member, &key);
+        let assigned = assigned.unwrap_or_else(|_| Assigned::plain(Arc::clone(revision), &key));
+        let (call, result) = Call::of(id, route, assigned.ask(inputs, self.portfolio.limits(), terms).await);
+        let asked = call.finish(result)?;
+        Ok((call, asked))
+    }
+
+    /// Who answers a request for the path's model: of two versions in a rollout the one that the path names.
+    fn assigned_version(&self, path: &ModelPath, id: &RequestId) -> Result<Assigned, Problem> {
+        let key = key(id);
+        if path.version.is_none() {
+            let assigned = self.portfolio.assign(&path.model, &key);
+            return assigned.map_err(|error| count(None, error).problem());
+        }
+        self.versioned(path).map(|revision| Assigned::plain(revision, &key))
     }
 
     fn label(&self, member: &str, body: Result<Bytes, BytesRejection>) -> Result<Response, Refused> {
@@ -426,59 +701,16 @@ impl App {
         Ok(Json(json!({ "counted": counted })).into_response())
     }
 
-    /// Who answers a request for `member`.
-    fn assign(&self, member: &str, asker: &Asker) -> Result<Assigned, AskError> {
-        self.portfolio.assign(member, &asker.key()).map_err(|error| count(None, error))
-    }
-
-    async fn infer(
-        &self,
-        path: &ModelPath,
-        asker: &Asker,
-        headers: &HeaderMap,
-        body: Result<Bytes, BytesRejection>,
-    ) -> Result<Response, Problem> {
-        const ROUTE: &str = "/v2/models/infer";
-        let assigned = self.assigned_version(path, asker)?;
-        let request = InferRequest::parse(&self.whole(body)?, json_bytes(headers)?)?;
-        let timeout = request.timeout;
-        let (query, wanted) = request.query(assigned.revision().program().inputs())?;
-        let reply = |revision: &Revision, outputs| {
-            wanted.reply(&path.model, revision.facts(), &revision.manifest().task.kind, outputs)
-        };
-        let (reply, response) = match query {
-            Query::Rows(inputs) => {
-                let served = assigned.ask(inputs, self.portfolio.limits(), timeout).await;
-                let (call, result) = Call::of(asker, ROUTE, served);
-                let asked = call.finish(result).map_err(|error| error.problem())?;
-                let outputs = oip::task_outputs(&call.revision.manifest().task.kind, &asked.answers);
-                let reply = reply(&call.revision, outputs)?;
-                (reply.json_bytes, self.answer(&call, &asked, content_type(&reply), reply.body))
-            }
-            Query::Program(tensors) => {
-                let (call, result) = Call::of(asker, ROUTE, assigned.run_program(tensors, timeout).await);
-                let asked = call.finish(result).map_err(|error| error.problem())?;
-                let outputs = oip::program_outputs(call.revision.program().outputs(), &asked.answers);
-                let reply = reply(&call.revision, outputs)?;
-                (reply.json_bytes, self.answer(&call, &asked, content_type(&reply), reply.body))
-            }
-        };
-        Ok(with_json_bytes(response, reply))
-    }
-
-    /// Who answers a request for the path's model: of two versions in a rollout the one that the path names.
-    fn assigned_version(&self, path: &ModelPath, asker: &Asker) -> Result<Assigned, Problem> {
-        let assigned = self.assign(&path.model, asker).map_err(|error| error.problem())?;
-        let Some(version) = &path.version else { return Ok(assigned) };
-        let named = assigned.pinned(|revision| oip::version(revision.facts()) == *version);
-        named.map_or_else(|| self.versioned(path).map(|revision| Assigned::plain(revision, &asker.key())), Ok)
-    }
-
     fn versioned(&self, path: &ModelPath) -> Result<Arc<Revision>, Problem> {
         let revision = self.portfolio.revision(&path.model).map_err(|error| count(None, error).problem())?;
         let current = oip::version(revision.facts());
         match &path.version {
             Some(version) if *version != current => {
+                let deployment = self.portfolio.deployment(&path.model).ok();
+                let candidate = deployment.and_then(|deployment| deployment.candidate());
+                if let Some(candidate) = candidate.filter(|tried| oip::version(tried.facts()) == *version) {
+                    return Ok(candidate);
+                }
                 let (member, version) = (path.model.clone(), printable(version));
                 Err(AskError::OtherVersion { member, version, current }.problem())
             }
@@ -486,33 +718,27 @@ impl App {
         }
     }
 
-    /// Logs the answer and puts its origin into the response's headers.
+    /// Logs the answer and says in the response's headers where it comes from.
     fn answer<A>(&self, call: &Call<'_>, asked: &Asked<A>, content_type: &'static str, body: Vec<u8>) -> Response {
-        let facts = call.revision.facts();
-        self.log.put(call.record(asked));
         let mut response = Response::new(Body::from(body));
-        let headers = response.headers_mut();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
-        origin(facts, headers);
+        *response.headers_mut() = self.answered(call, asked);
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+        response
+    }
+
+    /// Logs the answer and gives the headers that say where it comes from.
+    fn answered<A>(&self, call: &Call<'_>, asked: &Asked<A>) -> HeaderMap {
+        self.log.put(call.record(asked));
+        let mut headers = HeaderMap::new();
+        origin(call.revision.facts(), &mut headers);
         if let Some(rollout) = call.rollout.as_ref().and_then(|told| HeaderValue::from_str(told).ok()) {
             headers.insert(ROLLOUT, rollout);
         }
         if asked.n_truncated > 0 {
             headers.insert(TRUNCATED, asked.n_truncated.into());
         }
-        response
+        headers
     }
-}
-
-fn content_type(reply: &oip::Reply) -> &'static str {
-    if reply.json_bytes.is_some() { "application/octet-stream" } else { "application/json" }
-}
-
-fn with_json_bytes(mut response: Response, json_bytes: Option<usize>) -> Response {
-    if let Some(json_bytes) = json_bytes {
-        response.headers_mut().insert(HEADER_LENGTH, json_bytes.into());
-    }
-    response
 }
 
 fn json_bytes(headers: &HeaderMap) -> Result<Option<usize>, Problem> {
@@ -537,6 +763,75 @@ fn origin(facts: &Facts, headers: &mut HeaderMap) {
     if let Some(reason) = &facts.development {
         put(DEVELOPMENT, reason);
     }
+}
+
+/// What a request for embeddings asks, in no protocol's words.
+struct Wanted {
+    inputs: Vec<Input>,
+    terms: Terms,
+    dimensions: Option<u64>,
+}
+
+/// Answered embeddings.
+struct Embedded<'a> {
+    call: Call<'a>,
+    asked: Asked<Vec<Answer>>,
+    /// Of the width that was asked for.
+    vectors: Vec<Vec<f32>>,
+}
+
+impl Embedded<'_> {
+    fn n_tokens(&self) -> usize {
+        self.asked.n_tokens.iter().sum()
+    }
+}
+
+/// Why there is no answer, before a protocol words it.
+enum Failed {
+    Ask(AskError),
+    Said(Problem),
+}
+
+impl From<AskError> for Failed {
+    fn from(error: AskError) -> Self {
+        Self::Ask(error)
+    }
+}
+
+impl From<Problem> for Failed {
+    fn from(problem: Problem) -> Self {
+        Self::Said(problem)
+    }
+}
+
+impl From<Failed> for tei_protocol::Refused {
+    fn from(failed: Failed) -> Self {
+        match failed {
+            Failed::Ask(error) => error.into(),
+            Failed::Said(problem) => problem.into(),
+        }
+    }
+}
+
+impl Failed {
+    fn problem(self) -> Problem {
+        match self {
+            Self::Ask(error) => error.problem(),
+            Self::Said(problem) => problem,
+        }
+    }
+}
+
+fn embeds(revision: &Revision) -> bool {
+    matches!(&revision.manifest().task.kind, TaskKind::Embed { .. })
+}
+
+fn classifies(revision: &Revision) -> bool {
+    matches!(&revision.manifest().task.kind, TaskKind::Classify { .. }) && reads(revision)
+}
+
+fn reads(revision: &Revision) -> bool {
+    revision.manifest().task.image.is_none()
 }
 
 fn moderates(revision: &Revision) -> bool {
@@ -575,9 +870,9 @@ struct Call<'a> {
 
 impl<'a> Call<'a> {
     /// What was served to a request on `route`, and how it went.
-    fn of<A>(asker: &'a Asker, route: &'static str, served: Served<A>) -> (Self, Result<Asked<A>, AskError>) {
+    fn of<A>(id: &'a RequestId, route: &'static str, served: Served<A>) -> (Self, Result<Asked<A>, AskError>) {
         let Served { revision, result, begun, rollout } = served;
-        (Self { id: &asker.id, route, revision, begun, rollout }, result)
+        (Self { id, route, revision, begun, rollout }, result)
     }
 
     fn finish<A>(&self, result: Result<Asked<A>, AskError>) -> Result<Asked<A>, AskError> {
@@ -593,26 +888,29 @@ impl<'a> Call<'a> {
     }
 
     fn record<A>(&self, asked: &Asked<A>) -> Record {
-        let facts = self.revision.facts().clone();
-        Record {
-            request_id: self.id.0.clone(),
-            time: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S%.3fZ").to_string(),
-            member: facts.member,
-            route: self.route.to_owned(),
-            version: facts.version,
-            package: facts.package,
-            verdict: facts.verdict,
-            evidence: facts.evidence.to_owned(),
-            overridden: facts.overridden.map(|overridden| overridden.digest),
-            development: facts.development,
-            numerics_id: facts.numerics_id,
-            outputs: asked.digests.clone(),
-            n_tokens: asked.n_tokens.clone(),
-            n_truncated: asked.n_truncated,
-            queue_ms: milliseconds(asked.queued),
-            compute_ms: milliseconds(asked.computed),
-            total_ms: milliseconds(self.begun.elapsed()),
-        }
+        record(self.id.0.clone(), self.route, self.revision.facts().clone(), asked, self.begun.elapsed())
+    }
+}
+
+fn record<A>(request_id: String, route: &str, facts: Facts, asked: &Asked<A>, total: Duration) -> Record {
+    Record {
+        request_id,
+        time: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S%.3fZ").to_string(),
+        member: facts.member,
+        route: route.to_owned(),
+        version: facts.version,
+        package: facts.package,
+        verdict: facts.verdict,
+        evidence: facts.evidence.to_owned(),
+        overridden: facts.overridden.map(|overridden| overridden.digest),
+        development: facts.development,
+        numerics_id: facts.numerics_id,
+        outputs: asked.digests.clone(),
+        n_tokens: asked.n_tokens.clone(),
+        n_truncated: asked.n_truncated,
+        queue_ms: milliseconds(asked.queued),
+        compute_ms: milliseconds(asked.computed),
+        total_ms: milliseconds(total),
     }
 }
 

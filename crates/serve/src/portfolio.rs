@@ -2,11 +2,14 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use arc_swap::ArcSwapOption;
+use highroad_service::access::Principal;
 use tokio::sync::Notify;
 
 use crate::config::{MemberConfig, PortfolioConfig, RequestLimits, RolloutConfig};
 use crate::deployment::{Deployment, LocalState, State, Status};
 use crate::error::{AskError, DeployError};
+use crate::pipeline::{IndexConfig, PipelineConfig, Pipelines};
 use crate::registry::Registry;
 use crate::revision::{Revision, Unverified};
 use crate::rollout::{Assigned, Key, RolloutStatus, Rollouts};
@@ -21,6 +24,9 @@ pub struct Portfolio {
     local: LocalState,
     rollouts: RolloutConfig,
     look_now: Arc<Notify>,
+    pipelines: BTreeMap<String, PipelineConfig>,
+    indexes: BTreeMap<String, IndexConfig>,
+    opened: ArcSwapOption<Pipelines>,
 }
 
 impl Portfolio {
@@ -40,6 +46,9 @@ impl Portfolio {
             local,
             rollouts: config.rollouts,
             look_now: Arc::default(),
+            pipelines: config.pipelines,
+            indexes: config.indexes,
+            opened: ArcSwapOption::empty(),
         };
         for (name, member) in config.members {
             portfolio.add(name, member);
@@ -62,18 +71,23 @@ impl Portfolio {
         &self.limits
     }
 
-    /// All members, sorted by name.
+    /// All members, sorted by name; within a request those that its key may ask.
     pub fn deployments(&self) -> Vec<Arc<Deployment>> {
-        self.members().values().cloned().collect()
+        let members = self.members();
+        members.iter().filter(|(name, _)| Principal::current_may_ask(name)).map(|(_, member)| member.clone()).collect()
     }
 
-    /// The member `name`. Errors if there is none.
+    /// The member `name`. Errors if there is none, or, within a request, if its key may not ask it.
     pub fn deployment(&self, name: &str) -> Result<Arc<Deployment>, AskError> {
         let members = self.members();
-        members
-            .get(name)
-            .cloned()
-            .ok_or_else(|| AskError::UnknownMember { name: name.to_owned(), known: members.keys().cloned().collect() })
+        match members.get(name) {
+            Some(_) if !Principal::current_may_ask(name) => Err(AskError::NotAllowed { member: name.to_owned() }),
+            Some(member) => Ok(Arc::clone(member)),
+            None => {
+                let known = members.keys().filter(|known| Principal::current_may_ask(known)).cloned().collect();
+                Err(AskError::UnknownMember { name: name.to_owned(), known })
+            }
+        }
     }
 
     /// What serves `name` now.
@@ -109,7 +123,28 @@ impl Portfolio {
                 errors.push((deployment.name().to_owned(), error));
             }
         }
+        if errors.is_empty() {
+            errors.extend(self.open_pipelines().await.err());
+        }
         errors
+    }
+
+    /// The pipelines, once they are loaded.
+    pub fn pipelines(&self) -> Option<Arc<Pipelines>> {
+        self.opened.load_full()
+    }
+
+    async fn open_pipelines(&self) -> Result<(), (String, DeployError)> {
+        let (pipelines, indexes) = (self.pipelines.clone(), self.indexes.clone());
+        let opened = tokio::task::spawn_blocking(move || Pipelines::open(&pipelines, &indexes)).await;
+        let named = |error: DeployError| ("pipelines".to_owned(), error);
+        let opened = opened.map_err(|_| named(DeployError::Panicked))?.map_err(|error| named(error.into()))?;
+        match opened.problems(self) {
+            problems if problems.is_empty() => {}
+            problems => return Err(named(DeployError::Pipeline(problems.join("; ")))),
+        }
+        self.opened.store(Some(Arc::new(opened)));
+        Ok(())
     }
 
     /// [`Portfolio::load`] for servers that wait for their models: a reference that means nothing yet is no error, its

@@ -26,6 +26,9 @@ pub(crate) const OVERRIDE_EXPIRES: &str = "highroad_member_override_expires_time
 pub(crate) const SWAPS: &str = "highroad_member_swaps_total";
 pub(crate) const LOAD_FAILURES: &str = "highroad_member_load_failures_total";
 pub(crate) const LOG_DROPPED: &str = "highroad_request_log_dropped_total";
+pub(crate) const PIPELINE_REQUESTS: &str = "highroad_pipeline_requests_total";
+pub(crate) const PIPELINE_SECONDS: &str = "highroad_pipeline_duration_seconds";
+pub(crate) const PIPELINE_STEP_SECONDS: &str = "highroad_pipeline_step_duration_seconds";
 
 pub(crate) const ROLLOUT_SHARE: &str = "highroad_rollout_traffic_ratio";
 pub(crate) const ROLLOUT_ASKED: &str = "highroad_rollout_asked_total";
@@ -75,6 +78,9 @@ pub fn describe() {
     describe_counter!(SHADOW_DROPPED, "Requests without a second answer because there was no room.");
     describe_histogram!(SHADOW_SECONDS, Unit::Seconds, "Processor time of a second answer.");
     describe_counter!(SHADOW_TOKENS, "Tokens read for second answers; no part of highroad_tokens_total.");
+    describe_counter!(PIPELINE_REQUESTS, "Requests to a pipeline: answered, stopped by a label, or failed.");
+    describe_histogram!(PIPELINE_SECONDS, Unit::Seconds, "Time from a parsed request to a pipeline's answer.");
+    describe_histogram!(PIPELINE_STEP_SECONDS, Unit::Seconds, "Time of a pipeline's step, waits for others left out.");
     describe_counter!(LOG_DROPPED, "Request records lost because the log's writer could not keep up.");
     counter!(LOG_DROPPED).increment(0);
 }

@@ -1,4 +1,5 @@
 use std::future::Future;
+use std::io;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -8,19 +9,40 @@ use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
-use axum::serve::ListenerExt as _;
-use tokio::net::TcpListener;
-use tokio::sync::watch;
+use axum_server::Handle;
+use axum_server::accept::NoDelayAcceptor;
+use axum_server::tls_rustls::RustlsAcceptor;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use hyper_util::server::conn::auto::Builder;
+use serde_json::json;
+use tokio::net::{TcpListener, TcpSocket};
 use tower::ServiceBuilder;
 use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::cors::{AllowOrigin, CorsLayer};
 use tower_http::decompression::RequestDecompressionLayer;
+use tower_http::timeout::RequestBodyTimeoutLayer;
 
+use crate::access::{self, Access, ErrorShape};
 use crate::metrics::{HTTP_DURATION, HTTP_REQUESTS};
-use crate::{Kind, Problem, ServiceError};
+use crate::{Kind, Problem, ServiceError, Tls};
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const MAX_REQUEST_ID_BYTES: usize = 128;
 const UPKEEP_EVERY: Duration = Duration::from_secs(5);
+const RELOAD_EVERY: Duration = Duration::from_secs(1);
+
+/// Longest wait for the whole head of a request, and for the next request on an open connection.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
+/// Longest wait for the next part of a body.
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+/// Largest head of a request over HTTP/1 and list of headers over HTTP/2, in bytes.
+const HEAD_BYTES: usize = 64 << 10;
+/// Most requests at one time on one HTTP/2 connection.
+const HTTP2_STREAMS: u32 = 256;
+/// Connections that wait to be accepted; the system may allow fewer.
+const BACKLOG: u32 = 4096;
+/// An HTTP/2 connection that is silent this long is asked whether it lives, and closed if it does not answer as long again.
+const HTTP2_PING: Duration = Duration::from_secs(20);
 
 /// A socket that listens. Print [`Bound::address`] as the first line of stdout before [`Bound::serve`].
 #[derive(Debug)]
@@ -30,19 +52,31 @@ pub struct Bound {
 }
 
 /// What surrounds a router.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Shell {
     /// Largest body an extractor (`Bytes`, `Json`) reads, after decompression; larger ones get 413. Routes that stream a
     /// body see all of it and keep their own limit.
     pub body_limit_bytes: usize,
     /// How long open requests may go on after the signal to stop.
     pub drain: Duration,
+    /// Who may ask; everybody unless told.
+    pub access: Option<Access>,
+    /// The certificate; plain HTTP unless told.
+    pub tls: Option<Tls>,
+    /// The body of what is refused before a route is reached.
+    pub error_shape: ErrorShape,
 }
 
 impl Default for Shell {
-    /// 8 MiB bodies, 20 seconds to drain.
+    /// 8 MiB bodies, 20 seconds to drain, everybody over plain HTTP, errors as `{"error": "…"}`.
     fn default() -> Self {
-        Self { body_limit_bytes: 8 << 20, drain: Duration::from_secs(20) }
+        Self {
+            body_limit_bytes: 8 << 20,
+            drain: Duration::from_secs(20),
+            access: None,
+            tls: None,
+            error_shape: |_path, problem| json!({ "error": problem.message }),
+        }
     }
 }
 
@@ -56,7 +90,7 @@ impl Bound {
     /// Listens on `HOST:PORT`; port 0 takes a free one.
     pub async fn bind(address: &str) -> Result<Self, ServiceError> {
         let fail = |source| ServiceError::Bind { address: address.to_owned(), source };
-        let listener = TcpListener::bind(address).await.map_err(fail)?;
+        let listener = listen(address).await.map_err(fail)?;
         let address = listener.local_addr().map_err(fail)?;
         Ok(Self { listener, address })
     }
@@ -66,12 +100,14 @@ impl Bound {
         self.address
     }
 
-    /// `http://HOST:PORT`
-    pub fn url(&self) -> String {
-        format!("http://{}", self.address)
+    /// `SCHEME://HOST:PORT`
+    pub fn url(&self, scheme: &str) -> String {
+        format!("{scheme}://{}", self.address)
     }
 
     /// Serves until `stop` resolves and open requests have drained, or the time to drain is over.
+    ///
+    /// Slow and silent peers are let go: heads, bodies, handshakes and HTTP/2 pings have limits of time and size.
     pub async fn serve(
         self,
         router: Router,
@@ -79,30 +115,92 @@ impl Bound {
         stop: impl Future<Output = ()> + Send + 'static,
     ) -> Result<(), ServiceError> {
         let Self { listener, address } = self;
-        let (stopping, mut stopped) = watch::channel(());
-        let stop = async move {
-            stop.await;
-            tracing::info!(server.address = %address, "Draining {address}");
-            drop(stopping);
-        };
+        raise_file_limit();
+        let handle = Handle::new();
+        let app = shell.wrap(router, address).into_make_service();
+        let mut server = axum_server::Server::<SocketAddr>::from_listener(listener).handle(handle.clone());
+        limit_connections(server.http_builder());
+        let background = [
+            tokio::spawn(upkeep()),
+            tokio::spawn(reload(shell.access.clone(), shell.tls.clone())),
+            tokio::spawn(drain(handle, address, shell.drain, stop)),
+        ];
         // Small answers must not wait for the peer's acknowledgement of the previous packet.
-        let listener = listener.tap_io(|stream| drop(stream.set_nodelay(true)));
-        let drain = shell.drain;
-        let server = axum::serve(listener, shell.wrap(router, address)).with_graceful_shutdown(stop);
-        let deadline = async move {
-            let _closed = stopped.changed().await;
-            tokio::time::sleep(drain).await;
-        };
-        let upkeep = tokio::spawn(upkeep());
-        let result = tokio::select! {
-            result = server => result.map_err(|source| ServiceError::Serve { address, source }),
-            () = deadline => {
-                tracing::warn!(server.address = %address, "Stopped {address} with requests still open after {drain:?}");
-                Ok(())
+        let result = match shell.tls {
+            None => server.acceptor(NoDelayAcceptor::new()).serve(app).await,
+            Some(tls) => {
+                let acceptor = RustlsAcceptor::new(tls.config).acceptor(NoDelayAcceptor::new());
+                server.acceptor(acceptor).serve(app).await
             }
         };
-        upkeep.abort();
-        result
+        background.iter().for_each(|task| task.abort());
+        result.map_err(|source| ServiceError::Serve { address, source })
+    }
+}
+
+/// Connections are open files, and shells begin with few of them (1024) though more are allowed.
+#[cfg(unix)]
+fn raise_file_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    // Where it is refused the server runs with what it has.
+    let _kept = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
+}
+
+#[cfg(not(unix))]
+fn raise_file_limit() {}
+
+/// As `TcpListener::bind` does, with a queue of connections that a burst of clients fits in: a connection that does not waits a second
+/// for its client to try again.
+async fn listen(address: &str) -> io::Result<TcpListener> {
+    let mut last = io::Error::new(io::ErrorKind::InvalidInput, "it names no address");
+    for address in tokio::net::lookup_host(address).await? {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        // A server that starts again takes the port while connections of the last one are still closing.
+        #[cfg(unix)]
+        socket.set_reuseaddr(true)?;
+        match socket.bind(address).and_then(|()| socket.listen(BACKLOG)) {
+            Ok(listener) => return Ok(listener),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+fn limit_connections(builder: &mut Builder<TokioExecutor>) {
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(HEAD_BYTES);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_header_list_size(HEAD_BYTES as u32)
+        .max_concurrent_streams(HTTP2_STREAMS)
+        .keep_alive_interval(HTTP2_PING)
+        .keep_alive_timeout(HTTP2_PING);
+}
+
+async fn drain(handle: Handle<SocketAddr>, address: SocketAddr, drain: Duration, stop: impl Future<Output = ()>) {
+    stop.await;
+    tracing::info!(server.address = %address, "Draining {address}");
+    handle.graceful_shutdown(Some(drain));
+    tokio::time::sleep(drain).await;
+    tracing::warn!(server.address = %address, "Stopped {address} with requests still open after {drain:?}");
+}
+
+async fn reload(access: Option<Access>, tls: Option<Tls>) {
+    let mut ticks = tokio::time::interval(RELOAD_EVERY);
+    loop {
+        ticks.tick().await;
+        let (access, tls) = (access.clone(), tls.clone());
+        // Files are read where waiting for a disk holds up no request.
+        let _done = tokio::task::spawn_blocking(move || {
+            if let Some(access) = access {
+                access.reload();
+            }
+            if let Some(tls) = tls {
+                tls.reload();
+            }
+        })
+        .await;
     }
 }
 
@@ -114,13 +212,17 @@ impl Shell {
         crate::metrics::install();
         let inner = ServiceBuilder::new()
             .layer(CatchPanicLayer::custom(answer_panic))
+            .layer(RequestBodyTimeoutLayer::new(BODY_TIMEOUT))
             .layer(RequestDecompressionLayer::new().pass_through_unaccepted(true))
             .map_request(|request: Request<_>| request.map(Body::new));
-        router
-            .layer(DefaultBodyLimit::max(self.body_limit_bytes))
-            .layer(inner)
-            .layer(middleware::from_fn_with_state(address, refuse_foreign_pages))
-            .layer(middleware::from_fn(observe))
+        let mut app = router.layer(DefaultBodyLimit::max(self.body_limit_bytes)).layer(inner);
+        if let Some(access) = &self.access {
+            let guard = access::Guard { access: access.clone(), shape: self.error_shape };
+            // Pages ask leave before they bring a key, so that is answered outside of the guard.
+            app = app.layer(middleware::from_fn_with_state(guard, access::guard)).layer(cors(access.clone()));
+        }
+        let pages = Pages { address, access: self.access.clone() };
+        app.layer(middleware::from_fn_with_state(pages, refuse_foreign_pages)).layer(middleware::from_fn(observe))
     }
 }
 
@@ -198,22 +300,43 @@ fn method_label(method: &Method) -> &'static str {
     }
 }
 
+/// Pages of the origins that the access file names may call, with any of our methods and headers, and read what they need.
+fn cors(access: Access) -> CorsLayer {
+    let allowed = move |origin: &HeaderValue, _: &axum::http::request::Parts| {
+        origin.to_str().is_ok_and(|origin| access.allows_origin(origin))
+    };
+    CorsLayer::new()
+        .allow_origin(AllowOrigin::predicate(allowed))
+        .allow_methods([Method::GET, Method::POST, Method::PUT, Method::PATCH, Method::DELETE])
+        .allow_headers(tower_http::cors::AllowHeaders::mirror_request())
+        .expose_headers(tower_http::cors::ExposeHeaders::any())
+        .max_age(Duration::from_secs(600))
+}
+
+#[derive(Clone)]
+struct Pages {
+    address: SocketAddr,
+    access: Option<Access>,
+}
+
 /// Refuses what only a hostile web page sends: a write whose `Origin` is another site, and, on a loopback address, a
-/// `Host` that is not a loopback name (DNS rebinding). The server has no login, so the browser must not lend it one.
-async fn refuse_foreign_pages(State(address): State<SocketAddr>, request: Request, next: Next) -> Response {
+/// `Host` that is not a loopback name (DNS rebinding). Without keys a browser must not lend the server its place in the network, and
+/// with them not the key it remembers.
+async fn refuse_foreign_pages(State(pages): State<Pages>, request: Request, next: Next) -> Response {
     let host = request
         .headers()
         .get(header::HOST)
         .and_then(|host| host.to_str().ok())
         .or_else(|| request.uri().authority().map(|authority| authority.as_str()));
-    if address.ip().is_loopback() && host.is_some_and(|host| !is_loopback_name(host)) {
+    if pages.address.ip().is_loopback() && host.is_some_and(|host| !is_loopback_name(host)) {
         let message = "this server listens on a loopback address and answers only to `localhost`";
         return Problem::new(Kind::Forbidden, message).into_response();
     }
     let origin = request.headers().get(header::ORIGIN).and_then(|origin| origin.to_str().ok());
     let reads = matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS);
     let same = |origin: &str| origin.split_once("://").map(|(_, authority)| authority) == host;
-    if !reads && origin.is_some_and(|origin| !same(origin)) {
+    let named = |origin: &str| pages.access.as_ref().is_some_and(|access| access.allows_origin(origin));
+    if !reads && origin.is_some_and(|origin| !same(origin) && !named(origin)) {
         return Problem::new(Kind::Forbidden, "a page of another origin may not write here").into_response();
     }
     next.run(request).await

@@ -5,8 +5,9 @@ use anyhow::bail;
 use highroad_package::registry::RegistryClient;
 use highroad_serve::config::{ModelSource, PortfolioConfig};
 use highroad_serve::{probes, router};
-use highroad_service::{Bound, Shell, stop_signal};
+use highroad_service::{Bound, stop_signal};
 
+use crate::access::Guard;
 use crate::resolve::Home;
 use crate::serving::{self, Members, PORTFOLIO};
 use crate::tracking::{self, TrackingArgs};
@@ -18,6 +19,8 @@ pub struct Args {
     members: Members,
     #[command(flatten)]
     tracking: TrackingArgs,
+    #[command(flatten)]
+    guard: Guard,
     /// Where to listen; port 0 takes a free one. The first line of stdout is the address.
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8080")]
     listen: String,
@@ -41,20 +44,23 @@ impl Args {
     async fn serve(&self, config: PortfolioConfig, client: Option<RegistryClient>) -> anyhow::Result<ExitCode> {
         let home = Home::find();
         let bound = Bound::bind(&self.listen).await?;
-        let url = bound.url();
+        let url = bound.url(self.guard.scheme());
+        let shell = self.guard.shell(None)?;
         let registry = client.map(|client| serving::registry(&client, &home)).transpose()?;
         let (portfolio, log) = serving::open(&home, config, self.members.unverified(), registry)?;
         let errors = portfolio.load().await;
         if !errors.is_empty() {
-            let reasons: Vec<String> = errors.iter().map(|(name, error)| format!("{name}: {error}")).collect();
+            let reasons: Vec<String> =
+                errors.iter().map(|(name, error)| format!("{name}: {}", error.with_causes())).collect();
             bail!("not every member can serve\n  {}", reasons.join("\n  "));
         }
         let app = router(Arc::clone(&portfolio), log.clone())
             .merge(probes(Arc::clone(&portfolio)))
             .merge(highroad_service::metrics::route());
         serving::announce(&url, &portfolio)?;
+        self.guard.warn_if_open(bound.address());
         tokio::select! {
-            served = bound.serve(app, Shell::default(), stop_signal()) => served?,
+            served = bound.serve(app, shell, stop_signal()) => served?,
             () = portfolio.follow() => {}
         }
         log.flush();

@@ -4,9 +4,10 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use highroad_service::telemetry::{self, LogFormat};
-use highroad_service::{Bound, Shell, stop_signal};
+use highroad_service::{Bound, stop_signal};
 use highroad_track::{Schema, Setup, Tracker};
 
+use crate::access::Guard;
 use crate::resolve::Home;
 use crate::tracking::Storage;
 
@@ -22,6 +23,8 @@ pub struct Args {
     listen: String,
     #[command(flatten)]
     places: Places,
+    #[command(flatten)]
+    guard: Guard,
 }
 
 /// What else there is to do with a tracking database.
@@ -83,7 +86,7 @@ impl Args {
         telemetry::init(LogFormat::from_env(), "info")?;
         let runtime = tokio::runtime::Runtime::new()?;
         match self.command {
-            None => runtime.block_on(serve(&self.listen, self.places)),
+            None => runtime.block_on(serve(&self.listen, self.places, &self.guard)),
             Some(Command::Migrate(migrate)) => runtime.block_on(migrate.run(self.places)),
             Some(Command::Import(import)) => {
                 runtime.block_on(async { import.run(Tracker::open(self.places.setup()).await?).await })
@@ -93,17 +96,20 @@ impl Args {
     }
 }
 
-async fn serve(listen: &str, places: Places) -> anyhow::Result<ExitCode> {
+async fn serve(listen: &str, places: Places, guard: &Guard) -> anyhow::Result<ExitCode> {
     let setup = places.setup();
     let (database, artifacts) = (setup.database.clone(), setup.artifacts.clone());
     let tracker =
         Tracker::open(setup).await.with_context(|| format!("cannot track in `{}`", places.home().display()))?;
+    let shell = guard.shell(None)?;
     let bound = Bound::bind(listen).await?;
+    let url = bound.url(guard.scheme());
     let mut stdout = std::io::stdout();
-    writeln!(stdout, "{}", bound.url())?;
+    writeln!(stdout, "{url}")?;
     stdout.flush()?;
-    eprintln!("tracking in `{database}`, artifacts in `{artifacts}`; dashboard at {}/ui", bound.url());
-    let result = bound.serve(tracker.server(), Shell::default(), stop_signal()).await;
+    guard.warn_if_open(bound.address());
+    eprintln!("tracking in `{database}`, artifacts in `{artifacts}`; dashboard at {url}/ui");
+    let result = bound.serve(tracker.server(), shell, stop_signal()).await;
     tracker.close().await;
     result?;
     Ok(ExitCode::SUCCESS)

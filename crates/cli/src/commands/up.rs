@@ -7,14 +7,15 @@ use axum::http::Method;
 use axum::middleware::{self, Next};
 use axum::response::{Redirect, Response};
 use axum::routing::get;
-use highroad_package::registry::RegistryClient;
+use highroad_package::registry::{Credentials, RegistryClient};
 use highroad_package::{Reference, Selector};
 use highroad_serve::config::{MemberConfig, ModelSource, PortfolioConfig, is_member_name};
 use highroad_serve::{Portfolio, probes, router};
-use highroad_service::{Bound, Shell, stop_signal};
+use highroad_service::{Bound, Shell, access, stop_signal};
 use highroad_track::Tracker;
 use tokio::sync::Notify;
 
+use crate::access::Guard;
 use crate::resolve::Home;
 use crate::serving::{self, Members};
 use crate::tracking::Storage;
@@ -26,6 +27,8 @@ pub struct Args {
     members: Members,
     #[command(flatten)]
     storage: Storage,
+    #[command(flatten)]
+    guard: Guard,
     /// Where to listen; port 0 takes a free one. The first line of stdout is the address.
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8080")]
     listen: String,
@@ -56,8 +59,13 @@ impl Args {
         let home = Home::find();
         let tracker = Tracker::open(self.storage.setup(home.path())).await?;
         let bound = Bound::bind(&self.listen).await?;
-        let url = bound.url();
-        let client = RegistryClient::new(&own_url(&bound))?;
+        let url = bound.url(self.guard.scheme());
+        let own_key = self.guard.asks_for_keys().then(access::new_key).transpose()?.map(|(key, _digest)| key);
+        let shell = self.guard.shell(own_key.clone())?;
+        // The process asks itself without a certificate: on a loopback port of its own where the public one has one.
+        let inner = if shell.tls.is_some() { Some(Bound::bind("127.0.0.1:0").await?) } else { None };
+        let client = RegistryClient::new(&own_url(inner.as_ref().unwrap_or(&bound)))?;
+        let client = client.with_credentials(own_key.map(Credentials::Bearer));
         let registry = serving::registry(&client, &home)?;
         let discovers = config.is_none();
         let config = config.unwrap_or_default();
@@ -71,13 +79,19 @@ impl Args {
             .merge(highroad_service::metrics::route())
             .route("/", get(|| async { Redirect::to("/ui") }));
         // The registry is this very process, so it has to answer before members can load.
-        let server = tokio::spawn(bound.serve(app, Shell::default(), stop_signal()));
+        let address = bound.address();
+        if let Some(inner) = inner {
+            let plain = Shell { tls: None, ..shell.clone() };
+            tokio::spawn(inner.serve(app.clone(), plain, stop_signal()));
+        }
+        let server = tokio::spawn(bound.serve(app, shell, stop_signal()));
         if discovers {
             discover(&client, &portfolio).await;
         }
         // What does not load is told in the log and the status; the registry must stay reachable to repair it.
         let _told = portfolio.load_what_exists().await;
         serving::announce(&url, &portfolio)?;
+        self.guard.warn_if_open(address);
         eprintln!("tracking and registry at {url}, dashboard at {url}/ui");
         tokio::select! {
             served = server => served??,

@@ -7,7 +7,7 @@ use metrics::counter;
 
 use crate::config::RequestLimits;
 use crate::error::AskError;
-use crate::revision::{Asked, Revision};
+use crate::revision::{Asked, Revision, Terms};
 use crate::rollout::Side;
 use crate::rollout::shadow::Job;
 use crate::rollout::trial::Trial;
@@ -80,35 +80,22 @@ impl Assigned {
         &self.revision
     }
 
-    /// Makes the request one of the version that the client names: `matches` tells it. `None` if neither is.
-    pub(crate) fn pinned(self, matches: impl Fn(&Revision) -> bool) -> Option<Self> {
-        let Self { revision, part, request_id } = self;
-        let other = part.map(|part| part.other);
-        let named = [Some(revision), other].into_iter().flatten().find(|revision| matches(revision))?;
-        Some(Self { revision: named, part: None, request_id })
-    }
-
     /// Answers `inputs` through the task, in order. What a canary fails is answered by the stable version; the second answer
     /// that a rollout compares with is asked for after this one, elsewhere.
-    pub async fn ask(
-        &self,
-        inputs: Vec<Input>,
-        limits: &RequestLimits,
-        timeout: Option<Duration>,
-    ) -> Served<Vec<Answer>> {
+    pub async fn ask(&self, inputs: Vec<Input>, limits: &RequestLimits, terms: Terms) -> Served<Vec<Answer>> {
         let begun = Instant::now();
         let Some(part) = &self.part else {
-            let result = self.revision.ask(inputs, limits, timeout).await;
+            let result = self.revision.ask(inputs, limits, terms).await;
             return self.served(result, begun);
         };
         let copy = inputs.clone();
-        let result = self.revision.ask(inputs, limits, timeout).await;
+        let result = self.revision.ask(inputs, limits, terms).await;
         let asked = match (result, part.answers) {
             (Ok(asked), _) => asked,
             (Err(error), Side::Stable) => return self.served(Err(error), begun),
             (Err(error), Side::Candidate) => {
-                let left = timeout.map(|timeout| timeout.saturating_sub(begun.elapsed()));
-                let again = part.other.ask(copy, limits, left).await;
+                let timeout = terms.timeout.map(|timeout| timeout.saturating_sub(begun.elapsed()));
+                let again = part.other.ask(copy, limits, Terms { timeout, ..terms }).await;
                 return part.retried(again, &error, begun);
             }
         };
@@ -122,6 +109,7 @@ impl Assigned {
             answered: part.answers,
             request_id: self.request_id.clone(),
             inputs: copy,
+            cut: terms.cut,
             answers: asked.answers.clone(),
             live,
         });

@@ -12,7 +12,7 @@ use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
 use std::time::Duration;
 
 use highroad_task::raw::{RunOptions, Tensor};
-use highroad_task::{Answer, Engine, Input, Prepared, TaskError};
+use highroad_task::{Answer, Cut, Engine, Input, Prepared, TaskError};
 use metrics::{counter, gauge, histogram};
 
 use crate::config::RolloutConfig;
@@ -47,6 +47,7 @@ pub(crate) struct Job {
     pub(crate) answered: Side,
     pub(crate) request_id: String,
     pub(crate) inputs: Vec<Input>,
+    pub(crate) cut: Cut,
     pub(crate) answers: Vec<Answer>,
     pub(crate) live: Duration,
 }
@@ -128,7 +129,7 @@ impl Worker {
         }
         let member = job.trial.member.clone();
         let begun = cpu_time();
-        let answered = catch_unwind(AssertUnwindSafe(|| ask(&job.other, &job.inputs)));
+        let answered = catch_unwind(AssertUnwindSafe(|| ask(&job.other, &job.inputs, job.cut)));
         let took = cpu_time().saturating_sub(begun);
         histogram!(SHADOW_SECONDS, "member" => member.clone()).record(took.as_secs_f64());
         let second = answered.unwrap_or_else(|_| Err(TaskError::Tensors("it panicked".to_owned())));
@@ -189,9 +190,10 @@ fn labels(stable: &[Answer], candidate: &[Answer]) -> Option<[String; 2]> {
     }
 }
 
-fn ask(revision: &Revision, inputs: &[Input]) -> Result<(Vec<Answer>, usize), TaskError> {
+fn ask(revision: &Revision, inputs: &[Input], cut: Cut) -> Result<(Vec<Answer>, usize), TaskError> {
     let predictor = revision.predictor();
-    let prepared = inputs.iter().map(|input| predictor.prepare(input)).collect::<Result<Vec<Prepared>, _>>()?;
+    let prepared =
+        inputs.iter().map(|input| predictor.prepare_cut(input, cut)).collect::<Result<Vec<Prepared>, _>>()?;
     let n_tokens = prepared.iter().map(Prepared::n_tokens).sum();
     let answers = predictor.predict_prepared_on(&OneThread(revision), &prepared)?;
     Ok((answers, n_tokens))

@@ -116,6 +116,7 @@ fn config(members: &[&str], options: Options) -> PortfolioConfig {
         limits: options.limits,
         poll_interval: PollInterval(Duration::from_millis(50)),
         rollouts: RolloutConfig { keep: 1.0, queue: NonZeroUsize::new(4096).unwrap(), ..RolloutConfig::default() },
+        ..PortfolioConfig::default()
     }
 }
 
@@ -130,7 +131,7 @@ pub fn local_state(home: &Path) -> LocalState {
 
 async fn serve(portfolio: Arc<Portfolio>, log: RequestLog) -> (String, tokio::task::AbortHandle) {
     let bound = Bound::bind("127.0.0.1:0").await.unwrap();
-    let url = bound.url();
+    let url = bound.url("http");
     let app = router(Arc::clone(&portfolio), log)
         .merge(probes(Arc::clone(&portfolio)))
         .merge(highroad_service::metrics::route());
