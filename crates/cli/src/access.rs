@@ -94,10 +94,19 @@ fn error_shape(path: &str, problem: &Problem) -> Value {
     json!({ "error_code": code, "message": problem.message })
 }
 
-/// Aliases and stages, promotion and rollback, and the deletion or renaming of what they name.
+/// Aliases and stages, promotion and rollback, tags of a model, which hold its rollouts, and the deletion or renaming of what
+/// they name.
 fn moves_production(method: &Method, path: &str) -> bool {
     let writes = !matches!(*method, Method::GET | Method::HEAD);
-    let moves = ["/registered-models/alias", "/model-versions/transition-stage", "/promote", "/rollback", "/rollout"];
+    let moves = [
+        "/registered-models/alias",
+        "/registered-models/set-tag",
+        "/registered-models/delete-tag",
+        "/model-versions/transition-stage",
+        "/promote",
+        "/rollback",
+        "/rollout",
+    ];
     let removes = ["/registered-models/delete", "/registered-models/rename", "/model-versions/delete"];
     writes && (moves.iter().chain(&removes)).any(|part| path.contains(part))
 }
@@ -125,6 +134,7 @@ mod tests {
             (Method::POST, "/inference.GRPCInferenceService/ModelInfer", infer),
             (Method::POST, "/api/2.0/mlflow/runs/search", track),
             (Method::POST, "/api/2.0/mlflow/registered-models/alias", deploy),
+            (Method::POST, "/api/2.0/mlflow/registered-models/set-tag", deploy),
             (Method::DELETE, "/ajax-api/2.0/mlflow/registered-models/alias", deploy),
             (Method::GET, "/api/2.0/mlflow/registered-models/alias", track),
             (Method::DELETE, "/api/2.0/mlflow/model-versions/delete", deploy),

@@ -3,7 +3,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
-use highroad_eval::Verdict;
+use highroad_eval::{Plan, Verdict};
 use highroad_package::{Digest, Package, Store, Verdicts};
 use jiff::{SignedDuration, Timestamp};
 use metrics::{counter, gauge, histogram};
@@ -187,6 +187,13 @@ impl Deployment {
             Some(trial) => Assigned::of(trial, stable, key),
             None => Assigned::plain(stable, key),
         })
+    }
+
+    /// The version that is tried beside what serves, if a rollout lets it answer clients.
+    pub fn candidate(&self) -> Option<Arc<Revision>> {
+        let trial = self.rollouts.trial.load_full()?;
+        let answers = matches!(trial.rollout.plan, Plan::Canary { .. }) && trial.ended().is_none();
+        answers.then(|| Arc::clone(&trial.candidate))
     }
 
     /// The rollout that goes on here, else the last one since this process began.

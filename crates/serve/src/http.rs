@@ -702,6 +702,11 @@ impl App {
         let current = oip::version(revision.facts());
         match &path.version {
             Some(version) if *version != current => {
+                let deployment = self.portfolio.deployment(&path.model).ok();
+                let candidate = deployment.and_then(|deployment| deployment.candidate());
+                if let Some(candidate) = candidate.filter(|tried| oip::version(tried.facts()) == *version) {
+                    return Ok(candidate);
+                }
                 let (member, version) = (path.model.clone(), printable(version));
                 Err(AskError::OtherVersion { member, version, current }.problem())
             }

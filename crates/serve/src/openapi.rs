@@ -107,7 +107,7 @@ const ROUTES: &[Route] = &[
         "/v1/highroad/rollouts/{member}/labels",
         OWN,
         "The right answer to a compared request",
-        Takes::Json("Label"),
+        Takes::Json("RolloutLabel"),
         &[400, 404, 413],
     ),
     get("/v1/highroad/status", OWN, "Where every member stands", &[]),
