@@ -5,10 +5,12 @@
 
 mod attestation;
 pub mod batcher;
+pub mod budget;
 pub mod case;
 pub mod config;
 mod deployment;
 mod error;
+pub mod hosted;
 mod http;
 mod model;
 mod portfolio;
@@ -22,7 +24,8 @@ pub mod telemetry;
 pub use attestation::{Attestation, path as attestation_path};
 pub use deployment::{Deployment, Failure, LocalState, Refreshed, State, Status, read_verdict};
 pub use error::{AskError, DeployError};
-pub use http::{probes, router};
+pub use hosted::router;
+pub use http::probes;
 pub use model::{row_major_bytes, tensors_digest};
 pub use portfolio::Portfolio;
 pub use protocol::error_shape;

@@ -123,7 +123,7 @@ impl RerankRequest {
 pub fn error_body(problem: &Problem) -> Value {
     let error_type = match problem.kind {
         Kind::Overloaded => "Overloaded",
-        Kind::Internal => "Backend",
+        Kind::Internal | Kind::BadGateway => "Backend",
         Kind::Unavailable => "Unhealthy",
         _ => "Validation",
     };

@@ -57,6 +57,7 @@ impl Rig {
             members: members.iter().map(member).collect(),
             limits: options.limits,
             poll_interval: PollInterval(Duration::from_millis(50)),
+            ..PortfolioConfig::default()
         };
         let known: Arc<dyn Registry> = Arc::clone(&registry) as _;
         let portfolio = Arc::new(Portfolio::new(config, options.unverified, Some(known), local));
