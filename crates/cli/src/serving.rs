@@ -8,11 +8,13 @@ use std::sync::Arc;
 use anyhow::{Context as _, bail};
 use highroad_package::registry::RegistryClient;
 use highroad_package::{Package, Verdicts};
+use highroad_serve::budget::keeper::Budgets;
 use highroad_serve::config::{ModelSource, PortfolioConfig};
 use highroad_serve::request_log::{LogLimits, RequestLog};
 use highroad_serve::{LocalState, Portfolio, Registry, RemoteRegistry, Unverified};
 use highroad_service::telemetry::LogFormat;
 
+use crate::access::Guard;
 use crate::resolve::Home;
 
 /// File that lists the members of a portfolio.
@@ -87,6 +89,14 @@ fn named(model: &str) -> anyhow::Result<(String, ModelSource)> {
     Ok((name, source))
 }
 
+/// Refuses budgets that nobody would be held to.
+pub fn check_budgets(config: &PortfolioConfig, guard: &Guard) -> anyhow::Result<()> {
+    if config.budgets.needs_keys() && !guard.asks_for_keys() {
+        bail!("budgets of tenants and keys need keys: `--access FILE` asks for them, `highroad access add` makes them");
+    }
+    Ok(())
+}
+
 /// Where serving keeps packages, verdicts and attestations.
 pub fn local_state(home: &Home) -> anyhow::Result<LocalState> {
     let verdicts = Verdicts::open(home.verdicts())?;
@@ -108,7 +118,10 @@ pub fn open(
     let dir = requests_dir(home);
     let log = RequestLog::open(&dir, LogLimits::default())
         .with_context(|| format!("cannot write the request log in `{}`", dir.display()))?;
-    Ok((Arc::new(Portfolio::new(config, unverified, registry, local_state(home)?)), log))
+    let limited = !config.budgets.is_empty();
+    let budgets = limited.then(|| Budgets::open(&home.path().join("budgets"), config.budgets.clone())).transpose()?;
+    let portfolio = Portfolio::new(config, unverified, registry, local_state(home)?).with_budgets(budgets);
+    Ok((Arc::new(portfolio), log))
 }
 
 /// The registry behind `client`, with what it brings kept in `home`.
@@ -122,6 +135,14 @@ pub fn start_telemetry() -> anyhow::Result<()> {
     highroad_service::metrics::install();
     highroad_serve::telemetry::describe();
     Ok(())
+}
+
+/// Writes down what is still to be written.
+pub fn close(portfolio: &Portfolio, log: &RequestLog) {
+    log.flush();
+    if let Some(budgets) = portfolio.budgets() {
+        budgets.flush();
+    }
 }
 
 /// The first line of stdout, for programs; then one for people.

@@ -1,7 +1,11 @@
+mod forward;
+
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+pub use forward::{Fault, FaultKind, Incoming, Refusal, pause_before_retry};
 use highroad_package::Digest;
 use reqwest::header::{HeaderMap, RETRY_AFTER};
 use reqwest::{Response, StatusCode};
@@ -41,12 +45,12 @@ enum Read {
     Rerank { n_documents: usize },
 }
 
-/// Asks one hosted model; shared by reference, as all its questions share connections.
-#[derive(Debug)]
+/// Asks one hosted model. Clones are cheap and share connections.
+#[derive(Clone, Debug)]
 pub struct Client {
     http: reqwest::Client,
-    hosted: Hosted,
-    key: Option<ApiKey>,
+    hosted: Arc<Hosted>,
+    key: Option<Arc<ApiKey>>,
 }
 
 /// One turn of a conversation, as the protocol has it.
@@ -133,16 +137,15 @@ enum Wrong {
 impl Client {
     /// A client, with the key from where the description says it is.
     pub fn new(hosted: Hosted) -> Result<Self, DescriptionError> {
-        let key = ApiKey::find(&hosted)?;
+        let key = ApiKey::find(&hosted)?.map(Arc::new);
         let http = reqwest::Client::builder()
             .connect_timeout(Duration::from_secs(hosted.limits.connect_timeout_s))
-            .timeout(hosted.limits.timeout())
             // An answer from elsewhere is not the described model's, and a key is for one host.
             .redirect(reqwest::redirect::Policy::none())
             .user_agent(concat!("highroad/", env!("CARGO_PKG_VERSION")))
             .build()
             .map_err(DescriptionError::Client)?;
-        Ok(Self { http, hosted, key })
+        Ok(Self { http, hosted: Arc::new(hosted), key })
     }
 
     /// What is asked.
@@ -155,7 +158,7 @@ impl Client {
         if budget.most().is_some() && self.hosted.price.is_none() {
             return Err(HostedError::NoPrice { model: self.hosted.model.clone() });
         }
-        let url = format!("{}/{}", self.hosted.base_url.trim_end_matches('/'), question.path);
+        let url = self.url(question.path);
         let most = Duration::from_secs(self.hosted.limits.wait_s);
         let (mut n_tries, mut waited) = (0, Duration::ZERO);
         loop {
@@ -177,7 +180,7 @@ impl Client {
                 return Err(failed.into_error(url, n_tries));
             }
             let wait = failed.wait.unwrap_or_else(|| backoff(n_tries));
-            if waited + wait > most {
+            if waited.saturating_add(wait) > most {
                 return Err(match failed.wait {
                     Some(wait) => HostedError::Wait { url, wait_s: wait.as_secs_f64(), most_s: most.as_secs() },
                     None => failed.into_error(url, n_tries),
@@ -188,6 +191,10 @@ impl Client {
         }
     }
 
+    fn url(&self, path: &str) -> String {
+        format!("{}/{path}", self.hosted.base_url.trim_end_matches('/'))
+    }
+
     fn settle(&self, reserved: Reserved<'_>, usage: Option<Usage>, worst: Tokens) {
         // A host that does not count is taken at its dearest.
         let tokens = usage.map_or(worst, |usage| Tokens { input: usage.input, output: usage.output });
@@ -195,7 +202,7 @@ impl Client {
     }
 
     async fn try_once(&self, url: &str, question: &Question) -> Result<(Said, Option<Usage>, Option<String>), Failed> {
-        let mut request = self.http.post(url).json(&question.body);
+        let mut request = self.http.post(url).json(&question.body).timeout(self.hosted.limits.timeout());
         if let Some(key) = &self.key {
             request = request.bearer_auth(key.expose());
         }

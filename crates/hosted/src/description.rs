@@ -152,7 +152,8 @@ impl LimitName {
         *self == Self::default()
     }
 
-    pub(crate) fn as_str(self) -> &'static str {
+    /// The field of a request.
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::MaxTokens => "max_tokens",
             Self::MaxCompletionTokens => "max_completion_tokens",
@@ -168,7 +169,8 @@ impl Price {
 }
 
 impl Limits {
-    pub(crate) fn timeout(&self) -> Duration {
+    /// `timeout_s`
+    pub fn timeout(&self) -> Duration {
         Duration::from_secs(self.timeout_s)
     }
 }

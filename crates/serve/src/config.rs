@@ -14,6 +14,8 @@ use highroad_task::PredictorOptions;
 use serde::Deserialize;
 
 use crate::batcher::BatchLimits;
+use crate::budget::BudgetsConfig;
+use crate::hosted::config::{HostedConfig, HostedTable, KEYS as HOSTED_KEYS, check as check_hosted};
 use crate::pipeline::{self, IndexConfig, PipelineConfig};
 
 /// What one process serves.
@@ -21,6 +23,10 @@ use crate::pipeline::{self, IndexConfig, PipelineConfig};
 pub struct PortfolioConfig {
     /// The members by the name that requests use.
     pub members: BTreeMap<String, MemberConfig>,
+    /// The members that somebody else hosts.
+    pub hosted: BTreeMap<String, HostedConfig>,
+    /// What may be spent.
+    pub budgets: BudgetsConfig,
     /// What a single request may ask.
     pub limits: RequestLimits,
     /// Pause between two looks at the registry's aliases.
@@ -127,12 +133,17 @@ impl PortfolioConfig {
             problems.push(format!("[rollouts] `keep` is a share from 0 to 1, not {}", rollouts.keep));
         }
         let members = members(&table, base, &mut problems);
+        let hosted = hosted(&table, base, &mut problems);
+        let budgets = BudgetsConfig::parse(&table, &mut problems);
+        if problems.is_empty() {
+            check_hosted(&hosted, |name| members.contains_key(name), &budgets, &mut problems);
+        }
         let indexes = pipeline::index_configs(&table, base, &members, &mut problems);
         let pipelines = pipeline::pipeline_configs(&table, &members, &indexes, &mut problems);
         if !problems.is_empty() {
             return Err(ConfigErrors(problems));
         }
-        Ok(Self { members, limits, poll_interval, rollouts, indexes, pipelines })
+        Ok(Self { members, hosted, budgets, limits, poll_interval, rollouts, indexes, pipelines })
     }
 
     /// A portfolio without a file: one member for each reference or package directory, under its model's name.
@@ -188,7 +199,7 @@ pub fn is_member_name(name: &str) -> bool {
     (1..=64).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
 }
 
-const TOP_KEYS: &[&str] = &["members", "limits", "poll_interval_ms", "rollouts", "indexes", "pipelines"];
+const TOP_KEYS: &[&str] = &["members", "budgets", "limits", "poll_interval_ms", "rollouts", "indexes", "pipelines"];
 const ROLLOUT_KEYS: &[&str] = &["keep_inputs", "keep", "queue", "warm_s"];
 const LIMIT_KEYS: &[&str] = &["body_bytes", "inputs", "input_bytes", "tokens"];
 const MEMBER_KEYS: &[&str] = &["model", "threads", "replicas", "batch_tokens", "queue_rows", "queue_timeout_ms"];
@@ -233,9 +244,12 @@ fn members(table: &toml::Table, base: &Path, problems: &mut Vec<String>) -> BTre
         problems.push("a portfolio needs at least one `[members.NAME]`".to_owned());
     }
     let mut members = BTreeMap::new();
-    for name in tables.keys() {
+    for (name, table) in tables {
         if !is_member_name(name) {
             problems.push(format!("member name `{name}`: only letters, digits, `.`, `_` and `-`, at most 64"));
+        }
+        if is_hosted(table) {
+            continue;
         }
         let Some(member) = part::<MemberTable>(tables, name, MEMBER_KEYS, problems) else { continue };
         match member.config(base) {
@@ -244,6 +258,23 @@ fn members(table: &toml::Table, base: &Path, problems: &mut Vec<String>) -> BTre
         }
     }
     members
+}
+
+fn is_hosted(table: &toml::Value) -> bool {
+    table.get("hosted").is_some()
+}
+
+fn hosted(table: &toml::Table, base: &Path, problems: &mut Vec<String>) -> BTreeMap<String, HostedConfig> {
+    let mut hosted = BTreeMap::new();
+    let Some(tables) = table.get("members").and_then(toml::Value::as_table) else { return hosted };
+    for name in tables.iter().filter(|(_, table)| is_hosted(table)).map(|(name, _)| name) {
+        let Some(member) = part::<HostedTable>(tables, name, HOSTED_KEYS, problems) else { continue };
+        match member.config(base) {
+            Ok(config) => drop(hosted.insert(name.clone(), config)),
+            Err(error) => problems.push(format!("[members.{name}] hosted: {error}")),
+        }
+    }
+    hosted
 }
 
 fn part<'de, T: Deserialize<'de>>(

@@ -517,7 +517,7 @@ impl LocalState {
         Ok(Candidate { version, package, verdict: self.best_verdict(&digest)?, overridden: None, admitted_at: None })
     }
 
-    fn best_verdict(&self, package: &Digest) -> Result<Option<(Digest, Verdict)>, DeployError> {
+    pub(crate) fn best_verdict(&self, package: &Digest) -> Result<Option<(Digest, Verdict)>, DeployError> {
         let now = Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
         let mut verdicts = Vec::new();
         for digest in self.verdicts.list(package)? {

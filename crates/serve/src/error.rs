@@ -1,10 +1,12 @@
 use std::time::Duration;
 
 use highroad_eval::{OverrideRefusal, Refusal};
+use highroad_hosted::DescriptionError;
 use highroad_package::{Digest, PackageError, Reference};
 use highroad_service::{Kind, Problem};
 use highroad_task::TaskError;
 
+use crate::budget::Refused;
 use crate::index::IndexError;
 
 /// Why a request was not answered. Protocols turn it into their own shape through [`AskError::problem`].
@@ -40,6 +42,12 @@ pub enum AskError {
     Lost(String),
     #[error("`{member}` failed: {reason}")]
     Failed { member: String, reason: String },
+    #[error(transparent)]
+    Budget(Refused),
+    #[error("budgets cannot be written now, so nothing that costs money is asked")]
+    Unwritable,
+    #[error("`{member}` is hosted elsewhere and is not asked on this route")]
+    Elsewhere { member: String },
 }
 
 impl AskError {
@@ -66,6 +74,12 @@ impl AskError {
             }
             Self::Lost(_) => Problem::new(Kind::Internal, self.to_string()),
             Self::Failed { .. } => Problem::internal(self),
+            Self::Budget(Refused::Over { wait, .. }) => {
+                Problem::new(Kind::Overloaded, self.to_string()).retry_after(*wait)
+            }
+            Self::Budget(Refused::Never { .. }) | Self::Elsewhere { .. } => Problem::invalid(self.to_string()),
+            Self::Budget(Refused::UnknownPrice { .. }) => Problem::new(Kind::Forbidden, self.to_string()),
+            Self::Unwritable => Problem::new(Kind::Unavailable, self.to_string()).retry_after(Duration::from_secs(1)),
         }
     }
 
@@ -82,7 +96,9 @@ impl AskError {
             | Self::Tensors(_) => "invalid",
             Self::Overloaded { .. } => "overloaded",
             Self::Expired { .. } => "expired",
-            Self::Lost(_) | Self::Failed { .. } => "failed",
+            Self::Lost(_) | Self::Failed { .. } | Self::Unwritable => "failed",
+            Self::Budget(_) => "over_budget",
+            Self::Elsewhere { .. } => "invalid",
         }
     }
 }
@@ -128,6 +144,8 @@ pub enum DeployError {
     Pipeline(String),
     #[error("cannot write `{path}`: {source}")]
     Io { path: String, source: std::io::Error },
+    #[error(transparent)]
+    Hosted(DescriptionError),
 }
 
 impl DeployError {

@@ -15,6 +15,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header}
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, any, get, post};
 use axum::{Json, Router};
+use highroad_hosted::HostedTask;
 use highroad_package::TaskKind;
 use highroad_service::access::Principal;
 use highroad_service::{Kind, Problem, RequestId};
@@ -26,7 +27,8 @@ use tower_http::CompressionLevel;
 use tower_http::compression::CompressionLayer;
 use tower_http::compression::predicate::SizeAbove;
 
-use crate::deployment::State as DeploymentState;
+use crate::config::RequestLimits;
+use crate::deployment::{Deployment, State as DeploymentState};
 use crate::error::AskError;
 use crate::pipeline::Finished;
 use crate::portfolio::Portfolio;
@@ -89,11 +91,8 @@ impl<S: Send + Sync> FromRequestParts<S> for Asker {
     }
 }
 
-/// Every inference route of `portfolio` and the reading of its request log.
-///
-/// Wrap it in a `highroad_service::Shell`, which gives requests their ids; [`probes`] and `/metrics` are apart, so that a
-/// process with several routers has them once.
-pub fn router(portfolio: Arc<Portfolio>, log: RequestLog) -> Router {
+/// The inference routes of our own models and the reading of the request log; [`crate::router`] has those of hosted members around it.
+pub(crate) fn router(portfolio: Arc<Portfolio>, log: RequestLog) -> Router {
     let body_bytes = portfolio.limits().body_bytes;
     let app = App { portfolio, log };
     let grpc = grpc::service(app.clone(), body_bytes);
@@ -118,7 +117,15 @@ fn routes() -> Routes {
 /// Method and path of everything that a serving process answers, but what refuses unknown paths.
 #[cfg(test)]
 pub(crate) fn told() -> Vec<(String, String)> {
-    let apart = [("post", grpc::PATH), ("get", "/health"), ("get", "/ready"), ("get", "/metrics")];
+    let apart = [
+        ("post", "/v1/chat/completions"),
+        ("post", "/v1/completions"),
+        ("get", "/v1/highroad/budgets"),
+        ("post", grpc::PATH),
+        ("get", "/health"),
+        ("get", "/ready"),
+        ("get", "/metrics"),
+    ];
     let apart = apart.map(|(method, path)| (method.to_owned(), path.to_owned()));
     let routes = routes().told.into_iter().map(|(method, path)| (method.to_owned(), path));
     routes.chain(apart).collect()
@@ -268,12 +275,16 @@ async fn rerank_method(method: Method, OriginalUri(uri): OriginalUri) -> Respons
 }
 
 async fn models(State(app): State<App>) -> Response {
-    let models: Vec<Value> =
+    let mut models: Vec<Value> =
         app.portfolio.deployments().iter().filter_map(|d| d.revision().ok()).map(|r| entry(&r)).collect();
+    models.extend(app.portfolio.hosted().all().iter().filter_map(|member| member.entry()));
     Json(json!({ "object": "list", "data": models })).into_response()
 }
 
 async fn model(State(app): State<App>, Path(model): Path<String>) -> Response {
+    if let Some(entry) = app.portfolio.hosted_member(&model).ok().and_then(|member| member.entry()) {
+        return Json(entry).into_response();
+    }
     openai_response(
         app.portfolio.revision(&model).map(|revision| Json(entry(&revision)).into_response()).map_err(Refused::from),
     )
@@ -285,13 +296,13 @@ fn entry(revision: &Revision) -> Value {
 
 async fn openai_unknown(OriginalUri(uri): OriginalUri) -> Response {
     let message = format!(
-        "this server has no `{}`; it has /v1/embeddings, /v1/moderations, /v1/rerank, /v1/models and the Open Inference Protocol at /v2; /docs shows them all",
+        "this server has no `{}`; it has /v1/chat/completions, /v1/completions, /v1/embeddings, /v1/moderations, /v1/rerank, /v1/models and the Open Inference Protocol at /v2; /docs shows them all",
         uri.path()
     );
     openai_response(Err(Refused { code: Some("unknown_url"), ..Problem::not_found(message).into() }))
 }
 
-async fn openai_method(method: Method, OriginalUri(uri): OriginalUri) -> Response {
+pub(crate) async fn openai_method(method: Method, OriginalUri(uri): OriginalUri) -> Response {
     openai_response(Err(wrong_method(&method, uri.path()).into()))
 }
 
@@ -434,13 +445,7 @@ fn openai_response(result: Result<Response, Refused>) -> Response {
 
 impl App {
     fn whole(&self, body: Result<Bytes, BytesRejection>) -> Result<Bytes, Problem> {
-        body.map_err(|rejection| match rejection.status() {
-            StatusCode::PAYLOAD_TOO_LARGE => {
-                let limit = self.portfolio.limits().body_bytes;
-                Problem::new(Kind::TooLarge, format!("the body has more bytes than the limit of {limit}"))
-            }
-            _ => Problem::invalid(rejection.body_text()),
-        })
+        body.map_err(|rejection| unreadable(&rejection, self.portfolio.limits()))
     }
 
     async fn embeddings(&self, asker: &Asker, body: Result<Bytes, BytesRejection>) -> Result<Response, Refused> {
@@ -737,13 +742,33 @@ impl App {
     }
 }
 
+pub(crate) fn unreadable(rejection: &BytesRejection, limits: &RequestLimits) -> Problem {
+    match rejection.status() {
+        StatusCode::PAYLOAD_TOO_LARGE => {
+            let limit = limits.body_bytes;
+            Problem::new(Kind::TooLarge, format!("the body has more bytes than the limit of {limit}"))
+        }
+        _ => Problem::invalid(rejection.body_text()),
+    }
+}
+
+/// Whether a member of our own is for what a hosted one is for.
+pub(crate) fn is_for(deployment: &Deployment, task: HostedTask) -> bool {
+    deployment.revision().is_ok_and(|revision| match task {
+        HostedTask::Moderate => moderates(&revision),
+        HostedTask::Rerank => reranks(&revision),
+        HostedTask::Embed => matches!(&revision.manifest().task.kind, TaskKind::Embed { .. }),
+        _ => false,
+    })
+}
+
 fn json_bytes(headers: &HeaderMap) -> Result<Option<usize>, Problem> {
     let Some(value) = headers.get(HEADER_LENGTH) else { return Ok(None) };
     let length = value.to_str().ok().and_then(|text| text.parse().ok());
     length.map(Some).ok_or_else(|| Problem::invalid(format!("`{HEADER_LENGTH}` is not a number of bytes")))
 }
 
-fn origin(facts: &Facts, headers: &mut HeaderMap) {
+pub(crate) fn origin(facts: &Facts, headers: &mut HeaderMap) {
     let mut put = |name: HeaderName, value: &str| {
         // Names and reasons may hold any UTF-8, which header values carry as opaque bytes; control characters never.
         if let Ok(value) = HeaderValue::from_bytes(value.as_bytes()) {
@@ -838,13 +863,17 @@ fn reranks(revision: &Revision) -> bool {
     matches!(&revision.manifest().task.kind, TaskKind::Rerank)
 }
 
-fn wrong_task(revision: &Revision, wanted: &'static str) -> AskError {
-    let task = match &revision.manifest().task.kind {
+pub(crate) fn task_name(revision: &Revision) -> &'static str {
+    match &revision.manifest().task.kind {
         TaskKind::Classify { .. } => "classification",
         TaskKind::Embed { .. } => "embeddings",
         TaskKind::Rerank => "reranking",
         _ => "another task",
-    };
+    }
+}
+
+fn wrong_task(revision: &Revision, wanted: &'static str) -> AskError {
+    let task = task_name(revision);
     count(Some(revision), AskError::WrongTask { member: revision.facts().member.clone(), task, wanted })
 }
 
@@ -907,6 +936,7 @@ fn record<A>(request_id: String, route: &str, facts: Facts, asked: &Asked<A>, to
         queue_ms: milliseconds(asked.queued),
         compute_ms: milliseconds(asked.computed),
         total_ms: milliseconds(total),
+        hosted: None,
     }
 }
 

@@ -34,6 +34,8 @@ const TEI_ASKS: &[u16] = &[400, 404, 413, 422, 424, 429, 503];
 /// Cohere's refusals and those of TEI's dialect.
 const RERANKS: &[u16] = &[400, 404, 413, 422, 424, 429, 500, 503];
 const EMBEDS_NOT: &[u16] = &[400, 404, 413, 422, 424];
+/// What hosts refuse too, and what is told of hosts that fail.
+const HOSTS: &[u16] = &[400, 403, 404, 413, 422, 429, 500, 502, 503];
 const LOOKS: &[u16] = &[404, 503];
 
 const fn get(path: &'static str, tag: &'static str, summary: &'static str, refuses: &'static [u16]) -> Route {
@@ -51,6 +53,14 @@ const fn post(
 }
 
 const ROUTES: &[Route] = &[
+    post(
+        "/v1/chat/completions",
+        OPENAI,
+        "A hosted member goes on with a conversation",
+        Takes::Json("ChatRequest"),
+        HOSTS,
+    ),
+    post("/v1/completions", OPENAI, "A hosted member goes on with a text", Takes::Json("CompletionRequest"), HOSTS),
     post("/v1/embeddings", OPENAI, "Embeddings", Takes::Json("EmbeddingsRequest"), ASKS),
     post("/v1/moderations", OPENAI, "Moderations by a classifier", Takes::Json("ModerationsRequest"), ASKS),
     get("/v1/models", OPENAI, "The models that serve", &[]),
@@ -110,6 +120,7 @@ const ROUTES: &[Route] = &[
         Takes::Json("RolloutLabel"),
         &[400, 404, 413],
     ),
+    get("/v1/highroad/budgets", OWN, "What is spent and what may be", &[]),
     get("/v1/highroad/status", OWN, "Where every member stands", &[]),
     get("/v1/highroad/requests/{id}", OWN, "The record of one answer", &[404, 500]),
     get("/health", OWN, "The process answers", &[]),

@@ -6,9 +6,12 @@ use arc_swap::ArcSwapOption;
 use highroad_service::access::Principal;
 use tokio::sync::Notify;
 
+use crate::budget::keeper::Budgets;
 use crate::config::{MemberConfig, PortfolioConfig, RequestLimits, RolloutConfig};
 use crate::deployment::{Deployment, LocalState, State, Status};
 use crate::error::{AskError, DeployError};
+use crate::hosted::{HostedMember, HostedMembers};
+use crate::http;
 use crate::pipeline::{IndexConfig, PipelineConfig, Pipelines};
 use crate::registry::Registry;
 use crate::revision::{Revision, Unverified};
@@ -27,6 +30,8 @@ pub struct Portfolio {
     pipelines: BTreeMap<String, PipelineConfig>,
     indexes: BTreeMap<String, IndexConfig>,
     opened: ArcSwapOption<Pipelines>,
+    hosted: HostedMembers,
+    budgets: Option<Budgets>,
 }
 
 impl Portfolio {
@@ -37,7 +42,10 @@ impl Portfolio {
         registry: Option<Arc<dyn Registry>>,
         local: LocalState,
     ) -> Self {
+        let hosted = HostedMembers::new(config.hosted, unverified, &local);
         let portfolio = Self {
+            hosted,
+            budgets: None,
             members: Mutex::default(),
             limits: config.limits,
             poll_interval: config.poll_interval.0,
@@ -54,6 +62,39 @@ impl Portfolio {
             portfolio.add(name, member);
         }
         portfolio
+    }
+
+    /// The same with budgets that every request counts against.
+    #[must_use]
+    pub fn with_budgets(self, budgets: Option<Budgets>) -> Self {
+        Self { budgets, ..self }
+    }
+
+    /// What may be spent, where anything is limited.
+    pub fn budgets(&self) -> Option<&Budgets> {
+        self.budgets.as_ref()
+    }
+
+    /// The members that somebody else hosts.
+    pub fn hosted(&self) -> &HostedMembers {
+        &self.hosted
+    }
+
+    /// The hosted member `name`. Errors if there is none, or, within a request, if its key may not ask it.
+    pub(crate) fn hosted_member(&self, name: &str) -> Result<Arc<HostedMember>, AskError> {
+        match self.hosted.get(name) {
+            Some(_) if !Principal::current_may_ask(name) => Err(AskError::NotAllowed { member: name.to_owned() }),
+            Some(member) => Ok(Arc::clone(member)),
+            // A package is for another task, and its own routes know which.
+            None => match self.deployment(name) {
+                Ok(own) => Err(AskError::WrongTask {
+                    member: name.to_owned(),
+                    task: http::task_name(&*own.revision()?),
+                    wanted: "generation",
+                }),
+                Err(error) => Err(error),
+            },
+        }
     }
 
     /// Adds a member, not loaded yet; one of that name stays as it is.
@@ -83,8 +124,12 @@ impl Portfolio {
         match members.get(name) {
             Some(_) if !Principal::current_may_ask(name) => Err(AskError::NotAllowed { member: name.to_owned() }),
             Some(member) => Ok(Arc::clone(member)),
+            None if self.hosted.get(name).is_some() && Principal::current_may_ask(name) => {
+                Err(AskError::Elsewhere { member: name.to_owned() })
+            }
             None => {
-                let known = members.keys().filter(|known| Principal::current_may_ask(known)).cloned().collect();
+                let known = members.keys().filter(|known| Principal::current_may_ask(known)).cloned();
+                let known = known.chain(self.hosted.names()).collect();
                 Err(AskError::UnknownMember { name: name.to_owned(), known })
             }
         }
@@ -107,7 +152,10 @@ impl Portfolio {
 
     /// Where every member stands, sorted by name.
     pub fn statuses(&self) -> Vec<Status> {
-        self.deployments().iter().map(|deployment| deployment.status()).collect()
+        let own = self.deployments().into_iter().map(|deployment| deployment.status());
+        let mut statuses: Vec<Status> = own.chain(self.hosted.all().iter().map(|member| member.status())).collect();
+        statuses.sort_by(|left, right| left.member.cmp(&right.member));
+        statuses
     }
 
     /// Whether every member serves what it should, apart from those that should serve nothing.
@@ -121,6 +169,11 @@ impl Portfolio {
         for deployment in self.deployments() {
             if let Err(error) = deployment.refresh().await {
                 errors.push((deployment.name().to_owned(), error));
+            }
+        }
+        for member in self.hosted.all() {
+            if let Err(error) = member.refresh().await {
+                errors.push((member.name().to_owned(), error));
             }
         }
         if errors.is_empty() {
@@ -174,6 +227,10 @@ impl Portfolio {
                 if let Err(DeployError::NotFound(_)) = deployment.refresh().await {
                     deployment.undeploy();
                 }
+            }
+            for member in self.hosted.all() {
+                // Told where it happened, as the others are.
+                let _told = member.refresh().await;
             }
         }
     }

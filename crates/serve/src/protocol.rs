@@ -1,5 +1,6 @@
 //! The wire protocols: pure conversions between bodies and the core's inputs and answers.
 
+pub mod chat;
 pub mod cohere;
 pub mod oip;
 pub mod openai;

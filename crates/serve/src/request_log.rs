@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use highroad_package::Digest;
 use serde::{Deserialize, Serialize};
 
+pub use crate::hosted::{Ended, HostedRecord};
 use crate::telemetry::LOG_DROPPED;
 
 /// What is kept of one answered request.
@@ -54,6 +55,9 @@ pub struct Record {
     pub compute_ms: f64,
     /// From the parsed request to the finished answer.
     pub total_ms: f64,
+    /// Of a member that somebody else hosts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hosted: Option<HostedRecord>,
 }
 
 /// How much of the log is kept, and how much may wait to be written.
@@ -270,6 +274,7 @@ mod tests {
             queue_ms: 0.1,
             compute_ms: 1.5,
             total_ms: 1.7,
+            hosted: None,
         }
     }
 

@@ -10,7 +10,9 @@ use highroad_task::{Answer, Cut, Input, Piece, Predictor, PredictorOptions, Prep
 use serde::{Deserialize, Serialize};
 
 use crate::attestation;
-use crate::batcher::{Batcher, Done, RowError, Ticket};
+use crate::batcher::{Batcher, Done, Job as _, RowError, Ticket};
+use crate::budget::Amount;
+use crate::budget::keeper::{Hold, hold_here};
 use crate::config::{MemberConfig, RequestLimits};
 use crate::error::{AskError, DeployError};
 use crate::model::{Model, ModelError, Work, Yield, tensors_digest};
@@ -66,7 +68,8 @@ pub struct Facts {
     pub verdict: Option<Digest>,
     /// `bit-exact`, `same-engine` or `observed` as the verdict says; `attested` where this machine computes other bits than
     /// the verdict's and the parity cases were replayed instead; `override` where a named person let it through without a
-    /// verdict, and the parity cases were replayed; `development` where nothing admitted it.
+    /// verdict, and the parity cases were replayed; `development` where nothing admitted it. `observed` for all that somebody else hosts:
+    /// whatever admitted it, nothing is promised.
     pub evidence: &'static str,
     /// Who let it through without a verdict, and until when.
     #[serde(rename = "override", skip_serializing_if = "Option::is_none")]
@@ -214,8 +217,10 @@ impl Revision {
         let preparing = begun.elapsed();
         let n_tokens: Vec<usize> = prepared.iter().map(Prepared::n_tokens).collect();
         check_limit("tokens", n_tokens.iter().sum(), limits.tokens)?;
+        let hold = hold_here(&self.facts.member, n_tokens.iter().sum())?;
         let n_truncated = prepared.iter().filter(|prepared| prepared.truncated()).count();
         let done = self.run(prepared.into_iter().map(Work::Row).collect(), terms.timeout).await?;
+        settle(hold, n_tokens.iter().sum());
         metrics::counter!(TOKENS, "member" => self.facts.member.clone())
             .increment(n_tokens.iter().sum::<usize>() as u64);
 
@@ -231,7 +236,11 @@ impl Revision {
         tensors: Vec<Tensor>,
         timeout: Option<Duration>,
     ) -> Result<Asked<Vec<Tensor>>, AskError> {
-        let done = self.run(vec![Work::Program(tensors)], timeout).await?;
+        let work = Work::Program(tensors);
+        let n_tokens = work.n_tokens();
+        let hold = hold_here(&self.facts.member, n_tokens)?;
+        let done = self.run(vec![work], timeout).await?;
+        settle(hold, n_tokens);
         let (queued, computed) = longest_times(&done);
         let answers: Vec<Tensor> = done.into_iter().flat_map(|done| done.output.tensors()).collect();
         let digests = vec![tensors_digest(&answers)];
@@ -334,6 +343,13 @@ const PREPARE_INLINE_BYTES: usize = 16 << 10;
 static DECODING: tokio::sync::Semaphore = tokio::sync::Semaphore::const_new(4);
 /// Most images of one request: each becomes 600 KB where a program takes 224 × 224 pixels.
 const MAX_IMAGES: usize = 256;
+
+/// Counts what was computed; what was not is given back.
+fn settle(hold: Option<Hold>, n_tokens: usize) {
+    if let Some(hold) = hold {
+        hold.settle(Amount { nanos: 0, tokens: n_tokens as u64 });
+    }
+}
 
 fn is_image(input: &Input) -> bool {
     matches!(input, Input::Image(_))

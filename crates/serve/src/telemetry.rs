@@ -25,6 +25,16 @@ pub(crate) const MEMBER_INFO: &str = "highroad_member_info";
 pub(crate) const OVERRIDE_EXPIRES: &str = "highroad_member_override_expires_timestamp_seconds";
 pub(crate) const SWAPS: &str = "highroad_member_swaps_total";
 pub(crate) const LOAD_FAILURES: &str = "highroad_member_load_failures_total";
+pub(crate) const HOSTED_TRIES: &str = "highroad_hosted_tries_total";
+pub(crate) const HOSTED_FALLBACKS: &str = "highroad_hosted_fallbacks_total";
+pub(crate) const HOSTED_TOKENS: &str = "highroad_hosted_tokens_total";
+pub(crate) const HOSTED_COST: &str = "highroad_hosted_cost_millionths_total";
+pub(crate) const HOSTED_IN_FLIGHT: &str = "highroad_hosted_in_flight";
+pub(crate) const HOSTED_FIRST_BYTE_SECONDS: &str = "highroad_hosted_first_byte_seconds";
+pub(crate) const HOSTED_BREAKER_STATE: &str = "highroad_hosted_breaker_state";
+pub(crate) const HOSTED_BREAKER_OPENED: &str = "highroad_hosted_breaker_opened_total";
+pub(crate) const BUDGET_REFUSED: &str = "highroad_budget_refused_total";
+pub(crate) const BUDGET_LOST: &str = "highroad_budget_unwritten_total";
 pub(crate) const LOG_DROPPED: &str = "highroad_request_log_dropped_total";
 pub(crate) const PIPELINE_REQUESTS: &str = "highroad_pipeline_requests_total";
 pub(crate) const PIPELINE_SECONDS: &str = "highroad_pipeline_duration_seconds";
@@ -82,6 +92,30 @@ pub fn describe() {
     describe_histogram!(SHADOW_SECONDS, Unit::Seconds, "Processor time of a second answer.");
     describe_counter!(SHADOW_TOKENS, "Tokens read for second answers; no part of highroad_tokens_total.");
     describe_counter!(LOG_DROPPED, "Request records lost because the log's writer could not keep up.");
+    describe_counter!(HOSTED_TRIES, "Requests sent to a host, by how they went.");
+    describe_counter!(HOSTED_FALLBACKS, "Requests that another member was asked to answer in place of a hosted one.");
+    describe_counter!(HOSTED_TOKENS, "Tokens of hosted members, as their hosts count them.");
+    describe_counter!(
+        HOSTED_COST,
+        "Cost of hosted members' answers in millionths of the currency, by its declared price."
+    );
+    describe_gauge!(HOSTED_IN_FLIGHT, "Requests to a host under way.");
+    describe_histogram!(
+        HOSTED_FIRST_BYTE_SECONDS,
+        Unit::Seconds,
+        "Time from a request to the first byte of the answer that is passed on."
+    );
+    describe_gauge!(
+        HOSTED_BREAKER_STATE,
+        "0 while a hosted member is asked, 1 while one request tries it, 2 while it is left alone."
+    );
+    describe_counter!(
+        HOSTED_BREAKER_OPENED,
+        "Times that a hosted member was left alone because its host failed again and again."
+    );
+    describe_counter!(BUDGET_REFUSED, "Requests refused because a budget was used up or a price is not known.");
+    describe_counter!(BUDGET_LOST, "Entries of the budgets' journal that could not be written at once.");
+    counter!(BUDGET_LOST).increment(0);
     counter!(LOG_DROPPED).increment(0);
 }
 

@@ -43,6 +43,8 @@ pub enum Kind {
     Internal,
     /// 501: known and not spoken.
     Unsupported,
+    /// 502: a server that this one asked failed.
+    BadGateway,
     /// 503: not ready, draining, or a dependency is away.
     Unavailable,
 }
@@ -62,6 +64,7 @@ impl Kind {
             Self::Overloaded => StatusCode::TOO_MANY_REQUESTS,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Unsupported => StatusCode::NOT_IMPLEMENTED,
+            Self::BadGateway => StatusCode::BAD_GATEWAY,
             Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
         }
     }

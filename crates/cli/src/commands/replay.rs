@@ -133,6 +133,14 @@ struct Sources {
 impl Sources {
     /// The package that answered, by its digest.
     async fn served(&self, record: &Record) -> anyhow::Result<VerifiedPackage> {
+        if let Some(hosted) = &record.hosted {
+            bail!(
+                "`{}` of {} is hosted elsewhere (as `{}`): its answers are observed, and nobody but its host can give them again",
+                record.request_id,
+                record.member,
+                hosted.model
+            );
+        }
         let store = self.home.store()?;
         match store.get(&record.package) {
             Ok(package) => return Ok(package),

@@ -31,6 +31,7 @@ impl Args {
         let Some(config) = self.members.config()? else {
             bail!("nothing to serve: name a model (`highroad serve moderation@champion`) or write a `{PORTFOLIO}`");
         };
+        serving::check_budgets(&config, &self.guard)?;
         // Logging first, so that an embedded tracking server logs in the same form.
         serving::start_telemetry()?;
         let follows_registry = config.members.values().any(|member| matches!(member.source, ModelSource::Registry(_)));
@@ -63,7 +64,7 @@ impl Args {
             served = bound.serve(app, shell, stop_signal()) => served?,
             () = portfolio.follow() => {}
         }
-        log.flush();
+        serving::close(&portfolio, &log);
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -52,6 +52,7 @@ impl Args {
     pub fn run(self) -> anyhow::Result<ExitCode> {
         serving::start_telemetry()?;
         let config = self.members.config()?;
+        config.iter().try_for_each(|config| serving::check_budgets(config, &self.guard))?;
         tokio::runtime::Runtime::new()?.block_on(self.up(config))
     }
 
@@ -98,7 +99,7 @@ impl Args {
             () = portfolio.follow() => {}
             () = keep_discovering(&client, &listeners), if discovers => {}
         }
-        log.flush();
+        serving::close(&listeners.portfolio, &log);
         tracker.close().await;
         Ok(ExitCode::SUCCESS)
     }

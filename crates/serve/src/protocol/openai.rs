@@ -11,6 +11,7 @@ use highroad_task::{Answer, Input};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
+use crate::budget;
 use crate::error::AskError;
 use crate::revision::Facts;
 
@@ -34,7 +35,7 @@ impl Refused {
     pub fn body(&self) -> Value {
         let kind = match self.problem.kind {
             Kind::Overloaded => "rate_limit_error",
-            Kind::Internal | Kind::Unavailable => "server_error",
+            Kind::Internal | Kind::Unavailable | Kind::BadGateway => "server_error",
             Kind::Unauthenticated => "authentication_error",
             Kind::Forbidden => "permission_error",
             _ => "invalid_request_error",
@@ -59,6 +60,10 @@ impl From<AskError> for Refused {
             AskError::Dimensions(_) => (Some("dimensions"), None),
             AskError::Input { .. } | AskError::Limit { .. } => (Some("input"), None),
             AskError::Overloaded { .. } => (None, Some("queue_full")),
+            AskError::Budget(budget::Refused::UnknownPrice { .. }) => (None, Some("price_unknown")),
+            AskError::Budget(budget::Refused::Never { .. }) => (Some("max_tokens"), Some("budget_exceeded")),
+            AskError::Budget(_) => (None, Some("budget_exceeded")),
+            AskError::Elsewhere { .. } => (Some("model"), None),
             _ => (None, None),
         };
         Self { problem: error.problem(), param, code }

@@ -147,7 +147,7 @@ pub(crate) fn tei_refused(body: &[u8], failed: impl Into<tei::Refused>) -> tei::
 pub fn error_body(problem: &Problem) -> Value {
     let error_type = match problem.kind {
         Kind::Overloaded => "Overloaded",
-        Kind::Internal => "Backend",
+        Kind::Internal | Kind::BadGateway => "Backend",
         Kind::Unavailable => "Unhealthy",
         _ => "Validation",
     };

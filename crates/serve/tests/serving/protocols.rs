@@ -92,7 +92,7 @@ async fn openai_errors_are_objects_with_a_code() {
     assert_eq!(unknown.status(), 404);
     assert!(!header(&unknown, "x-request-id").is_empty());
     assert_eq!(json_of(unknown).await["error"]["code"], "model_not_found");
-    let route = rig.post_json("/v1/chat/completions", json!({})).await;
+    let route = rig.post_json("/v1/responses", json!({})).await;
     assert_eq!(route.status(), 404);
     assert_eq!(json_of(route).await["error"]["code"], "unknown_url");
     let method = rig.get("/v1/embeddings").await;

@@ -1,0 +1,307 @@
+//! Members that somebody else hosts: asked within limits of time and money, retried, left alone while they do not work, and stood in for.
+//!
+//! A [`HostedMember`] is what a deployment is for packages: a name, what the description says, and where it stands. [`ask`] asks one;
+//! [`routes`] puts all of them on HTTP.
+
+mod ask;
+pub(crate) mod breaker;
+pub mod config;
+mod exchange;
+mod routes;
+mod tasks;
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use arc_swap::ArcSwapOption;
+use highroad_hosted::{Client, Hosted, HostedTask, NUMERICS_ID, Tokens};
+use highroad_service::access::Principal;
+use jiff::Timestamp;
+use metrics::{counter, gauge};
+use serde_json::{Value, json};
+use tokio::sync::Semaphore;
+
+pub use exchange::{Ended, HostedRecord};
+pub use routes::router;
+
+use crate::budget::keeper::Budgets;
+use crate::budget::{Amount, Most};
+use crate::deployment::{Failure, LocalState, State, Status};
+use crate::error::{AskError, DeployError};
+use crate::revision::{Facts, Unverified};
+use crate::telemetry::{HOSTED_BREAKER_OPENED, HOSTED_BREAKER_STATE, HOSTED_IN_FLIGHT, MEMBER_READY};
+use breaker::{Admission, Breaker, Circuit, Outcome, RetryBudget};
+use config::HostedConfig;
+
+/// The hosted members of a portfolio, by name.
+#[derive(Default)]
+pub struct HostedMembers {
+    members: BTreeMap<String, Arc<HostedMember>>,
+}
+
+/// One of them.
+pub struct HostedMember {
+    name: String,
+    config: HostedConfig,
+    unverified: Unverified,
+    local: LocalState,
+    serving: ArcSwapOption<Serving>,
+    failure: Mutex<Option<Failure>>,
+    breaker: Mutex<Breaker>,
+    retries: Mutex<RetryBudget>,
+    places: Arc<Semaphore>,
+    n_waiting: AtomicUsize,
+}
+
+/// A hosted member that may be asked.
+pub(crate) struct Serving {
+    client: Client,
+    facts: Facts,
+}
+
+/// A request that goes out; how it ends decides about the next ones.
+struct Attempt<'a> {
+    member: &'a HostedMember,
+    admission: Admission,
+    outcome: Outcome,
+}
+
+impl HostedMembers {
+    /// The members of `config`, none of them ready yet.
+    pub fn new(config: BTreeMap<String, HostedConfig>, unverified: Unverified, local: &LocalState) -> Self {
+        let member = |(name, config): (String, HostedConfig)| {
+            (name.clone(), Arc::new(HostedMember::new(name, config, unverified, local.clone())))
+        };
+        Self { members: config.into_iter().map(member).collect() }
+    }
+
+    /// All that the request's key may ask, sorted by name.
+    pub fn all(&self) -> Vec<Arc<HostedMember>> {
+        self.members.values().filter(|member| Principal::current_may_ask(&member.name)).cloned().collect()
+    }
+
+    /// The one of that name, whoever asks.
+    pub(crate) fn get(&self, name: &str) -> Option<&Arc<HostedMember>> {
+        self.members.get(name)
+    }
+
+    /// Whether any is for `task`.
+    pub(crate) fn has(&self, task: HostedTask) -> bool {
+        self.members.values().any(|member| member.hosted().task == task)
+    }
+
+    /// Names that the request's key may ask.
+    pub(crate) fn names(&self) -> Vec<String> {
+        self.all().iter().map(|member| member.name.clone()).collect()
+    }
+}
+
+impl HostedMember {
+    fn new(name: String, config: HostedConfig, unverified: Unverified, local: LocalState) -> Self {
+        gauge!(MEMBER_READY, "member" => name.clone()).set(0.0);
+        gauge!(HOSTED_IN_FLIGHT, "member" => name.clone()).set(0.0);
+        counter!(HOSTED_BREAKER_OPENED, "member" => name.clone()).increment(0);
+        let member = Self {
+            serving: ArcSwapOption::empty(),
+            failure: Mutex::default(),
+            breaker: Mutex::new(Breaker::new(config.breaker)),
+            retries: Mutex::new(RetryBudget::new()),
+            places: Arc::new(Semaphore::new(config.hosted.limits.concurrency.get() as usize)),
+            n_waiting: AtomicUsize::new(0),
+            name,
+            config,
+            unverified,
+            local,
+        };
+        member.tell_circuit(Circuit::Closed);
+        member
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What it is.
+    pub fn hosted(&self) -> &Hosted {
+        &self.config.hosted
+    }
+
+    /// Makes it ready where it is not: it has its key, and a verdict that admits its description.
+    pub async fn refresh(&self) -> Result<(), DeployError> {
+        if self.serving.load().is_some() {
+            return Ok(());
+        }
+        let (hosted, local, unverified) = (self.config.hosted.clone(), self.local.clone(), self.unverified);
+        let name = self.name.clone();
+        let opening = tokio::task::spawn_blocking(move || Serving::open(name, hosted, &local, unverified)).await;
+        match opening.unwrap_or(Err(DeployError::Panicked)) {
+            Ok(serving) => {
+                gauge!(MEMBER_READY, "member" => self.name.clone()).set(1.0);
+                tracing::info!(
+                    member.name = %self.name, package.digest = %serving.facts.package,
+                    "`{}` is hosted as {}, evidence {}", self.name, serving.facts.version, serving.facts.evidence
+                );
+                if let Some(reason) = &serving.facts.development {
+                    tracing::warn!(member.name = %self.name, "`{}` serves for development only: {reason}", self.name);
+                }
+                *lock(&self.failure) = None;
+                self.serving.store(Some(Arc::new(serving)));
+                Ok(())
+            }
+            Err(error) => Err(self.fail(error)),
+        }
+    }
+
+    fn fail(&self, error: DeployError) -> DeployError {
+        let reason = error.to_string();
+        let mut failure = lock(&self.failure);
+        let known = failure.take().filter(|known| known.reason == reason);
+        if known.is_none() {
+            tracing::error!(member.name = %self.name, "`{}` cannot serve: {reason}", self.name);
+        }
+        let attempts = known.as_ref().map_or(1, |known| known.attempts.saturating_add(1));
+        let since = known.map_or_else(now, |known| known.since);
+        let package = Some(self.config.hosted.digest());
+        *failure = Some(Failure { version: None, package, reason, attempts, since });
+        error
+    }
+
+    /// Where it stands; a circuit that is open is told as the reason of a failure.
+    pub fn status(&self) -> Status {
+        let serving = self.serving.load();
+        let open = || {
+            let reason = match lock(&self.breaker).circuit() {
+                Circuit::Closed => return None,
+                circuit => format!("its circuit is {}: the host failed again and again", circuit.name()),
+            };
+            Some(Failure { version: None, package: None, reason, attempts: 1, since: now() })
+        };
+        Status {
+            member: self.name.clone(),
+            source: self.config.file.display().to_string(),
+            state: if serving.is_some() { State::Ready } else { State::Starting },
+            serving: serving.as_ref().map(|serving| serving.facts.clone()),
+            failure: lock(&self.failure).clone().or_else(open),
+        }
+    }
+
+    /// Its entry in `GET /v1/models`, where it is ready.
+    pub(crate) fn entry(&self) -> Option<Value> {
+        let serving = self.serving.load_full()?;
+        let created = serving.facts.loaded_at.parse::<Timestamp>().map_or(0, Timestamp::as_second);
+        Some(json!({
+            "id": self.name, "object": "model", "created": created, "owned_by": "hosted",
+            "highroad": { "task": self.hosted().task, "facts": serving.facts },
+        }))
+    }
+
+    pub(crate) fn serving(&self) -> Result<Arc<Serving>, AskError> {
+        self.serving.load_full().ok_or_else(|| {
+            let reason = lock(&self.failure).as_ref().map(|failure| failure.reason.clone());
+            AskError::NotReady {
+                member: self.name.clone(),
+                reason: reason.unwrap_or_else(|| "it is starting".to_owned()),
+            }
+        })
+    }
+
+    fn admit(&self) -> Result<Attempt<'_>, std::time::Duration> {
+        let mut breaker = lock(&self.breaker);
+        let admission = breaker.admit(Instant::now());
+        self.tell_circuit(breaker.circuit());
+        match admission {
+            Admission::No(wait) => Err(wait),
+            admission => Ok(Attempt { member: self, admission, outcome: Outcome::Unknown }),
+        }
+    }
+
+    fn tell_circuit(&self, circuit: Circuit) {
+        let value = match circuit {
+            Circuit::Closed => 0.0,
+            Circuit::HalfOpen => 1.0,
+            Circuit::Open => 2.0,
+        };
+        gauge!(HOSTED_BREAKER_STATE, "member" => self.name.clone()).set(value);
+    }
+
+    /// What `tokens` cost, as the budgets count it; `None` where nobody knows.
+    fn amount(&self, budgets: &Budgets, tokens: Tokens) -> Most {
+        let nanos = self.hosted().price.as_ref().map(|price| {
+            let counts = budgets.currency() == Some(price.currency.as_str());
+            if counts { (price.of(tokens) * 1e9).ceil() as u64 } else { 0 }
+        });
+        Most { nanos, tokens: tokens.input.saturating_add(tokens.output) }
+    }
+
+    fn n_waiting(&self) -> usize {
+        self.n_waiting.load(Ordering::Relaxed)
+    }
+}
+
+impl Most {
+    fn amount(self) -> Amount {
+        Amount { nanos: self.nanos.unwrap_or(0), tokens: self.tokens }
+    }
+}
+
+impl Serving {
+    fn open(member: String, hosted: Hosted, local: &LocalState, unverified: Unverified) -> Result<Self, DeployError> {
+        let (package, version) = (hosted.digest(), format!("{}@{}", hosted.model, hosted.digest()));
+        let loaded_at = now();
+        let refusal = match local.best_verdict(&package)? {
+            None => DeployError::NoVerdict(package),
+            Some((digest, verdict)) => match verdict.admits(&package.to_string(), &loaded_at) {
+                Ok(()) => {
+                    let facts = facts(member, version, package, loaded_at);
+                    let facts = Facts { verdict: Some(digest), ..facts };
+                    return Ok(Self { client: Client::new(hosted).map_err(DeployError::Hosted)?, facts });
+                }
+                Err(refusal) => DeployError::Refused { package, refusal },
+            },
+        };
+        if unverified == Unverified::Refuse {
+            return Err(refusal);
+        }
+        let reason = match refusal {
+            DeployError::Refused { refusal, .. } => refusal.to_string(),
+            _ => "no verdict".to_owned(),
+        };
+        let facts = Facts { development: Some(reason), ..facts(member, version, package, loaded_at) };
+        Ok(Self { client: Client::new(hosted).map_err(DeployError::Hosted)?, facts })
+    }
+}
+
+/// What is said of its answers: however it was admitted, a host's are observed and never promised.
+fn facts(member: String, version: String, package: highroad_package::Digest, loaded_at: String) -> Facts {
+    let numerics_id = NUMERICS_ID.to_owned();
+    let (verdict, overridden, development) = (None, None, None);
+    Facts { member, version, package, verdict, evidence: "observed", overridden, development, numerics_id, loaded_at }
+}
+
+impl Attempt<'_> {
+    fn end(mut self, outcome: Outcome) {
+        self.outcome = outcome;
+    }
+}
+
+impl Drop for Attempt<'_> {
+    fn drop(&mut self) {
+        let mut breaker = lock(&self.member.breaker);
+        if breaker.record(self.admission, self.outcome, Instant::now()) {
+            counter!(HOSTED_BREAKER_OPENED, "member" => self.member.name.clone()).increment(1);
+            tracing::warn!(member.name = %self.member.name, "`{}` is left alone: its host failed again and again", self.member.name);
+        }
+        self.member.tell_circuit(breaker.circuit());
+    }
+}
+
+fn now() -> String {
+    Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,403 @@
+//! Hosted members on HTTP: routes of their own where only they answer, and a look before our own models' routes for who is asked.
+
+use std::sync::Arc;
+
+use axum::body::{Body, Bytes, to_bytes};
+use axum::extract::rejection::BytesRejection;
+use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::{get, post};
+use axum::{Extension, Json, Router};
+use highroad_hosted::{Hosted, HostedTask};
+use highroad_service::{Kind as ProblemKind, Problem, RequestId};
+use metrics::counter;
+use serde_json::{Value, json};
+
+use super::HostedMember;
+use super::ask::{Began, Declined, Failure, Received, Wanted};
+use super::exchange::{self, Asked, Exchange};
+use super::tasks::{self, Read};
+use crate::error::AskError;
+use crate::http;
+use crate::portfolio::Portfolio;
+use crate::protocol::chat::{ChatRequest, Kind, Tally};
+use crate::protocol::error_shape;
+use crate::protocol::openai::{self, EmbeddingsRequest, ModerationsRequest};
+use crate::protocol::rerank::{self, RerankRequest};
+use crate::request_log::RequestLog;
+use crate::revision::check_limit;
+use crate::telemetry::{HOSTED_FALLBACKS, REQUESTS};
+
+const TRIES: HeaderName = HeaderName::from_static("x-highroad-tries");
+const FALLBACK: HeaderName = HeaderName::from_static("x-highroad-fallback");
+
+#[derive(Clone)]
+struct App {
+    portfolio: Arc<Portfolio>,
+    log: RequestLog,
+}
+
+/// Every inference route of `portfolio` and the reading of its request log.
+///
+/// Wrap it in a `highroad_service::Shell`, which gives requests their ids; [`crate::probes`] and `/metrics` are apart, so that a
+/// process with several routers has them once.
+pub fn router(portfolio: Arc<Portfolio>, log: RequestLog) -> Router {
+    let body_bytes = portfolio.limits().body_bytes;
+    let own = http::router(Arc::clone(&portfolio), log.clone());
+    let app = App { portfolio, log };
+    let hosted = Router::new()
+        .route("/v1/chat/completions", post(chat).fallback(http::openai_method))
+        .route("/v1/completions", post(completions).fallback(http::openai_method))
+        .route("/v1/highroad/budgets", get(budgets).fallback(http::openai_method))
+        .layer(DefaultBodyLimit::max(body_bytes))
+        .with_state(app.clone());
+    own.merge(hosted).layer(middleware::from_fn_with_state(app, front))
+}
+
+async fn budgets(State(app): State<App>) -> Json<Value> {
+    let none = || json!({ "currency": null, "budgets": [] });
+    Json(app.portfolio.budgets().map_or_else(none, |budgets| budgets.view()))
+}
+
+async fn chat(
+    State(app): State<App>,
+    Extension(id): Extension<RequestId>,
+    body: Result<Bytes, BytesRejection>,
+) -> Response {
+    told(app.generate(Kind::Chat, &id, body).await)
+}
+
+async fn completions(
+    State(app): State<App>,
+    Extension(id): Extension<RequestId>,
+    body: Result<Bytes, BytesRejection>,
+) -> Response {
+    told(app.generate(Kind::Completion, &id, body).await)
+}
+
+fn told(result: Result<Response, Declined>) -> Response {
+    result.unwrap_or_else(|declined| declined.problem.respond(|_| declined.body()))
+}
+
+/// Counts what a request takes against the budgets, whichever route it takes, and answers for hosted members on the routes that they
+/// share with our own.
+async fn front(State(app): State<App>, request: Request, next: Next) -> Response {
+    let budgets = app.portfolio.budgets().cloned();
+    let answering = app.answer(request, next);
+    match budgets {
+        Some(budgets) => budgets.scope(answering).await,
+        None => answering.await,
+    }
+}
+
+/// A route that hosted members share.
+#[derive(Clone, Copy)]
+struct Shared {
+    task: HostedTask,
+    route: &'static str,
+    /// Of Cohere's interface.
+    version: &'static str,
+}
+
+impl Shared {
+    fn of(method: &Method, path: &str) -> Option<Self> {
+        let (task, route, version) = match path {
+            _ if *method != Method::POST => return None,
+            "/v1/embeddings" => (HostedTask::Embed, "/v1/embeddings", "1"),
+            "/v1/moderations" => (HostedTask::Moderate, "/v1/moderations", "1"),
+            "/rerank" | "/v1/rerank" => (HostedTask::Rerank, "/v1/rerank", "1"),
+            "/v2/rerank" => (HostedTask::Rerank, "/v2/rerank", "2"),
+            _ => return None,
+        };
+        Some(Self { task, route, version })
+    }
+
+    fn refuse(self, declined: &Declined) -> Response {
+        declined.problem.respond(|problem| match self.task {
+            HostedTask::Rerank => rerank::error_body(problem),
+            _ => declined.body(),
+        })
+    }
+}
+
+/// Who answers.
+enum Answer<T> {
+    /// A host.
+    Hosted(Began<T>),
+    /// A model of our own, in place of a host.
+    Own(String),
+}
+
+/// An answer, and the members that could not give one before it, each with the reason.
+struct InOrder<T> {
+    answer: Answer<T>,
+    passed: Vec<String>,
+}
+
+impl App {
+    async fn answer(&self, request: Request, next: Next) -> Response {
+        let shared = Shared::of(request.method(), request.uri().path());
+        let Some(shared) = shared.filter(|shared| self.portfolio.hosted().has(shared.task)) else {
+            return next.run(request).await;
+        };
+        let (parts, body) = request.into_parts();
+        let limit = self.portfolio.limits().body_bytes;
+        let Ok(bytes) = to_bytes(body, limit).await else {
+            let message = format!("the body has more bytes than the limit of {limit}, or breaks off");
+            let problem = Problem::new(ProblemKind::TooLarge, message);
+            return problem.respond(|problem| error_shape(parts.uri.path(), problem));
+        };
+        let Some(member) = self.named(shared, &bytes) else { return next.run(again(parts, bytes)).await };
+        match self.shared(shared, &parts, &member, &bytes).await {
+            Ok(Ok(response)) => response,
+            Ok(Err((own, passed))) => {
+                let mut response = next.run(again(parts, with_model(&bytes, &own))).await;
+                put_fallback(response.headers_mut(), &passed);
+                response
+            }
+            Err(declined) => shared.refuse(&declined),
+        }
+    }
+
+    /// The hosted member that a body names; the only one for the task where it names none and no model of our own may be meant.
+    fn named(&self, shared: Shared, body: &[u8]) -> Option<Arc<HostedMember>> {
+        #[derive(serde::Deserialize)]
+        struct Named {
+            model: Option<String>,
+        }
+        let hosted = self.portfolio.hosted();
+        // What cannot be read is refused by the route itself.
+        match serde_json::from_slice::<Named>(body).ok()?.model {
+            Some(model) => hosted.get(&model).cloned(),
+            None if shared.task == HostedTask::Embed => None,
+            None => {
+                let all = hosted.all();
+                let mut fitting = all.into_iter().filter(|member| member.hosted().task == shared.task);
+                let only = fitting.next().filter(|_| fitting.next().is_none());
+                only.filter(|_| !self.portfolio.deployments().iter().any(|own| http::is_for(own, shared.task)))
+            }
+        }
+    }
+
+    async fn generate(
+        &self,
+        kind: Kind,
+        id: &RequestId,
+        body: Result<Bytes, BytesRejection>,
+    ) -> Result<Response, Declined> {
+        let body = body.map_err(|rejection| http::unreadable(&rejection, self.portfolio.limits()))?;
+        let request = ChatRequest::parse(kind, &body)?;
+        let member = self.portfolio.hosted_member(&request.model).map_err(counted)?;
+        fits(&member, HostedTask::Generate, "generation")?;
+        let prepare = |hosted: &Hosted| {
+            let (body, most) = request.upstream(hosted)?;
+            Ok(Wanted { path: kind.path(), body, most, events: request.stream })
+        };
+        let read = |received: Received| match received {
+            Received::Whole(body) => {
+                let mut tally = Tally::default();
+                tally.whole(&body)?;
+                Ok((Received::Whole(body), tally))
+            }
+            received @ Received::Events(..) => Ok((received, Tally::default())),
+        };
+        let InOrder { answer, passed } = self.ask_in_order(&member, prepare, read).await?;
+        let Answer::Hosted(began) = answer else {
+            return Err(Problem::internal(&"a package was to generate text").into());
+        };
+        let mut headers = origin(&began, &passed);
+        let (exchange, (received, tally)) = Exchange::new(began, self.asked(id, kind.route(), passed));
+        let body = match received {
+            Received::Whole(body) => {
+                let digests = tally.digests();
+                exchange.whole(tally, digests);
+                headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+                Body::from(body)
+            }
+            Received::Events(first, incoming) => {
+                headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
+                headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+                // Proxies such as nginx would hold events back.
+                headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+                exchange::relay(exchange, &first, incoming, request.wants_usage)
+            }
+        };
+        Ok((headers, body).into_response())
+    }
+
+    /// A request on a shared route; `Err` within `Ok` is the model of our own that answers instead.
+    async fn shared(
+        &self,
+        shared: Shared,
+        parts: &Parts,
+        member: &Arc<HostedMember>,
+        body: &[u8],
+    ) -> Result<Result<Response, (String, Vec<String>)>, Declined> {
+        let id = parts.extensions.get::<RequestId>().cloned().unwrap_or_else(|| RequestId(String::new()));
+        let member = self.portfolio.hosted_member(member.name()).map_err(counted)?;
+        let limits = self.portfolio.limits();
+        match shared.task {
+            HostedTask::Embed => {
+                let request = EmbeddingsRequest::parse(body)?;
+                fits(&member, shared.task, "embeddings")?;
+                self.check(&request.inputs)?;
+                let prepare = |hosted: &Hosted| Ok(tasks::embeddings(hosted, &request.inputs, request.dimensions));
+                let read = |received| tasks::read_embeddings(received, request.inputs.len());
+                self.finish(shared, &id, self.ask_in_order(&member, prepare, read).await?, |read| {
+                    let n_tokens = n_tokens(read);
+                    {
+                        let vectors: Vec<Vec<f32>> =
+                            read.answers.iter().map(|answer| answer.values().to_vec()).collect();
+                        openai::embeddings_reply(&request.model, &vectors, n_tokens, request.encoding)
+                    }
+                })
+            }
+            HostedTask::Moderate => {
+                let request = ModerationsRequest::parse(body)?;
+                fits(&member, shared.task, "moderations")?;
+                self.check(&request.inputs)?;
+                let prepare = |hosted: &Hosted| Ok(tasks::moderations(hosted, &request.inputs));
+                let read = |received| tasks::read_moderations(received, request.inputs.len());
+                self.finish(shared, &id, self.ask_in_order(&member, prepare, read).await?, |read| {
+                    let reply =
+                        json!({ "id": format!("modr-{}", id.0), "model": member.name(), "results": read.results });
+                    reply.to_string().into_bytes()
+                })
+            }
+            _ => {
+                let request = RerankRequest::parse(body, shared.version)?;
+                fits(&member, shared.task, "reranking")?;
+                check_limit("bytes in its pairs", request.pairs_bytes(), limits.body_bytes)?;
+                let prepare = |hosted: &Hosted| Ok(tasks::rerank(hosted, &request.query, &request.documents));
+                let read = |received| tasks::read_rerank(received, request.documents.len());
+                self.finish(shared, &id, self.ask_in_order(&member, prepare, read).await?, |read| {
+                    request.reply(&id.0, member.name(), &read.answers, n_tokens(read))
+                })
+            }
+        }
+    }
+
+    fn finish(
+        &self,
+        shared: Shared,
+        id: &RequestId,
+        InOrder { answer, passed }: InOrder<Read>,
+        reply: impl FnOnce(&Read) -> Vec<u8>,
+    ) -> Result<Result<Response, (String, Vec<String>)>, Declined> {
+        let began = match answer {
+            Answer::Hosted(began) => began,
+            Answer::Own(name) => return Ok(Err((name, passed))),
+        };
+        let mut headers = origin(&began, &passed);
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        let (exchange, read) = Exchange::new(began, self.asked(id, shared.route, passed));
+        let body = reply(&read);
+        exchange.whole(read.tally, read.digests);
+        Ok(Ok((headers, body).into_response()))
+    }
+
+    /// Asks `member`, and where it cannot answer those that stand in for it, in order.
+    async fn ask_in_order<T>(
+        &self,
+        member: &Arc<HostedMember>,
+        prepare: impl Fn(&Hosted) -> Result<Wanted, openai::Refused>,
+        read: impl Fn(Received) -> Result<T, String>,
+    ) -> Result<InOrder<T>, Declined> {
+        let (mut next, mut passed) = (Arc::clone(member), Vec::new());
+        let mut others = member.config.fallback.iter();
+        loop {
+            let wanted = prepare(next.hosted())?;
+            let failure = match next.ask(&wanted, self.portfolio.budgets(), &read).await {
+                Ok(began) => return Ok(InOrder { answer: Answer::Hosted(began), passed }),
+                Err(failure) => failure,
+            };
+            count(&next, &failure);
+            if !failure.falls_back() {
+                return Err(failure.declined(next.name()));
+            }
+            passed.push(format!("{}={}", next.name(), failure.reason()));
+            // A key that may not ask the other member does not get there on a detour.
+            let other = others.find(|other| highroad_service::access::Principal::current_may_ask(other));
+            let Some(other) = other else { return Err(failure.declined(next.name())) };
+            counter!(HOSTED_FALLBACKS, "member" => member.name().to_owned(), "to" => other.clone()).increment(1);
+            match self.portfolio.hosted().get(other) {
+                Some(hosted) => next = Arc::clone(hosted),
+                None => return Ok(InOrder { answer: Answer::Own(other.clone()), passed }),
+            }
+        }
+    }
+
+    fn check(&self, inputs: &[highroad_task::Input]) -> Result<(), AskError> {
+        let limits = self.portfolio.limits();
+        check_limit("inputs", inputs.len(), limits.inputs)?;
+        let n_bytes = |input: &highroad_task::Input| match input {
+            highroad_task::Input::Text(text) => text.len(),
+            _ => 0,
+        };
+        check_limit("bytes in one input", inputs.iter().map(n_bytes).max().unwrap_or(0), limits.input_bytes)
+    }
+
+    fn asked(&self, id: &RequestId, route: &'static str, passed: Vec<String>) -> Asked {
+        Asked { request_id: id.0.clone(), route, log: self.log.clone(), passed }
+    }
+}
+
+fn count(member: &HostedMember, failure: &Failure) {
+    counter!(REQUESTS, "member" => member.name().to_owned(), "outcome" => failure.reason()).increment(1);
+}
+
+// Names that clients make up are no labels.
+fn counted(error: AskError) -> AskError {
+    counter!(REQUESTS, "member" => "unknown", "outcome" => error.outcome()).increment(1);
+    error
+}
+
+fn fits(member: &HostedMember, task: HostedTask, wanted: &'static str) -> Result<(), AskError> {
+    let own = match member.hosted().task {
+        own if own == task => return Ok(()),
+        HostedTask::Generate => "generation",
+        HostedTask::Classify => "classification",
+        HostedTask::Moderate => "moderations",
+        HostedTask::Embed => "embeddings",
+        HostedTask::Rerank => "reranking",
+    };
+    Err(AskError::WrongTask { member: member.name().to_owned(), task: own, wanted })
+}
+
+fn n_tokens(read: &Read) -> usize {
+    read.tally.usage.map_or(0, |usage| usage.input as usize)
+}
+
+/// Where an answer comes from.
+fn origin<T>(began: &Began<T>, passed: &[String]) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    http::origin(&began.serving.facts, &mut headers);
+    headers.insert(TRIES, began.n_tries.into());
+    put_fallback(&mut headers, passed);
+    headers
+}
+
+fn put_fallback(headers: &mut HeaderMap, passed: &[String]) {
+    if let Ok(value) = HeaderValue::from_str(&passed.join(", "))
+        && !passed.is_empty()
+    {
+        headers.insert(FALLBACK, value);
+    }
+}
+
+fn again(mut parts: Parts, body: impl Into<Body>) -> Request {
+    // The body may be another than the one that was announced.
+    parts.headers.remove(header::CONTENT_LENGTH);
+    Request::from_parts(parts, body.into())
+}
+
+fn with_model(body: &[u8], model: &str) -> Vec<u8> {
+    let mut body: Value = serde_json::from_slice(body).unwrap_or_default();
+    if body.is_object() {
+        body["model"] = model.into();
+    }
+    body.to_string().into_bytes()
+}
