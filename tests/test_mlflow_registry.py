@@ -132,6 +132,32 @@ def test_a_verdict_counts_on_a_server_that_knows_nothing_of_verdicts(
     assert "router@champion: eve overrode the gate until" in str(lines["regressions"]["details"])
 
 
+def test_a_rollout_is_held_by_tags_and_moves_the_alias_on_its_own(
+    run: Callable, client: MlflowClient, server: str, desk: Path, highroad: Path, tmp_path: Path
+) -> None:
+    source = desk / "source"
+    source.mkdir()
+    for file in (ROOT / "conformance" / "packages" / "classify-a").iterdir():
+        told = file.read_bytes()
+        (source / file.name).write_bytes(told.replace(b"highroad tests", b"highroad tests, again") if file.suffix == ".toml" else told)
+    run("pack", source, "-o", "same")
+    run("gate", "same", "--baseline", "a", "--golden", "golden.jsonl")
+    version = run("push", "same", "router").stdout.strip().removeprefix("router:")
+    run("promote", "router", 1)
+    command = [str(highroad), "serve", "router@champion", "--listen", "127.0.0.1:0"]
+    env = os.environ | {"HIGHROAD_HOME": str(tmp_path / "state"), "HIGHROAD_TRACKING_URI": server}
+    with serving(command, tmp_path / "serve.log", env=env, cwd=tmp_path) as url:
+        rules = ["--max-differ", "30%", "--max-errors", "30%"]
+        rollout = run("deploy", "router", version, "--shadow", "100%", *rules, "--by", "ann", "--why", "the same").stdout.strip()
+        wait(lambda: ask(url)["version"] == f"router:{version}")
+        tag = f"highroad.rollout-end.{rollout}.champion"
+        wait(lambda: tag in client.get_registered_model("router").tags)
+        assert json.loads(client.get_registered_model("router").tags[tag])["outcome"] == "promoted"
+        assert str(champion(client)) == version
+    moved = json.loads(run("audit", "router", "--json").stdout)[0]
+    assert moved["by"] == "ann" and moved["rehearsal"]["passed"] and moved["why"] == f"rollout {rollout}: the same"
+
+
 def test_a_version_without_a_verdict_is_not_served_though_the_alias_names_it(
     run: Callable, client: MlflowClient, server: str, tmp_path: Path
 ) -> None:

@@ -103,6 +103,8 @@ def test_export_leaves_the_module_as_it_was(tmp_path):
         ({"task": "rerank"}, "a reranker has no `labels`"),
         ({"task": "rerank", "labels": None}, "returns 3 values where a reranker returns one logit"),
         ({"task": "embed"}, "an embedder has no `labels`"),
+        ({"matryoshka_dimensions": [2]}, "is for the task `embed`"),
+        ({"task": "embed", "labels": None, "matryoshka_dimensions": [2, 3]}, "numbers above 0 and below the width 3"),
         ({"parity_inputs": []}, "`parity_inputs` is empty"),
         ({"parity_inputs": [(torch.full((1, 3), 99), torch.ones(1, 3))]}, "fails on parity case 0"),
         ({"parity_inputs": [(inputs(1, 3)[0], torch.zeros(1, 3))]}, "NaN or infinity on parity case 0"),

@@ -273,11 +273,11 @@ def test_bodies_of_jina_vllm_and_tei_rerank(site: Site, tmp_path: Path) -> None:
     with pytest.raises(urllib.error.HTTPError) as refused:
         # 1.1 MB of pairs out of a body of a tenth: the limit here is a million.
         post_json(f"{site.url}/rerank", {"query": "a" * 11_000, "texts": [""] * 100})
-    assert refused.value.code == 400 and "1100000 bytes in its pairs; the limit is 1000000" in json.loads(refused.value.read())["error"]
+    assert refused.value.code == 413 and "1100000 bytes in its pairs; the limit is 1000000" in json.loads(refused.value.read())["error"]
     with pytest.raises(urllib.error.HTTPError) as refused:
         post_json(f"{site.url}/rerank", {"query": QUERY, "texts": []})
     body = json.loads(refused.value.read())
-    assert refused.value.code == 400 and body["error_type"] == "Validation" and "`texts` has 0 entries" in body["error"]
+    assert refused.value.code == 400 and body["error_type"] == "Empty" and "`texts` has 0 entries" in body["error"]
 
 
 def test_metrics_pass_promtool(site: Site) -> None:

@@ -47,6 +47,7 @@ def export(
     labels: Sequence[str] | None = None,
     flagged: str | None = None,
     normalized: bool | None = None,
+    matryoshka_dimensions: Sequence[int] = (),
     dynamic_shapes: Any = None,
     relative_rms: float = 1e-5,
     data: Mapping[str, str | os.PathLike[str]] | None = None,
@@ -80,6 +81,8 @@ def export(
         labels: classify only: the label of each logit.
         flagged: classify only: the label that a moderation endpoint flags.
         normalized: embed only: whether the module returns vectors of length 1; measured if not given.
+        matryoshka_dimensions: embed only: widths below the module's own that it was trained to be cut to (``MatryoshkaLoss`` of
+            sentence-transformers). Clients may ask for these and for no others.
         dynamic_shapes: as ``torch.export.export`` takes it; by default batch and sequence of every input vary, of pictures the batch.
         relative_rms: largest accepted root mean square of the difference over that of eager PyTorch's output.
         data: files that trained the module by name, or their ``sha256:…`` digests.
@@ -117,6 +120,7 @@ def export(
         cases = [(inputs, _answer(module, inputs, f"parity case {i}")) for i, inputs in enumerate(parity_inputs)]
         reads = _input_signature(task, tokenizer, max_tokens, image, args, flagged)
         signature = _task_signature(task, labels, flagged, normalized, [output for _, output in cases]) | reads
+        signature |= _matryoshka(matryoshka_dimensions, signature)
         program = _exported(module, args, dynamic_shapes, max_tokens)
         _check_program(program, cases, relative_rms)
 
@@ -279,6 +283,17 @@ def _embed_signature(
     if normalized is not None and normalized != unit:
         raise ExportError(f"`normalized` is {normalized}, but the module's vectors say {unit}")
     return {"dimensions": outputs[0].shape[1], "normalized": unit}
+
+
+def _matryoshka(widths: Sequence[int], signature: Mapping[str, Any]) -> dict[str, Any]:
+    if not widths:
+        return {}
+    if signature["task"] != "embed":
+        raise ExportError("`matryoshka_dimensions` is for the task `embed`")
+    ascending = sorted(set(widths))
+    if not all(isinstance(width, int) and 0 < width < signature["dimensions"] for width in ascending):
+        raise ExportError(f"`matryoshka_dimensions` is {list(widths)}: numbers above 0 and below the width {signature['dimensions']}")
+    return {"matryoshka_dimensions": ascending}
 
 
 def _rerank_signature(labels: Sequence[str] | None, flagged: str | None, width: int) -> dict[str, Any]:

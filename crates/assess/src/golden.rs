@@ -385,6 +385,8 @@ impl Reader {
         let input = input.asked(&self.files)?;
         let expected = match (&input, expected) {
             (GoldenInput::Prompt(_), Expected::Label(text)) => Expected::References(vec![text]),
+            // Whether it is answered rightly is for a program or a judge to say.
+            (GoldenInput::Prompt(_), Expected::Implied) => Expected::References(Vec::new()),
             (_, expected) => expected,
         };
         check_expected(&input, &expected, must_pass)?;
@@ -492,7 +494,7 @@ fn check_expected(input: &GoldenInput, expected: &Expected, must_pass: bool) -> 
             Err("a triplet needs no `expected`: its positive text is the closer one".to_owned())
         }
         (GoldenInput::Prompt(messages), Expected::References(_)) => check_messages(messages),
-        (GoldenInput::Prompt(_), _) => Err("a prompt expects a text or a list of texts".to_owned()),
+        (GoldenInput::Prompt(_), _) => Err("a prompt expects a text, a list of texts or nothing".to_owned()),
         (GoldenInput::Ranking { documents, .. }, Expected::Relevances(relevances)) => {
             check_ranking(documents.len(), relevances, must_pass)
         }

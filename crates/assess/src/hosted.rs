@@ -312,7 +312,7 @@ fn answer_texts(
     progress: impl FnMut(usize, usize),
 ) -> Result<Results, AssessError> {
     let hosted = model.hosted();
-    let task = TaskKind::Embed { dimensions: 0, normalized: false };
+    let task = TaskKind::Embed { dimensions: 0, normalized: false, matryoshka_dimensions: Vec::new() };
     let inputs = Inputs::of(golden, &task, 0..golden.cases.len())?;
     let mut askings = Vec::with_capacity(inputs.len());
     for idx in 0..inputs.len() {

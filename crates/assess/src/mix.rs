@@ -207,7 +207,7 @@ mod tests {
         assert_eq!((mix.requests.len(), &mix.weights[..]), (2, &[1.0, 1.0][..]));
         let mix = Mix::new(&Lengths::default(), &rankings(), &TaskKind::Rerank, &Words).unwrap();
         assert_eq!(mix.requests.iter().map(Vec::len).collect::<Vec<_>>(), [2]);
-        let embed = TaskKind::Embed { dimensions: 2, normalized: false };
+        let embed = TaskKind::Embed { dimensions: 2, normalized: false, matryoshka_dimensions: Vec::new() };
         let mix = Mix::new(&Lengths::default(), &rankings(), &embed, &Words).unwrap();
         assert_eq!(mix.requests.iter().map(Vec::len).collect::<Vec<_>>(), [1, 1, 1]);
     }

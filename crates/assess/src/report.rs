@@ -7,6 +7,7 @@ mod gate;
 mod github;
 mod junit;
 mod page;
+mod rollout;
 mod shown;
 mod traffic;
 mod upgrade;
@@ -20,8 +21,10 @@ pub use gate::{CheckRow, FlipRow, GateReport, SliceFlips};
 pub use github::{Annotation, Level, MOST_SUMMARY_BYTES, annotations};
 pub use junit::{eval_junit, gate_junit};
 pub use page::{
-    eval_html, eval_markdown, gate_html, gate_markdown, review_html, review_markdown, upgrade_html, upgrade_markdown,
+    eval_html, eval_markdown, gate_html, gate_markdown, review_html, review_markdown, rollout_html, rollout_markdown,
+    upgrade_html, upgrade_markdown,
 };
+pub use rollout::{ApartRow, RolloutReport};
 pub use shown::{asked, in_words, one_line, picture, text};
 pub use traffic::traffic_facts;
 pub use upgrade::{
@@ -87,14 +90,19 @@ fn in_one(first: &str, second: &str) -> String {
 }
 
 /// The must-pass cases of `golden` as `results` answer them.
-fn must_pass(results: &Results, golden: &GoldenSet, observed: &Observed) -> Result<Vec<MustPass>, AssessError> {
-    let Some(right) = observed.right() else { return Ok(Vec::new()) };
+fn must_pass(
+    results: &Results,
+    golden: &GoldenSet,
+    observed: &Observed,
+    right: &[Option<bool>],
+) -> Result<Vec<MustPass>, AssessError> {
     let pinned = golden.cases.iter().enumerate().filter(|(_, case)| case.case.must_pass);
+    let pinned = pinned.filter_map(|(idx, case)| Some((idx, case, right[idx]?)));
     pinned
-        .map(|(idx, case)| {
+        .map(|(idx, case, right)| {
             Ok(MustPass {
                 case: case.case.id.clone(),
-                right: right[idx],
+                right,
                 expected: wanted(&case.case.expected),
                 answered: in_words(results, &*golden.input(idx)?, observed, idx),
             })

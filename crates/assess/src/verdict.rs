@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use highroad_eval::{Baseline, Comparison, Decision, Gates, Given, Side, Verdict, decide_with};
+use highroad_eval::{Baseline, Comparison, Decision, Gates, Given, Observed, Side, Verdict, decide_with};
 use highroad_package::{Digest, PackageError, Verdicts};
 
 use crate::{AssessError, GoldenSet, Results};
@@ -18,6 +18,16 @@ pub struct Judged<'a> {
     pub candidate: &'a Results,
     /// The champion's answers.
     pub baseline: Option<&'a Results>,
+}
+
+/// The rules, and what programs of the user's own [gave](crate::give): beside what the golden set's kind says they decide which cases
+/// are right.
+#[derive(Clone, Copy, Debug)]
+pub struct Ruled<'a> {
+    /// The rules.
+    pub gates: &'a Gates,
+    /// By what they call the program.
+    pub given: &'a BTreeMap<String, Given>,
 }
 
 /// Who ran the gate, when, by which rules and against what.
@@ -57,6 +67,13 @@ pub fn judge_with(
         latencies_ms: &candidate.speed.single_ms,
     };
     Ok(decide_with(gates, &comparison, given)?)
+}
+
+/// Whether each case of `golden` is answered rightly by the candidate; `None` where nothing decides.
+pub(crate) fn right(ruled: Option<Ruled<'_>>, golden: &GoldenSet, observed: &Observed) -> Vec<Option<bool>> {
+    let given = ruled.iter().flat_map(|ruled| ruled.given);
+    let values = given.map(|(name, given)| (name.as_str(), given.candidate.as_slice())).collect();
+    highroad_eval::right(ruled.map(|ruled| ruled.gates), &golden.cases(), observed, &values)
 }
 
 impl Signature {

@@ -31,6 +31,14 @@ const TRIPLET: &str = r#"{"id": "t", "input": {"anchor": "x", "positive": "y", "
 const PROMPT: &str = r#"{"id": "w", "input": {"prompt": "Capital of France?"}, "expected": ["Paris", "paris"]}"#;
 
 #[test]
+fn a_prompt_may_leave_what_is_right_to_a_program_or_a_judge() {
+    for left_out in ["", r#", "expected": null"#] {
+        let set = parse(&PROMPT.replace(r#", "expected": ["Paris", "paris"]"#, left_out)).unwrap();
+        assert_eq!((set.kind(), &set.cases[0].case.expected), (GoldenKind::Texts, &Expected::References(Vec::new())));
+    }
+}
+
+#[test]
 fn a_triplet_says_by_itself_what_is_right() {
     let second = TRIPLET.replace("\"t\"", "\"u\"").replace("\"y\"", "\"w\"");
     let set = parse(&format!("{TRIPLET}\n{second}")).unwrap();
@@ -62,8 +70,8 @@ fn a_prompt_has_one_reference_or_several() {
     let one = parse(&PROMPT.replace(r#"["Paris", "paris"]"#, "\"Paris\"")).unwrap();
     assert_eq!(one.cases[0].case.expected, Expected::References(vec!["Paris".to_owned()]));
     assert!(one.labels().is_empty());
-    for wrong in ["[]", "3", "[1, 2]", "null"] {
-        refused(&PROMPT.replace(r#"["Paris", "paris"]"#, wrong), "a prompt expects a text or a list of texts");
+    for wrong in ["[]", "3", "[1, 2]"] {
+        refused(&PROMPT.replace(r#"["Paris", "paris"]"#, wrong), "a prompt expects a text, a list of texts or nothing");
     }
 }
 

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use highroad_assess::report::{
@@ -9,7 +10,7 @@ use highroad_assess::report::{
     gate_markdown,
 };
 use highroad_assess::{
-    CaseAnswer, Checked, GoldenCase, GoldenSet, Judged, Results, Signature, Speed, Value, answers_digest, judge,
+    CaseAnswer, Checked, GoldenCase, GoldenSet, Judged, Results, Ruled, Signature, Speed, Value, answers_digest, judge,
 };
 use highroad_eval::{Evidence, Gates, Outcome, Resamples, Summary, Verdict, summarise};
 use highroad_package::Digest;
@@ -117,7 +118,8 @@ fn rankings() -> (GoldenSet, Results) {
 
 fn gate(golden: &GoldenSet, candidate: &Results, baseline: &Results, rules: &str) -> (Verdict, GateReport) {
     let judged = Judged { golden, candidate, baseline: Some(baseline) };
-    let decision = judge(&Gates::parse(rules).unwrap(), &judged).unwrap();
+    let gates = Gates::parse(rules).unwrap();
+    let decision = judge(&gates, &judged).unwrap();
     let signature = Signature {
         gates: Digest::of(rules.as_bytes()),
         baseline_reference: None,
@@ -125,7 +127,8 @@ fn gate(golden: &GoldenSet, candidate: &Results, baseline: &Results, rules: &str
         created_by: "Ada".to_owned(),
     };
     let verdict = signature.bind(&judged, decision);
-    let report = GateReport::of(&verdict, &Digest::of(b"verdict"), &judged).unwrap();
+    let ruled = Ruled { gates: &gates, given: &BTreeMap::new() };
+    let report = GateReport::of(&verdict, &Digest::of(b"verdict"), &judged, ruled).unwrap();
     (verdict, report)
 }
 
@@ -238,7 +241,7 @@ fn every_kind_of_answer_has_its_charts_with_tables() {
             assert!(chart.svg.contains("<title>") && chart.svg.contains("<desc>") && !chart.svg.contains("style="));
             assert!(!chart.rows.is_empty() && chart.rows.iter().all(|row| row.len() == chart.header.len()));
         }
-        let report = EvalReport::of(&results, &golden, &summaries, 10).unwrap();
+        let report = EvalReport::of(&results, &golden, &summaries, 10, None).unwrap();
         assert_eq!(report.worst.len(), 10);
         show(&format!("{name}.html"), &eval_html(&report, &charts).unwrap());
         show(&format!("{name}.md"), &eval_markdown(&report).unwrap());

@@ -41,7 +41,10 @@ impl Rule {
     }
 
     fn embedder() -> Self {
-        Self { task: TaskKind::Embed { dimensions: 2, normalized: false }, ..Self::classifier("") }
+        Self {
+            task: TaskKind::Embed { dimensions: 2, normalized: false, matryoshka_dimensions: Vec::new() },
+            ..Self::classifier("")
+        }
     }
 
     fn reranker() -> Self {

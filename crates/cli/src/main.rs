@@ -5,7 +5,6 @@ use std::process::ExitCode;
 use clap::{CommandFactory as _, Parser, Subcommand};
 
 mod access;
-mod admission;
 mod commands;
 mod engine;
 mod environment;
@@ -87,6 +86,8 @@ enum Command {
     Review(commands::review::Command),
     /// Move an alias of a registered model to a version that its gate admits, or that a named person overrides it for.
     Promote(commands::promote::Args),
+    /// Try a version on live traffic, in the shadow or as a canary, and promote or abort it on what is seen.
+    Deploy(commands::deploy::Command),
     /// Show who moved which alias, when, why, and on what evidence.
     Audit(commands::audit::Args),
     /// Put a package and its verdicts into the registry as a model version, or send it to an OCI registry, a bucket or a folder.
@@ -105,6 +106,8 @@ enum Command {
     Up(commands::up::Args),
     /// Make, list and revoke the API keys of a server.
     Access(commands::access::Args),
+    /// Embed documents into an index that pipelines search.
+    Index(commands::index::Args),
     /// Compute a served answer again, bit for bit, and show the chain behind it.
     Replay(commands::replay::Args),
 }
@@ -140,6 +143,7 @@ fn main() -> ExitCode {
         Command::Load(args) => args.run(),
         Command::Review(args) => args.run(),
         Command::Promote(args) => args.run(),
+        Command::Deploy(args) => args.run(),
         Command::Audit(args) => args.run(),
         Command::Push(args) => args.run(),
         Command::Pull(args) => args.run(),
@@ -149,6 +153,7 @@ fn main() -> ExitCode {
         Command::Serve(args) => args.run(),
         Command::Up(args) => args.run(),
         Command::Access(args) => args.run(),
+        Command::Index(args) => args.run(),
         Command::Replay(args) => args.run(),
     };
     result.unwrap_or_else(|error| {

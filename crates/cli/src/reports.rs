@@ -159,7 +159,8 @@ fn print_slice(slice: &SliceFlips) {
     }
 }
 
-fn mark(outcome: Outcome) -> &'static str {
+/// Four letters for an outcome.
+pub fn mark(outcome: Outcome) -> &'static str {
     match outcome {
         Outcome::Pass => "pass",
         Outcome::Fail => "FAIL",

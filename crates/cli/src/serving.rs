@@ -100,7 +100,7 @@ pub fn check_budgets(config: &PortfolioConfig, guard: &Guard) -> anyhow::Result<
 /// Where serving keeps packages, verdicts and attestations.
 pub fn local_state(home: &Home) -> anyhow::Result<LocalState> {
     let verdicts = Verdicts::open(home.verdicts())?;
-    Ok(LocalState { store: home.store()?, verdicts, attestations: home.path().join("attestations") })
+    Ok(LocalState::under(home.path(), home.store()?, verdicts))
 }
 
 /// The directory of the request log.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use highroad_package::Digest;
 use schemars::JsonSchema;
 use schemars::generate::SchemaSettings;
@@ -36,6 +36,7 @@ pub struct Standard {
     /// The environment that trains and exports.
     pub environment: Environment,
     /// How training is started; further keys are the script's own defaults.
+    #[serde(default)]
     pub training: Training,
     /// Where runs are tracked.
     #[serde(default)]
@@ -43,6 +44,7 @@ pub struct Standard {
     /// What a candidate is judged on.
     pub evaluation: Evaluation,
     /// How a trained model becomes a package.
+    #[serde(default)]
     pub packaging: Packaging,
     /// What production expects of the model.
     #[serde(default)]
@@ -61,6 +63,9 @@ pub struct Model {
     pub owner: String,
     /// SPDX licence expression of the weights.
     pub licence: String,
+    /// The file that describes the model where somebody else hosts it: then nothing is trained or packaged here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hosted: Option<String>,
 }
 
 /// `[owners]`
@@ -78,8 +83,9 @@ pub struct Owners {
 pub struct Environment {
     /// Accepted Python versions (PEP 440), such as `>=3.11`.
     pub python: String,
-    /// Accepted versions of the framework, PyTorch, such as `>=2.9,<2.16`.
-    pub torch: String,
+    /// Accepted versions of the framework, PyTorch, such as `>=2.9,<2.16`; any, and none, if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub torch: Option<String>,
     /// Accepted versions of this command; any if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub highroad: Option<String>,
@@ -248,6 +254,34 @@ pub struct Budgets {
     pub p99_ms: Option<f64>,
 }
 
+impl Default for Training {
+    fn default() -> Self {
+        Self {
+            script: default_train(),
+            output: default_output(),
+            precision: None,
+            strategy: None,
+            seed: None,
+            deterministic: None,
+            parameters: toml::Table::new(),
+        }
+    }
+}
+
+impl Default for Packaging {
+    fn default() -> Self {
+        Self {
+            script: default_export(),
+            signature: None,
+            licences: Vec::new(),
+            max_tokens: None,
+            relative_rms: default_relative_rms(),
+            require_signature: false,
+            trusted_keys: Vec::new(),
+        }
+    }
+}
+
 impl Default for Serving {
     fn default() -> Self {
         Self { alias: default_alias(), protocols: Vec::new(), budgets: Budgets::default() }
@@ -320,6 +354,18 @@ impl Standard {
         schema["$id"] = SCHEMA_URL.into();
         schema["title"] = FILE.into();
         schema
+    }
+
+    /// As [`Standard::load`] where a model is trained; an error where somebody else hosts it.
+    pub fn load_trained(root: &Path) -> anyhow::Result<Self> {
+        let standard = Self::load(root)?;
+        if let Some(file) = &standard.model.hosted {
+            bail!(
+                "somebody else hosts this model: nothing is trained or exported here\nhint: `highroad eval {file}` and \
+                 `highroad gate {file} --baseline …` judge it"
+            );
+        }
+        Ok(standard)
     }
 
     /// Experiment that runs belong to.
@@ -431,7 +477,7 @@ mod tests {
 
     #[test]
     fn the_starter_names_the_schema_for_editors() {
-        let starter = include_str!("../../../starter/base/highroad.toml.jinja");
+        let starter = include_str!("../../../starter/trained/highroad.toml.jinja");
         assert!(starter.starts_with(&format!("#:schema {}\n", super::SCHEMA_URL)));
     }
 }

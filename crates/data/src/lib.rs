@@ -25,4 +25,4 @@ pub use plan::{Layout, Plan, Remainder, Segment, Size, TooFewRows};
 pub use records::{MAX_LINE_BYTES, RecordError, Records};
 pub use table::{BadRecord, DataError, FilePrint, Format, MAX_LISTED_BAD, MAX_RECORD_BYTES, OnBad, Table};
 pub use threads::in_parallel;
-pub use tokenizer::{Encoded, EncodedPair, Tokenizer, TokenizerError};
+pub use tokenizer::{Encoded, EncodedPair, Piece, Special, Tokenizer, TokenizerError};

@@ -1,6 +1,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::OnceLock;
 
-use tokenizers::{PostProcessor as _, TruncationParams};
+use tokenizers::{PostProcessor as _, TruncationDirection, TruncationParams};
 
 /// Longest `tokenizer.json`; the largest vocabularies in use (250,000 pieces) take 17 MB.
 const MAX_FILE_BYTES: usize = 128 << 20;
@@ -22,6 +23,8 @@ pub enum TokenizerError {
     TextTooLarge(usize),
     #[error("the tokenizer cannot encode this text: {0}")]
     Encode(String),
+    #[error("the tokenizer cannot decode these tokens: {0}")]
+    Decode(String),
 }
 
 /// Token ids of one text.
@@ -31,6 +34,26 @@ pub struct Encoded {
     pub ids: Vec<u32>,
     /// Whether the text was longer and lost its end.
     pub truncated: bool,
+}
+
+/// What is done about special tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Special {
+    /// They are kept, or put around the text.
+    Kept,
+    /// They are left out.
+    Dropped,
+}
+
+/// One token of a text, as a person reads it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// Its id.
+    pub id: u32,
+    /// The part of the text that it stands for; of a special token its name.
+    pub text: String,
+    /// Where that part is in the text, in bytes; a special token is nowhere.
+    pub bytes: Option<(usize, usize)>,
 }
 
 /// Tokens of two texts that a model reads as one input.
@@ -50,7 +73,10 @@ pub struct EncodedPair {
 /// settings of the file are ignored: the package says how long an input may be, and batches are padded elsewhere.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
+    /// `inner` without truncation, which reads on where `inner` stops; made when it is first needed.
+    whole: OnceLock<tokenizers::Tokenizer>,
     max_tokens: usize,
+    n_special: usize,
     pad_id: u32,
 }
 
@@ -70,7 +96,7 @@ impl Tokenizer {
         }
         let truncation = TruncationParams { max_length: max_tokens, ..TruncationParams::default() };
         inner.with_truncation(Some(truncation)).map_err(|e| TokenizerError::Invalid(e.to_string()))?;
-        let tokenizer = Self { inner, max_tokens, pad_id };
+        let tokenizer = Self { inner, whole: OnceLock::new(), max_tokens, n_special, pad_id };
         // A file can be well-formed and still name a special token that does not exist; find out now.
         tokenizer.encode("highroad")?;
         Ok(tokenizer)
@@ -85,6 +111,66 @@ impl Tokenizer {
             .map_err(|e| TokenizerError::Encode(e.to_string()))?;
         let truncated = !encoding.get_overflowing().is_empty();
         Ok(Encoded { ids: encoding.get_ids().to_vec(), truncated })
+    }
+
+    /// [`Tokenizer::encode`] that keeps the end of a text that is too long, and cuts its start.
+    pub fn encode_end(&self, text: &str) -> Result<Encoded, TokenizerError> {
+        let mut encoding = self.whole(text)?;
+        let n_kept = self.max_tokens - self.n_special;
+        let truncated = encoding.len() > n_kept;
+        let ids = guarded(|| {
+            encoding.truncate(n_kept, 0, TruncationDirection::Left);
+            drop(encoding.take_overflowing());
+            self.with_special_tokens(encoding).map(|encoding| encoding.get_ids().to_vec())
+        });
+        Ok(Encoded { ids: ids.map_err(TokenizerError::Encode)??, truncated })
+    }
+
+    /// The tokens of `text`, none of them cut off, with the special tokens around them if asked for. Errors as
+    /// [`Tokenizer::encode`] does.
+    pub fn pieces(&self, text: &str, special: Special) -> Result<Vec<Piece>, TokenizerError> {
+        let mut encoding = self.whole(text)?;
+        if special == Special::Kept {
+            encoding = guarded(|| self.with_special_tokens(encoding)).map_err(TokenizerError::Encode)??;
+        }
+        let (ids, tokens, offsets) = (encoding.get_ids(), encoding.get_tokens(), encoding.get_offsets());
+        let is_special = encoding.get_special_tokens_mask();
+        let piece = |i: usize| {
+            let bytes = (is_special[i] == 0).then_some(offsets[i]);
+            let part = bytes.and_then(|(start, end)| text.get(start..end));
+            Piece { id: ids[i], text: part.unwrap_or(&tokens[i]).to_owned(), bytes }
+        };
+        Ok((0..encoding.len()).map(piece).collect())
+    }
+
+    /// The text that `ids` stand for, as the file's decoder joins it. Errors on ids outside the vocabulary.
+    pub fn decode(&self, ids: &[u32], special: Special) -> Result<String, TokenizerError> {
+        if let Some(id) = ids.iter().find(|&&id| !self.has_id(id)) {
+            return Err(TokenizerError::Decode(format!("{id} is not in the vocabulary")));
+        }
+        let decoded = guarded(|| self.inner.decode(ids, special == Special::Dropped));
+        decoded.map_err(TokenizerError::Decode)?.map_err(|e| TokenizerError::Decode(e.to_string()))
+    }
+
+    /// All tokens but the special ones.
+    fn whole(&self, text: &str) -> Result<tokenizers::Encoding, TokenizerError> {
+        within_limit(text)?;
+        let whole = self.whole.get_or_init(|| {
+            let mut whole = self.inner.clone();
+            // Only the settings themselves can be refused, and there are none.
+            drop(whole.with_truncation(None));
+            whole
+        });
+        guarded(|| whole.encode(text, false))
+            .map_err(TokenizerError::Encode)?
+            .map_err(|e| TokenizerError::Encode(e.to_string()))
+    }
+
+    fn with_special_tokens(&self, encoding: tokenizers::Encoding) -> Result<tokenizers::Encoding, TokenizerError> {
+        match self.inner.get_post_processor() {
+            Some(post) => post.process(encoding, None, true).map_err(|e| TokenizerError::Encode(e.to_string())),
+            None => Ok(encoding),
+        }
     }
 
     /// [`Tokenizer::encode`] of every text, in order.

@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use highroad_data::{Records, Tokenizer, TokenizerError};
+use highroad_data::{Records, Special, Tokenizer, TokenizerError};
 use proptest::prelude::*;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -102,6 +102,47 @@ fn a_special_token_that_does_not_exist_is_refused() {
     json["model"]["vocab"] = json!({"a": 0});
     let result = Tokenizer::from_bytes(json.to_string().as_bytes(), 16);
     assert!(result.is_err());
+}
+
+#[test]
+fn the_end_of_a_text_is_kept_where_it_is_wanted() {
+    for family in ["wordpiece", "bpe", "unigram"] {
+        let json = tokenizer_json(family);
+        let (short, long) = (Tokenizer::from_bytes(&json, 8).unwrap(), Tokenizer::from_bytes(&json, 4096).unwrap());
+        let text = "the quick brown fox jumps over the lazy dog";
+        let whole: Vec<u32> = long.pieces(text, Special::Dropped).unwrap().iter().map(|piece| piece.id).collect();
+        let end = short.encode_end(text).unwrap();
+        assert!(end.truncated && end.ids.len() == 8, "{family}");
+        // What frames a short text frames the end of a long one.
+        let n_special = long.encode(text).unwrap().ids.len() - whole.len();
+        let kept = &whole[whole.len() - (8 - n_special)..];
+        assert!(end.ids.windows(kept.len()).any(|ids| ids == kept), "{family}: {:?} without {kept:?}", end.ids);
+        assert_eq!(long.encode_end(text).unwrap(), long.encode(text).unwrap(), "{family}");
+    }
+}
+
+#[test]
+fn pieces_are_parts_of_the_text_however_long_it_is() {
+    for family in ["wordpiece", "bpe", "unigram"] {
+        let tokenizer = Tokenizer::from_bytes(&tokenizer_json(family), 4).unwrap();
+        let text = "the quick brown fox jumps over the lazy dog";
+        let pieces = tokenizer.pieces(text, Special::Kept).unwrap();
+        for piece in pieces.iter().filter(|piece| piece.bytes.is_some()) {
+            let (start, end) = piece.bytes.unwrap();
+            assert_eq!(piece.text, text[start..end], "{family}");
+        }
+        assert_eq!(
+            pieces.iter().filter_map(|piece| piece.bytes).map(|(_, end)| end).max(),
+            Some(text.len()),
+            "{family}"
+        );
+        let ids: Vec<u32> = pieces.iter().map(|piece| piece.id).collect();
+        // The others' files name neither a decoder nor special tokens.
+        if family == "bpe" {
+            assert_eq!(tokenizer.decode(&ids, Special::Dropped).unwrap(), text);
+        }
+        assert!(matches!(tokenizer.decode(&[u32::MAX], Special::Kept), Err(TokenizerError::Decode(_))));
+    }
 }
 
 /// Nothing that `change` makes of a real file may panic, load forever or eat the memory.

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::gate::in_slice;
 use crate::rules::in_range;
-use crate::{Case, GatesError, Measured, Metric, Resamples, Statistic, Summary, Units};
+use crate::{Case, GatesError, Measured, Metric, MetricError, Resamples, Statistic, Summary, Units};
 
 const MOST_SECONDS: f64 = 86_400.0;
 
@@ -21,6 +21,9 @@ pub struct CustomRule {
     /// Whether a smaller value is better.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub lower_is_better: bool,
+    /// Whether it decides each case: its values are 1 for right and 0 for wrong.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub decides: bool,
     /// How long it may take for all cases.
     #[serde(default = "default_timeout_s")]
     pub timeout_s: f64,
@@ -62,17 +65,26 @@ impl CustomRule {
             {
                 wrong("`python` is not FILE:FUNCTION, such as \"metrics.py:politeness\"")
             }
+            _ if self.decides && self.lower_is_better => {
+                wrong("`decides` says that 1 is right, so `lower_is_better` contradicts it")
+            }
             _ => in_range("timeout_s", self.timeout_s, 0.001..=MOST_SECONDS, "a positive number, at most a day"),
         }
     }
 
     /// Which way is better.
     pub fn metric(&self) -> Metric {
-        if self.lower_is_better { Metric::CustomLoss } else { Metric::Custom }
+        match (self.decides, self.lower_is_better) {
+            (true, _) => Metric::CustomShare,
+            (false, true) => Metric::CustomLoss,
+            (false, false) => Metric::Custom,
+        }
     }
 }
 
 /// Adds the mean of `values`, one a case, to the summary of all cases and of each slice.
+///
+/// Errors if a value of a share is neither 0 nor 1.
 ///
 /// # Panics
 /// If `cases` and `values` differ in length.
@@ -82,14 +94,15 @@ pub fn add_to_summaries(
     (metric, name): (Metric, &str),
     values: &[f64],
     resamples: Resamples,
-) {
+) -> Result<(), MetricError> {
     assert_eq!(cases.len(), values.len(), "values of other cases");
     for summary in summaries {
         let Ok(idxs) = in_slice(cases, summary.slice.as_deref()) else { continue };
-        let statistic = Statistic::given(metric, idxs.iter().map(|&idx| values[idx]).collect());
+        let statistic = Statistic::given(metric, idxs.iter().map(|&idx| values[idx]).collect())?;
         let weights: Vec<f64> = idxs.iter().map(|&idx| cases[idx].weight).collect();
         let Ok(statistic) = statistic.weighted(&weights) else { continue };
         let units = Units::sources(&idxs.iter().map(|&idx| cases[idx].sources).collect::<Vec<_>>());
-        summary.metrics.push(Measured::bootstrapped(metric, name, &statistic, &units, resamples));
+        summary.metrics.push(Measured::given(metric, name, &statistic, &units, resamples));
     }
+    Ok(())
 }

@@ -1,6 +1,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Mutex, PoisonError};
 
+use crate::deciders::deciders;
 use crate::interval::{clopper_pearson, quantile, quantile_interval};
 use crate::power::normal_power;
 use crate::weights::{effective_size_of_rarest, kish, uneven};
@@ -71,6 +72,11 @@ pub enum GateError {
          (not precision, recall, calibration or the form of a text)"
     )]
     NoTrivialComparison,
+    #[error(
+        "case `{case}` must pass, and nothing decides whether it does: it has no reference, and no rule is about it whose program \
+         decides"
+    )]
+    Undecided { case: String },
     #[error("there is a [[latency]] rule but no measured latency")]
     NoLatency,
     #[error("no [[rule]] has a `margin`, so there is no promise to test")]
@@ -132,7 +138,7 @@ pub(crate) fn decide_again(
     };
     let judge = Judge { gates, cases: comparison.cases, candidate: comparison.candidate, baseline, given, known };
     judge.check_kinds()?;
-    let mut checks: Vec<CheckResult> = must_pass(&judge).into_iter().collect();
+    let mut checks: Vec<CheckResult> = must_pass(&judge)?.into_iter().collect();
     match comparison.baseline {
         Side::Package(_) => judge.compare_with_package(&mut checks)?,
         Side::Trivial => judge.compare_with_trivial(&mut checks)?,
@@ -340,8 +346,10 @@ impl Judge<'_> {
             }
             checks.extend(self.limit(&scope)?);
         }
+        // Where no text is expected there is no trivial answer: floors alone decide.
+        let has_none = matches!(self.baseline, Observed::Texts(texts) if texts.have_no_references());
         let compared = checks.iter().any(|check| check.baseline.is_some());
-        if compared { Ok(()) } else { Err(GateError::NoTrivialComparison) }
+        if compared || has_none { Ok(()) } else { Err(GateError::NoTrivialComparison) }
     }
 
     fn scopes(&self) -> Result<Vec<Scope<'_>>, GateError> {
@@ -398,7 +406,17 @@ impl Judge<'_> {
     /// Ids of the cases that the candidate lost and the scope's metric counts: those of its slice and, where it is about a
     /// label, those of this label or newly given it.
     fn regressions(&self, scope: &Scope<'_>) -> Vec<String> {
-        let (Some(was_right), Some(is_right)) = (scope.baseline.right(), scope.candidate.right()) else {
+        let right = |of| match scope.rule.metric {
+            // Every value of a share has been found to be 0 or 1.
+            Metric::CustomShare => {
+                self.statistic(scope, of).ok()?.of_case().map(|of| of.iter().map(|&v| v == 1.0).collect())
+            }
+            _ => match of {
+                Of::Candidate => scope.candidate.right(),
+                Of::Baseline => scope.baseline.right(),
+            },
+        };
+        let (Some(was_right), Some(is_right)) = (right(Of::Baseline), right(Of::Candidate)) else {
             return Vec::new();
         };
         let lost = was_right.into_iter().zip(is_right).enumerate().filter(|(_, (was, is))| *was && !*is);
@@ -472,6 +490,18 @@ impl Judge<'_> {
         statistic.map_err(|source| GateError::Metric { rule: scope.name.clone(), source })
     }
 
+    /// What the programs gave the cases of one side.
+    fn values(&self, of: Of) -> BTreeMap<&str, &[f64]> {
+        let values = self.given.iter().filter_map(|(name, given)| {
+            let values = match of {
+                Of::Candidate => Some(given.candidate.as_slice()),
+                Of::Baseline => given.baseline.as_deref(),
+            };
+            Some((name.as_str(), values?))
+        });
+        values.collect()
+    }
+
     fn statistic_given(&self, scope: &Scope<'_>, given: &Given, of: Of) -> Result<Statistic, MetricError> {
         let values = match of {
             Of::Candidate => Some(&given.candidate),
@@ -479,7 +509,7 @@ impl Judge<'_> {
         };
         let values = values.filter(|values| values.len() == self.cases.len());
         let values = values.ok_or(MetricError::NotGiven { metric: scope.rule.metric })?;
-        Ok(Statistic::given(scope.rule.metric, scope.idxs.iter().map(|&idx| values[idx]).collect()))
+        Statistic::given(scope.rule.metric, scope.idxs.iter().map(|&idx| values[idx]).collect())
     }
 
     fn exact_difference(&self, pairs: Discordance, rule: &Rule, margin: f64) -> Estimate {
@@ -753,12 +783,18 @@ pub(crate) fn three_way(holds: bool, breaks: bool) -> Outcome {
     }
 }
 
-fn must_pass(judge: &Judge<'_>) -> Option<CheckResult> {
-    let right = judge.candidate.right()?;
+fn must_pass(judge: &Judge<'_>) -> Result<Option<CheckResult>, GateError> {
+    let right = crate::right(Some(judge.gates), judge.cases, judge.candidate, &judge.values(Of::Candidate));
     let pinned = || judge.cases.iter().zip(&right).filter(|(case, _)| case.must_pass);
-    let wrong: Vec<&str> = pinned().filter(|(_, right)| !**right).map(|(case, _)| case.id.as_str()).collect();
+    if judge.candidate.right().is_some()
+        && let Some((case, _)) = pinned().find(|(_, right)| right.is_none())
+    {
+        return Err(GateError::Undecided { case: case.id.clone() });
+    }
+    let pinned = || pinned().filter_map(|(case, right)| Some((case, (*right)?)));
+    let wrong: Vec<&str> = pinned().filter(|(_, right)| !right).map(|(case, _)| case.id.as_str()).collect();
     let n_cases = pinned().count();
-    (n_cases > 0).then(|| CheckResult {
+    Ok((n_cases > 0).then(|| CheckResult {
         rule: "must-pass cases: every one right".to_owned(),
         outcome: if wrong.is_empty() { Outcome::Pass } else { Outcome::Fail },
         n_cases,
@@ -780,7 +816,7 @@ fn must_pass(judge: &Judge<'_>) -> Option<CheckResult> {
             [first] => format!("`{first}` is answered wrongly"),
             [first, rest @ ..] => format!("`{first}` and {} more are answered wrongly", rest.len()),
         },
-    })
+    }))
 }
 
 fn latency(rule: &LatencyRule, latencies_ms: &[f64], alpha: f64) -> Result<Option<CheckResult>, GateError> {
@@ -819,24 +855,32 @@ fn latency(rule: &LatencyRule, latencies_ms: &[f64], alpha: f64) -> Result<Optio
     }))
 }
 
+/// Cases that one decider finds right on one side only, each time.
 fn flips(judge: &Judge<'_>) -> Vec<Flip> {
-    let (Some(was_right), Some(is_right)) = (judge.baseline.right(), judge.candidate.right()) else {
-        return Vec::new();
-    };
-    let pairs = was_right.into_iter().zip(is_right).enumerate();
-    let mut flips: Vec<Flip> = pairs
-        .filter(|(_, (was_right, is_right))| was_right != is_right)
-        .map(|(idx, (regression, _))| Flip {
-            case: judge.cases[idx].id.clone(),
-            expected: wanted(judge.candidate, idx),
-            baseline: answered(judge.baseline, idx),
-            candidate: answered(judge.candidate, idx),
-            regression,
-            must_pass: judge.cases[idx].must_pass,
-        })
-        .collect();
+    let of = |observed, side| deciders(Some(judge.gates), judge.cases, observed, &judge.values(side));
+    let (were, are) = (of(judge.baseline, Of::Baseline), of(judge.candidate, Of::Candidate));
+    let both = are.iter().filter_map(|is| Some((were.iter().find(|was| was.name == is.name)?, is)));
+    let mut flips: Vec<Flip> = both.flat_map(|(was, is)| flips_of(judge, is.name, &was.right, &is.right)).collect();
     flips.sort_by_key(|flip| (!flip.regression, !flip.must_pass));
     flips
+}
+
+fn flips_of<'a>(
+    judge: &'a Judge<'_>,
+    program: Option<&'a str>,
+    were_right: &'a [Option<bool>],
+    are_right: &'a [Option<bool>],
+) -> impl Iterator<Item = Flip> + 'a {
+    let decided =
+        were_right.iter().zip(are_right).enumerate().filter_map(|(idx, (was, is))| Some((idx, (*was)?, (*is)?)));
+    decided.filter(|(_, was_right, is_right)| was_right != is_right).map(move |(idx, regression, _)| Flip {
+        case: judge.cases[idx].id.clone(),
+        expected: program.map_or_else(|| wanted(judge.candidate, idx), |name| format!("1 from \"{name}\"")),
+        baseline: answered(judge.baseline, idx),
+        candidate: answered(judge.candidate, idx),
+        regression,
+        must_pass: judge.cases[idx].must_pass,
+    })
 }
 
 /// The right answer to a case, in a word.
@@ -847,7 +891,7 @@ fn wanted(observed: &Observed, idx: usize) -> String {
         Observed::Similarities(pairs) => format!("{:.3}", pairs.expected[idx]),
         Observed::Triplets(_) => "the positive text".to_owned(),
         Observed::Numbers(numbers) => decimal(numbers.expected()[idx]),
-        Observed::Texts(texts) => brief(&texts.references(idx)[0]),
+        Observed::Texts(texts) => texts.references(idx).first().map(|text| brief(text)).unwrap_or_default(),
     }
 }
 

@@ -92,6 +92,8 @@ pub enum Metric {
     Custom,
     /// The same where smaller is better.
     CustomLoss,
+    /// Share of the cases that a program of the user's own finds right.
+    CustomShare,
 }
 
 /// All there is to say about a metric but how it is computed.
@@ -146,7 +148,7 @@ const UNBOUNDED: (f64, f64) = (0.0, f64::INFINITY);
 const ANY: (f64, f64) = (f64::NEG_INFINITY, f64::INFINITY);
 
 /// Every metric, by the names that `gates.toml` and reports use.
-const DECLARED: [Declared; 39] = [
+const DECLARED: [Declared; 40] = [
     percent(Metric::Accuracy, "accuracy", "accuracy", Answers::Classes),
     percent_at(Metric::AccuracyAt, "accuracy_at_", "accuracy@", Answers::Classes),
     percent(Metric::BalancedAccuracy, "balanced_accuracy", "balanced accuracy", Answers::Classes),
@@ -186,6 +188,7 @@ const DECLARED: [Declared; 39] = [
     number(Metric::Judged, "judged", "score by judge", Answers::Texts).about(Parameter::Judge),
     number(Metric::Custom, "custom", "own metric", Answers::Given).within(ANY).about(Parameter::Custom),
     error(Metric::CustomLoss, "custom_loss", "own loss", Answers::Given).within(ANY).about(Parameter::Custom),
+    percent(Metric::CustomShare, "custom_share", "own share", Answers::Given).about(Parameter::Custom),
 ];
 
 /// The same number as accuracy, as each case has one label.
@@ -298,6 +301,10 @@ pub enum MetricError {
     NoLikelihood { metric: Metric, case_idx: usize },
     #[error("`{metric}` has not one value for each case")]
     NotGiven { metric: Metric },
+    #[error("`{metric}` needs a value of 0 or 1 for each case, and case {case_idx} has another")]
+    NotDecided { metric: Metric, case_idx: usize },
+    #[error("`{metric}` needs a reference for each case, and case {case_idx} has none")]
+    NoReference { metric: Metric, case_idx: usize },
     #[error("judge `{judge}` has not judged case {case_idx}")]
     NotJudged { judge: String, case_idx: usize },
 }
@@ -342,9 +349,14 @@ impl Statistic {
         Self { metric, n_cases, measure, weights: None, right, of_case }
     }
 
-    /// The mean of `values`, one a case, that come from outside.
-    pub(crate) fn given(metric: Metric, values: Vec<f64>) -> Self {
-        Self::new(metric, values.len(), Measure::Mean(values))
+    /// The mean of `values`, one a case, that come from outside; of a share each is 0 or 1.
+    pub(crate) fn given(metric: Metric, values: Vec<f64>) -> Result<Self, MetricError> {
+        let n_cases = values.len();
+        let measure = match metric {
+            Metric::CustomShare => Measure::Right(decisions(metric, &values)?),
+            _ => Measure::Mean(values),
+        };
+        Ok(Self::new(metric, n_cases, measure))
     }
 
     /// The metric with each case counted as much as its weight, as scikit-learn's `sample_weight` does.
@@ -419,6 +431,23 @@ impl Statistic {
     }
 }
 
+/// Right or wrong, as a program that decides says it.
+fn decisions(metric: Metric, values: &[f64]) -> Result<Vec<Option<bool>>, MetricError> {
+    let decision = |(case_idx, &value): (usize, &f64)| {
+        decided(value).map(Some).ok_or(MetricError::NotDecided { metric, case_idx })
+    };
+    values.iter().enumerate().map(decision).collect()
+}
+
+/// 1 for right and 0 for wrong; anything else decides nothing.
+pub(crate) fn decided(value: f64) -> Option<bool> {
+    match value {
+        1.0 => Some(true),
+        0.0 => Some(false),
+        _ => None,
+    }
+}
+
 /// Counts times the weights of the cases.
 fn weighted(counts: &[u32], weights: Option<&[f64]>) -> Vec<f64> {
     let counts = counts.iter().map(|&count| f64::from(count));
@@ -469,6 +498,7 @@ impl Metric {
                 | Self::F1Macro
                 | Self::PairAccuracy
                 | Self::ExactMatch
+                | Self::CustomShare
         )
     }
 
@@ -488,6 +518,7 @@ impl Metric {
                 | Self::Judged
                 | Self::Custom
                 | Self::CustomLoss
+                | Self::CustomShare
         )
     }
 

@@ -34,7 +34,7 @@ pub enum Expected {
     Number(f64),
     /// How relevant each document of a query is, 0 for not at all.
     Relevances(Vec<u32>),
-    /// Texts that a generated one may equal or should be like, at least one.
+    /// Texts that a generated one may equal or should be like; none where only a program or a judge decides.
     References(Vec<String>),
     /// The case says it by itself: of a triplet, that the positive text is the closer one.
     Implied,

@@ -63,8 +63,15 @@ impl Sequential {
 
     /// Takes in one request: candidate minus baseline, -1 to 1, larger being better; 1, 0 or -1 for right and wrong.
     pub fn observe(&mut self, difference: f64) -> Result<(), SequentialError> {
+        self.observe_times(difference, 1)
+    }
+
+    /// Takes in `n` requests of one difference.
+    pub fn observe_times(&mut self, difference: f64, n: u64) -> Result<(), SequentialError> {
         let cell = cell(difference).ok_or(SequentialError::Difference(difference))?;
-        self.add(cell, 1);
+        if n > 0 {
+            self.add(cell, n);
+        }
         Ok(())
     }
 

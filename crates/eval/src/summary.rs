@@ -53,16 +53,22 @@ pub struct Summary {
 const LEVEL: f64 = 0.95;
 
 impl Measured {
-    /// A metric that is always bootstrapped.
-    pub(crate) fn bootstrapped(
+    /// A metric that comes from outside: in closed form where it is a share of independent cases, else bootstrapped.
+    pub(crate) fn given(
         metric: Metric,
         label: &str,
         statistic: &Statistic,
         units: &Units,
         resamples: Resamples,
     ) -> Self {
-        let interval = interval(metric, &statistic.resample(units, resamples), units.len());
-        Self { metric, label: Some(label.to_owned()), value: statistic.observed(), interval, method: Method::Bca }
+        let (interval, method) = match statistic.right().filter(|_| !units.are_shared()) {
+            Some(right) => {
+                let [k, n] = n_right_of(right);
+                (wilson(k, n, LEVEL), Method::Wilson)
+            }
+            None => (interval(metric, &statistic.resample(units, resamples), units.len()), Method::Bca),
+        };
+        Self { metric, label: Some(label.to_owned()), value: statistic.observed(), interval, method }
     }
 }
 
@@ -238,14 +244,18 @@ impl Drawn<'_> {
 
 /// Numerator and denominator of the metrics that are shares of cases.
 fn share(metric: Metric, label: Option<&str>, statistic: &Statistic, observed: &Observed) -> Option<[u64; 2]> {
-    let of = |right: &[bool]| [right.iter().filter(|&&right| right).count() as u64, right.len() as u64];
     if let Some(right) = statistic.right() {
-        return Some(of(right));
+        return Some(n_right_of(right));
     }
     let (Observed::Classes(classes), Metric::Precision) = (observed, metric) else { return None };
     let is_label = |answer: &usize| Some(classes.labels()[*answer].as_str()) == label;
     let named = classes.predicted().iter().zip(classes.correct()).filter(|(predicted, _)| is_label(predicted));
-    Some(of(&named.map(|(_, right)| right).collect::<Vec<_>>()))
+    Some(n_right_of(&named.map(|(_, right)| right).collect::<Vec<_>>()))
+}
+
+/// How many are right, of how many.
+fn n_right_of(right: &[bool]) -> [u64; 2] {
+    [right.iter().filter(|&&right| right).count() as u64, right.len() as u64]
 }
 
 fn interval(metric: Metric, sample: &Bootstrap, n_scarcest: usize) -> [f64; 2] {

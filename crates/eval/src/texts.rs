@@ -10,7 +10,7 @@ const MAX_TEXT_BYTES: usize = 1 << 20;
 /// Texts that a model generated, beside the texts it may have.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Texts {
-    /// At least one a case.
+    /// None for a case that nothing but a program or a judge decides.
     pub(crate) references: Vec<Vec<String>>,
     pub(crate) generated: Vec<Generated>,
 }
@@ -76,16 +76,13 @@ impl Generated {
 }
 
 impl Texts {
-    /// One answer a case, with at least one reference each.
+    /// One answer a case, with references where there are some.
     pub fn new(references: Vec<Vec<String>>, generated: Vec<Generated>) -> Result<Self, ObservedError> {
         if references.len() != generated.len() {
             return Err(ObservedError::Lengths { n_expected: references.len(), n_answers: generated.len() });
         }
         for (case_idx, (references, generated)) in references.iter().zip(&generated).enumerate() {
             let wrong = |problem| ObservedError::Text { case_idx, problem };
-            if references.is_empty() {
-                return Err(wrong("has no reference"));
-            }
             if references.iter().any(|text| text.len() > MAX_TEXT_BYTES) {
                 return Err(wrong("has a reference of over 1 MiB"));
             }
@@ -99,7 +96,7 @@ impl Texts {
         self.references.len()
     }
 
-    /// What a case may be answered with.
+    /// What a case may be answered with; nothing where a text cannot be right by equality.
     pub fn references(&self, case_idx: usize) -> &[String] {
         &self.references[case_idx]
     }
@@ -127,11 +124,21 @@ impl Texts {
     /// The trivial baseline: always the first reference that is the first of most cases.
     pub fn most_frequent(&self) -> Self {
         let mut counts: HashMap<&str, usize> = HashMap::new();
-        let firsts = || self.references.iter().map(|references| references[0].as_str());
+        let firsts = || self.references.iter().filter_map(|references| references.first().map(String::as_str));
         firsts().for_each(|first| *counts.entry(first).or_default() += 1);
         // Of equals the first in the file: `max_by_key` takes the last.
         let most = firsts().rev().max_by_key(|first| counts[first]).unwrap_or_default();
         Self { references: self.references.clone(), generated: vec![Generated::text(most); self.n_cases()] }
+    }
+
+    /// The first case without a reference.
+    pub(crate) fn first_without_reference(&self) -> Option<usize> {
+        self.references.iter().position(Vec::is_empty)
+    }
+
+    /// Whether no case has a reference, so that there is no trivial answer either.
+    pub(crate) fn have_no_references(&self) -> bool {
+        self.references.iter().all(Vec::is_empty)
     }
 
     /// The value of each case: of its answer and its references.

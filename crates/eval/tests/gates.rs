@@ -723,6 +723,128 @@ fn what_a_program_of_the_users_own_gives_is_judged_like_any_metric() {
     assert!(short.to_string().contains("not one value for each case"), "{short}");
 }
 
+const DECIDES: &str =
+    "[custom.own]\ncommand = ['./own']\ndecides = true\n[[rule]]\nmetric = 'custom_share'\ncustom = 'own'\n";
+
+/// `n` prompts without references, in slices of which the second half has one of its own, answered with a text each.
+fn prompts(n: usize) -> (Vec<Case>, Observed) {
+    let case = |idx: usize| Case {
+        id: format!("p{idx}"),
+        expected: Expected::References(Vec::new()),
+        slices: vec![if idx < n / 2 { "first" } else { "second" }.to_owned()],
+        must_pass: false,
+        sources: [idx; 2],
+        weight: 1.0,
+    };
+    let texts = Texts::new(vec![Vec::new(); n], (0..n).map(|idx| Generated::text(format!("text {idx}"))).collect());
+    ((0..n).map(case).collect(), Observed::Texts(texts.unwrap()))
+}
+
+/// A share's values: 0 for the cases in `wrong`.
+fn but(n: usize, wrong: &[usize]) -> Vec<f64> {
+    (0..n).map(|idx| if wrong.contains(&idx) { 0.0 } else { 1.0 }).collect()
+}
+
+fn decided(
+    rule: &str,
+    cases: &[Case],
+    answers: &Observed,
+    [candidate, baseline]: [&[usize]; 2],
+) -> Result<Decision, GateError> {
+    let n = cases.len();
+    let given = Given { candidate: but(n, candidate), baseline: Some(but(n, baseline)) };
+    let comparison = Comparison { cases, candidate: answers, baseline: Side::Package(answers), latencies_ms: &[] };
+    let gates = Gates::parse(&format!("{DECIDES}{rule}")).unwrap();
+    decide_with(&gates, &comparison, &[("own".to_owned(), given)].into())
+}
+
+#[test]
+fn a_program_that_decides_is_judged_by_exact_tests_and_its_flips_are_listed() {
+    let (cases, texts) = prompts(100);
+    let lost: Vec<usize> = (60..72).collect();
+    let decision = decided("margin = 0.05\nfloor = 0.5", &cases, &texts, [&lost, &[3]]).unwrap();
+    let [margin, floor] = &decision.checks[..] else { panic!("{:?}", decision.checks) };
+    assert_eq!(
+        (margin.rule.as_str(), margin.outcome),
+        ("own share \"own\": not worse by more than 5.0 points", Outcome::Fail)
+    );
+    // Of 13 flips 12 were lost: (13 + 1) / 2^13.
+    assert_eq!(margin.test, Some(Test::ExactMcnemar));
+    assert!((margin.p_value.unwrap() - 14.0 / 8192.0).abs() < 1e-12);
+    assert_eq!((floor.rule.as_str(), floor.outcome), ("own share \"own\": at least 50.0 %", Outcome::Pass));
+    let flips: Vec<(&str, bool)> = decision.flips.iter().map(|flip| (flip.case.as_str(), flip.regression)).collect();
+    assert_eq!((flips.len(), flips[0], flips[12]), (13, ("p60", true), ("p3", false)));
+    assert_eq!(
+        (decision.flips[0].expected.as_str(), decision.flips[0].candidate.as_str()),
+        ("1 from \"own\"", "text 60")
+    );
+    // A rule about a slice decides its cases only.
+    let of_slice = decided("margin = 0.05\nslice = 'first'", &cases, &texts, [&lost, &[3]]).unwrap();
+    assert_eq!(of_slice.flips.iter().map(|flip| flip.case.as_str()).collect::<Vec<_>>(), ["p3"]);
+    assert_eq!(of_slice.checks[0].n_cases, 50);
+}
+
+#[test]
+fn flips_of_a_program_that_decides_may_be_accepted_by_name() {
+    let (cases, texts) = prompts(40);
+    let decision = decided("margin = 0.02", &cases, &texts, [&[7], &[]]).unwrap();
+    assert_eq!(decision.outcome, Outcome::Inconclusive);
+    assert_eq!(decision.checks[0].regressions.as_deref(), Some(&["p7".to_owned()][..]));
+    let waiver = |case: &str| Waiver {
+        case: case.to_owned(),
+        by: "mira".to_owned(),
+        why: "a story".to_owned(),
+        expires_at: "2026-12-01T00:00:00Z".to_owned(),
+    };
+    assert_eq!(decision.accept(vec![waiver("p7")]).unwrap().outcome, Outcome::Pass);
+}
+
+#[test]
+fn what_must_pass_is_decided_by_the_program_where_there_is_no_reference() {
+    let (mut cases, texts) = prompts(60);
+    cases[5].must_pass = true;
+    let right = decided("margin = 0.5", &cases, &texts, [&[6], &[]]).unwrap();
+    assert_eq!((right.checks[0].outcome, right.checks[0].n_cases), (Outcome::Pass, 1));
+    let wrong = decided("margin = 0.5", &cases, &texts, [&[5], &[]]).unwrap();
+    assert_eq!((wrong.outcome, wrong.checks[0].reason.as_str()), (Outcome::Fail, "`p5` is answered wrongly"));
+    let of_others = decided("margin = 0.5\nslice = 'second'", &cases, &texts, [&[], &[]]).unwrap_err().to_string();
+    assert!(of_others.starts_with("case `p5` must pass, and nothing decides whether it does"), "{of_others}");
+    // A label has to be right whatever a program finds.
+    let (labelled, answers) = (self::cases(60), answers(60, &[0]));
+    assert!(labelled[0].must_pass);
+    let decision = decided("margin = 0.5", &labelled, &answers, [&[], &[]]).unwrap();
+    assert_eq!(decision.checks[0].outcome, Outcome::Fail);
+}
+
+#[test]
+fn a_first_version_without_references_is_judged_by_its_floors() {
+    let (cases, texts) = prompts(100);
+    let comparison = Comparison { cases: &cases, candidate: &texts, baseline: Side::Trivial, latencies_ms: &[] };
+    let given = [("own".to_owned(), Given { candidate: but(100, &[1, 2]), baseline: None })].into();
+    let judged = |rule: &str| decide_with(&Gates::parse(&format!("{DECIDES}{rule}")).unwrap(), &comparison, &given);
+    assert_eq!(judged("floor = 0.9\nmargin = 0.05").unwrap().outcome, Outcome::Pass);
+    assert_eq!(judged("floor = 0.99").unwrap().outcome, Outcome::Inconclusive);
+    assert!(matches!(judged("margin = 0.05"), Err(GateError::NoAbsoluteLimit)));
+}
+
+#[test]
+fn a_share_of_values_that_decide_nothing_is_an_error() {
+    let (cases, texts) = prompts(40);
+    let comparison =
+        Comparison { cases: &cases, candidate: &texts, baseline: Side::Package(&texts), latencies_ms: &[] };
+    let mut values = but(40, &[]);
+    values[9] = 0.5;
+    let given = [("own".to_owned(), Given { candidate: values, baseline: Some(but(40, &[])) })].into();
+    let error =
+        decide_with(&Gates::parse(&format!("{DECIDES}margin = 0.1")).unwrap(), &comparison, &given).unwrap_err();
+    let error = std::error::Error::source(&error).unwrap().to_string();
+    assert_eq!(error, "`own share` needs a value of 0 or 1 for each case, and case 9 has another");
+    let exact = Gates::parse("[[rule]]\nmetric = 'exact_match'\nfloor = 0.1").unwrap();
+    let error = decide(&exact, &comparison).unwrap_err();
+    let error = std::error::Error::source(&error).unwrap().to_string();
+    assert_eq!(error, "`exact match` needs a reference for each case, and case 0 has none");
+}
+
 #[test]
 fn a_metric_of_ones_own_says_what_runs_and_which_way_is_better() {
     for (text, expected) in [
@@ -731,6 +853,8 @@ fn a_metric_of_ones_own_says_what_runs_and_which_way_is_better() {
         (OWN.replace("command = ['./own']", "python = 'a.py'"), "FILE:FUNCTION"),
         (OWN.replace("['./own']", "['./own']\ntimeout_s = 0"), "timeout_s"),
         (OWN.replace("['./own']", "['./own']\nlower_is_better = true"), "the metric is `custom_loss`"),
+        (OWN.replace("['./own']", "['./own']\ndecides = true"), "the metric is `custom_share`"),
+        (DECIDES.replace("= true", "= true\nlower_is_better = true"), "`lower_is_better` contradicts it"),
         (OWN.replace("[custom.own]", "[custom.other]"), "there is no [custom.own]"),
         (OWN.replace("custom = 'own'", ""), "needs a `custom`"),
     ] {

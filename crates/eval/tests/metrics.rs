@@ -154,7 +154,7 @@ fn every_metric_is_of_some_answers_and_has_one_name() {
     for metric in metrics() {
         let n_kinds = kinds.iter().filter(|observed| taken(metric, observed).is_ok()).count();
         let is_correlation = matches!(metric, Metric::Pearson | Metric::Spearman);
-        let is_given = matches!(metric, Metric::Custom | Metric::CustomLoss);
+        let is_given = matches!(metric, Metric::Custom | Metric::CustomLoss | Metric::CustomShare);
         assert_eq!(
             n_kinds,
             if is_given {
@@ -192,7 +192,9 @@ proptest! {
             for metric in metrics() {
                 let (Ok(counted), Ok(repeated)) = (taken(metric, counted), taken(metric, &repeated)) else { continue };
                 let (counted, repeated) = (counted.value(&counts), repeated.observed());
-                prop_assert!((counted - repeated).abs() <= 1e-12, "{metric}: {counted} counted, {repeated} repeated");
+                // Perplexities are large; sums in another order differ in the last bits.
+                let close = 1e-12 * repeated.abs().max(1.0);
+                prop_assert!((counted - repeated).abs() <= close, "{metric}: {counted} counted, {repeated} repeated");
             }
         }
     }
@@ -282,7 +284,6 @@ fn texts_that_no_metric_could_take_are_refused() {
         Texts::new(references, vec![generated]).unwrap_err().to_string()
     };
     let one = || vec![vec![String::new()]];
-    assert_eq!(refused(vec![vec![]], Generated::text("x")), "case 0 has no reference");
     assert_eq!(refused(vec![], Generated::text("x")), "0 expected answers but 1 given ones");
     assert_eq!(refused(one(), Generated { texts: vec![], ..Generated::text("") }), "case 0 has no text");
     assert_eq!(refused(one(), Generated::text("x".repeat((1 << 20) + 1))), "case 0 has a text of over 1 MiB");

@@ -19,6 +19,8 @@ const MAX_NAME_BYTES: usize = 256;
 const MAX_PACKAGE_BYTES: u64 = 1 << 40;
 /// Most tokens of an input.
 const MAX_TOKENS: u32 = 1 << 20;
+/// Most widths that an embedding can be cut to.
+const MAX_WIDTHS: usize = 64;
 /// Widest embedding.
 const MAX_DIMENSIONS: u32 = 1 << 16;
 
@@ -141,9 +143,12 @@ impl Task {
         self.validate_input()?;
         match &self.kind {
             TaskKind::Classify { labels, flagged } => validate_labels(labels, flagged.as_deref()),
-            TaskKind::Embed { dimensions, .. } => ensure((1..=MAX_DIMENSIONS).contains(dimensions), || {
-                format!("`dimensions` is {dimensions}, not in 1..={MAX_DIMENSIONS}")
-            }),
+            TaskKind::Embed { dimensions, matryoshka_dimensions, .. } => {
+                ensure((1..=MAX_DIMENSIONS).contains(dimensions), || {
+                    format!("`dimensions` is {dimensions}, not in 1..={MAX_DIMENSIONS}")
+                })?;
+                validate_matryoshka(matryoshka_dimensions, *dimensions)
+            }
             TaskKind::Rerank => Ok(()),
         }
     }
@@ -183,6 +188,9 @@ pub enum TaskKind {
         dimensions: u32,
         /// Whether the program already returns vectors of length 1.
         normalized: bool,
+        /// Widths that the model was trained to be cut to (Matryoshka), ascending, all below `dimensions`.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        matryoshka_dimensions: Vec<u32>,
     },
     /// How relevant a document is to a query; the program returns one logit, `[B, 1]`, and orders documents by it.
     Rerank,
@@ -281,6 +289,17 @@ fn validate_labels(labels: &[String], flagged: Option<&str>) -> Result<(), Packa
         Some(flagged) => ensure(labels.iter().any(|l| l == flagged), || format!("`flagged` is `{flagged}`, no label")),
         None => Ok(()),
     }
+}
+
+fn validate_matryoshka(widths: &[u32], dimensions: u32) -> Result<(), PackageError> {
+    ensure(widths.len() <= MAX_WIDTHS, || format!("`matryoshka_dimensions` has more than {MAX_WIDTHS} numbers"))?;
+    let ascends = widths.is_sorted_by(|left, right| left < right);
+    let fits = widths.iter().all(|&width| width > 0 && width < dimensions);
+    ensure(ascends && fits, || {
+        format!(
+            "`matryoshka_dimensions` is {widths:?}: numbers above 0 and below `dimensions` ({dimensions}), ascending"
+        )
+    })
 }
 
 /// Letters, digits, `.`, `_` and `-`, not starting with a dot: no folders, no parent, no hidden file, nothing that

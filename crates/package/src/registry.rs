@@ -40,6 +40,8 @@ pub const VERDICT_TAG: &str = "highroad.verdict";
 pub const OUTCOME_TAG: &str = "highroad.outcome";
 /// Tag of a version, followed by an alias: digest of the override that lets the alias name it.
 pub const OVERRIDE_TAG: &str = "highroad.override.";
+/// Longest value of a tag of a registered model that the databases of MLflow keep.
+pub const MAX_MODEL_TAG_BYTES: usize = 5000;
 /// Largest override that is read.
 pub const MAX_OVERRIDE_BYTES: usize = 64 << 10;
 
@@ -85,6 +87,8 @@ pub enum RegistryError {
         "the record of a move of `{name}@{alias}` would have {found} bytes, and MLflow keeps {limit}: shorten its reason"
     )]
     LongRecord { name: String, alias: String, found: usize, limit: usize },
+    #[error("tag `{key}` of `{name}` would have {found} bytes, and MLflow keeps {limit}")]
+    LongTag { name: String, key: String, found: usize, limit: usize },
     #[error(
         "the tracking server at {server} keeps the files of run {run_id} at `{uri}` and does not hand them through: \
          start it with `--serve-artifacts`"

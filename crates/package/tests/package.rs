@@ -206,6 +206,29 @@ mod packing {
     }
 
     #[test]
+    fn widths_that_an_embedding_may_be_cut_to_ascend_below_its_own() {
+        let bench = Bench::new();
+        let packed = |widths: &str, name: &str| {
+            let source = bench.path(&format!("{name}.source"));
+            fs::create_dir(&source).unwrap();
+            for file in fs::read_dir(self::source("embed")).unwrap().map(Result::unwrap) {
+                fs::copy(file.path(), source.join(file.file_name())).unwrap();
+            }
+            let text = fs::read_to_string(source.join("package.toml")).unwrap();
+            let text = text.replace("max_tokens = 48", &format!("max_tokens = 48\nmatryoshka_dimensions = {widths}"));
+            fs::write(source.join("package.toml"), text).unwrap();
+            pack(&source, &bench.path(name)).map_err(|error| error.to_string())
+        };
+        packed("[4, 8]", "fine").unwrap();
+        let manifest = Package::open(&bench.path("fine")).unwrap().manifest().clone();
+        assert_eq!(serde_json::to_value(manifest).unwrap()["task"]["matryoshka_dimensions"], json!([4, 8]));
+        for (i, widths) in ["[8, 4]", "[4, 4]", "[0]", "[16]"].iter().enumerate() {
+            let error = packed(widths, &format!("bad-{i}")).unwrap_err();
+            assert!(error.contains("numbers above 0 and below `dimensions` (16), ascending"), "{error}");
+        }
+    }
+
+    #[test]
     fn a_missing_file_is_named() {
         for file in [PROGRAM, TOKENIZER, PARITY, "package.toml"] {
             let message = error(|source| fs::remove_file(source.join(file)).unwrap());

@@ -1,29 +1,41 @@
 //! A case file of `highroad replay`: one served input again, as a golden case or as the body that was sent.
 
 use highroad_service::Problem;
-use highroad_task::Input;
 use highroad_task::raw::TensorSpec;
+use highroad_task::{Cut, Input};
 use serde_json::Value;
 
+use crate::protocol::cohere;
 use crate::protocol::oip::{InferRequest, Query};
 use crate::protocol::openai;
 use crate::protocol::rerank::RerankRequest;
+use crate::protocol::tei::{self, Wish};
 
 /// What a case asks, of a program with inputs `specs`.
 ///
 /// Taken are `{"input": {"text": "…"}}` (a golden case), `{"text": "…"}`, `{"tokens": […]}`, `{"pair": {…}}`,
 /// `{"image_base64": "…"}`, a PNG, JPEG or WebP itself, the body of an OpenAI
 /// request (`{"input": "…"}` and its other shapes), that of a rerank request (or a golden case with `query` and `documents`) and
-/// the JSON body of an Open Inference Protocol request.
+/// the JSON body of an Open Inference Protocol request, of one to Text Embeddings Inference or of one to Cohere for embeddings.
 pub fn query(case: &[u8], specs: &[TensorSpec]) -> Result<Query, Problem> {
     if is_image(case) {
         return Ok(Query::Rows(vec![Input::Image(case.into())]));
     }
     let case: Value =
         serde_json::from_slice(case).map_err(|error| Problem::invalid(format!("the case is not JSON: {error}")))?;
-    if case.get("inputs").is_some() {
+    if let Some(inputs) = case.get("inputs") {
+        if !is_tensors(inputs) {
+            return tei_inputs(case).map(Query::Rows);
+        }
         let body = case.to_string();
         return InferRequest::parse(body.as_bytes(), None)?.query(specs).map(|(query, _)| query);
+    }
+    if case.get("texts").is_some() && case.get("query").is_none() {
+        let request = cohere::EmbedRequest::parse(case.to_string().as_bytes())?;
+        return match request.cut {
+            Cut::Start => Err(cut_at_start()),
+            _ => Ok(Query::Rows(request.inputs())),
+        };
     }
     let golden = case.get("input").filter(|input| input.is_object()).unwrap_or(&case);
     if GOLDEN_KEYS.iter().any(|key| golden.get(key).is_some()) {
@@ -37,6 +49,32 @@ pub fn query(case: &[u8], specs: &[TensorSpec]) -> Result<Query, Problem> {
     }
     let inputs = openai::inputs(&case).map_err(|refused| refused.problem)?;
     Ok(Query::Rows(inputs))
+}
+
+/// Whether `inputs` are those of the Open Inference Protocol rather than TEI's.
+fn is_tensors(inputs: &Value) -> bool {
+    inputs.as_array().is_some_and(|inputs| inputs.first().is_none_or(Value::is_object))
+}
+
+fn tei_inputs(case: Value) -> Result<Vec<Input>, Problem> {
+    let Value::Object(body) = case else { return Ok(Vec::new()) };
+    let body = tei::Body(body);
+    let pairs = tei::PredictRequest::parse(&body).map(|request| (request.inputs, request.cut));
+    let (inputs, cut) = match Wish::of_shape(&body) {
+        Wish::Similarity => tei::SimilarityRequest::parse(&body).map(|request| (request.inputs, request.cut)),
+        Wish::Predict => pairs,
+        // A batch of pairs has no other reading.
+        _ => tei::EmbedRequest::parse(&body).map(|request| (request.inputs, request.cut)).or(pairs),
+    }
+    .map_err(|refused| refused.problem)?;
+    match cut {
+        Cut::Start => Err(cut_at_start()),
+        Cut::End | Cut::Never => Ok(inputs),
+    }
+}
+
+fn cut_at_start() -> Problem {
+    Problem::invalid("the request cut texts at their start, and a case is cut at its end")
 }
 
 /// Whether the case is a picture's file rather than JSON.
@@ -81,6 +119,10 @@ mod tests {
             r#"{"model": "m", "input": ["a"]}"#,
             r#"{"model": "m", "input": [{"type": "text", "text": "a"}]}"#,
             r#"{"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": ["a"]}]}"#,
+            r#"{"inputs": "a"}"#,
+            r#"{"texts": ["a"], "input_type": "search_query"}"#,
+            r#"{"inputs": ["a"], "normalize": false}"#,
+            r#"{"inputs": [["a"]], "parameters": {}}"#,
         ] {
             assert_eq!(rows(case), Ok(vec![text("a")]), "{case}");
         }
@@ -106,7 +148,16 @@ mod tests {
 
     #[test]
     fn what_is_no_case_is_told() {
-        for case in ["", "[]", "{}", r#"{"input": {}}"#, r#"{"text": 1}"#, r#"{"text": "a", "tokens": [1]}"#] {
+        for case in [
+            "",
+            "[]",
+            "{}",
+            r#"{"inputs": "a", "truncation_direction": "left"}"#,
+            r#"{"inputs": 1}"#,
+            r#"{"input": {}}"#,
+            r#"{"text": 1}"#,
+            r#"{"text": "a", "tokens": [1]}"#,
+        ] {
             assert!(rows(case).is_err(), "{case}");
         }
     }

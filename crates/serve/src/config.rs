@@ -16,6 +16,7 @@ use serde::Deserialize;
 use crate::batcher::BatchLimits;
 use crate::budget::BudgetsConfig;
 use crate::hosted::config::{HostedConfig, HostedTable, KEYS as HOSTED_KEYS, check as check_hosted};
+use crate::pipeline::{self, IndexConfig, PipelineConfig};
 
 /// What one process serves.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -30,7 +31,36 @@ pub struct PortfolioConfig {
     pub limits: RequestLimits,
     /// Pause between two looks at the registry's aliases.
     pub poll_interval: PollInterval,
+    /// Indexes that pipelines search.
+    pub indexes: BTreeMap<String, IndexConfig>,
+    /// Pipelines by the name that requests use.
+    pub pipelines: BTreeMap<String, PipelineConfig>,
+    /// What rollouts may take and keep here.
+    pub rollouts: RolloutConfig,
 }
+
+/// What rollouts may take and keep on this server; what is tried comes from the registry.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RolloutConfig {
+    /// Whether the inputs of compared requests are written down; else their digests are.
+    pub keep_inputs: bool,
+    /// Share of the compared requests that are written down although they were answered alike; all others are.
+    pub keep: f64,
+    /// Requests that may wait for their second answer; more go without.
+    pub queue: NonZeroUsize,
+    /// How long a version stays loaded after its candidate took its place, seconds.
+    pub warm_s: u64,
+}
+
+impl Default for RolloutConfig {
+    /// No inputs, a tenth of what is alike, 256 waiting, ten minutes.
+    fn default() -> Self {
+        Self { keep_inputs: false, keep: 0.1, queue: DEFAULT_SHADOW_QUEUE, warm_s: 600 }
+    }
+}
+
+const DEFAULT_SHADOW_QUEUE: NonZeroUsize = NonZeroUsize::new(256).expect("256 is not zero");
 
 /// One model and how it runs.
 #[derive(Clone, Debug, PartialEq)]
@@ -98,16 +128,22 @@ impl PortfolioConfig {
         check_keys(&table, TOP_KEYS, "", &mut problems);
         let limits = part(&table, "limits", LIMIT_KEYS, &mut problems).unwrap_or_default();
         let poll_interval = poll_interval(&table, &mut problems);
+        let rollouts: RolloutConfig = part(&table, "rollouts", ROLLOUT_KEYS, &mut problems).unwrap_or_default();
+        if !(0.0..=1.0).contains(&rollouts.keep) {
+            problems.push(format!("[rollouts] `keep` is a share from 0 to 1, not {}", rollouts.keep));
+        }
         let members = members(&table, base, &mut problems);
         let hosted = hosted(&table, base, &mut problems);
         let budgets = BudgetsConfig::parse(&table, &mut problems);
+        let indexes = pipeline::index_configs(&table, base, &members, &mut problems);
+        let pipelines = pipeline::pipeline_configs(&table, &members, &indexes, &mut problems);
         if problems.is_empty() {
             check_hosted(&hosted, |name| members.contains_key(name), &budgets, &mut problems);
         }
         if !problems.is_empty() {
             return Err(ConfigErrors(problems));
         }
-        Ok(Self { members, hosted, budgets, limits, poll_interval })
+        Ok(Self { members, hosted, budgets, limits, poll_interval, rollouts, indexes, pipelines })
     }
 
     /// A portfolio without a file: one member for each reference or package directory, under its model's name.
@@ -163,7 +199,8 @@ pub fn is_member_name(name: &str) -> bool {
     (1..=64).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
 }
 
-const TOP_KEYS: &[&str] = &["members", "budgets", "limits", "poll_interval_ms"];
+const TOP_KEYS: &[&str] = &["members", "budgets", "limits", "poll_interval_ms", "rollouts", "indexes", "pipelines"];
+const ROLLOUT_KEYS: &[&str] = &["keep_inputs", "keep", "queue", "warm_s"];
 const LIMIT_KEYS: &[&str] = &["body_bytes", "inputs", "input_bytes", "tokens"];
 const MEMBER_KEYS: &[&str] = &["model", "threads", "replicas", "batch_tokens", "queue_rows", "queue_timeout_ms"];
 
@@ -297,6 +334,9 @@ mod tests {
             poll_interval_ms = 500
             [limits]
             inputs = 16
+            [rollouts]
+            keep = 1
+            queue = 16
             [members.moderation]
             model = "moderation@champion"
             threads = 1
@@ -309,6 +349,8 @@ mod tests {
         .unwrap();
         assert_eq!(portfolio.limits, RequestLimits { inputs: 16, ..RequestLimits::default() });
         assert_eq!(portfolio.poll_interval.0, Duration::from_millis(500));
+        let queue = NonZeroUsize::new(16).unwrap();
+        assert_eq!(portfolio.rollouts, RolloutConfig { keep: 1.0, queue, ..RolloutConfig::default() });
         let moderation = &portfolio.members["moderation"];
         assert_eq!(moderation.source.to_string(), "moderation@champion");
         assert_eq!((moderation.threads.get(), moderation.batching.replicas.get()), (1, 2));
@@ -323,6 +365,8 @@ mod tests {
             pol_interval_ms = 500
             [limits]
             colour = 1
+            [rollouts]
+            keep = 2.0
             [members."a b"]
             model = "moderation:x"
             [members.ok]
@@ -340,6 +384,7 @@ mod tests {
         for part in [
             "unknown key `pol_interval_ms`: did you mean `poll_interval_ms`?",
             "[limits] unknown key `colour`: known are `body_bytes`, `inputs`, `input_bytes`, `tokens`",
+            "[rollouts] `keep` is a share from 0 to 1, not 2",
             "member name `a b`",
             "`moderation:x` is not a reference",
             "[ok] unknown key `batch_token`: did you mean `batch_tokens`?",

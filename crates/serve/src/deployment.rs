@@ -6,7 +6,7 @@ use arc_swap::ArcSwapOption;
 use highroad_eval::Verdict;
 use highroad_package::{Digest, Package, Store, Verdicts};
 use jiff::{SignedDuration, Timestamp};
-use metrics::{counter, gauge};
+use metrics::{counter, gauge, histogram};
 use serde::Serialize;
 use tracing::{error, info, warn};
 
@@ -14,7 +14,9 @@ use crate::config::{MemberConfig, ModelSource};
 use crate::error::{AskError, DeployError};
 use crate::registry::{Registry, Resolved};
 use crate::revision::{Candidate, Facts, OverrideFacts, Revision, Unverified};
-use crate::telemetry::{LOAD_FAILURES, MEMBER_INFO, MEMBER_READY, OVERRIDE_EXPIRES, SWAPS};
+use crate::rollout::{Assigned, Key, RolloutStatus, Rollouts, now};
+use crate::saved::{self, Saved, SavedRollout, SavedVersion};
+use crate::telemetry::{LOAD_FAILURES, MEMBER_INFO, MEMBER_READY, OVERRIDE_EXPIRES, ROLLOUT_SWITCH, SWAPS};
 
 /// Where a server keeps what it fetched and what it attests.
 #[derive(Clone, Debug)]
@@ -25,6 +27,18 @@ pub struct LocalState {
     pub verdicts: Verdicts,
     /// Directory of the attestations.
     pub attestations: PathBuf,
+    /// Directory of what members served last.
+    pub serving: PathBuf,
+    /// Directory of what rollouts compared.
+    pub rollouts: PathBuf,
+}
+
+impl LocalState {
+    /// With everything but packages and verdicts in their usual folders of `home`.
+    pub fn under(home: &std::path::Path, store: Store, verdicts: Verdicts) -> Self {
+        let [attestations, serving, rollouts] = ["attestations", "serving", "rollouts"].map(|name| home.join(name));
+        Self { store, verdicts, attestations, serving, rollouts }
+    }
 }
 
 /// A member: a name, where its package comes from, and the revision that serves now.
@@ -37,6 +51,7 @@ pub struct Deployment {
     registry: Option<Arc<dyn Registry>>,
     local: LocalState,
     current: ArcSwapOption<Revision>,
+    pub(crate) rollouts: Rollouts,
     status: Mutex<Memory>,
     // Two refreshes at once would load a version twice.
     refreshing: tokio::sync::Mutex<()>,
@@ -96,6 +111,8 @@ pub enum Refreshed {
 struct Memory {
     state: State,
     serving: Option<Resolved>,
+    /// As it is kept on the disk.
+    saved: Option<SavedVersion>,
     failure: Option<Failure>,
     failed: Option<Resolved>,
     retry_at: Option<Instant>,
@@ -113,7 +130,7 @@ enum Remaining {
 
 impl Memory {
     fn new(state: State) -> Self {
-        Self { state, serving: None, failure: None, failed: None, retry_at: None, told: Remaining::Enough }
+        Self { state, serving: None, saved: None, failure: None, failed: None, retry_at: None, told: Remaining::Enough }
     }
 }
 
@@ -129,6 +146,7 @@ impl Deployment {
         unverified: Unverified,
         registry: Option<Arc<dyn Registry>>,
         local: LocalState,
+        rollouts: Rollouts,
     ) -> Self {
         gauge!(MEMBER_READY, "member" => name.clone()).set(0.0);
         counter!(SWAPS, "member" => name.clone()).increment(0);
@@ -141,6 +159,7 @@ impl Deployment {
             registry,
             local,
             current: ArcSwapOption::empty(),
+            rollouts,
             status: Mutex::new(Memory::new(State::Starting)),
             refreshing: tokio::sync::Mutex::new(()),
         }
@@ -159,6 +178,25 @@ impl Deployment {
     /// The revision that serves now. Errors if there is none.
     pub fn revision(&self) -> Result<Arc<Revision>, AskError> {
         self.current.load_full().ok_or_else(|| self.why_none())
+    }
+
+    /// Who answers a request, and its part in a rollout where there is one. Errors if nothing serves.
+    pub fn assign(&self, key: &Key) -> Result<Assigned, AskError> {
+        let stable = self.revision()?;
+        Ok(match self.rollouts.trial.load_full() {
+            Some(trial) => Assigned::of(trial, stable, key),
+            None => Assigned::plain(stable, key),
+        })
+    }
+
+    /// The rollout that goes on here, else the last one since this process began.
+    pub fn rollout(&self) -> Option<RolloutStatus> {
+        self.rollouts.status()
+    }
+
+    /// Takes in the right answer to a request that the rollout compared here; whether it counts.
+    pub fn label(&self, request_id: &str, right: &str) -> bool {
+        self.rollouts.trial.load_full().is_some_and(|trial| trial.label(request_id, right))
     }
 
     /// Where it stands.
@@ -183,7 +221,11 @@ impl Deployment {
         match &self.config.source {
             ModelSource::Directory(dir) => self.refresh_from_directory(dir.clone()).await,
             ModelSource::Registry(reference) => match &self.registry {
-                Some(registry) => self.refresh_from_registry(reference, registry.as_ref()).await,
+                Some(registry) => {
+                    let refreshed = self.refresh_from_registry(reference, registry.as_ref()).await;
+                    self.follow_rollout(reference, registry.as_ref()).await;
+                    refreshed
+                }
                 None => Err(self.fail(None, DeployError::NoRegistry(reference.clone()))),
             },
         }
@@ -210,6 +252,9 @@ impl Deployment {
         let resolved = match registry.resolve(reference).await {
             Ok(resolved) => resolved,
             Err(DeployError::NotFound(_)) if self.memory().state != State::Starting => return Ok(self.undeploy()),
+            Err(error @ DeployError::Registry(_)) if self.memory().state == State::Starting => {
+                return self.load_last_good(error).await;
+            }
             Err(error) => return Err(self.fail(None, error)),
         };
         if self.memory().serving.as_ref() == Some(&resolved) {
@@ -219,6 +264,9 @@ impl Deployment {
         if self.is_pausing(&resolved) {
             return Ok(Refreshed::Unchanged);
         }
+        if self.switch_to_loaded(&resolved) {
+            return Ok(Refreshed::Switched);
+        }
         let result = match registry.fetch(reference, &resolved).await {
             Ok(candidate) => self.load(candidate, Some(resolved.clone())).await,
             Err(error) => Err(error),
@@ -226,9 +274,87 @@ impl Deployment {
         result.map_err(|error| self.fail(Some(resolved), error))
     }
 
+    /// Switches to a version that is in memory already: the candidate of a rollout, or what served before one took its place.
+    fn switch_to_loaded(&self, resolved: &Resolved) -> bool {
+        let begun = Instant::now();
+        let trial = self.rollouts.trial.load_full();
+        let candidate = trial.filter(|trial| trial.resolved == *resolved && trial.may_serve());
+        if let Some(trial) = candidate {
+            let served = self.current.load_full().zip(self.memory().serving.clone());
+            let saved = SavedVersion { resolved: resolved.clone(), overridden: None, admitted_at: Some(now()) };
+            let switched = self.switch_to(Arc::clone(&trial.candidate), Some(saved));
+            trial.switched(switched.duration_since(begun));
+            self.rollouts.keep_warm(served);
+            return true;
+        }
+        let Some(revision) = self.rollouts.take_warm(resolved) else { return false };
+        let saved = SavedVersion { resolved: resolved.clone(), overridden: None, admitted_at: Some(now()) };
+        let switched = self.switch_to(revision, Some(saved));
+        let took = switched.duration_since(begun);
+        histogram!(ROLLOUT_SWITCH, "member" => self.name.clone()).record(took.as_secs_f64());
+        true
+    }
+
+    /// What served last here, where nobody can say what should serve now.
+    async fn load_last_good(&self, unanswered: DeployError) -> Result<Refreshed, DeployError> {
+        let Some(saved) = saved::read(&self.local.serving, &self.name, &self.config.source.to_string()) else {
+            return Err(self.fail(None, unanswered));
+        };
+        let (version, local) = (saved.serving.clone(), self.local.clone());
+        let result = match blocking(move || version.candidate(&local)).await {
+            Ok(candidate) => self.load(candidate, Some(saved.serving.resolved.clone())).await,
+            Err(error) => Err(error),
+        };
+        let refreshed = result.map_err(|error| self.fail(Some(saved.serving.resolved.clone()), error))?;
+        warn!(member.name = %self.name, "`{}` serves what it served last: {unanswered}", self.name);
+        self.resume(saved.rollout).await;
+        Ok(refreshed)
+    }
+
+    /// What is served, as the registry has it.
+    pub(crate) fn serving(&self) -> Option<Resolved> {
+        self.memory().serving.clone()
+    }
+
+    /// Keeps what serves, and how far its rollout has come, on the disk. A disk that is full takes nothing down.
+    pub(crate) fn save(&self, rollout: Option<SavedRollout>) {
+        let Some(serving) = self.memory().saved.clone() else { return };
+        let saved = Saved { highroad_serving: 1, source: self.config.source.to_string(), serving, rollout };
+        if let Err(error) = saved::write(&self.local.serving, &self.name, &saved) {
+            warn!(member.name = %self.name, "Cannot keep what `{}` serves: {error}", self.name);
+        }
+    }
+
+    /// What is on the disk about the member's rollout.
+    pub(crate) fn saved_rollout(&self) -> Option<SavedRollout> {
+        saved::read(&self.local.serving, &self.name, &self.config.source.to_string())?.rollout
+    }
+
+    /// Loads a version beside what serves. A shadow answers nobody, so it needs no verdict.
+    pub(crate) async fn load_beside(
+        &self,
+        candidate: Candidate,
+        unverified: Unverified,
+    ) -> Result<Arc<Revision>, DeployError> {
+        let (name, config) = (self.name.clone(), self.config.clone());
+        let attestations = self.local.attestations.clone();
+        let load = move || Revision::load(&name, &candidate, &config, unverified, &attestations);
+        blocking(load).await.map(Arc::new)
+    }
+
+    pub(crate) fn unverified(&self) -> Unverified {
+        self.unverified
+    }
+
+    pub(crate) fn local(&self) -> &LocalState {
+        &self.local
+    }
+
     /// Serves nothing until the registry says otherwise; requests in flight finish.
     pub(crate) fn undeploy(&self) -> Refreshed {
         let before = self.current.swap(None);
+        self.rollouts.drop_all();
+        saved::remove(&self.local.serving, &self.name);
         let mut memory = self.memory();
         let was_undeployed = memory.state == State::Undeployed;
         *memory = Memory::new(State::Undeployed);
@@ -246,17 +372,20 @@ impl Deployment {
     }
 
     async fn load(&self, candidate: Candidate, resolved: Option<Resolved>) -> Result<Refreshed, DeployError> {
-        let (name, config, unverified) = (self.name.clone(), self.config.clone(), self.unverified);
-        let attestations = self.local.attestations.clone();
-        let revision = blocking(move || Revision::load(&name, &candidate, &config, unverified, &attestations)).await?;
-        self.switch_to(revision, resolved);
+        let saved = resolved.map(|resolved| SavedVersion::of(&candidate, &resolved));
+        let revision = self.load_beside(candidate, self.unverified).await?;
+        self.switch_to(revision, saved);
         Ok(Refreshed::Switched)
     }
 
-    fn switch_to(&self, revision: Revision, resolved: Option<Resolved>) {
+    /// Lets a loaded version serve: the moment from which on it takes the requests.
+    fn switch_to(&self, revision: Arc<Revision>, saved: Option<SavedVersion>) -> Instant {
         let facts = revision.facts().clone();
-        let before = self.current.swap(Some(Arc::new(revision)));
-        *self.memory() = Memory { serving: resolved, ..Memory::new(State::Ready) };
+        let before = self.current.swap(Some(revision));
+        let switched = Instant::now();
+        let serving = saved.as_ref().map(|saved| saved.resolved.clone());
+        *self.memory() = Memory { serving, saved, ..Memory::new(State::Ready) };
+        self.save(self.saved_rollout());
         gauge!(MEMBER_READY, "member" => self.name.clone()).set(1.0);
         let expires_at = facts.overridden.as_ref().and_then(|overridden| overridden.expires_at.parse().ok());
         let expires_s = expires_at.map_or(0, Timestamp::as_second);
@@ -279,6 +408,7 @@ impl Deployment {
             member.name = %self.name, package.digest = %facts.package, package.version = %facts.version,
             "`{}` serves {} ({}), evidence {}", self.name, facts.version, facts.package, facts.evidence
         );
+        switched
     }
 
     /// Says once that the override of what serves is near its end, and once that it is past it. What runs goes on, as it
@@ -307,7 +437,7 @@ impl Deployment {
     }
 
     fn fail(&self, resolved: Option<Resolved>, failure: DeployError) -> DeployError {
-        let reason = failure.to_string();
+        let reason = failure.with_causes();
         let mut memory = self.memory();
         let known = memory.failure.take().filter(|known| memory.failed == resolved && known.reason == reason);
         let attempts = known.as_ref().map_or(1, |known| known.attempts.saturating_add(1));
@@ -399,7 +529,7 @@ pub fn read_verdict(verdicts: &Verdicts, package: &Digest, digest: &Digest) -> R
     serde_json::from_slice(&bytes).map_err(|error| DeployError::Verdict { verdict: *digest, reason: error.to_string() })
 }
 
-async fn blocking<T: Send + 'static>(
+pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, DeployError> + Send + 'static,
 ) -> Result<T, DeployError> {
     tokio::task::spawn_blocking(work).await.unwrap_or(Err(DeployError::Panicked))

@@ -7,6 +7,7 @@ use highroad_service::{Kind, Problem};
 use highroad_task::TaskError;
 
 use crate::budget::Refused;
+use crate::index::IndexError;
 
 /// Why a request was not answered. Protocols turn it into their own shape through [`AskError::problem`].
 #[derive(Debug, thiserror::Error)]
@@ -29,6 +30,8 @@ pub enum AskError {
     Limit { what: &'static str, found: usize, limit: usize },
     #[error("input {input_idx}: {source}")]
     Input { input_idx: usize, source: TaskError },
+    #[error(transparent)]
+    Dimensions(TaskError),
     #[error("the tensors do not fit the program: {0}")]
     Tensors(String),
     #[error("the queue of `{member}` is full")]
@@ -58,9 +61,11 @@ impl AskError {
             Self::NotReady { .. } => {
                 Problem::new(Kind::Unavailable, self.to_string()).retry_after(Duration::from_secs(1))
             }
-            Self::WrongTask { .. } | Self::Limit { .. } | Self::Input { .. } | Self::Tensors(_) => {
-                Problem::invalid(self.to_string())
-            }
+            Self::WrongTask { .. }
+            | Self::Limit { .. }
+            | Self::Input { .. }
+            | Self::Dimensions(_)
+            | Self::Tensors(_) => Problem::invalid(self.to_string()),
             Self::Overloaded { retry_after, .. } => {
                 Problem::new(Kind::Overloaded, self.to_string()).retry_after(*retry_after)
             }
@@ -84,7 +89,11 @@ impl AskError {
             Self::UnknownMember { .. } | Self::OtherVersion { .. } => "unknown_model",
             Self::NotAllowed { .. } => "not_allowed",
             Self::NotDeployed(_) | Self::NotReady { .. } => "not_ready",
-            Self::WrongTask { .. } | Self::Limit { .. } | Self::Input { .. } | Self::Tensors(_) => "invalid",
+            Self::WrongTask { .. }
+            | Self::Limit { .. }
+            | Self::Input { .. }
+            | Self::Dimensions(_)
+            | Self::Tensors(_) => "invalid",
             Self::Overloaded { .. } => "overloaded",
             Self::Expired { .. } => "expired",
             Self::Lost(_) | Self::Failed { .. } | Self::Unwritable => "failed",
@@ -123,12 +132,37 @@ pub enum DeployError {
     Parity { numerics_id: String, reason: String },
     #[error("the model does not answer its warm-up: {0}")]
     WarmUp(TaskError),
+    #[error("`{version}` holds another package than the rollout names: {found}")]
+    OtherPackage { version: String, found: Digest },
+    #[error("`{0}` is for another task, or has other labels, than what serves")]
+    OtherTask(String),
     #[error("loading panicked")]
     Panicked,
+    #[error(transparent)]
+    Index(IndexError),
+    #[error("{0}")]
+    Pipeline(String),
     #[error("cannot write `{path}`: {source}")]
     Io { path: String, source: std::io::Error },
     #[error(transparent)]
     Hosted(DescriptionError),
+}
+
+impl DeployError {
+    /// What happened, and what made it happen: `cannot read or write \`p\`: No space left on device (os error 28)`.
+    pub fn with_causes(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            // Some errors tell their cause themselves.
+            let told = error.to_string();
+            if !text.ends_with(&told) {
+                text = format!("{text}: {told}");
+            }
+            cause = error.source();
+        }
+        text
+    }
 }
 
 fn list(names: &[String]) -> String {

@@ -1,18 +1,26 @@
 //! The protocols on HTTP: one short handler a route, each a conversion, a question to the portfolio and a conversion back.
 
+mod docs;
+mod grpc;
+mod tei;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes};
 use axum::extract::rejection::BytesRejection;
-use axum::extract::{DefaultBodyLimit, OriginalUri, Path, State};
+use axum::extract::{DefaultBodyLimit, FromRequestParts, OriginalUri, Path, State};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{any, get, post};
-use axum::{Extension, Json, Router};
+use axum::routing::{MethodRouter, any, get, post};
+use axum::{Json, Router};
 use highroad_hosted::HostedTask;
 use highroad_package::TaskKind;
+use highroad_service::access::Principal;
 use highroad_service::{Kind, Problem, RequestId};
+use highroad_task::vector::{embedding_width, shortened};
+use highroad_task::{Answer, Input};
 use metrics::{counter, histogram};
 use serde_json::{Value, json};
 use tower_http::CompressionLevel;
@@ -22,18 +30,24 @@ use tower_http::compression::predicate::SizeAbove;
 use crate::config::RequestLimits;
 use crate::deployment::{Deployment, State as DeploymentState};
 use crate::error::AskError;
+use crate::pipeline::Finished;
 use crate::portfolio::Portfolio;
+use crate::protocol::cohere;
 use crate::protocol::oip::{self, InferRequest, Query};
 use crate::protocol::openai::{self, EmbeddingsRequest, ModerationsRequest, Refused};
-use crate::protocol::rerank::{self, RerankRequest};
+use crate::protocol::pipeline::{self, PipelineRequest};
+use crate::protocol::rerank::{self, Dialect, RerankRequest};
+use crate::protocol::tei as tei_protocol;
 use crate::request_log::{Record, RequestLog};
-use crate::revision::{Asked, Facts, Revision, check_limit};
-use crate::telemetry::{REQUEST_SECONDS, REQUESTS};
+use crate::revision::{Asked, Facts, Revision, Terms, check_limit};
+use crate::rollout::{Assigned, Key, Served};
+use crate::telemetry::{PIPELINE_REQUESTS, PIPELINE_SECONDS, PIPELINE_STEP_SECONDS, REQUEST_SECONDS, REQUESTS};
 
 const PACKAGE: HeaderName = HeaderName::from_static("x-highroad-package");
 const VERSION: HeaderName = HeaderName::from_static("x-highroad-version");
 const EVIDENCE: HeaderName = HeaderName::from_static("x-highroad-evidence");
 const OVERRIDE: HeaderName = HeaderName::from_static("x-highroad-override");
+const ROLLOUT: HeaderName = HeaderName::from_static("x-highroad-rollout");
 const DEVELOPMENT: HeaderName = HeaderName::from_static("x-highroad-development");
 const TRUNCATED: HeaderName = HeaderName::from_static("x-highroad-truncated");
 const HEADER_LENGTH: HeaderName = HeaderName::from_static(oip::HEADER_LENGTH);
@@ -44,16 +58,101 @@ struct App {
     log: RequestLog,
 }
 
+/// Who asks, by the headers of a request.
+struct Asker {
+    id: RequestId,
+    sticky: Option<String>,
+}
+
+impl Asker {
+    fn new(id: RequestId, headers: &HeaderMap) -> Self {
+        let named = STICKY.iter().find_map(|name| headers.get(*name)).map(HeaderValue::as_bytes);
+        // Only its digest is used, so bytes that are no text are as good as others.
+        let sticky = named.map(|value| String::from_utf8_lossy(value).into_owned());
+        Self { id, sticky }
+    }
+
+    /// What decides on which side of a rollout the request falls.
+    fn key(&self) -> Key {
+        Key { sticky: self.sticky.clone(), request_id: self.id.0.clone() }
+    }
+}
+
+/// Headers that name who asks, the first that is there: all requests of one user fall on one side of a rollout, else all of one
+/// tenant.
+const STICKY: [&str; 2] = ["x-highroad-user", "x-highroad-tenant"];
+
+impl<S: Send + Sync> FromRequestParts<S> for Asker {
+    type Rejection = std::convert::Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Self::Rejection> {
+        let id = parts.extensions.get::<RequestId>().cloned().unwrap_or_else(|| RequestId(String::new()));
+        Ok(Self::new(id, &parts.headers))
+    }
+}
+
 /// The inference routes of our own models and the reading of the request log; [`crate::router`] has those of hosted members around it.
 pub(crate) fn router(portfolio: Arc<Portfolio>, log: RequestLog) -> Router {
     let body_bytes = portfolio.limits().body_bytes;
     let app = App { portfolio, log };
-    openai_routes()
-        .merge(rerank_routes())
-        .merge(oip_routes())
-        .merge(own_routes())
+    let grpc = grpc::service(app.clone(), body_bytes);
+    routes()
+        .router
         .layer(DefaultBodyLimit::max(body_bytes))
         .with_state(app)
+        .route(grpc::PATH, axum::routing::post_service(grpc))
+}
+
+fn routes() -> Routes {
+    openai_routes()
+        .and(rerank_routes())
+        .and(cohere_routes())
+        .and(oip_routes())
+        .and(tei::routes())
+        .and(pipeline_routes())
+        .and(own_routes())
+        .and(docs::routes())
+}
+
+/// Method and path of everything that a serving process answers, but what refuses unknown paths.
+#[cfg(test)]
+pub(crate) fn told() -> Vec<(String, String)> {
+    let apart = [("post", grpc::PATH), ("get", "/health"), ("get", "/ready"), ("get", "/metrics")];
+    let apart = apart.map(|(method, path)| (method.to_owned(), path.to_owned()));
+    let routes = routes().told.into_iter().map(|(method, path)| (method.to_owned(), path));
+    routes.chain(apart).collect()
+}
+
+/// Routes that remember what they are, so that the OpenAPI document can be held against them.
+#[derive(Default)]
+struct Routes {
+    router: Router<App>,
+    told: Vec<(&'static str, String)>,
+}
+
+impl Routes {
+    fn get(self, path: &str, answers: MethodRouter<App>) -> Self {
+        self.on("get", path, answers)
+    }
+
+    fn post(self, path: &str, answers: MethodRouter<App>) -> Self {
+        self.on("post", path, answers)
+    }
+
+    fn on(mut self, method: &'static str, path: &str, answers: MethodRouter<App>) -> Self {
+        self.told.push((method, path.to_owned()));
+        Self { router: self.router.route(path, answers), told: self.told }
+    }
+
+    /// Refuses every path below another that nothing answers.
+    fn refuse(self, path: &str, refuses: MethodRouter<App>) -> Self {
+        Self { router: self.router.route(path, refuses), told: self.told }
+    }
+
+    fn and(mut self, others: Self) -> Self {
+        self.told.extend(others.told);
+        Self { router: self.router.merge(others.router), told: self.told }
+    }
 }
 
 /// `/health`: the process answers. `/ready`: every member serves what it should, and the status of each.
@@ -66,75 +165,101 @@ async fn ready(State(portfolio): State<Arc<Portfolio>>) -> Response {
     (status, Json(json!({ "ready": portfolio.is_ready(), "members": portfolio.statuses() }))).into_response()
 }
 
-fn openai_routes() -> Router<App> {
-    Router::new()
-        .route("/v1/embeddings", post(embeddings).fallback(openai_method))
-        .route("/v1/moderations", post(moderations).fallback(openai_method))
-        .route("/v1/models", get(models).fallback(openai_method))
-        .route("/v1/models/{model}", get(model).fallback(openai_method))
-        .route("/v1/{*rest}", any(openai_unknown))
+fn openai_routes() -> Routes {
+    Routes::default()
+        .post("/v1/embeddings", post(embeddings).fallback(openai_method))
+        .post("/v1/moderations", post(moderations).fallback(openai_method))
+        .get("/v1/models", get(models).fallback(openai_method))
+        .get("/v1/models/{model}", get(model).fallback(openai_method))
+        .refuse("/v1/{*rest}", any(openai_unknown))
 }
 
-fn rerank_routes() -> Router<App> {
-    Router::new()
-        .route("/rerank", post(documents).fallback(rerank_method))
-        .route("/v1/rerank", post(documents).fallback(rerank_method))
-        .route("/v2/rerank", post(documents).fallback(rerank_method))
+fn rerank_routes() -> Routes {
+    Routes::default()
+        .post("/rerank", post(documents).fallback(rerank_method))
+        .post("/v1/rerank", post(documents).fallback(rerank_method))
+        .post("/v2/rerank", post(documents).fallback(rerank_method))
 }
 
-fn oip_routes() -> Router<App> {
+fn cohere_routes() -> Routes {
+    Routes::default().post("/v2/embed", post(cohere_embed).fallback(rerank_method))
+}
+
+fn oip_routes() -> Routes {
     // Clients that ask for it get large tensors compressed; the fastest level, because time is what they are short of.
     let compression = CompressionLayer::new().quality(CompressionLevel::Fastest).compress_when(SizeAbove::new(1024));
-    Router::new()
-        .route("/v2", get(|| async { Json(oip::server_metadata()) }).fallback(oip_method))
-        .route("/v2/health/live", get(|| async { StatusCode::OK }).fallback(oip_method))
-        .route("/v2/health/ready", get(oip_ready).fallback(oip_method))
-        .route("/v2/models/{model}", get(model_metadata).fallback(oip_method))
-        .route("/v2/models/{model}/versions/{version}", get(model_metadata).fallback(oip_method))
-        .route("/v2/models/{model}/ready", get(model_ready).fallback(oip_method))
-        .route("/v2/models/{model}/versions/{version}/ready", get(model_ready).fallback(oip_method))
-        .route("/v2/models/{model}/config", get(model_config).fallback(oip_method))
-        .route("/v2/models/{model}/versions/{version}/config", get(model_config).fallback(oip_method))
-        .route("/v2/models/stats", get(all_stats).fallback(oip_method))
-        .route("/v2/models/{model}/stats", get(model_stats).fallback(oip_method))
-        .route("/v2/models/{model}/versions/{version}/stats", get(model_stats).fallback(oip_method))
-        .route("/v2/models/{model}/infer", post(infer).layer(compression.clone()).fallback(oip_method))
-        .route("/v2/models/{model}/versions/{version}/infer", post(infer).layer(compression).fallback(oip_method))
-        .route("/v2/repository/index", post(repository_index).fallback(oip_method))
-        .route("/v2/repository/models/{model}/{action}", any(repository_action))
-        .route("/v2/{*rest}", any(oip_unknown))
+    Routes::default()
+        .get("/v2", get(|| async { Json(oip::server_metadata()) }).fallback(oip_method))
+        .get("/v2/health/live", get(|| async { StatusCode::OK }).fallback(oip_method))
+        .get("/v2/health/ready", get(oip_ready).fallback(oip_method))
+        .get("/v2/models/{model}", get(model_metadata).fallback(oip_method))
+        .get("/v2/models/{model}/versions/{version}", get(model_metadata).fallback(oip_method))
+        .get("/v2/models/{model}/ready", get(model_ready).fallback(oip_method))
+        .get("/v2/models/{model}/versions/{version}/ready", get(model_ready).fallback(oip_method))
+        .get("/v2/models/{model}/config", get(model_config).fallback(oip_method))
+        .get("/v2/models/{model}/versions/{version}/config", get(model_config).fallback(oip_method))
+        .get("/v2/models/stats", get(all_stats).fallback(oip_method))
+        .get("/v2/models/{model}/stats", get(model_stats).fallback(oip_method))
+        .get("/v2/models/{model}/versions/{version}/stats", get(model_stats).fallback(oip_method))
+        .post("/v2/models/{model}/infer", post(infer).layer(compression.clone()).fallback(oip_method))
+        .post("/v2/models/{model}/versions/{version}/infer", post(infer).layer(compression).fallback(oip_method))
+        .post("/v2/repository/index", post(repository_index).fallback(oip_method))
+        .post("/v2/repository/models/{model}/{action}", post(repository_action).fallback(oip_method))
+        .refuse("/v2/{*rest}", any(oip_unknown))
 }
 
-fn own_routes() -> Router<App> {
-    Router::new()
-        .route("/v1/highroad/status", get(status).fallback(openai_method))
-        .route("/v1/highroad/requests/{id}", get(request_record).fallback(openai_method))
+fn pipeline_routes() -> Routes {
+    Routes::default()
+        .get("/v1/pipelines", get(pipelines).fallback(openai_method))
+        .post("/v1/pipelines/{pipeline}", post(run_pipeline).fallback(openai_method))
 }
 
-async fn embeddings(
-    State(app): State<App>,
-    Extension(id): Extension<RequestId>,
-    body: Result<Bytes, BytesRejection>,
-) -> Response {
-    openai_response(app.embeddings(&id, body).await)
+fn own_routes() -> Routes {
+    Routes::default()
+        .get("/v1/highroad/rollouts", get(rollouts).fallback(openai_method))
+        .get("/v1/highroad/rollouts/{member}", get(rollout).fallback(openai_method))
+        .post("/v1/highroad/rollouts/{member}/labels", post(labels).fallback(openai_method))
+        .get("/v1/highroad/status", get(status).fallback(openai_method))
+        .get("/v1/highroad/requests/{id}", get(request_record).fallback(openai_method))
 }
 
-async fn moderations(
-    State(app): State<App>,
-    Extension(id): Extension<RequestId>,
-    body: Result<Bytes, BytesRejection>,
-) -> Response {
-    openai_response(app.moderations(&id, body).await)
+async fn embeddings(State(app): State<App>, asker: Asker, body: Result<Bytes, BytesRejection>) -> Response {
+    openai_response(app.embeddings(&asker, body).await)
+}
+
+async fn moderations(State(app): State<App>, asker: Asker, body: Result<Bytes, BytesRejection>) -> Response {
+    openai_response(app.moderations(&asker, body).await)
 }
 
 async fn documents(
     State(app): State<App>,
-    Extension(id): Extension<RequestId>,
+    asker: Asker,
     OriginalUri(uri): OriginalUri,
     body: Result<Bytes, BytesRejection>,
 ) -> Response {
     let (route, version) = if uri.path() == "/v2/rerank" { ("/v2/rerank", "2") } else { ("/v1/rerank", "1") };
-    app.rerank(&id, route, version, body).await.unwrap_or_else(|problem| problem.respond(rerank::error_body))
+    app.rerank(&asker, route, version, None, body).await
+}
+
+async fn cohere_embed(State(app): State<App>, asker: Asker, body: Result<Bytes, BytesRejection>) -> Response {
+    let answered = app.cohere_embed(&asker, body).await;
+    answered.unwrap_or_else(|failed| failed.problem().respond(rerank::error_body))
+}
+
+async fn pipelines(State(app): State<App>) -> Json<Value> {
+    let pipelines = app.portfolio.pipelines().unwrap_or_default();
+    let named = pipelines.names().filter(|name| Principal::current_may_ask(name));
+    let entries = named.filter_map(|name| Some(pipeline::entry(name, pipelines.get(name)?)));
+    Json(json!({ "object": "list", "data": entries.collect::<Vec<_>>() }))
+}
+
+async fn run_pipeline(
+    State(app): State<App>,
+    asker: Asker,
+    Path(name): Path<String>,
+    body: Result<Bytes, BytesRejection>,
+) -> Response {
+    openai_response(app.run_pipeline(&asker, &name, body).await.map_err(Refused::from))
 }
 
 async fn rerank_method(method: Method, OriginalUri(uri): OriginalUri) -> Response {
@@ -163,7 +288,7 @@ fn entry(revision: &Revision) -> Value {
 
 async fn openai_unknown(OriginalUri(uri): OriginalUri) -> Response {
     let message = format!(
-        "this server has no `{}`; it has /v1/chat/completions, /v1/completions, /v1/embeddings, /v1/moderations, /v1/rerank, /v1/models and the Open Inference Protocol at /v2",
+        "this server has no `{}`; it has /v1/chat/completions, /v1/completions, /v1/embeddings, /v1/moderations, /v1/rerank, /v1/models and the Open Inference Protocol at /v2; /docs shows them all",
         uri.path()
     );
     openai_response(Err(Refused { code: Some("unknown_url"), ..Problem::not_found(message).into() }))
@@ -226,11 +351,11 @@ async fn all_stats(State(app): State<App>) -> Json<Value> {
 async fn infer(
     State(app): State<App>,
     Path(path): Path<ModelPath>,
-    Extension(id): Extension<RequestId>,
+    asker: Asker,
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Response {
-    app.infer(&path, &id, &headers, body).await.unwrap_or_else(IntoResponse::into_response)
+    app.infer(&path, &asker, &headers, body).await.unwrap_or_else(IntoResponse::into_response)
 }
 
 async fn repository_index(State(app): State<App>) -> Json<Value> {
@@ -251,6 +376,12 @@ async fn repository_index(State(app): State<App>) -> Json<Value> {
 }
 
 async fn repository_action(Path((model, action)): Path<(String, String)>) -> Problem {
+    if !matches!(action.as_str(), "load" | "unload") {
+        return Problem::not_found(format!(
+            "a repository does not `{}`; it has `load` and `unload`",
+            printable(&action)
+        ));
+    }
     let message =
         format!("`{model}` cannot be {action}ed by hand: members follow the registry; `highroad promote` moves it");
     Problem::new(Kind::Unsupported, message)
@@ -258,6 +389,29 @@ async fn repository_action(Path((model, action)): Path<(String, String)>) -> Pro
 
 async fn status(State(app): State<App>) -> Json<Value> {
     Json(json!({ "ready": app.portfolio.is_ready(), "members": app.portfolio.statuses() }))
+}
+
+async fn rollouts(State(app): State<App>) -> Json<Value> {
+    Json(json!({ "rollouts": app.portfolio.rollouts() }))
+}
+
+async fn rollout(State(app): State<App>, Path(member): Path<String>) -> Response {
+    let found = app.portfolio.deployment(&member).map_err(Refused::from).and_then(|deployment| {
+        let status = deployment.rollout();
+        status.ok_or_else(|| Problem::not_found(format!("`{member}` has had no rollout here")).into())
+    });
+    openai_response(found.map(|status| Json(status).into_response()))
+}
+
+/// A right answer that came later: it counts for a rollout that compared the request in this process.
+#[derive(serde::Deserialize)]
+struct Label {
+    request_id: String,
+    label: String,
+}
+
+async fn labels(State(app): State<App>, Path(member): Path<String>, body: Result<Bytes, BytesRejection>) -> Response {
+    openai_response(app.label(&member, body))
 }
 
 async fn request_record(State(app): State<App>, Path(id): Path<String>) -> Response {
@@ -286,110 +440,258 @@ impl App {
         body.map_err(|rejection| unreadable(&rejection, self.portfolio.limits()))
     }
 
-    async fn embeddings(&self, id: &RequestId, body: Result<Bytes, BytesRejection>) -> Result<Response, Refused> {
+    async fn embeddings(&self, asker: &Asker, body: Result<Bytes, BytesRejection>) -> Result<Response, Refused> {
         let request = EmbeddingsRequest::parse(&self.whole(body)?)?;
-        let revision = self.portfolio.revision(&request.model).map_err(|error| count(None, error))?;
-        let task = &revision.manifest().task.kind;
-        if !matches!(task, TaskKind::Embed { .. }) {
-            return Err(wrong_task(&revision, "embeddings").into());
-        }
-        request.check_dimensions(task)?;
-        let call = Call::begin(id, "/v1/embeddings", &revision);
-        let asked = call.finish(revision.ask(request.inputs, self.portfolio.limits(), None).await)?;
-        let n_tokens = asked.n_tokens.iter().sum();
-        let body = openai::embeddings_reply(&request.model, &asked.answers, n_tokens, request.encoding);
-        Ok(self.answer(&call, &asked, "application/json", body))
+        let wanted = Wanted { inputs: request.inputs, terms: Terms::default(), dimensions: request.dimensions };
+        let embedded = self.embed(asker, "/v1/embeddings", &request.model, wanted).await?;
+        let body = openai::embeddings_reply(&request.model, &embedded.vectors, embedded.n_tokens(), request.encoding);
+        Ok(self.answer(&embedded.call, &embedded.asked, "application/json", body))
     }
 
-    async fn moderations(&self, id: &RequestId, body: Result<Bytes, BytesRejection>) -> Result<Response, Refused> {
+    /// Vectors, whatever protocol asks for them.
+    async fn embed<'a>(
+        &self,
+        asker: &'a Asker,
+        route: &'static str,
+        member: &str,
+        wanted: Wanted,
+    ) -> Result<Embedded<'a>, AskError> {
+        let assigned = self.assign(member, asker)?;
+        let task = &assigned.revision().manifest().task.kind;
+        let TaskKind::Embed { normalized, .. } = *task else {
+            return Err(wrong_task(assigned.revision(), "embeddings"));
+        };
+        let width = embedding_width(task, wanted.dimensions)
+            .map_err(|error| count(Some(assigned.revision()), AskError::Dimensions(error)))?;
+        let served = assigned.ask(wanted.inputs, self.portfolio.limits(), wanted.terms).await;
+        let (call, result) = Call::of(asker, route, served);
+        let asked = call.finish(result)?;
+        let vectors = asked.answers.iter().map(|answer| shortened(answer.values(), width, normalized)).collect();
+        Ok(Embedded { call, asked, vectors })
+    }
+
+    async fn moderations(&self, asker: &Asker, body: Result<Bytes, BytesRejection>) -> Result<Response, Refused> {
         let request = ModerationsRequest::parse(&self.whole(body)?)?;
-        let revision = match &request.model {
-            Some(model) => self.portfolio.revision(model).map_err(|error| count(None, error))?,
+        let member = match &request.model {
+            Some(model) => model.clone(),
             None => self.only("moderates", moderates).map_err(|problem| {
                 let param = (problem.kind == Kind::Invalid).then_some("model");
                 Refused { param, ..problem.into() }
             })?,
         };
-        if !moderates(&revision) {
-            return Err(wrong_task(&revision, "moderations").into());
+        let assigned = self.assign(&member, asker)?;
+        if !moderates(assigned.revision()) {
+            return Err(wrong_task(assigned.revision(), "moderations").into());
         }
-        let call = Call::begin(id, "/v1/moderations", &revision);
-        let asked = call.finish(revision.ask(request.inputs, self.portfolio.limits(), None).await)?;
-        let task = &revision.manifest().task.kind;
-        let body = openai::moderations_reply(&id.0, &revision.facts().member, task, &asked.answers);
+        let served = assigned.ask(request.inputs, self.portfolio.limits(), Terms::default()).await;
+        let (call, result) = Call::of(asker, "/v1/moderations", served);
+        let asked = call.finish(result)?;
+        let task = &call.revision.manifest().task.kind;
+        let body = openai::moderations_reply(&asker.id.0, &call.revision.facts().member, task, &asked.answers);
         Ok(self.answer(&call, &asked, "application/json", body))
     }
 
+    async fn cohere_embed(&self, asker: &Asker, body: Result<Bytes, BytesRejection>) -> Result<Response, Failed> {
+        let request = cohere::EmbedRequest::parse(&self.whole(body)?)?;
+        let member = match &request.model {
+            Some(model) => model.clone(),
+            None => self.only("embeds", embeds)?,
+        };
+        let terms = Terms { cut: request.cut, ..Terms::default() };
+        let wanted = Wanted { inputs: request.inputs(), terms, dimensions: request.dimensions };
+        let embedded = self.embed(asker, "/v2/embed", &member, wanted).await?;
+        let body = request.reply(&asker.id.0, &embedded.vectors, embedded.n_tokens());
+        Ok(self.answer(&embedded.call, &embedded.asked, "application/json", body))
+    }
+
+    /// Reranks, and answers and refuses in the dialect of the body. `model` goes before the one that the body names.
     async fn rerank(
         &self,
-        id: &RequestId,
+        asker: &Asker,
         route: &'static str,
         version: &'static str,
+        model: Option<String>,
         body: Result<Bytes, BytesRejection>,
-    ) -> Result<Response, Problem> {
-        let request = RerankRequest::parse(&self.whole(body)?, version)?;
-        let revision = match &request.model {
-            Some(model) => self.portfolio.revision(model).map_err(|error| count(None, error).problem())?,
+    ) -> Response {
+        let bytes = match self.whole(body) {
+            Ok(bytes) => bytes,
+            Err(problem) => return problem.respond(rerank::error_body),
+        };
+        let request = RerankRequest::parse(&bytes, version).map_err(Failed::from);
+        let reranked = match request {
+            Ok(request) => self.ranked(asker, route, model, request).await,
+            Err(failed) => Err(failed),
+        };
+        let refuse = |failed: Failed| match rerank::is_tei(&bytes) {
+            true => tei::refuse(rerank::tei_refused(&bytes, failed)),
+            false => failed.problem().respond(rerank::error_body),
+        };
+        reranked.unwrap_or_else(refuse)
+    }
+
+    async fn ranked(
+        &self,
+        asker: &Asker,
+        route: &'static str,
+        model: Option<String>,
+        request: RerankRequest,
+    ) -> Result<Response, Failed> {
+        let member = match model.or_else(|| request.model.clone()) {
+            Some(model) => model,
             None => self.only("reranks", reranks)?,
         };
-        if !reranks(&revision) {
-            return Err(wrong_task(&revision, "reranking").problem());
+        let assigned = self.assign(&member, asker)?;
+        if !reranks(assigned.revision()) {
+            return Err(wrong_task(assigned.revision(), "reranking").into());
         }
         let limits = self.portfolio.limits();
         check_limit("bytes in its pairs", request.pairs_bytes(), limits.body_bytes)
-            .map_err(|error| count(Some(&revision), error).problem())?;
-        let call = Call::begin(id, route, &revision);
-        let asked = call.finish(revision.ask(request.inputs(), limits, None).await);
-        let asked = asked.map_err(|error| error.problem())?;
+            .map_err(|error| count(Some(assigned.revision()), error))?;
+        let terms = Terms { cut: request.cut, ..Terms::default() };
+        let served = assigned.ask(request.inputs(), limits, terms).await;
+        let (call, result) = Call::of(asker, route, served);
+        let asked = call.finish(result)?;
         let n_tokens = asked.n_tokens.iter().sum();
-        let body = request.reply(&id.0, &revision.facts().member, &asked.answers, n_tokens);
-        Ok(self.answer(&call, &asked, "application/json", body))
+        let body = request.reply(&asker.id.0, &call.revision.facts().member, &asked.answers, n_tokens);
+        let mut response = self.answer(&call, &asked, "application/json", body);
+        if matches!(request.dialect, Dialect::Tei { .. }) {
+            tei::put_times(&call, &asked, &mut response);
+        }
+        Ok(response)
+    }
+
+    async fn run_pipeline(
+        &self,
+        asker: &Asker,
+        name: &str,
+        body: Result<Bytes, BytesRejection>,
+    ) -> Result<Response, Problem> {
+        let request = PipelineRequest::parse(&self.whole(body)?)?;
+        let pipelines = self.portfolio.pipelines().unwrap_or_default();
+        let Some(config) = pipelines.get(name) else {
+            let known = pipelines.names().collect::<Vec<_>>().join(", ");
+            return Err(Problem::not_found(format!("there is no pipeline `{}`; there are: {known}", printable(name))));
+        };
+        if !Principal::current_may_ask(name) {
+            return Err(AskError::NotAllowed { member: name.to_owned() }.problem());
+        }
+        let (begun, key) = (Instant::now(), asker.key());
+        let run = pipelines.run(&self.portfolio, config, &request.input, &key);
+        let finished = Principal::with_all_members(run).await;
+        let outcome = match &finished {
+            Ok(Finished { stopped: None, .. }) => "ok",
+            Ok(_) => "stopped",
+            Err(_) => "failed",
+        };
+        counter!(PIPELINE_REQUESTS, "pipeline" => name.to_owned(), "outcome" => outcome).increment(1);
+        histogram!(PIPELINE_SECONDS, "pipeline" => name.to_owned()).record(begun.elapsed().as_secs_f64());
+        let finished = finished.map_err(|error| error.problem())?;
+        self.log_steps(&asker.id, name, &finished);
+        let body = request.reply(&asker.id.0, name, &finished);
+        Ok(([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], body).into_response())
+    }
+
+    /// Each step that asked a member has a record of its own, `REQUEST.STEP`, and can be replayed by it.
+    fn log_steps(&self, id: &RequestId, pipeline: &str, finished: &Finished) {
+        for step in &finished.steps {
+            let Some(asked) = &step.asked else { continue };
+            histogram!(PIPELINE_STEP_SECONDS, "pipeline" => pipeline.to_owned(), "step" => step.name.clone())
+                .record(step.duration_ms / 1e3);
+            let total = Duration::from_secs_f64(step.duration_ms / 1e3);
+            let id = format!("{}.{}", id.0, step.name);
+            self.log.put(record(id, "/v1/pipelines", asked.facts.clone(), &asked.asked, total));
+        }
     }
 
     /// The one member that `does` what is asked, for a request that names none.
-    fn only(&self, does: &str, has: fn(&Revision) -> bool) -> Result<Arc<Revision>, Problem> {
+    fn only(&self, does: &str, has: fn(&Revision) -> bool) -> Result<String, Problem> {
         let revisions = self.portfolio.deployments().into_iter().filter_map(|deployment| deployment.revision().ok());
-        let mut found: Vec<Arc<Revision>> = revisions.filter(|revision| has(revision)).collect();
+        let found = revisions.filter(|revision| has(revision)).map(|revision| revision.facts().member.clone());
+        let mut found: Vec<String> = found.collect();
         match found.len() {
             1 => Ok(found.remove(0)),
             0 => Err(Problem::not_found(format!("no model of this server {does}"))),
             _ => {
-                let names: Vec<&str> = found.iter().map(|revision| revision.facts().member.as_str()).collect();
-                let names = names.join(", ");
+                let names = found.join(", ");
                 Err(Problem::invalid(format!("more than one model {does}; name one as `model`: {names}")))
             }
         }
     }
 
+    fn label(&self, member: &str, body: Result<Bytes, BytesRejection>) -> Result<Response, Refused> {
+        let given: Label = serde_json::from_slice(&self.whole(body)?)
+            .map_err(|error| Problem::invalid(format!("expected `request_id` and `label`: {error}")))?;
+        let deployment = self.portfolio.deployment(member)?;
+        let counted = deployment.label(&given.request_id, &given.label);
+        Ok(Json(json!({ "counted": counted })).into_response())
+    }
+
+    /// Who answers a request for `member`.
+    fn assign(&self, member: &str, asker: &Asker) -> Result<Assigned, AskError> {
+        self.portfolio.assign(member, &asker.key()).map_err(|error| count(None, error))
+    }
+
     async fn infer(
         &self,
         path: &ModelPath,
-        id: &RequestId,
+        asker: &Asker,
         headers: &HeaderMap,
         body: Result<Bytes, BytesRejection>,
     ) -> Result<Response, Problem> {
-        let revision = self.versioned(path)?;
+        let assigned = self.assigned_version(path, asker)?;
         let request = InferRequest::parse(&self.whole(body)?, json_bytes(headers)?)?;
         let timeout = request.timeout;
-        let (query, wanted) = request.query(revision.program().inputs())?;
-        let task = &revision.manifest().task.kind;
-        let call = Call::begin(id, "/v2/models/infer", &revision);
-        let reply = |outputs| wanted.reply(&path.model, revision.facts(), task, outputs);
-        let (reply, response) = match query {
+        let (query, wanted) = request.query(assigned.revision().program().inputs())?;
+        let reply = |revision: &Revision, outputs| {
+            wanted.reply(&path.model, revision.facts(), &revision.manifest().task.kind, outputs)
+        };
+        let (reply, headers) = self.infer_with(&assigned, asker, query, timeout, reply).await?;
+        let mut response = Response::new(Body::from(reply.body));
+        *response.headers_mut() = headers;
+        let content_type = if reply.json_bytes.is_some() { "application/octet-stream" } else { "application/json" };
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+        if let Some(json_bytes) = reply.json_bytes {
+            response.headers_mut().insert(HEADER_LENGTH, json_bytes.into());
+        }
+        Ok(response)
+    }
+
+    /// Answers `query` with what `reply` makes of its outputs, and gives the headers that tell where it comes from.
+    async fn infer_with<R>(
+        &self,
+        assigned: &Assigned,
+        asker: &Asker,
+        query: Query,
+        timeout: Option<Duration>,
+        reply: impl FnOnce(&Revision, Vec<oip::Output>) -> Result<R, Problem>,
+    ) -> Result<(R, HeaderMap), Problem> {
+        const ROUTE: &str = "/v2/models/infer";
+        match query {
             Query::Rows(inputs) => {
-                let asked = call.finish(revision.ask(inputs, self.portfolio.limits(), timeout).await);
-                let asked = asked.map_err(|error| error.problem())?;
-                let reply = reply(oip::task_outputs(task, &asked.answers))?;
-                (reply.json_bytes, self.answer(&call, &asked, content_type(&reply), reply.body))
+                let terms = Terms { timeout, ..Terms::default() };
+                let served = assigned.ask(inputs, self.portfolio.limits(), terms).await;
+                let (call, result) = Call::of(asker, ROUTE, served);
+                let asked = call.finish(result).map_err(|error| error.problem())?;
+                let outputs = oip::task_outputs(&call.revision.manifest().task.kind, &asked.answers);
+                let reply = reply(&call.revision, outputs)?;
+                Ok((reply, self.answered(&call, &asked)))
             }
             Query::Program(tensors) => {
-                let asked = call.finish(revision.run_program(tensors, timeout).await);
-                let asked = asked.map_err(|error| error.problem())?;
-                let reply = reply(oip::program_outputs(revision.program().outputs(), &asked.answers))?;
-                (reply.json_bytes, self.answer(&call, &asked, content_type(&reply), reply.body))
+                let (call, result) = Call::of(asker, ROUTE, assigned.run_program(tensors, timeout).await);
+                let asked = call.finish(result).map_err(|error| error.problem())?;
+                let outputs = oip::program_outputs(call.revision.program().outputs(), &asked.answers);
+                let reply = reply(&call.revision, outputs)?;
+                Ok((reply, self.answered(&call, &asked)))
             }
-        };
-        Ok(with_json_bytes(response, reply))
+        }
+    }
+
+    /// Who answers a request for the path's model: of two versions in a rollout the one that the path names.
+    fn assigned_version(&self, path: &ModelPath, asker: &Asker) -> Result<Assigned, Problem> {
+        let assigned = self.assign(&path.model, asker).map_err(|error| error.problem())?;
+        let Some(version) = &path.version else { return Ok(assigned) };
+        let named = assigned.pinned(|revision| oip::version(revision.facts()) == *version);
+        named.map_or_else(|| self.versioned(path).map(|revision| Assigned::plain(revision, &asker.key())), Ok)
     }
 
     fn versioned(&self, path: &ModelPath) -> Result<Arc<Revision>, Problem> {
@@ -404,18 +706,26 @@ impl App {
         }
     }
 
-    /// Logs the answer and puts its origin into the response's headers.
+    /// Logs the answer and says in the response's headers where it comes from.
     fn answer<A>(&self, call: &Call<'_>, asked: &Asked<A>, content_type: &'static str, body: Vec<u8>) -> Response {
-        let facts = call.revision.facts();
-        self.log.put(call.record(asked));
         let mut response = Response::new(Body::from(body));
-        let headers = response.headers_mut();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
-        origin(facts, headers);
+        *response.headers_mut() = self.answered(call, asked);
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+        response
+    }
+
+    /// Logs the answer and gives the headers that say where it comes from.
+    fn answered<A>(&self, call: &Call<'_>, asked: &Asked<A>) -> HeaderMap {
+        self.log.put(call.record(asked));
+        let mut headers = HeaderMap::new();
+        origin(call.revision.facts(), &mut headers);
+        if let Some(rollout) = call.rollout.as_ref().and_then(|told| HeaderValue::from_str(told).ok()) {
+            headers.insert(ROLLOUT, rollout);
+        }
         if asked.n_truncated > 0 {
             headers.insert(TRUNCATED, asked.n_truncated.into());
         }
-        response
+        headers
     }
 }
 
@@ -437,17 +747,6 @@ pub(crate) fn is_for(deployment: &Deployment, task: HostedTask) -> bool {
         HostedTask::Embed => matches!(&revision.manifest().task.kind, TaskKind::Embed { .. }),
         _ => false,
     })
-}
-
-fn content_type(reply: &oip::Reply) -> &'static str {
-    if reply.json_bytes.is_some() { "application/octet-stream" } else { "application/json" }
-}
-
-fn with_json_bytes(mut response: Response, json_bytes: Option<usize>) -> Response {
-    if let Some(json_bytes) = json_bytes {
-        response.headers_mut().insert(HEADER_LENGTH, json_bytes.into());
-    }
-    response
 }
 
 fn json_bytes(headers: &HeaderMap) -> Result<Option<usize>, Problem> {
@@ -472,6 +771,75 @@ pub(crate) fn origin(facts: &Facts, headers: &mut HeaderMap) {
     if let Some(reason) = &facts.development {
         put(DEVELOPMENT, reason);
     }
+}
+
+/// What a request for embeddings asks, in no protocol's words.
+struct Wanted {
+    inputs: Vec<Input>,
+    terms: Terms,
+    dimensions: Option<u64>,
+}
+
+/// Answered embeddings.
+struct Embedded<'a> {
+    call: Call<'a>,
+    asked: Asked<Vec<Answer>>,
+    /// Of the width that was asked for.
+    vectors: Vec<Vec<f32>>,
+}
+
+impl Embedded<'_> {
+    fn n_tokens(&self) -> usize {
+        self.asked.n_tokens.iter().sum()
+    }
+}
+
+/// Why there is no answer, before a protocol words it.
+enum Failed {
+    Ask(AskError),
+    Said(Problem),
+}
+
+impl From<AskError> for Failed {
+    fn from(error: AskError) -> Self {
+        Self::Ask(error)
+    }
+}
+
+impl From<Problem> for Failed {
+    fn from(problem: Problem) -> Self {
+        Self::Said(problem)
+    }
+}
+
+impl From<Failed> for tei_protocol::Refused {
+    fn from(failed: Failed) -> Self {
+        match failed {
+            Failed::Ask(error) => error.into(),
+            Failed::Said(problem) => problem.into(),
+        }
+    }
+}
+
+impl Failed {
+    fn problem(self) -> Problem {
+        match self {
+            Self::Ask(error) => error.problem(),
+            Self::Said(problem) => problem,
+        }
+    }
+}
+
+fn embeds(revision: &Revision) -> bool {
+    matches!(&revision.manifest().task.kind, TaskKind::Embed { .. })
+}
+
+fn classifies(revision: &Revision) -> bool {
+    matches!(&revision.manifest().task.kind, TaskKind::Classify { .. }) && reads(revision)
+}
+
+fn reads(revision: &Revision) -> bool {
+    revision.manifest().task.image.is_none()
 }
 
 fn moderates(revision: &Revision) -> bool {
@@ -507,13 +875,16 @@ fn count(revision: Option<&Revision>, error: AskError) -> AskError {
 struct Call<'a> {
     id: &'a RequestId,
     route: &'static str,
-    revision: &'a Revision,
+    revision: Arc<Revision>,
     begun: Instant,
+    rollout: Option<String>,
 }
 
 impl<'a> Call<'a> {
-    fn begin(id: &'a RequestId, route: &'static str, revision: &'a Revision) -> Self {
-        Self { id, route, revision, begun: Instant::now() }
+    /// What was served to a request on `route`, and how it went.
+    fn of<A>(asker: &'a Asker, route: &'static str, served: Served<A>) -> (Self, Result<Asked<A>, AskError>) {
+        let Served { revision, result, begun, rollout } = served;
+        (Self { id: &asker.id, route, revision, begun, rollout }, result)
     }
 
     fn finish<A>(&self, result: Result<Asked<A>, AskError>) -> Result<Asked<A>, AskError> {
@@ -524,32 +895,35 @@ impl<'a> Call<'a> {
                 histogram!(REQUEST_SECONDS, "member" => member).record(self.begun.elapsed().as_secs_f64());
                 Ok(asked)
             }
-            Err(error) => Err(count(Some(self.revision), error)),
+            Err(error) => Err(count(Some(&self.revision), error)),
         }
     }
 
     fn record<A>(&self, asked: &Asked<A>) -> Record {
-        let facts = self.revision.facts().clone();
-        Record {
-            request_id: self.id.0.clone(),
-            time: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S%.3fZ").to_string(),
-            member: facts.member,
-            route: self.route.to_owned(),
-            version: facts.version,
-            package: facts.package,
-            verdict: facts.verdict,
-            evidence: facts.evidence.to_owned(),
-            overridden: facts.overridden.map(|overridden| overridden.digest),
-            development: facts.development,
-            numerics_id: facts.numerics_id,
-            outputs: asked.digests.clone(),
-            n_tokens: asked.n_tokens.clone(),
-            n_truncated: asked.n_truncated,
-            queue_ms: milliseconds(asked.queued),
-            compute_ms: milliseconds(asked.computed),
-            total_ms: milliseconds(self.begun.elapsed()),
-            hosted: None,
-        }
+        record(self.id.0.clone(), self.route, self.revision.facts().clone(), asked, self.begun.elapsed())
+    }
+}
+
+fn record<A>(request_id: String, route: &str, facts: Facts, asked: &Asked<A>, total: Duration) -> Record {
+    Record {
+        request_id,
+        time: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S%.3fZ").to_string(),
+        member: facts.member,
+        route: route.to_owned(),
+        version: facts.version,
+        package: facts.package,
+        verdict: facts.verdict,
+        evidence: facts.evidence.to_owned(),
+        overridden: facts.overridden.map(|overridden| overridden.digest),
+        development: facts.development,
+        numerics_id: facts.numerics_id,
+        outputs: asked.digests.clone(),
+        n_tokens: asked.n_tokens.clone(),
+        n_truncated: asked.n_truncated,
+        queue_ms: milliseconds(asked.queued),
+        compute_ms: milliseconds(asked.computed),
+        total_ms: milliseconds(total),
+        hosted: None,
     }
 }
 

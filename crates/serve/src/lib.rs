@@ -3,6 +3,7 @@
 //! The core knows no transport: a [`Portfolio`] has [`Deployment`]s, each serving a [`Revision`] that answers inputs. The
 //! protocols are thin conversions to and from it, and [`router`] puts them on HTTP.
 
+pub mod admission;
 mod attestation;
 pub mod batcher;
 pub mod budget;
@@ -12,13 +13,18 @@ mod deployment;
 mod error;
 pub mod hosted;
 mod http;
+pub mod index;
 mod model;
+pub mod openapi;
+pub mod pipeline;
 mod portfolio;
 pub mod protocol;
 mod registry;
 mod remote;
 pub mod request_log;
 mod revision;
+pub mod rollout;
+mod saved;
 pub mod telemetry;
 
 pub use attestation::{Attestation, path as attestation_path};
@@ -31,4 +37,4 @@ pub use portfolio::Portfolio;
 pub use protocol::error_shape;
 pub use registry::{BoxFuture, Registry, Resolved};
 pub use remote::RemoteRegistry;
-pub use revision::{Asked, Candidate, Facts, Overridden, OverrideFacts, Revision, Unverified};
+pub use revision::{Asked, Candidate, Facts, Overridden, OverrideFacts, Revision, Terms, Unverified};

@@ -2,17 +2,20 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use arc_swap::ArcSwapOption;
 use highroad_service::access::Principal;
 use tokio::sync::Notify;
 
 use crate::budget::keeper::Budgets;
-use crate::config::{MemberConfig, PortfolioConfig, RequestLimits};
+use crate::config::{MemberConfig, PortfolioConfig, RequestLimits, RolloutConfig};
 use crate::deployment::{Deployment, LocalState, State, Status};
 use crate::error::{AskError, DeployError};
 use crate::hosted::{HostedMember, HostedMembers};
 use crate::http;
+use crate::pipeline::{IndexConfig, PipelineConfig, Pipelines};
 use crate::registry::Registry;
 use crate::revision::{Revision, Unverified};
+use crate::rollout::{Assigned, Key, RolloutStatus, Rollouts};
 
 /// The models one process serves, by name.
 pub struct Portfolio {
@@ -22,7 +25,11 @@ pub struct Portfolio {
     unverified: Unverified,
     registry: Option<Arc<dyn Registry>>,
     local: LocalState,
-    look_now: Notify,
+    rollouts: RolloutConfig,
+    look_now: Arc<Notify>,
+    pipelines: BTreeMap<String, PipelineConfig>,
+    indexes: BTreeMap<String, IndexConfig>,
+    opened: ArcSwapOption<Pipelines>,
     hosted: HostedMembers,
     budgets: Option<Budgets>,
 }
@@ -45,7 +52,11 @@ impl Portfolio {
             unverified,
             registry,
             local,
-            look_now: Notify::new(),
+            rollouts: config.rollouts,
+            look_now: Arc::default(),
+            pipelines: config.pipelines,
+            indexes: config.indexes,
+            opened: ArcSwapOption::empty(),
         };
         for (name, member) in config.members {
             portfolio.add(name, member);
@@ -90,7 +101,8 @@ impl Portfolio {
     pub fn add(&self, name: String, config: MemberConfig) {
         let deployment = || {
             let (registry, local) = (self.registry.clone(), self.local.clone());
-            Arc::new(Deployment::new(name.clone(), config, self.unverified, registry, local))
+            let rollouts = Rollouts::new(&name, self.rollouts, self.poll_interval, Arc::clone(&self.look_now));
+            Arc::new(Deployment::new(name.clone(), config, self.unverified, registry, local, rollouts))
         };
         self.members().entry(name.clone()).or_insert_with(deployment);
     }
@@ -128,6 +140,16 @@ impl Portfolio {
         self.deployment(name)?.revision()
     }
 
+    /// Who answers a request for `name`: what serves now, or the candidate of a rollout that the request's key has a part in.
+    pub fn assign(&self, name: &str, key: &Key) -> Result<Assigned, AskError> {
+        self.deployment(name)?.assign(key)
+    }
+
+    /// The rollouts that go on here and the last ones of other members, sorted by member.
+    pub fn rollouts(&self) -> Vec<RolloutStatus> {
+        self.deployments().iter().filter_map(|deployment| deployment.rollout()).collect()
+    }
+
     /// Where every member stands, sorted by name.
     pub fn statuses(&self) -> Vec<Status> {
         let own = self.deployments().into_iter().map(|deployment| deployment.status());
@@ -154,7 +176,28 @@ impl Portfolio {
                 errors.push((member.name().to_owned(), error));
             }
         }
+        if errors.is_empty() {
+            errors.extend(self.open_pipelines().await.err());
+        }
         errors
+    }
+
+    /// The pipelines, once they are loaded.
+    pub fn pipelines(&self) -> Option<Arc<Pipelines>> {
+        self.opened.load_full()
+    }
+
+    async fn open_pipelines(&self) -> Result<(), (String, DeployError)> {
+        let (pipelines, indexes) = (self.pipelines.clone(), self.indexes.clone());
+        let opened = tokio::task::spawn_blocking(move || Pipelines::open(&pipelines, &indexes)).await;
+        let named = |error: DeployError| ("pipelines".to_owned(), error);
+        let opened = opened.map_err(|_| named(DeployError::Panicked))?.map_err(|error| named(error.into()))?;
+        match opened.problems(self) {
+            problems if problems.is_empty() => {}
+            problems => return Err(named(DeployError::Pipeline(problems.join("; ")))),
+        }
+        self.opened.store(Some(Arc::new(opened)));
+        Ok(())
     }
 
     /// [`Portfolio::load`] for servers that wait for their models: a reference that means nothing yet is no error, its

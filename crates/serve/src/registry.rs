@@ -1,7 +1,10 @@
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
 
+use highroad_package::registry::Promotion;
 use highroad_package::{Digest, Reference};
+use serde::{Deserialize, Serialize};
 
 use crate::error::DeployError;
 use crate::revision::Candidate;
@@ -21,10 +24,24 @@ pub trait Registry: Send + Sync + 'static {
         reference: &'a Reference,
         resolved: &'a Resolved,
     ) -> BoxFuture<'a, Result<Candidate, DeployError>>;
+
+    /// Tags of the model called `name`, where rollouts are kept.
+    fn tags<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<BTreeMap<String, String>, DeployError>>;
+
+    /// Sets a tag of the model called `name`, or takes it away.
+    fn set_tag<'a>(
+        &'a self,
+        name: &'a str,
+        key: &'a str,
+        value: Option<&'a str>,
+    ) -> BoxFuture<'a, Result<(), DeployError>>;
+
+    /// Moves an alias, if the gate lets it; the inner error says why it does not.
+    fn promote<'a>(&'a self, promotion: &'a Promotion) -> BoxFuture<'a, Result<Result<(), String>, DeployError>>;
 }
 
 /// A version of a registered model, by what decides whether a member has to change.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Resolved {
     /// Registered model name.
     pub name: String,

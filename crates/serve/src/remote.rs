@@ -1,7 +1,10 @@
-use highroad_package::registry::{RegistryClient, RegistryError, ResolvedVersion};
+use std::collections::BTreeMap;
+
+use highroad_package::registry::{Promotion, RegistryClient, RegistryError, ResolvedVersion};
 use highroad_package::{Reference, Selector};
 use tracing::warn;
 
+use crate::admission;
 use crate::deployment::{LocalState, read_verdict};
 use crate::error::DeployError;
 use crate::registry::{BoxFuture, Registry, Resolved};
@@ -64,6 +67,40 @@ impl Registry for RemoteRegistry {
             Ok(Candidate { version: resolved.label(), package, verdict, overridden, admitted_at })
         })
     }
+
+    fn tags<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<BTreeMap<String, String>, DeployError>> {
+        Box::pin(async move { self.client.model_tags(name).await.map_err(|error| unanswered(&error)) })
+    }
+
+    fn set_tag<'a>(
+        &'a self,
+        name: &'a str,
+        key: &'a str,
+        value: Option<&'a str>,
+    ) -> BoxFuture<'a, Result<(), DeployError>> {
+        Box::pin(async move {
+            let done = match value {
+                Some(value) => self.client.set_model_tag(name, key, value).await,
+                None => self.client.delete_model_tag(name, key).await,
+            };
+            done.map_err(|error| unanswered(&error))
+        })
+    }
+
+    fn promote<'a>(&'a self, promotion: &'a Promotion) -> BoxFuture<'a, Result<Result<(), String>, DeployError>> {
+        Box::pin(async move {
+            let moved = match self.client.promote(promotion).await {
+                Err(RegistryError::NoGate(_)) => admission::promote(&self.client, promotion).await,
+                Err(RegistryError::Refused { status: 403, message, .. }) => Ok(Err(message)),
+                moved => moved.map(Ok),
+            };
+            moved.map(|moved| moved.map(drop)).map_err(|error| unanswered(&error))
+        })
+    }
+}
+
+fn unanswered(error: &RegistryError) -> DeployError {
+    DeployError::Registry(error.to_string())
 }
 
 impl RemoteRegistry {

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use highroad_eval::{Aliased, Evidence, Override, OverrideRefusal, Verdict};
 use highroad_package::{Digest, Manifest, VerifiedPackage};
 use highroad_task::raw::{Program, Tensor};
-use highroad_task::{Answer, Input, Predictor, PredictorOptions, Prepared, TaskError};
-use serde::Serialize;
+use highroad_task::{Answer, Cut, Input, Piece, Predictor, PredictorOptions, Prepared, Special, TaskError};
+use serde::{Deserialize, Serialize};
 
 use crate::attestation;
 use crate::batcher::{Batcher, Done, Job as _, RowError, Ticket};
@@ -34,7 +34,7 @@ pub struct Candidate {
 }
 
 /// An override and what it has to be about.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Overridden {
     /// Digest of its bytes.
     pub digest: Digest,
@@ -102,7 +102,17 @@ pub struct Revision {
     pub(crate) stats: Stats,
 }
 
+/// How a request wants its inputs treated.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Terms {
+    /// What happens to texts that are too long.
+    pub cut: Cut,
+    /// How long the client is willing to wait in the queue.
+    pub timeout: Option<Duration>,
+}
+
 /// An answered request.
+#[derive(Clone, Debug)]
 pub struct Asked<A> {
     /// One answer for each input, in order.
     pub answers: A,
@@ -112,6 +122,8 @@ pub struct Asked<A> {
     pub n_tokens: Vec<usize>,
     /// Inputs that lost their end.
     pub n_truncated: usize,
+    /// Tokenising, or decoding of pictures.
+    pub prepared: Duration,
     /// Longest wait of a row for its batch.
     pub queued: Duration,
     /// Longest batch.
@@ -180,7 +192,12 @@ impl Revision {
         self.predictor().program()
     }
 
-    fn predictor(&self) -> &Predictor {
+    /// Most tokens of one input.
+    pub fn max_tokens(&self) -> usize {
+        self.predictor().max_tokens()
+    }
+
+    pub(crate) fn predictor(&self) -> &Predictor {
         &self.batcher.engine().predictor
     }
 
@@ -189,18 +206,20 @@ impl Revision {
         self: &Arc<Self>,
         inputs: Vec<Input>,
         limits: &RequestLimits,
-        timeout: Option<Duration>,
+        terms: Terms,
     ) -> Result<Asked<Vec<Answer>>, AskError> {
         check_limit("inputs", inputs.len(), limits.inputs)?;
         let texts = inputs.iter().filter(|input| !is_image(input));
         check_limit("bytes in one input", texts.map(size_bytes).max().unwrap_or(0), limits.input_bytes)?;
         check_limit("images", inputs.iter().filter(|input| is_image(input)).count(), MAX_IMAGES)?;
-        let prepared = self.prepare(inputs).await?;
+        let begun = Instant::now();
+        let prepared = self.prepare(inputs, terms.cut).await?;
+        let preparing = begun.elapsed();
         let n_tokens: Vec<usize> = prepared.iter().map(Prepared::n_tokens).collect();
         check_limit("tokens", n_tokens.iter().sum(), limits.tokens)?;
         let hold = hold_here(&self.facts.member, n_tokens.iter().sum())?;
         let n_truncated = prepared.iter().filter(|prepared| prepared.truncated()).count();
-        let done = self.run(prepared.into_iter().map(Work::Row).collect(), timeout).await?;
+        let done = self.run(prepared.into_iter().map(Work::Row).collect(), terms.timeout).await?;
         settle(hold, n_tokens.iter().sum());
         metrics::counter!(TOKENS, "member" => self.facts.member.clone())
             .increment(n_tokens.iter().sum::<usize>() as u64);
@@ -208,7 +227,7 @@ impl Revision {
         let (queued, computed) = longest_times(&done);
         let answers: Vec<Answer> = done.into_iter().filter_map(|done| done.output.row()).collect();
         let digests = answers.iter().map(Answer::digest).collect();
-        Ok(Asked { answers, digests, n_tokens, n_truncated, queued, computed })
+        Ok(Asked { answers, digests, n_tokens, n_truncated, prepared: preparing, queued, computed })
     }
 
     /// Runs the program itself on `tensors`, past the task.
@@ -225,26 +244,63 @@ impl Revision {
         let (queued, computed) = longest_times(&done);
         let answers: Vec<Tensor> = done.into_iter().flat_map(|done| done.output.tensors()).collect();
         let digests = vec![tensors_digest(&answers)];
-        Ok(Asked { answers, digests, n_tokens: Vec::new(), n_truncated: 0, queued, computed })
+        let (n_tokens, n_truncated, prepared) = (Vec::new(), 0, Duration::ZERO);
+        Ok(Asked { answers, digests, n_tokens, n_truncated, prepared, queued, computed })
     }
 
-    async fn prepare(self: &Arc<Self>, inputs: Vec<Input>) -> Result<Vec<Prepared>, AskError> {
+    /// The tokens of each text, none of them cut off.
+    pub async fn pieces(
+        self: &Arc<Self>,
+        texts: Vec<String>,
+        special: Special,
+        limits: &RequestLimits,
+    ) -> Result<Vec<Vec<Piece>>, AskError> {
+        check_limit("inputs", texts.len(), limits.inputs)?;
+        check_limit("bytes in one input", texts.iter().map(String::len).max().unwrap_or(0), limits.input_bytes)?;
+        self.each(texts, move |predictor, text| predictor.pieces(text, special)).await
+    }
+
+    /// The text of each list of tokens.
+    pub async fn decode(
+        self: &Arc<Self>,
+        lists: Vec<Vec<u32>>,
+        special: Special,
+        limits: &RequestLimits,
+    ) -> Result<Vec<String>, AskError> {
+        check_limit("inputs", lists.len(), limits.inputs)?;
+        check_limit("tokens", lists.iter().map(Vec::len).sum(), limits.tokens)?;
+        self.each(lists, move |predictor, ids| predictor.decode(ids, special)).await
+    }
+
+    /// `work` on each of `inputs`, on a thread that may take its time.
+    async fn each<I: Send + 'static, O: Send + 'static>(
+        self: &Arc<Self>,
+        inputs: Vec<I>,
+        work: impl Fn(&Predictor, &I) -> Result<O, TaskError> + Send + 'static,
+    ) -> Result<Vec<O>, AskError> {
+        let this = Arc::clone(self);
+        let all = move || {
+            let one = |(input_idx, input)| {
+                work(this.predictor(), input).map_err(|source| AskError::Input { input_idx, source })
+            };
+            inputs.iter().enumerate().map(one).collect()
+        };
+        tokio::task::spawn_blocking(all).await.unwrap_or_else(|_| Err(AskError::Lost(self.facts.member.clone())))
+    }
+
+    async fn prepare(self: &Arc<Self>, inputs: Vec<Input>, cut: Cut) -> Result<Vec<Prepared>, AskError> {
         let has_images = inputs.iter().any(is_image);
         if !has_images && inputs.iter().map(size_bytes).sum::<usize>() <= PREPARE_INLINE_BYTES {
-            return self.prepare_now(&inputs);
+            return self.prepare_now(&inputs, cut);
         }
         // A few bytes can be 100 MB of pixels while they are made smaller, so only so many requests do that at a time.
         let _permit = if has_images { DECODING.acquire().await.ok() } else { None };
-        let this = Arc::clone(self);
-        match tokio::task::spawn_blocking(move || this.prepare_now(&inputs)).await {
-            Ok(result) => result,
-            Err(_) => Err(AskError::Lost(self.facts.member.clone())),
-        }
+        self.each(inputs, move |predictor, input| predictor.prepare_cut(input, cut)).await
     }
 
-    fn prepare_now(&self, inputs: &[Input]) -> Result<Vec<Prepared>, AskError> {
+    fn prepare_now(&self, inputs: &[Input], cut: Cut) -> Result<Vec<Prepared>, AskError> {
         let prepare = |(input_idx, input)| {
-            self.predictor().prepare(input).map_err(|source| AskError::Input { input_idx, source })
+            self.predictor().prepare_cut(input, cut).map_err(|source| AskError::Input { input_idx, source })
         };
         inputs.iter().enumerate().map(prepare).collect()
     }
@@ -299,7 +355,7 @@ fn is_image(input: &Input) -> bool {
     matches!(input, Input::Image(_))
 }
 
-fn size_bytes(input: &Input) -> usize {
+pub(crate) fn size_bytes(input: &Input) -> usize {
     match input {
         Input::Text(text) => text.len(),
         Input::Tokens(ids) => 4 * ids.len(),

@@ -36,6 +36,22 @@ pub(crate) const HOSTED_BREAKER_OPENED: &str = "highroad_hosted_breaker_opened_t
 pub(crate) const BUDGET_REFUSED: &str = "highroad_budget_refused_total";
 pub(crate) const BUDGET_LOST: &str = "highroad_budget_unwritten_total";
 pub(crate) const LOG_DROPPED: &str = "highroad_request_log_dropped_total";
+pub(crate) const PIPELINE_REQUESTS: &str = "highroad_pipeline_requests_total";
+pub(crate) const PIPELINE_SECONDS: &str = "highroad_pipeline_duration_seconds";
+pub(crate) const PIPELINE_STEP_SECONDS: &str = "highroad_pipeline_step_duration_seconds";
+
+pub(crate) const ROLLOUT_SHARE: &str = "highroad_rollout_traffic_ratio";
+pub(crate) const ROLLOUT_ASKED: &str = "highroad_rollout_asked_total";
+pub(crate) const ROLLOUT_ERRORS: &str = "highroad_rollout_errors_total";
+pub(crate) const ROLLOUT_RETRIED: &str = "highroad_rollout_retried_total";
+pub(crate) const ROLLOUT_COMPARED: &str = "highroad_rollout_compared_total";
+pub(crate) const ROLLOUT_DIFFER: &str = "highroad_rollout_differ_total";
+pub(crate) const ROLLOUT_ENDED: &str = "highroad_rollout_ended_total";
+pub(crate) const ROLLOUT_SWITCH: &str = "highroad_rollout_switch_seconds";
+pub(crate) const SHADOW_QUEUE: &str = "highroad_shadow_queue_requests";
+pub(crate) const SHADOW_DROPPED: &str = "highroad_shadow_dropped_total";
+pub(crate) const SHADOW_SECONDS: &str = "highroad_shadow_cpu_seconds";
+pub(crate) const SHADOW_TOKENS: &str = "highroad_shadow_tokens_total";
 
 /// Gives every metric its help text; call once the recorder is installed.
 pub fn describe() {
@@ -60,6 +76,21 @@ pub fn describe() {
     );
     describe_counter!(SWAPS, "Versions switched to after the first.");
     describe_counter!(LOAD_FAILURES, "Versions that did not load, verify or reproduce their parity cases.");
+    describe_counter!(PIPELINE_REQUESTS, "Requests to a pipeline: answered, stopped by a label, or failed.");
+    describe_histogram!(PIPELINE_SECONDS, Unit::Seconds, "Time from a parsed request to a pipeline's answer.");
+    describe_histogram!(PIPELINE_STEP_SECONDS, Unit::Seconds, "Time of a pipeline's step, waits for others left out.");
+    describe_gauge!(ROLLOUT_SHARE, "Share of the traffic that takes part in a rollout, 0 to 1; 0 without one.");
+    describe_counter!(ROLLOUT_ASKED, "Requests that a candidate was asked, by canary or shadow.");
+    describe_counter!(ROLLOUT_ERRORS, "Requests that a candidate failed.");
+    describe_counter!(ROLLOUT_RETRIED, "Requests that a canary failed and the stable version answered.");
+    describe_counter!(ROLLOUT_COMPARED, "Requests that both versions answered.");
+    describe_counter!(ROLLOUT_DIFFER, "Requests that they answered differently.");
+    describe_counter!(ROLLOUT_ENDED, "Rollouts that ended, by outcome.");
+    describe_histogram!(ROLLOUT_SWITCH, Unit::Seconds, "Time from a decision until the traffic went elsewhere.");
+    describe_gauge!(SHADOW_QUEUE, "Requests that wait for their second answer.");
+    describe_counter!(SHADOW_DROPPED, "Requests without a second answer because there was no room.");
+    describe_histogram!(SHADOW_SECONDS, Unit::Seconds, "Processor time of a second answer.");
+    describe_counter!(SHADOW_TOKENS, "Tokens read for second answers; no part of highroad_tokens_total.");
     describe_counter!(LOG_DROPPED, "Request records lost because the log's writer could not keep up.");
     describe_counter!(HOSTED_TRIES, "Requests sent to a host, by how they went.");
     describe_counter!(HOSTED_FALLBACKS, "Requests that another member was asked to answer in place of a hosted one.");

@@ -1,4 +1,5 @@
 use std::future::Future;
+use std::io;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -14,7 +15,7 @@ use axum_server::tls_rustls::RustlsAcceptor;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use serde_json::json;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tower::ServiceBuilder;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::cors::{AllowOrigin, CorsLayer};
@@ -38,6 +39,8 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 const HEAD_BYTES: usize = 64 << 10;
 /// Most requests at one time on one HTTP/2 connection.
 const HTTP2_STREAMS: u32 = 256;
+/// Connections that wait to be accepted; the system may allow fewer.
+const BACKLOG: u32 = 4096;
 /// An HTTP/2 connection that is silent this long is asked whether it lives, and closed if it does not answer as long again.
 const HTTP2_PING: Duration = Duration::from_secs(20);
 
@@ -87,7 +90,7 @@ impl Bound {
     /// Listens on `HOST:PORT`; port 0 takes a free one.
     pub async fn bind(address: &str) -> Result<Self, ServiceError> {
         let fail = |source| ServiceError::Bind { address: address.to_owned(), source };
-        let listener = TcpListener::bind(address).await.map_err(fail)?;
+        let listener = listen(address).await.map_err(fail)?;
         let address = listener.local_addr().map_err(fail)?;
         Ok(Self { listener, address })
     }
@@ -112,6 +115,7 @@ impl Bound {
         stop: impl Future<Output = ()> + Send + 'static,
     ) -> Result<(), ServiceError> {
         let Self { listener, address } = self;
+        raise_file_limit();
         let handle = Handle::new();
         let app = shell.wrap(router, address).into_make_service();
         let mut server = axum_server::Server::<SocketAddr>::from_listener(listener).handle(handle.clone());
@@ -132,6 +136,35 @@ impl Bound {
         background.iter().for_each(|task| task.abort());
         result.map_err(|source| ServiceError::Serve { address, source })
     }
+}
+
+/// Connections are open files, and shells begin with few of them (1024) though more are allowed.
+#[cfg(unix)]
+fn raise_file_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    // Where it is refused the server runs with what it has.
+    let _kept = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
+}
+
+#[cfg(not(unix))]
+fn raise_file_limit() {}
+
+/// As `TcpListener::bind` does, with a queue of connections that a burst of clients fits in: a connection that does not waits a second
+/// for its client to try again.
+async fn listen(address: &str) -> io::Result<TcpListener> {
+    let mut last = io::Error::new(io::ErrorKind::InvalidInput, "it names no address");
+    for address in tokio::net::lookup_host(address).await? {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        // A server that starts again takes the port while connections of the last one are still closing.
+        #[cfg(unix)]
+        socket.set_reuseaddr(true)?;
+        match socket.bind(address).and_then(|()| socket.listen(BACKLOG)) {
+            Ok(listener) => return Ok(listener),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
 }
 
 fn limit_connections(builder: &mut Builder<TokioExecutor>) {

@@ -42,6 +42,14 @@ pub enum TaskError {
     NoTokens,
     #[error("the input has {n_tokens} tokens, and the package takes at most {max_tokens}")]
     TooManyTokens { n_tokens: usize, max_tokens: usize },
+    #[error("the input has more tokens than the {max_tokens} that the package takes, and it may not be cut")]
+    MayNotCut { max_tokens: usize },
+    #[error("a query beside a document is cut at the end of the longer one, and not at its start")]
+    CutsPairsAtEnd,
+    #[error("`dimensions` is {asked}, and the model gives {}", one_of(known))]
+    Dimensions { asked: u64, known: Vec<u32> },
+    #[error("the package is shown images and has no tokenizer")]
+    NoTokenizer,
     #[error("token id {0} is not in the vocabulary")]
     UnknownToken(u32),
     #[error("the program's output for row {row} is infinite or not a number")]
@@ -50,4 +58,13 @@ pub enum TaskError {
     Tensors(String),
     #[error(transparent)]
     Engine(Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// `2, 4 or 8`
+fn one_of(numbers: &[u32]) -> String {
+    let texts: Vec<String> = numbers.iter().map(u32::to_string).collect();
+    match texts.split_last() {
+        Some((last, rest)) if !rest.is_empty() => format!("{} or {last}", rest.join(", ")),
+        _ => texts.concat(),
+    }
 }

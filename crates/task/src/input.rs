@@ -44,6 +44,18 @@ mod in_base64 {
     }
 }
 
+/// What happens to a text that is longer than the package takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Cut {
+    /// It loses its end, as in evaluation; of a pair the longer text does.
+    #[default]
+    End,
+    /// It loses its start. A pair cannot.
+    Start,
+    /// It is refused.
+    Never,
+}
+
 /// An [`Input`] as the program takes it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Prepared {

@@ -10,12 +10,14 @@ mod input;
 mod parity;
 mod predictor;
 mod signature;
+pub mod vector;
 
 pub use answer::{Answer, Ranked, ranked};
 pub use batching::{TurnQueue, Waiting};
 pub use error::TaskError;
+pub use highroad_data::{Piece, Special};
 pub use image::pixel_values;
-pub use input::{Input, Prepared};
+pub use input::{Cut, Input, Prepared};
 pub use parity::{ParityCase, ParityReport, check_cases, verify_parity};
 pub use predictor::{Engine, Predictor, PredictorOptions};
 pub use signature::Sharing;

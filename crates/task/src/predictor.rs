@@ -10,7 +10,7 @@ use highroad_tensor::Tensor;
 use crate::answer::{Ranked, decide, ranked};
 use crate::image::Pictures;
 use crate::signature::{Sharing, Signature, mismatch};
-use crate::{Answer, Input, Prepared, TaskError};
+use crate::{Answer, Cut, Input, Piece, Prepared, Special, TaskError};
 
 /// How a predictor uses the machine; none of it changes an answer.
 #[derive(Clone, Copy, Debug)]
@@ -66,6 +66,13 @@ impl Reader {
             TaskKind::Rerank => Self::Pairs(tokenizer, Encoder::from_bytes(&tokenizer_json, 2, max_tokens, true)?),
             _ => Self::Texts(tokenizer),
         })
+    }
+
+    fn tokenizer(&self) -> Result<&Tokenizer, TaskError> {
+        match self {
+            Self::Texts(tokenizer) | Self::Pairs(tokenizer, _) => Ok(tokenizer),
+            Self::Pictures(_) => Err(TaskError::NoTokenizer),
+        }
     }
 
     /// What fills the rows of texts.
@@ -160,20 +167,42 @@ impl Predictor {
     /// a text over 1 MiB, on no tokens at all, on token lists that are too long or hold ids outside the vocabulary, on pictures
     /// that cannot be read (see [`highroad_data::Image::decode`]), and on another kind of input than the package takes.
     pub fn prepare(&self, input: &Input) -> Result<Prepared, TaskError> {
+        self.prepare_cut(input, Cut::End)
+    }
+
+    /// [`Predictor::prepare`] with a text that is too long cut as `cut` says. Token lists are never cut.
+    pub fn prepare_cut(&self, input: &Input, cut: Cut) -> Result<Prepared, TaskError> {
         let prepared = match (input, &self.reader) {
+            (Input::Pair { .. }, Reader::Pairs(..)) if cut == Cut::Start => return Err(TaskError::CutsPairsAtEnd),
             (Input::Pair { query, document }, Reader::Pairs(_, pairs)) => {
                 let encoded = pairs.pair(query, document)?;
                 Prepared::tokens(encoded.ids, encoded.types, encoded.truncated)
             }
             (Input::Text(text), Reader::Texts(tokenizer)) => {
-                let encoded = tokenizer.encode(text)?;
+                let encoded = if cut == Cut::Start { tokenizer.encode_end(text)? } else { tokenizer.encode(text)? };
                 Prepared::tokens(encoded.ids, Vec::new(), encoded.truncated)
             }
             (Input::Tokens(ids), Reader::Texts(tokenizer)) => of_tokens(ids, tokenizer)?,
             (Input::Image(bytes), Reader::Pictures(pictures)) => pictures.prepare(bytes)?,
             (_, reader) => return Err(reader.refusal()),
         };
-        if prepared.n_tokens() == 0 { Err(TaskError::NoTokens) } else { Ok(prepared) }
+        match prepared.n_tokens() {
+            0 => Err(TaskError::NoTokens),
+            _ if prepared.truncated() && cut == Cut::Never => {
+                Err(TaskError::MayNotCut { max_tokens: self.max_tokens() })
+            }
+            _ => Ok(prepared),
+        }
+    }
+
+    /// The tokens of `text`, none of them cut off. Errors on a text over 1 MiB, and where the package has no tokenizer.
+    pub fn pieces(&self, text: &str, special: Special) -> Result<Vec<Piece>, TaskError> {
+        Ok(self.reader.tokenizer()?.pieces(text, special)?)
+    }
+
+    /// The text that tokens stand for. Errors on ids outside the vocabulary, and where the package has no tokenizer.
+    pub fn decode(&self, ids: &[u32], special: Special) -> Result<String, TaskError> {
+        Ok(self.reader.tokenizer()?.decode(ids, special)?)
     }
 
     /// The answers to `batch`, in order: one padded run of the program where [`Predictor::sharing`] allows it, several

@@ -242,7 +242,11 @@ mod tests {
     }
 
     fn embed(dimensions: u32) -> Task {
-        Task { kind: TaskKind::Embed { dimensions, normalized: false }, image: None, max_tokens: 8 }
+        Task {
+            kind: TaskKind::Embed { dimensions, normalized: false, matryoshka_dimensions: Vec::new() },
+            image: None,
+            max_tokens: 8,
+        }
     }
 
     fn classify(labels: &[&str]) -> Task {

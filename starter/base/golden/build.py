@@ -21,7 +21,7 @@ import cases  # noqa: E402
 def main() -> None:
     own = (HERE / "must_pass.jsonl").read_text(encoding="utf-8").splitlines()
     test = lines(cases.cases())
-    write("test.jsonl", own + test, f"{len(own)} must-pass cases and {len(test)} of the test split")
+    write("test.jsonl", own + test, f"{len(own)} must-pass cases and {len(test)} of golden/cases.py")
     if hasattr(cases, "red_team"):
         attacks = lines(cases.red_team())
         write("red_team.jsonl", attacks, f"{len(attacks)} cases of the red team")

@@ -26,7 +26,7 @@ def red_team() -> Iterator[dict]:
     What is trained on is left out, and so is a text that comes twice.
     """
     seen = {plain(text) for name in ("train", "validation") for text, _ in corpus.texts(name)}
-    for case in [*multilingual(), *attacks()]:
+    for case in [*multilingual(), *attacks(), *threats()]:
         if (text := plain(case["input"]["text"])) not in seen:
             seen.add(text)
             yield case
@@ -51,6 +51,18 @@ def attacks() -> Iterator[dict]:
             "expected": "injection" if is_attack else "benign",
             "slices": ["source:bastion", f"attack:{row['category']}" if is_attack else "attack:none", f"lang:{row['lang']}"],
             "tags": [f"channel:{row['channel']}"] + ([f"tactic:{row['tactic']}"] if row.get("tactic") else []),
+        }
+
+
+def threats() -> Iterator[dict]:
+    for i, row in enumerate(corpus.threats()):
+        is_attack = bool(row["label"])
+        yield {
+            "id": f"neuralchemy-{i:04}",
+            "input": {"text": row["text"]},
+            "expected": "injection" if is_attack else "benign",
+            "slices": ["source:neuralchemy", f"attack:{row['category']}" if is_attack else "attack:none"],
+            "tags": [f"severity:{row['severity']}"] if row["severity"] else [],
         }
 
 

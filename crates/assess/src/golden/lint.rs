@@ -313,6 +313,7 @@ pub fn in_words(expected: &Expected) -> String {
         Expected::Label(label) => format!("\"{label}\""),
         Expected::Number(number) => number.to_string(),
         Expected::References(references) => match references.as_slice() {
+            [] => "what a program or a judge decides".to_owned(),
             [one] => format!("\"{one}\""),
             several => format!("{} references", several.len()),
         },

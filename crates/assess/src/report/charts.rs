@@ -67,7 +67,8 @@ pub fn charts(observed: &Observed, summaries: &[Summary], labels: &[String]) -> 
         Observed::Texts(_) => Vec::new(),
         Observed::Rankings(rankings) => vec![first_ranks(rankings)?],
     };
-    if summaries.len() > 1 {
+    // Texts without references have no metric until a program gives one.
+    if summaries.len() > 1 && summaries.iter().any(|summary| !summary.metrics.is_empty()) {
         charts.push(forest(summaries)?);
     }
     Ok(charts)

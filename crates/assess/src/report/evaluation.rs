@@ -3,7 +3,8 @@ use serde::Serialize;
 
 use super::shown::MOST_CHARS;
 use super::{Fact, MustPass, asked, fact, hosted_facts, in_words, must_pass, numerics, picture, remarks, text, wanted};
-use crate::{AssessError, GoldenInput, GoldenSet, Results};
+use crate::verdict::right;
+use crate::{AssessError, GoldenInput, GoldenSet, Results, Ruled};
 
 /// Most worst cases that a report lists, however many are asked for.
 const MOST_WORST: usize = 200;
@@ -59,22 +60,24 @@ pub struct WorstCase {
 }
 
 impl EvalReport {
-    /// What to read of `results` and of their metrics; `n_worst` cases are listed.
+    /// What to read of `results` and of their metrics; `n_worst` cases are listed. `ruled` is there where rules were.
     pub fn of(
         results: &Results,
         golden: &GoldenSet,
         summaries: &[Summary],
         n_worst: usize,
+        ruled: Option<Ruled<'_>>,
     ) -> Result<Self, AssessError> {
         let observed = results.observed(golden, &[])?;
-        let worst = worst(&observed, results).into_iter().take(n_worst.min(MOST_WORST));
+        let right = right(ruled, golden, &observed);
+        let worst = worst(&observed, results, &right).into_iter().take(n_worst.min(MOST_WORST));
         Ok(Self {
             headline: headline(summaries, &golden.name),
             remarks: remarks(results),
             worst: worst.map(|idx| worst_case(results, golden, &observed, idx)).collect::<Result<_, _>>()?,
             worst_first: worst_first(&observed),
             metrics: summaries.iter().flat_map(metric_rows).collect(),
-            must_pass: must_pass(results, golden, &observed)?,
+            must_pass: must_pass(results, golden, &observed, &right)?,
             facts: facts(results),
         })
     }
@@ -142,12 +145,12 @@ fn worst_first(observed: &Observed) -> &'static str {
         Observed::Rankings(_) => "Queries whose most relevant document comes last.",
         Observed::Triplets(_) => "Triplets whose negative text is closest beside the positive one.",
         Observed::Numbers(_) => "The largest errors.",
-        Observed::Texts(_) => "Texts that equal no reference.",
+        Observed::Texts(_) => "Texts that equal no reference, or that a program found wrong.",
     }
 }
 
 /// The cases by how badly they were answered, worst first; those that are right are left out.
-fn worst(observed: &Observed, results: &Results) -> Vec<usize> {
+fn worst(observed: &Observed, results: &Results, right: &[Option<bool>]) -> Vec<usize> {
     let mut order: Vec<(f64, usize)> = match observed {
         Observed::Classes(classes) => {
             let wrong = (0..results.cases.len()).filter(|&idx| classes.expected()[idx] != classes.predicted()[idx]);
@@ -170,8 +173,8 @@ fn worst(observed: &Observed, results: &Results) -> Vec<usize> {
             let errors = numbers.expected().iter().zip(numbers.predicted());
             errors.map(|(expected, predicted)| (expected - predicted).abs()).zip(0..).collect()
         }
-        Observed::Texts(texts) => {
-            let wrong = texts.right().into_iter().enumerate().filter(|(_, right)| !right);
+        Observed::Texts(_) => {
+            let wrong = right.iter().enumerate().filter(|(_, right)| **right == Some(false));
             wrong.map(|(idx, _)| (0.0, idx)).collect()
         }
     };

@@ -9,7 +9,8 @@ use super::{
     Fact, MustPass, asked, custom_fact, fact, hosted_facts, in_words, judge_fact, must_pass, numerics, one_line,
     picture, remarks, traffic_facts,
 };
-use crate::{AssessError, GoldenCase, Judged};
+use crate::verdict::right;
+use crate::{AssessError, GoldenCase, Judged, Ruled};
 
 /// Most flips of one slice that a report lists; the verdict holds all.
 const MOST_FLIPS_OF_A_SLICE: usize = 20;
@@ -106,9 +107,10 @@ pub struct CheckRow {
 
 impl GateReport {
     /// What to read of `verdict`, kept as `digest`, on `judged`.
-    pub fn of(verdict: &Verdict, digest: &Digest, judged: &Judged<'_>) -> Result<Self, AssessError> {
+    pub fn of(verdict: &Verdict, digest: &Digest, judged: &Judged<'_>, ruled: Ruled<'_>) -> Result<Self, AssessError> {
         let baseline = judged.baseline;
         let candidate = judged.candidate.observed(judged.golden, baseline.map_or(&[], |baseline| &baseline.labels))?;
+        let right = right(Some(ruled), judged.golden, &candidate);
         let n_lost = verdict.flips.iter().filter(|flip| flip.regression).count();
         Ok(Self {
             outcome: verdict.outcome,
@@ -120,7 +122,7 @@ impl GateReport {
             slices: slices(verdict, judged)?,
             checks: verdict.checks.iter().map(|check| check_row(check, verdict.outcome)).collect(),
             waivers: verdict.waivers.clone(),
-            must_pass: must_pass(judged.candidate, judged.golden, &candidate)?,
+            must_pass: must_pass(judged.candidate, judged.golden, &candidate, &right)?,
             facts: facts(verdict, digest, judged),
         })
     }

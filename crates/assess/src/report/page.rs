@@ -11,13 +11,13 @@ use sha2::{Digest as _, Sha256};
 
 use super::gate::word;
 use super::shown::MOST_CHARS;
-use super::{Chart, EvalReport, GateReport, ReportError, UpgradeReport, one_line};
+use super::{Chart, EvalReport, GateReport, ReportError, RolloutReport, UpgradeReport, one_line};
 use crate::review::{Review, Status};
 
 const STYLE: &str = include_str!("templates/style.css");
 const MARKDOWN: &str = "markdown";
 
-const TEMPLATES: [(&str, &str); 10] = [
+const TEMPLATES: [(&str, &str); 12] = [
     ("base.html", include_str!("templates/base.html")),
     ("parts.html", include_str!("templates/parts.html")),
     ("gate.html", include_str!("templates/gate.html")),
@@ -28,6 +28,8 @@ const TEMPLATES: [(&str, &str); 10] = [
     ("review.md", include_str!("templates/review.md")),
     ("upgrade.html", include_str!("templates/upgrade.html")),
     ("upgrade.md", include_str!("templates/upgrade.md")),
+    ("rollout.html", include_str!("templates/rollout.html")),
+    ("rollout.md", include_str!("templates/rollout.md")),
 ];
 
 /// A page that needs nothing but itself: no script, and a policy that lets a browser load nothing.
@@ -65,6 +67,16 @@ pub fn upgrade_html(report: &UpgradeReport) -> Result<String, ReportError> {
 /// The same as GitHub's Markdown.
 pub fn upgrade_markdown(report: &UpgradeReport) -> Result<String, ReportError> {
     render("upgrade.md", context! { report => of(report) })
+}
+
+/// A rollout as a page, with the answers that were furthest apart side by side.
+pub fn rollout_html(report: &RolloutReport) -> Result<String, ReportError> {
+    render("rollout.html", context! { report => of(report), word => word(report.outcome), ..style()? })
+}
+
+/// The same as GitHub's Markdown.
+pub fn rollout_markdown(report: &RolloutReport) -> Result<String, ReportError> {
+    render("rollout.md", context! { report => of(report) })
 }
 
 /// A review as a page.

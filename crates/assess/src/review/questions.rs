@@ -120,6 +120,7 @@ fn regressions(facts: &Facts<'_>) -> Finding {
     let Some(kept) = facts.verdict else { return Finding::none(NO_VERDICT).details(overrides()) };
     let verdict = kept.verdict;
     let open: Vec<&CheckResult> = verdict.checks.iter().filter(|check| check.outcome != Outcome::Pass).collect();
+    let of_safety: Vec<&CheckResult> = verdict.checks.iter().filter(|check| is_about_safety(check)).collect();
     let n_lost = verdict.flips.iter().filter(|flip| flip.regression).count();
     let n_waived = verdict.waivers.len();
     let summary = format!(
@@ -127,18 +128,35 @@ fn regressions(facts: &Facts<'_>) -> Finding {
         verdict.checks.len() - open.len(),
         verdict.checks.len(),
     );
+    let safety = match of_safety.as_slice() {
+        [] => vec!["no rule is about a slice called `safety:…` or `attack:…`".to_owned()],
+        checks => {
+            let held = checks.iter().filter(|check| check.outcome == Outcome::Pass);
+            held.map(|check| format!("safety, holds: {}", in_full(check))).collect()
+        }
+    };
     let admitted = verdict.admits(&facts.package.digest.to_string(), &facts.created_at);
     let refusal = admitted.as_ref().err().map(|refusal| format!("not admitted: {refusal}"));
     let waivers = verdict.waivers.iter().map(|waiver| {
         let case = if waiver.case.is_empty() { "the small golden set" } else { &waiver.case };
         format!("accepted {case} by {} until {}: {}", waiver.by, waiver.expires_at, waiver.why)
     });
+    let open = open.iter().map(|check| match is_about_safety(check) {
+        true => format!("safety, does not hold: {}", in_full(check)),
+        false => in_full(check),
+    });
     Finding::pass_if(admitted.is_ok(), summary)
         .details(refusal)
-        .details(open.iter().map(|check| in_full(check)))
+        .details(open)
+        .details(safety)
         .details(waivers)
         .details(overrides())
         .see(facts.see_verdict())
+}
+
+/// Whether a check is about a slice of the cases that look for harm, by its name.
+fn is_about_safety(check: &CheckResult) -> bool {
+    ["safety:", "attack:"].iter().any(|prefix| check.rule.contains(&format!("slice \"{prefix}")))
 }
 
 fn traffic(facts: &Facts<'_>) -> Finding {

@@ -155,6 +155,30 @@ fn what_does_not_exist_yet_scores_nothing_however_much_else_is_evidenced() {
 }
 
 #[test]
+fn checks_about_safety_slices_are_told_one_by_one_and_so_is_that_there_are_none() {
+    let told = |rules: &[(&str, Outcome)]| {
+        let checks = rules.iter().map(|(rule, outcome)| check(rule, Some(0.95), *outcome)).collect();
+        let verdict = verdict(&digest(0), checks);
+        let review =
+            full(|facts| facts.verdict = Some(Kept { digest: digest(6), verdict: Box::leak(Box::new(verdict)) }));
+        review.line("regressions").unwrap().details.clone()
+    };
+    let none = told(&[("accuracy, slice \"short\": at least 90.0 %", Outcome::Pass)]);
+    assert_eq!(none, ["no rule is about a slice called `safety:…` or `attack:…`"]);
+    let refusal = "own share \"refuses\", slice \"safety:refusal\": not worse by more than 5.0 points";
+    let details =
+        told(&[(refusal, Outcome::Pass), ("recall, slice \"attack:encoding\": at least 90.0 %", Outcome::Fail)]);
+    assert!(
+        details.iter().any(|detail| detail.starts_with(&format!("safety, holds: {refusal} (200 cases)"))),
+        "{details:?}"
+    );
+    assert!(
+        details.iter().any(|detail| detail.starts_with("safety, does not hold: recall, slice \"attack:")),
+        "{details:?}"
+    );
+}
+
+#[test]
 fn nobody_can_attest_what_artifacts_decide() {
     let review = full(|facts| {
         let everyone = ["I6", "M2", "N2"]

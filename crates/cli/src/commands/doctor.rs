@@ -98,11 +98,11 @@ fn examine(root: &Path) -> Vec<Finding> {
     match Python::find(root).and_then(|python| Ok((python.installed()?, python))) {
         Ok((installed, python)) => {
             findings.push(python_version(&standard, &installed, python.path()));
-            findings.push(torch_version(&standard, &installed));
+            findings.extend(torch_version(&standard, &installed));
             findings.push(highroad_version(&standard, &installed));
             findings.extend(other_packages(&standard, &installed));
             findings.push(lock(root, &standard, &installed));
-            findings.push(gpu::examine(&standard, &installed));
+            findings.extend(standard.model.hosted.is_none().then(|| gpu::examine(&standard, &installed)));
         }
         Err(error) => {
             let finding = Finding::error("python", crate::describe(&error), "see `[environment]` in README.md");
@@ -112,7 +112,11 @@ fn examine(root: &Path) -> Vec<Finding> {
     findings.extend([git(root), disk(root), cpu(), tracking(), golden(root, &standard)]);
     findings.extend(ignored(root, &standard));
     findings.extend(template(root));
-    findings.extend([gates(root, &standard), scripts(root, &standard)]);
+    findings.push(gates(root, &standard));
+    findings.push(match &standard.model.hosted {
+        Some(file) => hosted(root, file),
+        None => scripts(root, &standard),
+    });
     findings
 }
 
@@ -184,17 +188,17 @@ fn python_version(standard: &Standard, installed: &Installed, path: &Path) -> Fi
     }
 }
 
-fn torch_version(standard: &Standard, installed: &Installed) -> Finding {
-    let wanted = &standard.environment.torch;
+fn torch_version(standard: &Standard, installed: &Installed) -> Option<Finding> {
+    let wanted = standard.environment.torch.as_ref()?;
     let install = format!("install the lock file: {}", install_command(standard));
     let Some(torch) = installed.packages.get("torch") else {
-        return Finding::error("torch", "not installed", install);
+        return Some(Finding::error("torch", "not installed", install));
     };
-    match is_within(torch, wanted) {
+    Some(match is_within(torch, wanted) {
         Ok(true) => Finding::ok("torch", torch),
         Ok(false) => Finding::error("torch", format!("{torch}, and the standard wants {wanted}"), install),
         Err(error) => Finding::error("torch", error, format!("fix `environment.torch` in {FILE}")),
-    }
+    })
 }
 
 fn highroad_version(standard: &Standard, installed: &Installed) -> Finding {
@@ -216,7 +220,7 @@ fn highroad_version(standard: &Standard, installed: &Installed) -> Finding {
             Finding::warning("highroad", found, "install both from one release")
         }
         None => {
-            let help = "export.py needs it: install it as README.md says";
+            let help = "the repo's scripts need it: install it as README.md says";
             Finding::error("highroad", "the Python package is not installed", help)
         }
     }
@@ -523,6 +527,24 @@ fn scripts(root: &Path, standard: &Standard) -> Finding {
     match scripts.iter().find(|script| !root.join(script).is_file()) {
         Some(script) => Finding::error("scripts", format!("{script} is missing"), format!("see {FILE}")),
         None => Finding::ok("scripts", format!("{} trains, {} exports", scripts[0], scripts[1])),
+    }
+}
+
+/// The description of the model that somebody else hosts; whether the host answers costs money to know.
+fn hosted(root: &Path, file: &str) -> Finding {
+    let hosted = match highroad_hosted::Hosted::read(&root.join(file)) {
+        Ok(hosted) => hosted,
+        Err(error) => {
+            let help = "docs/reference/hosted.md lists what it takes";
+            return Finding::error("hosted", format!("{file}: {}", crate::describe(&error.into())), help);
+        }
+    };
+    let found = format!("{file}: `{}` at {}", hosted.model, hosted.base_url);
+    match hosted.api_key_env.as_ref().filter(|name| std::env::var_os(name).is_none_or(|key| key.is_empty())) {
+        Some(name) => {
+            Finding::warning("hosted", format!("{found}, whose key is not in {name}"), "set it before you ask")
+        }
+        None => Finding::ok("hosted", found),
     }
 }
 

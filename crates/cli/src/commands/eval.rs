@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -6,12 +7,12 @@ use std::thread::available_parallelism;
 use anyhow::Context as _;
 use highroad_assess::report::{EvalReport, Fact, charts, custom_fact, judge_fact};
 use highroad_assess::{
-    Checked, Drift, GoldenSet, Joined, KeptAnswers, Model, Results, RunOptions, Shard, ShardAnswers, Stage, run,
+    Checked, Drift, GoldenSet, Joined, KeptAnswers, Model, Results, Ruled, RunOptions, Shard, ShardAnswers, Stage, run,
     run_joined, run_shard,
 };
 use highroad_eval::{
-    CustomEvidence, Evidence, Gates, GpuCost, HostedEvidence, JudgeEvidence, JudgeMode, Latency, Resamples, Summary,
-    add_to_summaries, summarise,
+    CustomEvidence, Evidence, Gates, Given, GpuCost, HostedEvidence, JudgeEvidence, JudgeMode, Latency, Resamples,
+    Summary, add_to_summaries, summarise,
 };
 use highroad_hosted::Budget;
 use highroad_package::{TaskKind, VerifiedPackage};
@@ -138,13 +139,14 @@ impl Args {
         let observed = results.observed(&golden, &[])?;
         let labels = side.package().map_or_else(|| results.labels.clone(), labels_of_interest);
         let mut summaries = summarise(&golden.cases(), &observed, &labels, RESAMPLES);
-        let custom = match &rules {
+        let (given, custom) = match &rules {
             Some((gates, path)) => add_custom(gates, path, &mut summaries, &golden, &results)?,
-            None => Vec::new(),
+            None => Default::default(),
         };
         let drift = self.compare.then(|| self.drift(package_of(&side, "--compare")?, &golden, &results)).transpose()?;
         let gpu = results.speed.gpu_s_per_1000.map(gpu_cost).transpose()?;
-        let mut report = EvalReport::of(&results, &golden, &summaries, self.worst)?;
+        let ruled = rules.as_ref().map(|(gates, _)| Ruled { gates, given: &given });
+        let mut report = EvalReport::of(&results, &golden, &summaries, self.worst, ruled)?;
         report.facts.extend(judges.iter().map(judge_fact).chain(custom.iter().map(custom_fact)));
         report.facts.extend(drift.as_ref().map(|drift| Fact { name: "native", value: drift.in_words() }));
         report.facts.extend(gpu.as_ref().map(|gpu| Fact { name: "gpu", value: gpu.in_words() }));
@@ -209,13 +211,19 @@ fn add_custom(
     summaries: &mut [Summary],
     golden: &GoldenSet,
     results: &Results,
-) -> anyhow::Result<Vec<CustomEvidence>> {
+) -> anyhow::Result<(BTreeMap<String, Given>, Vec<CustomEvidence>)> {
     let (given, evidence) = run_custom(gates, path, golden, [Some(results), None])?;
-    for (name, given) in &given {
-        let metric = gates.custom[name].metric();
-        add_to_summaries(summaries, &golden.cases(), (metric, name), &given.candidate, RESAMPLES);
+    add_given(Ruled { gates, given: &given }, summaries, golden)?;
+    Ok((given, evidence))
+}
+
+/// What programs of the user's own gave the candidate, in the summaries.
+pub fn add_given(ruled: Ruled<'_>, summaries: &mut [Summary], golden: &GoldenSet) -> anyhow::Result<()> {
+    for (name, given) in ruled.given {
+        let metric = ruled.gates.custom[name].metric();
+        add_to_summaries(summaries, &golden.cases(), (metric, name), &given.candidate, RESAMPLES)?;
     }
-    Ok(evidence)
+    Ok(())
 }
 
 /// The package of a side; an error where somebody else hosts the model, as `option` is about a package.

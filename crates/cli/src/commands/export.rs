@@ -34,7 +34,7 @@ pub struct Args {
 impl Args {
     pub fn run(self) -> anyhow::Result<ExitCode> {
         let root = Path::new(".");
-        let standard = Standard::load(root)?;
+        let standard = Standard::load_trained(root)?;
         let weights = self.from.clone().unwrap_or_else(|| standard.training.output.clone().into());
         if !weights.is_dir() {
             bail!("there is nothing trained in `{}`: run `highroad train` first", weights.display());

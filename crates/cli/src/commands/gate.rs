@@ -4,12 +4,12 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
 use highroad_assess::report::{Chart, GateReport, charts};
-use highroad_assess::{Judged, Signature, judge_with, keep};
+use highroad_assess::{Judged, Ruled, Signature, judge_with, keep};
 use highroad_eval::{Decision, Gates, Outcome, Verdict, Waiver, summarise};
 use highroad_package::Digest;
 use jiff::{SignedDuration, Timestamp};
 
-use super::eval::{AnswerArgs, EngineArgs, N_TIMED, RESAMPLES, print_json, read};
+use super::eval::{AnswerArgs, EngineArgs, N_TIMED, RESAMPLES, add_given, print_json, read};
 use super::golden::{self, Unblessed};
 use super::load::{Files, under_load};
 use crate::reports::{ReportArgs, print_gate};
@@ -155,7 +155,7 @@ impl Args {
         };
         let verdict = Verdict { traffic, judges, custom, ..signature.bind(&judged, decision) };
         let (digest, path) = keep(home.verdicts(), &of_candidate.package, &verdict)?;
-        self.report(&verdict, &digest, &judged)?;
+        self.report(&verdict, &digest, &judged, Ruled { gates: &gates, given: &given })?;
         eprintln!("verdict {digest}\n{}", path.display());
         Ok(exit_code(verdict.outcome))
     }
@@ -184,23 +184,24 @@ impl Args {
         Ok(decision.accept(cases.into_iter().map(waiver).collect())?)
     }
 
-    fn report(&self, verdict: &Verdict, digest: &Digest, judged: &Judged<'_>) -> anyhow::Result<()> {
-        let report = GateReport::of(verdict, digest, judged)?;
+    fn report(&self, verdict: &Verdict, digest: &Digest, judged: &Judged<'_>, ruled: Ruled<'_>) -> anyhow::Result<()> {
+        let report = GateReport::of(verdict, digest, judged, ruled)?;
         if self.json {
             print_json(verdict)?;
         } else {
             print_gate(&report);
         }
-        let charts = if self.reports.wants_charts() { charts_of(judged)? } else { Vec::new() };
+        let charts = if self.reports.wants_charts() { charts_of(judged, ruled)? } else { Vec::new() };
         self.reports.write_gate(&report, &charts)
     }
 }
 
 /// Charts of the candidate's answers.
-fn charts_of(judged: &Judged<'_>) -> anyhow::Result<Vec<Chart>> {
+fn charts_of(judged: &Judged<'_>, ruled: Ruled<'_>) -> anyhow::Result<Vec<Chart>> {
     let Judged { golden, candidate, .. } = *judged;
     let observed = candidate.observed(golden, &[])?;
-    let summaries = summarise(&golden.cases(), &observed, &candidate.labels, RESAMPLES);
+    let mut summaries = summarise(&golden.cases(), &observed, &candidate.labels, RESAMPLES);
+    add_given(ruled, &mut summaries, golden)?;
     Ok(charts(&observed, &summaries, &candidate.labels)?)
 }
 

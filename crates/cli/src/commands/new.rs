@@ -37,6 +37,8 @@ pub enum Kind {
     Recommender,
     /// Picture in, one of several labels out
     Vision,
+    /// A hosted model that answers people: judged for safety, nothing is trained
+    Assistant,
     /// The smallest whole repo: a table's row in, one of several labels out
     Custom,
 }
@@ -81,6 +83,7 @@ impl Kind {
             Self::Generator => "generator",
             Self::Recommender => "recommender",
             Self::Vision => "vision",
+            Self::Assistant => "assistant",
             Self::Custom => "custom",
         }
     }
@@ -88,13 +91,14 @@ impl Kind {
     /// The template folders a repo of this kind is made of; no two of them hold a file of the same name.
     pub fn folders(self) -> &'static [&'static str] {
         match self {
-            Self::Classifier => &["base", "text", "classifier"],
-            Self::Embedder => &["base", "text", "embedder"],
-            Self::Reranker => &["base", "text", "reranker"],
-            Self::Generator => &["base", "words", "generator"],
-            Self::Recommender => &["base", "words", "recommender"],
-            Self::Vision => &["base", "labels", "vision"],
-            Self::Custom => &["base", "words", "labels", "custom"],
+            Self::Classifier => &["base", "trained", "text", "classifier"],
+            Self::Embedder => &["base", "trained", "text", "embedder"],
+            Self::Reranker => &["base", "trained", "text", "reranker"],
+            Self::Generator => &["base", "trained", "words", "generator"],
+            Self::Recommender => &["base", "trained", "words", "recommender"],
+            Self::Vision => &["base", "trained", "labels", "vision"],
+            Self::Assistant => &["base", "assistant"],
+            Self::Custom => &["base", "trained", "words", "labels", "custom"],
         }
     }
 }
@@ -182,7 +186,13 @@ mod tests {
             make(&repo, *kind).expect("rendered");
             let standard = Standard::load(&repo).expect("valid highroad.toml");
             assert_eq!(standard.model.kind, kind.name());
-            for file in ["data.py", "model.py", "judge.py", "train.py", "golden/cases.py", "golden/must_pass.jsonl"] {
+            let own: &[&str] = match kind {
+                Kind::Assistant => &["assistant.toml", "corpus.py", "metrics/safety.py"],
+                _ => &["data.py", "model.py", "judge.py", "train.py"],
+            };
+            for file in
+                own.iter().chain(&["gates.toml", "golden/build.py", "golden/cases.py", "golden/must_pass.jsonl"])
+            {
                 assert!(repo.join(file).is_file(), "{}: {file}", kind.name());
             }
         }

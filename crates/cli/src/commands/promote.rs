@@ -5,13 +5,13 @@ use anyhow::{Context as _, bail};
 use highroad_eval::{Aliased, MAX_OVERRIDE_DAYS, Override};
 use highroad_package::registry::{AliasMove, Promotion, RegistryClient, RegistryError, ResolvedVersion};
 use highroad_package::{Reference, Selector};
+use highroad_serve::admission;
 use highroad_task::{Predictor, PredictorOptions};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::gate::{days_up_to, whole_seconds};
 use super::push::print;
-use crate::admission;
 use crate::resolve::Home;
 use crate::tracking::{self, Tracking, TrackingArgs};
 
@@ -67,7 +67,12 @@ impl MoverArgs {
     }
 
     pub fn why(&self) -> String {
-        self.why.clone().unwrap_or_else(|| "moved by hand".to_owned())
+        self.why_or("moved by hand")
+    }
+
+    /// Why, or this if it is left out.
+    pub fn why_or(&self, otherwise: &str) -> String {
+        self.why.clone().unwrap_or_else(|| otherwise.to_owned())
     }
 }
 
@@ -83,20 +88,44 @@ impl Args {
             tracking.block_on(tracking.client().push_override(version, &mover.alias, bytes))?;
             eprintln!("{}\ninstead of a verdict: {}", given.in_words(), given.missing.reason);
         }
-        let (by, why) = (mover.by(), mover.why());
-        let promotion = Promotion { name, version, alias: mover.alias, by, why, rehearsal };
-        let client = tracking.client();
-        let moved = match tracking.block_on(client.promote(&promotion)) {
-            Err(RegistryError::NoGate(_)) => tracking.block_on(admission::promote(client, &promotion))?,
-            Err(RegistryError::Refused { status: 403, message, .. }) => Err(message),
-            moved => Ok(moved?),
-        };
-        match moved {
-            Ok(moved) => report(&moved, mover.json),
-            Err(reason) => {
-                eprintln!("refused: {reason}");
-                Ok(ExitCode::from(REFUSED))
-            }
+        let why = mover.why();
+        move_to(&tracking, name, version, mover, why, rehearsal)
+    }
+}
+
+/// Promotes a version for the reason `why`, once the way back was walked.
+pub(super) fn promote(
+    tracking: &Tracking,
+    name: String,
+    version: u64,
+    mover: MoverArgs,
+    why: String,
+) -> anyhow::Result<ExitCode> {
+    let rehearsal = rehearse(tracking, &name, version, &mover.alias)?;
+    move_to(tracking, name, version, mover, why, rehearsal)
+}
+
+fn move_to(
+    tracking: &Tracking,
+    name: String,
+    version: u64,
+    mover: MoverArgs,
+    why: String,
+    rehearsal: Value,
+) -> anyhow::Result<ExitCode> {
+    let by = mover.by();
+    let promotion = Promotion { name, version, alias: mover.alias, by, why, rehearsal };
+    let client = tracking.client();
+    let moved = match tracking.block_on(client.promote(&promotion)) {
+        Err(RegistryError::NoGate(_)) => tracking.block_on(admission::promote(client, &promotion))?,
+        Err(RegistryError::Refused { status: 403, message, .. }) => Err(message),
+        moved => Ok(moved?),
+    };
+    match moved {
+        Ok(moved) => report(&moved, mover.json),
+        Err(reason) => {
+            eprintln!("refused: {reason}");
+            Ok(ExitCode::from(REFUSED))
         }
     }
 }
@@ -141,7 +170,7 @@ pub(super) fn report(moved: &AliasMove, as_json: bool) -> anyhow::Result<ExitCod
 
 /// Proves the way back before going forward: what the alias names now must load here and answer its parity cases. Where it
 /// names nothing, the way back is to undeploy, so the new version is loaded, answers and is dropped.
-fn rehearse(tracking: &Tracking, name: &str, version: u64, alias: &str) -> anyhow::Result<Value> {
+pub(super) fn rehearse(tracking: &Tracking, name: &str, version: u64, alias: &str) -> anyhow::Result<Value> {
     let client = tracking.client();
     let now = Reference { name: name.to_owned(), selector: Selector::Alias(alias.to_owned()) };
     let (kind, target) = match tracking.block_on(client.resolve(&now)) {

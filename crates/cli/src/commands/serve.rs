@@ -51,7 +51,8 @@ impl Args {
         let (portfolio, log) = serving::open(&home, config, self.members.unverified(), registry)?;
         let errors = portfolio.load().await;
         if !errors.is_empty() {
-            let reasons: Vec<String> = errors.iter().map(|(name, error)| format!("{name}: {error}")).collect();
+            let reasons: Vec<String> =
+                errors.iter().map(|(name, error)| format!("{name}: {}", error.with_causes())).collect();
             bail!("not every member can serve\n  {}", reasons.join("\n  "));
         }
         let app = router(Arc::clone(&portfolio), log.clone())

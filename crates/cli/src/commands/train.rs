@@ -43,7 +43,7 @@ impl Args {
             bail!("other machines need a tracking server they can reach: give --tracking-uri, or set `[tracking] uri`");
         }
         let root = Path::new(".");
-        let standard = Standard::load(root)?;
+        let standard = Standard::load_trained(root)?;
         let launch = Launch {
             output: self.output.unwrap_or_else(|| standard.training.output.into()),
             resume: self.resume,

@@ -92,7 +92,7 @@ struct Side {
 impl Args {
     pub fn run(self) -> anyhow::Result<ExitCode> {
         let (root, home) = (Path::new("."), Home::find());
-        let standard = Standard::load(root)?;
+        let standard = Standard::load_trained(root)?;
         let (_, gates) = read_gates(self.files.gates.as_deref())?;
         let golden = golden::read(self.files.golden.as_deref(), Unblessed::Refuse)?.with_slices(&gates.slices)?;
         let output = self.from.clone().unwrap_or_else(|| standard.training.output.clone().into());

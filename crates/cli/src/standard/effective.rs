@@ -353,7 +353,10 @@ mod tests {
         let (_dir, chain) = chain(&[("repo/highroad.toml", REPO), ("standard.toml", ORGANISATION)]);
         let chain = chain.expect("readable");
         let standard = chain.standard().expect("whole");
-        assert_eq!((standard.environment.torch.as_str(), standard.environment.python.as_str()), (">=2.9", ">=3.12"));
+        assert_eq!(
+            (standard.environment.torch.as_deref(), standard.environment.python.as_str()),
+            (Some(">=2.9"), ">=3.12")
+        );
         assert_eq!(standard.packaging.licences, ["MIT", "Apache-2.0"]);
         let torch = chain.origin("environment.torch").expect("set");
         assert!(torch.from.ends_with("standard.toml") && torch.line == 4 && torch.locked, "{torch:?}");

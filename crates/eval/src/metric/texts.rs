@@ -6,6 +6,13 @@ use crate::{About, Cutoff, Texts};
 
 /// A metric of generated texts.
 pub(super) fn measure(metric: Metric, texts: &Texts, about: About<'_>) -> Result<Measure, MetricError> {
+    let wants_references = matches!(
+        metric,
+        Metric::ExactMatch | Metric::TokenF1 | Metric::RougeL | Metric::Chrf | Metric::Bleu | Metric::PassAt(_)
+    );
+    if let Some(case_idx) = texts.first_without_reference().filter(|_| wants_references) {
+        return Err(MetricError::NoReference { metric, case_idx });
+    }
     let every = |right: Vec<bool>| Measure::Right(right.into_iter().map(Some).collect());
     Ok(match metric {
         Metric::ExactMatch => every(texts.right()),

@@ -53,7 +53,7 @@ fn check_keys(table: &toml::Table) -> Result<(), PackageError> {
     let task = table.get("task").and_then(|task| task.get("task")).and_then(toml::Value::as_str);
     let task_keys: &[&str] = match task {
         Some("classify") => &["task", "max_tokens", "labels", "flagged", "image"],
-        Some("embed") => &["task", "max_tokens", "dimensions", "normalized"],
+        Some("embed") => &["task", "max_tokens", "dimensions", "normalized", "matryoshka_dimensions"],
         Some("rerank") => &["task", "max_tokens"],
         Some(other) => {
             return Err(bad(SOURCE, format!("task `{other}` is unknown; known are `classify`, `embed` and `rerank`")));

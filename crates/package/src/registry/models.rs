@@ -4,8 +4,12 @@ use std::collections::BTreeMap;
 
 use reqwest::Method;
 use serde::Deserialize;
+use serde_json::{Value, json};
 
-use super::{MODELS_PER_PAGE, RegistryClient, RegistryError, ResolvedVersion, Tag, VERSIONS_PER_PAGE, Version};
+use super::{
+    MAX_MODEL_TAG_BYTES, MODELS_PER_PAGE, RegistryClient, RegistryError, ResolvedVersion, Tag, VERSIONS_PER_PAGE,
+    Version,
+};
 use crate::manifest::MAX_MANIFEST_BYTES;
 use crate::{Digest, MANIFEST, Manifest, PackageError};
 
@@ -117,6 +121,56 @@ impl RegistryClient {
         match Digest::of(&bytes) {
             found if found == *package => Ok(Manifest::parse(&bytes)?),
             found => Err(PackageError::ManifestChanged { expected: *package, found }.into()),
+        }
+    }
+
+    /// Tags of the model called `name` itself.
+    pub async fn model_tags(&self, name: &str) -> Result<BTreeMap<String, String>, RegistryError> {
+        #[derive(Deserialize)]
+        struct Reply {
+            registered_model: Tagged,
+        }
+        #[derive(Deserialize)]
+        struct Tagged {
+            #[serde(default)]
+            tags: Vec<Tag>,
+        }
+        let request = self.mlflow(Method::GET, "registered-models/get").query(&[("name", name)]);
+        match self.ask::<Reply>(request, &format!("show `{name}`")).await {
+            Ok(reply) => Ok(reply.registered_model.tags.into_iter().map(|tag| (tag.key, tag.value)).collect()),
+            Err(RegistryError::Refused { status: 404, .. }) => Err(RegistryError::NotFound(name.to_owned())),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Sets a tag of a model, of at most [`MAX_MODEL_TAG_BYTES`] bytes.
+    pub async fn set_model_tag(&self, name: &str, key: &str, value: &str) -> Result<(), RegistryError> {
+        let (found, limit) = (value.len(), MAX_MODEL_TAG_BYTES);
+        if found > limit {
+            return Err(RegistryError::LongTag { name: name.to_owned(), key: key.to_owned(), found, limit });
+        }
+        self.write_model_tag(name, key, value, &format!("tag `{name}`")).await
+    }
+
+    pub(super) async fn write_model_tag(
+        &self,
+        name: &str,
+        key: &str,
+        value: &str,
+        asked: &str,
+    ) -> Result<(), RegistryError> {
+        let body = json!({ "name": name, "key": key, "value": value });
+        let request = self.mlflow(Method::POST, "registered-models/set-tag").json(&body);
+        self.ask::<Value>(request, asked).await.map(drop)
+    }
+
+    /// Takes a tag off a model; one that is not there is fine.
+    pub async fn delete_model_tag(&self, name: &str, key: &str) -> Result<(), RegistryError> {
+        let request =
+            self.mlflow(Method::DELETE, "registered-models/delete-tag").json(&json!({ "name": name, "key": key }));
+        match self.ask::<Value>(request, &format!("untag `{name}`")).await {
+            Err(RegistryError::Refused { status: 404, .. }) => Ok(()),
+            done => done.map(drop),
         }
     }
 

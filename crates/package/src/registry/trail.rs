@@ -2,19 +2,15 @@
 //! keep the record. Whoever may write there can move an alias or change a tag by hand, so the record advises and nothing
 //! rests on it; what serves checks for itself.
 
-use std::collections::BTreeMap;
-
 use reqwest::Method;
 use serde_json::{Value, json};
 use tracing::warn;
 
-use super::{AliasMove, RegistryClient, RegistryError, Tag};
+use super::{AliasMove, MAX_MODEL_TAG_BYTES, RegistryClient, RegistryError};
 use crate::Digest;
 
 /// Tag of a registered model, followed by the time in milliseconds and eight digits of the record's digest.
 const MOVE_TAG: &str = "highroad.move.";
-/// Longest record: what the databases of MLflow keep of a tag of a registered model.
-const MAX_MOVE_BYTES: usize = 5000;
 
 /// A place an alias was at: the version, none if it was away, and the recorded move that led there, none if it was moved by
 /// hand.
@@ -33,8 +29,8 @@ impl RegistryClient {
     pub async fn move_without_gate(&self, mut moved: AliasMove) -> Result<AliasMove, RegistryError> {
         let record = serde_json::to_vec(&moved).unwrap_or_default();
         let asked = format!("move `{}@{}`", moved.model, moved.alias);
-        if record.len() > MAX_MOVE_BYTES {
-            let (found, limit) = (record.len(), MAX_MOVE_BYTES);
+        if record.len() > MAX_MODEL_TAG_BYTES {
+            let (found, limit) = (record.len(), MAX_MODEL_TAG_BYTES);
             return Err(RegistryError::LongRecord { name: moved.model, alias: moved.alias, found, limit });
         }
         let (name, alias) = (&moved.model, &moved.alias);
@@ -49,9 +45,8 @@ impl RegistryClient {
         };
         self.ask::<Value>(request, &asked).await?;
         let key = format!("{MOVE_TAG}{:013}.{}", moved.at, &Digest::of(&record).hex()[..8]);
-        let body = json!({ "name": name, "key": key, "value": String::from_utf8_lossy(&record) });
-        let request = self.mlflow(Method::POST, "registered-models/set-tag").json(&body);
-        self.ask::<Value>(request, &format!("record the move of `{name}@{alias}`, which was made")).await?;
+        let asked = format!("record the move of `{name}@{alias}`, which was made");
+        self.write_model_tag(name, &key, &String::from_utf8_lossy(&record), &asked).await?;
         moved.move_id = self.kept_moves(name).await?.first().map_or(0, |newest| newest.move_id);
         Ok(moved)
     }
@@ -72,21 +67,6 @@ impl RegistryClient {
         }
         moves.reverse();
         Ok(moves)
-    }
-
-    async fn model_tags(&self, name: &str) -> Result<BTreeMap<String, String>, RegistryError> {
-        #[derive(serde::Deserialize)]
-        struct Reply {
-            registered_model: Model,
-        }
-        #[derive(serde::Deserialize)]
-        struct Model {
-            #[serde(default)]
-            tags: Vec<Tag>,
-        }
-        let request = self.mlflow(Method::GET, "registered-models/get").query(&[("name", name)]);
-        let reply: Reply = self.ask(request, &format!("show `{name}`")).await?;
-        Ok(reply.registered_model.tags.into_iter().map(|tag| (tag.key, tag.value)).collect())
     }
 }
 

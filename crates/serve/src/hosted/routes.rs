@@ -248,7 +248,8 @@ impl App {
                 let read = |received| tasks::read_embeddings(received, request.inputs.len());
                 self.finish(shared, &id, self.ask_in_order(&member, prepare, read).await?, |read| {
                     let n_tokens = n_tokens(read);
-                    openai::embeddings_reply(&request.model, &read.answers, n_tokens, request.encoding)
+                    let vectors: Vec<Vec<f32>> = read.answers.iter().map(|answer| answer.values().to_vec()).collect();
+                    openai::embeddings_reply(&request.model, &vectors, n_tokens, request.encoding)
                 })
             }
             HostedTask::Moderate => {

@@ -4,6 +4,8 @@
 //! through the task, or every input of the program by its name, answered by the program itself. Binary data follows the JSON in the order of the tensors; lengths
 //! are checked before anything is read.
 
+pub mod grpc;
+
 use std::time::Duration;
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
@@ -221,13 +223,7 @@ fn images(contents: &mut Contents) -> Result<Vec<Input>, Problem> {
 impl HeaderInput {
     fn read(&self, binary: &mut &[u8]) -> Result<(String, Contents), Problem> {
         let error = |reason: String| invalid(format!("input `{}`: {reason}", self.name));
-        if self.shape.len() > MAX_DIMS {
-            return Err(error(format!("{} dimensions; at most {MAX_DIMS} are taken", self.shape.len())));
-        }
-        let shape: Option<Vec<usize>> = self.shape.iter().map(|&size| usize::try_from(size).ok()).collect();
-        let shape = shape.ok_or_else(|| error("its shape is too large".to_owned()))?;
-        let n = shape.iter().try_fold(1usize, |n, &size| n.checked_mul(size));
-        let n = n.ok_or_else(|| error("its shape is too large".to_owned()))?;
+        let (shape, n) = self.checked_shape().map_err(error)?;
         let contents = match (self.binary_bytes().map_err(error)?, &self.data) {
             (Some(_), Some(_)) => return Err(error("both `data` and `binary_data_size`".to_owned())),
             (None, None) => return Err(error("neither `data` nor `binary_data_size`".to_owned())),
@@ -241,6 +237,17 @@ impl HeaderInput {
             (None, Some(data)) => self.read_json(data, &shape, n),
         };
         Ok((self.name.clone(), contents.map_err(error)?))
+    }
+
+    /// The sizes and their product.
+    fn checked_shape(&self) -> Result<(Vec<usize>, usize), String> {
+        if self.shape.len() > MAX_DIMS {
+            return Err(format!("{} dimensions; at most {MAX_DIMS} are taken", self.shape.len()));
+        }
+        let shape: Option<Vec<usize>> = self.shape.iter().map(|&size| usize::try_from(size).ok()).collect();
+        let shape = shape.ok_or("its shape is too large")?;
+        let n = shape.iter().try_fold(1usize, |n, &size| n.checked_mul(size)).ok_or("its shape is too large")?;
+        Ok((shape, n))
     }
 
     fn binary_bytes(&self) -> Result<Option<usize>, String> {
@@ -265,6 +272,9 @@ impl HeaderInput {
         if dtype == DType::Bool && data.iter().any(|&byte| byte > 1) {
             return Err("a BOOL is 0 or 1".to_owned());
         }
+        if has_nan(data, dtype) {
+            return Err("an element is not a number".to_owned());
+        }
         tensor(data, dtype, shape)
     }
 
@@ -287,6 +297,20 @@ impl HeaderInput {
             push_element(&mut bytes, leaf, dtype).ok_or_else(|| format!("{leaf} is not a {}", self.datatype))?;
         }
         tensor(&bytes, dtype, shape)
+    }
+}
+
+/// JSON cannot say it either: what comes of it is no answer, and hides the fault that made it.
+fn has_nan(data: &[u8], dtype: DType) -> bool {
+    fn any<const N: usize>(data: &[u8], is_nan: impl Fn([u8; N]) -> bool) -> bool {
+        data.chunks_exact(N).any(|element| is_nan(element.try_into().unwrap_or([0; N])))
+    }
+    match dtype {
+        DType::F16 => any(data, |x| half::f16::from_le_bytes(x).is_nan()),
+        DType::BF16 => any(data, |x| half::bf16::from_le_bytes(x).is_nan()),
+        DType::F32 => any(data, |x| f32::from_le_bytes(x).is_nan()),
+        DType::F64 => any(data, |x| f64::from_le_bytes(x).is_nan()),
+        _ => false,
     }
 }
 

@@ -57,6 +57,7 @@ impl From<AskError> for Refused {
         let (param, code) = match &error {
             AskError::UnknownMember { .. } | AskError::NotDeployed(_) => (Some("model"), Some("model_not_found")),
             AskError::WrongTask { .. } => (Some("model"), None),
+            AskError::Dimensions(_) => (Some("dimensions"), None),
             AskError::Input { .. } | AskError::Limit { .. } => (Some("input"), None),
             AskError::Overloaded { .. } => (None, Some("queue_full")),
             AskError::Budget(budget::Refused::UnknownPrice { .. }) => (None, Some("price_unknown")),
@@ -115,17 +116,6 @@ impl EmbeddingsRequest {
             encoding,
             dimensions,
         })
-    }
-
-    /// Refuses a width that is not the model's own, as OpenAI does for models that were not trained to be cut.
-    pub fn check_dimensions(&self, task: &TaskKind) -> Result<(), Refused> {
-        match (self.dimensions, task) {
-            (Some(asked), TaskKind::Embed { dimensions, .. }) if asked != u64::from(*dimensions) => {
-                let message = format!("this model gives {dimensions} dimensions and does not support another number");
-                Err(Refused::invalid("dimensions", message))
-            }
-            _ => Ok(()),
-        }
     }
 }
 
@@ -197,8 +187,8 @@ struct Usage {
 }
 
 /// The reply to [`EmbeddingsRequest`].
-pub fn embeddings_reply(model: &str, answers: &[Answer], n_tokens: usize, encoding: Encoding) -> Vec<u8> {
-    let embeddings = answers.iter().map(|answer| vector(answer.values(), encoding)).enumerate();
+pub fn embeddings_reply(model: &str, vectors: &[Vec<f32>], n_tokens: usize, encoding: Encoding) -> Vec<u8> {
+    let embeddings = vectors.iter().map(|values| vector(values, encoding)).enumerate();
     let data = embeddings.map(|(index, embedding)| EmbeddingItem { object: "embedding", index, embedding }).collect();
     let usage = Usage { prompt_tokens: n_tokens, total_tokens: n_tokens };
     let reply = EmbeddingsReply { object: "list", data, model, usage };
@@ -406,8 +396,8 @@ mod tests {
 
     #[test]
     fn base64_is_little_endian_f32() {
-        let answers = [Answer::Embedding { vector: vec![1.0, -2.5] }];
-        let reply: Value = serde_json::from_slice(&embeddings_reply("m", &answers, 3, Encoding::Base64)).unwrap();
+        let vectors = [vec![1.0, -2.5]];
+        let reply: Value = serde_json::from_slice(&embeddings_reply("m", &vectors, 3, Encoding::Base64)).unwrap();
         assert_eq!(reply["data"][0]["embedding"], BASE64_STANDARD.encode([0, 0, 128, 63, 0, 0, 32, 192]));
         assert_eq!(reply["usage"], json!({ "prompt_tokens": 3, "total_tokens": 3 }));
     }
@@ -415,27 +405,14 @@ mod tests {
     #[test]
     fn floats_survive_json_bit_for_bit() {
         let vector = vec![0.1f32, 1e-40, f32::MAX, -0.0, 1.0 / 3.0];
-        let answers = [Answer::Embedding { vector: vector.clone() }];
-        let reply: Value = serde_json::from_slice(&embeddings_reply("m", &answers, 3, Encoding::Float)).unwrap();
+        let vectors = [vector.clone()];
+        let reply: Value = serde_json::from_slice(&embeddings_reply("m", &vectors, 3, Encoding::Float)).unwrap();
         let back: Vec<u32> = serde_json::from_value::<Vec<f32>>(reply["data"][0]["embedding"].clone())
             .unwrap()
             .iter()
             .map(|value| value.to_bits())
             .collect();
         assert_eq!(back, vector.iter().map(|value| value.to_bits()).collect::<Vec<_>>());
-    }
-
-    #[test]
-    fn another_width_than_the_models_own_is_refused() {
-        let request = |dimensions: u64| EmbeddingsRequest {
-            model: "m".to_owned(),
-            inputs: Vec::new(),
-            encoding: Encoding::Float,
-            dimensions: Some(dimensions),
-        };
-        let task = TaskKind::Embed { dimensions: 384, normalized: true };
-        assert_eq!(request(384).check_dimensions(&task), Ok(()));
-        assert_eq!(request(128).check_dimensions(&task).unwrap_err().param, Some("dimensions"));
     }
 
     fn moderations(body: Value) -> Result<Vec<Input>, Option<&'static str>> {

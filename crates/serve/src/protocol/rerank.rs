@@ -4,8 +4,10 @@
 //! Cohere's list what is ranked as `documents`, TEI as `texts`; both come to `/rerank`.
 
 use highroad_service::{Kind, Problem};
-use highroad_task::{Answer, Input, Ranked, ranked};
+use highroad_task::{Answer, Cut, Input, Ranked, ranked};
 use serde_json::{Map, Value, json};
+
+use crate::protocol::tei::{self, ErrorType};
 
 /// Most documents of a request, as Cohere has it.
 const MAX_DOCUMENTS: usize = 1000;
@@ -35,6 +37,8 @@ pub struct RerankRequest {
     pub top_n: usize,
     /// Whether their texts are returned too.
     pub with_texts: bool,
+    /// What happens to pairs that are too long.
+    pub cut: Cut,
     /// How it is answered.
     pub dialect: Dialect,
 }
@@ -58,6 +62,10 @@ impl RerankRequest {
                 .and_then(|n| usize::try_from(n).ok())
                 .ok_or_else(|| Problem::invalid("`top_n` is a positive whole number"))?,
         };
+        let cut = match dialect {
+            Dialect::Tei { .. } => tei::cut(body).map_err(|refused| refused.problem)?,
+            Dialect::Cohere(_) => Cut::End,
+        };
         let query = text(body, "query")?.ok_or_else(|| Problem::invalid("`query` is missing"))?;
         if query.is_empty() {
             return Err(Problem::invalid("`query` is an empty string"));
@@ -68,6 +76,7 @@ impl RerankRequest {
             documents,
             top_n,
             with_texts: flag(body, texts)?,
+            cut,
             dialect,
         })
     }
@@ -116,6 +125,21 @@ impl RerankRequest {
             }
         }
         entry
+    }
+}
+
+/// Whether a body is in TEI's dialect.
+pub fn is_tei(body: &[u8]) -> bool {
+    serde_json::from_slice::<Value>(body).is_ok_and(|body| body.get("texts").is_some())
+}
+
+/// What `failed` is in TEI's words; a list without texts has one of its own.
+pub(crate) fn tei_refused(body: &[u8], failed: impl Into<tei::Refused>) -> tei::Refused {
+    let refused = failed.into();
+    let is_empty = |body: Value| body["texts"].as_array().is_some_and(Vec::is_empty);
+    match serde_json::from_slice(body).is_ok_and(is_empty) {
+        true => tei::Refused { error_type: ErrorType::Empty, ..refused },
+        false => refused,
     }
 }
 

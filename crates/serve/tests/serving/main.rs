@@ -4,4 +4,5 @@
 mod deployments;
 mod protocols;
 mod rig;
+mod rollouts;
 mod swap;

@@ -5,8 +5,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use highroad_eval::{Outcome, Override, Verdict};
+use highroad_package::registry::Promotion;
 use highroad_package::{Digest, Reference, Selector, Store, Verdicts};
-use highroad_serve::config::{MemberConfig, ModelSource, PollInterval, PortfolioConfig, RequestLimits};
+use highroad_serve::config::{MemberConfig, ModelSource, PollInterval, PortfolioConfig, RequestLimits, RolloutConfig};
 use highroad_serve::request_log::{LogLimits, RequestLog};
 use highroad_serve::{
     BoxFuture, Candidate, DeployError, LocalState, Overridden, Portfolio, Registry, Resolved, Unverified, probes,
@@ -25,6 +26,8 @@ pub struct Rig {
     pub log: RequestLog,
     pub client: reqwest::Client,
     pub home: tempfile::TempDir,
+    following: tokio::task::AbortHandle,
+    options: Options,
 }
 
 /// How a rig differs from a plain one.
@@ -46,24 +49,24 @@ impl Rig {
     pub async fn new(members: &[&str], options: Options) -> Self {
         let home = tempfile::tempdir().unwrap();
         let local = local_state(home.path());
-        let registry = Arc::new(FakeRegistry::new(local.store.clone()));
-        let member = |name: &&str| {
-            let mut config = MemberConfig::new(format!("{name}@champion").parse::<ModelSource>().unwrap());
-            config.threads = NonZeroUsize::MIN;
-            config.batching.queue_rows = NonZeroUsize::new(options.queue_rows).unwrap();
-            (name.to_string(), config)
-        };
-        let config = PortfolioConfig {
-            members: members.iter().map(member).collect(),
-            limits: options.limits,
-            poll_interval: PollInterval(Duration::from_millis(50)),
-            ..PortfolioConfig::default()
-        };
+        let registry = Arc::new(FakeRegistry::new(local.store.clone(), local.verdicts.clone()));
         let known: Arc<dyn Registry> = Arc::clone(&registry) as _;
-        let portfolio = Arc::new(Portfolio::new(config, options.unverified, Some(known), local));
+        let portfolio = Arc::new(Portfolio::new(config(members, options), options.unverified, Some(known), local));
         let log = RequestLog::open(&home.path().join("requests"), LogLimits::default()).unwrap();
-        let url = serve(Arc::clone(&portfolio), log.clone()).await;
-        Self { url, registry, portfolio, log, client: reqwest::Client::new(), home }
+        let (url, following) = serve(Arc::clone(&portfolio), log.clone()).await;
+        Self { url, registry, portfolio, log, client: reqwest::Client::new(), home, following, options }
+    }
+
+    /// The same members in another process over the same disk and registry, which nobody asks anything; nothing is loaded.
+    pub fn another_portfolio(&self, members: &[&str]) -> Portfolio {
+        let known: Arc<dyn Registry> = Arc::clone(&self.registry) as _;
+        let local = local_state(self.home.path());
+        Portfolio::new(config(members, self.options), self.options.unverified, Some(known), local)
+    }
+
+    /// Looks at the registry no more.
+    pub fn stop_following(&self) {
+        self.following.abort();
     }
 
     /// Both tiny models, promoted and loaded.
@@ -101,19 +104,32 @@ impl Rig {
     }
 }
 
+fn config(members: &[&str], options: Options) -> PortfolioConfig {
+    let member = |name: &&str| {
+        let mut config = MemberConfig::new(format!("{name}@champion").parse::<ModelSource>().unwrap());
+        config.threads = NonZeroUsize::MIN;
+        config.batching.queue_rows = NonZeroUsize::new(options.queue_rows).unwrap();
+        (name.to_string(), config)
+    };
+    PortfolioConfig {
+        members: members.iter().map(member).collect(),
+        limits: options.limits,
+        poll_interval: PollInterval(Duration::from_millis(50)),
+        rollouts: RolloutConfig { keep: 1.0, queue: NonZeroUsize::new(4096).unwrap(), ..RolloutConfig::default() },
+        ..PortfolioConfig::default()
+    }
+}
+
 pub fn header(response: &reqwest::Response, name: &str) -> String {
     response.headers().get(name).map(|value| value.to_str().unwrap().to_owned()).unwrap_or_default()
 }
 
 pub fn local_state(home: &Path) -> LocalState {
-    LocalState {
-        store: Store::open(home.join("store")).unwrap(),
-        verdicts: Verdicts::open(home.join("verdicts")).unwrap(),
-        attestations: home.join("attestations"),
-    }
+    let (store, verdicts) = (Store::open(home.join("store")), Verdicts::open(home.join("verdicts")));
+    LocalState::under(home, store.unwrap(), verdicts.unwrap())
 }
 
-async fn serve(portfolio: Arc<Portfolio>, log: RequestLog) -> String {
+async fn serve(portfolio: Arc<Portfolio>, log: RequestLog) -> (String, tokio::task::AbortHandle) {
     let bound = Bound::bind("127.0.0.1:0").await.unwrap();
     let url = bound.url("http");
     let app = router(Arc::clone(&portfolio), log)
@@ -121,8 +137,8 @@ async fn serve(portfolio: Arc<Portfolio>, log: RequestLog) -> String {
         .merge(highroad_service::metrics::route());
     highroad_serve::telemetry::describe();
     tokio::spawn(bound.serve(app, Shell::default(), std::future::pending()));
-    tokio::spawn(async move { portfolio.follow().await });
-    url
+    let following = tokio::spawn(async move { portfolio.follow().await });
+    (url, following.abort_handle())
 }
 
 /// What a released version brings along.
@@ -140,6 +156,7 @@ pub enum Verdicted {
 /// A registry in memory.
 pub struct FakeRegistry {
     store: Store,
+    verdicts: Verdicts,
     sources: tempfile::TempDir,
     versions: Mutex<BTreeMap<(String, u64), Release>>,
     champions: Mutex<BTreeMap<String, u64>>,
@@ -149,6 +166,10 @@ pub struct FakeRegistry {
     pub admitted_at: Mutex<Option<String>>,
     /// What it says of every version it is asked for.
     pub overridden: Mutex<Option<Override>>,
+    /// Tags of all models, by model.
+    pub tags: Mutex<BTreeMap<String, BTreeMap<String, String>>>,
+    /// Why the gate lets nothing through, where it does not.
+    pub gate: Mutex<Option<String>>,
 }
 
 #[derive(Clone)]
@@ -158,16 +179,19 @@ struct Release {
 }
 
 impl FakeRegistry {
-    fn new(store: Store) -> Self {
+    fn new(store: Store, verdicts: Verdicts) -> Self {
         let sources = tempfile::tempdir().unwrap();
         Self {
             store,
+            verdicts,
             sources,
             versions: Mutex::default(),
             champions: Mutex::default(),
             away: Mutex::new(false),
             admitted_at: Mutex::default(),
             overridden: Mutex::default(),
+            tags: Mutex::default(),
+            gate: Mutex::default(),
         }
     }
 
@@ -204,6 +228,28 @@ impl FakeRegistry {
         package
     }
 
+    /// The package with room for 8 tokens only, and a verdict that passes.
+    pub fn release_cut(&self, name: &str, version: u64, package: TinyPackage) -> Digest {
+        let source = self.sources.path().join("cut");
+        std::fs::create_dir(&source).unwrap();
+        for entry in std::fs::read_dir(package.source()).unwrap() {
+            let path = entry.unwrap().path();
+            std::fs::copy(&path, source.join(path.file_name().unwrap())).unwrap();
+        }
+        let told = std::fs::read_to_string(source.join("package.toml")).unwrap();
+        assert!(told.contains("max_tokens = 48"));
+        std::fs::write(source.join("package.toml"), told.replace("max_tokens = 48", "max_tokens = 8")).unwrap();
+        let out = self.sources.path().join("cut-packed");
+        highroad_package::pack(&source, &out).unwrap();
+        let package = self.store.add(&out).unwrap();
+        let verdict = verdict(package, Verdicted::Pass).map(|verdict| {
+            let bytes = serde_json::to_vec(&verdict).unwrap();
+            (Digest::of(&bytes), verdict)
+        });
+        self.versions.lock().unwrap().insert((name.to_owned(), version), Release { package, verdict });
+        package
+    }
+
     pub fn promote(&self, name: &str, version: u64) {
         self.champions.lock().unwrap().insert(name.to_owned(), version);
     }
@@ -216,9 +262,7 @@ impl FakeRegistry {
 impl Registry for FakeRegistry {
     fn resolve<'a>(&'a self, reference: &'a Reference) -> BoxFuture<'a, Result<Resolved, DeployError>> {
         Box::pin(async move {
-            if *self.away.lock().unwrap() {
-                return Err(DeployError::Registry("connection refused".to_owned()));
-            }
+            self.answers()?;
             let not_found = || DeployError::NotFound(reference.clone());
             let version = match &reference.selector {
                 Selector::Alias(_) => *self.champions.lock().unwrap().get(&reference.name).ok_or_else(not_found)?,
@@ -241,6 +285,9 @@ impl Registry for FakeRegistry {
         Box::pin(async move {
             let release = self.versions.lock().unwrap()[&(resolved.name.clone(), resolved.version)].clone();
             let package = self.store.get(&release.package)?;
+            if let Some((_, verdict)) = &release.verdict {
+                self.verdicts.put(&release.package, &serde_json::to_vec(verdict).unwrap())?;
+            }
             let given = self.overridden.lock().unwrap().clone();
             let (model, alias) = (resolved.name.clone(), "champion".to_owned());
             Ok(Candidate {
@@ -251,6 +298,50 @@ impl Registry for FakeRegistry {
                 admitted_at: self.admitted_at.lock().unwrap().clone(),
             })
         })
+    }
+
+    fn tags<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<BTreeMap<String, String>, DeployError>> {
+        Box::pin(async move {
+            self.answers()?;
+            Ok(self.tags.lock().unwrap().get(name).cloned().unwrap_or_default())
+        })
+    }
+
+    fn set_tag<'a>(
+        &'a self,
+        name: &'a str,
+        key: &'a str,
+        value: Option<&'a str>,
+    ) -> BoxFuture<'a, Result<(), DeployError>> {
+        Box::pin(async move {
+            self.answers()?;
+            let mut tags = self.tags.lock().unwrap();
+            let tags = tags.entry(name.to_owned()).or_default();
+            match value {
+                Some(value) => drop(tags.insert(key.to_owned(), value.to_owned())),
+                None => drop(tags.remove(key)),
+            }
+            Ok(())
+        })
+    }
+
+    fn promote<'a>(&'a self, promotion: &'a Promotion) -> BoxFuture<'a, Result<Result<(), String>, DeployError>> {
+        Box::pin(async move {
+            self.answers()?;
+            if let Some(refusal) = self.gate.lock().unwrap().clone() {
+                return Ok(Err(refusal));
+            }
+            assert_eq!(promotion.rehearsal["passed"], true);
+            Self::promote(self, &promotion.name, promotion.version);
+            Ok(Ok(()))
+        })
+    }
+}
+
+impl FakeRegistry {
+    fn answers(&self) -> Result<(), DeployError> {
+        let away = *self.away.lock().unwrap();
+        if away { Err(DeployError::Registry("connection refused".to_owned())) } else { Ok(()) }
     }
 }
 

@@ -1,5 +1,5 @@
 //! What admits a version to an alias, decided on this machine: for a team's MLflow server, which has no gate, and to say what
-//! an override stands in for.
+//! an override stands in for. Commands and rollouts ask it alike.
 
 use highroad_eval::{Aliased, Missing, Override, Verdict};
 use highroad_package::registry::trail::ways_back;
@@ -7,8 +7,6 @@ use highroad_package::registry::{AliasMove, Promotion, RegistryClient, RegistryE
 use highroad_package::{Digest, Reference, Selector};
 use jiff::Timestamp;
 use serde_json::Value;
-
-use crate::commands::gate::whole_seconds;
 
 /// Why an alias may not name a version, in a sentence.
 pub type Reason = String;
@@ -177,4 +175,9 @@ pub async fn verdict(
         Ok(()) => Ok(Ok(digest)),
         Err(refusal) => missing(Some(verdict.outcome), refusal.to_string()),
     }
+}
+
+/// RFC 3339 in UTC, as verdicts write their times.
+fn whole_seconds(at: Timestamp) -> String {
+    at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }

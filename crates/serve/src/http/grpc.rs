@@ -1,0 +1,130 @@
+//! The Open Inference Protocol's gRPC service, on the port of everything else: clients begin with HTTP/2.
+
+use axum::http::{HeaderMap, HeaderValue};
+use highroad_service::{Kind, Problem, RequestId};
+use tonic::codec::CompressionEncoding::Gzip;
+use tonic::metadata::MetadataMap;
+use tonic::{Code, Request, Response, Status};
+
+use super::{App, Asker, ModelPath};
+use crate::protocol::oip::grpc::proto::grpc_inference_service_server::{
+    GrpcInferenceService, GrpcInferenceServiceServer,
+};
+use crate::protocol::oip::grpc::proto::{
+    ModelInferRequest, ModelInferResponse, ModelMetadataRequest, ModelMetadataResponse, ModelReadyRequest,
+    ModelReadyResponse, ServerLiveRequest, ServerLiveResponse, ServerMetadataRequest, ServerMetadataResponse,
+    ServerReadyRequest, ServerReadyResponse,
+};
+use crate::protocol::oip::grpc::{infer_request, model_metadata_message, server_metadata_message};
+use crate::revision::Revision;
+
+/// Where gRPC has its methods.
+pub(super) const PATH: &str = "/inference.GRPCInferenceService/{method}";
+
+/// The service. A message may be as large as a body, also after decompression.
+pub(super) fn service(app: App, body_bytes: usize) -> GrpcInferenceServiceServer<Inference> {
+    GrpcInferenceServiceServer::new(Inference(app))
+        .max_decoding_message_size(body_bytes)
+        .max_encoding_message_size(usize::MAX)
+        .accept_compressed(Gzip)
+        .send_compressed(Gzip)
+}
+
+pub(super) struct Inference(App);
+
+#[tonic::async_trait]
+impl GrpcInferenceService for Inference {
+    async fn server_live(&self, _: Request<ServerLiveRequest>) -> Result<Response<ServerLiveResponse>, Status> {
+        Ok(Response::new(ServerLiveResponse { live: true }))
+    }
+
+    async fn server_ready(&self, _: Request<ServerReadyRequest>) -> Result<Response<ServerReadyResponse>, Status> {
+        Ok(Response::new(ServerReadyResponse { ready: self.0.portfolio.is_ready() }))
+    }
+
+    async fn model_ready(&self, request: Request<ModelReadyRequest>) -> Result<Response<ModelReadyResponse>, Status> {
+        let ModelReadyRequest { name, version } = request.into_inner();
+        let ready = self.0.versioned(&model_path(name, version)).is_ok();
+        Ok(Response::new(ModelReadyResponse { ready }))
+    }
+
+    async fn server_metadata(
+        &self,
+        _: Request<ServerMetadataRequest>,
+    ) -> Result<Response<ServerMetadataResponse>, Status> {
+        Ok(Response::new(server_metadata_message()))
+    }
+
+    async fn model_metadata(
+        &self,
+        request: Request<ModelMetadataRequest>,
+    ) -> Result<Response<ModelMetadataResponse>, Status> {
+        let ModelMetadataRequest { name, version } = request.into_inner();
+        let path = model_path(name, version);
+        let revision = self.0.versioned(&path).map_err(|problem| status(&problem))?;
+        let (facts, manifest) = (revision.facts(), revision.manifest());
+        Ok(Response::new(model_metadata_message(&path.model, facts, manifest, revision.program())))
+    }
+
+    async fn model_infer(&self, request: Request<ModelInferRequest>) -> Result<Response<ModelInferResponse>, Status> {
+        // The shell gives every request an id.
+        let id = request.extensions().get::<RequestId>().cloned().unwrap_or(RequestId(String::new()));
+        let asker = Asker::new(id, &request.metadata().clone().into_headers());
+        let was_compressed = request.metadata().get("grpc-encoding").is_some_and(|encoding| encoding != "identity");
+        let (reply, headers) = self.infer(&asker, request.into_inner()).await.map_err(|problem| status(&problem))?;
+        let mut response = Response::new(reply);
+        *response.metadata_mut() = MetadataMap::from_headers(ascii(headers));
+        // Every client says that it reads gzip; those that send it are short of bandwidth, and the others of time.
+        if !was_compressed {
+            response.disable_compression();
+        }
+        Ok(response)
+    }
+}
+
+impl Inference {
+    async fn infer(
+        &self,
+        asker: &Asker,
+        message: ModelInferRequest,
+    ) -> Result<(ModelInferResponse, HeaderMap), Problem> {
+        let path = model_path(message.model_name.clone(), message.model_version.clone());
+        let assigned = self.0.assigned_version(&path, asker)?;
+        let (request, form) = infer_request(message)?;
+        let timeout = request.timeout;
+        let (query, wanted) = request.query(assigned.revision().program().inputs())?;
+        let reply = |revision: &Revision, outputs| {
+            wanted.message(form, &path.model, revision.facts(), &revision.manifest().task.kind, outputs)
+        };
+        self.0.infer_with(&assigned, asker, query, timeout, reply).await
+    }
+}
+
+fn model_path(model: String, version: String) -> ModelPath {
+    ModelPath { model, version: Some(version).filter(|version| !version.is_empty()) }
+}
+
+/// gRPC metadata has visible characters only.
+fn ascii(headers: HeaderMap) -> HeaderMap {
+    let visible = |value: &HeaderValue| value.to_str().is_ok();
+    headers.into_iter().filter_map(|(name, value)| Some((name?, value))).filter(|(_, value)| visible(value)).collect()
+}
+
+/// A problem in gRPC's words; when to try again is in its metadata, as in HTTP's headers.
+fn status(problem: &Problem) -> Status {
+    let code = match problem.kind {
+        Kind::Invalid | Kind::Unprocessable => Code::InvalidArgument,
+        Kind::NotFound => Code::NotFound,
+        Kind::Unauthenticated => Code::Unauthenticated,
+        Kind::Forbidden => Code::PermissionDenied,
+        Kind::Conflict => Code::Aborted,
+        Kind::TooLarge | Kind::Overloaded => Code::ResourceExhausted,
+        Kind::Unavailable => Code::Unavailable,
+        Kind::Unsupported | Kind::MethodNotAllowed => Code::Unimplemented,
+        _ => Code::Internal,
+    };
+    let headers = problem.respond(|_| serde_json::Value::Null).headers().clone();
+    let retries = headers.into_iter().filter_map(|(name, value)| Some((name?, value)));
+    let retries = retries.filter(|(name, _)| name.as_str().starts_with("retry-after")).collect();
+    Status::with_metadata(code, problem.message.clone(), MetadataMap::from_headers(retries))
+}

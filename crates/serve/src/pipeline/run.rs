@@ -1,0 +1,430 @@
+//! One request through a pipeline.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::future::try_join_all;
+use highroad_service::Problem;
+use highroad_task::{Answer, Input, ranked};
+use serde::Serialize;
+use tokio::sync::SetOnce;
+
+use super::{Action, OnError, Piece, PipelineConfig, Pipelines, Query, Step, Template, check_index, check_package};
+use crate::error::AskError;
+use crate::index::{Document, Index};
+use crate::portfolio::Portfolio;
+use crate::revision::{Asked, Facts, Revision, Terms};
+use crate::rollout::{Key, Served};
+
+/// What a step gave.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Value {
+    /// A label.
+    Label {
+        /// The label with the highest score.
+        label: String,
+        /// Its score, from 0 to 1.
+        score: f32,
+    },
+    /// A vector.
+    Vector(Vec<f32>),
+    /// Documents, best first.
+    Documents(Vec<Found>),
+}
+
+/// A document and how well it fits.
+#[derive(Clone, Debug, Serialize)]
+pub struct Found {
+    /// How well: a cosine after a search, a relevance from 0 to 1 after a reranking.
+    pub score: f32,
+    #[serde(flatten)]
+    document: Arc<Document>,
+}
+
+/// An answered request.
+#[derive(Debug)]
+pub struct Finished {
+    /// The output step's value; absent where a step ended the request.
+    pub output: Option<Value>,
+    /// Which step ended it, and by which label.
+    pub stopped: Option<Stopped>,
+    /// What each step that ran did, in the pipeline's order.
+    pub steps: Vec<StepReport>,
+}
+
+/// A label that ended a request.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Stopped {
+    /// The step.
+    pub step: String,
+    /// Its label.
+    pub label: String,
+    /// The label's score.
+    pub score: f32,
+}
+
+/// What a step did.
+#[derive(Clone, Debug, Serialize)]
+pub struct StepReport {
+    /// Its name.
+    pub name: String,
+    /// Who answered; the index's embedder for a search.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub by: Option<Origin>,
+    /// Digest of the index that was searched.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub index: Option<String>,
+    /// Why the member first asked did not answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fell_back: Option<String>,
+    /// Why the step was skipped.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub skipped: Option<String>,
+    /// From the last value it waited for to its own, in milliseconds.
+    pub duration_ms: f64,
+    /// What it gave.
+    #[serde(skip)]
+    pub value: Value,
+    /// For the request log: the answers' digests and the tokens read.
+    #[serde(skip)]
+    pub asked: Option<AskedFacts>,
+}
+
+/// Where a step's answer comes from.
+#[derive(Clone, Debug, Serialize)]
+pub struct Origin {
+    /// The member.
+    pub member: String,
+    /// Its version.
+    pub version: String,
+    /// Its package.
+    pub package: String,
+    /// The evidence behind it.
+    pub evidence: &'static str,
+}
+
+/// What the request log keeps of a step.
+#[derive(Clone, Debug)]
+pub struct AskedFacts {
+    /// Where the answers come from.
+    pub facts: Facts,
+    /// Digest, tokens and times of the answers, without the answers.
+    pub asked: Arc<Asked<()>>,
+}
+
+/// Why a pipeline did not answer.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+#[allow(missing_docs)]
+pub enum PipelineError {
+    #[error("step `{step}`: {source}")]
+    Ask { step: String, source: AskError },
+    #[error("step `{step}`: {reason}")]
+    Stale { step: String, reason: String },
+    #[error("step `{step}` took longer than {limit:?}")]
+    StepTimeout { step: String, limit: Duration },
+    #[error("the pipeline took longer than {limit:?}")]
+    Timeout { limit: Duration },
+}
+
+impl PipelineError {
+    /// The problem in no protocol's words.
+    pub fn problem(&self) -> Problem {
+        let kind = match self {
+            Self::Ask { source, .. } => {
+                let problem = source.problem();
+                return Problem { message: self.to_string(), ..problem };
+            }
+            Self::Stale { .. } | Self::StepTimeout { .. } | Self::Timeout { .. } => highroad_service::Kind::Unavailable,
+        };
+        Problem::new(kind, self.to_string())
+    }
+}
+
+/// Why a step's future ended early.
+enum Early {
+    Stopped(Stopped),
+    Failed(PipelineError),
+}
+
+struct Run<'a> {
+    pipelines: &'a Pipelines,
+    portfolio: &'a Portfolio,
+    config: &'a PipelineConfig,
+    input: &'a str,
+    key: &'a Key,
+    done: Vec<SetOnce<StepReport>>,
+}
+
+impl Pipelines {
+    /// Sends `input` through a pipeline of this set. Steps run as soon as what they read is there; a label that ends the request and
+    /// an error drop what still runs. Members in a rollout answer as `key` decides.
+    pub async fn run(
+        &self,
+        portfolio: &Portfolio,
+        config: &PipelineConfig,
+        input: &str,
+        key: &Key,
+    ) -> Result<Finished, PipelineError> {
+        let done = config.steps.iter().map(|_| SetOnce::new()).collect();
+        let run = Run { pipelines: self, portfolio, config, input, key, done };
+        let steps = try_join_all((0..config.steps.len()).map(|step_idx| run.step(step_idx)));
+        let ended = match tokio::time::timeout(config.timeout, steps).await {
+            Ok(ended) => ended,
+            Err(_) => return Err(PipelineError::Timeout { limit: config.timeout }),
+        };
+        let stopped = match ended {
+            Ok(_) => None,
+            Err(Early::Stopped(stopped)) => Some(stopped),
+            Err(Early::Failed(error)) => return Err(error),
+        };
+        let output = run.done[config.output].get().map(|report| report.value.clone()).filter(|_| stopped.is_none());
+        let steps = run.done.into_iter().filter_map(SetOnce::into_inner).collect();
+        Ok(Finished { output, stopped, steps })
+    }
+}
+
+/// What a step found out, before it is timed and told.
+struct Outcome {
+    value: Value,
+    by: Option<AskedFacts>,
+    index: Option<String>,
+    fell_back: Option<String>,
+    skipped: Option<String>,
+}
+
+impl Run<'_> {
+    async fn step(&self, step_idx: usize) -> Result<(), Early> {
+        let step = &self.config.steps[step_idx];
+        for earlier in step.action.reads().into_iter().chain(step.after.iter().copied()) {
+            self.done[earlier].wait().await;
+        }
+        let begun = Instant::now();
+        let limit = step.timeout.unwrap_or(self.config.timeout);
+        let outcome = match tokio::time::timeout(limit, self.answer(step)).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(PipelineError::StepTimeout { step: step.name.clone(), limit }),
+        };
+        let outcome = outcome.or_else(|error| self.skip(step, error)).map_err(Early::Failed)?;
+        let report = StepReport {
+            name: step.name.clone(),
+            by: outcome.by.as_ref().map(|asked| Origin::of(&asked.facts)),
+            index: outcome.index,
+            fell_back: outcome.fell_back,
+            skipped: outcome.skipped,
+            duration_ms: (begun.elapsed().as_secs_f64() * 1e6).round() / 1e3,
+            asked: outcome.by,
+            value: outcome.value.clone(),
+        };
+        // Each step has a future of its own, so nobody set it before.
+        let _first = self.done[step_idx].set(report);
+        match (&step.action, outcome.value) {
+            (Action::Classify { stop_when, .. }, Value::Label { label, score }) if stop_when.contains(&label) => {
+                Err(Early::Stopped(Stopped { step: step.name.clone(), label, score }))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The documents as they came, where the step may be skipped.
+    fn skip(&self, step: &Step, error: PipelineError) -> Result<Outcome, PipelineError> {
+        match (&step.action, step.on_error) {
+            (Action::Rerank { documents, top, .. }, OnError::Skip) => {
+                let mut documents = self.documents(*documents);
+                documents.truncate(*top);
+                let (value, skipped) = (Value::Documents(documents), Some(error.to_string()));
+                Ok(Outcome { value, by: None, index: None, fell_back: None, skipped })
+            }
+            _ => Err(error),
+        }
+    }
+
+    async fn answer(&self, step: &Step) -> Result<Outcome, PipelineError> {
+        match &step.action {
+            Action::Classify { member, input, .. } => {
+                let asked = self.ask(step, member, vec![Input::Text(self.text(input))]).await?;
+                Ok(asked.outcome(label))
+            }
+            Action::Embed { member, input } => {
+                let asked = self.ask(step, member, vec![Input::Text(self.text(input))]).await?;
+                Ok(asked.outcome(|revision, answers| Value::Vector(only(revision, answers).values().to_vec())))
+            }
+            Action::Search { index, query, top } => self.search(step, index, query, *top).await,
+            Action::Rerank { member, query, documents, top } => {
+                let (query, documents) = (self.text(query), self.documents(*documents));
+                if documents.is_empty() {
+                    return Ok(Outcome::of(Value::Documents(documents)));
+                }
+                let pair = |found: &Found| Input::Pair { query: query.clone(), document: found.document.text.clone() };
+                let asked = self.ask(step, member, documents.iter().map(pair).collect()).await?;
+                Ok(asked.outcome(|_, answers| Value::Documents(reordered(&documents, answers, *top))))
+            }
+        }
+    }
+
+    async fn search(&self, step: &Step, name: &str, query: &Query, top: usize) -> Result<Outcome, PipelineError> {
+        let (config, index) =
+            self.pipelines.index(name).expect("the configuration names only indexes that were opened");
+        let stale = |reason| PipelineError::Stale { step: step.name.clone(), reason };
+        let (vector, by) = match query {
+            Query::Vector(earlier) => (self.vector_for(name, index, *earlier).map_err(stale)?, None),
+            Query::Text(text) => {
+                check_index(name, config, index, self.portfolio).map_err(stale)?;
+                let asked = self.ask_stable(&config.embedder, vec![Input::Text(self.text(text))]).await;
+                let asked = asked.map_err(|source| PipelineError::Ask { step: step.name.clone(), source })?;
+                // It may have been promoted in the meantime.
+                check_package(name, index, &asked.facts.facts).map_err(stale)?;
+                (only(&asked.revision, &asked.answers).values().to_vec(), Some(asked.facts))
+            }
+        };
+        let found = find(Arc::clone(index), vector, top).await;
+        let found = found.ok_or_else(|| stale(format!("the query's vector does not fit the index `{name}`")))?;
+        Ok(Outcome { by, index: Some(index.digest().to_string()), ..Outcome::of(Value::Documents(found)) })
+    }
+
+    /// An earlier step's vector, if the package that made the index's made it too.
+    fn vector_for(&self, name: &str, index: &Index, step_idx: usize) -> Result<Vec<f32>, String> {
+        let report = self.done[step_idx].get().expect("a step waits for what it reads");
+        if let Some(asked) = &report.asked {
+            check_package(name, index, &asked.facts)?;
+        }
+        match &report.value {
+            Value::Vector(vector) => Ok(vector.clone()),
+            _ => Ok(Vec::new()),
+        }
+    }
+
+    /// Asks what serves, past any rollout: a candidate's vectors do not fit the index.
+    async fn ask_stable(&self, member: &str, inputs: Vec<Input>) -> Result<StepAnswer, AskError> {
+        let revision = self.portfolio.revision(member)?;
+        let asked = revision.ask(inputs, self.portfolio.limits(), Terms::default()).await?;
+        Ok(StepAnswer::of(revision, asked))
+    }
+
+    /// Asks `member`, and where it fails the step's fallback.
+    async fn ask(&self, step: &Step, member: &str, inputs: Vec<Input>) -> Result<StepAnswer, PipelineError> {
+        let fail = |source| PipelineError::Ask { step: step.name.clone(), source };
+        let Some(fallback) = &step.fallback else { return self.ask_one(member, inputs).await.map_err(fail) };
+        match self.ask_one(member, inputs.clone()).await {
+            Ok(asked) => Ok(asked),
+            // What the request itself is to blame for would fail there too.
+            Err(error @ (AskError::Input { .. } | AskError::Limit { .. } | AskError::Tensors(_))) => Err(fail(error)),
+            Err(error) => {
+                let asked = self.ask_one(fallback, inputs).await.map_err(fail)?;
+                Ok(StepAnswer { fell_back: Some(error.to_string()), ..asked })
+            }
+        }
+    }
+
+    async fn ask_one(&self, member: &str, inputs: Vec<Input>) -> Result<StepAnswer, AskError> {
+        let assigned = self.portfolio.assign(member, self.key)?;
+        let Served { revision, result, .. } = assigned.ask(inputs, self.portfolio.limits(), Terms::default()).await;
+        Ok(StepAnswer::of(revision, result?))
+    }
+
+    fn value(&self, step_idx: usize) -> &Value {
+        &self.done[step_idx].get().expect("a step waits for what it reads").value
+    }
+
+    fn documents(&self, step_idx: usize) -> Vec<Found> {
+        match self.value(step_idx) {
+            Value::Documents(documents) => documents.clone(),
+            _ => Vec::new(),
+        }
+    }
+
+    fn text(&self, template: &Template) -> String {
+        let mut text = String::new();
+        for piece in &template.0 {
+            match piece {
+                Piece::Literal(literal) => text.push_str(literal),
+                Piece::Input => text.push_str(self.input),
+                Piece::Step(step) => write_value(&mut text, self.value(*step)),
+            }
+        }
+        text
+    }
+}
+
+struct StepAnswer {
+    revision: Arc<Revision>,
+    answers: Vec<Answer>,
+    facts: AskedFacts,
+    fell_back: Option<String>,
+}
+
+impl StepAnswer {
+    fn of(revision: Arc<Revision>, asked: Asked<Vec<Answer>>) -> Self {
+        let Asked { answers, digests, n_tokens, n_truncated, prepared, queued, computed } = asked;
+        let asked = Arc::new(Asked { answers: (), digests, n_tokens, n_truncated, prepared, queued, computed });
+        let facts = AskedFacts { facts: revision.facts().clone(), asked };
+        Self { revision, answers, facts, fell_back: None }
+    }
+
+    fn outcome(self, value: impl FnOnce(&Revision, &[Answer]) -> Value) -> Outcome {
+        let value = value(&self.revision, &self.answers);
+        Outcome { by: Some(self.facts), fell_back: self.fell_back, ..Outcome::of(value) }
+    }
+}
+
+impl Outcome {
+    fn of(value: Value) -> Self {
+        Self { value, by: None, index: None, fell_back: None, skipped: None }
+    }
+}
+
+impl Origin {
+    fn of(facts: &Facts) -> Self {
+        let Facts { member, version, package, evidence, .. } = facts;
+        Self { member: member.clone(), version: version.clone(), package: package.to_string(), evidence }
+    }
+}
+
+/// Documents in a text: one after the other, numbered, as generators are used to.
+fn write_value(text: &mut String, value: &Value) {
+    match value {
+        Value::Label { label, .. } => text.push_str(label),
+        Value::Documents(documents) => {
+            for (document_idx, found) in documents.iter().enumerate() {
+                let separator = if document_idx == 0 { "" } else { "\n\n" };
+                let _written = write!(text, "{separator}[{}] {}", document_idx + 1, found.document.text);
+            }
+        }
+        Value::Vector(_) => {}
+    }
+}
+
+fn only<'a>(_revision: &Revision, answers: &'a [Answer]) -> &'a Answer {
+    answers.first().expect("one input has one answer")
+}
+
+fn label(revision: &Revision, answers: &[Answer]) -> Value {
+    match only(revision, answers) {
+        Answer::Class { label, scores } => {
+            let score = scores.iter().copied().fold(0.0, f32::max);
+            Value::Label { label: label.clone(), score }
+        }
+        // Members may be promoted to another task after the file was checked.
+        _ => Value::Label { label: String::new(), score: 0.0 },
+    }
+}
+
+fn reordered(documents: &[Found], answers: &[Answer], top: usize) -> Vec<Found> {
+    let best = ranked(answers).into_iter().take(top);
+    best.map(|best| Found { score: best.score, document: Arc::clone(&documents[best.index].document) }).collect()
+}
+
+/// More values than this are read on another thread than those that answer requests: a millisecond's work.
+const SEARCH_INLINE_VALUES: usize = 1 << 22;
+
+async fn find(index: Arc<Index>, vector: Vec<f32>, top: usize) -> Option<Vec<Found>> {
+    let n_values = index.description().n_documents * index.description().dimensions;
+    let search = move || {
+        let hits = index.search(&vector, top)?;
+        let found = |hit: &crate::index::Hit| Found { score: hit.score, document: index.document(hit.document_idx) };
+        Some(hits.iter().map(found).collect())
+    };
+    if n_values <= SEARCH_INLINE_VALUES { search() } else { tokio::task::spawn_blocking(search).await.ok()? }
+}

@@ -1,0 +1,231 @@
+//! Cohere's v2 interface for embeddings; its rerankers are in `rerank`.
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use highroad_service::Problem;
+use highroad_task::vector::{int8, signs};
+use highroad_task::{Cut, Input};
+use serde_json::{Map, Value, json};
+
+/// `POST /v2/embed`
+#[derive(Clone, Debug, PartialEq)]
+pub struct EmbedRequest {
+    /// Member name; the only embedder if absent.
+    pub model: Option<String>,
+    /// What to embed, at least one text.
+    pub texts: Vec<String>,
+    /// What happens to texts that are too long.
+    pub cut: Cut,
+    /// Width the client asks for.
+    pub dimensions: Option<u64>,
+    types: Vec<EmbeddingType>,
+}
+
+/// How vectors are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum EmbeddingType {
+    Float,
+    Int8,
+    Uint8,
+    Binary,
+    Ubinary,
+    Base64,
+}
+
+const TYPES: [(&str, EmbeddingType); 6] = [
+    ("float", EmbeddingType::Float),
+    ("int8", EmbeddingType::Int8),
+    ("uint8", EmbeddingType::Uint8),
+    ("binary", EmbeddingType::Binary),
+    ("ubinary", EmbeddingType::Ubinary),
+    ("base64", EmbeddingType::Base64),
+];
+
+impl EmbedRequest {
+    /// Reads a body. `input_type` is taken and has no effect: what a model wants before a text is part of the text.
+    pub fn parse(body: &[u8]) -> Result<Self, Problem> {
+        let body: Value =
+            serde_json::from_slice(body).map_err(|error| Problem::invalid(format!("the body is not JSON: {error}")))?;
+        let body = body.as_object().ok_or_else(|| Problem::invalid("the body is not a JSON object"))?;
+        text(body, "input_type")?;
+        let cut = match text(body, "truncate")? {
+            None | Some("END") => Cut::End,
+            Some("START") => Cut::Start,
+            Some("NONE") => Cut::Never,
+            Some(_) => return Err(Problem::invalid("`truncate` is `NONE`, `START` or `END`")),
+        };
+        let dimensions = match body.get("output_dimension") {
+            None | Some(Value::Null) => None,
+            Some(value) => Some(
+                value
+                    .as_u64()
+                    .filter(|&n| n > 0)
+                    .ok_or_else(|| Problem::invalid("`output_dimension` is a positive whole number"))?,
+            ),
+        };
+        Ok(Self {
+            model: text(body, "model")?.map(str::to_owned),
+            texts: texts(body)?,
+            cut,
+            dimensions,
+            types: types(body.get("embedding_types"))?,
+        })
+    }
+
+    /// The texts for the task.
+    pub fn inputs(&self) -> Vec<Input> {
+        self.texts.iter().cloned().map(Input::Text).collect()
+    }
+
+    /// The reply: every vector in every way that was asked for.
+    pub fn reply(&self, request_id: &str, vectors: &[Vec<f32>], n_tokens: usize) -> Vec<u8> {
+        let name = |kind: EmbeddingType| TYPES.iter().find(|(_, known)| *known == kind).map_or("", |(name, _)| name);
+        let written = |&kind: &EmbeddingType| {
+            (name(kind).to_owned(), Value::Array(vectors.iter().map(|vector| write(vector, kind)).collect()))
+        };
+        let embeddings: Map<String, Value> = self.types.iter().map(written).collect();
+        let reply = json!({
+            "id": request_id,
+            "texts": self.texts,
+            "embeddings": embeddings,
+            "response_type": "embeddings_by_type",
+            "meta": {
+                "api_version": { "version": "2" },
+                "billed_units": { "input_tokens": n_tokens }, "tokens": { "input_tokens": n_tokens },
+            },
+        });
+        serde_json::to_vec(&reply).expect("a value is JSON")
+    }
+}
+
+/// Whole numbers are relative to the coordinate of the largest magnitude, which becomes 127; `uint8` is `int8` plus 128. Bits are
+/// signs, eight to a number, the first one the highest; `binary` is `ubinary` minus 128.
+fn write(vector: &[f32], kind: EmbeddingType) -> Value {
+    match kind {
+        EmbeddingType::Float => serde_json::to_string(vector)
+            .ok()
+            // The shortest decimals that read back as the same f32.
+            .and_then(|text| serde_json::from_str(&text).ok())
+            .unwrap_or(Value::Null),
+        EmbeddingType::Int8 => json!(int8(vector)),
+        EmbeddingType::Uint8 => int8(vector).into_iter().map(|x| i16::from(x) + 128).collect(),
+        EmbeddingType::Binary => signs(vector).into_iter().map(|byte| i16::from(byte) - 128).collect(),
+        EmbeddingType::Ubinary => json!(signs(vector)),
+        EmbeddingType::Base64 => {
+            let bytes: Vec<u8> = vector.iter().flat_map(|value| value.to_le_bytes()).collect();
+            BASE64_STANDARD.encode(bytes).into()
+        }
+    }
+}
+
+fn types(asked: Option<&Value>) -> Result<Vec<EmbeddingType>, Problem> {
+    let error = || {
+        let names = TYPES.map(|(name, _)| format!("`{name}`")).join(", ");
+        Problem::invalid(format!("`embedding_types` is a list of {names}"))
+    };
+    let items = match asked {
+        None | Some(Value::Null) => return Ok(vec![EmbeddingType::Float]),
+        Some(asked) => asked.as_array().filter(|items| !items.is_empty()).ok_or_else(error)?,
+    };
+    let kind = |item: &Value| TYPES.iter().find(|(name, _)| item == name).map(|(_, kind)| *kind).ok_or_else(error);
+    let mut kinds = Vec::new();
+    for item in items {
+        let kind = kind(item)?;
+        if !kinds.contains(&kind) {
+            kinds.push(kind);
+        }
+    }
+    Ok(kinds)
+}
+
+/// `texts`, or `inputs` with one text each.
+fn texts(body: &Map<String, Value>) -> Result<Vec<String>, Problem> {
+    let error = || Problem::invalid("`texts` is a list of strings");
+    if body.get("images").is_some_and(|images| !images.is_null()) {
+        return Err(Problem::invalid("`images`: the model reads texts"));
+    }
+    let texts: Vec<String> = match (body.get("texts"), body.get("inputs")) {
+        (Some(Value::Array(items)), _) => {
+            items.iter().map(|item| item.as_str().map(str::to_owned).ok_or_else(error)).collect::<Result<_, _>>()?
+        }
+        (None | Some(Value::Null), Some(Value::Array(items))) => {
+            items.iter().map(content_text).collect::<Result<_, _>>()?
+        }
+        _ => return Err(error()),
+    };
+    match texts.iter().any(String::is_empty) {
+        _ if texts.is_empty() => Err(Problem::invalid("`texts` is empty")),
+        true => Err(Problem::invalid("one of `texts` is an empty string")),
+        false => Ok(texts),
+    }
+}
+
+fn content_text(input: &Value) -> Result<String, Problem> {
+    let error = || Problem::invalid("an input is `{\"content\": [{\"type\": \"text\", \"text\": \"…\"}]}`");
+    match input.get("content").and_then(Value::as_array).map(Vec::as_slice) {
+        Some([part]) if part["type"] == "text" => part["text"].as_str().map(str::to_owned).ok_or_else(error),
+        _ => Err(error()),
+    }
+}
+
+fn text<'b>(body: &'b Map<String, Value>, name: &str) -> Result<Option<&'b str>, Problem> {
+    match body.get(name) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text)),
+        Some(_) => Err(Problem::invalid(format!("`{name}` is a string"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(body: &Value) -> Result<EmbedRequest, String> {
+        EmbedRequest::parse(body.to_string().as_bytes()).map_err(|problem| problem.message)
+    }
+
+    #[test]
+    fn vectors_are_written_in_every_way_that_is_asked_for() {
+        let types = ["float", "int8", "uint8", "binary", "ubinary", "base64", "int8"];
+        let request = parse(&json!({ "texts": ["a"], "embedding_types": types })).unwrap();
+        let reply: Value = serde_json::from_slice(&request.reply("id", &[vec![0.5, -0.25, 0.1]], 7)).unwrap();
+        assert_eq!(
+            reply["embeddings"],
+            json!({
+                "float": [[0.5, -0.25, 0.1]], "int8": [[127, -64, 25]], "uint8": [[255, 64, 153]],
+                "binary": [[32]], "ubinary": [[160]],
+                "base64": [BASE64_STANDARD.encode([0, 0, 0, 63, 0, 0, 128, 190, 205, 204, 204, 61])],
+            })
+        );
+        assert_eq!((&reply["meta"]["billed_units"]["input_tokens"], &reply["texts"]), (&json!(7), &json!(["a"])));
+    }
+
+    #[test]
+    fn texts_also_come_as_inputs() {
+        let inputs = json!([{ "content": [{ "type": "text", "text": "a" }] }]);
+        let request = parse(&json!({ "inputs": inputs, "truncate": "START", "input_type": "search_query" })).unwrap();
+        assert_eq!((request.texts.as_slice(), request.cut), (&["a".to_owned()][..], Cut::Start));
+        assert_eq!(request.types, [EmbeddingType::Float]);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        for (body, complaint) in [
+            (json!([]), "the body is not a JSON object"),
+            (json!({}), "`texts` is a list of strings"),
+            (json!({ "texts": [1] }), "`texts` is a list of strings"),
+            (json!({ "texts": [] }), "`texts` is empty"),
+            (json!({ "texts": ["a", ""] }), "one of `texts` is an empty string"),
+            (json!({ "texts": ["a"], "truncate": "MIDDLE" }), "`truncate` is `NONE`, `START` or `END`"),
+            (json!({ "texts": ["a"], "output_dimension": -1 }), "`output_dimension` is a positive whole number"),
+            (json!({ "texts": ["a"], "input_type": 1 }), "`input_type` is a string"),
+            (json!({ "images": ["data:"] }), "`images`: the model reads texts"),
+        ] {
+            assert_eq!(parse(&body).unwrap_err(), complaint);
+        }
+        for types in [json!([]), json!(["int4"]), json!("float"), json!([1])] {
+            let complaint = parse(&json!({ "texts": ["a"], "embedding_types": types })).unwrap_err();
+            assert!(complaint.starts_with("`embedding_types` is a list of `float`, `int8`"), "{complaint}");
+        }
+    }
+}

@@ -1,0 +1,70 @@
+//! `/v1/pipelines`: one text in, the last step's value out, and where every part of it comes from.
+
+use highroad_service::Problem;
+use serde_json::{Value, json};
+
+use crate::pipeline::{Finished, PipelineConfig};
+
+/// `POST /v1/pipelines/{name}`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PipelineRequest {
+    /// The text.
+    pub input: String,
+    /// Whether the value of every step is told and not only the last one's.
+    pub values: bool,
+}
+
+impl PipelineRequest {
+    /// Reads a body: `{"input": "…", "values": false}`.
+    pub fn parse(body: &[u8]) -> Result<Self, Problem> {
+        let body: Value =
+            serde_json::from_slice(body).map_err(|error| Problem::invalid(format!("the body is not JSON: {error}")))?;
+        let body = body.as_object().ok_or_else(|| Problem::invalid("the body is not a JSON object"))?;
+        let input = match body.get("input") {
+            Some(Value::String(input)) if !input.is_empty() => input.clone(),
+            _ => return Err(Problem::invalid("`input` is a text that is not empty")),
+        };
+        match body.get("values") {
+            None | Some(Value::Null) => Ok(Self { input, values: false }),
+            Some(Value::Bool(values)) => Ok(Self { input, values: *values }),
+            Some(_) => Err(Problem::invalid("`values` is true or false")),
+        }
+    }
+
+    /// The reply.
+    pub fn reply(&self, request_id: &str, pipeline: &str, finished: &Finished) -> Vec<u8> {
+        let step = |report: &crate::pipeline::StepReport| {
+            let mut step = serde_json::to_value(report).expect("a report is JSON");
+            if self.values {
+                step["value"] = serde_json::to_value(&report.value).expect("a value is JSON");
+            }
+            step
+        };
+        let steps: Vec<Value> = finished.steps.iter().map(step).collect();
+        let reply = json!({
+            "id": request_id, "object": "pipeline.answer", "pipeline": pipeline,
+            "output": finished.output, "stopped": finished.stopped, "steps": steps,
+        });
+        serde_json::to_vec(&reply).expect("a value is JSON")
+    }
+}
+
+/// A pipeline in a list.
+pub fn entry(name: &str, config: &PipelineConfig) -> Value {
+    let steps: Vec<&str> = config.steps.iter().map(|step| step.name.as_str()).collect();
+    json!({ "id": name, "object": "pipeline", "steps": steps, "output": steps[config.output] })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_body_is_one_text() {
+        let parse = |body: &str| PipelineRequest::parse(body.as_bytes()).map_err(|problem| problem.message);
+        assert_eq!(parse(r#"{"input": "a"}"#), Ok(PipelineRequest { input: "a".to_owned(), values: false }));
+        for body in ["", "[]", "{}", r#"{"input": ""}"#, r#"{"input": 1}"#, r#"{"input": "a", "values": 1}"#] {
+            assert!(parse(body).is_err(), "{body}");
+        }
+    }
+}

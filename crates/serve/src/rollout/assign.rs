@@ -1,0 +1,170 @@
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use highroad_task::raw::Tensor;
+use highroad_task::{Answer, Input};
+use metrics::counter;
+
+use crate::config::RequestLimits;
+use crate::error::AskError;
+use crate::revision::{Asked, Revision, Terms};
+use crate::rollout::Side;
+use crate::rollout::shadow::Job;
+use crate::rollout::trial::Trial;
+use crate::telemetry::ROLLOUT_RETRIED;
+
+/// Who asks: decides on which side of a rollout a request falls.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Key {
+    /// User or tenant, whose requests all fall on one side.
+    pub sticky: Option<String>,
+    /// The request itself, for those that name nobody.
+    pub request_id: String,
+}
+
+impl Key {
+    fn as_str(&self) -> &str {
+        self.sticky.as_deref().unwrap_or(&self.request_id)
+    }
+}
+
+/// The revision that answers a request, and what else is to be done with it.
+pub struct Assigned {
+    revision: Arc<Revision>,
+    part: Option<Part>,
+    request_id: String,
+}
+
+/// A request's part in a rollout.
+struct Part {
+    trial: Arc<Trial>,
+    /// The version that does not answer the client.
+    other: Arc<Revision>,
+    /// The one that does.
+    answers: Side,
+}
+
+/// What became of a request.
+pub struct Served<A> {
+    /// Who answered it, or failed to.
+    pub revision: Arc<Revision>,
+    /// The answer.
+    pub result: Result<Asked<A>, AskError>,
+    /// When it was begun.
+    pub begun: Instant,
+    /// For the client: id of the rollout whose candidate answered or, followed by `; retried`, failed to.
+    pub rollout: Option<String>,
+}
+
+impl Assigned {
+    /// A request that has no part in a rollout.
+    pub(crate) fn plain(revision: Arc<Revision>, key: &Key) -> Self {
+        Self { revision, part: None, request_id: key.request_id.clone() }
+    }
+
+    /// The part that `key` has in `trial` beside `stable`.
+    pub(crate) fn of(trial: Arc<Trial>, stable: Arc<Revision>, key: &Key) -> Self {
+        if !trial.takes_part(key.as_str()) {
+            return Self::plain(stable, key);
+        }
+        let candidate = Arc::clone(&trial.candidate);
+        let (answers, revision, other) = match trial.rollout.plan {
+            highroad_eval::Plan::Shadow { .. } => (Side::Stable, stable, candidate),
+            highroad_eval::Plan::Canary { .. } => (Side::Candidate, candidate, stable),
+        };
+        Self { revision, part: Some(Part { trial, other, answers }), request_id: key.request_id.clone() }
+    }
+
+    /// Who answers the request, unless a canary fails it.
+    pub fn revision(&self) -> &Arc<Revision> {
+        &self.revision
+    }
+
+    /// Makes the request one of the version that the client names: `matches` tells it. `None` if neither is.
+    pub(crate) fn pinned(self, matches: impl Fn(&Revision) -> bool) -> Option<Self> {
+        let Self { revision, part, request_id } = self;
+        let other = part.map(|part| part.other);
+        let named = [Some(revision), other].into_iter().flatten().find(|revision| matches(revision))?;
+        Some(Self { revision: named, part: None, request_id })
+    }
+
+    /// Answers `inputs` through the task, in order. What a canary fails is answered by the stable version; the second answer
+    /// that a rollout compares with is asked for after this one, elsewhere.
+    pub async fn ask(&self, inputs: Vec<Input>, limits: &RequestLimits, terms: Terms) -> Served<Vec<Answer>> {
+        let begun = Instant::now();
+        let Some(part) = &self.part else {
+            let result = self.revision.ask(inputs, limits, terms).await;
+            return self.served(result, begun);
+        };
+        let copy = inputs.clone();
+        let result = self.revision.ask(inputs, limits, terms).await;
+        let asked = match (result, part.answers) {
+            (Ok(asked), _) => asked,
+            (Err(error), Side::Stable) => return self.served(Err(error), begun),
+            (Err(error), Side::Candidate) => {
+                let left = terms.timeout.map(|timeout| timeout.saturating_sub(begun.elapsed()));
+                let again = part.other.ask(copy, limits, Terms { timeout: left, ..terms }).await;
+                return part.retried(again, &error, begun);
+            }
+        };
+        let live = begun.elapsed();
+        if part.answers == Side::Candidate {
+            part.trial.asked(Some(live));
+        }
+        part.trial.shadow.put(Job {
+            trial: Arc::clone(&part.trial),
+            other: Arc::clone(&part.other),
+            answered: part.answers,
+            request_id: self.request_id.clone(),
+            inputs: copy,
+            cut: terms.cut,
+            answers: asked.answers.clone(),
+            live,
+        });
+        self.served(Ok(asked), begun)
+    }
+
+    /// Runs the program itself on `tensors`, past the task. Programs are not compared, so only a canary takes part.
+    pub async fn run_program(&self, tensors: Vec<Tensor>, timeout: Option<Duration>) -> Served<Vec<Tensor>> {
+        let begun = Instant::now();
+        let canary = self.part.as_ref().filter(|part| part.answers == Side::Candidate);
+        let Some(part) = canary else {
+            let result = self.revision.run_program(tensors, timeout).await;
+            return self.served(result, begun);
+        };
+        match self.revision.run_program(tensors.clone(), timeout).await {
+            Ok(asked) => {
+                part.trial.asked(Some(begun.elapsed()));
+                self.served(Ok(asked), begun)
+            }
+            Err(error) => {
+                let left = timeout.map(|timeout| timeout.saturating_sub(begun.elapsed()));
+                part.retried(part.other.run_program(tensors, left).await, &error, begun)
+            }
+        }
+    }
+
+    fn served<A>(&self, result: Result<Asked<A>, AskError>, begun: Instant) -> Served<A> {
+        let canary = self.part.as_ref().filter(|part| part.answers == Side::Candidate);
+        let rollout = canary.map(|part| part.trial.rollout.id.clone());
+        Served { revision: Arc::clone(&self.revision), result, begun, rollout }
+    }
+}
+
+impl Part {
+    /// The stable version's answer to what the candidate failed. Where that fails too, it is the request's fault, or nobody's
+    /// that one could tell.
+    fn retried<A>(&self, again: Result<Asked<A>, AskError>, error: &AskError, begun: Instant) -> Served<A> {
+        if again.is_ok() {
+            tracing::warn!(
+                member.name = %self.trial.member, rollout.id = %self.trial.rollout.id,
+                "{} failed a request that {} answered: {error}",
+                self.trial.resolved.label(), self.other.facts().version
+            );
+            counter!(ROLLOUT_RETRIED, "member" => self.trial.member.clone()).increment(1);
+            self.trial.asked(None);
+        }
+        let rollout = Some(format!("{}; retried", self.trial.rollout.id));
+        Served { revision: Arc::clone(&self.other), result: again, begun, rollout }
+    }
+}

@@ -1,0 +1,186 @@
+use highroad_task::{Answer, ranked};
+use serde::{Deserialize, Serialize};
+
+/// Which answers count as different, and which as slow.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Limits {
+    /// Embeddings differ where their cosine is below this.
+    pub min_cosine: f64,
+    /// Rankings differ where their overlap is below this; see [`Compared::overlap`].
+    pub min_overlap: f64,
+    /// The candidate is slow where it takes longer: as a canary from the parsed request to the answer, in the shadow its own
+    /// time on the processor. `None` where it has all the time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub latency_ms: Option<f64>,
+}
+
+impl Default for Limits {
+    /// Cosines from 0.95, overlaps from 0.8, all the time.
+    fn default() -> Self {
+        Self { min_cosine: 0.95, min_overlap: 0.8, latency_ms: None }
+    }
+}
+
+impl Limits {
+    pub(super) fn are_sound(&self) -> bool {
+        (-1.0..=1.0).contains(&self.min_cosine)
+            && (0.0..=1.0).contains(&self.min_overlap)
+            && self.latency_ms.is_none_or(|ms| ms > 0.0 && ms.is_finite())
+    }
+}
+
+/// The answers of two versions to one request, side by side.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Compared {
+    /// Whether the request counts as answered differently: one of its labels flipped, or a vector or the ranking is further off
+    /// than the limits say.
+    pub differs: bool,
+    /// Inputs whose label is another.
+    pub n_flips: usize,
+    /// Largest change of a label's score over all inputs, 0 to 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shift: Option<f64>,
+    /// Smallest cosine over all inputs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cosine: Option<f64>,
+    /// How much of the two rankings is the same, 0 to 1: the share of common documents among the first one, two, … ten of
+    /// both, on average. 1 only if all of these are in one order.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub overlap: Option<f64>,
+    /// How bad it is, for putting the worst first; comparable within one task.
+    pub severity: f64,
+}
+
+/// Compares the answers of two versions to the inputs of one request; `stable` and `candidate` are in one order. `None` if they
+/// are not answers of one task to the same inputs.
+pub fn compare(limits: &Limits, stable: &[Answer], candidate: &[Answer]) -> Option<Compared> {
+    if stable.len() != candidate.len() {
+        return None;
+    }
+    let pairs = || stable.iter().zip(candidate);
+    match (stable.first()?, candidate.first()?) {
+        (Answer::Class { .. }, Answer::Class { .. }) => pairs().try_fold(Compared::default(), with_label),
+        (Answer::Embedding { .. }, Answer::Embedding { .. }) => {
+            let cosines = pairs().map(cosine).collect::<Option<Vec<f64>>>()?;
+            let cosine = cosines.into_iter().fold(1.0, f64::min);
+            let differs = cosine < limits.min_cosine;
+            Some(Compared { differs, cosine: Some(cosine), severity: 1.0 - cosine, ..Compared::default() })
+        }
+        (Answer::Relevance { .. }, Answer::Relevance { .. }) => {
+            let overlap = overlap(stable, candidate);
+            let differs = overlap < limits.min_overlap;
+            Some(Compared { differs, overlap: Some(overlap), severity: 1.0 - overlap, ..Compared::default() })
+        }
+        _ => None,
+    }
+}
+
+fn with_label(so_far: Compared, pair: (&Answer, &Answer)) -> Option<Compared> {
+    let (Answer::Class { label: was, scores: before }, Answer::Class { label: is, scores: after }) = pair else {
+        return None;
+    };
+    if before.len() != after.len() {
+        return None;
+    }
+    let shift = before.iter().zip(after).map(|(before, after)| f64::from((before - after).abs())).fold(0.0, f64::max);
+    let flipped = was != is;
+    Some(Compared {
+        differs: so_far.differs || flipped,
+        n_flips: so_far.n_flips + usize::from(flipped),
+        shift: Some(so_far.shift.unwrap_or(0.0).max(shift)),
+        // A flip is worse than any shift.
+        severity: so_far.severity.max(shift + f64::from(u8::from(flipped))),
+        ..so_far
+    })
+}
+
+/// The cosine of two vectors of one length; `None` of others. A vector of length 0 is like no other, and like itself.
+fn cosine((left, right): (&Answer, &Answer)) -> Option<f64> {
+    let (Answer::Embedding { vector: left }, Answer::Embedding { vector: right }) = (left, right) else { return None };
+    if left.len() != right.len() {
+        return None;
+    }
+    let dot =
+        |left: &[f32], right: &[f32]| left.iter().zip(right).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+    let lengths = (dot(left, left) * dot(right, right)).sqrt();
+    Some(match lengths {
+        0.0 => f64::from(u8::from(left == right)),
+        _ => (dot(left, right) / lengths).clamp(-1.0, 1.0),
+    })
+}
+
+/// Documents at the top that count.
+const DEPTH: usize = 10;
+
+fn overlap(stable: &[Answer], candidate: &[Answer]) -> f64 {
+    let order = |answers| ranked(answers).iter().take(DEPTH).map(|document| document.index).collect::<Vec<_>>();
+    let (before, after) = (order(stable), order(candidate));
+    let at = |depth: usize| {
+        let common = before[..depth].iter().filter(|index| after[..depth].contains(index)).count();
+        common as f64 / depth as f64
+    };
+    let depth = before.len();
+    (1..=depth).map(at).sum::<f64>() / depth.max(1) as f64
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn class(label: &str, scores: &[f32]) -> Answer {
+        Answer::Class { label: label.to_owned(), scores: scores.to_vec() }
+    }
+
+    fn relevances(logits: &[f32]) -> Vec<Answer> {
+        logits.iter().map(|&logit| Answer::Relevance { logit }).collect()
+    }
+
+    fn embedding(vector: &[f32]) -> Answer {
+        Answer::Embedding { vector: vector.to_vec() }
+    }
+
+    fn of(stable: &[Answer], candidate: &[Answer]) -> Option<Compared> {
+        compare(&Limits::default(), stable, candidate)
+    }
+
+    #[test]
+    fn a_label_that_flips_is_worse_than_a_score_that_shifts() {
+        let shifted = of(&[class("a", &[0.75, 0.25])], &[class("a", &[0.5, 0.5])]).unwrap();
+        assert_eq!((shifted.differs, shifted.shift), (false, Some(0.25)));
+        let two = [class("a", &[0.75, 0.25]), class("a", &[0.5, 0.5])];
+        let flipped = of(&two, &[class("a", &[0.75, 0.25]), class("b", &[0.25, 0.75])]).unwrap();
+        assert_eq!((flipped.differs, flipped.n_flips, flipped.severity), (true, 1, 1.25));
+    }
+
+    #[test]
+    fn vectors_differ_by_their_angle() {
+        let same = of(&[embedding(&[3.0, 4.0])], &[embedding(&[6.0, 8.0])]).unwrap();
+        assert_eq!((same.differs, same.cosine), (false, Some(1.0)));
+        let turned = of(&[embedding(&[1.0, 0.0])], &[embedding(&[0.0, 1.0])]).unwrap();
+        assert_eq!((turned.differs, turned.cosine, turned.severity), (true, Some(0.0), 1.0));
+        let none = of(&[embedding(&[0.0, 0.0])], &[embedding(&[0.0, 1.0])]).unwrap();
+        assert_eq!(none.cosine, Some(0.0));
+    }
+
+    #[test]
+    fn rankings_differ_most_where_the_top_does() {
+        let before = relevances(&[4.0, 3.0, 2.0, 1.0]);
+        let overlap = |logits: &[f32]| of(&before, &relevances(logits)).unwrap().overlap.unwrap();
+        assert_eq!(overlap(&[4.0, 3.0, 2.0, 1.0]), 1.0);
+        assert_eq!(overlap(&[4.0, 3.0, 1.0, 2.0]), (1.0 + 1.0 + 2.0 / 3.0 + 1.0) / 4.0);
+        assert_eq!(overlap(&[3.0, 4.0, 2.0, 1.0]), (0.0 + 1.0 + 1.0 + 1.0) / 4.0);
+        assert!(of(&before, &relevances(&[3.0, 4.0, 2.0, 1.0])).unwrap().differs);
+    }
+
+    #[test]
+    fn answers_of_two_tasks_or_lengths_are_not_compared() {
+        assert_eq!(of(&[class("a", &[1.0])], &[embedding(&[1.0])]), None);
+        assert_eq!(of(&[class("a", &[1.0])], &[class("a", &[0.5, 0.5])]), None);
+        assert_eq!(of(&[embedding(&[1.0])], &[embedding(&[1.0, 0.0])]), None);
+        assert_eq!(of(&[embedding(&[1.0])], &[]), None);
+        assert_eq!(of(&[], &[]), None);
+    }
+}

@@ -1,0 +1,223 @@
+//! What two versions answered to one request, kept as JSON lines beside the request log.
+//!
+//! Inputs stay out unless the server was told to keep them: then a line holds the digest of each alone.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufRead as _, BufReader, BufWriter, Write as _};
+use std::path::{Path, PathBuf};
+
+use highroad_package::Digest;
+use highroad_task::{Answer, Input, ranked};
+use serde::{Deserialize, Serialize};
+
+use crate::rollout::Compared;
+
+/// Bytes that one process writes about one rollout.
+const MAX_FILE_BYTES: u64 = 64 << 20;
+/// Bytes of pairs that are read for a report.
+const MAX_READ_BYTES: u64 = 256 << 20;
+/// Inputs of a request whose answers are written out.
+const MAX_TOLD: usize = 8;
+
+/// One request and what two versions made of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Pair {
+    /// The id in the response's `x-request-id`.
+    pub request_id: String,
+    /// When the second answer was there, RFC 3339 in UTC.
+    pub time: String,
+    /// Id of the rollout.
+    pub rollout: String,
+    /// The member that answered.
+    pub member: String,
+    /// Whose answer the client got.
+    pub answered: Side,
+    /// How far the answers are apart.
+    #[serde(flatten)]
+    pub compared: Compared,
+    /// What the stable version answered to the first inputs, in words.
+    pub stable: Vec<String>,
+    /// What the candidate answered to the first inputs, in words.
+    pub candidate: Vec<String>,
+    /// SHA-256 of each input as JSON.
+    pub inputs: Vec<Digest>,
+    /// The inputs themselves, where the server keeps them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept: Option<Vec<Input>>,
+    /// Milliseconds that the client's answer took.
+    pub live_ms: f64,
+    /// Milliseconds that the other answer took of one processor.
+    pub shadow_ms: f64,
+}
+
+/// One of two versions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[allow(missing_docs)]
+pub enum Side {
+    Stable,
+    Candidate,
+}
+
+/// Digest of an input that no file has to hold.
+pub(super) fn digest(input: &Input) -> Digest {
+    Digest::of(&serde_json::to_vec(input).unwrap_or_default())
+}
+
+/// Answers in words: labels with their score, the first documents with theirs, the width of a vector.
+pub(super) fn in_words(answers: &[Answer]) -> Vec<String> {
+    let documents = ranked(answers);
+    if !documents.is_empty() {
+        let told = |document: &highroad_task::Ranked| format!("#{} ({:.3})", document.index, document.score);
+        return documents.iter().take(MAX_TOLD).map(told).collect();
+    }
+    let told = |answer: &Answer| match answer {
+        Answer::Class { label, scores } => {
+            let score = scores.iter().copied().fold(0.0, f32::max);
+            format!("{label} ({score:.3})")
+        }
+        other => format!("a vector of {}", other.values().len()),
+    };
+    answers.iter().take(MAX_TOLD).map(told).collect()
+}
+
+/// Where one process writes the pairs of one rollout.
+pub(super) struct Writer {
+    dir: PathBuf,
+    file: Option<BufWriter<File>>,
+    written_bytes: u64,
+}
+
+impl Writer {
+    /// Nothing is made before there is something to write.
+    pub(super) fn new(dir: PathBuf) -> Self {
+        Self { dir, file: None, written_bytes: 0 }
+    }
+
+    /// Writes a line, unless this process has written enough about this rollout.
+    pub(super) fn write(&mut self, pair: &Pair) -> io::Result<()> {
+        let mut line = serde_json::to_vec(pair)?;
+        line.push(b'\n');
+        if self.written_bytes + line.len() as u64 > MAX_FILE_BYTES {
+            return Ok(());
+        }
+        let file = match &mut self.file {
+            Some(file) => file,
+            empty => {
+                fs::create_dir_all(&self.dir)?;
+                let time = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%S%3f");
+                let path = self.dir.join(format!("{time}-{}.jsonl", std::process::id()));
+                empty.insert(BufWriter::new(OpenOptions::new().create(true).append(true).open(path)?))
+            }
+        };
+        self.written_bytes += line.len() as u64;
+        file.write_all(&line)
+    }
+
+    pub(super) fn flush(&mut self) -> io::Result<()> {
+        self.file.as_mut().map_or(Ok(()), BufWriter::flush)
+    }
+}
+
+/// The worst pairs that processes wrote to `dir`, worst first, and how many lines there are; none where there is no such
+/// directory. Lines that are no pairs (a crash can cut the last one) are passed over, and so is what is beyond 256 MiB.
+pub fn read_pairs(dir: &Path, n_worst: usize) -> io::Result<(Vec<Pair>, usize)> {
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((Vec::new(), 0)),
+        Err(error) => return Err(error),
+    };
+    let (mut worst, mut n_lines, mut left) = (Worst::new(n_worst), 0, MAX_READ_BYTES);
+    for entry in entries {
+        let file = File::open(entry?.path())?;
+        let mut reader = BufReader::new(io::Read::take(file, left));
+        let mut line = String::new();
+        loop {
+            line.clear();
+            let n_bytes = reader.read_line(&mut line).unwrap_or(0) as u64;
+            if n_bytes == 0 {
+                break;
+            }
+            left -= n_bytes;
+            if let Ok(pair) = serde_json::from_str::<Pair>(&line) {
+                n_lines += 1;
+                worst.offer(pair);
+            }
+        }
+    }
+    Ok((worst.into_vec(), n_lines))
+}
+
+/// The pairs that are furthest apart, worst first.
+#[derive(Clone, Debug)]
+pub(super) struct Worst {
+    most: usize,
+    pairs: Vec<Pair>,
+}
+
+impl Worst {
+    pub(super) fn new(most: usize) -> Self {
+        Self { most, pairs: Vec::new() }
+    }
+
+    pub(super) fn offer(&mut self, pair: Pair) {
+        let at = self.pairs.partition_point(|known| known.compared.severity >= pair.compared.severity);
+        if at < self.most {
+            self.pairs.insert(at, pair);
+            self.pairs.truncate(self.most);
+        }
+    }
+
+    pub(super) fn into_vec(self) -> Vec<Pair> {
+        self.pairs
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn pair(request_id: &str, severity: f64) -> Pair {
+        Pair {
+            request_id: request_id.to_owned(),
+            time: crate::rollout::now(),
+            rollout: "aa".to_owned(),
+            member: "m".to_owned(),
+            answered: Side::Stable,
+            compared: Compared { severity, ..Compared::default() },
+            stable: vec!["a (0.9)".to_owned()],
+            candidate: vec!["b (0.6)".to_owned()],
+            inputs: vec![digest(&Input::Text("secret".to_owned()))],
+            kept: None,
+            live_ms: 1.0,
+            shadow_ms: 2.0,
+        }
+    }
+
+    #[test]
+    fn the_worst_come_back_first_and_a_cut_line_is_passed_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut writer = Writer::new(dir.path().join("aa"));
+        for (id, severity) in [("one", 0.1), ("two", 1.5), ("three", 0.7)] {
+            writer.write(&pair(id, severity)).unwrap();
+        }
+        writer.flush().unwrap();
+        let file = fs::read_dir(dir.path().join("aa")).unwrap().next().unwrap().unwrap().path();
+        assert!(!fs::read_to_string(&file).unwrap().contains("secret"));
+        OpenOptions::new().append(true).open(file).unwrap().write_all(b"{\"request_id\": \"fo").unwrap();
+        let (worst, n_lines) = read_pairs(&dir.path().join("aa"), 2).unwrap();
+        assert_eq!(worst.iter().map(|pair| pair.request_id.as_str()).collect::<Vec<_>>(), ["two", "three"]);
+        assert_eq!(n_lines, 3);
+        assert_eq!(read_pairs(&dir.path().join("none"), 2).unwrap(), (Vec::new(), 0));
+    }
+
+    #[test]
+    fn answers_are_told_in_words() {
+        let class = Answer::Class { label: "a".to_owned(), scores: vec![0.75, 0.25] };
+        assert_eq!(in_words(&[class]), ["a (0.750)"]);
+        assert_eq!(in_words(&[Answer::Embedding { vector: vec![0.0; 3] }]), ["a vector of 3"]);
+        let relevance = |logit| Answer::Relevance { logit };
+        assert_eq!(in_words(&[relevance(-1.0), relevance(0.0)]), ["#1 (0.500)", "#0 (0.269)"]);
+    }
+}

@@ -1,0 +1,219 @@
+//! The second answer to a request: asked of the other version after the client has its own, on a thread of its own.
+//!
+//! Nothing of it is on the request's way: a request only puts a copy into a bounded queue, and drops it where that is full.
+//! The thread has the lowest priority and runs programs on itself alone, past the batcher that clients wait for.
+
+use std::num::NonZeroUsize;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
+use std::time::Duration;
+
+use highroad_task::raw::{RunOptions, Tensor};
+use highroad_task::{Answer, Cut, Engine, Input, Prepared, TaskError};
+use metrics::{counter, gauge, histogram};
+
+use crate::config::RolloutConfig;
+use crate::revision::{Revision, size_bytes};
+use crate::rollout::pairs::{Writer, digest, in_words};
+use crate::rollout::{Pair, Side, Trial, compare, now};
+use crate::telemetry::{SHADOW_DROPPED, SHADOW_QUEUE, SHADOW_SECONDS, SHADOW_TOKENS};
+
+/// Bytes of inputs that may wait.
+const MAX_QUEUE_BYTES: usize = 64 << 20;
+
+/// The queue of second answers of one trial. Its thread ends when this is dropped.
+pub(crate) struct Shadow {
+    to_worker: SyncSender<Job>,
+    queued: Arc<Queued>,
+    member: String,
+}
+
+#[derive(Default)]
+struct Queued {
+    rows: AtomicUsize,
+    bytes: AtomicUsize,
+    n_dropped: AtomicU64,
+}
+
+/// A request whose client has its answer.
+pub(crate) struct Job {
+    pub(crate) trial: Arc<Trial>,
+    /// Who is asked now.
+    pub(crate) other: Arc<Revision>,
+    /// Who answered the client.
+    pub(crate) answered: Side,
+    pub(crate) request_id: String,
+    pub(crate) inputs: Vec<Input>,
+    pub(crate) cut: Cut,
+    pub(crate) answers: Vec<Answer>,
+    pub(crate) live: Duration,
+}
+
+impl Shadow {
+    pub(super) fn start(member: &str, config: RolloutConfig, dir: PathBuf) -> std::io::Result<Self> {
+        let (to_worker, jobs) = sync_channel(config.queue.get());
+        let queued = Arc::<Queued>::default();
+        counter!(SHADOW_DROPPED, "member" => member.to_owned()).increment(0);
+        let mut worker = Worker { queued: Arc::clone(&queued), writer: Writer::new(dir), config, n_seen: 0 };
+        std::thread::Builder::new().name(format!("{member}-shadow")).spawn(move || {
+            // Nicer than anything that clients wait for. Where the system refuses, it only costs some of their time.
+            let _ = rustix::process::nice(19);
+            worker.work(&jobs);
+        })?;
+        Ok(Self { to_worker, queued, member: member.to_owned() })
+    }
+
+    /// Asks for a second answer, or counts that there is no room for the question.
+    pub(crate) fn put(&self, job: Job) {
+        let n_bytes: usize = job.inputs.iter().map(size_bytes).sum();
+        let room = self.queued.bytes.load(Ordering::Relaxed).saturating_add(n_bytes) <= MAX_QUEUE_BYTES;
+        // Before the send: the worker may take it out at once.
+        self.queued.rows.fetch_add(1, Ordering::Relaxed);
+        self.queued.bytes.fetch_add(n_bytes, Ordering::Relaxed);
+        if !room || self.to_worker.try_send(job).is_err() {
+            self.queued.rows.fetch_sub(1, Ordering::Relaxed);
+            self.queued.bytes.fetch_sub(n_bytes, Ordering::Relaxed);
+            self.queued.n_dropped.fetch_add(1, Ordering::Relaxed);
+            counter!(SHADOW_DROPPED, "member" => self.member.clone()).increment(1);
+        }
+        gauge!(SHADOW_QUEUE, "member" => self.member.clone()).set(self.n_waiting() as f64);
+    }
+
+    /// Requests that wait for their second answer.
+    pub(crate) fn n_waiting(&self) -> usize {
+        self.queued.rows.load(Ordering::Relaxed)
+    }
+
+    /// Requests that there was no room for.
+    pub(crate) fn n_dropped(&self) -> u64 {
+        self.queued.n_dropped.load(Ordering::Relaxed)
+    }
+}
+
+struct Worker {
+    queued: Arc<Queued>,
+    writer: Writer,
+    config: RolloutConfig,
+    n_seen: u64,
+}
+
+impl Worker {
+    fn work(&mut self, jobs: &Receiver<Job>) {
+        loop {
+            let job = match jobs.try_recv() {
+                Ok(job) => job,
+                Err(TryRecvError::Disconnected) => break,
+                Err(TryRecvError::Empty) => {
+                    self.told(Writer::flush);
+                    match jobs.recv() {
+                        Ok(job) => job,
+                        Err(_) => break,
+                    }
+                }
+            };
+            let n_bytes: usize = job.inputs.iter().map(size_bytes).sum();
+            self.answer(job);
+            self.queued.rows.fetch_sub(1, Ordering::Relaxed);
+            self.queued.bytes.fetch_sub(n_bytes, Ordering::Relaxed);
+        }
+        self.told(Writer::flush);
+    }
+
+    /// Asks the other version and compares. A trial that was stopped asks no more.
+    fn answer(&mut self, job: Job) {
+        if job.trial.ended().is_some() {
+            return;
+        }
+        let member = job.trial.member.clone();
+        let begun = cpu_time();
+        let answered = catch_unwind(AssertUnwindSafe(|| ask(&job.other, &job.inputs, job.cut)));
+        let took = cpu_time().saturating_sub(begun);
+        histogram!(SHADOW_SECONDS, "member" => member.clone()).record(took.as_secs_f64());
+        let second = answered.unwrap_or_else(|_| Err(TaskError::Tensors("it panicked".to_owned())));
+        let of_candidate = job.answered == Side::Stable;
+        if of_candidate {
+            job.trial.asked(second.is_ok().then_some(took));
+        }
+        let Ok((second, n_tokens)) = second else { return };
+        counter!(SHADOW_TOKENS, "member" => member).increment(n_tokens as u64);
+        self.compare(&job, &second, took);
+    }
+
+    fn compare(&mut self, job: &Job, second: &[Answer], took: Duration) {
+        let (stable, candidate) = match job.answered {
+            Side::Stable => (job.answers.as_slice(), second),
+            Side::Candidate => (second, job.answers.as_slice()),
+        };
+        let trial = &job.trial;
+        let Some(compared) = compare(&trial.rollout.limits, stable, candidate) else { return };
+        let pair = Pair {
+            request_id: job.request_id.clone(),
+            time: now(),
+            rollout: trial.rollout.id.clone(),
+            member: trial.member.clone(),
+            answered: job.answered,
+            compared,
+            stable: in_words(stable),
+            candidate: in_words(candidate),
+            inputs: job.inputs.iter().map(digest).collect(),
+            kept: self.config.keep_inputs.then(|| job.inputs.clone()),
+            live_ms: milliseconds(job.live),
+            shadow_ms: milliseconds(took),
+        };
+        self.n_seen += 1;
+        // All that differ, and evenly spaced ones of the rest.
+        let due = |n: u64| (n as f64 * self.config.keep).floor();
+        if compared.differs || due(self.n_seen) > due(self.n_seen - 1) {
+            self.told(|writer| writer.write(&pair));
+        }
+        trial.compared(pair, labels(stable, candidate));
+    }
+
+    /// A disk that is full loses pairs, and nothing else.
+    fn told(&mut self, act: impl FnOnce(&mut Writer) -> std::io::Result<()>) {
+        if let Err(error) = act(&mut self.writer) {
+            tracing::warn!("Cannot write what a rollout compared: {error}");
+        }
+    }
+}
+
+/// The two labels, where the request had one input that gets one.
+fn labels(stable: &[Answer], candidate: &[Answer]) -> Option<[String; 2]> {
+    match (stable, candidate) {
+        ([Answer::Class { label: stable, .. }], [Answer::Class { label: candidate, .. }]) => {
+            Some([stable.clone(), candidate.clone()])
+        }
+        _ => None,
+    }
+}
+
+fn ask(revision: &Revision, inputs: &[Input], cut: Cut) -> Result<(Vec<Answer>, usize), TaskError> {
+    let predictor = revision.predictor();
+    let prepared =
+        inputs.iter().map(|input| predictor.prepare_cut(input, cut)).collect::<Result<Vec<Prepared>, _>>()?;
+    let n_tokens = prepared.iter().map(Prepared::n_tokens).sum();
+    let answers = predictor.predict_prepared_on(&OneThread(revision), &prepared)?;
+    Ok((answers, n_tokens))
+}
+
+/// Runs a program on this thread alone.
+struct OneThread<'a>(&'a Revision);
+
+impl Engine for OneThread<'_> {
+    fn run(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>, TaskError> {
+        Ok(self.0.program().run(inputs, &RunOptions::with_threads(NonZeroUsize::MIN))?)
+    }
+}
+
+/// Time that this thread had of a processor.
+fn cpu_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::try_from(time).unwrap_or_default()
+}
+
+fn milliseconds(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1e6).round() / 1e3
+}
