@@ -24,7 +24,7 @@ STEPS = 30
 def repo(tmp_path_factory):
     folder = tmp_path_factory.mktemp("toy") / "repo"
     shutil.copytree(ROOT / "tests" / "toy", folder)
-    shutil.copy(ROOT / "starter" / "base" / "train.py", folder)
+    shutil.copy(ROOT / "starter" / "trained" / "train.py", folder)
     return folder
 
 

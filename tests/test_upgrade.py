@@ -129,7 +129,7 @@ def osv():
 def test_another_release_is_built_beside_this_one_and_compared(repo, osv, call):  # noqa: F811
     untouched = {path: path.read_bytes() for path in repo.iterdir() if path.is_file()}
     reports = ["--json", "--markdown", "upgrade.md", "--html", "upgrade.html"]
-    accepted = ["--advisories", osv, "--accept-advisory", "CVE-ther-0000-0000"]
+    accepted = ["--advisories", osv, "--accept-advisory", "GHSA-ther-0000-0000"]
     done = call("upgrade", "--to", f"torch=={OTHER}", *accepted, *reports, cwd=repo)
     report = json.loads(done.stdout)
     assert report["outcome"] == "pass" and report["headline"].startswith(f"pass: torch {torch.__version__.partition('+')[0]} to {OTHER}, ")
@@ -148,8 +148,8 @@ def test_another_release_is_built_beside_this_one_and_compared(repo, osv, call):
     facts = {fact["name"]: fact["value"] for fact in report["facts"]}
     assert facts["advisories"].startswith("0 new, 1 gone, 0 in both, 1 accepted")
     assert {advisory["id"]: advisory["kind"] for advisory in report["advisories"]} == {
-        "GHSA-here-0000-0000": "gone",
-        "GHSA-ther-0000-0000": "accepted",
+        "CVE-here-0000-0000": "gone",
+        "CVE-ther-0000-0000": "accepted",
     }
     assert f"torch {OTHER}" in facts["after"]
     assert f"torch=={OTHER}" in Path(facts["lock"]).read_text()
