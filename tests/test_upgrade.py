@@ -155,7 +155,7 @@ def test_another_release_is_built_beside_this_one_and_compared(repo, osv, call):
     assert f"torch=={OTHER}" in Path(facts["lock"]).read_text()
     markdown = (repo / "upgrade.md").read_text()
     assert f"| torch | {packages['torch']['before']} | {OTHER} |" in markdown
-    assert f"| torch | {OTHER} | accepted | GHSA-ther-0000-0000, CVE-ther-0000-0000 |" in markdown
+    assert f"| torch | {OTHER} | accepted | CVE-ther-0000-0000, GHSA-ther-0000-0000 |" in markdown
     assert "<h2>Packages" in (repo / "upgrade.html").read_text()
     # The package is in the store and names the new lock file.
     package = facts["after"].partition(",")[0]
