@@ -139,7 +139,7 @@ impl PortfolioConfig {
             check_hosted(&hosted, |name| members.contains_key(name), &budgets, &mut problems);
         }
         let indexes = pipeline::index_configs(&table, base, &members, &mut problems);
-        let pipelines = pipeline::pipeline_configs(&table, &members, &indexes, &mut problems);
+        let pipelines = pipeline::pipeline_configs(&table, &members, &hosted, &indexes, &mut problems);
         if !problems.is_empty() {
             return Err(ConfigErrors(problems));
         }

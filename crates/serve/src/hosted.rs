@@ -23,8 +23,10 @@ use metrics::{counter, gauge};
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
+pub(crate) use ask::Declined;
 pub use exchange::{Ended, HostedRecord};
 pub use routes::router;
+pub(crate) use routes::{Generation, Text};
 
 use crate::budget::keeper::Budgets;
 use crate::budget::{Amount, Most};

@@ -30,12 +30,12 @@ use tower_http::compression::predicate::SizeAbove;
 use crate::config::RequestLimits;
 use crate::deployment::{Deployment, State as DeploymentState};
 use crate::error::AskError;
-use crate::pipeline::Finished;
+use crate::pipeline::{self, Action, Finished};
 use crate::portfolio::Portfolio;
 use crate::protocol::cohere;
 use crate::protocol::oip::{self, InferRequest, Query};
 use crate::protocol::openai::{self, EmbeddingsRequest, ModerationsRequest, Refused};
-use crate::protocol::pipeline::{self, PipelineRequest};
+use crate::protocol::pipeline::{self as pipeline_protocol, PipelineRequest};
 use crate::protocol::rerank::{self, Dialect, RerankRequest};
 use crate::protocol::tei as tei_protocol;
 use crate::request_log::{Record, RequestLog};
@@ -257,7 +257,7 @@ async fn cohere_embed(State(app): State<App>, asker: Asker, body: Result<Bytes, 
 async fn pipelines(State(app): State<App>) -> Json<Value> {
     let pipelines = app.portfolio.pipelines().unwrap_or_default();
     let named = pipelines.names().filter(|name| Principal::current_may_ask(name));
-    let entries = named.filter_map(|name| Some(pipeline::entry(name, pipelines.get(name)?)));
+    let entries = named.filter_map(|name| Some(pipeline_protocol::entry(name, pipelines.get(name)?)));
     Json(json!({ "object": "list", "data": entries.collect::<Vec<_>>() }))
 }
 
@@ -584,8 +584,20 @@ impl App {
             return Err(AskError::NotAllowed { member: name.to_owned() }.problem());
         }
         let (begun, key) = (Instant::now(), asker.key());
-        let run = pipelines.run(&self.portfolio, config, &request.input, &key);
-        let finished = Principal::with_all_members(run).await;
+        // No step reads the last one, so nothing waits for it.
+        let last = config.output + 1 == config.steps.len();
+        let generates = matches!(config.steps[config.output].action, Action::Generate { .. });
+        if request.stream && !(last && generates) {
+            return Err(Problem::invalid("only a pipeline whose last step generates can stream"));
+        }
+        let asked = pipeline::Request {
+            portfolio: &self.portfolio,
+            log: &self.log,
+            input: &request.input,
+            key: &key,
+            streams: request.stream,
+        };
+        let finished = Principal::with_all_members(pipelines.run(config, &asked)).await;
         let outcome = match &finished {
             Ok(Finished { stopped: None, .. }) => "ok",
             Ok(_) => "stopped",
@@ -595,6 +607,14 @@ impl App {
         histogram!(PIPELINE_SECONDS, "pipeline" => name.to_owned()).record(begun.elapsed().as_secs_f64());
         let finished = finished.map_err(|error| error.problem())?;
         self.log_steps(&asker.id, name, &finished);
+        if let Some(prompt) = &finished.prompt {
+            let events = Principal::with_all_members(pipelines.events(config, &asked, prompt)).await;
+            let (headers, events) = events.map_err(|error| error.problem())?;
+            let first = Bytes::from(pipeline_protocol::first_event(&asker.id.0, name, &finished));
+            let first = futures_util::stream::iter([Ok::<_, axum::Error>(first)]);
+            let body = Body::from_stream(futures_util::StreamExt::chain(first, events.into_data_stream()));
+            return Ok((headers, body).into_response());
+        }
         let body = request.reply(&asker.id.0, name, &finished);
         Ok(([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], body).into_response())
     }

@@ -15,6 +15,7 @@ use highroad_package::TaskKind;
 
 pub use config::PipelineConfig;
 pub(crate) use config::{index_configs, pipeline_configs};
+pub(crate) use run::Request;
 pub use run::{Finished, PipelineError, StepReport, Stopped, Value};
 
 use crate::error::DeployError;
@@ -34,7 +35,7 @@ pub struct IndexConfig {
 /// What a step gives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// A text: the request's input.
+    /// A text: the request's input, or one that was generated.
     Text,
     /// A label with its score.
     Label,
@@ -94,6 +95,8 @@ pub enum Action {
     Search { index: String, query: Query, top: usize },
     /// Orders documents by how well they answer a text.
     Rerank { member: String, query: Template, documents: usize, top: usize },
+    /// Writes a text.
+    Generate { member: String, system: Option<String>, prompt: Template, max_tokens: Option<u64> },
 }
 
 /// What is sought in an index.
@@ -117,19 +120,28 @@ enum Piece {
     Step(usize),
 }
 
+impl Step {
+    /// Whether it may end the request.
+    fn may_stop(&self) -> bool {
+        matches!(&self.action, Action::Classify { stop_when, .. } if !stop_when.is_empty())
+    }
+}
+
 impl Action {
     fn gives(&self) -> Kind {
         match self {
             Self::Classify { .. } => Kind::Label,
             Self::Embed { .. } => Kind::Vector,
             Self::Search { .. } | Self::Rerank { .. } => Kind::Documents,
+            Self::Generate { .. } => Kind::Text,
         }
     }
 
     fn member(&self) -> Option<&str> {
         match self {
             Self::Classify { member, .. } | Self::Embed { member, .. } | Self::Rerank { member, .. } => Some(member),
-            Self::Search { .. } => None,
+            // Of hosted members is known what they are for before they are ready.
+            Self::Search { .. } | Self::Generate { .. } => None,
         }
     }
 
@@ -140,6 +152,7 @@ impl Action {
             Self::Search { query: Query::Text(query), .. } => query.reads(),
             Self::Search { query: Query::Vector(step), .. } => vec![*step],
             Self::Rerank { query, documents, .. } => query.reads().into_iter().chain([*documents]).collect(),
+            Self::Generate { prompt, .. } => prompt.reads(),
         }
     }
 
@@ -148,7 +161,7 @@ impl Action {
             Self::Classify { .. } => matches!(task, TaskKind::Classify { .. }),
             Self::Embed { .. } => matches!(task, TaskKind::Embed { .. }),
             Self::Rerank { .. } => matches!(task, TaskKind::Rerank),
-            Self::Search { .. } => true,
+            Self::Search { .. } | Self::Generate { .. } => true,
         }
     }
 }

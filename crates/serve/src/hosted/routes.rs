@@ -28,7 +28,7 @@ use crate::protocol::error_shape;
 use crate::protocol::openai::{self, EmbeddingsRequest, ModerationsRequest};
 use crate::protocol::rerank::{self, RerankRequest};
 use crate::request_log::RequestLog;
-use crate::revision::check_limit;
+use crate::revision::{Facts, check_limit};
 use crate::telemetry::{HOSTED_FALLBACKS, REQUESTS};
 
 const TRIES: HeaderName = HeaderName::from_static("x-highroad-tries");
@@ -131,10 +131,87 @@ enum Answer<T> {
     Own(String),
 }
 
+/// A generator's answer that is there, or has begun.
+struct Generated {
+    began: Began<(Received, Tally)>,
+    passed: Vec<String>,
+    asked: Asked,
+}
+
 /// An answer, and the members that could not give one before it, each with the reason.
 struct InOrder<T> {
     answer: Answer<T>,
     passed: Vec<String>,
+}
+
+/// A pipeline's step that generates: one message to a hosted member.
+pub(crate) struct Generation<'a> {
+    pub portfolio: &'a Arc<Portfolio>,
+    pub log: &'a RequestLog,
+    /// `REQUEST.STEP`
+    pub request_id: String,
+    pub member: &'a str,
+    pub system: Option<&'a str>,
+    pub prompt: &'a str,
+    pub max_tokens: Option<u64>,
+}
+
+/// A text that was generated.
+pub(crate) struct Text {
+    pub text: String,
+    pub facts: Facts,
+    /// Members that could not answer before, each with the reason.
+    pub passed: Vec<String>,
+}
+
+const PIPELINES: &str = "/v1/pipelines";
+
+impl Generation<'_> {
+    /// The text, whole.
+    pub(crate) async fn text(self) -> Result<Text, Declined> {
+        let (app, request) = self.request(false)?;
+        let asked = app.asking(&RequestId(self.request_id), PIPELINES);
+        let Generated { began, passed, asked } = app.generated(&request, Kind::Chat, asked).await?;
+        let facts = began.serving.facts.clone();
+        let (exchange, (_, tally)) = Exchange::new(began, asked);
+        let text = tally.text().to_owned();
+        let digests = tally.digests();
+        exchange.whole(tally, digests);
+        Ok(Text { text, facts, passed })
+    }
+
+    /// The text as it comes: the host's events, and the headers that say where they come from.
+    pub(crate) async fn events(self) -> Result<(HeaderMap, Body), Declined> {
+        let (app, request) = self.request(true)?;
+        let asked = app.asking(&RequestId(self.request_id), PIPELINES);
+        let Generated { began, passed, asked } = app.generated(&request, Kind::Chat, asked).await?;
+        let mut headers = origin(&began, &passed);
+        put_event_headers(&mut headers);
+        let (exchange, (received, _)) = Exchange::new(began, asked);
+        let Received::Events(first, incoming) = received else {
+            return Err(Problem::internal(&"a host answered whole where events were asked for").into());
+        };
+        Ok((headers, exchange::relay(exchange, &first, incoming, false)))
+    }
+
+    fn request(&self, stream: bool) -> Result<(App, ChatRequest), Declined> {
+        let system = self.system.map(|system| json!({ "role": "system", "content": system }));
+        let messages: Vec<Value> =
+            system.into_iter().chain([json!({ "role": "user", "content": self.prompt })]).collect();
+        let mut body = json!({ "model": self.member, "messages": messages, "stream": stream });
+        if let Some(max_tokens) = self.max_tokens {
+            body["max_tokens"] = max_tokens.into();
+        }
+        let app = App { portfolio: Arc::clone(self.portfolio), log: self.log.clone() };
+        Ok((app, ChatRequest::parse(Kind::Chat, body.to_string().as_bytes())?))
+    }
+}
+
+fn put_event_headers(headers: &mut HeaderMap) {
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    // Proxies such as nginx would hold events back.
+    headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
 }
 
 impl App {
@@ -190,6 +267,27 @@ impl App {
     ) -> Result<Response, Declined> {
         let body = body.map_err(|rejection| http::unreadable(&rejection, self.portfolio.limits()))?;
         let request = ChatRequest::parse(kind, &body)?;
+        let generated = self.generated(&request, kind, self.asking(id, kind.route())).await?;
+        let Generated { began, passed, asked } = generated;
+        let mut headers = origin(&began, &passed);
+        let (exchange, (received, tally)) = Exchange::new(began, asked);
+        let body = match received {
+            Received::Whole(body) => {
+                let digests = tally.digests();
+                exchange.whole(tally, digests);
+                headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+                Body::from(body)
+            }
+            Received::Events(first, incoming) => {
+                put_event_headers(&mut headers);
+                exchange::relay(exchange, &first, incoming, request.wants_usage)
+            }
+        };
+        Ok((headers, body).into_response())
+    }
+
+    /// Asks the member that `request` names to generate.
+    async fn generated(&self, request: &ChatRequest, kind: Kind, mut asked: Asked) -> Result<Generated, Declined> {
         let member = self.portfolio.hosted_member(&request.model).map_err(counted)?;
         fits(&member, HostedTask::Generate, "generation")?;
         let prepare = |hosted: &Hosted| {
@@ -208,24 +306,8 @@ impl App {
         let Answer::Hosted(began) = answer else {
             return Err(Problem::internal(&"a package was to generate text").into());
         };
-        let mut headers = origin(&began, &passed);
-        let (exchange, (received, tally)) = Exchange::new(began, self.asked(id, kind.route(), passed));
-        let body = match received {
-            Received::Whole(body) => {
-                let digests = tally.digests();
-                exchange.whole(tally, digests);
-                headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-                Body::from(body)
-            }
-            Received::Events(first, incoming) => {
-                headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
-                headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-                // Proxies such as nginx would hold events back.
-                headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
-                exchange::relay(exchange, &first, incoming, request.wants_usage)
-            }
-        };
-        Ok((headers, body).into_response())
+        asked.passed.clone_from(&passed);
+        Ok(Generated { began, passed, asked })
     }
 
     /// A request on a shared route; `Err` within `Ok` is the model of our own that answers instead.
@@ -338,7 +420,11 @@ impl App {
     }
 
     fn asked(&self, id: &RequestId, route: &'static str, passed: Vec<String>) -> Asked {
-        Asked { request_id: id.0.clone(), route, log: self.log.clone(), passed }
+        Asked { passed, ..self.asking(id, route) }
+    }
+
+    fn asking(&self, id: &RequestId, route: &'static str) -> Asked {
+        Asked { request_id: id.0.clone(), route, log: self.log.clone(), passed: Vec::new() }
     }
 }
 

@@ -4,10 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use highroad_hosted::HostedTask;
 use serde::Deserialize;
 
 use super::{Action, IndexConfig, Kind, OnError, Piece, Query, Step, Template};
 use crate::config::{MemberConfig, is_member_name};
+use crate::hosted::config::HostedConfig;
 
 /// Most steps of one pipeline.
 const MAX_STEPS: usize = 32;
@@ -50,6 +52,10 @@ struct StepTable {
     embed: Option<String>,
     search: Option<String>,
     rerank: Option<String>,
+    generate: Option<String>,
+    system: Option<String>,
+    prompt: Option<String>,
+    max_tokens: Option<u64>,
     input: Option<String>,
     query: Option<String>,
     documents: Option<String>,
@@ -98,6 +104,7 @@ pub(crate) fn index_configs(
 pub(crate) fn pipeline_configs(
     table: &toml::Table,
     members: &BTreeMap<String, MemberConfig>,
+    hosted: &BTreeMap<String, HostedConfig>,
     indexes: &BTreeMap<String, IndexConfig>,
     problems: &mut Vec<String>,
 ) -> BTreeMap<String, PipelineConfig> {
@@ -105,8 +112,10 @@ pub(crate) fn pipeline_configs(
     for (name, value) in section(table, "pipelines", problems) {
         let read = match value.clone().try_into::<PipelineTable>() {
             Err(error) => Err(vec![error.message().to_owned()]),
-            Ok(_) if members.contains_key(&name) => Err(vec!["a member has this name".to_owned()]),
-            Ok(pipeline) => Reader { members, indexes, steps: Vec::new() }.read(pipeline),
+            Ok(_) if members.contains_key(&name) || hosted.contains_key(&name) => {
+                Err(vec!["a member has this name".to_owned()])
+            }
+            Ok(pipeline) => Reader { members, hosted, indexes, steps: Vec::new() }.read(pipeline),
         };
         match read {
             Ok(pipeline) => drop(pipelines.insert(name, pipeline)),
@@ -133,6 +142,7 @@ fn section(table: &toml::Table, key: &str, problems: &mut Vec<String>) -> Vec<(S
 
 struct Reader<'a> {
     members: &'a BTreeMap<String, MemberConfig>,
+    hosted: &'a BTreeMap<String, HostedConfig>,
     indexes: &'a BTreeMap<String, IndexConfig>,
     steps: Vec<Step>,
 }
@@ -171,7 +181,15 @@ impl Reader<'_> {
     }
 
     fn step(&self, table: StepTable) -> Result<Step, String> {
-        let after = table.after.iter().map(|name| self.position(name)).collect::<Result<_, _>>()?;
+        let mut after: Vec<usize> = table.after.iter().map(|name| self.position(name)).collect::<Result<_, _>>()?;
+        if table.generate.is_some() {
+            // What costs, and what clients see as it comes, begins when nothing can end the request any more.
+            let stops = self.steps.iter().enumerate().filter(|(_, step)| step.may_stop());
+            after.extend(stops.map(|(step_idx, _)| step_idx));
+            if table.fallback.is_some() {
+                return Err("`fallback` of a `generate` is the hosted member's own".to_owned());
+            }
+        }
         let on_error = match table.on_error {
             OnErrorWord::Fail => OnError::Fail,
             OnErrorWord::Skip if table.rerank.is_some() => OnError::Skip,
@@ -190,6 +208,7 @@ impl Reader<'_> {
 
     fn action(&self, table: StepTable) -> Result<Action, String> {
         let StepTable { classify, embed, search, rerank, input, query, documents, top, stop_when, .. } = table;
+        let StepTable { generate, system, prompt, max_tokens, .. } = table;
         let top = top.unwrap_or(DEFAULT_TOP);
         if !(1..=MAX_TOP).contains(&top) {
             return Err(format!("`top` is 1 to {MAX_TOP}"));
@@ -198,6 +217,19 @@ impl Reader<'_> {
             Some((key, _)) => Err(format!("`{key}` means nothing here")),
             None => Ok(()),
         };
+        if let Some(member) = generate {
+            if classify.or(embed).or(search).or(rerank).is_some() {
+                return Err(ONE_OF.to_owned());
+            }
+            unused(&[
+                ("input", input.is_some()),
+                ("query", query.is_some()),
+                ("documents", documents.is_some()),
+                ("stop_when", !stop_when.is_empty()),
+            ])?;
+            return self.generate(member, system, prompt.as_deref(), max_tokens);
+        }
+        unused(&[("system", system.is_some()), ("prompt", prompt.is_some()), ("max_tokens", max_tokens.is_some())])?;
         match (classify, embed, search, rerank) {
             (Some(member), None, None, None) => {
                 unused(&[("query", query.is_some()), ("documents", documents.is_some())])?;
@@ -230,8 +262,28 @@ impl Reader<'_> {
                 let query = self.template("query", query.as_deref())?;
                 Ok(Action::Rerank { member: self.member(&member)?, query, documents, top })
             }
-            _ => Err("it does one of `classify`, `embed`, `search`, `rerank`".to_owned()),
+            _ => Err(ONE_OF.to_owned()),
         }
+    }
+
+    fn generate(
+        &self,
+        member: String,
+        system: Option<String>,
+        prompt: Option<&str>,
+        max_tokens: Option<u64>,
+    ) -> Result<Action, String> {
+        match self.hosted.get(&member) {
+            None => return Err(format!("there is no hosted member `{member}`")),
+            Some(config) if config.hosted.task != HostedTask::Generate => {
+                return Err(format!("`{member}` does not generate"));
+            }
+            Some(_) => {}
+        }
+        if max_tokens == Some(0) {
+            return Err("`max_tokens` is 1 or more".to_owned());
+        }
+        Ok(Action::Generate { member, system, prompt: self.template("prompt", prompt)?, max_tokens })
     }
 
     fn member(&self, name: &str) -> Result<String, String> {
@@ -301,6 +353,7 @@ impl Reader<'_> {
     }
 }
 
+const ONE_OF: &str = "it does one of `classify`, `embed`, `search`, `rerank`, `generate`";
 const INPUT: &str = "input";
 
 fn is_step_name(name: &str) -> bool {
@@ -377,6 +430,8 @@ mod tests {
             ("{ name = \"a\", embed = \"embedder\", on_error = \"skip\" }", "only a `rerank`"),
             ("{ name = \"a\", search = \"help\", fallback = \"embedder\" }", "has no fallback"),
             ("{ name = \"a\", search = \"help\", top = 0 }", "`top` is 1 to"),
+            ("{ name = \"a\", generate = \"embedder\" }", "no hosted member `embedder`"),
+            ("{ name = \"a\", embed = \"embedder\", prompt = \"$input\" }", "`prompt` means nothing here"),
             ("{ name = \"a\", search = \"help\", input = \"$input\" }", "`input` means nothing here"),
             ("{ name = \"a\", embed = \"embedder\", colour = 1 }", "unknown field `colour`"),
         ] {

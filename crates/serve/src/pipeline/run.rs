@@ -4,6 +4,8 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use axum::body::Body;
+use axum::http::HeaderMap;
 use futures_util::future::try_join_all;
 use highroad_service::Problem;
 use highroad_task::{Answer, Input, ranked};
@@ -12,8 +14,10 @@ use tokio::sync::SetOnce;
 
 use super::{Action, OnError, Piece, PipelineConfig, Pipelines, Query, Step, Template, check_index, check_package};
 use crate::error::AskError;
+use crate::hosted::{Declined, Generation, Text};
 use crate::index::{Document, Index};
 use crate::portfolio::Portfolio;
+use crate::request_log::RequestLog;
 use crate::revision::{Asked, Facts, Revision, Terms};
 use crate::rollout::{Key, Served};
 
@@ -21,6 +25,8 @@ use crate::rollout::{Key, Served};
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Value {
+    /// A text that was generated.
+    Text(String),
     /// A label.
     Label {
         /// The label with the highest score.
@@ -52,6 +58,8 @@ pub struct Finished {
     pub stopped: Option<Stopped>,
     /// What each step that ran did, in the pipeline's order.
     pub steps: Vec<StepReport>,
+    /// What the last step is to be asked, where it was left out to come in events.
+    pub prompt: Option<String>,
 }
 
 /// A label that ended a request.
@@ -114,6 +122,17 @@ pub struct AskedFacts {
     pub asked: Arc<Asked<()>>,
 }
 
+/// A request to a pipeline.
+pub(crate) struct Request<'a> {
+    pub portfolio: &'a Arc<Portfolio>,
+    pub log: &'a RequestLog,
+    pub input: &'a str,
+    /// Decides on which side of a rollout it falls.
+    pub key: &'a Key,
+    /// Whether a last step that generates is left to [`Pipelines::events`].
+    pub streams: bool,
+}
+
 /// Why a pipeline did not answer.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -123,6 +142,8 @@ pub enum PipelineError {
     Ask { step: String, source: AskError },
     #[error("step `{step}`: {reason}")]
     Stale { step: String, reason: String },
+    #[error("step `{step}`: {}", problem.message)]
+    Hosted { step: String, problem: Problem },
     #[error("step `{step}` took longer than {limit:?}")]
     StepTimeout { step: String, limit: Duration },
     #[error("the pipeline took longer than {limit:?}")]
@@ -137,6 +158,7 @@ impl PipelineError {
                 let problem = source.problem();
                 return Problem { message: self.to_string(), ..problem };
             }
+            Self::Hosted { problem, .. } => return Problem { message: self.to_string(), ..problem.clone() },
             Self::Stale { .. } | Self::StepTimeout { .. } | Self::Timeout { .. } => highroad_service::Kind::Unavailable,
         };
         Problem::new(kind, self.to_string())
@@ -151,26 +173,18 @@ enum Early {
 
 struct Run<'a> {
     pipelines: &'a Pipelines,
-    portfolio: &'a Portfolio,
     config: &'a PipelineConfig,
-    input: &'a str,
-    key: &'a Key,
+    request: &'a Request<'a>,
     done: Vec<SetOnce<StepReport>>,
 }
 
 impl Pipelines {
-    /// Sends `input` through a pipeline of this set. Steps run as soon as what they read is there; a label that ends the request and
-    /// an error drop what still runs. Members in a rollout answer as `key` decides.
-    pub async fn run(
-        &self,
-        portfolio: &Portfolio,
-        config: &PipelineConfig,
-        input: &str,
-        key: &Key,
-    ) -> Result<Finished, PipelineError> {
-        let done = config.steps.iter().map(|_| SetOnce::new()).collect();
-        let run = Run { pipelines: self, portfolio, config, input, key, done };
-        let steps = try_join_all((0..config.steps.len()).map(|step_idx| run.step(step_idx)));
+    /// Sends a request through a pipeline of this set. Steps run as soon as what they read is there; a label that ends the request and
+    /// an error drop what still runs. Members in a rollout answer as the request's key decides.
+    pub(crate) async fn run(&self, config: &PipelineConfig, request: &Request<'_>) -> Result<Finished, PipelineError> {
+        let run = Run { pipelines: self, config, request, done: config.steps.iter().map(|_| SetOnce::new()).collect() };
+        let all = (0..config.steps.len()).filter(|&step_idx| !run.is_left(step_idx));
+        let steps = try_join_all(all.map(|step_idx| run.step(step_idx)));
         let ended = match tokio::time::timeout(config.timeout, steps).await {
             Ok(ended) => ended,
             Err(_) => return Err(PipelineError::Timeout { limit: config.timeout }),
@@ -181,8 +195,43 @@ impl Pipelines {
             Err(Early::Failed(error)) => return Err(error),
         };
         let output = run.done[config.output].get().map(|report| report.value.clone()).filter(|_| stopped.is_none());
+        let prompt = match &config.steps[config.output].action {
+            Action::Generate { prompt, .. } if request.streams && stopped.is_none() => Some(run.text(prompt)),
+            _ => None,
+        };
         let steps = run.done.into_iter().filter_map(SetOnce::into_inner).collect();
-        Ok(Finished { output, stopped, steps })
+        Ok(Finished { output, stopped, steps, prompt })
+    }
+
+    /// The last step's text as it comes, after [`Pipelines::run`] has left it out and given its prompt.
+    pub(crate) async fn events(
+        &self,
+        config: &PipelineConfig,
+        request: &Request<'_>,
+        prompt: &str,
+    ) -> Result<(HeaderMap, Body), PipelineError> {
+        let step = &config.steps[config.output];
+        let Action::Generate { member, system, max_tokens, .. } = &step.action else {
+            let problem = Problem::internal(&"only what is generated comes in events");
+            return Err(PipelineError::Hosted { step: step.name.clone(), problem });
+        };
+        let generation = request.generation(step, member, system.as_deref(), prompt, *max_tokens);
+        let failed = |declined: Declined| PipelineError::Hosted { step: step.name.clone(), problem: declined.problem };
+        generation.events().await.map_err(failed)
+    }
+}
+
+impl Request<'_> {
+    fn generation<'a>(
+        &'a self,
+        step: &Step,
+        member: &'a str,
+        system: Option<&'a str>,
+        prompt: &'a str,
+        max_tokens: Option<u64>,
+    ) -> Generation<'a> {
+        let request_id = format!("{}.{}", self.key.request_id, step.name);
+        Generation { portfolio: self.portfolio, log: self.log, request_id, member, system, prompt, max_tokens }
     }
 }
 
@@ -190,12 +239,20 @@ impl Pipelines {
 struct Outcome {
     value: Value,
     by: Option<AskedFacts>,
+    /// Who answered, where it is a host, whose answers have their own records.
+    host: Option<Origin>,
     index: Option<String>,
     fell_back: Option<String>,
     skipped: Option<String>,
 }
 
 impl Run<'_> {
+    /// Whether a step is left to [`Pipelines::events`].
+    fn is_left(&self, step_idx: usize) -> bool {
+        let generates = matches!(self.config.steps[step_idx].action, Action::Generate { .. });
+        self.request.streams && generates && step_idx == self.config.output
+    }
+
     async fn step(&self, step_idx: usize) -> Result<(), Early> {
         let step = &self.config.steps[step_idx];
         for earlier in step.action.reads().into_iter().chain(step.after.iter().copied()) {
@@ -210,7 +267,7 @@ impl Run<'_> {
         let outcome = outcome.or_else(|error| self.skip(step, error)).map_err(Early::Failed)?;
         let report = StepReport {
             name: step.name.clone(),
-            by: outcome.by.as_ref().map(|asked| Origin::of(&asked.facts)),
+            by: outcome.host.or_else(|| outcome.by.as_ref().map(|asked| Origin::of(&asked.facts))),
             index: outcome.index,
             fell_back: outcome.fell_back,
             skipped: outcome.skipped,
@@ -235,7 +292,7 @@ impl Run<'_> {
                 let mut documents = self.documents(*documents);
                 documents.truncate(*top);
                 let (value, skipped) = (Value::Documents(documents), Some(error.to_string()));
-                Ok(Outcome { value, by: None, index: None, fell_back: None, skipped })
+                Ok(Outcome { skipped, ..Outcome::of(value) })
             }
             _ => Err(error),
         }
@@ -261,6 +318,15 @@ impl Run<'_> {
                 let asked = self.ask(step, member, documents.iter().map(pair).collect()).await?;
                 Ok(asked.outcome(|_, answers| Value::Documents(reordered(&documents, answers, *top))))
             }
+            Action::Generate { member, system, prompt, max_tokens } => {
+                let prompt = self.text(prompt);
+                let generation = self.request.generation(step, member, system.as_deref(), &prompt, *max_tokens);
+                let failed =
+                    |declined: Declined| PipelineError::Hosted { step: step.name.clone(), problem: declined.problem };
+                let Text { text, facts, passed } = generation.text().await.map_err(failed)?;
+                let fell_back = (!passed.is_empty()).then(|| passed.join(", "));
+                Ok(Outcome { host: Some(Origin::of(&facts)), fell_back, ..Outcome::of(Value::Text(text)) })
+            }
         }
     }
 
@@ -271,7 +337,7 @@ impl Run<'_> {
         let (vector, by) = match query {
             Query::Vector(earlier) => (self.vector_for(name, index, *earlier).map_err(stale)?, None),
             Query::Text(text) => {
-                check_index(name, config, index, self.portfolio).map_err(stale)?;
+                check_index(name, config, index, self.request.portfolio).map_err(stale)?;
                 let asked = self.ask_stable(&config.embedder, vec![Input::Text(self.text(text))]).await;
                 let asked = asked.map_err(|source| PipelineError::Ask { step: step.name.clone(), source })?;
                 // It may have been promoted in the meantime.
@@ -298,8 +364,8 @@ impl Run<'_> {
 
     /// Asks what serves, past any rollout: a candidate's vectors do not fit the index.
     async fn ask_stable(&self, member: &str, inputs: Vec<Input>) -> Result<StepAnswer, AskError> {
-        let revision = self.portfolio.revision(member)?;
-        let asked = revision.ask(inputs, self.portfolio.limits(), Terms::default()).await?;
+        let revision = self.request.portfolio.revision(member)?;
+        let asked = revision.ask(inputs, self.request.portfolio.limits(), Terms::default()).await?;
         Ok(StepAnswer::of(revision, asked))
     }
 
@@ -319,8 +385,9 @@ impl Run<'_> {
     }
 
     async fn ask_one(&self, member: &str, inputs: Vec<Input>) -> Result<StepAnswer, AskError> {
-        let assigned = self.portfolio.assign(member, self.key)?;
-        let Served { revision, result, .. } = assigned.ask(inputs, self.portfolio.limits(), Terms::default()).await;
+        let assigned = self.request.portfolio.assign(member, self.request.key)?;
+        let Served { revision, result, .. } =
+            assigned.ask(inputs, self.request.portfolio.limits(), Terms::default()).await;
         Ok(StepAnswer::of(revision, result?))
     }
 
@@ -340,7 +407,7 @@ impl Run<'_> {
         for piece in &template.0 {
             match piece {
                 Piece::Literal(literal) => text.push_str(literal),
-                Piece::Input => text.push_str(self.input),
+                Piece::Input => text.push_str(self.request.input),
                 Piece::Step(step) => write_value(&mut text, self.value(*step)),
             }
         }
@@ -371,7 +438,7 @@ impl StepAnswer {
 
 impl Outcome {
     fn of(value: Value) -> Self {
-        Self { value, by: None, index: None, fell_back: None, skipped: None }
+        Self { value, by: None, host: None, index: None, fell_back: None, skipped: None }
     }
 }
 
@@ -385,6 +452,7 @@ impl Origin {
 /// Documents in a text: one after the other, numbered, as generators are used to.
 fn write_value(text: &mut String, value: &Value) {
     match value {
+        Value::Text(generated) => text.push_str(generated),
         Value::Label { label, .. } => text.push_str(label),
         Value::Documents(documents) => {
             for (document_idx, found) in documents.iter().enumerate() {

@@ -408,6 +408,11 @@ impl Tally {
         if is_usage { Event::Usage } else { Event::Part }
     }
 
+    /// What the first answer says.
+    pub fn text(&self) -> &str {
+        self.choices.values().next().map_or("", |choice| &choice.text)
+    }
+
     /// Whether every answer came to its end.
     pub fn is_finished(&self) -> bool {
         self.finished

@@ -12,10 +12,12 @@ pub struct PipelineRequest {
     pub input: String,
     /// Whether the value of every step is told and not only the last one's.
     pub values: bool,
+    /// Whether a last step that generates comes in events.
+    pub stream: bool,
 }
 
 impl PipelineRequest {
-    /// Reads a body: `{"input": "…", "values": false}`.
+    /// Reads a body: `{"input": "…", "values": false, "stream": false}`.
     pub fn parse(body: &[u8]) -> Result<Self, Problem> {
         let body: Value =
             serde_json::from_slice(body).map_err(|error| Problem::invalid(format!("the body is not JSON: {error}")))?;
@@ -24,11 +26,12 @@ impl PipelineRequest {
             Some(Value::String(input)) if !input.is_empty() => input.clone(),
             _ => return Err(Problem::invalid("`input` is a text that is not empty")),
         };
-        match body.get("values") {
-            None | Some(Value::Null) => Ok(Self { input, values: false }),
-            Some(Value::Bool(values)) => Ok(Self { input, values: *values }),
-            Some(_) => Err(Problem::invalid("`values` is true or false")),
-        }
+        let flag = |name: &str| match body.get(name) {
+            None | Some(Value::Null) => Ok(false),
+            Some(Value::Bool(flag)) => Ok(*flag),
+            Some(_) => Err(Problem::invalid(format!("`{name}` is true or false"))),
+        };
+        Ok(Self { input, values: flag("values")?, stream: flag("stream")? })
     }
 
     /// The reply.
@@ -49,6 +52,13 @@ impl PipelineRequest {
     }
 }
 
+/// What comes before a generated text that comes in events: where it rests on.
+pub fn first_event(request_id: &str, pipeline: &str, finished: &Finished) -> Vec<u8> {
+    let steps = serde_json::to_value(&finished.steps).expect("reports are JSON");
+    let data = json!({ "id": request_id, "object": "pipeline.steps", "pipeline": pipeline, "steps": steps });
+    format!("event: pipeline\ndata: {data}\n\n").into_bytes()
+}
+
 /// A pipeline in a list.
 pub fn entry(name: &str, config: &PipelineConfig) -> Value {
     let steps: Vec<&str> = config.steps.iter().map(|step| step.name.as_str()).collect();
@@ -62,8 +72,19 @@ mod tests {
     #[test]
     fn a_body_is_one_text() {
         let parse = |body: &str| PipelineRequest::parse(body.as_bytes()).map_err(|problem| problem.message);
-        assert_eq!(parse(r#"{"input": "a"}"#), Ok(PipelineRequest { input: "a".to_owned(), values: false }));
-        for body in ["", "[]", "{}", r#"{"input": ""}"#, r#"{"input": 1}"#, r#"{"input": "a", "values": 1}"#] {
+        assert_eq!(
+            parse(r#"{"input": "a"}"#),
+            Ok(PipelineRequest { input: "a".to_owned(), values: false, stream: false })
+        );
+        for body in [
+            "",
+            "[]",
+            "{}",
+            r#"{"input": ""}"#,
+            r#"{"input": 1}"#,
+            r#"{"input": "a", "values": 1}"#,
+            r#"{"input": "a", "stream": 1}"#,
+        ] {
             assert!(parse(body).is_err(), "{body}");
         }
     }
