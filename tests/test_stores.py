@@ -378,7 +378,8 @@ def test_gc_takes_only_what_nobody_names(packages, call, tmp_path):  # noqa: F81
     pack = lambda name: digest_of(packages / name)  # noqa: E731
     for name in ("embed", "rerank"):
         call("pack", ROOT / "conformance" / "packages" / name, "-o", name, cwd=packages)
-    for name in ("a", "b", "big", "embed", "rerank"):
+    call("pack", ROOT / "conformance" / "packages" / "vision", "-o", "c", cwd=packages)
+    for name in ("a", "b", "c", "big", "embed", "rerank"):
         address = f"file://{tmp_path}/shared-{name}"
         call("push", name, address, cwd=packages)
         call("pull", address, cwd=packages, home=home)
@@ -388,10 +389,13 @@ def test_gc_takes_only_what_nobody_names(packages, call, tmp_path):  # noqa: F81
     folder = home / "verdicts" / pack("b").removeprefix("sha256:")
     folder.mkdir(parents=True)
     (folder / f"{hashlib.sha256(body).hexdigest()}.json").write_bytes(body)
+    # What a server served last, as it writes it.
+    (home / "serving").mkdir()
+    (home / "serving" / "eyes.json").write_text(json.dumps({"serving": {"resolved": {"package": pack("c")}}}))
     (home / "attestations" / pack("rerank").removeprefix("sha256:")).mkdir(parents=True)
     stored = lambda: {f"sha256:{path.name}" for path in (home / "store").iterdir() if len(path.name) == 64}  # noqa: E731
     everything = stored()
-    assert len(everything) == 5
+    assert len(everything) == 6
 
     # What came a moment ago stays, and a dry run takes nothing.
     assert json.loads(call("gc", "--json", cwd=packages, home=home).stdout)["removed"] == []
@@ -399,6 +403,7 @@ def test_gc_takes_only_what_nobody_names(packages, call, tmp_path):  # noqa: F81
     assert [entry["package"] for entry in planned["removed"]] == [pack("big")] and stored() == everything
     reasons = {entry["package"]: entry["reasons"] for entry in planned["kept"]}
     assert reasons[pack("a")] == ["version router:1"] and reasons[pack("rerank")] == ["deployed here"]
+    assert reasons[pack("c")] == ["served here last"]
     assert reasons[pack("b")] == reasons[pack("embed")] and reasons[pack("b")][0].startswith("verdict ")
 
     # A registry that cannot be asked may name anything.

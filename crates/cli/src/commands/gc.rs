@@ -135,12 +135,21 @@ fn digests_in(text: &str) -> impl Iterator<Item = Digest> {
     text.match_indices("sha256:").filter_map(|(at, _)| text.get(at..at + "sha256:".len() + 64)?.parse().ok())
 }
 
-/// Packages that a server of this home has served, each of which leaves an attestation, and those that the portfolio pins.
+/// Packages that servers of this home serve, and those that they have attested or that the portfolio pins.
 fn note_deployments(home: &Home, reasons: &mut Reasons) -> anyhow::Result<()> {
     if Path::new(PORTFOLIO).exists() {
         let text = std::fs::read_to_string(PORTFOLIO).with_context(|| format!("cannot read `{PORTFOLIO}`"))?;
         for package in digests_in(&text) {
             reasons.entry(package).or_default().insert(PORTFOLIO.to_owned());
+        }
+    }
+    // What members served last, and candidates that are tried: a server that starts while the registry is away goes on with them.
+    let dir = home.path().join("serving");
+    for name in names(&dir).with_context(|| format!("cannot read `{}`", dir.display()))? {
+        let path = dir.join(name);
+        let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read `{}`", path.display()))?;
+        for package in digests_in(&text) {
+            reasons.entry(package).or_default().insert("served here last".to_owned());
         }
     }
     let dir = home.path().join("attestations");
