@@ -374,11 +374,34 @@ struct EmbeddingItem {
     embedding: Vector,
 }
 
+/// A vector as hosts write it: numbers, or little-endian f32 in base64.
 #[derive(Deserialize)]
 #[serde(untagged)]
-enum Vector {
-    Base64(String),
+#[allow(missing_docs)]
+pub enum Vector {
     Float(Vec<f32>),
+    Base64(String),
+}
+
+impl Vector {
+    /// Its numbers. Errors, in words, if there are none, if one is not finite, or if the text is not a whole number of f32 in base64.
+    pub fn values(self) -> Result<Vec<f32>, String> {
+        let values = match self {
+            Self::Float(values) => values,
+            Self::Base64(text) => {
+                let bytes = BASE64_STANDARD.decode(text).map_err(|error| format!("a vector is no base64: {error}"))?;
+                let (whole, rest) = bytes.as_chunks::<4>();
+                if !rest.is_empty() {
+                    return Err("a vector is no whole number of f32".to_owned());
+                }
+                whole.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
+            }
+        };
+        if values.is_empty() || values.iter().any(|value| !value.is_finite()) {
+            return Err("a vector is empty or not finite".to_owned());
+        }
+        Ok(values)
+    }
 }
 
 #[derive(Deserialize)]
@@ -441,20 +464,7 @@ fn likelihood(tokens: &[Token]) -> Result<(f64, u32), String> {
 
 fn embedding(reply: Embeddings) -> Result<Answered, String> {
     let [EmbeddingItem { embedding }] = <[_; 1]>::try_from(reply.data).map_err(|_| "it has not exactly one vector")?;
-    let values = match embedding {
-        Vector::Float(values) => values,
-        Vector::Base64(text) => {
-            let bytes = BASE64_STANDARD.decode(text).map_err(|error| format!("its vector is no base64: {error}"))?;
-            let (whole, rest) = bytes.as_chunks::<4>();
-            if !rest.is_empty() {
-                return Err("its vector is no whole number of f32".to_owned());
-            }
-            whole.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
-        }
-    };
-    if values.is_empty() || values.iter().any(|value| !value.is_finite()) {
-        return Err("its vector is empty or not finite".to_owned());
-    }
+    let values = embedding.values()?;
     let bits = values.into_iter().map(f32::to_bits).collect();
     Ok((Said::Vector { bits }, reply.usage.map(WireUsage::counted), served_by(reply.model, None)))
 }

@@ -14,7 +14,7 @@ mod reply;
 mod template;
 
 pub use budget::{Budget, Tokens};
-pub use client::{Client, Fault, FaultKind, Incoming, Question, Refusal, pause_before_retry};
+pub use client::{Client, Fault, FaultKind, Incoming, Question, Refusal, Vector, pause_before_retry};
 pub use description::{Hosted, HostedTask, LimitName, Limits, NUMERICS_ID, Price};
 pub use error::{DescriptionError, HostedError};
 pub use reply::{Reply, Said, Usage};

@@ -47,6 +47,7 @@ enum Action {
 
 /// Try a version on live traffic beside what the alias names now: every `highroad serve` that follows the alias does so.
 #[derive(clap::Args)]
+#[command(group = clap::ArgGroup::new("plan").args(["shadow", "canary"]).required(true))]
 pub struct Args {
     /// Registered model.
     #[arg(required = true)]
@@ -55,7 +56,7 @@ pub struct Args {
     #[arg(id = "model_version", value_name = "VERSION", required = true)]
     version: Option<u64>,
     /// Let it answer this share of the requests a second time, unseen by clients.
-    #[arg(long, value_name = "PERCENT", value_parser = parse_percent, conflicts_with = "canary", required_unless_present = "canary")]
+    #[arg(long, value_name = "PERCENT", value_parser = parse_percent)]
     shadow: Option<f64>,
     /// Let it answer these shares of the requests, one after the other.
     #[arg(long, value_name = "PERCENT,…", value_parser = parse_percent, value_delimiter = ',')]

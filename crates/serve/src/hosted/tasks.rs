@@ -1,8 +1,6 @@
 //! Embeddings, moderations and reranking of hosted members: the requests of our routes as a host is asked, and its answers as ours.
 
-use base64::Engine as _;
-use base64::prelude::BASE64_STANDARD;
-use highroad_hosted::{Hosted, Tokens};
+use highroad_hosted::{Hosted, Tokens, Vector};
 use highroad_package::Digest;
 use highroad_task::{Answer, Input};
 use serde::Deserialize;
@@ -41,13 +39,6 @@ struct Embeddings {
 struct Embedding {
     index: Option<usize>,
     embedding: Vector,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Vector {
-    Base64(String),
-    Float(Vec<f32>),
 }
 
 #[derive(Deserialize)]
@@ -128,31 +119,13 @@ pub(crate) fn read_embeddings(received: Received, n_inputs: usize) -> Result<Rea
     let mut vectors: Vec<Option<Vec<f32>>> = vec![None; n_inputs];
     for (place, Embedding { index, embedding }) in data.into_iter().enumerate() {
         let place = vectors.get_mut(index.unwrap_or(place)).filter(|place| place.is_none());
-        *place.ok_or("a vector has an index that it cannot have")? = Some(values(embedding)?);
+        *place.ok_or("a vector has an index that it cannot have")? = Some(embedding.values()?);
     }
     let vectors: Option<Vec<Vec<f32>>> = vectors.into_iter().collect();
     let vectors = vectors.ok_or_else(|| format!("it has {n_found} vectors for {n_inputs} inputs"))?;
     let answers: Vec<Answer> = vectors.into_iter().map(|vector| Answer::Embedding { vector }).collect();
     let digests = answers.iter().map(Answer::digest).collect();
     Ok(Read { answers, digests, tally: tally(usage, model), results: Vec::new() })
-}
-
-fn values(vector: Vector) -> Result<Vec<f32>, String> {
-    let values = match vector {
-        Vector::Float(values) => values,
-        Vector::Base64(text) => {
-            let bytes = BASE64_STANDARD.decode(text).map_err(|error| format!("a vector is no base64: {error}"))?;
-            let (whole, rest) = bytes.as_chunks::<4>();
-            if !rest.is_empty() {
-                return Err("a vector is no whole number of f32".to_owned());
-            }
-            whole.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
-        }
-    };
-    if values.is_empty() || values.iter().any(|value| !value.is_finite()) {
-        return Err("a vector is empty or not finite".to_owned());
-    }
-    Ok(values)
 }
 
 /// Results of moderation, one for each of `n_inputs`, as the host has them: it knows more categories than we do.
