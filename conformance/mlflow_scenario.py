@@ -797,7 +797,7 @@ def logged_models(p) -> None:
         return found
 
     by_name = [{"field_name": "name", "ascending": True}]
-    for filter in ["name = 'alpha'", "name != 'alpha'", "name LIKE '%a'", "name ILIKE 'g%'", "name IN ('alpha', 'beta')", "name NOT IN ('alpha')",
+    for filter in ["name = 'alpha'", "name != 'alpha'", "name LIKE '%a'", "name ILIKE 'GAMM%'", "name IN ('alpha', 'beta')", "name NOT IN ('alpha')",
                    "status = 'READY'", "status = 'PENDING'", "status = 'LOGGED_MODEL_READY'", "status != 'READY'", "model_type = 'kind'", "params.p = '1'", "params.p LIKE '%'", "params.p != '1'",
                    "tags.t = '1'", "tags.`t` = '2'", "tags.t IS NULL", "metrics.acc > 0.4", "metrics.acc >= 0.25", "metrics.acc = 0.25", "metrics.acc < 0.1",
                    "metrics.acc LIKE 'x'", f"model_id = '{model_id}'", f"source_run_id = '{run_id}'", "creation_timestamp > 0", "last_updated_timestamp > 0",
