@@ -107,7 +107,7 @@ enum Command {
     /// Make, list and revoke the API keys of a server.
     Access(commands::access::Args),
     /// Embed documents into an index that pipelines search.
-    Index(commands::index::Args),
+    Index(commands::index::Command),
     /// Compute a served answer again, bit for bit, and show the chain behind it.
     Replay(commands::replay::Args),
 }

@@ -23,6 +23,7 @@ use crate::signing::Signature;
 use crate::store::MAX_SIGNATURES;
 use crate::{Digest, MANIFEST, Manifest, PackageError, Reference, Selector, Store, VerifiedPackage};
 
+pub mod dependents;
 mod models;
 mod runs;
 pub mod trail;

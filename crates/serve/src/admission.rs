@@ -2,6 +2,7 @@
 //! an override stands in for. Commands and rollouts ask it alike.
 
 use highroad_eval::{Aliased, Missing, Override, Verdict};
+use highroad_package::registry::dependents::forbids;
 use highroad_package::registry::trail::ways_back;
 use highroad_package::registry::{AliasMove, Promotion, RegistryClient, RegistryError, ResolvedVersion, Rollback};
 use highroad_package::{Digest, Reference, Selector};
@@ -36,11 +37,26 @@ pub async fn promote(
         Err(RegistryError::NotAPackage(_)) => Target { version: Some(version), ..Target::default() },
         Err(error) => return Err(error),
     };
+    if let Some(reason) = forbidden(client, [&name, &alias], version, target.package.as_ref()).await? {
+        return Ok(Err(reason));
+    }
     let action = if target.overridden.is_some() { "override" } else { "promote" };
     let from = client.aliased(&name, &alias).await?;
     let rehearsal = Some(rehearsal).filter(|found| !found.is_null());
     let moved = target.into_move([name, alias, by, why], action, from, now);
     client.move_without_gate(AliasMove { rehearsal, ..moved }).await.map(Ok)
+}
+
+/// Why an index forbids that `[model, alias]` moves to a version: it was embedded by another package.
+pub async fn forbidden(
+    client: &RegistryClient,
+    [name, alias]: [&str; 2],
+    version: u64,
+    package: Option<&Digest>,
+) -> Result<Option<Reason>, RegistryError> {
+    let tags = client.model_tags(name).await?;
+    let tags = tags.iter().map(|(key, value)| (key.as_str(), value.as_str()));
+    Ok(forbids(tags, [name, alias], version, package).map(|dependence| dependence.to_string()))
 }
 
 /// Goes back to where an alias was before, by the recorded moves, on a server that has no gate. A verdict is asked about the

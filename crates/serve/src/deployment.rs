@@ -12,9 +12,10 @@ use tracing::{error, info, warn};
 
 use crate::config::{MemberConfig, ModelSource};
 use crate::error::{AskError, DeployError};
+use crate::pipeline::{IndexPlaces, Missing};
 use crate::registry::{Registry, Resolved};
 use crate::revision::{Candidate, Facts, OverrideFacts, Revision, Unverified};
-use crate::rollout::{Assigned, Key, RolloutStatus, Rollouts, now};
+use crate::rollout::{Assigned, Key, RolloutStatus, Rollouts, Trial, now};
 use crate::saved::{self, Saved, SavedRollout, SavedVersion};
 use crate::telemetry::{LOAD_FAILURES, MEMBER_INFO, MEMBER_READY, OVERRIDE_EXPIRES, ROLLOUT_SWITCH, SWAPS};
 
@@ -50,6 +51,7 @@ pub struct Deployment {
     unverified: Unverified,
     registry: Option<Arc<dyn Registry>>,
     local: LocalState,
+    indexes: IndexPlaces,
     current: ArcSwapOption<Revision>,
     pub(crate) rollouts: Rollouts,
     status: Mutex<Memory>,
@@ -158,11 +160,17 @@ impl Deployment {
             unverified,
             registry,
             local,
+            indexes: IndexPlaces::default(),
             current: ArcSwapOption::empty(),
             rollouts,
             status: Mutex::new(Memory::new(State::Starting)),
             refreshing: tokio::sync::Mutex::new(()),
         }
+    }
+
+    /// The same, embedding queries to `indexes`: a version of whose package there is no build does not serve.
+    pub(crate) fn with_indexes(self, indexes: IndexPlaces) -> Self {
+        Self { indexes, ..self }
     }
 
     /// The member's name.
@@ -285,7 +293,8 @@ impl Deployment {
     fn switch_to_loaded(&self, resolved: &Resolved) -> bool {
         let begun = Instant::now();
         let trial = self.rollouts.trial.load_full();
-        let candidate = trial.filter(|trial| trial.resolved == *resolved && trial.may_serve());
+        let may_serve = |trial: &Arc<Trial>| trial.may_serve() && self.indexes.are_all_in(trial.candidate.indexes());
+        let candidate = trial.filter(|trial| trial.resolved == *resolved && may_serve(trial));
         if let Some(trial) = candidate {
             let served = self.current.load_full().zip(self.memory().serving.clone());
             let saved = SavedVersion { resolved: resolved.clone(), overridden: None, admitted_at: Some(now()) };
@@ -342,10 +351,16 @@ impl Deployment {
         &self,
         candidate: Candidate,
         unverified: Unverified,
+        missing: Missing,
     ) -> Result<Arc<Revision>, DeployError> {
-        let (name, config) = (self.name.clone(), self.config.clone());
+        let (name, config, places) = (self.name.clone(), self.config.clone(), self.indexes.clone());
         let attestations = self.local.attestations.clone();
-        let load = move || Revision::load(&name, &candidate, &config, unverified, &attestations);
+        let load = move || {
+            // A missing index is told before anything takes long.
+            let indexes = places.open(&candidate.package.digest(), &candidate.version, missing)?;
+            let revision = Revision::load(&name, &candidate, &config, unverified, &attestations)?;
+            Ok(revision.with_indexes(indexes))
+        };
         blocking(load).await.map(Arc::new)
     }
 
@@ -380,7 +395,7 @@ impl Deployment {
 
     async fn load(&self, candidate: Candidate, resolved: Option<Resolved>) -> Result<Refreshed, DeployError> {
         let saved = resolved.map(|resolved| SavedVersion::of(&candidate, &resolved));
-        let revision = self.load_beside(candidate, self.unverified).await?;
+        let revision = self.load_beside(candidate, self.unverified, Missing::Refused).await?;
         self.switch_to(revision, saved);
         Ok(Refreshed::Switched)
     }

@@ -108,6 +108,8 @@ impl AskError {
 #[non_exhaustive]
 #[allow(missing_docs)]
 pub enum DeployError {
+    #[error("{0}")]
+    Stale(String),
     #[error("`{0}` does not exist in the registry")]
     NotFound(Reference),
     #[error("`{0}` is not a Highroad package")]

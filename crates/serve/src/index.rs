@@ -5,9 +5,13 @@
 //! Search is exact: the inner product with every vector, summed in one fixed order, so that the same query finds the same documents
 //! with the same bits on every machine with the same numerics, and an answer can be replayed. It reads every vector for every query:
 //! 150 MB for 100,000 documents of 384 dimensions.
+//!
+//! The same documents embedded by another package lie beside the first build, in a folder inside it that is called after the
+//! package's digest: a member that moves on finds there what its new package made.
 
 use std::cmp::Ordering;
 use std::collections::HashSet;
+use std::fmt;
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, BufWriter, Read as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -128,6 +132,69 @@ impl Document {
     }
 }
 
+impl Description {
+    /// Reads the description of the index in `folder`, and its bytes.
+    fn read(folder: &Path) -> Result<(Self, Vec<u8>), IndexError> {
+        let path = folder.join(DESCRIPTION);
+        let wrong = |reason: String| IndexError::Description { path: path.clone(), reason };
+        let mut text = Vec::new();
+        let file = File::open(&path).map_err(io(&path))?;
+        file.take(MAX_DESCRIPTION_BYTES + 1).read_to_end(&mut text).map_err(io(&path))?;
+        if text.len() as u64 > MAX_DESCRIPTION_BYTES {
+            return Err(wrong(format!("it has over {MAX_DESCRIPTION_BYTES} bytes")));
+        }
+        let description: Self = serde_json::from_slice(&text).map_err(|error| wrong(error.to_string()))?;
+        if description.format != FORMAT {
+            return Err(wrong(format!("it has format {}; this program reads {FORMAT}", description.format)));
+        }
+        let Self { n_documents, dimensions, .. } = description;
+        if n_documents > MAX_DOCUMENTS || !(1..=MAX_DIMENSIONS).contains(&dimensions) {
+            return Err(wrong(format!("{n_documents} documents of {dimensions} dimensions")));
+        }
+        Ok((description, text))
+    }
+}
+
+/// Where the build of the index in `folder` by `package` lies, if there is one: `folder` itself, or the folder in it that is
+/// called after the package.
+///
+/// Errors if `folder` holds no index.
+pub fn build_by(folder: &Path, package: &Digest) -> Result<Option<PathBuf>, IndexError> {
+    if Description::read(folder)?.0.embedder.package == *package {
+        return Ok(Some(folder.to_owned()));
+    }
+    let beside = folder.join(package.hex());
+    if !beside.join(DESCRIPTION).exists() {
+        return Ok(None);
+    }
+    let (Description { embedder, .. }, _) = Description::read(&beside)?;
+    if embedder.package != *package {
+        let reason = format!("it was embedded by {}, and its folder is called after another package", embedder.package);
+        return Err(IndexError::Description { path: beside.join(DESCRIPTION), reason });
+    }
+    Ok(Some(beside))
+}
+
+/// Who embedded the first build of the index in `folder`.
+pub fn first_embedder(folder: &Path) -> Result<Embedder, IndexError> {
+    Ok(Description::read(folder)?.0.embedder)
+}
+
+/// Where a build by `package` goes that is asked to lie in `target`. Errors if something else is there.
+fn place(target: &Path, package: &Digest) -> Result<PathBuf, IndexError> {
+    let exists = |path: &Path| IndexError::Exists { path: path.to_owned() };
+    if !target.exists() {
+        return Ok(target.to_owned());
+    }
+    if !target.join(DESCRIPTION).exists() {
+        return Err(exists(target));
+    }
+    match build_by(target, package)? {
+        Some(place) => Err(exists(&place)),
+        None => Ok(target.join(package.hex())),
+    }
+}
+
 /// Writes an index, document after document, and puts it in place when it is whole.
 pub struct Builder {
     target: PathBuf,
@@ -168,16 +235,14 @@ fn io(path: &Path) -> impl FnOnce(std::io::Error) -> IndexError {
 }
 
 impl Builder {
-    /// Begins an index in `target`, which must not exist.
+    /// Begins an index in `target`, which must not exist, or hold the same index as other packages embedded it.
     pub fn new(target: &Path, embedder: Embedder, dimensions: usize) -> Result<Self, IndexError> {
-        if target.exists() {
-            return Err(IndexError::Exists { path: target.to_owned() });
-        }
+        let target = place(target, &embedder.package)?;
         let parent = target.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let folder = tempfile::Builder::new().prefix(".index-").tempdir_in(parent).map_err(io(parent))?;
         let vectors = Hashed::create(folder.path().join(VECTORS))?;
         let documents = Hashed::create(folder.path().join(DOCUMENTS))?;
-        Ok(Self { target: target.to_owned(), folder, embedder, dimensions, vectors, documents, ids: HashSet::new() })
+        Ok(Self { target, folder, embedder, dimensions, vectors, documents, ids: HashSet::new() })
     }
 
     /// Adds a document and its vector `[dimensions]`, which is brought to length 1.
@@ -203,8 +268,8 @@ impl Builder {
         self.documents.write(&text)
     }
 
-    /// Writes the description and puts the folder in place.
-    pub fn finish(self) -> Result<Description, IndexError> {
+    /// Writes the description and puts the folder in place, which is returned.
+    pub fn finish(self) -> Result<PathBuf, IndexError> {
         let description = Description {
             format: FORMAT,
             embedder: self.embedder,
@@ -218,7 +283,7 @@ impl Builder {
         std::fs::write(&path, text + "\n").map_err(io(&path))?;
         let folder = self.folder.keep();
         std::fs::rename(&folder, &self.target).map_err(io(&self.target))?;
-        Ok(description)
+        Ok(self.target)
     }
 }
 
@@ -232,22 +297,7 @@ fn unit(vector: &[f32]) -> Option<Vec<f32>> {
 impl Index {
     /// Reads `folder` whole and checks every byte against the description.
     pub fn open(folder: &Path) -> Result<Self, IndexError> {
-        let path = folder.join(DESCRIPTION);
-        let wrong = |reason: String| IndexError::Description { path: path.clone(), reason };
-        let mut text = Vec::new();
-        let file = File::open(&path).map_err(io(&path))?;
-        file.take(MAX_DESCRIPTION_BYTES + 1).read_to_end(&mut text).map_err(io(&path))?;
-        if text.len() as u64 > MAX_DESCRIPTION_BYTES {
-            return Err(wrong(format!("it has over {MAX_DESCRIPTION_BYTES} bytes")));
-        }
-        let description: Description = serde_json::from_slice(&text).map_err(|error| wrong(error.to_string()))?;
-        if description.format != FORMAT {
-            return Err(wrong(format!("it has format {}; this program reads {FORMAT}", description.format)));
-        }
-        let Description { n_documents, dimensions, .. } = description;
-        if n_documents > MAX_DOCUMENTS || !(1..=MAX_DIMENSIONS).contains(&dimensions) {
-            return Err(wrong(format!("{n_documents} documents of {dimensions} dimensions")));
-        }
+        let (description, text) = Description::read(folder)?;
         let vectors = read_vectors(&folder.join(VECTORS), &description)?;
         let documents = read_documents(&folder.join(DOCUMENTS), &description)?;
         Ok(Self { digest: Digest::of(&text), description, vectors, documents })
@@ -287,6 +337,12 @@ impl Index {
         hits.sort_unstable_by(nearer);
         debug_assert!(hits.windows(2).all(|pair| nearer(&pair[0], &pair[1]) == Ordering::Less));
         Some(hits)
+    }
+}
+
+impl fmt::Debug for Index {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Index({})", self.digest)
     }
 }
 
@@ -373,8 +429,12 @@ mod tests {
         Embedder { package: Digest::of(b"package"), name: "tiny".to_owned(), numerics_id: "n".to_owned() }
     }
 
-    fn built(folder: &Path, vectors: &[&[f32]]) -> Result<Description, IndexError> {
-        let mut builder = Builder::new(folder, embedder(), vectors[0].len())?;
+    fn built(folder: &Path, vectors: &[&[f32]]) -> Result<PathBuf, IndexError> {
+        built_by(folder, embedder(), vectors)
+    }
+
+    fn built_by(folder: &Path, embedder: Embedder, vectors: &[&[f32]]) -> Result<PathBuf, IndexError> {
+        let mut builder = Builder::new(folder, embedder, vectors[0].len())?;
         for (i, vector) in vectors.iter().enumerate() {
             let line = format!("{{\"id\": \"d{i}\", \"text\": \"text {i}\", \"year\": {i}}}");
             builder.add(&Document::parse(&line, i + 1)?, vector)?;
@@ -433,6 +493,26 @@ mod tests {
             std::fs::write(&path, whole).unwrap();
         }
         assert!(Index::open(&folder).is_ok());
+    }
+
+    #[test]
+    fn another_package_builds_beside_the_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("index");
+        let other = Embedder { package: Digest::of(b"other"), ..embedder() };
+        assert_eq!(built(&folder, &[&[1.0, 0.0]]).unwrap(), folder);
+        assert_eq!(build_by(&folder, &other.package).unwrap(), None);
+        let beside = built_by(&folder, other.clone(), &[&[0.0, 1.0, 0.0]]).unwrap();
+        assert_eq!(build_by(&folder, &other.package).unwrap().as_ref(), Some(&beside));
+        assert_eq!(build_by(&folder, &embedder().package).unwrap(), Some(folder.clone()));
+        assert_eq!(Index::open(&beside).unwrap().description().dimensions, 3);
+        assert!(matches!(built_by(&folder, other.clone(), &[&[1.0]]), Err(IndexError::Exists { .. })));
+        // A build in another's place is not taken for it.
+        std::fs::remove_dir_all(&beside).unwrap();
+        std::fs::create_dir(&beside).unwrap();
+        std::fs::copy(folder.join(DESCRIPTION), beside.join(DESCRIPTION)).unwrap();
+        assert!(matches!(build_by(&folder, &other.package), Err(IndexError::Description { .. })));
+        assert!(matches!(built(dir.path(), &[&[1.0]]), Err(IndexError::Exists { .. })));
     }
 
     #[test]

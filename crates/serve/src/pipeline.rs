@@ -4,24 +4,24 @@
 //! the same time. What a step gives has a kind, checked when the file is read; which member can give it, when members have loaded.
 
 mod config;
+mod indexes;
 mod run;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use highroad_package::TaskKind;
 
 pub use config::PipelineConfig;
 pub(crate) use config::{index_configs, pipeline_configs};
+pub(crate) use indexes::{IndexPlaces, Indexes, Missing};
 pub(crate) use run::Request;
 pub use run::{Finished, PipelineError, StepReport, Stopped, Value};
 
 use crate::error::DeployError;
-use crate::index::{Index, IndexError};
+use crate::index::IndexError;
 use crate::portfolio::Portfolio;
-use crate::revision::Facts;
 
 /// Where an index is and who embeds the queries to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -172,24 +172,17 @@ impl Template {
     }
 }
 
-/// The pipelines of a portfolio and the indexes they search, all of it in memory.
+/// The pipelines of a portfolio, and who embeds the queries to the indexes that they search.
 #[derive(Default)]
 pub struct Pipelines {
     pipelines: BTreeMap<String, PipelineConfig>,
-    indexes: BTreeMap<String, (IndexConfig, Arc<Index>)>,
+    indexes: BTreeMap<String, IndexConfig>,
 }
 
 impl Pipelines {
-    /// Reads the indexes. Blocks for as long as that takes.
-    pub fn open(
-        pipelines: &BTreeMap<String, PipelineConfig>,
-        indexes: &BTreeMap<String, IndexConfig>,
-    ) -> Result<Self, IndexError> {
-        let open = |(name, config): (&String, &IndexConfig)| {
-            let index = Index::open(&config.path)?;
-            Ok((name.clone(), (config.clone(), Arc::new(index))))
-        };
-        Ok(Self { pipelines: pipelines.clone(), indexes: indexes.iter().map(open).collect::<Result<_, IndexError>>()? })
+    /// Those of a configuration.
+    pub fn new(pipelines: BTreeMap<String, PipelineConfig>, indexes: BTreeMap<String, IndexConfig>) -> Self {
+        Self { pipelines, indexes }
     }
 
     /// The names of all pipelines.
@@ -202,19 +195,14 @@ impl Pipelines {
         self.pipelines.get(name)
     }
 
-    fn index(&self, name: &str) -> Option<&(IndexConfig, Arc<Index>)> {
-        self.indexes.get(name)
+    /// The member that embeds queries to an index.
+    fn embedder(&self, index: &str) -> &str {
+        &self.indexes.get(index).expect("the configuration names only indexes that it has").embedder
     }
 
-    /// What keeps a pipeline from answering, now that members have loaded: a member of another task, a label that no classifier gives,
-    /// an index whose documents another package embedded.
+    /// What keeps a pipeline from answering, now that members have loaded: a member of another task, a label that no classifier gives.
     pub fn problems(&self, portfolio: &Portfolio) -> Vec<String> {
         let mut problems = Vec::new();
-        for (name, (config, index)) in &self.indexes {
-            if let Err(reason) = check_index(name, config, index, portfolio) {
-                problems.push(reason);
-            }
-        }
         for (pipeline, config) in &self.pipelines {
             for step in &config.steps {
                 let told = |reason: String| format!("pipeline `{pipeline}`, step `{}`: {reason}", step.name);
@@ -223,26 +211,6 @@ impl Pipelines {
         }
         problems
     }
-}
-
-fn check_index(name: &str, config: &IndexConfig, index: &Index, portfolio: &Portfolio) -> Result<(), String> {
-    let revision = portfolio.revision(&config.embedder).map_err(|error| format!("index `{name}`: {error}"))?;
-    check_package(name, index, revision.facts())
-}
-
-/// Vectors of two models are not comparable, however alike they look.
-fn check_package(name: &str, index: &Index, serves: &Facts) -> Result<(), String> {
-    let built_by = &index.description().embedder;
-    if built_by.package == serves.package {
-        return Ok(());
-    }
-    Err(format!(
-        "index `{name}` is stale: its documents were embedded by {} ({}), queries would be by {} ({}); `highroad index` builds it anew",
-        built_by.name,
-        built_by.package.short(),
-        serves.version,
-        serves.package.short()
-    ))
 }
 
 fn check_step(step: &Step, portfolio: &Portfolio) -> Vec<String> {

@@ -12,7 +12,7 @@ use crate::deployment::{Deployment, LocalState, State, Status};
 use crate::error::{AskError, DeployError};
 use crate::hosted::{HostedMember, HostedMembers};
 use crate::http;
-use crate::pipeline::{IndexConfig, PipelineConfig, Pipelines};
+use crate::pipeline::{IndexConfig, IndexPlaces, PipelineConfig, Pipelines};
 use crate::registry::Registry;
 use crate::revision::{Revision, Unverified};
 use crate::rollout::{Assigned, Key, RolloutStatus, Rollouts};
@@ -102,7 +102,8 @@ impl Portfolio {
         let deployment = || {
             let (registry, local) = (self.registry.clone(), self.local.clone());
             let rollouts = Rollouts::new(&name, self.rollouts, self.poll_interval, Arc::clone(&self.look_now));
-            Arc::new(Deployment::new(name.clone(), config, self.unverified, registry, local, rollouts))
+            let deployment = Deployment::new(name.clone(), config, self.unverified, registry, local, rollouts);
+            Arc::new(deployment.with_indexes(IndexPlaces::of(&name, &self.indexes)))
         };
         self.members().entry(name.clone()).or_insert_with(deployment);
     }
@@ -177,7 +178,7 @@ impl Portfolio {
             }
         }
         if errors.is_empty() {
-            errors.extend(self.open_pipelines().await.err());
+            errors.extend(self.open_pipelines().err());
         }
         errors
     }
@@ -187,14 +188,11 @@ impl Portfolio {
         self.opened.load_full()
     }
 
-    async fn open_pipelines(&self) -> Result<(), (String, DeployError)> {
-        let (pipelines, indexes) = (self.pipelines.clone(), self.indexes.clone());
-        let opened = tokio::task::spawn_blocking(move || Pipelines::open(&pipelines, &indexes)).await;
-        let named = |error: DeployError| ("pipelines".to_owned(), error);
-        let opened = opened.map_err(|_| named(DeployError::Panicked))?.map_err(|error| named(error.into()))?;
+    fn open_pipelines(&self) -> Result<(), (String, DeployError)> {
+        let opened = Pipelines::new(self.pipelines.clone(), self.indexes.clone());
         match opened.problems(self) {
             problems if problems.is_empty() => {}
-            problems => return Err(named(DeployError::Pipeline(problems.join("; ")))),
+            problems => return Err(("pipelines".to_owned(), DeployError::Pipeline(problems.join("; ")))),
         }
         self.opened.store(Some(Arc::new(opened)));
         Ok(())

@@ -15,6 +15,7 @@ use crate::budget::Amount;
 use crate::budget::keeper::{Hold, hold_here};
 use crate::config::{MemberConfig, RequestLimits};
 use crate::error::{AskError, DeployError};
+use crate::pipeline::Indexes;
 use crate::model::{Model, ModelError, Work, Yield, tensors_digest};
 use crate::telemetry::{BatchMetrics, TOKENS};
 
@@ -98,6 +99,8 @@ pub struct OverrideFacts {
 pub struct Revision {
     facts: Facts,
     batcher: Batcher<Model>,
+    /// Of its package's vectors.
+    indexes: Indexes,
     queue_timeout: Duration,
     pub(crate) stats: Stats,
 }
@@ -174,7 +177,23 @@ impl Revision {
         let loaded_at = now;
         let facts =
             Facts { member, version, package, verdict, evidence, overridden, development, numerics_id, loaded_at };
-        Ok(Self { facts, batcher, queue_timeout: config.queue_timeout, stats: Stats::default() })
+        Ok(Self {
+            facts,
+            batcher,
+            indexes: Indexes::default(),
+            queue_timeout: config.queue_timeout,
+            stats: Stats::default(),
+        })
+    }
+
+    /// The same with indexes of its package's vectors.
+    pub(crate) fn with_indexes(self, indexes: Indexes) -> Self {
+        Self { indexes, ..self }
+    }
+
+    /// The indexes of its package's vectors.
+    pub(crate) fn indexes(&self) -> &Indexes {
+        &self.indexes
     }
 
     /// Where its answers come from.

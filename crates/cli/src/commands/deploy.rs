@@ -163,6 +163,10 @@ impl Args {
                 running.candidate.version
             );
         }
+        let package = Some(&candidate.package);
+        if let Some(reason) = tracking.block_on(admission::forbidden(client, [&name, &alias], number, package))? {
+            eprintln!("warning: it is tried, but {reason}");
+        }
         rehearse(&tracking, &name, number, &alias)?;
         let rollout = self.rollout(rules, plan, &stable, &candidate)?;
         for key in seen_tags(&tags, &alias) {

@@ -5,44 +5,114 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
-use highroad_package::TaskKind;
+use highroad_package::registry::dependents::{Build, DependentIndex};
+use highroad_package::{Reference, Selector, TaskKind};
+use highroad_serve::config::is_member_name;
 use highroad_serve::index::{Builder, Document, Embedder, Index, MAX_DOCUMENT_BYTES};
 use highroad_task::{Answer, Input, Predictor, PredictorOptions};
 use serde_json::json;
 
+use super::gate::REQUIRED;
 use crate::outln;
 use crate::progress;
 use crate::resolve::{Home, Target};
+use crate::tracking::{self, TrackingArgs};
+
+/// Embed documents into an index, or forget that one depends on an alias.
+#[derive(clap::Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub struct Command {
+    #[command(subcommand)]
+    action: Option<Action>,
+    #[command(flatten)]
+    build: Args,
+}
+
+#[derive(clap::Subcommand)]
+enum Action {
+    /// Forget that an index depends on an alias: the alias moves without regard to it.
+    Forget(Forget),
+}
 
 /// `highroad index DOCUMENTS --embedder PACKAGE`
 #[derive(clap::Args)]
 pub struct Args {
     /// The documents: JSONL, each line an object with `text` and, if they have names, `id`; what else it has is handed through.
-    documents: PathBuf,
-    /// What embeds them: a package directory, a digest in the local store, or a reference. Pipelines must embed queries with the same package.
-    #[arg(long, value_name = "PACKAGE")]
-    embedder: Target,
-    /// The index's folder; it must not exist.
+    #[arg(required = true)]
+    documents: Option<PathBuf>,
+    /// What embeds them: a package directory, a digest in the local store, or a reference; what --for names unless told. Pipelines
+    /// must embed queries with the same package.
+    #[arg(long, value_name = "PACKAGE", required_unless_present = "dependence")]
+    embedder: Option<Target>,
+    /// The index's folder. Where it holds the same index as another package embedded it, this one goes into a folder inside it.
     #[arg(long, short, value_name = "DIR", default_value = "index")]
     output: PathBuf,
+    /// The alias that the index's embedder follows, such as `embedder@champion`: the registry then moves it to no package by which
+    /// there is no build of this index.
+    #[arg(id = "dependence", long = "for", value_name = "MODEL@ALIAS")]
+    dependence: Option<Reference>,
+    /// What the registry calls the index; the folder's name unless told.
+    #[arg(long, requires = "dependence")]
+    name: Option<String>,
     /// Threads; all cores unless told.
     #[arg(long, value_name = "N")]
     threads: Option<NonZeroUsize>,
     /// Print JSON.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    tracking: TrackingArgs,
+}
+
+/// `highroad index forget NAME --for MODEL@ALIAS`
+#[derive(clap::Args)]
+struct Forget {
+    /// What the registry calls the index.
+    name: String,
+    /// The alias that it depends on.
+    #[arg(long = "for", value_name = "MODEL@ALIAS")]
+    dependence: Reference,
+    #[command(flatten)]
+    tracking: TrackingArgs,
 }
 
 /// Documents embedded at one time, so that memory does not grow with their number.
 const AT_ONCE: usize = 256;
 
+impl Command {
+    pub fn run(self) -> anyhow::Result<ExitCode> {
+        match self.action {
+            Some(Action::Forget(args)) => args.run(),
+            None => self.build.run(),
+        }
+    }
+}
+
+impl Forget {
+    fn run(self) -> anyhow::Result<ExitCode> {
+        let (model, alias) = aliased(&self.dependence)?;
+        let tracking = tracking::client(&self.tracking)?;
+        tracking.block_on(tracking.client().forget_index([model, alias], &self.name))?;
+        eprintln!("`{model}@{alias}` moves without regard to the index `{}`", self.name);
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// The model and the alias of a reference.
+fn aliased(reference: &Reference) -> anyhow::Result<(&str, &str)> {
+    match &reference.selector {
+        Selector::Alias(alias) => Ok((&reference.name, alias)),
+        _ => bail!("`{reference}` follows no alias: expected such as `{}@champion`", reference.name),
+    }
+}
+
 impl Args {
     pub fn run(self) -> anyhow::Result<ExitCode> {
+        let documents = self.documents.as_deref().expect(REQUIRED);
         let home = Home::find();
-        let resolved = self.embedder.resolve(&home)?;
-        let package = resolved.package;
-        let threads = self.threads.or_else(|| std::thread::available_parallelism().ok()).unwrap_or(NonZeroUsize::MIN);
-        let predictor = Predictor::open(&package, &PredictorOptions { threads, ..PredictorOptions::default() })?;
+        // A declaration that cannot be made is told before anything takes long.
+        let declaration = self.declaration(documents)?;
+        let predictor = self.open_embedder(&home)?;
         let TaskKind::Embed { dimensions, .. } = predictor.manifest().task.kind else {
             bail!("`{}` does not embed", predictor.manifest().name);
         };
@@ -52,14 +122,52 @@ impl Args {
             numerics_id: predictor.numerics_id(),
         };
         let mut builder = Builder::new(&self.output, embedder, dimensions as usize)?;
-        let n_truncated = embed(&self.documents, &predictor, &mut builder)?;
-        builder.finish()?;
-        let index = Index::open(&self.output)?;
+        let n_truncated = embed(documents, &predictor, &mut builder)?;
+        let folder = builder.finish()?;
+        let index = Index::open(&folder)?;
+        if let Some(declaration) = declaration {
+            let build = Build { package: predictor.digest(), digest: index.digest() };
+            declaration.make(build)?;
+        }
+        self.report(&folder, &index, n_truncated)?;
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn open_embedder(&self, home: &Home) -> anyhow::Result<Predictor> {
+        let followed = || self.dependence.as_ref().map(|reference| reference.to_string().parse::<Target>());
+        let target = match &self.embedder {
+            Some(target) => target.clone(),
+            None => followed().expect(REQUIRED)?,
+        };
+        let package = target.resolve(home)?.package;
+        let threads = self.threads.or_else(|| std::thread::available_parallelism().ok()).unwrap_or(NonZeroUsize::MIN);
+        Ok(Predictor::open(&package, &PredictorOptions { threads, ..PredictorOptions::default() })?)
+    }
+
+    fn declaration(&self, documents: &Path) -> anyhow::Result<Option<Declaration>> {
+        let Some(reference) = &self.dependence else { return Ok(None) };
+        let (model, alias) = aliased(reference)?;
+        let folder_name = || self.output.file_name().map(|name| name.to_string_lossy().into_owned());
+        let name = self.name.clone().or_else(folder_name).unwrap_or_default();
+        if !is_member_name(&name) {
+            bail!("`{name}` cannot name an index: letters, digits, `.`, `_` and `-`, at most 64\nhint: --name gives it another");
+        }
+        let index = DependentIndex::new(
+            [&name, alias],
+            &documents.display().to_string(),
+            &self.output.display().to_string(),
+        );
+        let tracking = tracking::client(&self.tracking)?;
+        tracking.block_on(tracking.client().model_tags(model))?;
+        Ok(Some(Declaration { model: model.to_owned(), index, tracking: self.tracking.clone() }))
+    }
+
+    fn report(&self, folder: &Path, index: &Index, n_truncated: usize) -> anyhow::Result<()> {
         let description = index.description();
         if self.json {
             outln!(
                 "{}",
-                json!({ "index": self.output, "digest": index.digest(), "description": description, "n_truncated": n_truncated })
+                json!({ "index": folder, "digest": index.digest(), "description": description, "n_truncated": n_truncated })
             );
         } else {
             outln!("{}", index.digest());
@@ -67,13 +175,35 @@ impl Args {
             eprintln!(
                 "{n} documents, embedded by {name} ({}), in `{}`",
                 description.embedder.package.short(),
-                self.output.display()
+                folder.display()
             );
         }
         if n_truncated > 0 {
             eprintln!("{n_truncated} documents are longer than the model reads: only their beginnings are found");
         }
-        Ok(ExitCode::SUCCESS)
+        Ok(())
+    }
+}
+
+/// What the registry is told once the index is there.
+struct Declaration {
+    model: String,
+    index: DependentIndex,
+    tracking: TrackingArgs,
+}
+
+impl Declaration {
+    fn make(self, build: Build) -> anyhow::Result<()> {
+        let Self { model, index, tracking } = self;
+        let tracking = tracking::client(&tracking)?;
+        let declared = tracking.block_on(tracking.client().declare_index(&model, index, build))?;
+        eprintln!(
+            "`{model}@{}` moves only to packages that embedded the index `{}`: {} so far",
+            declared.alias,
+            declared.index,
+            declared.builds.len()
+        );
+        Ok(())
     }
 }
 

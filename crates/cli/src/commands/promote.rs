@@ -3,6 +3,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, bail};
 use highroad_eval::{Aliased, MAX_OVERRIDE_DAYS, Override};
+use highroad_package::registry::dependents;
 use highroad_package::registry::{AliasMove, Promotion, RegistryClient, RegistryError, ResolvedVersion};
 use highroad_package::{Reference, Selector};
 use highroad_serve::admission;
@@ -122,11 +123,24 @@ fn move_to(
         moved => Ok(moved?),
     };
     match moved {
-        Ok(moved) => report(&moved, mover.json),
+        Ok(moved) => {
+            tell_due(tracking, &moved);
+            report(&moved, mover.json)
+        }
         Err(reason) => {
             eprintln!("refused: {reason}");
             Ok(ExitCode::from(REFUSED))
         }
+    }
+}
+
+/// Tells which verdicts on pipelines the new version makes due. What cannot be asked is left untold: the alias has moved.
+fn tell_due(tracking: &Tracking, moved: &AliasMove) {
+    let Some(package) = moved.package else { return };
+    let Ok(tags) = tracking.block_on(tracking.client().model_tags(&moved.model)) else { return };
+    let tags = tags.iter().map(|(key, value)| (key.as_str(), value.as_str()));
+    for due in dependents::due(tags, &moved.alias, &package) {
+        eprintln!("due: {due}");
     }
 }
 

@@ -12,7 +12,8 @@ use highroad_task::{Answer, Input, ranked};
 use serde::Serialize;
 use tokio::sync::SetOnce;
 
-use super::{Action, OnError, Piece, PipelineConfig, Pipelines, Query, Step, Template, check_index, check_package};
+use super::indexes::stale;
+use super::{Action, Indexes, OnError, Piece, PipelineConfig, Pipelines, Query, Step, Template};
 use crate::error::AskError;
 use crate::hosted::{Declined, Generation, Text};
 use crate::index::{Document, Index};
@@ -120,6 +121,8 @@ pub struct AskedFacts {
     pub facts: Facts,
     /// Digest, tokens and times of the answers, without the answers.
     pub asked: Arc<Asked<()>>,
+    /// The indexes by the package that answered.
+    pub(crate) indexes: Indexes,
 }
 
 /// A request to a pipeline.
@@ -331,34 +334,40 @@ impl Run<'_> {
     }
 
     async fn search(&self, step: &Step, name: &str, query: &Query, top: usize) -> Result<Outcome, PipelineError> {
-        let (config, index) =
-            self.pipelines.index(name).expect("the configuration names only indexes that were opened");
-        let stale = |reason| PipelineError::Stale { step: step.name.clone(), reason };
-        let (vector, by) = match query {
-            Query::Vector(earlier) => (self.vector_for(name, index, *earlier).map_err(stale)?, None),
+        let fail = |reason| PipelineError::Stale { step: step.name.clone(), reason };
+        let (vector, by, asked) = match query {
+            Query::Vector(earlier) => {
+                let report = self.done[*earlier].get().expect("a step waits for what it reads");
+                let Value::Vector(vector) = &report.value else { return Err(fail("there is no vector".to_owned())) };
+                (vector.clone(), None, report.asked.clone())
+            }
             Query::Text(text) => {
-                check_index(name, config, index, self.request.portfolio).map_err(stale)?;
-                let asked = self.ask_stable(&config.embedder, vec![Input::Text(self.text(text))]).await;
+                let embedder = self.pipelines.embedder(name);
+                let asked = self.ask_stable(embedder, vec![Input::Text(self.text(text))]).await;
                 let asked = asked.map_err(|source| PipelineError::Ask { step: step.name.clone(), source })?;
-                // It may have been promoted in the meantime.
-                check_package(name, index, &asked.facts.facts).map_err(stale)?;
-                (only(&asked.revision, &asked.answers).values().to_vec(), Some(asked.facts))
+                let vector = only(&asked.revision, &asked.answers).values().to_vec();
+                (vector, Some(asked.facts.clone()), Some(asked.facts))
             }
         };
-        let found = find(Arc::clone(index), vector, top).await;
-        let found = found.ok_or_else(|| stale(format!("the query's vector does not fit the index `{name}`")))?;
-        Ok(Outcome { by, index: Some(index.digest().to_string()), ..Outcome::of(Value::Documents(found)) })
+        let asked = asked.ok_or_else(|| fail("nothing says which package made the vector".to_owned()))?;
+        // The index that came with the revision that answered: of whatever package the member is by now, these two fit.
+        let Some(index) = asked.indexes.get(name).cloned() else { return Err(fail(self.stale(name, &asked.facts))) };
+        let digest = index.digest().to_string();
+        let found = find(index, vector, top).await;
+        let found = found.ok_or_else(|| fail(format!("the query's vector does not fit the index `{name}`")))?;
+        Ok(Outcome { by, index: Some(digest), ..Outcome::of(Value::Documents(found)) })
     }
 
-    /// An earlier step's vector, if the package that made the index's made it too.
-    fn vector_for(&self, name: &str, index: &Index, step_idx: usize) -> Result<Vec<f32>, String> {
-        let report = self.done[step_idx].get().expect("a step waits for what it reads");
-        if let Some(asked) = &report.asked {
-            check_package(name, index, &asked.facts)?;
-        }
-        match &report.value {
-            Value::Vector(vector) => Ok(vector.clone()),
-            _ => Ok(Vec::new()),
+    /// Why there is no index for a vector of whoever answered.
+    fn stale(&self, name: &str, answered: &Facts) -> String {
+        let revision = self.request.portfolio.revision(self.pipelines.embedder(name));
+        let index = revision.ok().and_then(|revision| revision.indexes().get(name).cloned());
+        match index {
+            Some(index) => {
+                let by = &index.description().embedder;
+                stale(name, (&by.name, by.package), (&answered.version, answered.package))
+            }
+            None => format!("the index `{name}` is not there"),
         }
     }
 
@@ -426,7 +435,8 @@ impl StepAnswer {
     fn of(revision: Arc<Revision>, asked: Asked<Vec<Answer>>) -> Self {
         let Asked { answers, digests, n_tokens, n_truncated, prepared, queued, computed } = asked;
         let asked = Arc::new(Asked { answers: (), digests, n_tokens, n_truncated, prepared, queued, computed });
-        let facts = AskedFacts { facts: revision.facts().clone(), asked };
+        let facts =
+            AskedFacts { facts: revision.facts().clone(), asked, indexes: Arc::clone(revision.indexes()) };
         Self { revision, answers, facts, fell_back: None }
     }
 

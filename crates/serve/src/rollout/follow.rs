@@ -14,6 +14,7 @@ use tracing::{info, warn};
 use crate::config::RolloutConfig;
 use crate::deployment::{Deployment, blocking};
 use crate::error::DeployError;
+use crate::pipeline::Missing;
 use crate::registry::{Registry, Resolved};
 use crate::revision::{Candidate, Revision, Unverified};
 use crate::rollout::trial::{Warm, of_others};
@@ -268,7 +269,7 @@ impl Deployment {
             Plan::Shadow { .. } => Unverified::ServeAsDevelopment,
             Plan::Canary { .. } => self.unverified(),
         };
-        let revision = self.load_beside(candidate, unverified).await?;
+        let revision = self.load_beside(candidate, unverified, Missing::Passed).await?;
         let stable = self.revision().map_err(|error| DeployError::Registry(error.to_string()))?;
         if stable.manifest().task.kind != revision.manifest().task.kind {
             return Err(DeployError::OtherTask(resolved.label()));

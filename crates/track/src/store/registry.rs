@@ -1,3 +1,4 @@
+use highroad_package::registry::dependents;
 use highroad_package::registry::trail::targets;
 use sqlx::{AnyConnection, Row as _};
 
@@ -500,6 +501,10 @@ impl Store {
             Some(number) => gate.admit(&version(&mut tx, name, number).await?, Some(alias), at).await?,
             None => None,
         };
+        // The way back is never shut: servers keep an embedder and its index together themselves.
+        if let Target::Promote(number) | Target::Set(number) = target {
+            check_dependents(&mut tx, [name, alias], number, admitted.as_ref()).await?;
+        }
         let is_overridden = admitted.as_ref().is_some_and(|admitted| matches!(admitted.on, Admission::Override(_)));
         let action = if is_overridden && action == "promote" { "override" } else { action };
         put_alias(&mut tx, name, alias, to).await?;
@@ -665,6 +670,25 @@ async fn previous(
         }
     }
     Ok((None, None))
+}
+
+/// Refuses a move after which queries would be embedded by another package than the documents of an index.
+async fn check_dependents(
+    tx: &mut AnyConnection,
+    [name, alias]: [&str; 2],
+    number: i64,
+    admitted: Option<&gate::Admitted>,
+) -> Result<(), TrackError> {
+    let tags: Vec<(String, String)> = sqlx::query_as("SELECT key, value FROM registered_model_tags WHERE name = $1")
+        .bind(name)
+        .fetch_all(tx)
+        .await?;
+    let tags = tags.iter().map(|(key, value)| (key.as_str(), value.as_str()));
+    let package = admitted.and_then(|admitted| admitted.package.parse().ok());
+    match dependents::forbids(tags, [name, alias], number.unsigned_abs(), package.as_ref()) {
+        Some(dependence) => Err(TrackError::Refused(dependence.to_string())),
+        None => Ok(()),
+    }
 }
 
 async fn put_alias(tx: &mut AnyConnection, name: &str, alias: &str, to: Option<i64>) -> Result<(), TrackError> {

@@ -1,0 +1,70 @@
+//! The indexes whose queries a member embeds. They belong to the revision that embeds: who has the revision has the index of
+//! its package, so that both change at one moment, forward and back.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use highroad_package::Digest;
+
+use super::IndexConfig;
+use crate::error::DeployError;
+use crate::index::{Index, build_by, first_embedder};
+
+/// Indexes by name, all of them by one package.
+pub(crate) type Indexes = Arc<BTreeMap<String, Arc<Index>>>;
+
+/// Where the indexes of a member lie.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct IndexPlaces(Vec<(String, PathBuf)>);
+
+/// Whether a version may go without an index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Missing {
+    /// It may not serve.
+    Refused,
+    /// It is only tried, and answers what needs no index.
+    Passed,
+}
+
+impl IndexPlaces {
+    /// Those of `indexes` whose queries `member` embeds.
+    pub(crate) fn of(member: &str, indexes: &BTreeMap<String, IndexConfig>) -> Self {
+        let own = indexes.iter().filter(|(_, config)| config.embedder == member);
+        Self(own.map(|(name, config)| (name.clone(), config.path.clone())).collect())
+    }
+
+    /// Whether `indexes` are all of them.
+    pub(crate) fn are_all_in(&self, indexes: &Indexes) -> bool {
+        self.0.iter().all(|(name, _)| indexes.contains_key(name))
+    }
+
+    /// Reads the builds by `package`, which is called `version`; blocks for as long as that takes.
+    ///
+    /// Errors if one cannot be read, or, where a missing one is refused, was embedded by other packages only.
+    pub(crate) fn open(&self, package: &Digest, version: &str, missing: Missing) -> Result<Indexes, DeployError> {
+        let mut indexes = BTreeMap::new();
+        for (name, path) in &self.0 {
+            match build_by(path, package)? {
+                Some(build) => drop(indexes.insert(name.clone(), Arc::new(Index::open(&build)?))),
+                None if missing == Missing::Passed => {}
+                None => {
+                    let by = first_embedder(path)?;
+                    let by = (by.name.as_str(), by.package);
+                    return Err(DeployError::Stale(stale(name, by, (version, *package))));
+                }
+            }
+        }
+        Ok(Arc::new(indexes))
+    }
+}
+
+/// Vectors of two models are not comparable, however alike they look.
+pub(super) fn stale(index: &str, (built_by, by): (&str, Digest), (serves, package): (&str, Digest)) -> String {
+    format!(
+        "index `{index}` is stale: its documents were embedded by {built_by} ({}), queries would be by {serves} ({}); \
+         `highroad index` builds it anew, beside the old one",
+        by.short(),
+        package.short()
+    )
+}
