@@ -138,7 +138,10 @@ def test_wrong_requests_are_told_in_words(site: Site) -> None:
     assert "there are: open, support" in site.ask("nothing", "a", code=404)["error"]["message"]
     assert "`input`" in site.ask("open", "", code=400)["error"]["message"]
     listed = requests.get(f"{site.url}/v1/pipelines", timeout=10).json()["data"]
+    composition = listed[1].pop("composition")
     assert listed[1] == {"id": "support", "object": "pipeline", "steps": ["safe", "found", "best"], "output": "best"}
+    assert list(composition["members"]) == ["embedder", "moderation", "reranker"] and list(composition["indexes"]) == ["help"]
+    assert composition["feeds"] == {"embedder": ["reranker"], "moderation": [], "reranker": []}
 
 
 def test_vectors_of_two_models_are_never_mixed(site: Site, tmp_path: Path) -> None:

@@ -85,7 +85,8 @@ pub enum Value {
     /// The cosine of the two texts' vectors.
     Similarity(f64),
     /// For each document of a query, what it is ordered by: the cosine of its vector and the query's, or the logit of a
-    /// reranker.
+    /// reranker. Of a search the rank with a minus, or [`Rankings::NOT_FOUND`]; then the same of what it found that the case does
+    /// not name, none of it relevant.
     Scores(Vec<f64>),
     /// The cosine of the anchor's vector and the positive text's, then of the anchor's and the negative one's.
     Triplet([f64; 2]),
@@ -218,10 +219,13 @@ impl Results {
     fn rankings(&self, golden: &GoldenSet) -> Result<Observed, AssessError> {
         let predicted =
             self.values(|value| if let Value::Scores(scores) = value { Some(scores.clone()) } else { None })?;
-        let expected = expected(golden, |expected| match expected {
+        let mut expected = expected(golden, |expected| match expected {
             Expected::Relevances(relevances) => Some(relevances.clone()),
             _ => None,
         });
+        for (relevances, scores) in expected.iter_mut().zip(&predicted) {
+            relevances.resize(scores.len().max(relevances.len()), 0);
+        }
         Ok(Observed::Rankings(Rankings::new(expected, predicted)?))
     }
 

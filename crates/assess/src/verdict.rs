@@ -107,6 +107,7 @@ impl Signature {
             hosted: judged.candidate.hosted.clone(),
             judges: Vec::new(),
             custom: Vec::new(),
+            pipeline: None,
             created_at: self.created_at,
             created_by: self.created_by,
         }

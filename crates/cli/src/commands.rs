@@ -31,6 +31,7 @@ pub mod runs;
 pub mod serve;
 pub mod sign;
 pub mod standard;
+pub mod status;
 pub mod track;
 pub mod train;
 pub mod up;

@@ -88,6 +88,8 @@ enum Command {
     Promote(commands::promote::Args),
     /// Try a version on live traffic, in the shadow or as a canary, and promote or abort it on what is seen.
     Deploy(commands::deploy::Command),
+    /// Show which version each alias names, and which indexes and verdicts on pipelines are due because of it; exit code 1 if any is.
+    Status(commands::status::Args),
     /// Show who moved which alias, when, why, and on what evidence.
     Audit(commands::audit::Args),
     /// Put a package and its verdicts into the registry as a model version, or send it to an OCI registry, a bucket or a folder.
@@ -144,6 +146,7 @@ fn main() -> ExitCode {
         Command::Review(args) => args.run(),
         Command::Promote(args) => args.run(),
         Command::Deploy(args) => args.run(),
+        Command::Status(args) => args.run(),
         Command::Audit(args) => args.run(),
         Command::Push(args) => args.run(),
         Command::Pull(args) => args.run(),

@@ -1,4 +1,4 @@
-//! What answers a golden set: a package in this process, or a model that somebody else hosts.
+//! What answers a golden set: a package in this process, a model that somebody else hosts, or a pipeline of a live server.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
@@ -10,7 +10,7 @@ use highroad_eval::{CustomEvidence, Gates, Given, JudgeEvidence};
 use highroad_hosted::Budget;
 use highroad_package::VerifiedPackage;
 
-use crate::commands::eval::{AnswerArgs, EngineArgs};
+use crate::commands::eval::{AnswerArgs, EngineArgs, Pipeline};
 use crate::progress;
 use crate::repo::Python;
 use crate::resolve::{Home, Resolved, Target};
@@ -19,6 +19,7 @@ use crate::resolve::{Home, Resolved, Target};
 pub enum Side {
     Package(Box<Resolved>),
     Hosted(Box<HostedModel>),
+    Pipeline(Box<Pipeline>),
 }
 
 /// How a side is asked.
@@ -65,6 +66,11 @@ impl Side {
         if let Self::Package(resolved) = self { Some(&resolved.package) } else { None }
     }
 
+    /// The pipeline, where it is one.
+    pub fn pipeline(&self) -> Option<&Pipeline> {
+        if let Self::Pipeline(pipeline) = self { Some(pipeline) } else { None }
+    }
+
     /// The reference it was found by.
     pub fn reference(&self) -> Option<String> {
         if let Self::Package(resolved) = self { resolved.reference.as_ref().map(ToString::to_string) } else { None }
@@ -87,6 +93,10 @@ impl Side {
                 bail!("shards are answered by the native engine: leave out --engine")
             }
             Self::Package(resolved) => how.answers.assess_joined(&resolved.package, golden, how.shards, n_alone, who),
+            Self::Pipeline(_) if !how.engine.is_native()? || !how.shards.is_empty() => {
+                bail!("engines and shards are about a package, and this is a pipeline")
+            }
+            Self::Pipeline(pipeline) => pipeline.answer(golden, who),
             Self::Hosted(_) if !how.engine.is_native()? || !how.shards.is_empty() => {
                 bail!("engines and shards are about a package, and this model is hosted by somebody else")
             }
@@ -170,10 +180,10 @@ pub fn run_custom(
 
 /// Errors where rules need a package in this process and a side is hosted.
 pub fn check_traffic(has_traffic: bool, sides: [Option<&Side>; 2]) -> anyhow::Result<()> {
-    let is_hosted = sides.into_iter().flatten().any(|side| matches!(side, Side::Hosted(_)));
-    if has_traffic && is_hosted {
+    let is_elsewhere = sides.into_iter().flatten().any(|side| side.package().is_none());
+    if has_traffic && is_elsewhere {
         bail!(
-            "[traffic] loads packages in this process, and a hosted model is loaded by others as well\nhint: gate it by rules \
+            "[traffic] loads packages in this process, and a server or a hosted model is loaded by others as well\nhint: gate it by rules \
              without [traffic]; a [[latency]] rule judges the times of single requests"
         );
     }

@@ -1,4 +1,4 @@
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -54,10 +54,25 @@ pub struct Verdict {
     /// Programs that gave values no metric of ours gives.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub custom: Vec<CustomEvidence>,
+    /// Of what the candidate is made, where it is a pipeline; [`Verdict::package`] is the digest of all of it together then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pipeline: Option<PipelineEvidence>,
     /// When the gate ran.
     pub created_at: String,
     /// Who ran it.
     pub created_by: String,
+}
+
+/// A pipeline by content: a verdict is about these members and indexes, and about no others.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PipelineEvidence {
+    /// Its name.
+    pub name: String,
+    /// Digest of the package that each member served.
+    pub members: BTreeMap<String, String>,
+    /// Digest of each index that was searched.
+    pub indexes: BTreeMap<String, String>,
 }
 
 fn is_zero(n: &usize) -> bool {

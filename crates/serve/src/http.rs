@@ -256,9 +256,16 @@ async fn cohere_embed(State(app): State<App>, asker: Asker, body: Result<Bytes, 
 
 async fn pipelines(State(app): State<App>) -> Json<Value> {
     let pipelines = app.portfolio.pipelines().unwrap_or_default();
-    let named = pipelines.names().filter(|name| Principal::current_may_ask(name));
-    let entries = named.filter_map(|name| Some(pipeline_protocol::entry(name, pipelines.get(name)?)));
-    Json(json!({ "object": "list", "data": entries.collect::<Vec<_>>() }))
+    let named: Vec<&str> = pipelines.names().filter(|name| Principal::current_may_ask(name)).collect();
+    // Who may ask a pipeline may know what answers.
+    let entries = Principal::with_all_members(async {
+        let entry = |name: &&str| {
+            let composition = pipelines.composition(name, &app.portfolio);
+            Some(pipeline_protocol::entry(name, pipelines.get(name)?, composition.as_ref()))
+        };
+        named.iter().filter_map(entry).collect::<Vec<_>>()
+    });
+    Json(json!({ "object": "list", "data": entries.await }))
 }
 
 async fn run_pipeline(

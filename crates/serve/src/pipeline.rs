@@ -3,6 +3,7 @@
 //! A step names its input by reference (`$input`, `$NAME`), so the references are the graph: steps that do not read each other run at
 //! the same time. What a step gives has a kind, checked when the file is read; which member can give it, when members have loaded.
 
+mod composition;
 mod config;
 mod indexes;
 mod run;
@@ -13,6 +14,7 @@ use std::time::Duration;
 
 use highroad_package::TaskKind;
 
+pub use composition::{Composition, Part};
 pub use config::PipelineConfig;
 pub(crate) use config::{index_configs, pipeline_configs};
 pub(crate) use indexes::{IndexPlaces, Indexes, Missing};

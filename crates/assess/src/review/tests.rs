@@ -50,6 +50,7 @@ fn verdict(package: &Digest, checks: Vec<CheckResult>) -> Verdict {
         hosted: None,
         judges: Vec::new(),
         custom: Vec::new(),
+        pipeline: None,
         created_at: "2026-11-28T10:00:00Z".to_owned(),
         created_by: "Ada".to_owned(),
     }

@@ -21,7 +21,7 @@ use indicatif::ProgressBar;
 use serde::Serialize;
 
 use self::shards::Shards;
-use super::gate::read_gates;
+use super::gate::{REQUIRED, read_gates};
 use super::golden::{self, Unblessed};
 use crate::outln;
 use crate::progress;
@@ -30,17 +30,23 @@ use crate::resolve::{Home, Target};
 use crate::side::{CostArgs, How, Side, ask_judges, run_custom};
 
 mod engine;
+mod pipeline;
 mod shards;
 mod through;
 
 pub use engine::EngineArgs;
+pub use pipeline::Pipeline;
 
 /// Answer a golden set: metrics with 95 % intervals, per slice, latency and throughput.
 #[derive(clap::Args)]
 pub struct Args {
     /// A package directory, a digest in the local store, a reference such as `router@champion`, or the TOML file that
     /// describes a hosted model.
-    package: Target,
+    #[arg(required_unless_present = "pipeline")]
+    package: Option<Target>,
+    /// Judge what a pipeline finds, in place of a package: this one of the server that --through names.
+    #[arg(long, value_name = "NAME", requires = "through", conflicts_with_all = ["package", "compare"])]
+    pipeline: Option<String>,
     /// The golden set (JSONL); the one of highroad.toml unless told.
     #[arg(long, value_name = "FILE")]
     golden: Option<PathBuf>,
@@ -119,7 +125,7 @@ struct Report<'a> {
 impl Args {
     pub fn run(self) -> anyhow::Result<ExitCode> {
         let golden = golden::read(self.golden.as_deref(), Unblessed::Warn)?;
-        let side = Side::find(&self.package, &Home::find())?;
+        let side = self.side()?;
         if let (Some(shard), Some(path)) = (self.shard, &self.out) {
             self.answers.assess_shard(package_of(&side, "--shard")?, &golden, shard)?.write(path)?;
             return Ok(ExitCode::SUCCESS);
@@ -181,8 +187,15 @@ impl Args {
         ask_judges(&gates, path, &self.answers, golden, [Some(results), None], budget)
     }
 
+    fn side(&self) -> anyhow::Result<Side> {
+        match (&self.pipeline, &self.through) {
+            (Some(name), Some(url)) => Ok(Side::Pipeline(Box::new(Pipeline::connect(url, name)?))),
+            _ => Side::find(self.package.as_ref().expect(REQUIRED), &Home::find()),
+        }
+    }
+
     fn answer(&self, side: &Side, golden: &GoldenSet, budget: &Budget) -> anyhow::Result<Results> {
-        if let Some(url) = &self.through {
+        if let Some(url) = self.through.as_ref().filter(|_| self.pipeline.is_none()) {
             return self.answers.assess_through(url, package_of(side, "--through")?, golden);
         }
         let of_ray = match (&self.ray, self.shards) {
@@ -228,7 +241,7 @@ pub fn add_given(ruled: Ruled<'_>, summaries: &mut [Summary], golden: &GoldenSet
 
 /// The package of a side; an error where somebody else hosts the model, as `option` is about a package.
 fn package_of<'a>(side: &'a Side, option: &str) -> anyhow::Result<&'a VerifiedPackage> {
-    side.package().with_context(|| format!("{option} is about a package, and this model is hosted by somebody else"))
+    side.package().with_context(|| format!("{option} is about a package, and this is a pipeline or hosted by somebody else"))
 }
 
 /// How a golden set is answered.

@@ -9,15 +9,16 @@ use highroad_eval::{Decision, Gates, Outcome, Verdict, Waiver, summarise};
 use highroad_package::Digest;
 use jiff::{SignedDuration, Timestamp};
 
-use super::eval::{AnswerArgs, EngineArgs, N_TIMED, RESAMPLES, add_given, print_json, read};
+use super::eval::{AnswerArgs, EngineArgs, Pipeline, N_TIMED, RESAMPLES, add_given, print_json, read};
 use super::golden::{self, Unblessed};
 use super::load::{Files, under_load};
 use crate::reports::{ReportArgs, print_gate};
 use crate::resolve::{Home, Target};
 use crate::side::{CostArgs, How, Side, ask_judges, check_traffic, run_custom};
 use crate::standard::Standard;
-use crate::tracking;
+use crate::tracking::{self, TrackingArgs};
 
+mod pipelines;
 mod selftest;
 
 /// Judge a candidate, or test the gate itself.
@@ -50,10 +51,18 @@ pub struct Args {
     /// The candidate: a package directory, a digest in the local store, a reference such as `router:7`, or the TOML file that
     /// describes a hosted model.
     // Required, but not beside a subcommand, which clap can say of an `Option` only.
-    #[arg(required = true)]
+    #[arg(required_unless_present = "pipeline")]
     package: Option<Target>,
-    /// What it must not be worse than: a package like the candidate, or `trivial` for a first version.
-    #[arg(long, value_name = "PACKAGE|trivial", required = true)]
+    /// Judge a pipeline in place of a package: this one of the server that --through names. The verdict is about every member's
+    /// package and every index; the registry is told which members it was made with.
+    #[arg(long, value_name = "NAME", requires = "through", conflicts_with = "package")]
+    pipeline: Option<String>,
+    /// The live `highroad serve` whose pipeline is judged, such as `http://127.0.0.1:8080`; a key in `$HIGHROAD_API_KEY` is sent along.
+    #[arg(long, value_name = "URL", requires = "pipeline")]
+    through: Option<String>,
+    /// What it must not be worse than: a package like the candidate, or `trivial` for a first version. Of a pipeline the address of
+    /// a server that runs another one of the same name.
+    #[arg(long, value_name = "PACKAGE|URL|trivial", required = true)]
     baseline: Option<Target>,
     #[command(flatten)]
     files: Files,
@@ -89,6 +98,8 @@ pub struct Args {
     cost: CostArgs,
     #[command(flatten)]
     engine: EngineArgs,
+    #[command(flatten)]
+    tracking: TrackingArgs,
 }
 
 /// Exit code of a gate that cannot tell.
@@ -115,7 +126,10 @@ impl Args {
         }
         let golden = golden::read(self.files.golden.as_deref(), Unblessed::Refuse)?.with_slices(&gates.slices)?;
         let home = Home::find();
-        let candidate = Side::find(self.package.as_ref().expect(REQUIRED), &home)?;
+        let candidate = match (&self.pipeline, &self.through) {
+            (Some(name), Some(url)) => Side::Pipeline(Box::new(Pipeline::connect(url, name)?)),
+            _ => Side::find(self.package.as_ref().expect(REQUIRED), &home)?,
+        };
         let baseline = self.resolve_baseline(&home)?;
         check_traffic(gates.traffic.is_some(), [Some(&candidate), baseline.as_ref()])?;
         let budget = self.cost.budget();
@@ -153,8 +167,12 @@ impl Args {
             created_at: whole_seconds(now),
             created_by: self.by.clone().unwrap_or_else(tracking::whoami),
         };
-        let verdict = Verdict { traffic, judges, custom, ..signature.bind(&judged, decision) };
+        let pipeline = candidate.pipeline().map(Pipeline::evidence);
+        let verdict = Verdict { traffic, judges, custom, pipeline, ..signature.bind(&judged, decision) };
         let (digest, path) = keep(home.verdicts(), &of_candidate.package, &verdict)?;
+        if let Some(pipeline) = candidate.pipeline() {
+            pipelines::tell(&self.tracking, pipeline, &verdict, digest);
+        }
         self.report(&verdict, &digest, &judged, Ruled { gates: &gates, given: &given })?;
         eprintln!("verdict {digest}\n{}", path.display());
         Ok(exit_code(verdict.outcome))
@@ -164,6 +182,9 @@ impl Args {
         let baseline = self.baseline.as_ref().expect(REQUIRED);
         if baseline.to_string() == TRIVIAL {
             return Ok(None);
+        }
+        if let Some(name) = &self.pipeline {
+            return Ok(Some(Side::Pipeline(Box::new(Pipeline::connect(&baseline.to_string(), name)?))));
         }
         let resolved = Side::find(baseline, home);
         let hint = "cannot find the baseline\nhint: a first version is judged with `--baseline trivial`";

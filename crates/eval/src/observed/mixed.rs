@@ -18,7 +18,8 @@ impl Observed {
                 predicted: pick(&this.predicted, &that.predicted, take_other),
             }),
             (Self::Rankings(this), Self::Rankings(that)) => Self::Rankings(Rankings {
-                expected: this.expected.clone(),
+                // Searches may have found different documents beside those of the case.
+                expected: pick(&this.expected, &that.expected, take_other),
                 predicted: pick(&this.predicted, &that.predicted, take_other),
             }),
             (Self::Triplets(this), Self::Triplets(that)) => {

@@ -27,6 +27,8 @@ pub struct PipelineConfig {
     pub output: usize,
     /// Longest time a request may take.
     pub timeout: Duration,
+    /// As it is written, for the digest of what a verdict is about.
+    pub(crate) written: serde_json::Value,
 }
 
 #[derive(Deserialize)]
@@ -115,7 +117,10 @@ pub(crate) fn pipeline_configs(
             Ok(_) if members.contains_key(&name) || hosted.contains_key(&name) => {
                 Err(vec!["a member has this name".to_owned()])
             }
-            Ok(pipeline) => Reader { members, hosted, indexes, steps: Vec::new() }.read(pipeline),
+            Ok(pipeline) => {
+                let written = serde_json::to_value(&value).unwrap_or_default();
+                Reader { members, hosted, indexes, steps: Vec::new() }.read(pipeline, written)
+            }
         };
         match read {
             Ok(pipeline) => drop(pipelines.insert(name, pipeline)),
@@ -148,7 +153,7 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    fn read(mut self, table: PipelineTable) -> Result<PipelineConfig, Vec<String>> {
+    fn read(mut self, table: PipelineTable, written: serde_json::Value) -> Result<PipelineConfig, Vec<String>> {
         let mut problems = Vec::new();
         if !(1..=MAX_STEPS).contains(&table.steps.len()) {
             return Err(vec![format!("{} steps; a pipeline has 1 to {MAX_STEPS}", table.steps.len())]);
@@ -177,6 +182,7 @@ impl Reader<'_> {
             output: output.map_err(|reason| vec![format!("output: {reason}")])?,
             steps: self.steps,
             timeout,
+            written,
         })
     }
 

@@ -3,7 +3,7 @@
 use highroad_service::Problem;
 use serde_json::{Value, json};
 
-use crate::pipeline::{Finished, PipelineConfig};
+use crate::pipeline::{Composition, Finished, PipelineConfig};
 
 /// `POST /v1/pipelines/{name}`
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,10 +59,10 @@ pub fn first_event(request_id: &str, pipeline: &str, finished: &Finished) -> Vec
     format!("event: pipeline\ndata: {data}\n\n").into_bytes()
 }
 
-/// A pipeline in a list.
-pub fn entry(name: &str, config: &PipelineConfig) -> Value {
+/// A pipeline in a list, and of what it is made now.
+pub fn entry(name: &str, config: &PipelineConfig, composition: Option<&Composition>) -> Value {
     let steps: Vec<&str> = config.steps.iter().map(|step| step.name.as_str()).collect();
-    json!({ "id": name, "object": "pipeline", "steps": steps, "output": steps[config.output] })
+    json!({ "id": name, "object": "pipeline", "steps": steps, "output": steps[config.output], "composition": composition })
 }
 
 #[cfg(test)]

@@ -90,16 +90,7 @@ struct Header {
 impl Through {
     /// Finds the member of the server at `url` that serves the package of `predictor`. Errors if none does.
     pub fn connect(predictor: Predictor, url: &str) -> anyhow::Result<Self> {
-        let url: Url = url.parse().with_context(|| format!("`{url}` is no URL"))?;
-        if !matches!(url.scheme(), "http" | "https") {
-            bail!("`{url}` is no address of a server: expected such as `http://127.0.0.1:8080`");
-        }
-        if !url.username().is_empty() || url.password().is_some() {
-            bail!("an address with a login in it would be told in errors\nhint: put the key into ${KEY}");
-        }
-        let key = std::env::var(KEY).ok().filter(|key| !key.is_empty());
-        // A key goes to the server that it was meant for and to no other.
-        let client = Client::builder().timeout(TIMEOUT).redirect(reqwest::redirect::Policy::none()).build()?;
+        let (url, client, key) = (address(url)?, client()?, key());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let request = authorised(client.get(at(&url, &["v1", "highroad", "status"])?), key.as_deref());
         let status: Status = runtime
@@ -298,14 +289,35 @@ impl Member {
     }
 }
 
-fn authorised(request: RequestBuilder, key: Option<&str>) -> RequestBuilder {
+/// The address of a server. Errors if it is none, or holds a login.
+pub(super) fn address(url: &str) -> anyhow::Result<Url> {
+    let url: Url = url.parse().with_context(|| format!("`{url}` is no URL"))?;
+    if !matches!(url.scheme(), "http" | "https") {
+        bail!("`{url}` is no address of a server: expected such as `http://127.0.0.1:8080`");
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        bail!("an address with a login in it would be told in errors\nhint: put the key into ${KEY}");
+    }
+    Ok(url)
+}
+
+pub(super) fn key() -> Option<String> {
+    std::env::var(KEY).ok().filter(|key| !key.is_empty())
+}
+
+/// A client that takes a key to the server that it was meant for and to no other.
+pub(super) fn client() -> anyhow::Result<Client> {
+    Ok(Client::builder().timeout(TIMEOUT).redirect(reqwest::redirect::Policy::none()).build()?)
+}
+
+pub(super) fn authorised(request: RequestBuilder, key: Option<&str>) -> RequestBuilder {
     match key {
         Some(key) => request.bearer_auth(key),
         None => request,
     }
 }
 
-fn at(url: &Url, path: &[&str]) -> anyhow::Result<Url> {
+pub(super) fn at(url: &Url, path: &[&str]) -> anyhow::Result<Url> {
     let mut url = url.clone();
     url.path_segments_mut()
         .map_err(|()| anyhow::anyhow!("a server's address has no path of its own"))?
