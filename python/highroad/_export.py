@@ -37,7 +37,7 @@ def export(
     path: str | os.PathLike[str],
     *,
     name: str,
-    task: Literal["classify", "embed", "rerank"],
+    task: Literal["classify", "embed", "rerank", "recommend"],
     tokenizer: Any = None,
     max_tokens: int | None = None,
     image: Mapping[str, Any] | None = None,
@@ -46,6 +46,8 @@ def export(
     owner: str,
     labels: Sequence[str] | None = None,
     flagged: str | None = None,
+    pairs: bool = False,
+    items: Sequence[str] | None = None,
     normalized: bool | None = None,
     matryoshka_dimensions: Sequence[int] = (),
     dynamic_shapes: Any = None,
@@ -67,8 +69,9 @@ def export(
         args: example inputs ``(input_ids, attention_mask)``, both int64 ``[B, S]`` with B and S at least 2: a size of
             1 in an example would be exported as the constant 1. A model that sees takes ``(pixel_values,)``, float32 ``[B, C, H, W]``.
         name: the model's name, a suggestion for the registry.
-        task: ``"classify"`` (the module returns logits ``[B, labels]``), ``"embed"`` (vectors ``[B, D]``) or ``"rerank"`` (one
-            logit for each pair of query and document, ``[B, 1]``).
+        task: ``"classify"`` (the module returns logits ``[B, labels]``), ``"embed"`` (vectors ``[B, D]``), ``"rerank"`` (one
+            logit for each pair of query and document, ``[B, 1]``) or ``"recommend"`` (a logit for each item after a history of items,
+            ``[B, items]``; the tokenizer splits a history at its spaces).
         tokenizer: a ``tokenizer.json``, a ``tokenizers.Tokenizer`` or a fast transformers tokenizer.
         max_tokens: longest input in tokens, special tokens included; longer ones are truncated.
         image: classify only, instead of ``tokenizer`` and ``max_tokens``: how a picture becomes ``pixel_values``. ``height`` and ``width``
@@ -80,6 +83,8 @@ def export(
         owner: who answers for the model.
         labels: classify only: the label of each logit.
         flagged: classify only: the label that a moderation endpoint flags.
+        pairs: classify only: an input is two texts side by side, such as a premise and a hypothesis.
+        items: recommend only: the item of each logit, words without spaces.
         normalized: embed only: whether the module returns vectors of length 1; measured if not given.
         matryoshka_dimensions: embed only: widths below the module's own that it was trained to be cut to (``MatryoshkaLoss`` of
             sentence-transformers). Clients may ask for these and for no others.
@@ -119,8 +124,8 @@ def export(
     with state, torch.no_grad():
         cases = [(inputs, _answer(module, inputs, f"parity case {i}")) for i, inputs in enumerate(parity_inputs)]
         reads = _input_signature(task, tokenizer, max_tokens, image, args, flagged)
-        signature = _task_signature(task, labels, flagged, normalized, [output for _, output in cases]) | reads
-        signature |= _matryoshka(matryoshka_dimensions, signature)
+        signature = _task_signature(task, labels, flagged, normalized, items, [output for _, output in cases]) | reads
+        signature |= _matryoshka(matryoshka_dimensions, signature) | _pairs(pairs, signature)
         program = _exported(module, args, dynamic_shapes, max_tokens)
         _check_program(program, cases, relative_rms)
 
@@ -248,6 +253,7 @@ def _task_signature(
     labels: Sequence[str] | None,
     flagged: str | None,
     normalized: bool | None,
+    items: Sequence[str] | None,
     outputs: list[torch.Tensor],
 ) -> dict[str, Any]:
     widths = {output.shape[1] for output in outputs}
@@ -255,13 +261,17 @@ def _task_signature(
         raise ExportError(f"the module returns outputs of different widths {sorted(widths)}")
     (width,) = widths
     signature: dict[str, Any] = {"task": task}
+    if task == "recommend":
+        return signature | _recommend_signature(items, width)
+    if items is not None:
+        raise ExportError("`items` is for the task `recommend`")
     if task == "classify":
         return signature | _classify_signature(labels, flagged, width)
     if task == "embed":
         return signature | _embed_signature(labels, flagged, normalized, outputs)
     if task == "rerank":
         return signature | _rerank_signature(labels, flagged, width)
-    raise ExportError(f"`{task}` is not a task: expected `classify`, `embed` or `rerank`")
+    raise ExportError(f"`{task}` is not a task: expected `classify`, `embed`, `rerank` or `recommend`")
 
 
 def _classify_signature(labels: Sequence[str] | None, flagged: str | None, width: int) -> dict[str, Any]:
@@ -294,6 +304,24 @@ def _matryoshka(widths: Sequence[int], signature: Mapping[str, Any]) -> dict[str
     if not all(isinstance(width, int) and 0 < width < signature["dimensions"] for width in ascending):
         raise ExportError(f"`matryoshka_dimensions` is {list(widths)}: numbers above 0 and below the width {signature['dimensions']}")
     return {"matryoshka_dimensions": ascending}
+
+
+def _recommend_signature(items: Sequence[str] | None, width: int) -> dict[str, Any]:
+    if items is None or len(set(items)) != len(items) or not all(items):
+        raise ExportError("a recommender needs `items`: one different name for each logit")
+    if len(items) != width:
+        raise ExportError(f"the module returns {width} logits and `items` has {len(items)}")
+    if spaced := next((item for item in items if len(item.split()) != 1), None):
+        raise ExportError(f"item `{spaced}` has a space in it, which is what stands between two items of a history")
+    return {"items": list(items)}
+
+
+def _pairs(pairs: bool, signature: Mapping[str, Any]) -> dict[str, Any]:
+    if not pairs:
+        return {}
+    if signature["task"] != "classify" or "image" in signature or "flagged" in signature:
+        raise ExportError("`pairs` is for the task `classify`, without `image` and `flagged`")
+    return {"pairs": True}
 
 
 def _rerank_signature(labels: Sequence[str] | None, flagged: str | None, width: int) -> dict[str, Any]:

@@ -149,7 +149,8 @@ class Predictor:
     def _answer(self, label: str | None, values: np.ndarray) -> Classification | np.ndarray:
         if label is None:
             return values
-        labels = self.manifest["task"]["labels"]
+        task = self.manifest["task"]
+        labels = task.get("labels") or task["items"]
         return Classification(label, dict(zip(labels, values.tolist(), strict=True)))
 
     def __repr__(self) -> str:

@@ -46,8 +46,9 @@ def loss(model: nn.Module, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
 
 
 def package() -> dict:
-    """What the package says: a text is film numbers, oldest first; the labels are titles, scored by what comes next."""
-    return {"task": "classify", "labels": data.labels(), "tokenizer": vocabulary.of_words(data.histories()[0])}
+    """What the package says: a history is film numbers, oldest first; the items are film numbers, scored by what comes next."""
+    films = data.histories()[0]
+    return {"task": "recommend", "items": films, "tokenizer": vocabulary.of_words(films)}
 
 
 def parity_cases() -> list[tuple[torch.Tensor, ...]]:

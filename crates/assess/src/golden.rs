@@ -312,6 +312,16 @@ impl GoldenSet {
     }
 }
 
+impl GoldenInput {
+    /// The same, where a pair of texts is one input of a classifier: it expects a label, as no two vectors have.
+    fn for_(self, expected: &Expected) -> Self {
+        match (self, expected) {
+            (Self::Pair([query, document]), Expected::Label(_)) => Self::One(Input::Pair { query, document }),
+            (input, _) => input,
+        }
+    }
+}
+
 impl LineInput {
     /// What a model is asked, with the picture that lies in a file of `files`. Errors say what is wrong with a picture.
     fn asked(self, files: &Files) -> Result<GoldenInput, String> {
@@ -382,7 +392,7 @@ impl Reader {
             return Err(format!("id `{id}` is already taken by line {first}"));
         }
         self.has_files |= matches!(input, LineInput::Image(_));
-        let input = input.asked(&self.files)?;
+        let input = input.asked(&self.files)?.for_(&expected);
         let expected = match (&input, expected) {
             (GoldenInput::Prompt(_), Expected::Label(text)) => Expected::References(vec![text]),
             // Whether it is answered rightly is for a program or a judge to say.
@@ -500,7 +510,7 @@ fn check_expected(input: &GoldenInput, expected: &Expected, must_pass: bool) -> 
         }
         (GoldenInput::Ranking { .. }, _) => Err("a query expects a list: the relevance of each document".to_owned()),
         (GoldenInput::Pair(_), Expected::Number(_)) => Ok(()),
-        (GoldenInput::Pair(_), _) => Err("a pair expects a number".to_owned()),
+        (GoldenInput::Pair(_), _) => Err("a pair expects a number, or a label".to_owned()),
     }
 }
 

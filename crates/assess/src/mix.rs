@@ -194,7 +194,7 @@ mod tests {
     }
 
     fn classify() -> TaskKind {
-        TaskKind::Classify { labels: vec!["x".to_owned()], flagged: None }
+        TaskKind::Classify { labels: vec!["x".to_owned()], flagged: None, pairs: false }
     }
 
     fn lengths(shares: &[(usize, f64)]) -> Lengths {

@@ -599,11 +599,14 @@ fn ask_batch(model: &impl Model, asked: &[Asked<'_>]) -> Result<(Vec<Kept>, f64)
 fn labels_for(task: &TaskKind, golden: &GoldenSet) -> Result<Vec<String>, AssessError> {
     let (kind, asked) = (golden.kind(), golden.kind().in_words());
     match (task, kind) {
-        (TaskKind::Classify { labels, .. }, GoldenKind::Labels) => Ok(labels.clone()),
+        (TaskKind::Classify { labels, .. } | TaskKind::Recommend { items: labels }, GoldenKind::Labels) => {
+            Ok(labels.clone())
+        }
         (TaskKind::Embed { .. }, GoldenKind::Similarities | GoldenKind::Triplets | GoldenKind::Rankings)
         | (TaskKind::Rerank, GoldenKind::Rankings) => Ok(Vec::new()),
         (TaskKind::Classify { .. }, _) => Err(AssessError::OtherTask { package: "classify", golden: asked }),
         (TaskKind::Embed { .. }, _) => Err(AssessError::OtherTask { package: "embed", golden: asked }),
+        (TaskKind::Recommend { .. }, _) => Err(AssessError::OtherTask { package: "recommend", golden: asked }),
         (TaskKind::Rerank, _) => Err(AssessError::OtherTask { package: "rerank", golden: asked }),
         (_, _) => Err(AssessError::OtherTask { package: "something else", golden: asked }),
     }

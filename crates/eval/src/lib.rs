@@ -68,5 +68,8 @@ pub use traffic::{
     Arrival, CostRule, GoldenMix, LengthShare, Lengths, Loaded, MemoryRule, RequestDraw, ThroughputRule, Traffic,
     pair_orders, poisson_arrivals,
 };
-pub use verdict::{Baseline, CheckResult, Evidence, Flip, GoldenSet, Latency, Outcome, PipelineEvidence, Refusal, Test, Verdict, Waiver, outcome, to_accept};
+pub use verdict::{
+    Baseline, CheckResult, Evidence, Flip, GoldenSet, Latency, Outcome, PipelineEvidence, Refusal, Test, Verdict,
+    Waiver, outcome, to_accept,
+};
 pub use weights::effective_size;

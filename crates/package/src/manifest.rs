@@ -142,7 +142,11 @@ impl Task {
     fn validate(&self) -> Result<(), PackageError> {
         self.validate_input()?;
         match &self.kind {
-            TaskKind::Classify { labels, flagged } => validate_labels(labels, flagged.as_deref()),
+            TaskKind::Classify { flagged: Some(_), pairs: true, .. } => {
+                Err(invalid("`flagged` is for single texts, and `pairs` says that the model compares two"))
+            }
+            TaskKind::Classify { labels, flagged, .. } => validate_labels(labels, flagged.as_deref()),
+            TaskKind::Recommend { items } => validate_items(items),
             TaskKind::Embed { dimensions, matryoshka_dimensions, .. } => {
                 ensure((1..=MAX_DIMENSIONS).contains(dimensions), || {
                     format!("`dimensions` is {dimensions}, not in 1..={MAX_DIMENSIONS}")
@@ -181,6 +185,9 @@ pub enum TaskKind {
         /// The label that `/v1/moderations` flags, where the model moderates.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         flagged: Option<String>,
+        /// Whether an input is two texts side by side, such as a premise and a hypothesis.
+        #[serde(default, skip_serializing_if = "is_false")]
+        pairs: bool,
     },
     /// A vector; the program returns it pooled, `[B, dimensions]`.
     Embed {
@@ -194,6 +201,17 @@ pub enum TaskKind {
     },
     /// How relevant a document is to a query; the program returns one logit, `[B, 1]`, and orders documents by it.
     Rerank,
+    /// What somebody wants next, after a history of items; the program returns a logit for every item, `[B, items]`. The history is
+    /// a text of items with spaces between them, the newest last; where it is too long, its start is cut.
+    Recommend {
+        /// The item of each logit: one word each.
+        items: Vec<String>,
+    },
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_false(flag: &bool) -> bool {
+    !flag
 }
 
 /// Cases whose outputs eager PyTorch computed at export.
@@ -287,6 +305,14 @@ fn validate_labels(labels: &[String], flagged: Option<&str>) -> Result<(), Packa
     }
     match flagged {
         Some(flagged) => ensure(labels.iter().any(|l| l == flagged), || format!("`flagged` is `{flagged}`, no label")),
+        None => Ok(()),
+    }
+}
+
+fn validate_items(items: &[String]) -> Result<(), PackageError> {
+    validate_labels(items, None)?;
+    match items.iter().find(|item| item.contains(char::is_whitespace)) {
+        Some(item) => Err(invalid(format!("item `{item}` has a space in it, which is what stands between two items"))),
         None => Ok(()),
     }
 }

@@ -8,6 +8,7 @@ use serde_json::Value;
 use crate::protocol::cohere;
 use crate::protocol::oip::{InferRequest, Query};
 use crate::protocol::openai;
+use crate::protocol::recommend::RecommendRequest;
 use crate::protocol::rerank::RerankRequest;
 use crate::protocol::tei::{self, Wish};
 
@@ -44,11 +45,28 @@ pub fn query(case: &[u8], specs: &[TensorSpec]) -> Result<Query, Problem> {
     if golden.get("image").is_some() {
         return Err(Problem::invalid("the case names an image's file: give that file itself as the input"));
     }
+    if golden.get("history").is_some() {
+        let request = RecommendRequest::parse(golden.to_string().as_bytes())?;
+        return Ok(Query::Rows(vec![Input::Text(request.text())]));
+    }
     if golden.get("query").is_some() {
         return RerankRequest::parse(golden.to_string().as_bytes(), "1").map(|request| Query::Rows(request.inputs()));
     }
     let inputs = openai::inputs(&case).map_err(|refused| refused.problem)?;
     Ok(Query::Rows(inputs))
+}
+
+/// The rows of a reranking as an embedder was asked them: the query once, then each document by itself. Others as they are.
+pub fn for_embedder(rows: Vec<Input>) -> Vec<Input> {
+    let query = match rows.first() {
+        Some(Input::Pair { query, .. }) => Input::Text(query.clone()),
+        _ => return rows,
+    };
+    let document = |row| match row {
+        Input::Pair { document, .. } => Input::Text(document),
+        row => row,
+    };
+    std::iter::once(query).chain(rows.into_iter().map(document)).collect()
 }
 
 /// Whether `inputs` are those of the Open Inference Protocol rather than TEI's.

@@ -2,6 +2,7 @@
 
 mod docs;
 mod grpc;
+mod recommend;
 mod tei;
 
 use std::sync::Arc;
@@ -110,6 +111,7 @@ fn routes() -> Routes {
         .and(oip_routes())
         .and(tei::routes())
         .and(pipeline_routes())
+        .and(recommend::routes())
         .and(own_routes())
         .and(docs::routes())
 }
@@ -556,14 +558,16 @@ impl App {
             None => self.only("reranks", reranks)?,
         };
         let assigned = self.assign(&member, asker)?;
-        if !reranks(assigned.revision()) {
+        let by_cosine = embeds(assigned.revision());
+        if !by_cosine && !reranks(assigned.revision()) {
             return Err(wrong_task(assigned.revision(), "reranking").into());
         }
         let limits = self.portfolio.limits();
         check_limit("bytes in its pairs", request.pairs_bytes(), limits.body_bytes)
             .map_err(|error| count(Some(assigned.revision()), error))?;
         let terms = Terms { cut: request.cut, ..Terms::default() };
-        let served = assigned.ask(request.inputs(), limits, terms).await;
+        let inputs = if by_cosine { request.texts() } else { request.inputs() };
+        let served = assigned.ask(inputs, limits, terms).await;
         let (call, result) = Call::of(asker, route, served);
         let asked = call.finish(result)?;
         let n_tokens = asked.n_tokens.iter().sum();
@@ -895,8 +899,13 @@ pub(crate) fn task_name(revision: &Revision) -> &'static str {
         TaskKind::Classify { .. } => "classification",
         TaskKind::Embed { .. } => "embeddings",
         TaskKind::Rerank => "reranking",
+        TaskKind::Recommend { .. } => "recommendations",
         _ => "another task",
     }
+}
+
+fn recommends(revision: &Revision) -> bool {
+    matches!(&revision.manifest().task.kind, TaskKind::Recommend { .. })
 }
 
 fn wrong_task(revision: &Revision, wanted: &'static str) -> AskError {

@@ -2,12 +2,14 @@
 //!
 //! A folder of three files. `index.json` says which package embedded the documents, and the digests of the other two; `vectors.f32` holds
 //! the vectors, `[n, dimensions]` little-endian f32, each of length 1; `documents.jsonl` the documents, one a line, in the same order.
-//! Search is exact: the inner product with every vector, summed in one fixed order, so that the same query finds the same documents
+//! Search is exact unless the index says otherwise: the inner product with every vector, summed in one fixed order, so that the same query finds the same documents
 //! with the same bits on every machine with the same numerics, and an answer can be replayed. It reads every vector for every query:
 //! 150 MB for 100,000 documents of 384 dimensions.
 //!
 //! The same documents embedded by another package lie beside the first build, in a folder inside it that is called after the
 //! package's digest: a member that moves on finds there what its new package made.
+
+mod lists;
 
 use std::cmp::Ordering;
 use std::collections::HashSet;
@@ -21,6 +23,10 @@ use highroad_package::Digest;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
+
+pub use lists::{Approximate, Recall};
+
+use lists::{LISTS, Lists};
 
 /// The description in an index.
 pub const DESCRIPTION: &str = "index.json";
@@ -66,6 +72,9 @@ pub struct Description {
     pub dimensions: usize,
     vectors: Digest,
     documents: Digest,
+    /// How it is searched, where not every vector is read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub approximate: Option<Approximate>,
 }
 
 /// Who made an index's vectors.
@@ -98,6 +107,15 @@ pub struct Index {
     digest: Digest,
     vectors: Vec<f32>,
     documents: Vec<Arc<Document>>,
+    search: Search,
+}
+
+/// How an index is searched.
+enum Search {
+    /// Every vector is read.
+    Exact,
+    /// The lists nearest to the query are.
+    Lists(Lists),
 }
 
 /// A document that was found.
@@ -204,6 +222,16 @@ pub struct Builder {
     vectors: Hashed,
     documents: Hashed,
     ids: HashSet<String>,
+    approximate: Option<Wanted>,
+}
+
+/// The approximate search that is wanted of an index.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Wanted {
+    /// The share of the nearest documents that is to be found, above 0 and up to 1.
+    pub recall: f64,
+    /// Threads that build; they change no bit.
+    pub n_threads: usize,
 }
 
 struct Hashed {
@@ -242,7 +270,13 @@ impl Builder {
         let folder = tempfile::Builder::new().prefix(".index-").tempdir_in(parent).map_err(io(parent))?;
         let vectors = Hashed::create(folder.path().join(VECTORS))?;
         let documents = Hashed::create(folder.path().join(DOCUMENTS))?;
-        Ok(Self { target, folder, embedder, dimensions, vectors, documents, ids: HashSet::new() })
+        Ok(Self { target, folder, embedder, dimensions, vectors, documents, ids: HashSet::new(), approximate: None })
+    }
+
+    /// The same with an approximate search.
+    #[must_use]
+    pub fn approximate(self, wanted: Option<Wanted>) -> Self {
+        Self { approximate: wanted, ..self }
     }
 
     /// Adds a document and its vector `[dimensions]`, which is brought to length 1.
@@ -270,14 +304,22 @@ impl Builder {
 
     /// Writes the description and puts the folder in place, which is returned.
     pub fn finish(self) -> Result<PathBuf, IndexError> {
-        let description = Description {
+        let mut description = Description {
             format: FORMAT,
             embedder: self.embedder,
             n_documents: self.ids.len(),
             dimensions: self.dimensions,
             vectors: self.vectors.finish()?,
             documents: self.documents.finish()?,
+            approximate: None,
         };
+        if let Some(Wanted { recall, n_threads }) = self.approximate.filter(|_| description.n_documents > 0) {
+            let vectors = read_vectors(&self.folder.path().join(VECTORS), &description)?;
+            let (lists, recall) = Lists::build(&vectors, description.dimensions, recall, n_threads);
+            let path = self.folder.path().join(LISTS);
+            std::fs::write(&path, lists.bytes()).map_err(io(&path))?;
+            description.approximate = Some(lists.described(recall));
+        }
         let path = self.folder.path().join(DESCRIPTION);
         let text = serde_json::to_string_pretty(&description).expect("a description is JSON");
         std::fs::write(&path, text + "\n").map_err(io(&path))?;
@@ -300,7 +342,16 @@ impl Index {
         let (description, text) = Description::read(folder)?;
         let vectors = read_vectors(&folder.join(VECTORS), &description)?;
         let documents = read_documents(&folder.join(DOCUMENTS), &description)?;
-        Ok(Self { digest: Digest::of(&text), description, vectors, documents })
+        let search = match &description.approximate {
+            None => Search::Exact,
+            Some(told) => Search::Lists(Lists::read(
+                &folder.join(LISTS),
+                told,
+                description.n_documents,
+                description.dimensions,
+            )?),
+        };
+        Ok(Self { digest: Digest::of(&text), description, vectors, documents, search })
     }
 
     /// What it is.
@@ -318,26 +369,52 @@ impl Index {
         Arc::clone(&self.documents[document_idx])
     }
 
-    /// The `top` documents nearest to `query` (`[dimensions]`), nearest first, those at the same distance by their position.
+    /// The `top` documents nearest to `query` (`[dimensions]`), nearest first, those at the same distance by their position; of an
+    /// approximate index those of them that it finds.
     ///
     /// `None` if the query is of another width or has no direction.
     pub fn search(&self, query: &[f32], top: usize) -> Option<Vec<Hit>> {
-        let query = unit(query).filter(|query| query.len() == self.description.dimensions)?;
-        let mut hits: Vec<Hit> = self
-            .vectors
-            .chunks_exact(self.description.dimensions)
-            .enumerate()
-            .map(|(document_idx, vector)| Hit { document_idx, score: dot(&query, vector) })
-            .collect();
-        let nearer = |a: &Hit, b: &Hit| b.score.total_cmp(&a.score).then(a.document_idx.cmp(&b.document_idx));
-        if (1..hits.len()).contains(&top) {
-            hits.select_nth_unstable_by(top - 1, nearer);
-        }
-        hits.truncate(top);
-        hits.sort_unstable_by(nearer);
-        debug_assert!(hits.windows(2).all(|pair| nearer(&pair[0], &pair[1]) == Ordering::Less));
-        Some(hits)
+        let dimensions = self.description.dimensions;
+        let query = unit(query).filter(|query| query.len() == dimensions)?;
+        Some(match &self.search {
+            // As many as `MAX_DOCUMENTS` fit.
+            Search::Exact => top_hits(&self.vectors, dimensions, &query, 0..self.documents.len() as u32, top),
+            Search::Lists(lists) => {
+                top_hits(&self.vectors, dimensions, &query, lists.candidates(&query, top), top)
+            }
+        })
     }
+
+    /// About how many numbers a search reads.
+    pub fn n_values_read(&self) -> usize {
+        let Description { n_documents, dimensions, approximate, .. } = &self.description;
+        let share = approximate.map_or(1.0, |told| told.n_probe as f64 / told.n_lists as f64);
+        ((n_documents * dimensions) as f64 * share) as usize
+    }
+}
+
+/// The `top` of `ids` whose rows of `vectors` (`[n, dimensions]`) are nearest to `query`, nearest first, equally near ones by their
+/// position.
+fn top_hits(
+    vectors: &[f32],
+    dimensions: usize,
+    query: &[f32],
+    ids: impl IntoIterator<Item = u32>,
+    top: usize,
+) -> Vec<Hit> {
+    let hit = |id: u32| {
+        let document_idx = id as usize;
+        Hit { document_idx, score: dot(query, &vectors[document_idx * dimensions..][..dimensions]) }
+    };
+    let mut hits: Vec<Hit> = ids.into_iter().map(hit).collect();
+    let nearer = |a: &Hit, b: &Hit| b.score.total_cmp(&a.score).then(a.document_idx.cmp(&b.document_idx));
+    if (1..hits.len()).contains(&top) {
+        hits.select_nth_unstable_by(top - 1, nearer);
+    }
+    hits.truncate(top);
+    hits.sort_unstable_by(nearer);
+    debug_assert!(hits.windows(2).all(|pair| nearer(&pair[0], &pair[1]) == Ordering::Less));
+    hits
 }
 
 impl fmt::Debug for Index {

@@ -109,6 +109,7 @@ const ROUTES: &[Route] = &[
         &[404, 501],
     ),
     post("/inference.GRPCInferenceService/{method}", OIP, "gRPC, over HTTP/2", Takes::Protobuf, &[]),
+    post("/v1/recommend", OWN, "What comes next after a history of items", Takes::Json("RecommendRequest"), ASKS),
     get("/v1/pipelines", OWN, "The pipelines", &[]),
     post("/v1/pipelines/{pipeline}", OWN, "Several members answer one text", Takes::Json("PipelineRequest"), ASKS),
     get("/v1/highroad/rollouts", OWN, "Candidates that are tried", &[]),

@@ -5,6 +5,7 @@ pub mod cohere;
 pub mod oip;
 pub mod openai;
 pub mod pipeline;
+pub mod recommend;
 pub mod rerank;
 pub mod tei;
 

@@ -15,8 +15,8 @@ use crate::budget::Amount;
 use crate::budget::keeper::{Hold, hold_here};
 use crate::config::{MemberConfig, RequestLimits};
 use crate::error::{AskError, DeployError};
-use crate::pipeline::Indexes;
 use crate::model::{Model, ModelError, Work, Yield, tensors_digest};
+use crate::pipeline::Indexes;
 use crate::telemetry::{BatchMetrics, TOKENS};
 
 /// A package that a member could serve, every byte of it verified.

@@ -49,7 +49,9 @@ pub struct Predictor {
 /// Makes rows of inputs.
 enum Reader {
     Texts(Tokenizer),
-    /// A query beside a document, for a reranker.
+    /// Items that somebody had, the newest last.
+    Histories(Tokenizer),
+    /// Two texts side by side: a query and a document, or what a classifier compares.
     Pairs(Tokenizer, Encoder),
     Pictures(Pictures),
 }
@@ -63,14 +65,17 @@ impl Reader {
         let (tokenizer_json, max_tokens) = (package.read(TOKENIZER)?, task.max_tokens as usize);
         let tokenizer = Tokenizer::from_bytes(&tokenizer_json, max_tokens)?;
         Ok(match task.kind {
-            TaskKind::Rerank => Self::Pairs(tokenizer, Encoder::from_bytes(&tokenizer_json, 2, max_tokens, true)?),
+            TaskKind::Rerank | TaskKind::Classify { pairs: true, .. } => {
+                Self::Pairs(tokenizer, Encoder::from_bytes(&tokenizer_json, 2, max_tokens, true)?)
+            }
+            TaskKind::Recommend { .. } => Self::Histories(tokenizer),
             _ => Self::Texts(tokenizer),
         })
     }
 
     fn tokenizer(&self) -> Result<&Tokenizer, TaskError> {
         match self {
-            Self::Texts(tokenizer) | Self::Pairs(tokenizer, _) => Ok(tokenizer),
+            Self::Texts(tokenizer) | Self::Histories(tokenizer) | Self::Pairs(tokenizer, _) => Ok(tokenizer),
             Self::Pictures(_) => Err(TaskError::NoTokenizer),
         }
     }
@@ -78,7 +83,7 @@ impl Reader {
     /// What fills the rows of texts.
     fn pad_id(&self) -> u32 {
         match self {
-            Self::Texts(tokenizer) | Self::Pairs(tokenizer, _) => tokenizer.pad_id(),
+            Self::Texts(tokenizer) | Self::Histories(tokenizer) | Self::Pairs(tokenizer, _) => tokenizer.pad_id(),
             Self::Pictures(_) => 0,
         }
     }
@@ -86,7 +91,8 @@ impl Reader {
     fn refusal(&self) -> TaskError {
         let (task, takes) = match self {
             Self::Texts(_) => ("read one text", "no query beside a document, and no image"),
-            Self::Pairs(..) => ("rerank", "a query and a document"),
+            Self::Histories(_) => ("recommend", "a history of items, with spaces between them"),
+            Self::Pairs(..) => ("rerank or compare", "two texts, such as a query and a document"),
             Self::Pictures(_) => ("see images", "a PNG, JPEG or WebP"),
         };
         TaskError::OtherInput { task, takes }
@@ -158,7 +164,9 @@ impl Predictor {
     /// Most tokens of one input; of a picture what every picture costs.
     pub fn max_tokens(&self) -> usize {
         match &self.reader {
-            Reader::Texts(tokenizer) | Reader::Pairs(tokenizer, _) => tokenizer.max_tokens(),
+            Reader::Texts(tokenizer) | Reader::Histories(tokenizer) | Reader::Pairs(tokenizer, _) => {
+                tokenizer.max_tokens()
+            }
             Reader::Pictures(pictures) => pictures.n_tokens(),
         }
     }
@@ -182,7 +190,12 @@ impl Predictor {
                 let encoded = if cut == Cut::Start { tokenizer.encode_end(text)? } else { tokenizer.encode(text)? };
                 Prepared::tokens(encoded.ids, Vec::new(), encoded.truncated)
             }
-            (Input::Tokens(ids), Reader::Texts(tokenizer)) => of_tokens(ids, tokenizer)?,
+            // What somebody did last says most.
+            (Input::Text(history), Reader::Histories(tokenizer)) => {
+                let encoded = tokenizer.encode_end(history)?;
+                Prepared::tokens(encoded.ids, Vec::new(), encoded.truncated)
+            }
+            (Input::Tokens(ids), Reader::Texts(tokenizer) | Reader::Histories(tokenizer)) => of_tokens(ids, tokenizer)?,
             (Input::Image(bytes), Reader::Pictures(pictures)) => pictures.prepare(bytes)?,
             (_, reader) => return Err(reader.refusal()),
         };
@@ -317,7 +330,7 @@ impl Predictor {
     /// The answer that a row of finite values means; `None` if one is not.
     fn decide(&self, values: Vec<f32>) -> Option<Answer> {
         values.iter().all(|value| value.is_finite()).then(|| match &self.manifest().task.kind {
-            TaskKind::Classify { labels, .. } => decide(labels, &values),
+            TaskKind::Classify { labels, .. } | TaskKind::Recommend { items: labels } => decide(labels, &values),
             TaskKind::Rerank => Answer::Relevance { logit: values[0] },
             _ => Answer::Embedding { vector: values },
         })
@@ -344,8 +357,17 @@ impl Predictor {
         let (query, document) = ("highroad".to_owned(), "road".to_owned());
         match &self.reader {
             Reader::Texts(_) => self.prepare(&Input::Text(query)),
+            Reader::Histories(_) => self.prepare(&Input::Text(self.first_items())),
             Reader::Pairs(..) => self.prepare(&Input::Pair { query, document }),
             Reader::Pictures(pictures) => Ok(pictures.made_up(0)),
+        }
+    }
+
+    /// A short history.
+    fn first_items(&self) -> String {
+        match &self.manifest().task.kind {
+            TaskKind::Recommend { items } => items[..items.len().min(2)].join(" "),
+            _ => String::new(),
         }
     }
 

@@ -199,6 +199,7 @@ fn output_width(outputs: &[TensorSpec], task: &Task) -> Result<usize, TaskError>
     let (width, what) = match &task.kind {
         TaskKind::Classify { labels, .. } => (labels.len(), format!("logits for {} labels", labels.len())),
         TaskKind::Embed { dimensions, .. } => (*dimensions as usize, format!("vectors of {dimensions} dimensions")),
+        TaskKind::Recommend { items } => (items.len(), format!("logits for {} items", items.len())),
         TaskKind::Rerank => (1, "one logit for each pair".to_owned()),
         other => return Err(mismatch(format!("this version does not know the task {other:?}"))),
     };
@@ -251,7 +252,7 @@ mod tests {
 
     fn classify(labels: &[&str]) -> Task {
         let labels = labels.iter().map(ToString::to_string).collect();
-        Task { kind: TaskKind::Classify { labels, flagged: None }, image: None, max_tokens: 8 }
+        Task { kind: TaskKind::Classify { labels, flagged: None, pairs: false }, image: None, max_tokens: 8 }
     }
 
     const IDS: Spec = ("input_ids", DType::I64, "b s");

@@ -241,7 +241,8 @@ pub fn add_given(ruled: Ruled<'_>, summaries: &mut [Summary], golden: &GoldenSet
 
 /// The package of a side; an error where somebody else hosts the model, as `option` is about a package.
 fn package_of<'a>(side: &'a Side, option: &str) -> anyhow::Result<&'a VerifiedPackage> {
-    side.package().with_context(|| format!("{option} is about a package, and this is a pipeline or hosted by somebody else"))
+    side.package()
+        .with_context(|| format!("{option} is about a package, and this is a pipeline or hosted by somebody else"))
 }
 
 /// How a golden set is answered.

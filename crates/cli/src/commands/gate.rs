@@ -9,7 +9,7 @@ use highroad_eval::{Decision, Gates, Outcome, Verdict, Waiver, summarise};
 use highroad_package::Digest;
 use jiff::{SignedDuration, Timestamp};
 
-use super::eval::{AnswerArgs, EngineArgs, Pipeline, N_TIMED, RESAMPLES, add_given, print_json, read};
+use super::eval::{AnswerArgs, EngineArgs, N_TIMED, Pipeline, RESAMPLES, add_given, print_json, read};
 use super::golden::{self, Unblessed};
 use super::load::{Files, under_load};
 use crate::reports::{ReportArgs, print_gate};

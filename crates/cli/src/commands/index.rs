@@ -8,7 +8,7 @@ use anyhow::{Context as _, bail};
 use highroad_package::registry::dependents::{Build, DependentIndex};
 use highroad_package::{Reference, Selector, TaskKind};
 use highroad_serve::config::is_member_name;
-use highroad_serve::index::{Builder, Document, Embedder, Index, MAX_DOCUMENT_BYTES};
+use highroad_serve::index::{Approximate, Builder, Document, Embedder, Index, MAX_DOCUMENT_BYTES, Wanted};
 use highroad_task::{Answer, Input, Predictor, PredictorOptions};
 use serde_json::json;
 
@@ -54,6 +54,10 @@ pub struct Args {
     /// What the registry calls the index; the folder's name unless told.
     #[arg(long, requires = "dependence")]
     name: Option<String>,
+    /// Search a part of the vectors, so much that this share of the exact search's nearest documents is found: 0.95 unless told. For
+    /// corpora that are too large to be read whole for every query.
+    #[arg(long, value_name = "RECALL", num_args = 0..=1, require_equals = true, default_missing_value = "0.95", value_parser = parse_recall)]
+    approximate: Option<f64>,
     /// Threads; all cores unless told.
     #[arg(long, value_name = "N")]
     threads: Option<NonZeroUsize>,
@@ -98,6 +102,11 @@ impl Forget {
     }
 }
 
+fn parse_recall(text: &str) -> Result<f64, String> {
+    let recall: f64 = text.parse().map_err(|_| "expected a share, such as 0.95")?;
+    if recall > 0.0 && recall <= 1.0 { Ok(recall) } else { Err("expected above 0 and up to 1".to_owned()) }
+}
+
 /// The model and the alias of a reference.
 fn aliased(reference: &Reference) -> anyhow::Result<(&str, &str)> {
     match &reference.selector {
@@ -121,7 +130,9 @@ impl Args {
             name: predictor.manifest().name.clone(),
             numerics_id: predictor.numerics_id(),
         };
-        let mut builder = Builder::new(&self.output, embedder, dimensions as usize)?;
+        let n_threads = self.threads().get();
+        let wanted = self.approximate.map(|recall| Wanted { recall, n_threads });
+        let mut builder = Builder::new(&self.output, embedder, dimensions as usize)?.approximate(wanted);
         let n_truncated = embed(documents, &predictor, &mut builder)?;
         let folder = builder.finish()?;
         let index = Index::open(&folder)?;
@@ -133,6 +144,10 @@ impl Args {
         Ok(ExitCode::SUCCESS)
     }
 
+    fn threads(&self) -> NonZeroUsize {
+        self.threads.or_else(|| std::thread::available_parallelism().ok()).unwrap_or(NonZeroUsize::MIN)
+    }
+
     fn open_embedder(&self, home: &Home) -> anyhow::Result<Predictor> {
         let followed = || self.dependence.as_ref().map(|reference| reference.to_string().parse::<Target>());
         let target = match &self.embedder {
@@ -140,7 +155,7 @@ impl Args {
             None => followed().expect(REQUIRED)?,
         };
         let package = target.resolve(home)?.package;
-        let threads = self.threads.or_else(|| std::thread::available_parallelism().ok()).unwrap_or(NonZeroUsize::MIN);
+        let threads = self.threads();
         Ok(Predictor::open(&package, &PredictorOptions { threads, ..PredictorOptions::default() })?)
     }
 
@@ -150,13 +165,12 @@ impl Args {
         let folder_name = || self.output.file_name().map(|name| name.to_string_lossy().into_owned());
         let name = self.name.clone().or_else(folder_name).unwrap_or_default();
         if !is_member_name(&name) {
-            bail!("`{name}` cannot name an index: letters, digits, `.`, `_` and `-`, at most 64\nhint: --name gives it another");
+            bail!(
+                "`{name}` cannot name an index: letters, digits, `.`, `_` and `-`, at most 64\nhint: --name gives it another"
+            );
         }
-        let index = DependentIndex::new(
-            [&name, alias],
-            &documents.display().to_string(),
-            &self.output.display().to_string(),
-        );
+        let index =
+            DependentIndex::new([&name, alias], &documents.display().to_string(), &self.output.display().to_string());
         let tracking = tracking::client(&self.tracking)?;
         tracking.block_on(tracking.client().model_tags(model))?;
         Ok(Some(Declaration { model: model.to_owned(), index, tracking: self.tracking.clone() }))
@@ -176,6 +190,14 @@ impl Args {
                 "{n} documents, embedded by {name} ({}), in `{}`",
                 description.embedder.package.short(),
                 folder.display()
+            );
+        }
+        if let Some(Approximate { n_lists, n_probe, recall, .. }) = description.approximate {
+            eprintln!(
+                "a search reads {n_probe} of {n_lists} lists and finds {:.1} % of the {} nearest documents ({} of them sought)",
+                100.0 * recall.value,
+                recall.at,
+                recall.n_queries
             );
         }
         if n_truncated > 0 {

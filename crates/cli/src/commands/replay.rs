@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, bail};
 use highroad_eval::Verdict;
 use highroad_package::registry::{RegistryClient, ResolvedVersion};
-use highroad_package::{Digest, Manifest, PackageError, Reference, Selector, Verdicts, VerifiedPackage};
+use highroad_package::{Digest, Manifest, PackageError, Reference, Selector, TaskKind, Verdicts, VerifiedPackage};
 use highroad_serve::case;
 use highroad_serve::protocol::oip::Query;
 use highroad_serve::request_log::{self, Record};
@@ -238,7 +238,7 @@ impl Answers {
         let predictor = Predictor::open(package, &PredictorOptions::default())
             .with_context(|| format!("package {} does not load", package.digest()))?;
         let rows = match case::query(case, predictor.program().inputs())? {
-            Query::Rows(inputs) => inputs
+            Query::Rows(inputs) => for_task(&predictor.manifest().task.kind, inputs)
                 .iter()
                 .map(|input| Ok(row(&predictor.predict(std::slice::from_ref(input))?)))
                 .collect::<anyhow::Result<Vec<_>>>()?
@@ -427,4 +427,9 @@ fn brief(answer: &Value) -> String {
         return format!("{} {}", class["label"].as_str().unwrap_or("?"), numbers(&class["scores"]));
     }
     answer.get("embedding").map_or_else(|| answer.to_string(), |embedding| numbers(&embedding["vector"]))
+}
+
+/// The rows as a package of this task was asked them.
+fn for_task(task: &TaskKind, rows: Vec<Input>) -> Vec<Input> {
+    if matches!(task, TaskKind::Embed { .. }) { case::for_embedder(rows) } else { rows }
 }

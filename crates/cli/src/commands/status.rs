@@ -89,7 +89,10 @@ impl Standing {
     fn print(&self) {
         outln!("{} -> {}", self.alias, self.version);
         for (index, fits) in &self.indexes {
-            outln!("  index `{index}`: {}", if *fits { "embedded by it" } else { "stale: embedded by other packages only" });
+            outln!(
+                "  index `{index}`: {}",
+                if *fits { "embedded by it" } else { "stale: embedded by other packages only" }
+            );
         }
         for due in &self.due {
             outln!("  due: {due}");

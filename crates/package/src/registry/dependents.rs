@@ -143,7 +143,8 @@ impl JudgedPipeline {
         if self.package == *package {
             return None;
         }
-        let after = |reader: &String| format!("; `{reader}` reads what `{member}` gives: gate it on cases of the new one");
+        let after =
+            |reader: &String| format!("; `{reader}` reads what `{member}` gives: gate it on cases of the new one");
         let after: String = feeds.iter().map(after).collect();
         Some(format!(
             "the verdict {} on pipeline `{pipeline}` was made with {} as `{member}`: `highroad gate --pipeline {pipeline}` is due{after}",
@@ -185,23 +186,15 @@ pub fn forbids<'a>(
     let has_build = |index: &DependentIndex| index.builds.iter().any(|build| Some(&build.package) == package);
     let missing = |(key, index): (&str, Option<DependentIndex>)| match index {
         Some(index) if has_build(&index) => None,
-        index => Some(Dependence {
-            tag: key.to_owned(),
-            index,
-            model: model.to_owned(),
-            alias: alias.to_owned(),
-            version,
-        }),
+        index => {
+            Some(Dependence { tag: key.to_owned(), index, model: model.to_owned(), alias: alias.to_owned(), version })
+        }
     };
     under(tags, INDEX_TAG, alias).find_map(missing)
 }
 
 /// The verdicts on pipelines that are due once the alias names `package`, in sentences.
-pub fn due<'a>(
-    tags: impl IntoIterator<Item = (&'a str, &'a str)>,
-    alias: &'a str,
-    package: &Digest,
-) -> Vec<String> {
+pub fn due<'a>(tags: impl IntoIterator<Item = (&'a str, &'a str)>, alias: &'a str, package: &Digest) -> Vec<String> {
     let judged = under::<JudgedPipeline>(tags, PIPELINE_TAG, alias).filter_map(|(_, pipeline)| pipeline);
     judged.filter_map(|pipeline| pipeline.due(package)).collect()
 }
@@ -283,7 +276,8 @@ mod tests {
         );
         assert!(ask(&tags_of_old, "champion", None).is_some());
         assert_eq!(ask(&tags_of_old, "champ", Some(&new)), None);
-        assert_eq!(ask(&tags(&index.with(build(&new))), "champion", Some(&new)), None);
+        let with_new = index.clone().with(build(&new));
+        assert_eq!(ask(&tags(&with_new), "champion", Some(&new)), None);
         let hostile = DependentIndex { documents: "a; b 'c'".to_owned(), ..index.clone() };
         let refused = ask(&tags(&hostile), "champion", Some(&new)).unwrap();
         assert!(refused.contains(r"highroad index 'a; b '\''c'\''' --embedder"), "{refused}");

@@ -90,11 +90,7 @@ impl Pipelines {
     }
 }
 
-fn digest(
-    written: &serde_json::Value,
-    members: &BTreeMap<String, Part>,
-    indexes: &BTreeMap<String, Digest>,
-) -> Digest {
+fn digest(written: &serde_json::Value, members: &BTreeMap<String, Part>, indexes: &BTreeMap<String, Digest>) -> Digest {
     let packages: BTreeMap<&String, &Digest> = members.iter().map(|(name, part)| (name, &part.package)).collect();
     let all = json!({ "highroad_composition": 1, "pipeline": written, "members": packages, "indexes": indexes });
     Digest::of(&serde_json_canonicalizer::to_vec(&all).expect("texts, numbers and digests are JSON"))

@@ -435,8 +435,7 @@ impl StepAnswer {
     fn of(revision: Arc<Revision>, asked: Asked<Vec<Answer>>) -> Self {
         let Asked { answers, digests, n_tokens, n_truncated, prepared, queued, computed } = asked;
         let asked = Arc::new(Asked { answers: (), digests, n_tokens, n_truncated, prepared, queued, computed });
-        let facts =
-            AskedFacts { facts: revision.facts().clone(), asked, indexes: Arc::clone(revision.indexes()) };
+        let facts = AskedFacts { facts: revision.facts().clone(), asked, indexes: Arc::clone(revision.indexes()) };
         Self { revision, answers, facts, fell_back: None }
     }
 
@@ -498,7 +497,7 @@ fn reordered(documents: &[Found], answers: &[Answer], top: usize) -> Vec<Found> 
 const SEARCH_INLINE_VALUES: usize = 1 << 22;
 
 async fn find(index: Arc<Index>, vector: Vec<f32>, top: usize) -> Option<Vec<Found>> {
-    let n_values = index.description().n_documents * index.description().dimensions;
+    let n_values = index.n_values_read();
     let search = move || {
         let hits = index.search(&vector, top)?;
         let found = |hit: &crate::index::Hit| Found { score: hit.score, document: index.document(hit.document_idx) };

@@ -1,7 +1,7 @@
 //! The Open Inference Protocol v2 over REST, with the binary tensor and classification extensions.
 //!
-//! A request holds either the one input `text` (BYTES, one string a row) or `image` (BYTES, one encoded picture a row), answered
-//! through the task, or every input of the program by its name, answered by the program itself. Binary data follows the JSON in the order of the tensors; lengths
+//! A request holds either the one input `text` (BYTES, one string a row) or `image` (BYTES, one encoded picture a row), or two texts side
+//! by side (`text` and `text_pair`, or one `query` and `documents`), answered through the task, or every input of the program by its name, answered by the program itself. Binary data follows the JSON in the order of the tensors; lengths
 //! are checked before anything is read.
 
 pub mod grpc;
@@ -17,12 +17,19 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::model::row_major_bytes;
+use crate::protocol::rerank;
 use crate::revision::{Facts, Stats};
 
 /// The header that says where the JSON ends and binary data begins.
 pub const HEADER_LENGTH: &str = "inference-header-content-length";
 /// The input that goes through the task of a model that reads.
 pub const TEXT: &str = "text";
+/// The second text of a pair.
+const TEXT_PAIR: &str = "text_pair";
+const QUERY: &str = "query";
+const DOCUMENTS: &str = "documents";
+/// Most bytes of all pairs of a request, the query counted with every document.
+const MAX_PAIRS_BYTES: usize = 64 << 20;
 /// The input that goes through the task of a model that sees: PNG, JPEG or WebP; base64 where the data is JSON.
 pub const IMAGE: &str = "image";
 
@@ -167,6 +174,9 @@ impl InferRequest {
 }
 
 fn query(mut inputs: Vec<(String, Contents)>, specs: &[TensorSpec]) -> Result<Query, Problem> {
+    if let Some(rows) = pairs(&mut inputs)? {
+        return Ok(Query::Rows(rows));
+    }
     if let [(name, contents @ (Contents::Texts(_) | Contents::Bytes(_)))] = inputs.as_mut_slice()
         && (name == TEXT || name == IMAGE)
     {
@@ -195,6 +205,36 @@ fn query(mut inputs: Vec<(String, Contents)>, specs: &[TensorSpec]) -> Result<Qu
         .map(|(idx, tensor)| tensor.ok_or_else(|| missing(idx)))
         .collect::<Result<_, _>>()?;
     Ok(Query::Program(tensors))
+}
+
+/// Two texts side by side: `text` and `text_pair`, row by row, or one `query` beside each of `documents`.
+fn pairs(inputs: &mut [(String, Contents)]) -> Result<Option<Vec<Input>>, Problem> {
+    inputs.sort_by(|(left, _), (right, _)| left.cmp(right));
+    let (first, second, is_query) = match inputs {
+        [(documents, seconds), (query, firsts)] if documents == DOCUMENTS && query == QUERY => (firsts, seconds, true),
+        [(text, firsts), (pair, seconds)] if text == TEXT && pair == TEXT_PAIR => (firsts, seconds, false),
+        _ => return Ok(None),
+    };
+    let strings = |contents: &mut Contents| -> Result<Vec<String>, Problem> {
+        let text = |input| if let Input::Text(text) = input { Some(text) } else { None };
+        Ok(texts(contents)?.into_iter().filter_map(text).collect())
+    };
+    let (mut firsts, seconds) = (strings(first)?, strings(second)?);
+    if is_query && firsts.len() == 1 {
+        firsts = vec![firsts.remove(0); seconds.len()];
+    }
+    if seconds.is_empty() || firsts.len() != seconds.len() {
+        let [one, other] = if is_query { [QUERY, DOCUMENTS] } else { [TEXT, TEXT_PAIR] };
+        let (n_firsts, n_seconds) = (firsts.len(), seconds.len());
+        return Err(invalid(format!("{n_firsts} rows of `{one}` do not go with {n_seconds} of `{other}`")));
+    }
+    // A query counts with every document: a small body must not ask for a large work.
+    let n_bytes = firsts.iter().chain(&seconds).map(String::len).fold(0, usize::saturating_add);
+    if seconds.len() > rerank::MAX_DOCUMENTS && is_query || n_bytes > MAX_PAIRS_BYTES {
+        return Err(invalid(format!("{} pairs of {n_bytes} bytes are more than are taken", seconds.len())));
+    }
+    let pair = |(query, document)| Input::Pair { query, document };
+    Ok(Some(firsts.into_iter().zip(seconds).map(pair).collect()))
 }
 
 fn texts(contents: &mut Contents) -> Result<Vec<Input>, Problem> {
@@ -401,7 +441,7 @@ fn micros(value: &Value) -> Result<Duration, Problem> {
     Ok(Duration::from_micros(micros))
 }
 
-/// The outputs of a task's answers: `label` and `scores`, or `embedding`.
+/// The outputs of a task's answers: `label` and `scores`, `embedding`, or `relevance` and `logit`.
 pub fn task_outputs(task: &TaskKind, answers: &[Answer]) -> Vec<Output> {
     let n_rows = answers.len();
     let bytes = answers.iter().flat_map(|answer| answer.values()).flat_map(|value| value.to_le_bytes()).collect();
@@ -411,13 +451,19 @@ pub fn task_outputs(task: &TaskKind, answers: &[Answer]) -> Vec<Output> {
         data: OutputData::Elements(DType::F32, bytes),
     };
     match task {
-        TaskKind::Classify { labels, .. } => {
+        TaskKind::Classify { labels, .. } | TaskKind::Recommend { items: labels } => {
             let label = |answer: &Answer| match answer {
                 Answer::Class { label, .. } => label.clone(),
                 Answer::Embedding { .. } | Answer::Relevance { .. } => String::new(),
             };
             let data = OutputData::Texts(answers.iter().map(label).collect());
             vec![Output { name: "label".to_owned(), shape: vec![n_rows], data }, elements("scores", labels.len())]
+        }
+        TaskKind::Rerank => {
+            let scores = answers.iter().filter_map(Answer::score).flat_map(f32::to_le_bytes).collect();
+            let relevance = OutputData::Elements(DType::F32, scores);
+            let relevance = Output { name: "relevance".to_owned(), shape: vec![n_rows], data: relevance };
+            vec![relevance, Output { shape: vec![n_rows], ..elements("logit", 1) }]
         }
         TaskKind::Embed { dimensions, .. } => vec![elements("embedding", *dimensions as usize)],
         _ => Vec::new(),
@@ -543,7 +589,9 @@ impl Output {
             return Err(invalid(format!("output `{}` has no classes", self.name)));
         }
         let labels = match task {
-            TaskKind::Classify { labels, .. } if labels.len() == width => labels.as_slice(),
+            TaskKind::Classify { labels, .. } | TaskKind::Recommend { items: labels } if labels.len() == width => {
+                labels.as_slice()
+            }
             _ => &[],
         };
         let k = k.min(width);
@@ -615,10 +663,10 @@ pub fn model_metadata(name: &str, facts: &Facts, manifest: &Manifest, program: &
     })
 }
 
-/// A query beside a document has no place in the one text input: a reranker takes its program's tensors here.
 fn task_input_specs(task: &Task) -> &'static [(&'static str, &'static str, &'static [i64])] {
     match task.kind {
-        TaskKind::Rerank => &[],
+        TaskKind::Rerank => &[(QUERY, "BYTES", &[1]), (DOCUMENTS, "BYTES", &[-1])],
+        TaskKind::Classify { pairs: true, .. } => &[(TEXT, "BYTES", &[-1]), (TEXT_PAIR, "BYTES", &[-1])],
         _ if task.image.is_some() => &[(IMAGE, "BYTES", &[-1])],
         _ => &[(TEXT, "BYTES", &[-1])],
     }
@@ -626,7 +674,10 @@ fn task_input_specs(task: &Task) -> &'static [(&'static str, &'static str, &'sta
 
 fn task_output_specs(task: &TaskKind) -> Vec<(&'static str, &'static str, &'static [i64])> {
     match task {
-        TaskKind::Classify { .. } => vec![("label", "BYTES", &[-1]), ("scores", "FP32", &[-1, -1])],
+        TaskKind::Rerank => vec![("relevance", "FP32", &[-1]), ("logit", "FP32", &[-1])],
+        TaskKind::Classify { .. } | TaskKind::Recommend { .. } => {
+            vec![("label", "BYTES", &[-1]), ("scores", "FP32", &[-1, -1])]
+        }
         TaskKind::Embed { .. } => vec![("embedding", "FP32", &[-1, -1])],
         _ => Vec::new(),
     }
@@ -908,7 +959,7 @@ mod tests {
     }
 
     fn classify() -> TaskKind {
-        TaskKind::Classify { labels: vec!["benign".to_owned(), "injection".to_owned()], flagged: None }
+        TaskKind::Classify { labels: vec!["benign".to_owned(), "injection".to_owned()], flagged: None, pairs: false }
     }
 
     fn answers() -> Vec<Answer> {

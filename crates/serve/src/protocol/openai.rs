@@ -271,7 +271,7 @@ const CATEGORIES: [&str; 13] = [
 /// `flagged` is true exactly where the model's label is `flagged_label`, and exactly then some category is.
 pub fn moderations_reply(request_id: &str, model: &str, task: &TaskKind, answers: &[Answer]) -> Vec<u8> {
     let (labels, flagged_label) = match task {
-        TaskKind::Classify { labels, flagged } => (labels.as_slice(), flagged.as_deref().unwrap_or_default()),
+        TaskKind::Classify { labels, flagged, .. } => (labels.as_slice(), flagged.as_deref().unwrap_or_default()),
         _ => (&[][..], ""),
     };
     let results: Vec<Value> = answers.iter().map(|answer| moderation(labels, flagged_label, answer)).collect();
@@ -433,7 +433,7 @@ mod tests {
 
     fn classify(labels: &[&str], flagged: &str) -> TaskKind {
         let labels = labels.iter().map(ToString::to_string).collect();
-        TaskKind::Classify { labels, flagged: Some(flagged.to_owned()) }
+        TaskKind::Classify { labels, flagged: Some(flagged.to_owned()), pairs: false }
     }
 
     fn judge(task: &TaskKind, label: &str, scores: &[f32]) -> Value {

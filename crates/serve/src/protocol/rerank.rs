@@ -4,13 +4,14 @@
 //! Cohere's list what is ranked as `documents`, TEI as `texts`; both come to `/rerank`.
 
 use highroad_service::{Kind, Problem};
+use highroad_task::vector::cosine;
 use highroad_task::{Answer, Cut, Input, Ranked, ranked};
 use serde_json::{Map, Value, json};
 
 use crate::protocol::tei::{self, ErrorType};
 
 /// Most documents of a request, as Cohere has it.
-const MAX_DOCUMENTS: usize = 1000;
+pub(crate) const MAX_DOCUMENTS: usize = 1000;
 
 /// How a request is answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,10 +94,18 @@ impl RerankRequest {
         self.documents.iter().map(pair).collect()
     }
 
-    /// The reply: the best documents, best first.
+    /// The query and then each document by itself, for a member that embeds.
+    pub fn texts(&self) -> Vec<Input> {
+        std::iter::once(&self.query).chain(&self.documents).map(|text| Input::Text(text.clone())).collect()
+    }
+
+    /// The reply: the best documents, best first, by a reranker's answers to the pairs or an embedder's to the texts.
     pub fn reply(&self, request_id: &str, model: &str, answers: &[Answer], n_tokens: usize) -> Vec<u8> {
-        let best: Vec<Value> =
-            ranked(answers).into_iter().take(self.top_n).map(|document| self.entry(document)).collect();
+        let documents = match answers {
+            [Answer::Embedding { vector: query }, documents @ ..] => by_cosine(query, documents),
+            _ => ranked(answers),
+        };
+        let best: Vec<Value> = documents.into_iter().take(self.top_n).map(|document| self.entry(document)).collect();
         let reply = match self.dialect {
             Dialect::Tei { .. } => Value::Array(best),
             Dialect::Cohere(version) => json!({
@@ -126,6 +135,17 @@ impl RerankRequest {
         }
         entry
     }
+}
+
+/// Documents by the cosine of their vector and the query's, best first; those of one cosine in the order sent.
+fn by_cosine(query: &[f32], documents: &[Answer]) -> Vec<Ranked> {
+    let cosine = |(index, document): (usize, &Answer)| {
+        let score = cosine(query, document.values());
+        Ranked { index, logit: score, score }
+    };
+    let mut ranked: Vec<Ranked> = documents.iter().enumerate().map(cosine).collect();
+    ranked.sort_by(|left, right| right.score.total_cmp(&left.score));
+    ranked
 }
 
 /// Whether a body is in TEI's dialect.

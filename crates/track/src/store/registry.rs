@@ -679,10 +679,8 @@ async fn check_dependents(
     number: i64,
     admitted: Option<&gate::Admitted>,
 ) -> Result<(), TrackError> {
-    let tags: Vec<(String, String)> = sqlx::query_as("SELECT key, value FROM registered_model_tags WHERE name = $1")
-        .bind(name)
-        .fetch_all(tx)
-        .await?;
+    let tags: Vec<(String, String)> =
+        sqlx::query_as("SELECT key, value FROM registered_model_tags WHERE name = $1").bind(name).fetch_all(tx).await?;
     let tags = tags.iter().map(|(key, value)| (key.as_str(), value.as_str()));
     let package = admitted.and_then(|admitted| admitted.package.parse().ok());
     match dependents::forbids(tags, [name, alias], number.unsigned_abs(), package.as_ref()) {

@@ -158,7 +158,10 @@ impl Pipeline {
                 single_ms,
                 inputs_per_s: if seconds > 0.0 { n as f64 / seconds } else { 0.0 },
                 gpu_s_per_1000: None,
-                measured: format!("pipeline `{}` through a server, by its client, one query after the other", self.name),
+                measured: format!(
+                    "pipeline `{}` through a server, by its client, one query after the other",
+                    self.name
+                ),
             },
             hosted: None,
         })
@@ -174,7 +177,10 @@ impl Pipeline {
         for (idx, case) in golden.cases.iter().enumerate() {
             let input = golden.input(idx)?;
             let GoldenInput::Ranking { query, documents } = &*input else {
-                bail!("a pipeline is judged by rankings of documents, and this golden set asks for {}", case.kind.in_words());
+                bail!(
+                    "a pipeline is judged by rankings of documents, and this golden set asks for {}",
+                    case.kind.in_words()
+                );
             };
             let begun = Instant::now();
             let reply = self.runtime.block_on(self.ask(query)).with_context(|| format!("case `{}`", case.case.id))?;
@@ -223,13 +229,17 @@ impl Pipeline {
             if let Some(By { member, package }) = by {
                 let known = self.composition.members.get(member).map(|part| part.package);
                 if known != Some(*package) {
-                    bail!("step `{name}` was answered by package {package}, which is not what was found: the pipeline has changed");
+                    bail!(
+                        "step `{name}` was answered by package {package}, which is not what was found: the pipeline has changed"
+                    );
                 }
             }
             if let Some(index) = index
                 && !self.composition.indexes.values().any(|known| known == index)
             {
-                bail!("step `{name}` searched the index {index}, which is not what was found: the pipeline has changed");
+                bail!(
+                    "step `{name}` searched the index {index}, which is not what was found: the pipeline has changed"
+                );
             }
         }
         Ok(())

@@ -169,7 +169,7 @@ impl Through {
 
     /// The answers to the rows of `input`, and how many of them lost their end.
     fn ask_rows(&self, input: &Value, binary_input: &[u8], n_rows: usize) -> Result<(Vec<Answer>, usize), TaskError> {
-        let is_class = matches!(self.task(), TaskKind::Classify { .. });
+        let is_class = matches!(self.task(), TaskKind::Classify { .. } | TaskKind::Recommend { .. });
         let binary = json!({ "binary_data": true });
         let wanted = match is_class {
             true => json!([{ "name": "label" }, { "name": "scores", "parameters": binary }]),

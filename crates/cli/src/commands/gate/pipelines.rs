@@ -15,9 +15,9 @@ pub fn tell(args: &TrackingArgs, pipeline: &Pipeline, verdict: &Verdict, digest:
         return;
     }
     let told = tracking::client(args).and_then(|tracking| {
-        judged.iter().try_for_each(|(model, judged)| {
-            Ok(tracking.block_on(tracking.client().declare_pipeline(model, judged))?)
-        })
+        judged
+            .iter()
+            .try_for_each(|(model, judged)| Ok(tracking.block_on(tracking.client().declare_pipeline(model, judged))?))
     });
     if let Err(error) = told {
         eprintln!("warning: the registry does not know of this verdict: {}", crate::describe(&error));
@@ -38,7 +38,10 @@ fn judged(pipeline: &Pipeline, outcome: Outcome, verdict: Digest) -> Vec<(String
             feeds: composition.feeds.get(member).cloned().unwrap_or_default(),
             composition: composition.digest,
             verdict,
-            outcome: serde_json::to_value(outcome).ok().and_then(|word| Some(word.as_str()?.to_owned())).unwrap_or_default(),
+            outcome: serde_json::to_value(outcome)
+                .ok()
+                .and_then(|word| Some(word.as_str()?.to_owned()))
+                .unwrap_or_default(),
         };
         Some((name, judged))
     };

@@ -151,7 +151,7 @@ fn share(text: &str) -> Result<f64, String> {
 
 fn labels(package: &VerifiedPackage) -> anyhow::Result<Vec<String>> {
     match &package.manifest().task.kind {
-        TaskKind::Classify { labels, .. } => Ok(labels.clone()),
+        TaskKind::Classify { labels, .. } | TaskKind::Recommend { items: labels } => Ok(labels.clone()),
         _ => bail!("package {} has no labels: it is no classifier", package.digest().short()),
     }
 }

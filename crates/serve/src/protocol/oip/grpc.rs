@@ -314,7 +314,7 @@ mod tests {
 
     #[test]
     fn outputs_go_as_the_inputs_came() {
-        let task = TaskKind::Classify { labels: vec!["no".to_owned(), "yes".to_owned()], flagged: None };
+        let task = TaskKind::Classify { labels: vec!["no".to_owned(), "yes".to_owned()], flagged: None, pairs: false };
         let answers = [Answer::Class { label: "yes".to_owned(), scores: vec![0.25, 0.75] }];
         let facts = Facts {
             member: "m".to_owned(),
