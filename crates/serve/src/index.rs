@@ -344,12 +344,9 @@ impl Index {
         let documents = read_documents(&folder.join(DOCUMENTS), &description)?;
         let search = match &description.approximate {
             None => Search::Exact,
-            Some(told) => Search::Lists(Lists::read(
-                &folder.join(LISTS),
-                told,
-                description.n_documents,
-                description.dimensions,
-            )?),
+            Some(told) => {
+                Search::Lists(Lists::read(&folder.join(LISTS), told, description.n_documents, description.dimensions)?)
+            }
         };
         Ok(Self { digest: Digest::of(&text), description, vectors, documents, search })
     }
@@ -379,9 +376,7 @@ impl Index {
         Some(match &self.search {
             // As many as `MAX_DOCUMENTS` fit.
             Search::Exact => top_hits(&self.vectors, dimensions, &query, 0..self.documents.len() as u32, top),
-            Search::Lists(lists) => {
-                top_hits(&self.vectors, dimensions, &query, lists.candidates(&query, top), top)
-            }
+            Search::Lists(lists) => top_hits(&self.vectors, dimensions, &query, lists.candidates(&query, top), top),
         })
     }
 

@@ -80,8 +80,7 @@ impl Lists {
             *end += list.len() as u32;
             Some(*end)
         });
-        let mut lists =
-            Self { ends: ends.collect(), ids: members.concat(), centroids, dimensions, n_probe: n_lists };
+        let mut lists = Self { ends: ends.collect(), ids: members.concat(), centroids, dimensions, n_probe: n_lists };
         let recall = lists.tune(vectors, &nearest, wanted, n_threads);
         (lists, recall)
     }
@@ -186,7 +185,8 @@ impl Lists {
             ends.push(end);
         }
         let mut is_listed = vec![false; n];
-        let mut is_new = |id: &u32| is_listed.get_mut(*id as usize).is_some_and(|listed| !std::mem::replace(listed, true));
+        let mut is_new =
+            |id: &u32| is_listed.get_mut(*id as usize).is_some_and(|listed| !std::mem::replace(listed, true));
         if end as usize != n || !ids.iter().all(&mut is_new) {
             return Err(changed("it does not list every document once".to_owned()));
         }
@@ -222,13 +222,14 @@ fn centroids(vectors: &[f32], dimensions: usize, n_lists: usize, n_threads: usiz
 
 /// The nearest centroid of each vector, the first of equally near ones.
 fn nearest(vectors: &[f32], centroids: &[f32], dimensions: usize, n_threads: usize) -> Vec<u32> {
-    let nearest_of = |vector: &[f32]| {
-        let scores = centroids.chunks_exact(dimensions).map(|centroid| dot(vector, centroid));
-        let best = scores.enumerate().fold((0, f32::NEG_INFINITY), |best, (list, score)| {
-            if score > best.1 { (list, score) } else { best }
-        });
-        best.0 as u32
-    };
+    let nearest_of =
+        |vector: &[f32]| {
+            let scores = centroids.chunks_exact(dimensions).map(|centroid| dot(vector, centroid));
+            let best = scores
+                .enumerate()
+                .fold((0, f32::NEG_INFINITY), |best, (list, score)| if score > best.1 { (list, score) } else { best });
+            best.0 as u32
+        };
     let n = vectors.len() / dimensions;
     let parts = in_parallel(n, n_threads, |range| {
         range.map(|id| nearest_of(row(vectors, dimensions, id))).collect::<Vec<u32>>()
@@ -294,7 +295,17 @@ mod tests {
         }
         assert!(n_found >= 255, "{n_found} of 300");
         // More than the lists that are read hold.
-        assert_eq!(top_hits(&vectors, DIMENSIONS, &vectors[..DIMENSIONS], lists.candidates(&vectors[..DIMENSIONS], 2900), 2900).len(), 2900);
+        assert_eq!(
+            top_hits(
+                &vectors,
+                DIMENSIONS,
+                &vectors[..DIMENSIONS],
+                lists.candidates(&vectors[..DIMENSIONS], 2900),
+                2900
+            )
+            .len(),
+            2900
+        );
     }
 
     #[test]
@@ -339,13 +350,23 @@ mod tests {
         assert!(with(|bytes| bytes.truncate(100)).contains("bytes, not"));
         assert!(with(|bytes| bytes[..4].copy_from_slice(&f32::NAN.to_le_bytes())).contains("not finite"));
         // A document twice, one that is not there, and lists longer than the index.
-        assert!(with(|bytes| bytes.copy_within(bytes.len() - 4.., bytes.len() - 8)).contains("every document once"));
-        assert!(with(|bytes| bytes.iter_mut().rev().take(4).for_each(|byte| *byte = 255)).contains("every document once"));
-        assert!(with(|bytes| {
-            let lengths = bytes.len() - 4 * 50 - 4;
-            bytes[lengths..lengths + 4].copy_from_slice(&u32::MAX.to_le_bytes());
-        })
-        .contains("longer than the index"));
+        assert!(
+            with(|bytes| {
+                let n = bytes.len();
+                bytes.copy_within(n - 4.., n - 8);
+            })
+            .contains("every document once")
+        );
+        assert!(
+            with(|bytes| bytes.iter_mut().rev().take(4).for_each(|byte| *byte = 255)).contains("every document once")
+        );
+        assert!(
+            with(|bytes| {
+                let lengths = bytes.len() - 4 * 50 - 4;
+                bytes[lengths..lengths + 4].copy_from_slice(&u32::MAX.to_le_bytes());
+            })
+            .contains("longer than the index")
+        );
         let mut changed = whole.clone();
         changed[0] ^= 1;
         assert!(read(&changed, told).unwrap_err().contains("digest"));

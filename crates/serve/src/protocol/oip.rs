@@ -28,8 +28,8 @@ pub const TEXT: &str = "text";
 const TEXT_PAIR: &str = "text_pair";
 const QUERY: &str = "query";
 const DOCUMENTS: &str = "documents";
-/// Most bytes of all pairs of a request, the query counted with every document.
-const MAX_PAIRS_BYTES: usize = 64 << 20;
+/// Most bytes of a query, counted with every document.
+const MAX_PAIRS_BYTES: usize = 16 << 20;
 /// The input that goes through the task of a model that sees: PNG, JPEG or WebP; base64 where the data is JSON.
 pub const IMAGE: &str = "image";
 
@@ -220,18 +220,22 @@ fn pairs(inputs: &mut [(String, Contents)]) -> Result<Option<Vec<Input>>, Proble
         Ok(texts(contents)?.into_iter().filter_map(text).collect())
     };
     let (mut firsts, seconds) = (strings(first)?, strings(second)?);
-    if is_query && firsts.len() == 1 {
-        firsts = vec![firsts.remove(0); seconds.len()];
-    }
-    if seconds.is_empty() || firsts.len() != seconds.len() {
+    let is_shared = is_query && firsts.len() == 1;
+    if seconds.is_empty() || !is_shared && firsts.len() != seconds.len() {
         let [one, other] = if is_query { [QUERY, DOCUMENTS] } else { [TEXT, TEXT_PAIR] };
         let (n_firsts, n_seconds) = (firsts.len(), seconds.len());
         return Err(invalid(format!("{n_firsts} rows of `{one}` do not go with {n_seconds} of `{other}`")));
     }
-    // A query counts with every document: a small body must not ask for a large work.
-    let n_bytes = firsts.iter().chain(&seconds).map(String::len).fold(0, usize::saturating_add);
-    if seconds.len() > rerank::MAX_DOCUMENTS && is_query || n_bytes > MAX_PAIRS_BYTES {
-        return Err(invalid(format!("{} pairs of {n_bytes} bytes are more than are taken", seconds.len())));
+    if is_shared {
+        // The query counts with every document: a small body must not ask for a large work.
+        let n_bytes = firsts[0].len().saturating_mul(seconds.len());
+        if seconds.len() > rerank::MAX_DOCUMENTS || n_bytes > MAX_PAIRS_BYTES {
+            return Err(invalid(format!(
+                "{} pairs with {n_bytes} bytes of a query are more than are taken",
+                seconds.len()
+            )));
+        }
+        firsts = vec![firsts.remove(0); seconds.len()];
     }
     let pair = |(query, document)| Input::Pair { query, document };
     Ok(Some(firsts.into_iter().zip(seconds).map(pair).collect()))
