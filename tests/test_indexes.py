@@ -184,7 +184,11 @@ def test_a_pipeline_is_judged_as_a_whole_and_due_again_with_another_member(site:
         entry["composition"] for entry in requests.get(f"{site.url}/v1/pipelines", timeout=10).json()["data"] if entry["id"] == "best"
     )
     assert verdict["package"] == composition["digest"] and verdict["pipeline"]["indexes"] == composition["indexes"]
-    assert site.run("status").returncode == 0
+    # The build is there, and was forgotten with the declaration.
+    assert "stale" in site.run("status", code=1).stdout
+    declared = site.run("index", "documents.jsonl", "-o", "help", "--embedder", "embedder:1", "--for", "embedder@champion")
+    assert "holds this build already" in declared.stderr
+    site.run("status")
     promoted = site.run("promote", "embedder", 3, *OVERRIDE)
     assert "due: the verdict" in promoted.stderr and "`highroad gate --pipeline best` is due" in promoted.stderr
     assert "`reranker` reads what `embedder` gives" in promoted.stderr

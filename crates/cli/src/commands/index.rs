@@ -6,9 +6,11 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
 use highroad_package::registry::dependents::{Build, DependentIndex};
-use highroad_package::{Reference, Selector, TaskKind};
+use highroad_package::{Digest, Reference, Selector, TaskKind};
 use highroad_serve::config::is_member_name;
-use highroad_serve::index::{Approximate, Builder, Document, Embedder, Index, MAX_DOCUMENT_BYTES, Wanted};
+use highroad_serve::index::{
+    Approximate, Builder, DESCRIPTION, Document, Embedder, Index, MAX_DOCUMENT_BYTES, Wanted, build_by,
+};
 use highroad_task::{Answer, Input, Predictor, PredictorOptions};
 use serde_json::json;
 
@@ -130,11 +132,14 @@ impl Args {
             name: predictor.manifest().name.clone(),
             numerics_id: predictor.numerics_id(),
         };
-        let n_threads = self.threads().get();
-        let wanted = self.approximate.map(|recall| Wanted { recall, n_threads });
-        let mut builder = Builder::new(&self.output, embedder, dimensions as usize)?.approximate(wanted);
-        let n_truncated = embed(documents, &predictor, &mut builder)?;
-        let folder = builder.finish()?;
+        let there = if declaration.is_some() { self.build_there(&predictor.digest())? } else { None };
+        let (folder, n_truncated) = match there {
+            Some(folder) => {
+                eprintln!("`{}` holds this build already: it is declared as it is", folder.display());
+                (folder, 0)
+            }
+            None => self.build(documents, &predictor, embedder, dimensions as usize)?,
+        };
         let index = Index::open(&folder)?;
         if let Some(declaration) = declaration {
             let build = Build { package: predictor.digest(), digest: index.digest() };
@@ -142,6 +147,26 @@ impl Args {
         }
         self.report(&folder, &index, n_truncated)?;
         Ok(ExitCode::SUCCESS)
+    }
+
+    /// The build by `package` that the output holds.
+    fn build_there(&self, package: &Digest) -> anyhow::Result<Option<PathBuf>> {
+        if self.output.join(DESCRIPTION).exists() { Ok(build_by(&self.output, package)?) } else { Ok(None) }
+    }
+
+    /// Embeds the documents; gives the folder, and how many of them were cut.
+    fn build(
+        &self,
+        documents: &Path,
+        predictor: &Predictor,
+        embedder: Embedder,
+        dimensions: usize,
+    ) -> anyhow::Result<(PathBuf, usize)> {
+        let n_threads = self.threads().get();
+        let wanted = self.approximate.map(|recall| Wanted { recall, n_threads });
+        let mut builder = Builder::new(&self.output, embedder, dimensions)?.approximate(wanted);
+        let n_truncated = embed(documents, predictor, &mut builder)?;
+        Ok((builder.finish()?, n_truncated))
     }
 
     fn threads(&self) -> NonZeroUsize {
