@@ -216,3 +216,15 @@ def test_mlflows_own_server_knows_of_the_index_too(mlflow_server: str, call: Cal
     run("index", "documents.jsonl", "-o", "help", "--embedder", "embedder-of-index:2", "--for", "embedder-of-index@champion")
     run("promote", "embedder-of-index", 2)
     requests.delete(f"{mlflow_server}/api/2.0/mlflow/registered-models/delete", json={"name": "embedder-of-index"}, timeout=30)
+
+
+def test_an_approximate_index_tells_the_recall_that_it_was_built_to(site: Site) -> None:
+    lines = [json.dumps({"text": f"{a} and {b} on the road {n}"}) for n, (a, b) in enumerate(zip(DOCUMENTS * 40, DOCUMENTS[::-1] * 40, strict=True))]
+    (site.folder / "many.jsonl").write_text("\n".join(lines))
+    arguments = ["index", "many.jsonl", "--embedder", "embed", "--json"]
+    told = json.loads(site.run(*arguments, "-o", "near", "--approximate").stdout)["description"]["approximate"]
+    assert told["n_lists"] == 18 and 1 <= told["n_probe"] <= 18 and told["recall"]["value"] >= 0.95
+    again = json.loads(site.run(*arguments, "-o", "again", "--approximate=0.95", "--threads", 1).stdout)
+    assert again["description"]["approximate"] == told
+    assert (site.folder / "near" / "lists.bin").read_bytes() == (site.folder / "again" / "lists.bin").read_bytes()
+    assert "above 0" in site.run(*arguments, "-o", "no", "--approximate=2", code=2).stderr
