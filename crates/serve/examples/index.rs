@@ -1,6 +1,7 @@
 //! Builds an index over given vectors and searches it, for `benches/index.py`: `index FOLDER DIMENSIONS exact|RECALL TOP`, where FOLDER
 //! holds `vectors.f32` and `queries.f32`. Prints JSON: what was found, milliseconds of each search, seconds to build, peak memory.
 
+use std::io::Write as _;
 use std::path::Path;
 use std::time::Instant;
 
@@ -39,7 +40,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "found": found, "ms": ms, "build_s": build_s, "peak_rss_bytes": peak_rss_bytes()?,
         "approximate": index.description().approximate,
     });
-    println!("{told}");
+    writeln!(std::io::stdout(), "{told}")?;
     Ok(())
 }
 

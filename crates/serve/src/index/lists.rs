@@ -222,14 +222,13 @@ fn centroids(vectors: &[f32], dimensions: usize, n_lists: usize, n_threads: usiz
 
 /// The nearest centroid of each vector, the first of equally near ones.
 fn nearest(vectors: &[f32], centroids: &[f32], dimensions: usize, n_threads: usize) -> Vec<u32> {
-    let nearest_of =
-        |vector: &[f32]| {
-            let scores = centroids.chunks_exact(dimensions).map(|centroid| dot(vector, centroid));
-            let best = scores
-                .enumerate()
-                .fold((0, f32::NEG_INFINITY), |best, (list, score)| if score > best.1 { (list, score) } else { best });
-            best.0 as u32
-        };
+    let nearest_of = |vector: &[f32]| {
+        let scores = centroids.chunks_exact(dimensions).map(|centroid| dot(vector, centroid));
+        let best = scores
+            .enumerate()
+            .fold((0, f32::NEG_INFINITY), |best, (list, score)| if score > best.1 { (list, score) } else { best });
+        best.0 as u32
+    };
     let n = vectors.len() / dimensions;
     let parts = in_parallel(n, n_threads, |range| {
         range.map(|id| nearest_of(row(vectors, dimensions, id))).collect::<Vec<u32>>()
