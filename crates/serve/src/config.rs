@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use highroad_package::{ParseReferenceError, Reference};
 use highroad_task::PredictorOptions;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::batcher::BatchLimits;
 use crate::budget::BudgetsConfig;
@@ -40,7 +40,7 @@ pub struct PortfolioConfig {
 }
 
 /// What rollouts may take and keep on this server; what is tried comes from the registry.
-#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RolloutConfig {
     /// Whether the inputs of compared requests are written down; else their digests are.
@@ -85,7 +85,7 @@ pub enum ModelSource {
 }
 
 /// What a single request may ask; more gets 400, or 413 for the body.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RequestLimits {
     /// Largest body after decompression.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes};
 use axum::extract::rejection::BytesRejection;
-use axum::extract::{DefaultBodyLimit, FromRequestParts, OriginalUri, Path, State};
+use axum::extract::{FromRequestParts, OriginalUri, Path, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -93,14 +93,8 @@ impl<S: Send + Sync> FromRequestParts<S> for Asker {
 
 /// The inference routes of our own models and the reading of the request log; [`crate::router`] has those of hosted members around it.
 pub(crate) fn router(portfolio: Arc<Portfolio>, log: RequestLog) -> Router {
-    let body_bytes = portfolio.limits().body_bytes;
     let app = App { portfolio, log };
-    let grpc = grpc::service(app.clone(), body_bytes);
-    routes()
-        .router
-        .layer(DefaultBodyLimit::max(body_bytes))
-        .with_state(app)
-        .route(grpc::PATH, axum::routing::post_service(grpc))
+    routes().router.route(grpc::PATH, post(grpc::answer)).with_state(app)
 }
 
 fn routes() -> Routes {
@@ -396,7 +390,8 @@ async fn repository_action(Path((model, action)): Path<(String, String)>) -> Pro
 }
 
 async fn status(State(app): State<App>) -> Json<Value> {
-    Json(json!({ "ready": app.portfolio.is_ready(), "members": app.portfolio.statuses() }))
+    let portfolio = &app.portfolio;
+    Json(json!({ "ready": portfolio.is_ready(), "members": portfolio.statuses(), "portfolio": portfolio.told() }))
 }
 
 async fn rollouts(State(app): State<App>) -> Json<Value> {
@@ -445,7 +440,7 @@ fn openai_response(result: Result<Response, Refused>) -> Response {
 
 impl App {
     fn whole(&self, body: Result<Bytes, BytesRejection>) -> Result<Bytes, Problem> {
-        body.map_err(|rejection| unreadable(&rejection, self.portfolio.limits()))
+        body.map_err(|rejection| unreadable(&rejection, &self.portfolio.limits()))
     }
 
     async fn embeddings(&self, asker: &Asker, body: Result<Bytes, BytesRejection>) -> Result<Response, Refused> {
@@ -471,7 +466,7 @@ impl App {
         };
         let width = embedding_width(task, wanted.dimensions)
             .map_err(|error| count(Some(assigned.revision()), AskError::Dimensions(error)))?;
-        let served = assigned.ask(wanted.inputs, self.portfolio.limits(), wanted.terms).await;
+        let served = assigned.ask(wanted.inputs, &self.portfolio.limits(), wanted.terms).await;
         let (call, result) = Call::of(asker, route, served);
         let asked = call.finish(result)?;
         let vectors = asked.answers.iter().map(|answer| shortened(answer.values(), width, normalized)).collect();
@@ -491,7 +486,7 @@ impl App {
         if !moderates(assigned.revision()) {
             return Err(wrong_task(assigned.revision(), "moderations").into());
         }
-        let served = assigned.ask(request.inputs, self.portfolio.limits(), Terms::default()).await;
+        let served = assigned.ask(request.inputs, &self.portfolio.limits(), Terms::default()).await;
         let (call, result) = Call::of(asker, "/v1/moderations", served);
         let asked = call.finish(result)?;
         let task = &call.revision.manifest().task.kind;
@@ -556,7 +551,7 @@ impl App {
         check_limit("bytes in its pairs", request.pairs_bytes(), limits.body_bytes)
             .map_err(|error| count(Some(assigned.revision()), error))?;
         let terms = Terms { cut: request.cut, ..Terms::default() };
-        let served = assigned.ask(request.inputs(), limits, terms).await;
+        let served = assigned.ask(request.inputs(), &limits, terms).await;
         let (call, result) = Call::of(asker, route, served);
         let asked = call.finish(result)?;
         let n_tokens = asked.n_tokens.iter().sum();
@@ -697,7 +692,7 @@ impl App {
         match query {
             Query::Rows(inputs) => {
                 let terms = Terms { timeout, ..Terms::default() };
-                let served = assigned.ask(inputs, self.portfolio.limits(), terms).await;
+                let served = assigned.ask(inputs, &self.portfolio.limits(), terms).await;
                 let (call, result) = Call::of(asker, ROUTE, served);
                 let asked = call.finish(result).map_err(|error| error.problem())?;
                 let outputs = oip::task_outputs(&call.revision.manifest().task.kind, &asked.answers);

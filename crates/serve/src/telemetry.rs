@@ -35,6 +35,9 @@ pub(crate) const HOSTED_BREAKER_STATE: &str = "highroad_hosted_breaker_state";
 pub(crate) const HOSTED_BREAKER_OPENED: &str = "highroad_hosted_breaker_opened_total";
 pub(crate) const BUDGET_REFUSED: &str = "highroad_budget_refused_total";
 pub(crate) const BUDGET_LOST: &str = "highroad_budget_unwritten_total";
+pub(crate) const RELOADS: &str = "highroad_portfolio_reloads_total";
+pub(crate) const RELOAD_SUCCESS: &str = "highroad_portfolio_last_reload_success";
+pub(crate) const RELOAD_TIME: &str = "highroad_portfolio_loaded_timestamp_seconds";
 pub(crate) const LOG_DROPPED: &str = "highroad_request_log_dropped_total";
 pub(crate) const PIPELINE_REQUESTS: &str = "highroad_pipeline_requests_total";
 pub(crate) const PIPELINE_SECONDS: &str = "highroad_pipeline_duration_seconds";
@@ -91,6 +94,13 @@ pub fn describe() {
     describe_counter!(SHADOW_DROPPED, "Requests without a second answer because there was no room.");
     describe_histogram!(SHADOW_SECONDS, Unit::Seconds, "Processor time of a second answer.");
     describe_counter!(SHADOW_TOKENS, "Tokens read for second answers; no part of highroad_tokens_total.");
+    describe_counter!(RELOADS, "Edits of the portfolio's file, by what became of them: ok, failed.");
+    describe_gauge!(RELOAD_SUCCESS, "0 while the newest text of the portfolio's file is not what serves, 1 otherwise.");
+    describe_gauge!(
+        RELOAD_TIME,
+        Unit::Seconds,
+        "When the text of the portfolio's file that serves was taken up, in seconds since 1970."
+    );
     describe_counter!(LOG_DROPPED, "Request records lost because the log's writer could not keep up.");
     describe_counter!(HOSTED_TRIES, "Requests sent to a host, by how they went.");
     describe_counter!(HOSTED_FALLBACKS, "Requests that another member was asked to answer in place of a hosted one.");

@@ -164,6 +164,11 @@ impl Principal {
         PRINCIPAL.try_with(|principal| principal.may_ask(member)).unwrap_or(true)
     }
 
+    /// Whether the request that this task answers may ask every member.
+    pub fn current_may_ask_all() -> bool {
+        PRINCIPAL.try_with(|principal| principal.members.is_none()).unwrap_or(true)
+    }
+
     /// Does `work` for the request that this task answers with every member, because what was asked for is theirs together.
     pub async fn with_all_members<T>(work: impl Future<Output = T>) -> T {
         match Self::current() {

@@ -1,8 +1,12 @@
 //! The Open Inference Protocol's gRPC service, on the port of everything else: clients begin with HTTP/2.
 
+use axum::body::Body;
+use axum::extract::{self, State};
 use axum::http::{HeaderMap, HeaderValue};
+use axum::response;
 use highroad_service::{Kind, Problem, RequestId};
 use tonic::codec::CompressionEncoding::Gzip;
+use tonic::codegen::Service as _;
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Request, Response, Status};
 
@@ -21,13 +25,18 @@ use crate::revision::Revision;
 /// Where gRPC has its methods.
 pub(super) const PATH: &str = "/inference.GRPCInferenceService/{method}";
 
-/// The service. A message may be as large as a body, also after decompression.
-pub(super) fn service(app: App, body_bytes: usize) -> GrpcInferenceServiceServer<Inference> {
-    GrpcInferenceServiceServer::new(Inference(app))
+/// Answers one call. A message may be as large as a body may be now, also after decompression.
+pub(super) async fn answer(State(app): State<App>, request: extract::Request) -> response::Response {
+    let body_bytes = app.portfolio.limits().body_bytes;
+    let mut server = GrpcInferenceServiceServer::new(Inference(app))
         .max_decoding_message_size(body_bytes)
         .max_encoding_message_size(usize::MAX)
         .accept_compressed(Gzip)
-        .send_compressed(Gzip)
+        .send_compressed(Gzip);
+    match server.call(request).await {
+        Ok(response) => response.map(Body::new),
+        Err(never) => match never {},
+    }
 }
 
 pub(super) struct Inference(App);
