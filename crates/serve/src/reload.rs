@@ -99,6 +99,16 @@ impl PortfolioFile {
         Ok(Read { config, digest: Digest::of(text.as_bytes()), stamp })
     }
 
+    /// The same with the line of each that has none yet.
+    pub fn located(&self, problems: Vec<ConfigProblem>) -> Vec<ConfigProblem> {
+        let text = text(&self.path).unwrap_or_default();
+        let located = |problem: ConfigProblem| match problem.line {
+            Some(_) => problem,
+            None => ConfigProblem { line: locate(&text, &problem.reason).line, reason: problem.reason },
+        };
+        problems.into_iter().map(located).collect()
+    }
+
     /// `problems` as a compiler would tell them.
     pub fn told(&self, problems: &[ConfigProblem]) -> String {
         let mut told = String::new();
@@ -213,8 +223,8 @@ impl<'a> Follower<'a> {
         match self.portfolio.reload(config).await {
             Ok(()) => Ok(read),
             Err(problems) => {
-                let text = text(&self.file.path).unwrap_or_default();
-                Err(problems.iter().map(|problem| locate(&text, problem)).collect())
+                let problems = problems.into_iter().map(|reason| ConfigProblem { line: None, reason }).collect();
+                Err(self.file.located(problems))
             }
         }
     }

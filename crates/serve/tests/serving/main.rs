@@ -3,6 +3,7 @@
 
 mod deployments;
 mod protocols;
+mod reloads;
 mod rig;
 mod rollouts;
 mod swap;
