@@ -79,9 +79,15 @@ pub struct Asked {
     /// The file that is followed; it may not be there yet.
     file: Option<PortfolioFile>,
     first: Option<Read>,
+    hangups: Option<Hangups>,
 }
 
 impl Asked {
+    /// Takes SIGHUP for a file from here on, before members load: what comes meanwhile is not lost. Needs a runtime.
+    pub fn listen(&mut self) {
+        self.hangups = self.file.as_ref().and_then(|_| Hangups::listen());
+    }
+
     /// Follows the file for as long as the future is polled: edits are taken up as they come, and at once on SIGHUP. Pending for ever
     /// where members come from the command line; then SIGHUP ends the process, as it does others.
     pub async fn follow(self, portfolio: &Portfolio) {
@@ -89,19 +95,32 @@ impl Asked {
         let now = Notify::new();
         tokio::select! {
             () = file.follow(portfolio, self.first, &now) => {}
-            () = hangups(&now) => {}
+            () = Hangups::notify(self.hangups, &now) => {}
         }
     }
 }
 
-async fn hangups(now: &Notify) {
-    #[cfg(unix)]
-    if let Ok(mut hangups) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup()) {
-        while hangups.recv().await.is_some() {
-            now.notify_one();
-        }
+/// SIGHUPs since this was made.
+struct Hangups(#[cfg(unix)] tokio::signal::unix::Signal);
+
+impl Hangups {
+    fn listen() -> Option<Self> {
+        #[cfg(unix)]
+        return tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup()).ok().map(Self);
+        #[cfg(not(unix))]
+        None
     }
-    std::future::pending().await
+
+    /// Passes each on, for as long as the future is polled.
+    async fn notify(hangups: Option<Self>, now: &Notify) {
+        #[cfg(unix)]
+        if let Some(Self(mut hangups)) = hangups {
+            while hangups.recv().await.is_some() {
+                now.notify_one();
+            }
+        }
+        std::future::pending().await
+    }
 }
 
 /// A file of members, with what must hold of it under `guard`.

@@ -11,6 +11,7 @@ use metrics::{counter, gauge, histogram};
 use serde::Serialize;
 use tracing::{error, info, warn};
 
+use crate::cache::AnswerCache;
 use crate::config::{MemberConfig, ModelSource};
 use crate::error::{AskError, DeployError};
 use crate::registry::{Registry, Resolved};
@@ -55,6 +56,7 @@ pub struct Deployment {
     registry: Option<Arc<dyn Registry>>,
     local: LocalState,
     current: ArcSwapOption<Revision>,
+    cache: Option<Arc<AnswerCache>>,
     pub(crate) rollouts: Rollouts,
     status: Mutex<Memory>,
     /// A [`Stage`].
@@ -165,8 +167,13 @@ impl Deployment {
         registry: Option<Arc<dyn Registry>>,
         local: LocalState,
         rollouts: Rollouts,
+        before: Option<&Self>,
     ) -> Self {
+        let known =
+            before.and_then(|before| before.cache.clone()).filter(|cache| Some(*cache.config()) == config.cache);
+        let cache = known.or_else(|| config.cache.map(|cache| Arc::new(AnswerCache::new(&name, cache))));
         Self {
+            cache,
             name,
             config,
             unverified,
@@ -419,8 +426,8 @@ impl Deployment {
         unverified: Unverified,
     ) -> Result<Arc<Revision>, DeployError> {
         let (name, config) = (self.name.clone(), self.config.clone());
-        let attestations = self.local.attestations.clone();
-        let load = move || Revision::load(&name, &candidate, &config, unverified, &attestations);
+        let (attestations, cache) = (self.local.attestations.clone(), self.cache.clone());
+        let load = move || Revision::load(&name, &candidate, &config, unverified, &attestations, cache);
         blocking(load).await.map(Arc::new)
     }
 

@@ -1,7 +1,7 @@
 //! The protocols on HTTP: one short handler a route, each a conversion, a question to the portfolio and a conversion back.
 
 mod docs;
-mod grpc;
+pub(crate) mod grpc;
 mod tei;
 
 use std::sync::Arc;
@@ -32,12 +32,12 @@ use crate::deployment::{Deployment, State as DeploymentState};
 use crate::error::AskError;
 use crate::pipeline::{self, Action, Finished};
 use crate::portfolio::Portfolio;
-use crate::protocol::cohere;
 use crate::protocol::oip::{self, InferRequest, Query};
 use crate::protocol::openai::{self, EmbeddingsRequest, ModerationsRequest, Refused};
 use crate::protocol::pipeline::{self as pipeline_protocol, PipelineRequest};
 use crate::protocol::rerank::{self, Dialect, RerankRequest};
 use crate::protocol::tei as tei_protocol;
+use crate::protocol::{cohere, error_shape};
 use crate::request_log::{Record, RequestLog};
 use crate::revision::{Asked, Facts, Revision, Terms, check_limit};
 use crate::rollout::{Assigned, Key, Served};
@@ -49,6 +49,7 @@ const EVIDENCE: HeaderName = HeaderName::from_static("x-highroad-evidence");
 const OVERRIDE: HeaderName = HeaderName::from_static("x-highroad-override");
 const ROLLOUT: HeaderName = HeaderName::from_static("x-highroad-rollout");
 const DEVELOPMENT: HeaderName = HeaderName::from_static("x-highroad-development");
+const CACHE: HeaderName = HeaderName::from_static("x-highroad-cache");
 const TRUNCATED: HeaderName = HeaderName::from_static("x-highroad-truncated");
 const HEADER_LENGTH: HeaderName = HeaderName::from_static(oip::HEADER_LENGTH);
 
@@ -663,12 +664,12 @@ impl App {
     ) -> Result<Response, Problem> {
         let assigned = self.assigned_version(path, asker)?;
         let request = InferRequest::parse(&self.whole(body)?, json_bytes(headers)?)?;
-        let timeout = request.timeout;
+        let terms = Terms { timeout: request.timeout, priority: request.priority, ..Terms::default() };
         let (query, wanted) = request.query(assigned.revision().program().inputs())?;
         let reply = |revision: &Revision, outputs| {
             wanted.reply(&path.model, revision.facts(), &revision.manifest().task.kind, outputs)
         };
-        let (reply, headers) = self.infer_with(&assigned, asker, query, timeout, reply).await?;
+        let (reply, headers) = self.infer_with(&assigned, asker, query, terms, reply).await?;
         let mut response = Response::new(Body::from(reply.body));
         *response.headers_mut() = headers;
         let content_type = if reply.json_bytes.is_some() { "application/octet-stream" } else { "application/json" };
@@ -685,13 +686,12 @@ impl App {
         assigned: &Assigned,
         asker: &Asker,
         query: Query,
-        timeout: Option<Duration>,
+        terms: Terms,
         reply: impl FnOnce(&Revision, Vec<oip::Output>) -> Result<R, Problem>,
     ) -> Result<(R, HeaderMap), Problem> {
         const ROUTE: &str = "/v2/models/infer";
         match query {
             Query::Rows(inputs) => {
-                let terms = Terms { timeout, ..Terms::default() };
                 let served = assigned.ask(inputs, &self.portfolio.limits(), terms).await;
                 let (call, result) = Call::of(asker, ROUTE, served);
                 let asked = call.finish(result).map_err(|error| error.problem())?;
@@ -700,7 +700,7 @@ impl App {
                 Ok((reply, self.answered(&call, &asked)))
             }
             Query::Program(tensors) => {
-                let (call, result) = Call::of(asker, ROUTE, assigned.run_program(tensors, timeout).await);
+                let (call, result) = Call::of(asker, ROUTE, assigned.run_program(tensors, terms).await);
                 let asked = call.finish(result).map_err(|error| error.problem())?;
                 let outputs = oip::program_outputs(call.revision.program().outputs(), &asked.answers);
                 let reply = reply(&call.revision, outputs)?;
@@ -750,11 +750,22 @@ impl App {
         if let Some(rollout) = call.rollout.as_ref().and_then(|told| HeaderValue::from_str(told).ok()) {
             headers.insert(ROLLOUT, rollout);
         }
+        if let Some(used) = asked.cache {
+            headers.insert(CACHE, HeaderValue::from_static(used.name()));
+        }
         if asked.n_truncated > 0 {
             headers.insert(TRUNCATED, asked.n_truncated.into());
         }
         headers
     }
+}
+
+/// A refusal before any route, in the words of the one that `path` belongs to.
+pub(crate) fn refusal(path: &str, problem: &Problem) -> Response {
+    if path.starts_with(grpc::SERVICE) {
+        return grpc::status(problem).into_http();
+    }
+    problem.respond(|problem| error_shape(path, problem))
 }
 
 pub(crate) fn unreadable(rejection: &BytesRejection, limits: &RequestLimits) -> Problem {
@@ -948,6 +959,7 @@ fn record<A>(request_id: String, route: &str, facts: Facts, asked: &Asked<A>, to
         outputs: asked.digests.clone(),
         n_tokens: asked.n_tokens.clone(),
         n_truncated: asked.n_truncated,
+        cache: asked.cache.map(|used| used.name().to_owned()),
         queue_ms: milliseconds(asked.queued),
         compute_ms: milliseconds(asked.computed),
         total_ms: milliseconds(total),

@@ -7,6 +7,7 @@ pub mod admission;
 mod attestation;
 pub mod batcher;
 pub mod budget;
+pub mod cache;
 pub mod case;
 pub mod config;
 mod deployment;
@@ -28,6 +29,7 @@ pub mod rollout;
 mod saved;
 mod served;
 pub mod telemetry;
+mod urgency;
 
 pub use attestation::{Attestation, path as attestation_path};
 pub use deployment::{Deployment, Failure, LocalState, Refreshed, State, Status, read_verdict};

@@ -103,7 +103,7 @@ impl Portfolio {
 
     /// Adds a member that no file names, not loaded yet; one of that name stays as it is. It outlives edits of the file.
     pub fn add(&self, name: String, config: MemberConfig) {
-        let new = self.deployment_of(&name, config);
+        let new = self.deployment_of(&name, config, None);
         let before = self.served.rcu(|served| {
             let mut served = Served::clone(served);
             if !served.has(&name) {
@@ -117,17 +117,19 @@ impl Portfolio {
         }
     }
 
-    fn deployment_of(&self, name: &str, config: MemberConfig) -> Arc<Deployment> {
+    fn deployment_of(&self, name: &str, config: MemberConfig, before: Option<&Deployment>) -> Arc<Deployment> {
         let (registry, local) = (self.registry.clone(), self.local.clone());
         let rollouts = Rollouts::new(Arc::clone(&self.rollouts), Arc::clone(&self.look_now));
-        Arc::new(Deployment::new(name.to_owned(), config, self.unverified, registry, local, rollouts))
+        Arc::new(Deployment::new(name.to_owned(), config, self.unverified, registry, local, rollouts, before))
     }
 
     /// What `config` says, with what `before` has that is as it was. Nothing that is new in it is loaded.
     fn next(&self, config: PortfolioConfig, before: &Served) -> Served {
         let member = |(name, config): (&String, &MemberConfig)| {
-            let same = before.members.get(name).filter(|member| member.config() == config);
-            (name.clone(), same.map_or_else(|| self.deployment_of(name, config.clone()), Arc::clone))
+            let before = before.members.get(name);
+            let same = before.filter(|member| member.config() == config);
+            let new = || self.deployment_of(name, config.clone(), before.map(Arc::as_ref));
+            (name.clone(), same.map_or_else(new, Arc::clone))
         };
         Served {
             members: config.members.iter().map(member).collect(),

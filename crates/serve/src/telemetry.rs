@@ -19,6 +19,11 @@ pub(crate) const QUEUE_ROWS: &str = "highroad_queue_rows";
 pub(crate) const REJECTED: &str = "highroad_inference_rejected_total";
 pub(crate) const CANCELLED: &str = "highroad_rows_cancelled_total";
 pub(crate) const EXPIRED: &str = "highroad_rows_expired_total";
+pub(crate) const SHED: &str = "highroad_rows_shed_total";
+pub(crate) const CACHE_HITS: &str = "highroad_cache_hits_total";
+pub(crate) const CACHE_MISSES: &str = "highroad_cache_misses_total";
+pub(crate) const CACHE_COALESCED: &str = "highroad_cache_coalesced_total";
+pub(crate) const CACHE_BYTES: &str = "highroad_cache_bytes";
 pub(crate) const PANICS: &str = "highroad_worker_panics_total";
 pub(crate) const MEMBER_READY: &str = "highroad_member_ready";
 pub(crate) const MEMBER_INFO: &str = "highroad_member_info";
@@ -69,6 +74,14 @@ pub fn describe() {
     describe_counter!(REJECTED, "Requests refused with 429 because the queue was full.");
     describe_counter!(CANCELLED, "Rows dropped before any work because their client had left.");
     describe_counter!(EXPIRED, "Rows given up because their deadline passed in the queue.");
+    describe_counter!(
+        SHED,
+        "Rows that made room in a full queue for what was more urgent, or for tenants with less waiting."
+    );
+    describe_counter!(CACHE_HITS, "Rows whose answer was kept.");
+    describe_counter!(CACHE_MISSES, "Rows whose answer was neither kept nor being computed.");
+    describe_counter!(CACHE_COALESCED, "Rows whose answer another request computed at the time.");
+    describe_gauge!(CACHE_BYTES, Unit::Bytes, "Memory of the answers that a member keeps.");
     describe_counter!(PANICS, "Batches lost to a panic in a worker.");
     describe_gauge!(MEMBER_READY, "1 while the member answers, 0 otherwise.");
     describe_gauge!(MEMBER_INFO, "1 for the version a member serves now, 0 for those it served before.");
@@ -137,6 +150,7 @@ pub struct BatchMetrics {
     pub(crate) rejected: Counter,
     pub(crate) cancelled: Counter,
     pub(crate) expired: Counter,
+    pub(crate) shed: Counter,
     pub(crate) panics: Counter,
     pub(crate) queued: Histogram,
     computed: Histogram,
@@ -153,6 +167,7 @@ impl BatchMetrics {
             rejected: counter!(REJECTED, "member" => member()),
             cancelled: counter!(CANCELLED, "member" => member()),
             expired: counter!(EXPIRED, "member" => member()),
+            shed: counter!(SHED, "member" => member()),
             panics: counter!(PANICS, "member" => member()),
             queued: histogram!(QUEUE_SECONDS, "member" => member()),
             computed: histogram!(COMPUTE_SECONDS, "member" => member()),

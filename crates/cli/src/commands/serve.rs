@@ -45,9 +45,10 @@ impl Args {
     async fn serve(
         &self,
         config: PortfolioConfig,
-        asked: Asked,
+        mut asked: Asked,
         client: Option<RegistryClient>,
     ) -> anyhow::Result<ExitCode> {
+        asked.listen();
         let home = Home::find();
         let bound = Bound::bind(&self.listen).await?;
         let url = bound.url(self.guard.scheme());

@@ -56,6 +56,7 @@ impl Args {
     }
 
     async fn up(self, mut asked: Asked) -> anyhow::Result<ExitCode> {
+        asked.listen();
         let home = Home::find();
         let tracker = Tracker::open(self.storage.setup(home.path())).await?;
         let bound = Bound::bind(&self.listen).await?;

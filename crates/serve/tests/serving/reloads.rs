@@ -1,4 +1,3 @@
-use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -221,9 +220,7 @@ async fn what_was_spent_stays_spent_and_members_that_no_file_names_stay() {
     let source = "found@champion".parse().unwrap();
     site.rig.portfolio.add("found".to_owned(), highroad_serve::config::MemberConfig { source, ..found });
     eventually("one is found", async || site.rig.portfolio.revision("found").is_ok()).await;
-    let mut text = MODERATION.to_owned();
-    let _ = write!(text, "[budgets.members.moderation]\ntokens_per_day = 100000\n");
-    site.edit(&text);
+    site.edit(&limit(100_000));
     eventually("it is widened", async || ask().await == 200).await;
     assert_eq!(used().await.unwrap().0, Some(100_000));
     assert!(used().await.unwrap().1 > spent);
