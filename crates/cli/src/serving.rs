@@ -51,7 +51,7 @@ impl Members {
             return Ok(Asked { file: Some(file), ..Asked::default() });
         }
         let first = read(&file)?;
-        Ok(Asked { config: Some(first.config.clone()), file: Some(file), first: Some(first) })
+        Ok(Asked { config: Some(first.config.clone()), file: Some(file), first: Some(first), hangups: None })
     }
 
     fn named(&self) -> anyhow::Result<PortfolioConfig> {

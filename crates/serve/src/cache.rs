@@ -86,7 +86,7 @@ struct Flight {
 }
 
 /// How a flight ended; `Some(None)` is a row that has to be computed anew.
-type Landed = Option<Option<Answer>>;
+pub(crate) type Landed = Option<Option<Answer>>;
 
 /// What to do for a row.
 pub(crate) enum Turn {
@@ -173,11 +173,6 @@ impl AnswerCache {
     fn put(&self, key: Key, answer: Answer) {
         self.answers.insert(key, Entry { answer, since: Instant::now() });
         self.bytes.set(self.answers.weight() as f64);
-    }
-
-    /// Whether `key` is there: for what a request may take at most.
-    pub(crate) fn has(&self, key: &Key) -> bool {
-        self.get(key).is_some()
     }
 
     /// What to do for the row of `key`. A request does not wait behind one of a lower class, and one that `waits` not at all.
@@ -415,7 +410,7 @@ mod tests {
         let flight = follow(&cache, 2);
         drop(leader);
         assert_eq!(landed(flight, None).await, Ok(None));
-        assert!(!cache.has(&key(1)) && !cache.has(&key(2)));
+        assert!(cache.get(&key(1)).is_none() && cache.get(&key(2)).is_none());
     }
 
     #[tokio::test]

@@ -1,5 +1,5 @@
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use highroad_task::raw::Tensor;
 use highroad_task::{Answer, Input};
