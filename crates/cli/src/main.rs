@@ -108,6 +108,8 @@ enum Command {
     Serve(commands::serve::Args),
     /// Tracking, registry, pages and serving in one process on one port.
     Up(commands::up::Args),
+    /// Check a portfolio before a server takes it up.
+    Portfolio(commands::portfolio::Args),
     /// Make, list and revoke the API keys of a server.
     Access(commands::access::Args),
     /// Embed documents into an index that pipelines search.
@@ -156,6 +158,7 @@ fn main() -> ExitCode {
         Command::Track(args) => args.run(),
         Command::Serve(args) => args.run(),
         Command::Up(args) => args.run(),
+        Command::Portfolio(args) => args.run(),
         Command::Access(args) => args.run(),
         Command::Index(args) => args.run(),
         Command::Replay(args) => args.run(),
