@@ -23,7 +23,7 @@ pub use run::{Finished, PipelineError, StepReport, Stopped, Value};
 
 use crate::error::DeployError;
 use crate::index::IndexError;
-use crate::portfolio::Portfolio;
+use crate::portfolio::Served;
 
 /// Where an index is and who embeds the queries to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -203,7 +203,7 @@ impl Pipelines {
     }
 
     /// What keeps a pipeline from answering, now that members have loaded: a member of another task, a label that no classifier gives.
-    pub fn problems(&self, portfolio: &Portfolio) -> Vec<String> {
+    pub(crate) fn problems(&self, portfolio: &Served) -> Vec<String> {
         let mut problems = Vec::new();
         for (pipeline, config) in &self.pipelines {
             for step in &config.steps {
@@ -215,7 +215,7 @@ impl Pipelines {
     }
 }
 
-fn check_step(step: &Step, portfolio: &Portfolio) -> Vec<String> {
+fn check_step(step: &Step, portfolio: &Served) -> Vec<String> {
     let mut problems = Vec::new();
     for member in step.action.member().into_iter().chain(step.fallback.as_deref()) {
         // One that is not there or not ready is told by its own status.

@@ -32,7 +32,7 @@ impl App {
             return Err(wrong_task(assigned.revision(), "recommendations").into());
         }
         let history = vec![Input::Text(request.text())];
-        let served = assigned.ask(history, self.portfolio.limits(), Terms::default()).await;
+        let served = assigned.ask(history, &self.portfolio.limits(), Terms::default()).await;
         let (call, result) = Call::of(asker, "/v1/recommend", served);
         let asked = call.finish(result)?;
         let body = request.reply(&asker.id.0, call.revision.manifest(), &call.revision.facts().member, &asked.answers);

@@ -15,7 +15,7 @@ use crate::index::{Index, build_by, first_embedder};
 pub(crate) type Indexes = Arc<BTreeMap<String, Arc<Index>>>;
 
 /// Where the indexes of a member lie.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct IndexPlaces(Vec<(String, PathBuf)>);
 
 /// Whether a version may go without an index.
@@ -37,6 +37,15 @@ impl IndexPlaces {
     /// Whether `indexes` are all of them.
     pub(crate) fn are_all_in(&self, indexes: &Indexes) -> bool {
         self.0.iter().all(|(name, _)| indexes.contains_key(name))
+    }
+
+    /// Whether the builds by `package` that are there now are what `indexes` were read from.
+    pub(crate) fn are_current(&self, package: &Digest, indexes: &Indexes) -> bool {
+        let is_current = |(name, path): &(String, PathBuf)| match (indexes.get(name), build_by(path, package)) {
+            (Some(index), Ok(Some(build))) => index.is_still_in(&build),
+            _ => false,
+        };
+        self.0.iter().all(is_current)
     }
 
     /// Reads the builds by `package`, which is called `version`; blocks for as long as that takes.

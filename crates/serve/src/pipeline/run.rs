@@ -374,7 +374,7 @@ impl Run<'_> {
     /// Asks what serves, past any rollout: a candidate's vectors do not fit the index.
     async fn ask_stable(&self, member: &str, inputs: Vec<Input>) -> Result<StepAnswer, AskError> {
         let revision = self.request.portfolio.revision(member)?;
-        let asked = revision.ask(inputs, self.request.portfolio.limits(), Terms::default()).await?;
+        let asked = revision.ask(inputs, &self.request.portfolio.limits(), Terms::default()).await?;
         Ok(StepAnswer::of(revision, asked))
     }
 
@@ -396,7 +396,7 @@ impl Run<'_> {
     async fn ask_one(&self, member: &str, inputs: Vec<Input>) -> Result<StepAnswer, AskError> {
         let assigned = self.request.portfolio.assign(member, self.request.key)?;
         let Served { revision, result, .. } =
-            assigned.ask(inputs, self.request.portfolio.limits(), Terms::default()).await;
+            assigned.ask(inputs, &self.request.portfolio.limits(), Terms::default()).await;
         Ok(StepAnswer::of(revision, result?))
     }
 
@@ -433,8 +433,8 @@ struct StepAnswer {
 
 impl StepAnswer {
     fn of(revision: Arc<Revision>, asked: Asked<Vec<Answer>>) -> Self {
-        let Asked { answers, digests, n_tokens, n_truncated, prepared, queued, computed } = asked;
-        let asked = Arc::new(Asked { answers: (), digests, n_tokens, n_truncated, prepared, queued, computed });
+        let Asked { answers, digests, n_tokens, n_truncated, prepared, queued, computed, cache } = asked;
+        let asked = Arc::new(Asked { answers: (), digests, n_tokens, n_truncated, prepared, queued, computed, cache });
         let facts = AskedFacts { facts: revision.facts().clone(), asked, indexes: Arc::clone(revision.indexes()) };
         Self { revision, answers, facts, fell_back: None }
     }
