@@ -144,7 +144,7 @@ fn what_is_wrong_is_told_with_its_line() {
     refused(&A.replace("\"benign\"", "0.5"), "`must_pass` needs a case that can be right");
     refused(&A.replace("\"expected\": \"benign\", ", ""), "a text or an image expects a label or a number");
     refused(&format!("{B}\n{NUMBER}"), "golden/slabs.jsonl:2: a golden set asks for one kind of answer");
-    refused(&PAIR.replace("0.73", "\"close\""), "a pair expects a number");
+    refused(&PAIR.replace("0.73", "[1, 0]"), "a pair expects a number, or a label");
     refused(&PAIR.replace("0.73", "0.73, \"must_pass\": true"), "`must_pass` needs a case that can be right");
     refused(&A.replace("short", "*"), "a slice cannot be called `*`");
     refused(&A.replace("\"a\"", "\" \""), "must be 1 to 200 printable characters");

@@ -92,7 +92,7 @@ impl Reader {
         let (task, takes) = match self {
             Self::Texts(_) => ("read one text", "no query beside a document, and no image"),
             Self::Histories(_) => ("recommend", "a history of items, with spaces between them"),
-            Self::Pairs(..) => ("rerank or compare", "two texts, such as a query and a document"),
+            Self::Pairs(..) => ("rerank", "a query and a document"),
             Self::Pictures(_) => ("see images", "a PNG, JPEG or WebP"),
         };
         TaskError::OtherInput { task, takes }
@@ -197,6 +197,9 @@ impl Predictor {
             }
             (Input::Tokens(ids), Reader::Texts(tokenizer) | Reader::Histories(tokenizer)) => of_tokens(ids, tokenizer)?,
             (Input::Image(bytes), Reader::Pictures(pictures)) => pictures.prepare(bytes)?,
+            (_, Reader::Pairs(..)) if matches!(self.manifest().task.kind, TaskKind::Classify { .. }) => {
+                return Err(TaskError::OtherInput { task: "compare texts", takes: "two texts side by side" });
+            }
             (_, reader) => return Err(reader.refusal()),
         };
         match prepared.n_tokens() {
