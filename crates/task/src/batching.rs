@@ -75,6 +75,16 @@ impl<R: Waiting> TurnQueue<R> {
         self.iter().map(R::n_tokens).sum()
     }
 
+    /// Tokens of the rows that a new request of `flow` would wait for if all of its class and of higher ones came first.
+    pub fn n_tokens_before(&self, flow: Flow) -> usize {
+        self.rows.iter().filter(|entry| entry.flow.weight >= flow.weight).map(|entry| entry.row.n_tokens()).sum()
+    }
+
+    /// The row that the next batch is anchored at.
+    pub fn next(&self) -> Option<&R> {
+        self.anchor().map(|idx| &self.rows[idx].row)
+    }
+
     /// Queues the rows of one request behind all others, where all are alike.
     pub fn push_request(&mut self, rows: impl IntoIterator<Item = R>) {
         self.push_request_of(Flow::default(), rows);
@@ -174,6 +184,18 @@ impl<R: Waiting> TurnQueue<R> {
         self.rows.iter_mut().filter(|entry| entry.turn == anchor_turn).for_each(|entry| entry.turn = turn);
         self.shares.tidy(|flow| self.rows.iter().any(|entry| entry.flow == flow));
         Some(batch)
+    }
+
+    fn anchor(&self) -> Option<usize> {
+        // Ties keep the order of submission: `min_by_key` returns the first.
+        let mut known: Option<(Flow, Order)> = None;
+        (0..self.rows.len()).min_by_key(|&idx| {
+            let Entry { turn, flow, .. } = self.rows[idx];
+            // Rows of one flow mostly come together.
+            let order = known.filter(|&(of, _)| of == flow).map_or_else(|| self.shares.order(flow), |(_, order)| order);
+            known = Some((flow, order));
+            (order, turn)
+        })
     }
 
     fn take_turn(&mut self) -> u64 {
