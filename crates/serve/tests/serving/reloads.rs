@@ -109,7 +109,7 @@ async fn members_come_change_and_go_while_requests_are_answered() {
     assert!(page.contains("highroad_member_ready{member=\"embedder\"} 0"), "{page}");
     assert!(page.contains("highroad_portfolio_reloads_total{outcome=\"ok\"}"), "{page}");
     stop.store(true, Ordering::Relaxed);
-    assert!(client.await.unwrap() > 10);
+    assert!(client.await.unwrap() > 0);
     assert!(!site.rig.home.path().join("serving/embedder.json").exists());
 }
 
