@@ -146,7 +146,7 @@ pub fn document() -> Value {
         "openapi": "3.1.0",
         "info": {
             "title": "Highroad serving",
-            "description": "Every answer has `x-request-id`, `x-highroad-package`, `x-highroad-version` and `x-highroad-evidence`.",
+            "description": "Every answer has `x-request-id`, `x-highroad-package`, `x-highroad-version` and `x-highroad-evidence`. Requests may have `x-highroad-priority` (`high`, `normal`, `low`) and `x-highroad-timeout-ms`.",
             "version": env!("CARGO_PKG_VERSION"),
         },
         "tags": tags,
