@@ -75,6 +75,11 @@ impl Portfolio {
         self.budgets.as_ref()
     }
 
+    /// What is kept on this machine.
+    pub(crate) fn local(&self) -> &LocalState {
+        &self.local
+    }
+
     /// The members that somebody else hosts.
     pub fn hosted(&self) -> &HostedMembers {
         &self.hosted

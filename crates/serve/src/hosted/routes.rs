@@ -30,6 +30,7 @@ use crate::protocol::rerank::{self, RerankRequest};
 use crate::request_log::RequestLog;
 use crate::revision::{Facts, check_limit};
 use crate::telemetry::{HOSTED_FALLBACKS, REQUESTS};
+use crate::traffic;
 
 const TRIES: HeaderName = HeaderName::from_static("x-highroad-tries");
 const FALLBACK: HeaderName = HeaderName::from_static("x-highroad-fallback");
@@ -429,6 +430,7 @@ impl App {
 }
 
 fn count(member: &HostedMember, failure: &Failure) {
+    traffic::count(member.name(), failure.reason(), None);
     counter!(REQUESTS, "member" => member.name().to_owned(), "outcome" => failure.reason()).increment(1);
 }
 
