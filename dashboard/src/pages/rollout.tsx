@@ -60,8 +60,15 @@ export default function RolloutPage(): JSX.Element {
 
 function Shown(props: { found: Registered; again: () => void }): JSX.Element {
   const servers = useServers();
-  const [trials] = createLive(servers.server, serving.rollouts, () => EVERY_MS);
-  const trial = createMemo(() => trials.value?.rollouts.find(({ rollout }) => rollout.id === props.found.rollout.id));
+  const [trials] = createLive(
+    servers.server,
+    async (server, signal) => ({ base: server.base, ...(await serving.rollouts(server, signal)) }),
+    () => EVERY_MS,
+  );
+  const trial = createMemo(() => {
+    if (trials.value?.base !== servers.server()?.base) return undefined;
+    return trials.value?.rollouts.find(({ rollout }) => rollout.id === props.found.rollout.id);
+  });
   return (
     <>
       <div class="page-head">

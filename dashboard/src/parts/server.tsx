@@ -54,7 +54,10 @@ export function WithServer(props: {
 }): JSX.Element {
   return (
     <Switch>
-      <Match when={props.servers.server()}>{(server) => props.children(server)}</Match>
+      {/* Another process begins anew: nothing of the one before may stand under its name. */}
+      <Match when={props.servers.server()} keyed>
+        {(server) => props.children(() => server)}
+      </Match>
       <Match when={props.servers.error() && !props.servers.all()}>
         <Failure
           what="The serving processes could not be asked for"
