@@ -93,62 +93,116 @@ function OfServer(props: { server: Accessor<Server>; find: string }): JSX.Elemen
 }
 
 function Scope(props: { title: string; budgets: Budget[]; currency: string | null }): JSX.Element {
+  const limited = createMemo(() => props.budgets.filter(({ most }) => most !== null));
+  const unlimited = createMemo(() => {
+    const names = [...new Set(props.budgets.filter(({ most }) => most === null).map(({ name }) => name))];
+    return names.map((name) => ({
+      name,
+      spent: METERS.map((limit) => props.budgets.find((each) => each.name === name && each.limit === limit)),
+    }));
+  });
   return (
     <Show when={props.budgets.length > 0}>
       <h2>{props.title}</h2>
-      <section class="card scroll" tabindex="0" aria-label={`Budgets of ${props.title.toLowerCase()}`}>
-        <table class="rows budgets">
-          <thead>
-            <tr>
-              <th scope="col">Name</th>
-              <th scope="col">Limit</th>
-              <th scope="col" class="n">
-                Used
-              </th>
-              <th scope="col" class="n">
-                Set aside
-              </th>
-              <th scope="col" class="n">
-                At most
-              </th>
-              <th scope="col">Taken</th>
-              <th scope="col">Anew</th>
-            </tr>
-          </thead>
-          <tbody>
-            <For each={props.budgets}>
-              {(budget) => (
-                <tr>
-                  <td class="name">
-                    <strong>
-                      <bdi>{budget.name}</bdi>
-                    </strong>
-                  </td>
-                  <td class="nowrap">{limitName(budget.limit)}</td>
-                  <td class="n nowrap">{amount(budget, budget.used, props.currency)}</td>
-                  <td class="n nowrap">
-                    {budget.reserved > 0 ? amount(budget, budget.reserved, props.currency) : '–'}
-                  </td>
-                  <td class="n nowrap">{budget.most === null ? '–' : amount(budget, budget.most, props.currency)}</td>
-                  <td>
-                    <Show when={budget.most !== null} fallback={<span class="faint">no limit</span>}>
-                      <div class="queue">
-                        <span class="n">{share(taken(budget))}</span>
-                        <BudgetBar budget={budget} currency={props.currency} />
-                      </div>
-                    </Show>
-                  </td>
-                  <td class="soft nowrap">
-                    <time title={when(budget.resets_at === null ? null : Date.parse(budget.resets_at))}>
-                      {until(budget.resets_at, now())}
-                    </time>
-                  </td>
-                </tr>
-              )}
-            </For>
-          </tbody>
-        </table>
-      </section>
+      <Show when={limited().length > 0}>
+        <Limited title={props.title} budgets={limited()} currency={props.currency} />
+      </Show>
+      <Show when={unlimited().length > 0}>
+        <section class="card scroll unlimited" tabindex="0" aria-label={`What ${props.title.toLowerCase()} spend`}>
+          <table class="rows tight">
+            <thead>
+              <tr>
+                <th scope="col">All that is spent</th>
+                <For each={METERS}>
+                  {(limit) => (
+                    <th scope="col" class="n">
+                      {spanOf[limit]}
+                    </th>
+                  )}
+                </For>
+              </tr>
+            </thead>
+            <tbody>
+              <For each={unlimited()}>
+                {({ name, spent }) => (
+                  <tr>
+                    <td class="name">
+                      <bdi>{name}</bdi>
+                    </td>
+                    <For each={spent}>
+                      {(budget) => (
+                        <td class="n nowrap">{budget ? amount(budget, budget.used, props.currency) : '–'}</td>
+                      )}
+                    </For>
+                  </tr>
+                )}
+              </For>
+            </tbody>
+          </table>
+        </section>
+      </Show>
     </Show>
+  );
+}
+
+const METERS = ['tokens_per_minute', 'tokens_per_day', 'cost_per_day', 'cost_per_month'] as const;
+const spanOf = {
+  tokens_per_minute: 'Tokens this minute',
+  tokens_per_day: 'Tokens today',
+  cost_per_day: 'Cost today',
+  cost_per_month: 'Cost this month',
+};
+
+function Limited(props: { title: string; budgets: Budget[]; currency: string | null }): JSX.Element {
+  return (
+    <section class="card scroll" tabindex="0" aria-label={`Budgets of ${props.title.toLowerCase()}`}>
+      <table class="rows budgets">
+        <thead>
+          <tr>
+            <th scope="col">Name</th>
+            <th scope="col">Limit</th>
+            <th scope="col" class="n">
+              Used
+            </th>
+            <th scope="col" class="n">
+              Set aside
+            </th>
+            <th scope="col" class="n">
+              At most
+            </th>
+            <th scope="col">Taken</th>
+            <th scope="col">Anew</th>
+          </tr>
+        </thead>
+        <tbody>
+          <For each={props.budgets}>
+            {(budget) => (
+              <tr>
+                <td class="name">
+                  <strong>
+                    <bdi>{budget.name}</bdi>
+                  </strong>
+                </td>
+                <td class="nowrap">{limitName(budget.limit)}</td>
+                <td class="n nowrap">{amount(budget, budget.used, props.currency)}</td>
+                <td class="n nowrap">{budget.reserved > 0 ? amount(budget, budget.reserved, props.currency) : '–'}</td>
+                <td class="n nowrap">{amount(budget, budget.most ?? 0, props.currency)}</td>
+                <td>
+                  <div class="queue">
+                    <span class="n">{share(taken(budget))}</span>
+                    <BudgetBar budget={budget} currency={props.currency} />
+                  </div>
+                </td>
+                <td class="soft nowrap">
+                  <time title={when(budget.resets_at === null ? null : Date.parse(budget.resets_at))}>
+                    {until(budget.resets_at, now())}
+                  </time>
+                </td>
+              </tr>
+            )}
+          </For>
+        </tbody>
+      </table>
+    </section>
   );
 }

@@ -173,84 +173,96 @@ function Behind(props: { record: RequestRecord; chain: Chain }): JSX.Element {
     <ol class="chain card">
       <li>
         <h3>Answer</h3>
-        <span class="mono">{props.record.request_id}</span>
+        <div>
+          <span class="mono">{props.record.request_id}</span>
+        </div>
       </li>
       <li>
         <h3>Verdict</h3>
-        <Switch fallback={unknown}>
-          <Match when={props.record.development}>{(why) => <bdi>none, served for development: {why()}</bdi>}</Match>
-          <Match when={verdict().digest}>
-            {(digest) => (
-              <>
-                <Show when={verdict().file} fallback="its file is not on this machine">
-                  {(file) => (
-                    <>
-                      {file().outcome} on {plural(file().golden_set.n_cases, 'case')} of{' '}
-                      <bdi>{file().golden_set.name}</bdi>, by <bdi>{file().created_by}</bdi> at {file().created_at}
-                    </>
-                  )}
-                </Show>{' '}
-                <span class="mono soft" title={digest()}>
-                  {shortDigest(digest())}
-                </span>
-              </>
-            )}
-          </Match>
-          <Match when={props.chain.override}>
-            {(digest) => (
-              <>none, let through by override {shortDigest(digest())}: the audit trail says by whom and why</>
-            )}
-          </Match>
-        </Switch>
+        <div>
+          <Switch fallback={unknown}>
+            <Match when={props.record.development}>{(why) => <bdi>none, served for development: {why()}</bdi>}</Match>
+            <Match when={verdict().digest}>
+              {(digest) => (
+                <>
+                  <Show when={verdict().file} fallback="its file is not on this machine">
+                    {(file) => (
+                      <>
+                        {file().outcome} on {plural(file().golden_set.n_cases, 'case')} of{' '}
+                        <bdi>{file().golden_set.name}</bdi>, by <bdi>{file().created_by}</bdi> at {file().created_at}
+                      </>
+                    )}
+                  </Show>{' '}
+                  <span class="mono soft" title={digest()}>
+                    {shortDigest(digest())}
+                  </span>
+                </>
+              )}
+            </Match>
+            <Match when={props.chain.override}>
+              {(digest) => (
+                <>none, let through by override {shortDigest(digest())}: the audit trail says by whom and why</>
+              )}
+            </Match>
+          </Switch>
+        </div>
       </li>
       <li>
         <h3>Package</h3>
-        <A href={`/models/${encodeURIComponent(model())}`}>
-          <bdi>{props.record.version.split('@')[0]}</bdi>
-        </A>
-        <Show when={props.chain.package.owner}>
-          {(owner) => (
-            <>
-              , owner <bdi>{owner()}</bdi>
-            </>
-          )}
-        </Show>{' '}
-        <span class="mono soft" title={props.record.package}>
-          {shortDigest(props.record.package)}
-        </span>
+        <div>
+          <A href={`/models/${encodeURIComponent(model())}`}>
+            <bdi>{props.record.version.split('@')[0]}</bdi>
+          </A>
+          <Show when={props.chain.package.owner}>
+            {(owner) => (
+              <>
+                , owner <bdi>{owner()}</bdi>
+              </>
+            )}
+          </Show>{' '}
+          <span class="mono soft" title={props.record.package}>
+            {shortDigest(props.record.package)}
+          </span>
+        </div>
       </li>
       <li>
         <h3>Run</h3>
-        <Show when={props.chain.run.id} fallback={unknown}>
-          {(run) => (
-            <A class="mono" href={`/runs/${run()}`}>
-              {run()}
-            </A>
-          )}
-        </Show>
+        <div>
+          <Show when={props.chain.run.id} fallback={unknown}>
+            {(run) => (
+              <A class="mono" href={`/runs/${run()}`}>
+                {run()}
+              </A>
+            )}
+          </Show>
+        </div>
       </li>
       <li>
         <h3>Commit</h3>
-        <Show when={props.chain.commit} fallback={unknown}>
-          {(commit) => <span class="mono">{commit()}</span>}
-        </Show>
+        <div>
+          <Show when={props.chain.commit} fallback={unknown}>
+            {(commit) => <span class="mono">{commit()}</span>}
+          </Show>
+        </div>
       </li>
       <li>
         <h3>Data</h3>
-        <Show when={data().length > 0} fallback={unknown}>
-          <ul>
-            <For each={data()}>
-              {([name, digest]) => (
-                <li>
-                  <bdi>{name}</bdi>{' '}
-                  <span class="mono soft" title={digest}>
-                    {shortDigest(digest)}
-                  </span>
-                </li>
-              )}
-            </For>
-          </ul>
-        </Show>
+        <div>
+          <Show when={data().length > 0} fallback={unknown}>
+            <ul>
+              <For each={data()}>
+                {([name, digest]) => (
+                  <li>
+                    <bdi>{name}</bdi>{' '}
+                    <span class="mono soft" title={digest}>
+                      {shortDigest(digest)}
+                    </span>
+                  </li>
+                )}
+              </For>
+            </ul>
+          </Show>
+        </div>
       </li>
     </ol>
   );

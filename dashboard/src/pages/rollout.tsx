@@ -204,7 +204,6 @@ function Stages(props: { found: Registered }): JSX.Element {
 }
 
 function Facts(props: { found: Registered; trial: Trial | undefined }): JSX.Element {
-  const { found } = props;
   const release = (each: { version: number; package: string }) => (
     <>
       version {each.version},{' '}
@@ -217,11 +216,11 @@ function Facts(props: { found: Registered; trial: Trial | undefined }): JSX.Elem
     <dl class="facts-grid card">
       <div>
         <dt>Stable</dt>
-        <dd>{release(found.rollout.stable)}</dd>
+        <dd>{release(props.found.rollout.stable)}</dd>
       </div>
       <div>
         <dt>Candidate</dt>
-        <dd>{release(found.rollout.candidate)}</dd>
+        <dd>{release(props.found.rollout.candidate)}</dd>
       </div>
       <div>
         <dt>Who takes part</dt>
@@ -235,8 +234,8 @@ function Facts(props: { found: Registered; trial: Trial | undefined }): JSX.Elem
       <div>
         <dt>Begun</dt>
         <dd>
-          <Moment at={Date.parse(found.rollout.begun_at)} /> by <bdi>{found.rollout.by}</bdi>:{' '}
-          <bdi>{found.rollout.why}</bdi>
+          <Moment at={Date.parse(props.found.rollout.begun_at)} /> by <bdi>{props.found.rollout.by}</bdi>:{' '}
+          <bdi>{props.found.rollout.why}</bdi>
         </dd>
       </div>
       <div>
@@ -328,7 +327,15 @@ function Seen(props: { trial: Trial; server: Accessor<Server> }): JSX.Element {
       <h2>In the course of it</h2>
       <Switch>
         <Match when={course.value && course.value.rules.length > 0 && course.value}>
-          {(value) => <Courses course={value()} />}
+          {(value) => (
+            <>
+              <Courses course={value()} />
+              <p class="soft note-below">
+                By requests, since this process began to try it. The line is what was seen, the band the bounds that
+                held at every look, the dashes the limit.
+              </p>
+            </>
+          )}
         </Match>
         <Match when={course.error}>
           <Failure what="Its course could not be read" error={course.error ?? ''} />

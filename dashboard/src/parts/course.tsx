@@ -147,11 +147,11 @@ function RuleChart(props: { course: RuleCourse }): JSX.Element {
           )}
         </Show>
       </div>
-      <p class="chart-note">by requests; line: seen, band: bounds that held at every look, dashes: the limit</p>
     </figure>
   );
 }
 
 function data({ x, low, high, value, limit }: RuleCourse): uPlot.AlignedData {
-  return [x, low, high, value, x.map(() => limit)];
+  // uPlot fills from a band's first series down to its second.
+  return [x, high, low, value, x.map(() => limit)];
 }
