@@ -286,6 +286,7 @@ def test_what_passed_and_waits_is_promoted_and_rolled_back_by_a_person(site: Sit
     dialog.get_by_label("Why").fill("too early after all")
     dialog.get_by_role("button", name="Roll back", exact=True).click()
     wait_for(lambda: site.get("/v1/models/router")["highroad"]["facts"]["version"] == "router:1")
+    expect(page.get_by_role("button", name="Roll back", exact=True)).to_have_count(0)
     again = requests.post(f"{site.url}/v1/highroad/rollouts/router/abort", json=act, timeout=10)
     assert again.status_code == 409 and "does not go on here" in again.json()["error"]["message"]
     page.goto(f"{site.url}/ui/rollouts")

@@ -30,7 +30,7 @@ export default function Monitor(): JSX.Element {
 }
 
 function OfServer(props: { server: Accessor<Server> }): JSX.Element {
-  const [live, again] = createLive(props.server, serving.watched, () => EVERY_MS);
+  const [live, again] = createLive(props.server, serving.watched, (value) => (value === null ? undefined : EVERY_MS));
   return (
     <Switch>
       <Match when={live.error && live.value === undefined}>

@@ -1,5 +1,6 @@
 import { A, useParams } from '@solidjs/router';
 import { type Accessor, createMemo, For, type JSX, Match, Show, Switch } from 'solid-js';
+import { api } from '../api';
 import { number, plural, shortDigest } from '../lib/format';
 import { createLive } from '../lib/live';
 import { apart, headline, inputText, isShadow, millis, percents, share, stageOf } from '../lib/serving';
@@ -14,6 +15,7 @@ import { planOf } from './rollouts';
 
 const EVERY_MS = 2000;
 const COURSE_EVERY_MS = 4000;
+const MODEL_EVERY_MS = 4000;
 
 export default function RolloutPage(): JSX.Element {
   const route = useParams();
@@ -69,28 +71,29 @@ function Shown(props: { found: Registered; again: () => void }): JSX.Element {
     if (trials.value?.base !== servers.server()?.base) return undefined;
     return trials.value?.rollouts.find(({ rollout }) => rollout.id === props.found.rollout.id);
   });
+  // A process that ended it knows before the registry does.
+  const current = createMemo<Registered>(() => ({ ...props.found, end: props.found.end ?? trial()?.end ?? null }));
   return (
     <>
       <div class="page-head">
         <h1>
-          <bdi>{props.found.model}</bdi>:{props.found.rollout.candidate.version} beside{' '}
-          {props.found.rollout.stable.version}
+          <bdi>{current().model}</bdi>:{current().rollout.candidate.version} beside {current().rollout.stable.version}
         </h1>
-        <Pill text={stageOf(props.found)} />
+        <Pill text={stageOf(current())} />
         <span class="grow" />
         <ServerPicker servers={servers} />
-        <Acts found={props.found} trial={trial()} server={servers.server()} again={props.again} />
+        <Acts found={current()} trial={trial()} server={servers.server()} again={props.again} />
       </div>
       <p>
-        <bdi>{headline(props.found)}</bdi>
+        <bdi>{headline(current())}</bdi>
       </p>
-      <Stages found={props.found} />
-      <Facts found={props.found} trial={trial()} />
+      <Stages found={current()} />
+      <Facts found={current()} trial={trial()} />
       <h2>Rules</h2>
-      <Checks checks={(!props.found.end && trial()?.checks) || props.found.checks} />
+      <Checks checks={(!current().end && trial()?.checks) || current().checks} />
       <p class="soft note-below">
-        All rules together are ever wrong with probability at most {number(props.found.rollout.rules.alpha)}, however
-        often one looks. It can pass after {props.found.fewest_to_pass.toLocaleString('en')} requests that are answered
+        All rules together are ever wrong with probability at most {number(current().rollout.rules.alpha)}, however
+        often one looks. It can pass after {current().fewest_to_pass.toLocaleString('en')} requests that are answered
         alike.
       </p>
       <Show
@@ -110,7 +113,7 @@ function Shown(props: { found: Registered; again: () => void }): JSX.Element {
       >
         {(seen) => <Seen trial={seen()} server={servers.server as Accessor<Server>} />}
       </Show>
-      <Replicas found={props.found} />
+      <Replicas found={current()} />
     </>
   );
 }
@@ -125,6 +128,15 @@ function Acts(props: {
   const viewer = useViewer();
   const name = () => `${props.found.model}:${props.found.rollout.candidate.version}`;
   const stage = () => stageOf(props.found);
+  const [model] = createLive(
+    () => (stage() === 'promoted' ? props.found.model : undefined),
+    api.model,
+    () => MODEL_EVERY_MS,
+  );
+  /** Whether the alias still names what was promoted: else going back would undo somebody else's move. */
+  const isChampion = () =>
+    model.value?.aliases.find(({ alias }) => alias === props.found.alias)?.version ===
+    String(props.found.rollout.candidate.version);
   const here = () => Boolean(props.server?.acts && props.trial && !props.trial.end);
   const disabled = () => {
     if (!viewer.may('deploy')) return 'Your key has no scope `deploy`';
@@ -164,7 +176,7 @@ function Acts(props: {
           <code>highroad deploy abort {props.found.model}</code> ends it
         </span>
       </Match>
-      <Match when={stage() === 'promoted'}>
+      <Match when={stage() === 'promoted' && isChampion()}>
         <ActButton
           title="Roll back"
           does="Roll back"

@@ -11,7 +11,7 @@ const RESOLVED = 5;
 
 /** What fires now, and what ended last; nothing where nothing does, or where the server has no alerts. */
 export function Alerts(props: { server: Accessor<Server> }): JSX.Element {
-  const [live] = createLive(props.server, serving.alerts, () => EVERY_MS);
+  const [live] = createLive(props.server, serving.alerts, (value) => (value === null ? undefined : EVERY_MS));
   const of = (state: Alert['state']) => (live.value?.alerts ?? []).filter((alert) => alert.state === state);
   const firing = createMemo(() => of('firing').sort((a, b) => (RANK[a.severity] ?? 3) - (RANK[b.severity] ?? 3)));
   const resolved = createMemo(() =>

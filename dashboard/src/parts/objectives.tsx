@@ -9,7 +9,7 @@ const EVERY_MS = 5000;
 
 /** What is left of every objective's error budget, and how fast it burns; nothing where none is set. */
 export function Objectives(props: { server: Accessor<Server> }): JSX.Element {
-  const [live] = createLive(props.server, serving.objectives, () => EVERY_MS);
+  const [live] = createLive(props.server, serving.objectives, (value) => (value === null ? undefined : EVERY_MS));
   const spent = (each: Objective) => Math.max(0, 1 - each.budget_left);
   const fastest = (each: Objective) => each.rules.reduce((most, rule) => Math.max(most, rule.long_rate), 0);
   return (

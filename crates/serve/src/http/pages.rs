@@ -161,12 +161,14 @@ impl App {
                 record.member, hosted.model
             )));
         }
-        let _one_at_a_time = REPLAYS.try_acquire().map_err(|_| {
+        let permit = REPLAYS.try_acquire().map_err(|_| {
             let busy = Problem::new(Kind::Overloaded, "another answer is being computed again");
             busy.retry_after(std::time::Duration::from_secs(1))
         })?;
         let (loaded, local) = (self.loaded(&record), self.portfolio.local().clone());
         let replayed = blocking(move || {
+            // Held for as long as it takes, also for a client that has left.
+            let _one_at_a_time = permit;
             let case = wanted.case.to_string().into_bytes();
             let (answers, manifest) = match &loaded {
                 Some(revision) => (Answers::of(revision.predictor(), &case)?, revision.manifest().clone()),
