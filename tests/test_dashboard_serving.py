@@ -374,6 +374,7 @@ def test_every_page_about_serving_is_accessible(site: Site, open_page: Callable,
     rollout = known[0]["rollout"]["id"] if known else "none"
     for path in PAGES:
         page = open_page(f"{site.url}/ui/{path.format(rollout=rollout, request=request)}", color_scheme=scheme)
+        expect(page.get_by_role("heading", level=1)).to_be_visible()
         expect(page.get_by_role("status", name="Loading")).to_have_count(0)
         page.evaluate(AXE.read_text())
         found = page.evaluate("axe.run({ resultTypes: ['violations'] })")["violations"]

@@ -1,6 +1,6 @@
 import { A } from '@solidjs/router';
 import { type Accessor, For, type JSX, Match, Show, Switch } from 'solid-js';
-import { number, plural } from '../lib/format';
+import { number, plural, shortDigests } from '../lib/format';
 import { createLive } from '../lib/live';
 import { share } from '../lib/serving';
 import { useKeys } from '../parts/keys';
@@ -58,7 +58,7 @@ function OfServer(props: { server: Accessor<Server> }): JSX.Element {
                       <li>
                         <span class="pill bad">{finding.kind.replaceAll('_', ' ')}</span>
                         <span class="alert-text">
-                          <bdi>{finding.message}</bdi>
+                          <bdi>{shortDigests(finding.message)}</bdi>
                         </span>
                         <span class="soft nowrap">
                           <Moment at={Date.parse(finding.since)} />
@@ -109,7 +109,7 @@ function Members(props: { members: Watched[] }): JSX.Element {
                     <bdi>{member.member}</bdi>
                   </A>
                   <div class="soft">
-                    <bdi>{member.version}</bdi>
+                    <bdi>{shortDigests(member.version)}</bdi>
                   </div>
                 </td>
                 <td class="why">

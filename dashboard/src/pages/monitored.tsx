@@ -1,6 +1,6 @@
 import { A, useParams } from '@solidjs/router';
 import { type Accessor, createMemo, For, type JSX, Match, Show, Switch } from 'solid-js';
-import { number, plural } from '../lib/format';
+import { number, plural, shortDigests } from '../lib/format';
 import { createLive } from '../lib/live';
 import { share } from '../lib/serving';
 import { ServerPicker, useServers, WithServer } from '../parts/server';
@@ -9,7 +9,8 @@ import { useTitle } from '../parts/title';
 import { type Ratio, type Server, type Signal, serving, type Watched } from '../serving';
 
 const EVERY_MS = 5000;
-const MAX_BINS = 14;
+/** More bins than this are drawn as a histogram. */
+const FEW_BINS = 9;
 
 export default function Monitored(): JSX.Element {
   const route = useParams();
@@ -83,7 +84,7 @@ function Facts(props: { of: Watched }): JSX.Element {
       <div>
         <dt>Version</dt>
         <dd>
-          <bdi>{props.of.version}</bdi>
+          <bdi title={props.of.version}>{shortDigests(props.of.version)}</bdi>
         </dd>
       </div>
       <div>
@@ -138,6 +139,15 @@ function ratio(found: Ratio | null | undefined): string {
   return found ? `${share(found.value)} (${found.interval.map(share).join(' … ')})` : '–';
 }
 
+function tile(found: Ratio): JSX.Element {
+  return (
+    <>
+      {share(found.value)}
+      <div class="soft between">{found.interval.map(share).join(' … ')}</div>
+    </>
+  );
+}
+
 function Quality(props: { of: Watched }): JSX.Element {
   const quality = () => props.of.quality;
   const days = createMemo(() =>
@@ -159,7 +169,7 @@ function Quality(props: { of: Watched }): JSX.Element {
               {(accuracy) => (
                 <div class="card">
                   <dt>Accuracy</dt>
-                  <dd>{ratio(accuracy())}</dd>
+                  <dd>{tile(accuracy())}</dd>
                 </div>
               )}
             </Show>
@@ -175,7 +185,7 @@ function Quality(props: { of: Watched }): JSX.Element {
               {(each) => (
                 <div class="card">
                   <dt>nDCG of the first ten</dt>
-                  <dd>{ratio(each())}</dd>
+                  <dd>{tile(each())}</dd>
                 </div>
               )}
             </Show>
@@ -183,7 +193,7 @@ function Quality(props: { of: Watched }): JSX.Element {
               {(each) => (
                 <div class="card">
                   <dt>Reciprocal rank</dt>
-                  <dd>{ratio(each())}</dd>
+                  <dd>{tile(each())}</dd>
                 </div>
               )}
             </Show>
@@ -267,8 +277,7 @@ function SignalCard(props: {
   signal: Signal;
   series: { since: string; effects: Record<string, number> }[];
 }): JSX.Element {
-  const bins = () => (props.signal.bins ?? []).slice(0, MAX_BINS);
-  const most = () => Math.max(1e-9, ...bins().flatMap(({ baseline, live }) => [baseline, live]));
+  const bins = () => props.signal.bins ?? [];
   const course = () =>
     props.series.map(({ effects }) => effects[props.signal.signal]).filter((each) => each !== undefined);
   const told = () => {
@@ -296,50 +305,111 @@ function SignalCard(props: {
           </p>
         )}
       </Show>
-      <Show when={bins().length > 0}>
-        <table class="bins">
-          <thead>
-            <tr>
-              <th scope="col">Bin</th>
-              <th scope="col">Baseline and live</th>
-              <th scope="col" class="n">
-                Baseline
-              </th>
-              <th scope="col" class="n">
-                Live
-              </th>
-            </tr>
-          </thead>
-          <tbody>
-            <For each={bins()}>
-              {(bin) => (
-                <tr>
-                  <th scope="row">
-                    <bdi class="clip" title={bin.name}>
-                      {bin.name}
-                    </bdi>
-                  </th>
-                  <td>
-                    <svg class="pair" viewBox="0 0 100 12" preserveAspectRatio="none" aria-hidden="true">
-                      <rect class="baseline" width={(100 * bin.baseline) / most()} height="5" />
-                      <rect class="live" y="6" width={(100 * bin.live) / most()} height="5" />
-                    </svg>
-                  </td>
-                  <td class="n">{share(bin.baseline)}</td>
-                  <td class="n">{share(bin.live)}</td>
-                </tr>
-              )}
-            </For>
-          </tbody>
-        </table>
-        <Show when={(props.signal.bins?.length ?? 0) > MAX_BINS}>
-          <p class="soft">and {(props.signal.bins?.length ?? 0) - MAX_BINS} more</p>
-        </Show>
+      <Show when={bins().length > FEW_BINS} fallback={<Bins bins={bins()} />}>
+        <Histogram bins={bins()} />
+        <details>
+          <summary>{plural(bins().length, 'bin')}</summary>
+          <Bins bins={bins()} />
+        </details>
       </Show>
       <Show when={course().length > 1}>
         <Trend values={course()} />
       </Show>
     </section>
+  );
+}
+
+type BinsOf = NonNullable<Signal['bins']>;
+
+const mostOf = (bins: BinsOf) => Math.max(1e-9, ...bins.flatMap(({ baseline, live }) => [baseline, live]));
+
+function Bins(props: { bins: BinsOf }): JSX.Element {
+  return (
+    <Show when={props.bins.length > 0}>
+      <table class="bins">
+        <thead>
+          <tr>
+            <th scope="col">Bin</th>
+            <th scope="col">Baseline and live</th>
+            <th scope="col" class="n">
+              Baseline
+            </th>
+            <th scope="col" class="n">
+              Live
+            </th>
+          </tr>
+        </thead>
+        <tbody>
+          <For each={props.bins}>
+            {(bin) => (
+              <tr>
+                <th scope="row">
+                  <bdi class="clip" title={bin.name}>
+                    {bin.name}
+                  </bdi>
+                </th>
+                <td>
+                  <svg class="pair" viewBox="0 0 100 12" preserveAspectRatio="none" aria-hidden="true">
+                    <rect class="baseline" width={(100 * bin.baseline) / mostOf(props.bins)} height="5" />
+                    <rect class="live" y="6" width={(100 * bin.live) / mostOf(props.bins)} height="5" />
+                  </svg>
+                </td>
+                <td class="n">{share(bin.baseline)}</td>
+                <td class="n">{share(bin.live)}</td>
+              </tr>
+            )}
+          </For>
+        </tbody>
+      </table>
+    </Show>
+  );
+}
+
+const HISTOGRAM_WIDTH = 320;
+const HISTOGRAM_HEIGHT = 70;
+
+/** Baseline behind, live before it; the bins in words are in the table below. */
+function Histogram(props: { bins: BinsOf }): JSX.Element {
+  const each = () => HISTOGRAM_WIDTH / props.bins.length;
+  const height = (value: number) => (value / mostOf(props.bins)) * HISTOGRAM_HEIGHT;
+  const fullest = (side: 'baseline' | 'live') =>
+    props.bins.reduce((most, bin) => (bin[side] > most[side] ? bin : most), props.bins[0] as BinsOf[number]).name;
+  return (
+    <div>
+      <svg
+        class="histogram"
+        viewBox={`0 0 ${HISTOGRAM_WIDTH} ${HISTOGRAM_HEIGHT}`}
+        preserveAspectRatio="none"
+        role="img"
+        aria-label={`Histogram of ${props.bins.length} bins: most of the baseline in ${fullest('baseline')}, most of what is live in ${fullest('live')}`}
+      >
+        <For each={props.bins}>
+          {(bin, i) => (
+            <g>
+              <title>{`${bin.name}: baseline ${share(bin.baseline)}, live ${share(bin.live)}`}</title>
+              <rect
+                class="baseline"
+                x={i() * each()}
+                y={HISTOGRAM_HEIGHT - height(bin.baseline)}
+                width={each() * 0.92}
+                height={height(bin.baseline)}
+              />
+              <rect
+                class="live"
+                x={(i() + 0.22) * each()}
+                y={HISTOGRAM_HEIGHT - height(bin.live)}
+                width={each() * 0.48}
+                height={height(bin.live)}
+              />
+            </g>
+          )}
+        </For>
+      </svg>
+      <div class="ends soft">
+        <bdi>{props.bins[0]?.name}</bdi>
+        <bdi>{props.bins.at(-1)?.name}</bdi>
+      </div>
+    </div>
   );
 }
 

@@ -1,6 +1,6 @@
 import { A } from '@solidjs/router';
 import { type Accessor, createMemo, For, type JSX, Show } from 'solid-js';
-import { plural } from '../lib/format';
+import { plural, shortDigests } from '../lib/format';
 import { createLive } from '../lib/live';
 import { type Alert, type Server, serving } from '../serving';
 import { Moment, Pill } from './states';
@@ -51,7 +51,7 @@ function Row(props: { alert: Alert }): JSX.Element {
     <li>
       <Pill text={props.alert.state === 'firing' ? props.alert.severity : 'ended'} />
       <span class="alert-text">
-        <bdi>{props.alert.summary}</bdi>
+        <bdi>{shortDigests(props.alert.summary)}</bdi>
         <Show when={props.alert.alert.includes('drift') && member()}>
           {(name) => (
             <>
