@@ -242,6 +242,21 @@ export interface RequestRecord {
   compute_ms: number;
   total_ms: number;
   hosted?: { model: string; cost: number | null; currency: string | null; n_tries: number; fallback_from: string[] };
+  /** The pipeline that this is a step of. */
+  step_of?: string;
+  /** Of a whole request to a pipeline; each step that asked a member has a record of its own, `ID.STEP`. */
+  pipeline?: { name: string; steps: StepRecord[]; stopped?: string; streamed?: boolean };
+}
+
+export interface StepRecord {
+  name: string;
+  member?: string;
+  version?: string;
+  evidence?: string;
+  index?: string;
+  value: string;
+  fell_back?: boolean;
+  skipped?: boolean;
 }
 
 export interface Chain {

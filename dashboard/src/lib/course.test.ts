@@ -26,6 +26,14 @@ it('each rule has a course of its own requests, without moments that told it not
   expect(courses[0]?.high).toEqual([0.5, 0.3]);
 });
 
+it('a replica that is gone leaves no line that runs back', () => {
+  const [course] = coursesOf({
+    rules: [{ rule: 'differ', limit: 0.05, is_difference: false }],
+    points: [point(1, [10], [1]), point(2, [30], [0.9]), point(3, [20], [0.8]), point(4, [25], [0.7])],
+  });
+  expect(course?.x).toEqual([10, 20, 25]);
+});
+
 it('what is shown reaches beyond the limit and not to all that is possible', () => {
   const course = (high: number, isDifference = false) =>
     coursesOf({

@@ -19,9 +19,7 @@ export interface RuleCourse {
 export function coursesOf(course: Course): RuleCourse[] {
   return course.rules.map(({ rule, limit, is_difference }, i) => {
     const at = (list: number[]) => list[i] ?? 0;
-    const points = course.points.filter(
-      (point, n) => at(point.n) > 0 && at(course.points[n + 1]?.n ?? []) !== at(point.n),
-    );
+    const points = newer(course.points, (point) => at(point.n));
     const found = {
       rule,
       limit,
@@ -33,6 +31,18 @@ export function coursesOf(course: Course): RuleCourse[] {
     };
     return { ...found, range: rangeOf(found) };
   });
+}
+
+/** Points whose `n` is larger than that of all before; of equal ones the latest. A replica that is gone takes its counts with it. */
+function newer<T>(points: readonly T[], n: (point: T) => number): T[] {
+  const kept: T[] = [];
+  let above = Number.POSITIVE_INFINITY;
+  for (const point of [...points].reverse()) {
+    if (n(point) <= 0 || n(point) >= above) continue;
+    above = n(point);
+    kept.unshift(point);
+  }
+  return kept;
 }
 
 function rangeOf(course: Omit<RuleCourse, 'range'>): [number, number] {

@@ -1,6 +1,6 @@
 import { A } from '@solidjs/router';
 import { type Accessor, createEffect, createSignal, For, type JSX, Match, on, Show, Switch } from 'solid-js';
-import { number, plural, shortDigest } from '../lib/format';
+import { number, plural, shortDigest, shortDigests } from '../lib/format';
 import { createLive, message } from '../lib/live';
 import { caseOf, millis, modelOf, replayCommand } from '../lib/serving';
 import { Evidence } from '../parts/bits';
@@ -8,7 +8,7 @@ import { useParam } from '../parts/params';
 import { ServerPicker, useServers, WithServer } from '../parts/server';
 import { Empty, Failure, Moment, Skeleton } from '../parts/states';
 import { useTitle } from '../parts/title';
-import { type Chain, type Replayed, type RequestRecord, type Server, serving } from '../serving';
+import { type Chain, type Replayed, type RequestRecord, type Server, type StepRecord, serving } from '../serving';
 
 const MAX_PASTED = 1_000_000;
 
@@ -85,10 +85,21 @@ function Found(props: { server: Accessor<Server>; id: Accessor<string> }): JSX.E
         {(value) => (
           <>
             <Record record={value().request} />
-            <h2>What stands behind it</h2>
-            <Behind record={value().request} chain={value().chain} />
-            <h2>Again</h2>
-            <Again record={value().request} server={props.server} />
+            <Show
+              when={value().request.pipeline}
+              fallback={
+                <>
+                  <h2>What stands behind it</h2>
+                  <Behind record={value().request} chain={value().chain} />
+                  <h2>Again</h2>
+                  <Again record={value().request} server={props.server} />
+                </>
+              }
+            >
+              {(pipeline) => (
+                <Steps id={value().request.request_id} steps={pipeline().steps} stopped={pipeline().stopped} />
+              )}
+            </Show>
           </>
         )}
       </Match>
@@ -103,7 +114,7 @@ function Record(props: { record: RequestRecord }): JSX.Element {
       <div>
         <dt>Answered by</dt>
         <dd>
-          <bdi>{props.record.member}</bdi>, <bdi>{props.record.version}</bdi> <Evidence of={props.record.evidence} />
+          <bdi>{props.record.member}</bdi>, <bdi>{shortDigests(props.record.version)}</bdi> <Evidence of={props.record.evidence} />
         </dd>
       </div>
       <div>
@@ -150,6 +161,18 @@ function Record(props: { record: RequestRecord }): JSX.Element {
           </div>
         )}
       </Show>
+      <Show when={props.record.step_of}>
+        {(pipeline) => (
+          <div>
+            <dt>Step of</dt>
+            <dd>
+              <A href={`/requests?id=${encodeURIComponent(wholeOf(props.record.request_id))}`}>
+                <bdi>{pipeline()}</bdi>
+              </A>
+            </dd>
+          </div>
+        )}
+      </Show>
       <div>
         <dt>Digests of its answers</dt>
         <dd class="mono">
@@ -160,6 +183,70 @@ function Record(props: { record: RequestRecord }): JSX.Element {
         </dd>
       </div>
     </dl>
+  );
+}
+
+/** The request of a pipeline that `ID.STEP` is a step of. */
+function wholeOf(id: string): string {
+  const dot = id.lastIndexOf('.');
+  return dot > 0 ? id.slice(0, dot) : id;
+}
+
+/** What the steps of a pipeline were, each with a record of its own where a member answered. */
+function Steps(props: { id: string; steps: StepRecord[]; stopped?: string | undefined }): JSX.Element {
+  return (
+    <>
+      <h2>Its steps</h2>
+      <section class="card scroll" tabindex="0" aria-label="Steps">
+        <table class="rows tight">
+          <thead>
+            <tr>
+              <th scope="col">Step</th>
+              <th scope="col">Answered by</th>
+              <th scope="col">Evidence</th>
+              <th scope="col">What it gave</th>
+            </tr>
+          </thead>
+          <tbody>
+            <For each={props.steps}>
+              {(step) => (
+                <tr>
+                  <td>
+                    <Show when={step.member && !step.index} fallback={<bdi>{step.name}</bdi>}>
+                      <A href={`/requests?id=${encodeURIComponent(`${props.id}.${step.name}`)}`}>
+                        <bdi>{step.name}</bdi>
+                      </A>
+                    </Show>
+                  </td>
+                  <td>
+                    <bdi>{shortDigests(step.version ?? step.member ?? '')}</bdi>
+                    <Show when={step.index}>{(index) => <span class="soft"> index {shortDigest(index())}</span>}</Show>
+                    {step.fell_back ? <span class="pill odd">stood in</span> : ''}
+                    {step.skipped ? <span class="pill odd">skipped</span> : ''}
+                  </td>
+                  <td>
+                    <Show when={step.evidence}>{(evidence) => <Evidence of={evidence()} />}</Show>
+                  </td>
+                  <td class="mono" title={step.value}>
+                    {shortDigest(step.value)}
+                  </td>
+                </tr>
+              )}
+            </For>
+          </tbody>
+        </table>
+      </section>
+      <p class="soft note-below">
+        <Show when={props.stopped}>
+          {(step) => (
+            <>
+              Step <bdi>{step()}</bdi> ended the request.{' '}
+            </>
+          )}
+        </Show>
+        The whole is computed again by <code>highroad replay {props.id} --input case.json</code>.
+      </p>
+    </>
   );
 }
 
