@@ -2,6 +2,8 @@
 //!
 //! The file is checked whole: every problem is reported at once, and an unknown key is an error with a suggestion.
 
+mod cache;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::num::NonZeroUsize;
@@ -11,10 +13,12 @@ use std::time::Duration;
 
 use highroad_package::{ParseReferenceError, Reference};
 use highroad_task::PredictorOptions;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::batcher::BatchLimits;
 use crate::budget::BudgetsConfig;
+use crate::cache::CacheConfig;
+use crate::config::cache::CacheTable;
 use crate::hosted::config::{HostedConfig, HostedTable, KEYS as HOSTED_KEYS, check as check_hosted};
 use crate::pipeline::{self, IndexConfig, PipelineConfig};
 
@@ -40,7 +44,7 @@ pub struct PortfolioConfig {
 }
 
 /// What rollouts may take and keep on this server; what is tried comes from the registry.
-#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RolloutConfig {
     /// Whether the inputs of compared requests are written down; else their digests are.
@@ -73,6 +77,8 @@ pub struct MemberConfig {
     pub batching: BatchLimits,
     /// How long a row may wait for its turn.
     pub queue_timeout: Duration,
+    /// The answers that are kept, if any are.
+    pub cache: Option<CacheConfig>,
 }
 
 /// Where a member's package comes from.
@@ -85,7 +91,7 @@ pub enum ModelSource {
 }
 
 /// What a single request may ask; more gets 400, or 413 for the body.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RequestLimits {
     /// Largest body after decompression.
@@ -165,6 +171,7 @@ impl MemberConfig {
                 replicas: NonZeroUsize::MIN,
             },
             queue_timeout: Duration::from_secs(30),
+            cache: None,
         }
     }
 }
@@ -202,7 +209,8 @@ pub fn is_member_name(name: &str) -> bool {
 const TOP_KEYS: &[&str] = &["members", "budgets", "limits", "poll_interval_ms", "rollouts", "indexes", "pipelines"];
 const ROLLOUT_KEYS: &[&str] = &["keep_inputs", "keep", "queue", "warm_s"];
 const LIMIT_KEYS: &[&str] = &["body_bytes", "inputs", "input_bytes", "tokens"];
-const MEMBER_KEYS: &[&str] = &["model", "threads", "replicas", "batch_tokens", "queue_rows", "queue_timeout_ms"];
+const MEMBER_KEYS: &[&str] =
+    &["model", "threads", "replicas", "batch_tokens", "queue_rows", "queue_timeout_ms", "cache"];
 
 #[derive(Deserialize)]
 struct MemberTable {
@@ -212,11 +220,12 @@ struct MemberTable {
     batch_tokens: Option<NonZeroUsize>,
     queue_rows: Option<NonZeroUsize>,
     queue_timeout_ms: Option<u64>,
+    cache: Option<CacheTable>,
 }
 
 impl MemberTable {
-    fn config(self, base: &Path) -> Result<MemberConfig, ParseReferenceError> {
-        let source = match self.model.parse()? {
+    fn config(self, base: &Path) -> Result<MemberConfig, String> {
+        let source = match self.model.parse().map_err(|error| format!("`model`: {error}"))? {
             ModelSource::Directory(path) => ModelSource::Directory(base.join(path)),
             source @ ModelSource::Registry(_) => source,
         };
@@ -226,6 +235,7 @@ impl MemberTable {
         config.batching.batch_tokens = self.batch_tokens.unwrap_or(config.batching.batch_tokens);
         config.batching.queue_rows = self.queue_rows.unwrap_or(config.batching.queue_rows);
         config.queue_timeout = self.queue_timeout_ms.map_or(config.queue_timeout, Duration::from_millis);
+        config.cache = self.cache.map(CacheTable::config).transpose()?;
         Ok(config)
     }
 }
@@ -254,7 +264,7 @@ fn members(table: &toml::Table, base: &Path, problems: &mut Vec<String>) -> BTre
         let Some(member) = part::<MemberTable>(tables, name, MEMBER_KEYS, problems) else { continue };
         match member.config(base) {
             Ok(config) => drop(members.insert(name.clone(), config)),
-            Err(error) => problems.push(format!("[members.{name}] model: {error}")),
+            Err(error) => problems.push(format!("[members.{name}] {error}")),
         }
     }
     members

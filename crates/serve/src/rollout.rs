@@ -26,7 +26,7 @@ pub use assign::{Assigned, Key, Served};
 pub use compare::{Compared, Limits, compare};
 pub(crate) use course::Course;
 pub use course::{CourseShown, PointShown, RuleShown};
-pub(crate) use follow::Rollouts;
+pub(crate) use follow::{RolloutSettings, Rollouts};
 pub use pairs::{Pair, Side, read_pairs};
 pub use status::RolloutStatus;
 pub(crate) use trial::Trial;
