@@ -114,7 +114,8 @@ function Record(props: { record: RequestRecord }): JSX.Element {
       <div>
         <dt>Answered by</dt>
         <dd>
-          <bdi>{props.record.member}</bdi>, <bdi>{shortDigests(props.record.version)}</bdi> <Evidence of={props.record.evidence} />
+          <bdi>{props.record.member}</bdi>, <bdi>{shortDigests(props.record.version)}</bdi>{' '}
+          <Evidence of={props.record.evidence} />
         </dd>
       </div>
       <div>
