@@ -247,6 +247,17 @@ impl Deployment {
         &self.config.source
     }
 
+    pub(crate) fn registry(&self) -> Option<&Arc<dyn Registry>> {
+        self.registry.as_ref()
+    }
+
+    /// What is loaded here of the package `package`.
+    pub(crate) fn loaded(&self, package: &Digest) -> Option<Arc<Revision>> {
+        let candidate = || Some(Arc::clone(&self.rollouts.trial.load_full()?.candidate));
+        let both = [self.current.load_full(), candidate()];
+        both.into_iter().flatten().find(|revision| revision.facts().package == *package)
+    }
+
     /// The revision that serves now. Errors if there is none.
     pub fn revision(&self) -> Result<Arc<Revision>, AskError> {
         self.current.load_full().ok_or_else(|| self.why_none())

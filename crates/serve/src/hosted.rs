@@ -8,6 +8,7 @@ pub(crate) mod breaker;
 pub mod config;
 mod exchange;
 mod routes;
+mod standing;
 mod tasks;
 
 use std::collections::BTreeMap;

@@ -2,6 +2,7 @@
 
 mod docs;
 pub(crate) mod grpc;
+mod pages;
 mod tei;
 
 use std::sync::Arc;
@@ -30,6 +31,7 @@ use tower_http::compression::predicate::SizeAbove;
 use crate::config::RequestLimits;
 use crate::deployment::{Deployment, State as DeploymentState};
 use crate::error::AskError;
+use crate::overview;
 use crate::pipeline::{self, Action, Finished};
 use crate::portfolio::Portfolio;
 use crate::protocol::oip::{self, InferRequest, Query};
@@ -42,6 +44,7 @@ use crate::request_log::{Record, RequestLog};
 use crate::revision::{Asked, Facts, Revision, Terms, check_limit};
 use crate::rollout::{Assigned, Key, Served};
 use crate::telemetry::{PIPELINE_REQUESTS, PIPELINE_SECONDS, PIPELINE_STEP_SECONDS, REQUEST_SECONDS, REQUESTS};
+use crate::traffic;
 
 const PACKAGE: HeaderName = HeaderName::from_static("x-highroad-package");
 const VERSION: HeaderName = HeaderName::from_static("x-highroad-version");
@@ -106,6 +109,7 @@ fn routes() -> Routes {
         .and(tei::routes())
         .and(pipeline_routes())
         .and(own_routes())
+        .and(pages::routes())
         .and(docs::routes())
 }
 
@@ -423,8 +427,8 @@ async fn request_record(State(app): State<App>, Path(id): Path<String>) -> Respo
     let wanted = id.clone();
     let found = tokio::task::spawn_blocking(move || log.find(&wanted)).await;
     let result = match found {
-        Ok(Ok(Some(record))) => Ok(Json(record).into_response()),
-        Ok(Ok(None)) => Err(Problem::not_found(format!("the request log has no `{}`", printable(&id)))),
+        Ok(Ok(Some(record))) if Principal::current_may_ask(&record.member) => Ok(Json(record).into_response()),
+        Ok(Ok(_)) => Err(Problem::not_found(format!("the request log has no `{}`", printable(&id)))),
         Ok(Err(error)) => Err(Problem::internal(&error)),
         Err(error) => Err(Problem::internal(&error)),
     };
@@ -600,6 +604,7 @@ impl App {
             Err(_) => "failed",
         };
         counter!(PIPELINE_REQUESTS, "pipeline" => name.to_owned(), "outcome" => outcome).increment(1);
+        traffic::count(&overview::of_pipeline(name), outcome, finished.is_ok().then(|| begun.elapsed()));
         histogram!(PIPELINE_SECONDS, "pipeline" => name.to_owned()).record(begun.elapsed().as_secs_f64());
         let finished = finished.map_err(|error| error.problem())?;
         self.log_steps(&asker.id, name, &finished);
@@ -906,6 +911,7 @@ fn wrong_task(revision: &Revision, wanted: &'static str) -> AskError {
 // Names that clients make up are no labels.
 fn count(revision: Option<&Revision>, error: AskError) -> AskError {
     let member = revision.map_or("unknown".to_owned(), |revision| revision.facts().member.clone());
+    traffic::count(&member, error.outcome(), None);
     counter!(REQUESTS, "member" => member, "outcome" => error.outcome()).increment(1);
     error
 }
@@ -931,7 +937,9 @@ impl<'a> Call<'a> {
         match result {
             Ok(asked) => {
                 counter!(REQUESTS, "member" => member.clone(), "outcome" => "ok").increment(1);
-                histogram!(REQUEST_SECONDS, "member" => member).record(self.begun.elapsed().as_secs_f64());
+                let took = self.begun.elapsed();
+                traffic::count(&member, "ok", Some(took));
+                histogram!(REQUEST_SECONDS, "member" => member).record(took.as_secs_f64());
                 Ok(asked)
             }
             Err(error) => Err(count(Some(&self.revision), error)),

@@ -220,6 +220,11 @@ impl Revision {
         &self.batcher.engine().predictor
     }
 
+    /// Rows that wait for a worker.
+    pub fn n_waiting(&self) -> usize {
+        self.batcher.n_waiting()
+    }
+
     /// Answers `inputs` through the task, in order.
     pub async fn ask(
         self: &Arc<Self>,

@@ -31,6 +31,7 @@ use crate::protocol::rerank::{self, RerankRequest};
 use crate::request_log::RequestLog;
 use crate::revision::{Facts, check_limit};
 use crate::telemetry::{HOSTED_FALLBACKS, REQUESTS};
+use crate::traffic;
 use crate::urgency::Urgency;
 
 const TRIES: HeaderName = HeaderName::from_static("x-highroad-tries");
@@ -440,6 +441,7 @@ impl App {
 }
 
 fn count(member: &HostedMember, failure: &Failure) {
+    traffic::count(member.name(), failure.reason(), None);
     counter!(REQUESTS, "member" => member.name().to_owned(), "outcome" => failure.reason()).increment(1);
 }
 

@@ -82,10 +82,10 @@ struct Memory {
 }
 
 /// What a look at the registry works with.
-struct Look<'a> {
-    registry: &'a dyn Registry,
-    model: &'a str,
-    alias: &'a str,
+pub(super) struct Look<'a> {
+    pub(super) registry: &'a dyn Registry,
+    pub(super) model: &'a str,
+    pub(super) alias: &'a str,
 }
 
 impl Rollouts {
@@ -136,6 +136,11 @@ impl Rollouts {
         }
         let since = memory.promoted.as_ref().map(|(_, since)| since.elapsed());
         since.is_some_and(|since| since < 3 * self.settings.tell_every())
+    }
+
+    /// Wakes who follows the registry.
+    pub(super) fn look_now(&self) {
+        self.wake.notify_one();
     }
 
     fn drop_cold(&self) {
@@ -408,33 +413,42 @@ impl Deployment {
             let end = End { counts: trial.all_counts(), checks: trial.judge().checks, ..end };
             look.set(&end_tag(&rollout.id, look.alias), &end).await
         };
-        let rehearsal = match self.rehearse(rollout).await {
-            Ok(rehearsal) => rehearsal,
-            Err(reason) => return refuse(format!("the way back was rehearsed and failed: {reason}")).await,
-        };
-        // Somebody may have stopped it while the way back was walked.
-        let tags = look.registry.tags(look.model).await?;
-        if Book::read(&tags, look.alias).running().is_none_or(|running| running.id != rollout.id) {
-            return Ok(());
-        }
-        let promotion = Promotion {
-            name: look.model.to_owned(),
-            version: rollout.candidate.version,
-            alias: look.alias.to_owned(),
-            by: rollout.by.clone(),
-            why: format!("rollout {}: {}", rollout.id, rollout.why),
-            rehearsal,
-        };
-        match look.registry.promote(&promotion).await? {
-            Ok(()) => {
+        let why = format!("rollout {}: {}", rollout.id, rollout.why);
+        match self.walk_and_promote(look, trial, rollout.by.clone(), why).await? {
+            None => Ok(()),
+            Some(Ok(())) => {
                 let end = self.end(rollout, Ended::Promoted, "it kept every rule".to_owned());
                 let end = End { counts: trial.all_counts(), checks: trial.judge().checks, ..end };
                 look.set(&end_tag(&rollout.id, look.alias), &end).await?;
                 self.rollouts.wake.notify_one();
                 Ok(())
             }
-            Err(refusal) => refuse(refusal).await,
+            Some(Err(refusal)) => refuse(refusal).await,
         }
+    }
+
+    /// Walks the way back and moves the alias to the candidate: why it was refused, if it was; `None` where somebody ended the rollout
+    /// in the meantime.
+    pub(super) async fn walk_and_promote(
+        &self,
+        look: &Look<'_>,
+        trial: &Trial,
+        by: String,
+        why: String,
+    ) -> Result<Option<Result<(), String>>, DeployError> {
+        let rollout = &trial.rollout;
+        let rehearsal = match self.rehearse(rollout).await {
+            Ok(rehearsal) => rehearsal,
+            Err(reason) => return Ok(Some(Err(format!("the way back was rehearsed and failed: {reason}")))),
+        };
+        // Somebody may have stopped it while the way back was walked.
+        let tags = look.registry.tags(look.model).await?;
+        if Book::read(&tags, look.alias).running().is_none_or(|running| running.id != rollout.id) {
+            return Ok(None);
+        }
+        let (name, alias) = (look.model.to_owned(), look.alias.to_owned());
+        let promotion = Promotion { name, version: rollout.candidate.version, alias, by, why, rehearsal };
+        look.registry.promote(&promotion).await.map(Some)
     }
 
     /// The way back: what serves now is loaded here, and answers its parity cases here and now.
@@ -483,7 +497,7 @@ impl Deployment {
     }
 
     /// Puts onto the disk that this process stopped a rollout, so that no crash can undo it.
-    fn save_own_end(&self) {
+    pub(super) fn save_own_end(&self) {
         let Some(trial) = self.rollouts.trial.load_full() else { return };
         if let Some(end) = trial.ended() {
             self.save(Some(trial.saved(Some(end.clone()))));
@@ -507,7 +521,7 @@ impl Trial {
 }
 
 impl Look<'_> {
-    async fn set(&self, key: &str, value: &impl Serialize) -> Result<(), DeployError> {
+    pub(super) async fn set(&self, key: &str, value: &impl Serialize) -> Result<(), DeployError> {
         let text = serde_json::to_string(value).map_err(|error| DeployError::Registry(error.to_string()))?;
         self.registry.set_tag(self.model, key, Some(&text)).await
     }

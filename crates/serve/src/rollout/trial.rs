@@ -14,7 +14,7 @@ use crate::registry::Resolved;
 use crate::revision::Revision;
 use crate::rollout::pairs::{Pair, Worst};
 use crate::rollout::shadow::Shadow;
-use crate::rollout::{Compared, End, Ended, Rollout, RolloutSettings, Step, now};
+use crate::rollout::{Compared, Course, End, Ended, Rollout, RolloutSettings, Step, now, now_ms};
 use crate::telemetry::{
     ROLLOUT_ASKED, ROLLOUT_COMPARED, ROLLOUT_DIFFER, ROLLOUT_ERRORS, ROLLOUT_SHARE, ROLLOUT_SWITCH,
 };
@@ -50,7 +50,21 @@ struct SeenHere {
     step: Step,
     worst: Worst,
     sums: Sums,
+    course: Course,
     awaiting: Awaiting,
+}
+
+impl SeenHere {
+    fn all(&self) -> RolloutCounts {
+        let mut sum = self.others;
+        sum.add(&self.counts);
+        sum
+    }
+
+    fn note(&mut self) {
+        let all = self.all();
+        self.course.note(now_ms(), all);
+    }
 }
 
 /// How far answers are apart, over all compared requests.
@@ -114,6 +128,7 @@ impl Trial {
                 step: Step::default(),
                 worst: Worst::new(N_WORST),
                 sums: Sums::default(),
+                course: Course::default(),
                 awaiting: Awaiting::default(),
             }),
             wake,
@@ -160,14 +175,17 @@ impl Trial {
 
     /// What all replicas have seen, as far as this one knows.
     pub(crate) fn all_counts(&self) -> RolloutCounts {
-        let seen = self.lock();
-        let mut sum = seen.others;
-        sum.add(&seen.counts);
-        sum
+        self.lock().all()
     }
 
     pub(crate) fn set_others(&self, counts: RolloutCounts) {
-        self.lock().others = counts;
+        let mut seen = self.lock();
+        seen.others = counts;
+        seen.note();
+    }
+
+    pub(crate) fn course(&self) -> Course {
+        self.lock().course.clone()
     }
 
     pub(crate) fn worst(&self) -> Vec<Pair> {
@@ -232,7 +250,11 @@ impl Trial {
     /// Adds to what was seen and, where that speaks against the candidate, judges at once: the next request must not wait for
     /// the next look at the registry.
     fn count(&self, more: RolloutCounts, speaks_against: bool) {
-        self.lock().counts.add(&more);
+        {
+            let mut seen = self.lock();
+            seen.counts.add(&more);
+            seen.note();
+        }
         if !speaks_against || self.stopped.get().is_some() {
             return;
         }
