@@ -164,15 +164,7 @@ impl<R: Waiting> TurnQueue<R> {
     /// The next batch, its rows in the order they came in: at most `budget_tokens` with padding, or one longer row alone.
     /// `None` if nothing waits.
     pub fn take_batch(&mut self, budget_tokens: usize) -> Option<Vec<R>> {
-        // Ties keep the order of submission: `min_by_key` returns the first.
-        let mut known: Option<(Flow, Order)> = None;
-        let anchor_idx = (0..self.rows.len()).min_by_key(|&idx| {
-            let Entry { turn, flow, .. } = self.rows[idx];
-            // Rows of one flow mostly come together.
-            let order = known.filter(|&(of, _)| of == flow).map_or_else(|| self.shares.order(flow), |(_, order)| order);
-            known = Some((flow, order));
-            (order, turn)
-        })?;
+        let anchor_idx = self.anchor()?;
         let Entry { turn: anchor_turn, flow, .. } = self.rows[anchor_idx];
         let mut chosen = self.choose(anchor_idx, budget_tokens);
         chosen.sort_unstable();
