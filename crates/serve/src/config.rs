@@ -15,6 +15,7 @@ use serde::Deserialize;
 
 use crate::batcher::BatchLimits;
 use crate::budget::BudgetsConfig;
+use crate::engine::{EngineConfig, EngineTable, KEYS as ENGINE_KEYS};
 use crate::hosted::config::{HostedConfig, HostedTable, KEYS as HOSTED_KEYS, check as check_hosted};
 use crate::pipeline::{self, IndexConfig, PipelineConfig};
 
@@ -73,6 +74,19 @@ pub struct MemberConfig {
     pub batching: BatchLimits,
     /// How long a row may wait for its turn.
     pub queue_timeout: Duration,
+    /// What runs the program.
+    pub engine: EngineConfig,
+    /// What runs it where a rollout tries a version, if that is something else.
+    pub candidate: Option<Candidates>,
+}
+
+/// What runs the versions that rollouts try.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Candidates {
+    /// The engine.
+    pub engine: EngineConfig,
+    /// Its worker threads, or processes.
+    pub replicas: NonZeroUsize,
 }
 
 /// Where a member's package comes from.
@@ -165,7 +179,18 @@ impl MemberConfig {
                 replicas: NonZeroUsize::MIN,
             },
             queue_timeout: Duration::from_secs(30),
+            engine: EngineConfig::Native,
+            candidate: None,
         }
+    }
+
+    /// The same for versions that rollouts try.
+    pub(crate) fn of_candidates(&self) -> Self {
+        let mut config = self.clone();
+        if let Some(Candidates { engine, replicas }) = &self.candidate {
+            (config.engine, config.batching.replicas) = (engine.clone(), *replicas);
+        }
+        config
     }
 }
 
@@ -202,7 +227,8 @@ pub fn is_member_name(name: &str) -> bool {
 const TOP_KEYS: &[&str] = &["members", "budgets", "limits", "poll_interval_ms", "rollouts", "indexes", "pipelines"];
 const ROLLOUT_KEYS: &[&str] = &["keep_inputs", "keep", "queue", "warm_s"];
 const LIMIT_KEYS: &[&str] = &["body_bytes", "inputs", "input_bytes", "tokens"];
-const MEMBER_KEYS: &[&str] = &["model", "threads", "replicas", "batch_tokens", "queue_rows", "queue_timeout_ms"];
+const MEMBER_KEYS: &[&str] =
+    &["model", "threads", "replicas", "batch_tokens", "queue_rows", "queue_timeout_ms", "candidate"];
 
 #[derive(Deserialize)]
 struct MemberTable {
@@ -212,22 +238,45 @@ struct MemberTable {
     batch_tokens: Option<NonZeroUsize>,
     queue_rows: Option<NonZeroUsize>,
     queue_timeout_ms: Option<u64>,
+    #[serde(flatten)]
+    engine: EngineTable,
+    candidate: Option<toml::Table>,
 }
 
 impl MemberTable {
-    fn config(self, base: &Path) -> Result<MemberConfig, ParseReferenceError> {
-        let source = match self.model.parse()? {
+    fn config(self, base: &Path) -> Result<MemberConfig, String> {
+        let source: ModelSource = self.model.parse().map_err(|error: ParseReferenceError| format!("model: {error}"))?;
+        let source = match source {
             ModelSource::Directory(path) => ModelSource::Directory(base.join(path)),
             source @ ModelSource::Registry(_) => source,
         };
         let mut config = MemberConfig::new(source);
         config.threads = self.threads.unwrap_or(config.threads);
-        config.batching.replicas = self.replicas.unwrap_or(config.batching.replicas);
         config.batching.batch_tokens = self.batch_tokens.unwrap_or(config.batching.batch_tokens);
         config.batching.queue_rows = self.queue_rows.unwrap_or(config.batching.queue_rows);
         config.queue_timeout = self.queue_timeout_ms.map_or(config.queue_timeout, Duration::from_millis);
+        config.engine = self.engine.config(base)?;
+        config.batching.replicas = match (&config.engine, self.replicas) {
+            (EngineConfig::Torch(_), Some(_)) => {
+                return Err("`replicas` are threads of this process: PyTorch has `workers`".to_owned());
+            }
+            (EngineConfig::Torch(_), None) => self.engine.workers.unwrap_or(NonZeroUsize::MIN),
+            (EngineConfig::Native, replicas) => replicas.unwrap_or(NonZeroUsize::MIN),
+        };
+        config.candidate = self.candidate.map(|table| candidates(&table, base)).transpose()?;
         Ok(config)
     }
+}
+
+fn candidates(table: &toml::Table, base: &Path) -> Result<Candidates, String> {
+    let mut problems = Vec::new();
+    check_keys(table, ENGINE_KEYS, "candidate", &mut problems);
+    if let Some(problem) = problems.pop() {
+        return Err(problem);
+    }
+    let engine: EngineTable = table.clone().try_into().map_err(|error| format!("candidate: {error}"))?;
+    let replicas = engine.workers.unwrap_or(NonZeroUsize::MIN);
+    Ok(Candidates { engine: engine.config(base).map_err(|error| format!("candidate: {error}"))?, replicas })
 }
 
 fn members(table: &toml::Table, base: &Path, problems: &mut Vec<String>) -> BTreeMap<String, MemberConfig> {
@@ -251,10 +300,11 @@ fn members(table: &toml::Table, base: &Path, problems: &mut Vec<String>) -> BTre
         if is_hosted(table) {
             continue;
         }
-        let Some(member) = part::<MemberTable>(tables, name, MEMBER_KEYS, problems) else { continue };
+        let known = [MEMBER_KEYS, ENGINE_KEYS].concat();
+        let Some(member) = part::<MemberTable>(tables, name, &known, problems) else { continue };
         match member.config(base) {
             Ok(config) => drop(members.insert(name.clone(), config)),
-            Err(error) => problems.push(format!("[members.{name}] model: {error}")),
+            Err(error) => problems.push(format!("[members.{name}] {error}")),
         }
     }
     members

@@ -18,7 +18,7 @@ pub use error::TaskError;
 pub use highroad_data::{Piece, Special};
 pub use image::pixel_values;
 pub use input::{Cut, Input, Prepared};
-pub use parity::{ParityCase, ParityReport, check_cases, verify_parity};
+pub use parity::{ParityCase, ParityReport, check_cases, check_parity_on, verify_parity};
 pub use predictor::{Engine, Predictor, PredictorOptions};
 pub use signature::Sharing;
 

@@ -15,14 +15,15 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("runtime", &["tensor"]),
     ("data", &["tensor"]),
     ("task", &["tensor", "runtime", "data", "package"]),
-    ("assess", &["task", "eval", "package", "data", "hosted"]),
+    ("torch", &["task"]),
+    ("assess", &["task", "eval", "package", "data", "hosted", "torch"]),
     ("track", &["eval", "package", "service"]),
-    ("serve", &["task", "eval", "package", "service", "hosted"]),
+    ("serve", &["task", "eval", "package", "service", "hosted", "torch"]),
     (
         "cli",
         &[
             "tensor", "runtime", "data", "task", "eval", "package", "assess", "service", "track", "serve", "record",
-            "hosted",
+            "hosted", "torch",
         ],
     ),
     ("python", &["tensor", "runtime", "data", "task", "package", "eval", "record"]),
