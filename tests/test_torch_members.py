@@ -287,7 +287,7 @@ def test_a_rollout_compares_the_native_engine_with_pytorch(highroad, desk, call,
         command = [str(highroad), "serve", "--portfolio", str(tmp_path / "portfolio.toml"), "--listen", "127.0.0.1:0"]
         env = environment(tmp_path / "home") | {"HIGHROAD_TRACKING_URI": uri}
         url = stack.enter_context(serving(command, tmp_path / "serve.log", env=env, cwd=tmp_path))
-        process = next(child for child in psutil.Process().children() if child.cmdline()[:2] == command[:2])
+        process = next(child for child in psutil.Process().children() if str(tmp_path / "portfolio.toml") in child.cmdline())
         found = Site(url, tmp_path, process)
         run("deploy", "router", 2, "--shadow", "100%", "--step-requests", "1000", "--by", "ann", "--why", "is PyTorch the same?")
         wait(lambda: json.loads(found.get("/v1/highroad/rollouts"))["rollouts"])
