@@ -12,7 +12,7 @@ mod predictor;
 mod signature;
 pub mod vector;
 
-pub use answer::{Answer, Ranked, ranked};
+pub use answer::{Answer, Ranked, class_of_logits, ranked};
 pub use batching::{TurnQueue, Waiting};
 pub use error::TaskError;
 pub use highroad_data::{Piece, Special};

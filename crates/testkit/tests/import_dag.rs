@@ -11,7 +11,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("package", &[]),
     ("service", &[]),
     ("record", &[]),
-    ("hosted", &["package"]),
+    ("hosted", &["package", "data", "task"]),
     ("runtime", &["tensor"]),
     ("data", &["tensor"]),
     ("task", &["tensor", "runtime", "data", "package"]),
