@@ -88,7 +88,7 @@ pub enum Scores {
 pub(crate) struct Reader(Arc<Kind>);
 
 enum Kind {
-    Texts(Tokenizer),
+    Texts(Box<Tokenizer>),
     Pairs(Encoder),
 }
 
@@ -119,7 +119,7 @@ impl Reader {
         file.take(MAX_TOKENIZER_BYTES + 1).read_to_end(&mut json).map_err(|error| told(&error))?;
         let kind = match task {
             HostedTask::Rerank => Encoder::from_bytes(&json, 2, max_tokens, true).map(Kind::Pairs),
-            _ => Tokenizer::from_bytes(&json, max_tokens).map(Kind::Texts),
+            _ => Tokenizer::from_bytes(&json, max_tokens).map(|tokenizer| Kind::Texts(Box::new(tokenizer))),
         };
         Ok((Self(Arc::new(kind.map_err(|error| told(&error))?)), Digest::of(&json)))
     }

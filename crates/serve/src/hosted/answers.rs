@@ -86,8 +86,8 @@ impl App {
         self.check(inputs)?;
         let chats = |hosted: &Hosted| hosted.protocol == Protocol::Openai && hosted.task == HostedTask::Classify;
         // Who stands in may be another kind of host: one that is asked text by text sets how all are.
-        let fallbacks = member.config.fallback.iter().filter_map(|name| self.portfolio.hosted().get(name));
-        if !chats(member.hosted()) && !fallbacks.into_iter().any(|other| chats(other.hosted())) {
+        let mut fallbacks = member.config.fallback.iter().filter_map(|name| self.portfolio.hosted().get(name));
+        if !chats(member.hosted()) && !fallbacks.any(|other| chats(other.hosted())) {
             return self.labels_together(asker, member, inputs).await;
         }
         if inputs.len() > MAX_CHATS {
@@ -96,11 +96,11 @@ impl App {
             return Err(Problem::invalid(message).into());
         }
         let ids: Vec<String> = (0..inputs.len()).map(|idx| format!("{}.{idx}", asker.id)).collect();
-        let alone = |(idx, input)| {
-            let id = if inputs.len() == 1 { asker.id } else { &ids[idx] };
+        let alone = ids.iter().zip(inputs).map(|(id, input)| {
+            let id = if inputs.len() == 1 { asker.id } else { id.as_str() };
             self.labels_together(Asker { id, ..asker }, member, std::slice::from_ref(input))
-        };
-        let told = try_join_all(inputs.iter().enumerate().map(alone)).await?;
+        });
+        let told = try_join_all(alone).await?;
         Ok(told.into_iter().collect::<Result<Vec<_>, _>>().map(|parts| joined(parts, member.hosted())))
     }
 

@@ -9,9 +9,9 @@ use super::answers::{Asker, Tensors};
 use super::ask::Declined;
 use super::routes::{App, counted};
 use crate::portfolio::Portfolio;
+use crate::protocol::oip;
 use crate::protocol::oip::grpc::proto::{ModelInferRequest, ModelInferResponse};
 use crate::protocol::oip::grpc::{infer_request, reply_message, rest_body};
-use crate::protocol::oip::{self};
 use crate::request_log::RequestLog;
 
 const ROUTE: &str = "/v2/models/infer";

@@ -17,7 +17,8 @@ use super::answers::{Asker, Instead, Tensors, Told, only_end};
 use super::ask::Declined;
 use super::routes::App;
 use super::{HostedMember, HostedMembers};
-use crate::http::{HEADER_LENGTH, json_bytes, tei as tei_routes};
+use crate::deployment::Deployment;
+use crate::http::{HEADER_LENGTH, is_for, json_bytes, tei as tei_routes};
 use crate::protocol::cohere::EmbedRequest as CohereRequest;
 use crate::protocol::error_shape;
 use crate::protocol::oip::{self, InferRequest, Query, rename};
@@ -139,12 +140,10 @@ impl Shared {
                 let all = hosted.all();
                 let mut fitting = all.into_iter().filter(fits);
                 let only = fitting.next().filter(|_| fitting.next().is_none());
-                only.filter(|_| {
-                    !app.portfolio
-                        .deployments()
-                        .iter()
-                        .any(|own| tasks.iter().any(|task| crate::http::is_for(own, *task)))
-                })
+                // Every moderation is a classifier, and not the other way round.
+                let of_own = if self.kind == Kind::Moderations { &tasks[..1] } else { tasks };
+                let is_meant = |own: &Arc<Deployment>| of_own.iter().any(|task| is_for(own, *task));
+                only.filter(|_| !app.portfolio.deployments().iter().any(is_meant))
             }
         }
     }
