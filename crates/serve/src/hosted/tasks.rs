@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::answers::{self, unaskable};
 use super::ask::{Received, Wanted};
 use crate::protocol::chat::Tally;
+use crate::protocol::oip;
 use crate::protocol::openai::Refused;
 
 /// Tokens that a host may count beside the text of an input.
@@ -92,12 +93,17 @@ pub(crate) fn chat(hosted: &Hosted, inputs: &[Input]) -> Result<Wanted, Refused>
 
 /// Tensors as they are.
 pub(crate) fn tensors(hosted: &Hosted, body: &[u8], json_bytes: Option<usize>) -> Result<Wanted, Refused> {
-    let version = hosted.oip.as_ref().and_then(|oip| oip.version.as_ref());
+    let version = hosted.oip.as_ref().and_then(|tensors| tensors.version.as_ref());
     let version = version.map(|version| format!("/versions/{version}")).unwrap_or_default();
     let path = format!("v2/models/{}{version}/infer", hosted.model);
     // Nobody counts tokens of tensors: a byte is one at most.
     let most = Tokens { input: body.len() as u64, output: 0 };
-    Ok(Wanted { path, body: body.to_vec(), json_bytes, most, events: false })
+    let reads_binary = hosted.oip.as_ref().is_none_or(|tensors| tensors.binary);
+    let (body, json_bytes) = match json_bytes.filter(|_| !reads_binary) {
+        Some(json_bytes) => (oip::as_json(body, json_bytes)?, None),
+        None => (body.to_vec(), json_bytes),
+    };
+    Ok(Wanted { path, body, json_bytes, most, events: false })
 }
 
 fn only_texts(inputs: &[Input]) -> Result<Vec<String>, Refused> {

@@ -429,6 +429,62 @@ pub fn rename(
     Ok((renamed, json_bytes))
 }
 
+/// A request whose tensors are binary data, of which the first `json_bytes` are JSON, as a host takes it that reads JSON alone. Errors as
+/// [`InferRequest::parse`], and for datatypes that JSON has no place for.
+pub fn as_json(body: &[u8], json_bytes: usize) -> Result<Vec<u8>, Problem> {
+    let split = body.split_at_checked(json_bytes).filter(|_| json_bytes > 0);
+    let (json, mut binary) =
+        split.ok_or_else(|| invalid("the host of this model takes JSON, and the body has none"))?;
+    let not_valid = |error: serde_json::Error| invalid(format!("the request's JSON is not valid: {error}"));
+    let header: Header = serde_json::from_slice(json).map_err(not_valid)?;
+    let mut request: Map<String, Value> = serde_json::from_slice(json).map_err(not_valid)?;
+    let mut tensors = Vec::with_capacity(header.inputs.len());
+    for input in &header.inputs {
+        let (name, contents) = input.read(&mut binary)?;
+        let shape = input.shape.iter().map(|&size| usize::try_from(size).unwrap_or(usize::MAX)).collect();
+        tensors.push(Output { name, shape, data: contents.output() }.json_data()?);
+    }
+    let entries = request.get_mut("inputs").and_then(Value::as_array_mut);
+    for (entry, data) in entries.into_iter().flatten().zip(tensors) {
+        entry["data"] = data;
+        without(entry, "binary_data_size");
+    }
+    for entry in request.get_mut("outputs").and_then(Value::as_array_mut).into_iter().flatten() {
+        without(entry, "binary_data");
+    }
+    let mut request = Value::Object(request);
+    without(&mut request, "binary_data_output");
+    Ok(request.to_string().into_bytes())
+}
+
+fn without(entry: &mut Value, parameter: &str) {
+    if let Some(parameters) = entry.get_mut("parameters").and_then(Value::as_object_mut) {
+        parameters.remove(parameter);
+    }
+}
+
+impl Contents {
+    fn write_binary(&self, to: &mut Vec<u8>) {
+        let mut element = |bytes: &[u8]| {
+            to.extend(u32::try_from(bytes.len()).unwrap_or(u32::MAX).to_le_bytes());
+            to.extend(bytes);
+        };
+        match self {
+            Self::Texts(texts) => texts.iter().for_each(|text| element(text.as_bytes())),
+            Self::Bytes(rows) => rows.iter().for_each(|row| element(row)),
+            Self::Tensor(tensor) => to.extend(row_major_bytes(tensor)),
+        }
+    }
+
+    fn output(self) -> OutputData {
+        match self {
+            Self::Texts(texts) => OutputData::Bytes(texts.into_iter().map(String::into_bytes).collect()),
+            Self::Bytes(rows) => OutputData::Bytes(rows),
+            Self::Tensor(tensor) => OutputData::Elements(tensor.dtype(), row_major_bytes(&tensor)),
+        }
+    }
+}
+
 /// The outputs of a task's answers: `label` and `scores`, or `embedding`.
 pub fn task_outputs(task: &TaskKind, answers: &[Answer]) -> Vec<Output> {
     let n_rows = answers.len();

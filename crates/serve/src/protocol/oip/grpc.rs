@@ -11,7 +11,6 @@ use super::{
     Contents, HeaderInput, HeaderOutput, InferRequest, Output, OutputData, Wanted, dtype, invalid, micros,
     model_metadata, select, server_metadata, version,
 };
-use crate::model::row_major_bytes;
 use crate::revision::Facts;
 
 /// The messages and the service, made of `proto/open_inference.proto`.
@@ -261,28 +260,6 @@ pub fn reply_message(
 #[derive(serde::Deserialize)]
 struct RestReply {
     outputs: Vec<HeaderInput>,
-}
-
-impl Contents {
-    fn write_binary(&self, to: &mut Vec<u8>) {
-        let mut element = |bytes: &[u8]| {
-            to.extend(u32::try_from(bytes.len()).unwrap_or(u32::MAX).to_le_bytes());
-            to.extend(bytes);
-        };
-        match self {
-            Self::Texts(texts) => texts.iter().for_each(|text| element(text.as_bytes())),
-            Self::Bytes(rows) => rows.iter().for_each(|row| element(row)),
-            Self::Tensor(tensor) => to.extend(row_major_bytes(tensor)),
-        }
-    }
-
-    fn output(self) -> OutputData {
-        match self {
-            Self::Texts(texts) => OutputData::Bytes(texts.into_iter().map(String::into_bytes).collect()),
-            Self::Bytes(rows) => OutputData::Bytes(rows),
-            Self::Tensor(tensor) => OutputData::Elements(tensor.dtype(), row_major_bytes(&tensor)),
-        }
-    }
 }
 
 /// The reply to `ServerMetadata`, which says what `GET /v2` says.
