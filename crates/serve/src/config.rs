@@ -2,6 +2,8 @@
 //!
 //! The file is checked whole: every problem is reported at once, and an unknown key is an error with a suggestion.
 
+mod cache;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::num::NonZeroUsize;
@@ -11,10 +13,12 @@ use std::time::Duration;
 
 use highroad_package::{ParseReferenceError, Reference};
 use highroad_task::PredictorOptions;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::batcher::BatchLimits;
 use crate::budget::BudgetsConfig;
+use crate::cache::CacheConfig;
+use crate::config::cache::CacheTable;
 use crate::engine::{EngineConfig, EngineTable, KEYS as ENGINE_KEYS};
 use crate::hosted::config::{HostedConfig, HostedTable, KEYS as HOSTED_KEYS, check as check_hosted};
 use crate::pipeline::{self, IndexConfig, PipelineConfig};
@@ -41,7 +45,7 @@ pub struct PortfolioConfig {
 }
 
 /// What rollouts may take and keep on this server; what is tried comes from the registry.
-#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RolloutConfig {
     /// Whether the inputs of compared requests are written down; else their digests are.
@@ -78,6 +82,8 @@ pub struct MemberConfig {
     pub engine: EngineConfig,
     /// What runs it where a rollout tries a version, if that is something else.
     pub candidate: Option<Candidates>,
+    /// The answers that are kept, if any are.
+    pub cache: Option<CacheConfig>,
 }
 
 /// What runs the versions that rollouts try.
@@ -99,7 +105,7 @@ pub enum ModelSource {
 }
 
 /// What a single request may ask; more gets 400, or 413 for the body.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RequestLimits {
     /// Largest body after decompression.
@@ -181,6 +187,7 @@ impl MemberConfig {
             queue_timeout: Duration::from_secs(30),
             engine: EngineConfig::Native,
             candidate: None,
+            cache: None,
         }
     }
 
@@ -228,7 +235,7 @@ const TOP_KEYS: &[&str] = &["members", "budgets", "limits", "poll_interval_ms", 
 const ROLLOUT_KEYS: &[&str] = &["keep_inputs", "keep", "queue", "warm_s"];
 const LIMIT_KEYS: &[&str] = &["body_bytes", "inputs", "input_bytes", "tokens"];
 const MEMBER_KEYS: &[&str] =
-    &["model", "threads", "replicas", "batch_tokens", "queue_rows", "queue_timeout_ms", "candidate"];
+    &["model", "threads", "replicas", "batch_tokens", "queue_rows", "queue_timeout_ms", "candidate", "cache"];
 
 #[derive(Deserialize)]
 struct MemberTable {
@@ -241,12 +248,12 @@ struct MemberTable {
     #[serde(flatten)]
     engine: EngineTable,
     candidate: Option<toml::Table>,
+    cache: Option<CacheTable>,
 }
 
 impl MemberTable {
     fn config(self, base: &Path) -> Result<MemberConfig, String> {
-        let source: ModelSource = self.model.parse().map_err(|error: ParseReferenceError| format!("model: {error}"))?;
-        let source = match source {
+        let source = match self.model.parse().map_err(|error| format!("`model`: {error}"))? {
             ModelSource::Directory(path) => ModelSource::Directory(base.join(path)),
             source @ ModelSource::Registry(_) => source,
         };
@@ -264,6 +271,7 @@ impl MemberTable {
             (EngineConfig::Native, replicas) => replicas.unwrap_or(NonZeroUsize::MIN),
         };
         config.candidate = self.candidate.map(|table| candidates(&table, base)).transpose()?;
+        config.cache = self.cache.map(CacheTable::config).transpose()?;
         Ok(config)
     }
 }

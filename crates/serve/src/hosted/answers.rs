@@ -86,7 +86,7 @@ impl App {
         self.check(inputs)?;
         let chats = |hosted: &Hosted| hosted.protocol == Protocol::Openai && hosted.task == HostedTask::Classify;
         // Who stands in may be another kind of host: one that is asked text by text sets how all are.
-        let mut fallbacks = member.config.fallback.iter().filter_map(|name| self.portfolio.hosted().get(name));
+        let mut fallbacks = member.config.fallback.iter().filter_map(|name| self.portfolio.hosted().get(name).cloned());
         if !chats(member.hosted()) && !fallbacks.any(|other| chats(other.hosted())) {
             return self.labels_together(asker, member, inputs).await;
         }

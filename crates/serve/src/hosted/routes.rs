@@ -1,6 +1,7 @@
 //! Hosted members on HTTP: routes of their own where only they answer, and a look before our own models' routes for who is asked.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::rejection::BytesRejection;
@@ -31,6 +32,7 @@ use crate::protocol::openai;
 use crate::request_log::RequestLog;
 use crate::revision::{Facts, check_limit};
 use crate::telemetry::{HOSTED_FALLBACKS, REQUESTS};
+use crate::urgency::Urgency;
 
 const TRIES: HeaderName = HeaderName::from_static("x-highroad-tries");
 const FALLBACK: HeaderName = HeaderName::from_static("x-highroad-fallback");
@@ -46,14 +48,12 @@ pub(super) struct App {
 /// Wrap it in a `highroad_service::Shell`, which gives requests their ids; [`crate::probes`] and `/metrics` are apart, so that a
 /// process with several routers has them once.
 pub fn router(portfolio: Arc<Portfolio>, log: RequestLog) -> Router {
-    let body_bytes = portfolio.limits().body_bytes;
     let own = http::router(Arc::clone(&portfolio), log.clone());
     let app = App { portfolio, log };
     let hosted = Router::new()
         .route("/v1/chat/completions", post(chat).fallback(http::openai_method))
         .route("/v1/completions", post(completions).fallback(http::openai_method))
         .route("/v1/highroad/budgets", get(budgets).fallback(http::openai_method))
-        .layer(DefaultBodyLimit::max(body_bytes))
         .with_state(app.clone());
     own.merge(hosted).layer(middleware::from_fn_with_state(app, front))
 }
@@ -85,13 +85,24 @@ fn told(result: Result<Response, Declined>) -> Response {
 
 /// Counts what a request takes against the budgets, whichever route it takes, and answers for hosted members on the routes that they
 /// share with our own.
-async fn front(State(app): State<App>, request: Request, next: Next) -> Response {
-    let budgets = app.portfolio.budgets().cloned();
-    let answering = app.answer(request, next);
-    match budgets {
-        Some(budgets) => budgets.scope(answering).await,
-        None => answering.await,
-    }
+///
+/// Whatever is edited meanwhile, the request is answered by what is served as it comes.
+async fn front(State(app): State<App>, mut request: Request, next: Next) -> Response {
+    let portfolio = Arc::clone(&app.portfolio);
+    let answering = async move {
+        DefaultBodyLimit::max(app.portfolio.limits().body_bytes).apply(&mut request);
+        let urgency = match Urgency::of(request.headers(), Instant::now()) {
+            Ok(urgency) => urgency,
+            Err(problem) => return http::refusal(request.uri().path(), &problem),
+        };
+        let budgets = app.portfolio.budgets();
+        let answering = urgency.scope(app.answer(request, next));
+        match budgets {
+            Some(budgets) => budgets.scope(answering).await,
+            None => answering.await,
+        }
+    };
+    portfolio.pinned(answering).await
 }
 
 /// Who answers.
@@ -193,7 +204,7 @@ impl App {
             return response;
         }
         let shared = Shared::of(request.method(), request.uri().path());
-        let Some(shared) = shared.filter(|shared| shared.concerns(self.portfolio.hosted())) else {
+        let Some(shared) = shared.filter(|shared| shared.concerns(&self.portfolio.hosted())) else {
             return next.run(request).await;
         };
         let (mut parts, body) = request.into_parts();
@@ -212,20 +223,21 @@ impl App {
         match answered {
             Ok(Ok(response)) => response,
             Ok(Err((own, passed))) => {
-                let body = match shared.path_for(&parts.uri, &own) {
+                let mut response = match shared.path_for(&parts.uri, &own) {
+                    None => next.run(again(parts, with_model(&bytes, &own))).await,
                     Some(uri) => {
+                        // The route was chosen before, and its parameters are in the request: the one for the other path is chosen anew.
                         parts.uri = uri;
-                        bytes.to_vec()
+                        parts.extensions.clear();
+                        parts.extensions.insert(id);
+                        let mut request = again(parts, bytes);
+                        DefaultBodyLimit::max(limit).apply(&mut request);
+                        let own_routes = http::router(Arc::clone(&self.portfolio), self.log.clone());
+                        match own_routes.oneshot(request).await {
+                            Ok(response) => response,
+                            Err(never) => match never {},
+                        }
                     }
-                    None => with_model(&bytes, &own),
-                };
-                // The route was chosen before, and its parameters are in the request: the one for the other path is chosen anew.
-                parts.extensions.clear();
-                parts.extensions.insert(id);
-                let own_routes = http::router(Arc::clone(&self.portfolio), self.log.clone());
-                let mut response = match own_routes.oneshot(again(parts, body)).await {
-                    Ok(response) => response,
-                    Err(never) => match never {},
                 };
                 put_fallback(response.headers_mut(), &passed);
                 response
@@ -240,7 +252,7 @@ impl App {
         id: &RequestId,
         body: Result<Bytes, BytesRejection>,
     ) -> Result<Response, Declined> {
-        let body = body.map_err(|rejection| http::unreadable(&rejection, self.portfolio.limits()))?;
+        let body = body.map_err(|rejection| http::unreadable(&rejection, &self.portfolio.limits()))?;
         let request = ChatRequest::parse(kind, &body)?;
         let generated = self.generated(&request, kind, self.asking(id, kind.route())).await?;
         let Generated { began, passed, asked } = generated;
@@ -296,11 +308,12 @@ impl App {
         let mut others = member.config.fallback.iter();
         loop {
             let wanted = prepare(next.hosted())?;
-            let failure =
-                match next.ask(&wanted, self.portfolio.budgets(), |received| read(next.hosted(), received)).await {
-                    Ok(began) => return Ok(InOrder { answer: Answer::Hosted(began), passed }),
-                    Err(failure) => failure,
-                };
+            let budgets = self.portfolio.budgets();
+            let asking = next.ask(&wanted, budgets.as_ref(), |received| read(next.hosted(), received));
+            let failure = match asking.await {
+                Ok(began) => return Ok(InOrder { answer: Answer::Hosted(began), passed }),
+                Err(failure) => failure,
+            };
             count(&next, &failure);
             if !failure.falls_back() {
                 return Err(failure.declined(next.name()));

@@ -373,7 +373,7 @@ impl App {
     pub(super) fn look(&self, path: &str) -> Option<Response> {
         if let Some(rest) = path.strip_prefix("/v2/models/") {
             let mut parts = rest.split('/');
-            let member = self.portfolio.hosted().get(parts.next()?)?;
+            let member = self.portfolio.hosted().get(parts.next()?).cloned()?;
             let rest: Vec<&str> = parts.collect();
             let tail = match rest.as_slice() {
                 ["versions", _, tail @ ..] => tail,
@@ -389,10 +389,10 @@ impl App {
             return Some(answer.unwrap_or_else(|error| error.problem().into_response()));
         }
         let (model, rest) = path.strip_prefix("/tei/")?.split_once('/')?;
-        let member = self.portfolio.hosted().get(model)?;
+        let member = self.portfolio.hosted().get(model).cloned()?;
         let found = self.portfolio.hosted_member(member.name());
         let answer = match rest {
-            "info" => found.and_then(|member| member.tei_info(self.portfolio.limits())).map(as_json),
+            "info" => found.and_then(|member| member.tei_info(&self.portfolio.limits())).map(as_json),
             "health" => found.and_then(|member| member.check_ready()).map(as_ok),
             _ => return None,
         };
