@@ -3,7 +3,7 @@
 mod docs;
 pub(crate) mod grpc;
 mod pages;
-mod tei;
+pub(crate) mod tei;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -54,7 +54,7 @@ const ROLLOUT: HeaderName = HeaderName::from_static("x-highroad-rollout");
 const DEVELOPMENT: HeaderName = HeaderName::from_static("x-highroad-development");
 const CACHE: HeaderName = HeaderName::from_static("x-highroad-cache");
 const TRUNCATED: HeaderName = HeaderName::from_static("x-highroad-truncated");
-const HEADER_LENGTH: HeaderName = HeaderName::from_static(oip::HEADER_LENGTH);
+pub(crate) const HEADER_LENGTH: HeaderName = HeaderName::from_static(oip::HEADER_LENGTH);
 
 #[derive(Clone)]
 struct App {
@@ -787,13 +787,14 @@ pub(crate) fn unreadable(rejection: &BytesRejection, limits: &RequestLimits) -> 
 pub(crate) fn is_for(deployment: &Deployment, task: HostedTask) -> bool {
     deployment.revision().is_ok_and(|revision| match task {
         HostedTask::Moderate => moderates(&revision),
+        HostedTask::Classify => classifies(&revision),
         HostedTask::Rerank => reranks(&revision),
         HostedTask::Embed => matches!(&revision.manifest().task.kind, TaskKind::Embed { .. }),
         _ => false,
     })
 }
 
-fn json_bytes(headers: &HeaderMap) -> Result<Option<usize>, Problem> {
+pub(crate) fn json_bytes(headers: &HeaderMap) -> Result<Option<usize>, Problem> {
     let Some(value) = headers.get(HEADER_LENGTH) else { return Ok(None) };
     let length = value.to_str().ok().and_then(|text| text.parse().ok());
     length.map(Some).ok_or_else(|| Problem::invalid(format!("`{HEADER_LENGTH}` is not a number of bytes")))

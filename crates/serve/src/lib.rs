@@ -11,6 +11,7 @@ pub mod cache;
 pub mod case;
 pub mod config;
 mod deployment;
+mod engine;
 mod error;
 pub mod hosted;
 mod http;
@@ -36,6 +37,7 @@ mod urgency;
 
 pub use attestation::{Attestation, path as attestation_path};
 pub use deployment::{Deployment, Failure, LocalState, Refreshed, State, Status, read_verdict};
+pub use engine::{EngineConfig, TorchConfig};
 pub use error::{AskError, DeployError};
 pub use hosted::router;
 pub use http::probes;

@@ -154,9 +154,10 @@ impl Rollouts {
 }
 
 impl Trial {
-    /// Whether its candidate may answer clients: a shadow may have been loaded without a verdict.
+    /// Whether its candidate may take the place of what serves: a shadow may have been loaded without a verdict, and a candidate on another
+    /// engine than the member's is loaded anew.
     pub(crate) fn may_serve(&self) -> bool {
-        self.candidate.facts().development.is_none()
+        self.candidate.facts().development.is_none() && self.runs_as_member
     }
 }
 
@@ -304,16 +305,24 @@ impl Deployment {
             Plan::Shadow { .. } => Unverified::ServeAsDevelopment,
             Plan::Canary { .. } => self.unverified(),
         };
-        let revision = self.load_beside(candidate, unverified).await?;
+        let revision = self.load_candidate(candidate, unverified).await?;
         let stable = self.revision().map_err(|error| DeployError::Registry(error.to_string()))?;
         if stable.manifest().task.kind != revision.manifest().task.kind {
             return Err(DeployError::OtherTask(resolved.label()));
         }
+        let as_member = self.candidates_run_as_member();
         let (settings, dir) = (Arc::clone(&self.rollouts.settings), self.local().rollouts.clone());
         let wake = Arc::clone(&self.rollouts.wake);
-        let trial =
-            Trial::begin(self.name(), rollout.clone(), step.clone(), (revision, resolved), (settings, dir), wake)
-                .map_err(|source| DeployError::Io { path: "a thread for the shadow".to_owned(), source })?;
+        let trial = Trial::begin(
+            self.name(),
+            rollout.clone(),
+            step.clone(),
+            (revision, resolved),
+            (settings, dir),
+            wake,
+            as_member,
+        )
+        .map_err(|source| DeployError::Io { path: "a thread for the shadow".to_owned(), source })?;
         self.rollouts.trial.store(Some(Arc::clone(&trial)));
         info!(
             member.name = %self.name(), rollout.id = %rollout.id,
@@ -459,7 +468,7 @@ impl Deployment {
         }
         let begun = Instant::now();
         let revision = Arc::clone(&stable);
-        let parity = tokio::task::spawn_blocking(move || revision.predictor().check_parity()).await;
+        let parity = tokio::task::spawn_blocking(move || revision.model().check_parity()).await;
         let parity = parity.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
         Ok(json!({
             "kind": "previous",

@@ -33,6 +33,8 @@ pub(crate) struct Trial {
     pub(crate) resolved: Resolved,
     pub(crate) candidate: Arc<Revision>,
     pub(crate) shadow: Shadow,
+    /// Whether the candidate runs on the engine that the member serves with.
+    pub(crate) runs_as_member: bool,
     /// Parts of the traffic that take part now, of [`PARTS`]; none once it was stopped.
     parts: AtomicU32,
     /// How it ended here, which the registry may not know yet.
@@ -112,6 +114,7 @@ impl Trial {
         (candidate, resolved): (Arc<Revision>, Resolved),
         (settings, dir): (Arc<RolloutSettings>, PathBuf),
         wake: Arc<Notify>,
+        runs_as_member: bool,
     ) -> std::io::Result<Arc<Self>> {
         let shadow = Shadow::start(member, settings, dir.join(&rollout.id))?;
         let trial = Self {
@@ -119,6 +122,7 @@ impl Trial {
             resolved,
             candidate,
             shadow,
+            runs_as_member,
             parts: AtomicU32::new(0),
             stopped: OnceLock::new(),
             switched_ns: AtomicU64::new(0),
