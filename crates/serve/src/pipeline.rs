@@ -7,6 +7,7 @@ mod composition;
 mod config;
 mod indexes;
 mod run;
+mod shown;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
