@@ -11,8 +11,8 @@ mod exchange;
 mod grpc;
 mod host;
 mod routes;
-mod standing;
 mod shared;
+mod standing;
 mod tasks;
 
 use std::collections::BTreeMap;

@@ -363,4 +363,3 @@ fn brief(answer: &Value) -> String {
     }
     answer.get("embedding").map_or_else(|| answer.to_string(), |embedding| numbers(&embedding["vector"]))
 }
-

@@ -142,7 +142,9 @@ impl HostedMember {
     fn task(&self) -> Option<TaskKind> {
         let labels = || self.hosted().labels.clone();
         match self.hosted().task {
-            HostedTask::Classify | HostedTask::Moderate => Some(TaskKind::Classify { labels: labels(), flagged: None, pairs: false }),
+            HostedTask::Classify | HostedTask::Moderate => {
+                Some(TaskKind::Classify { labels: labels(), flagged: None, pairs: false })
+            }
             HostedTask::Embed => {
                 Some(TaskKind::Embed { dimensions: 0, normalized: false, matryoshka_dimensions: Vec::new() })
             }
