@@ -140,6 +140,7 @@ pub fn start_telemetry() -> anyhow::Result<()> {
 /// Writes down what is still to be written.
 pub fn close(portfolio: &Portfolio, log: &RequestLog) {
     log.flush();
+    portfolio.monitor().flush();
     if let Some(budgets) = portfolio.budgets() {
         budgets.flush();
     }

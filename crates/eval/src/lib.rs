@@ -7,6 +7,7 @@ mod cost;
 mod curves;
 mod custom;
 mod deciders;
+pub mod drift;
 mod gate;
 mod hosted;
 mod interval;

@@ -16,6 +16,7 @@ use serde::Deserialize;
 use crate::batcher::BatchLimits;
 use crate::budget::BudgetsConfig;
 use crate::hosted::config::{HostedConfig, HostedTable, KEYS as HOSTED_KEYS, check as check_hosted};
+use crate::monitor::{MONITOR_KEYS, MonitorConfig, MonitorTable};
 use crate::pipeline::{self, IndexConfig, PipelineConfig};
 
 /// What one process serves.
@@ -37,6 +38,8 @@ pub struct PortfolioConfig {
     pub pipelines: BTreeMap<String, PipelineConfig>,
     /// What rollouts may take and keep here.
     pub rollouts: RolloutConfig,
+    /// How members are watched that do not say it themselves.
+    pub monitor: MonitorConfig,
 }
 
 /// What rollouts may take and keep on this server; what is tried comes from the registry.
@@ -73,6 +76,8 @@ pub struct MemberConfig {
     pub batching: BatchLimits,
     /// How long a row may wait for its turn.
     pub queue_timeout: Duration,
+    /// How it is watched; as the portfolio says unless told.
+    pub monitor: Option<MonitorConfig>,
 }
 
 /// Where a member's package comes from.
@@ -132,7 +137,8 @@ impl PortfolioConfig {
         if !(0.0..=1.0).contains(&rollouts.keep) {
             problems.push(format!("[rollouts] `keep` is a share from 0 to 1, not {}", rollouts.keep));
         }
-        let members = members(&table, base, &mut problems);
+        let monitor = monitor(&table, &mut problems);
+        let members = members(&table, base, &monitor, &mut problems);
         let hosted = hosted(&table, base, &mut problems);
         let budgets = BudgetsConfig::parse(&table, &mut problems);
         if problems.is_empty() {
@@ -143,7 +149,7 @@ impl PortfolioConfig {
         if !problems.is_empty() {
             return Err(ConfigErrors(problems));
         }
-        Ok(Self { members, hosted, budgets, limits, poll_interval, rollouts, indexes, pipelines })
+        Ok(Self { members, hosted, budgets, limits, poll_interval, rollouts, monitor, indexes, pipelines })
     }
 
     /// A portfolio without a file: one member for each reference or package directory, under its model's name.
@@ -165,6 +171,7 @@ impl MemberConfig {
                 replicas: NonZeroUsize::MIN,
             },
             queue_timeout: Duration::from_secs(30),
+            monitor: None,
         }
     }
 }
@@ -199,10 +206,12 @@ pub fn is_member_name(name: &str) -> bool {
     (1..=64).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
 }
 
-const TOP_KEYS: &[&str] = &["members", "budgets", "limits", "poll_interval_ms", "rollouts", "indexes", "pipelines"];
+const TOP_KEYS: &[&str] =
+    &["members", "budgets", "limits", "monitor", "poll_interval_ms", "rollouts", "indexes", "pipelines"];
 const ROLLOUT_KEYS: &[&str] = &["keep_inputs", "keep", "queue", "warm_s"];
 const LIMIT_KEYS: &[&str] = &["body_bytes", "inputs", "input_bytes", "tokens"];
-const MEMBER_KEYS: &[&str] = &["model", "threads", "replicas", "batch_tokens", "queue_rows", "queue_timeout_ms"];
+const MEMBER_KEYS: &[&str] =
+    &["model", "threads", "replicas", "batch_tokens", "queue_rows", "queue_timeout_ms", "monitor"];
 
 #[derive(Deserialize)]
 struct MemberTable {
@@ -212,6 +221,7 @@ struct MemberTable {
     batch_tokens: Option<NonZeroUsize>,
     queue_rows: Option<NonZeroUsize>,
     queue_timeout_ms: Option<u64>,
+    monitor: Option<MonitorTable>,
 }
 
 impl MemberTable {
@@ -230,7 +240,12 @@ impl MemberTable {
     }
 }
 
-fn members(table: &toml::Table, base: &Path, problems: &mut Vec<String>) -> BTreeMap<String, MemberConfig> {
+fn members(
+    table: &toml::Table,
+    base: &Path,
+    monitor: &MonitorConfig,
+    problems: &mut Vec<String>,
+) -> BTreeMap<String, MemberConfig> {
     let empty = toml::Table::new();
     let tables = match table.get("members") {
         Some(toml::Value::Table(tables)) => tables,
@@ -252,12 +267,21 @@ fn members(table: &toml::Table, base: &Path, problems: &mut Vec<String>) -> BTre
             continue;
         }
         let Some(member) = part::<MemberTable>(tables, name, MEMBER_KEYS, problems) else { continue };
+        let watched = table.get("monitor").and_then(toml::Value::as_table);
+        watched.iter().for_each(|table| check_keys(table, MONITOR_KEYS, &format!("members.{name}.monitor"), problems));
+        let place = format!("[members.{name}.monitor]");
+        let watched = member.monitor.as_ref().map(|told| told.over(monitor, &place, problems));
         match member.config(base) {
-            Ok(config) => drop(members.insert(name.clone(), config)),
+            Ok(config) => drop(members.insert(name.clone(), MemberConfig { monitor: watched, ..config })),
             Err(error) => problems.push(format!("[members.{name}] model: {error}")),
         }
     }
     members
+}
+
+fn monitor(table: &toml::Table, problems: &mut Vec<String>) -> MonitorConfig {
+    let told: MonitorTable = part(table, "monitor", MONITOR_KEYS, problems).unwrap_or_default();
+    told.over(&MonitorConfig::default(), "[monitor]", problems)
 }
 
 fn is_hosted(table: &toml::Value) -> bool {

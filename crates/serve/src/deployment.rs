@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 use highroad_eval::{Plan, Verdict};
-use highroad_package::{Digest, Package, Store, Verdicts};
+use highroad_package::{Baselines, Digest, Package, Store, Verdicts};
 use jiff::{SignedDuration, Timestamp};
 use metrics::{counter, gauge, histogram};
 use serde::Serialize;
@@ -12,6 +12,7 @@ use tracing::{error, info, warn};
 
 use crate::config::{MemberConfig, ModelSource};
 use crate::error::{AskError, DeployError};
+use crate::monitor::Monitor;
 use crate::registry::{Registry, Resolved};
 use crate::revision::{Candidate, Facts, OverrideFacts, Revision, Unverified};
 use crate::rollout::{Assigned, Key, RolloutStatus, Rollouts, now};
@@ -31,13 +32,19 @@ pub struct LocalState {
     pub serving: PathBuf,
     /// Directory of what rollouts compared.
     pub rollouts: PathBuf,
+    /// Directory of what members met.
+    pub monitor: PathBuf,
+    /// What they are compared with.
+    pub baselines: Baselines,
 }
 
 impl LocalState {
     /// With everything but packages and verdicts in their usual folders of `home`.
     pub fn under(home: &std::path::Path, store: Store, verdicts: Verdicts) -> Self {
-        let [attestations, serving, rollouts] = ["attestations", "serving", "rollouts"].map(|name| home.join(name));
-        Self { store, verdicts, attestations, serving, rollouts }
+        let [attestations, serving, rollouts, monitor, baselines] =
+            ["attestations", "serving", "rollouts", "monitor", "baselines"].map(|name| home.join(name));
+        let baselines = Baselines::at(baselines);
+        Self { store, verdicts, attestations, serving, rollouts, monitor, baselines }
     }
 }
 
@@ -52,6 +59,7 @@ pub struct Deployment {
     local: LocalState,
     current: ArcSwapOption<Revision>,
     pub(crate) rollouts: Rollouts,
+    monitor: Arc<Monitor>,
     status: Mutex<Memory>,
     // Two refreshes at once would load a version twice.
     refreshing: tokio::sync::Mutex<()>,
@@ -147,6 +155,7 @@ impl Deployment {
         registry: Option<Arc<dyn Registry>>,
         local: LocalState,
         rollouts: Rollouts,
+        monitor: Arc<Monitor>,
     ) -> Self {
         gauge!(MEMBER_READY, "member" => name.clone()).set(0.0);
         counter!(SWAPS, "member" => name.clone()).increment(0);
@@ -160,6 +169,7 @@ impl Deployment {
             local,
             current: ArcSwapOption::empty(),
             rollouts,
+            monitor,
             status: Mutex::new(Memory::new(State::Starting)),
             refreshing: tokio::sync::Mutex::new(()),
         }
@@ -346,7 +356,10 @@ impl Deployment {
         let (name, config) = (self.name.clone(), self.config.clone());
         let attestations = self.local.attestations.clone();
         let load = move || Revision::load(&name, &candidate, &config, unverified, &attestations);
-        blocking(load).await.map(Arc::new)
+        let revision = blocking(load).await?;
+        let watched = self.config.monitor.clone().unwrap_or_default();
+        revision.watch_with(&self.monitor, &watched);
+        Ok(Arc::new(revision))
     }
 
     pub(crate) fn unverified(&self) -> Unverified {

@@ -2,6 +2,7 @@
 
 mod docs;
 mod grpc;
+mod monitor;
 mod tei;
 
 use std::sync::Arc;
@@ -111,6 +112,7 @@ fn routes() -> Routes {
         .and(tei::routes())
         .and(pipeline_routes())
         .and(own_routes())
+        .and(monitor::routes())
         .and(docs::routes())
 }
 
@@ -449,7 +451,9 @@ impl App {
     }
 
     async fn embeddings(&self, asker: &Asker, body: Result<Bytes, BytesRejection>) -> Result<Response, Refused> {
-        let request = EmbeddingsRequest::parse(&self.whole(body)?)?;
+        let bytes = self.whole(body)?;
+        let request = EmbeddingsRequest::parse(&bytes)
+            .inspect_err(|refused| self.malformed(None, &bytes, &refused.problem.message))?;
         let wanted = Wanted { inputs: request.inputs, terms: Terms::default(), dimensions: request.dimensions };
         let embedded = self.embed(asker, "/v1/embeddings", &request.model, wanted).await?;
         let body = openai::embeddings_reply(&request.model, &embedded.vectors, embedded.n_tokens(), request.encoding);
@@ -479,7 +483,9 @@ impl App {
     }
 
     async fn moderations(&self, asker: &Asker, body: Result<Bytes, BytesRejection>) -> Result<Response, Refused> {
-        let request = ModerationsRequest::parse(&self.whole(body)?)?;
+        let bytes = self.whole(body)?;
+        let request = ModerationsRequest::parse(&bytes)
+            .inspect_err(|refused| self.malformed(None, &bytes, &refused.problem.message))?;
         let member = match &request.model {
             Some(model) => model.clone(),
             None => self.only("moderates", moderates).map_err(|problem| {
@@ -500,7 +506,9 @@ impl App {
     }
 
     async fn cohere_embed(&self, asker: &Asker, body: Result<Bytes, BytesRejection>) -> Result<Response, Failed> {
-        let request = cohere::EmbedRequest::parse(&self.whole(body)?)?;
+        let bytes = self.whole(body)?;
+        let request = cohere::EmbedRequest::parse(&bytes)
+            .inspect_err(|problem| self.malformed(None, &bytes, &problem.message))?;
         let member = match &request.model {
             Some(model) => model.clone(),
             None => self.only("embeds", embeds)?,
@@ -525,7 +533,9 @@ impl App {
             Ok(bytes) => bytes,
             Err(problem) => return problem.respond(rerank::error_body),
         };
-        let request = RerankRequest::parse(&bytes, version).map_err(Failed::from);
+        let request = RerankRequest::parse(&bytes, version)
+            .inspect_err(|problem| self.malformed(model.as_deref(), &bytes, &problem.message))
+            .map_err(Failed::from);
         let reranked = match request {
             Ok(request) => self.ranked(asker, route, model, request).await,
             Err(failed) => Err(failed),
@@ -667,9 +677,10 @@ impl App {
         body: Result<Bytes, BytesRejection>,
     ) -> Result<Response, Problem> {
         let assigned = self.assigned_version(path, asker)?;
-        let request = InferRequest::parse(&self.whole(body)?, json_bytes(headers)?)?;
+        let refused = |problem: &Problem| self.malformed(Some(&path.model), &[], &problem.message);
+        let request = InferRequest::parse(&self.whole(body)?, json_bytes(headers)?).inspect_err(refused)?;
         let timeout = request.timeout;
-        let (query, wanted) = request.query(assigned.revision().program().inputs())?;
+        let (query, wanted) = request.query(assigned.revision().program().inputs()).inspect_err(refused)?;
         let reply = |revision: &Revision, outputs| {
             wanted.reply(&path.model, revision.facts(), &revision.manifest().task.kind, outputs)
         };
@@ -901,6 +912,9 @@ fn wrong_task(revision: &Revision, wanted: &'static str) -> AskError {
 fn count(revision: Option<&Revision>, error: AskError) -> AskError {
     let member = revision.map_or("unknown".to_owned(), |revision| revision.facts().member.clone());
     counter!(REQUESTS, "member" => member, "outcome" => error.outcome()).increment(1);
+    if let Some((revision, kind)) = revision.zip(error.violation()) {
+        revision.violated(kind);
+    }
     error
 }
 
@@ -951,6 +965,8 @@ fn record<A>(request_id: String, route: &str, facts: Facts, asked: &Asked<A>, to
         development: facts.development,
         numerics_id: facts.numerics_id,
         outputs: asked.digests.clone(),
+        labels: asked.told.labels.clone(),
+        order: asked.told.order.clone(),
         n_tokens: asked.n_tokens.clone(),
         n_truncated: asked.n_truncated,
         queue_ms: milliseconds(asked.queued),

@@ -15,6 +15,7 @@ pub mod hosted;
 mod http;
 pub mod index;
 mod model;
+pub mod monitor;
 pub mod openapi;
 pub mod pipeline;
 mod portfolio;

@@ -12,6 +12,7 @@ use crate::deployment::{Deployment, LocalState, State, Status};
 use crate::error::{AskError, DeployError};
 use crate::hosted::{HostedMember, HostedMembers};
 use crate::http;
+use crate::monitor::{Monitor, MonitorConfig};
 use crate::pipeline::{IndexConfig, PipelineConfig, Pipelines};
 use crate::registry::Registry;
 use crate::revision::{Revision, Unverified};
@@ -32,6 +33,8 @@ pub struct Portfolio {
     opened: ArcSwapOption<Pipelines>,
     hosted: HostedMembers,
     budgets: Option<Budgets>,
+    monitor: Arc<Monitor>,
+    watching: MonitorConfig,
 }
 
 impl Portfolio {
@@ -46,6 +49,8 @@ impl Portfolio {
         let portfolio = Self {
             hosted,
             budgets: None,
+            monitor: Monitor::new(local.monitor.clone(), local.baselines.clone()),
+            watching: config.monitor,
             members: Mutex::default(),
             limits: config.limits,
             poll_interval: config.poll_interval.0,
@@ -75,6 +80,11 @@ impl Portfolio {
         self.budgets.as_ref()
     }
 
+    /// What its own members meet.
+    pub fn monitor(&self) -> &Arc<Monitor> {
+        &self.monitor
+    }
+
     /// The members that somebody else hosts.
     pub fn hosted(&self) -> &HostedMembers {
         &self.hosted
@@ -100,9 +110,10 @@ impl Portfolio {
     /// Adds a member, not loaded yet; one of that name stays as it is.
     pub fn add(&self, name: String, config: MemberConfig) {
         let deployment = || {
-            let (registry, local) = (self.registry.clone(), self.local.clone());
+            let (registry, local, monitor) = (self.registry.clone(), self.local.clone(), Arc::clone(&self.monitor));
+            let config = MemberConfig { monitor: Some(config.monitor.unwrap_or(self.watching.clone())), ..config };
             let rollouts = Rollouts::new(&name, self.rollouts, self.poll_interval, Arc::clone(&self.look_now));
-            Arc::new(Deployment::new(name.clone(), config, self.unverified, registry, local, rollouts))
+            Arc::new(Deployment::new(name.clone(), config, self.unverified, registry, local, rollouts, monitor))
         };
         self.members().entry(name.clone()).or_insert_with(deployment);
     }

@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 
 use highroad_package::registry::{Promotion, RegistryClient, RegistryError, ResolvedVersion};
-use highroad_package::{Reference, Selector};
+use highroad_package::{Digest, Reference, Selector};
 use tracing::warn;
 
 use crate::admission;
@@ -53,6 +53,7 @@ impl Registry for RemoteRegistry {
                 }
                 _ => None,
             };
+            self.bring_baselines(&wanted.package).await;
             let Some(alias) = alias else {
                 return Ok(Candidate {
                     version: resolved.label(),
@@ -104,6 +105,19 @@ fn unanswered(error: &RegistryError) -> DeployError {
 }
 
 impl RemoteRegistry {
+    /// Brings what monitoring compares the package with. A version serves without it.
+    async fn bring_baselines(&self, package: &Digest) {
+        let brought = self.client.baselines(package).await.unwrap_or_else(|error| {
+            warn!("No baseline of {} is brought: {error}", package.short());
+            Vec::new()
+        });
+        for bytes in brought {
+            if let Err(error) = self.local.baselines.put(package, &bytes) {
+                warn!("Cannot keep a baseline of {}: {error}", package.short());
+            }
+        }
+    }
+
     /// The override for `alias`. One that cannot be read is none, since the verdict may do without it.
     async fn overridden(&self, version: &ResolvedVersion, alias: &str) -> Result<Option<Overridden>, RegistryError> {
         let Some(digest) = version.overrides.get(alias).copied() else { return Ok(None) };

@@ -3,6 +3,7 @@
 //! A thread of its own writes; a request only puts a record into a bounded queue. When the disk cannot keep up, records are
 //! dropped and counted, never silently and never at the request's expense.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead as _, BufReader, BufWriter, Write as _};
 use std::path::{Path, PathBuf};
@@ -45,6 +46,12 @@ pub struct Record {
     pub numerics_id: String,
     /// One digest for each input, in order; for program tensors one digest over all outputs.
     pub outputs: Vec<Digest>,
+    /// The label of each input, where the answer is one: what right answers that come later are compared with.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub labels: Vec<String>,
+    /// Documents in the order of their relevance, from 0, where the answer is one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub order: Vec<u32>,
     /// Tokens of each input, after truncation.
     pub n_tokens: Vec<usize>,
     /// Inputs that lost their end.
@@ -116,6 +123,12 @@ impl RequestLog {
         }
     }
 
+    /// The newest record of each of `request_ids`, after a flush and one reading of the files. Errors if they cannot be read.
+    pub fn find_all(&self, request_ids: &BTreeSet<String>) -> io::Result<BTreeMap<String, Record>> {
+        self.flush();
+        find_all(&self.dir, request_ids)
+    }
+
     /// The newest record of `request_id`, after a flush. Errors if the files cannot be read.
     pub fn find(&self, request_id: &str) -> io::Result<Option<Record>> {
         self.flush();
@@ -137,6 +150,42 @@ pub fn find(dir: &Path, request_id: &str) -> io::Result<Option<Record>> {
         }
     }
     Ok(None)
+}
+
+/// The newest record of each of `request_ids` in the log files of `dir`, which are read once, the newest first; those that are not
+/// there are left out.
+pub fn find_all(dir: &Path, request_ids: &BTreeSet<String>) -> io::Result<BTreeMap<String, Record>> {
+    let files = match log_files(dir) {
+        Ok(files) => files,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
+        Err(error) => return Err(error),
+    };
+    let (mut found, mut missing) = (BTreeMap::new(), request_ids.clone());
+    for path in files.iter().rev().take_while(|_| !request_ids.is_empty()) {
+        if missing.is_empty() {
+            break;
+        }
+        let mut here = BTreeMap::new();
+        let mut reader = BufReader::with_capacity(1 << 20, File::open(path)?);
+        let mut line = String::new();
+        while reader.read_line(&mut line)? > 0 {
+            if let Some(id) = id_of(&line).filter(|id| missing.contains(*id))
+                && let Ok(record) = serde_json::from_str::<Record>(&line)
+                && record.request_id == id
+            {
+                here.insert(id.to_owned(), record);
+            }
+            line.clear();
+        }
+        missing.retain(|id| !here.contains_key(id));
+        found.extend(here);
+    }
+    Ok(found)
+}
+
+/// The id that a line begins with, as [`Record`] is written: cheaper than reading all of it.
+fn id_of(line: &str) -> Option<&str> {
+    line.strip_prefix("{\"request_id\":\"")?.split_once('"').map(|(id, _)| id)
 }
 
 fn find_in_file(path: &Path, request_id: &str) -> io::Result<Option<Record>> {
@@ -269,6 +318,8 @@ mod tests {
             development: None,
             numerics_id: "highroad-1/avx512/f32".to_owned(),
             outputs: vec![Digest::of(b"output")],
+            labels: vec!["benign".to_owned()],
+            order: Vec::new(),
             n_tokens: vec![5],
             n_truncated: 0,
             queue_ms: 0.1,
@@ -296,6 +347,20 @@ mod tests {
         log.put(record("id"));
         log.put(Record { version: "moderation:8".to_owned(), ..record("id") });
         assert_eq!(log.find("id").unwrap().unwrap().version, "moderation:8");
+    }
+
+    #[test]
+    fn many_records_are_found_in_one_reading_the_newest_of_each() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = RequestLog::open(dir.path(), LogLimits { file_bytes: 1000, ..LogLimits::default() }).unwrap();
+        for id in ["one", "two", "three", "one"] {
+            log.put(Record { total_ms: if id == "one" { 9.0 } else { 1.0 }, ..record(id) });
+        }
+        log.put(Record { version: "moderation:8".to_owned(), ..record("one") });
+        let wanted = ["one", "two", "four"].map(str::to_owned).into();
+        let found = log.find_all(&wanted).unwrap();
+        assert_eq!(found.keys().collect::<Vec<_>>(), ["one", "two"]);
+        assert_eq!(found["one"].version, "moderation:8");
     }
 
     #[test]

@@ -1,12 +1,12 @@
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use highroad_eval::{Aliased, Evidence, Override, OverrideRefusal, Verdict};
 use highroad_package::{Digest, Manifest, VerifiedPackage};
 use highroad_task::raw::{Program, Tensor};
-use highroad_task::{Answer, Cut, Input, Piece, Predictor, PredictorOptions, Prepared, Special, TaskError};
+use highroad_task::{Answer, Cut, Input, Piece, Predictor, PredictorOptions, Prepared, Special, TaskError, ranked};
 use serde::{Deserialize, Serialize};
 
 use crate::attestation;
@@ -16,6 +16,7 @@ use crate::budget::keeper::{Hold, hold_here};
 use crate::config::{MemberConfig, RequestLimits};
 use crate::error::{AskError, DeployError};
 use crate::model::{Model, ModelError, Work, Yield, tensors_digest};
+use crate::monitor::{Monitor, MonitorConfig, Seen, Watch};
 use crate::telemetry::{BatchMetrics, TOKENS};
 
 /// A package that a member could serve, every byte of it verified.
@@ -99,6 +100,7 @@ pub struct Revision {
     facts: Facts,
     batcher: Batcher<Model>,
     queue_timeout: Duration,
+    watch: OnceLock<Watch>,
     pub(crate) stats: Stats,
 }
 
@@ -112,7 +114,7 @@ pub struct Terms {
 }
 
 /// An answered request.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Asked<A> {
     /// One answer for each input, in order.
     pub answers: A,
@@ -128,6 +130,30 @@ pub struct Asked<A> {
     pub queued: Duration,
     /// Longest batch.
     pub computed: Duration,
+    /// What the request log keeps of the answers themselves.
+    pub(crate) told: Told,
+    /// The input that is looked at by monitoring.
+    pub(crate) seen: Option<Box<Seen>>,
+}
+
+/// What right answers that come later are compared with.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Told {
+    /// The label of each input, of a classifier.
+    pub(crate) labels: Vec<String>,
+    /// Documents in the order of their relevance, of a reranker.
+    pub(crate) order: Vec<u32>,
+}
+
+impl Told {
+    fn of(answers: &[Answer]) -> Self {
+        let label = |answer: &Answer| match answer {
+            Answer::Class { label, .. } => Some(label.clone()),
+            _ => None,
+        };
+        let order = ranked(answers).iter().filter_map(|ranked| u32::try_from(ranked.index).ok()).collect();
+        Self { labels: answers.iter().filter_map(label).collect(), order }
+    }
 }
 
 impl Revision {
@@ -174,7 +200,37 @@ impl Revision {
         let loaded_at = now;
         let facts =
             Facts { member, version, package, verdict, evidence, overridden, development, numerics_id, loaded_at };
-        Ok(Self { facts, batcher, queue_timeout: config.queue_timeout, stats: Stats::default() })
+        Ok(Self {
+            facts,
+            batcher,
+            queue_timeout: config.queue_timeout,
+            watch: OnceLock::new(),
+            stats: Stats::default(),
+        })
+    }
+
+    /// Has what it answers looked at from now on.
+    pub(crate) fn watch_with(&self, monitor: &Arc<Monitor>, config: &MonitorConfig) {
+        let Facts { member, version, package, .. } = &self.facts;
+        let unknown_id = self.predictor().unknown_id();
+        if let Some(watch) = monitor.watch(member, config, version, *package, unknown_id) {
+            // Set once: a revision is loaded once.
+            let _ = self.watch.set(watch);
+        }
+    }
+
+    /// Counts a request that it does not take.
+    pub(crate) fn violated(&self, kind: &'static str) {
+        if let Some(watch) = self.watch.get() {
+            watch.violated(kind);
+        }
+    }
+
+    /// Has an answer looked at that a client got.
+    pub(crate) fn answered(&self, seen: Option<Box<Seen>>) {
+        if let Some((watch, seen)) = self.watch.get().zip(seen) {
+            watch.put(seen);
+        }
     }
 
     /// Where its answers come from.
@@ -213,8 +269,11 @@ impl Revision {
         check_limit("bytes in one input", texts.map(size_bytes).max().unwrap_or(0), limits.input_bytes)?;
         check_limit("images", inputs.iter().filter(|input| is_image(input)).count(), MAX_IMAGES)?;
         let begun = Instant::now();
+        let watch = self.watch.get();
+        let drawn = watch.and_then(|watch| watch.draw(&inputs));
         let prepared = self.prepare(inputs, terms.cut).await?;
         let preparing = begun.elapsed();
+        let drawn = watch.zip(drawn).map(|(watch, drawn)| watch.prepared(drawn, &prepared));
         let n_tokens: Vec<usize> = prepared.iter().map(Prepared::n_tokens).collect();
         check_limit("tokens", n_tokens.iter().sum(), limits.tokens)?;
         let hold = hold_here(&self.facts.member, n_tokens.iter().sum())?;
@@ -227,7 +286,9 @@ impl Revision {
         let (queued, computed) = longest_times(&done);
         let answers: Vec<Answer> = done.into_iter().filter_map(|done| done.output.row()).collect();
         let digests = answers.iter().map(Answer::digest).collect();
-        Ok(Asked { answers, digests, n_tokens, n_truncated, prepared: preparing, queued, computed })
+        let seen = watch.zip(drawn).and_then(|(watch, drawn)| watch.answered(drawn, &answers));
+        let told = Told::of(&answers);
+        Ok(Asked { answers, digests, n_tokens, n_truncated, prepared: preparing, queued, computed, told, seen })
     }
 
     /// Runs the program itself on `tensors`, past the task.
@@ -245,7 +306,8 @@ impl Revision {
         let answers: Vec<Tensor> = done.into_iter().flat_map(|done| done.output.tensors()).collect();
         let digests = vec![tensors_digest(&answers)];
         let (n_tokens, n_truncated, prepared) = (Vec::new(), 0, Duration::ZERO);
-        Ok(Asked { answers, digests, n_tokens, n_truncated, prepared, queued, computed })
+        let (told, seen) = (Told::default(), None);
+        Ok(Asked { answers, digests, n_tokens, n_truncated, prepared, queued, computed, told, seen })
     }
 
     /// The tokens of each text, none of them cut off.

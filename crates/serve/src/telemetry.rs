@@ -36,6 +36,12 @@ pub(crate) const HOSTED_BREAKER_OPENED: &str = "highroad_hosted_breaker_opened_t
 pub(crate) const BUDGET_REFUSED: &str = "highroad_budget_refused_total";
 pub(crate) const BUDGET_LOST: &str = "highroad_budget_unwritten_total";
 pub(crate) const LOG_DROPPED: &str = "highroad_request_log_dropped_total";
+pub(crate) const MONITOR_DROPPED: &str = "highroad_monitor_dropped_total";
+pub(crate) const MONITOR_VIOLATIONS: &str = "highroad_monitor_violations_total";
+pub(crate) const MONITOR_LABELS: &str = "highroad_monitor_labels_total";
+pub(crate) const MONITOR_EFFECT: &str = "highroad_monitor_effect_ratio";
+pub(crate) const MONITOR_DRIFTED: &str = "highroad_monitor_drifted";
+pub(crate) const MONITOR_ACCURACY: &str = "highroad_monitor_accuracy_ratio";
 pub(crate) const PIPELINE_REQUESTS: &str = "highroad_pipeline_requests_total";
 pub(crate) const PIPELINE_SECONDS: &str = "highroad_pipeline_duration_seconds";
 pub(crate) const PIPELINE_STEP_SECONDS: &str = "highroad_pipeline_step_duration_seconds";
@@ -116,7 +122,17 @@ pub fn describe() {
     describe_counter!(BUDGET_REFUSED, "Requests refused because a budget was used up or a price is not known.");
     describe_counter!(BUDGET_LOST, "Entries of the budgets' journal that could not be written at once.");
     counter!(BUDGET_LOST).increment(0);
+    describe_counter!(MONITOR_DROPPED, "Requests that monitoring did not look at because too many waited.");
+    describe_counter!(MONITOR_VIOLATIONS, "Requests that were refused for what they asked, by kind.");
+    describe_counter!(MONITOR_LABELS, "Right answers that came later, by what became of them.");
+    describe_gauge!(
+        MONITOR_EFFECT,
+        "Stability index of a signal against its baseline, without what chance contributes."
+    );
+    describe_gauge!(MONITOR_DRIFTED, "1 while a signal differs from its baseline, else 0.");
+    describe_gauge!(MONITOR_ACCURACY, "Share of right answers among those whose right answer is known.");
     counter!(LOG_DROPPED).increment(0);
+    counter!(MONITOR_DROPPED).increment(0);
 }
 
 /// The metrics of one batcher.

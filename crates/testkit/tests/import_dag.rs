@@ -14,7 +14,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("hosted", &["package"]),
     ("runtime", &["tensor"]),
     ("data", &["tensor"]),
-    ("task", &["tensor", "runtime", "data", "package"]),
+    ("task", &["tensor", "runtime", "data", "package", "eval"]),
     ("assess", &["task", "eval", "package", "data", "hosted"]),
     ("track", &["eval", "package", "service"]),
     ("serve", &["task", "eval", "package", "service", "hosted"]),

@@ -146,6 +146,8 @@ impl Exchange {
             development: facts.development,
             numerics_id: facts.numerics_id,
             outputs: self.digests.clone().unwrap_or_else(|| self.tally.digests()),
+            labels: Vec::new(),
+            order: Vec::new(),
             n_tokens: usage.map(|usage| usage.input as usize).into_iter().collect(),
             n_truncated: 0,
             queue_ms: 0.0,

@@ -424,8 +424,9 @@ struct StepAnswer {
 
 impl StepAnswer {
     fn of(revision: Arc<Revision>, asked: Asked<Vec<Answer>>) -> Self {
-        let Asked { answers, digests, n_tokens, n_truncated, prepared, queued, computed } = asked;
-        let asked = Arc::new(Asked { answers: (), digests, n_tokens, n_truncated, prepared, queued, computed });
+        let Asked { answers, digests, n_tokens, n_truncated, prepared, queued, computed, told, seen } = asked;
+        let asked =
+            Arc::new(Asked { answers: (), digests, n_tokens, n_truncated, prepared, queued, computed, told, seen });
         let facts = AskedFacts { facts: revision.facts().clone(), asked };
         Self { revision, answers, facts, fell_back: None }
     }

@@ -144,7 +144,8 @@ impl Assigned {
         }
     }
 
-    fn served<A>(&self, result: Result<Asked<A>, AskError>, begun: Instant) -> Served<A> {
+    fn served<A>(&self, mut result: Result<Asked<A>, AskError>, begun: Instant) -> Served<A> {
+        look_at(&self.revision, &mut result);
         let canary = self.part.as_ref().filter(|part| part.answers == Side::Candidate);
         let rollout = canary.map(|part| part.trial.rollout.id.clone());
         Served { revision: Arc::clone(&self.revision), result, begun, rollout }
@@ -154,7 +155,7 @@ impl Assigned {
 impl Part {
     /// The stable version's answer to what the candidate failed. Where that fails too, it is the request's fault, or nobody's
     /// that one could tell.
-    fn retried<A>(&self, again: Result<Asked<A>, AskError>, error: &AskError, begun: Instant) -> Served<A> {
+    fn retried<A>(&self, mut again: Result<Asked<A>, AskError>, error: &AskError, begun: Instant) -> Served<A> {
         if again.is_ok() {
             tracing::warn!(
                 member.name = %self.trial.member, rollout.id = %self.trial.rollout.id,
@@ -164,7 +165,15 @@ impl Part {
             counter!(ROLLOUT_RETRIED, "member" => self.trial.member.clone()).increment(1);
             self.trial.asked(None);
         }
+        look_at(&self.other, &mut again);
         let rollout = Some(format!("{}; retried", self.trial.rollout.id));
         Served { revision: Arc::clone(&self.other), result: again, begun, rollout }
+    }
+}
+
+/// Has monitoring look at what a client is answered; a shadow's answers are not.
+fn look_at<A>(revision: &Revision, result: &mut Result<Asked<A>, AskError>) {
+    if let Ok(asked) = result {
+        revision.answered(asked.seen.take());
     }
 }
