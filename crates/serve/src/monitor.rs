@@ -76,6 +76,26 @@ impl Monitor {
         Arc::new(Self { dir, baselines, members: Mutex::default(), to_worker: OnceLock::new() })
     }
 
+    /// The monitoring as it was last written in `dir`, to be read only.
+    pub fn left_in(dir: PathBuf, baselines: Baselines, config: &MonitorConfig) -> Arc<Self> {
+        let monitor = Self::new(dir, baselines);
+        let entries = std::fs::read_dir(&monitor.dir).into_iter().flatten().flatten();
+        let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+        for name in names.filter(|name| crate::config::is_member_name(name)) {
+            let files = std::fs::read_dir(monitor.dir.join(&name)).into_iter().flatten().flatten();
+            let mut files: Vec<_> = files
+                .filter(|file| file.path().extension().is_some_and(|extension| extension == "json"))
+                .filter_map(|file| Some((file.metadata().ok()?.modified().ok()?, file.path())))
+                .collect();
+            files.sort();
+            for (version, package, pane_s) in files.iter().filter_map(|(_, path)| book::left_in(path)) {
+                let config = MonitorConfig { pane_s, ..config.clone() };
+                monitor.member(&name, &config).open(&version, package);
+            }
+        }
+        monitor
+    }
+
     /// Begins to watch a version of a member.
     pub(crate) fn watch(
         self: &Arc<Self>,

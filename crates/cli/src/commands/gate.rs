@@ -154,6 +154,9 @@ impl Args {
             created_by: self.by.clone().unwrap_or_else(tracking::whoami),
         };
         let verdict = Verdict { traffic, judges, custom, ..signature.bind(&judged, decision) };
+        if let Some(package) = candidate.package().filter(|_| !self.answers.no_cache) {
+            super::monitor::keep_of_golden(package, &golden, &of_candidate);
+        }
         let (digest, path) = keep(home.verdicts(), &of_candidate.package, &verdict)?;
         self.report(&verdict, &digest, &judged, Ruled { gates: &gates, given: &given })?;
         eprintln!("verdict {digest}\n{}", path.display());
