@@ -23,8 +23,8 @@ pub use github::{Annotation, Level, MOST_SUMMARY_BYTES, annotations};
 pub use junit::{eval_junit, gate_junit};
 pub use monitor::{MonitorReport, MonitoredMember, SignalRow};
 pub use page::{
-    eval_html, eval_markdown, gate_html, gate_markdown, monitor_html, review_html, review_markdown, rollout_html, rollout_markdown,
-    upgrade_html, upgrade_markdown,
+    eval_html, eval_markdown, gate_html, gate_markdown, monitor_html, review_html, review_markdown, rollout_html,
+    rollout_markdown, upgrade_html, upgrade_markdown,
 };
 pub use rollout::{ApartRow, RolloutReport};
 pub use shown::{asked, in_words, one_line, picture, text};

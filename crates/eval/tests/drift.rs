@@ -38,14 +38,21 @@ fn baseline(rng: &mut ChaCha8Rng, n: usize) -> Baseline {
 }
 
 /// `n_panes` panes of `n` requests each, newest first, judged after each.
-fn first_alarm(baseline: &Baseline, rng: &mut ChaCha8Rng, n_panes: i64, n: usize, shift: f64) -> Option<(i64, Vec<SignalState>)> {
+fn first_alarm(
+    baseline: &Baseline,
+    rng: &mut ChaCha8Rng,
+    n_panes: i64,
+    n: usize,
+    shift: f64,
+) -> Option<(i64, Vec<SignalState>)> {
     let policy = DriftPolicy::default();
     let mut panes: Vec<(i64, Pane)> = Vec::new();
     for minute in 0..n_panes {
         let mut pane = Pane::default();
         (0..n).for_each(|_| baseline.count(&draw(rng, shift), &mut pane));
         panes.insert(0, (60 * minute, pane));
-        let suffixes: Vec<Suffix<'_>> = panes.iter().map(|(since_s, pane)| Suffix { since_s: *since_s, pane }).collect();
+        let suffixes: Vec<Suffix<'_>> =
+            panes.iter().map(|(since_s, pane)| Suffix { since_s: *since_s, pane }).collect();
         let states = judge_signals(baseline, &suffixes, 0, 1440.0, &policy);
         if states.iter().any(|state| state.verdict == Verdict::Drifted) {
             return Some((minute, states));
@@ -91,7 +98,8 @@ fn what_is_over_is_no_alarm_any_more() {
         panes.insert(0, (60 * minute, pane));
     }
     let judged = |panes: &[(i64, Pane)]| {
-        let suffixes: Vec<Suffix<'_>> = panes.iter().map(|(since_s, pane)| Suffix { since_s: *since_s, pane }).collect();
+        let suffixes: Vec<Suffix<'_>> =
+            panes.iter().map(|(since_s, pane)| Suffix { since_s: *since_s, pane }).collect();
         judge_signals(&baseline, &suffixes, 0, 1440.0, &DriftPolicy::default())
     };
     let alarms = |states: &[SignalState]| states.iter().filter(|state| state.alarm.is_some()).count();

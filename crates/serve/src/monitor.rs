@@ -203,6 +203,16 @@ impl Monitor {
         self.all().iter().filter(|member| may(&member.name)).filter_map(|member| member.report()).collect()
     }
 
+    /// How every version stands that holds `package`, of all members.
+    pub fn reports_of(&self, package: &Digest) -> Vec<MemberReport> {
+        let of = |member: &Arc<Member>| {
+            let books: Vec<_> = lock(&member.books).clone();
+            let book = books.iter().rev().map(|book| lock(book).snapshot()).find(|book| book.package == *package)?;
+            Some(member.report_on(&book))
+        };
+        self.all().iter().filter_map(of).collect()
+    }
+
     /// How one member stands; `None` if it is not watched.
     pub fn report(&self, member: &str) -> Option<MemberReport> {
         self.members().get(member).cloned().and_then(|member| member.report())
@@ -318,12 +328,16 @@ impl Member {
         let newest = books.last()?;
         // Copied, so that no request's observation waits for the arithmetic.
         let newest = lock(newest).snapshot();
-        let mut report = newest.report(&self.config, now_s());
-        let labels = self.labels();
-        report.quality = labels.quality(&report.version, newest.baseline_quality(), &self.config);
-        report.findings.extend(report.quality.as_ref().and_then(|quality| quality.finding(&report)));
+        let mut report = self.report_on(&newest);
         report.earlier_versions = books.iter().rev().skip(1).map(|book| lock(book).version.clone()).collect();
         Some(report)
+    }
+
+    fn report_on(&self, book: &Book) -> MemberReport {
+        let mut report = book.report(&self.config, now_s());
+        report.quality = self.labels().quality(&report.version, book.baseline_quality(), &self.config);
+        report.findings.extend(report.quality.as_ref().and_then(|quality| quality.finding(&report)));
+        report
     }
 
     fn labels(&self) -> MutexGuard<'_, Labels> {

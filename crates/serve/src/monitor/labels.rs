@@ -14,7 +14,7 @@ use crate::request_log::Record;
 /// Right answers that one request may bring.
 pub const MAX_LABELS_AT_ONCE: usize = 10_000;
 /// Right answers that are remembered one by one, so that none counts twice; older ones are sums.
-const MAX_ENTRIES: usize = 100_000;
+const MAX_ENTRIES: usize = if cfg!(test) { 4_000 } else { 100_000 };
 /// How many become sums at a time.
 const FOLDED_AT_ONCE: usize = MAX_ENTRIES / 4;
 /// Longest label.

@@ -19,7 +19,8 @@ pub fn distribution_chart(signal: &str, bins: &[(String, f64, f64)]) -> Result<C
     let table = (columns(["bin", "baseline", "live"]), rows.collect());
     chart(signal, description.to_owned(), SIZE, table, |area| {
         let most = shown.iter().flat_map(|(_, baseline, live)| [*baseline, *live]).fold(0.01, f64::max);
-        let mut plot = plane(area, [0.0, shown.len().max(1) as f64], [0.0, 1.05 * most], ["bin", "share"], Ticks::MANY)?;
+        let mut plot =
+            plane(area, [0.0, shown.len().max(1) as f64], [0.0, 1.05 * most], ["bin", "share"], Ticks::MANY)?;
         let bar = |at: usize, from: f64, share: f64, colour: RGBColor| {
             let left = at as f64 + from;
             Rectangle::new([(left, 0.0), (left + 0.4, share)], colour.filled())
@@ -34,7 +35,8 @@ pub fn distribution_chart(signal: &str, bins: &[(String, f64, f64)]) -> Result<C
 /// How far a signal was from its baseline over time: times and effects, oldest first, and the least effect that matters.
 pub fn effect_chart(signal: &str, points: &[(String, f64)], matters: f64) -> Result<Chart, ReportError> {
     let shown = &points[points.len().saturating_sub(MOST_POINTS)..];
-    let description = format!("Stability index of each hour or day, oldest first. From the dashed line, {matters}, on it matters.");
+    let description =
+        format!("Stability index of each hour or day, oldest first. From the dashed line, {matters}, on it matters.");
     let rows = points.iter().map(|(since, effect)| vec![since.clone(), format!("{effect:.3}")]);
     let table = (columns(["since", "effect"]), rows.collect());
     chart(&format!("{signal} over time"), description, SIZE, table, |area| {

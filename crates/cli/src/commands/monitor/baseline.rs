@@ -6,7 +6,7 @@ use std::thread::available_parallelism;
 use anyhow::{Context as _, bail};
 use highroad_assess::{GoldenSet, KeptAnswers, Results, golden_baseline, observe};
 use highroad_data::{Field, Kind, Local, OnBad, Place, Table};
-use highroad_eval::drift::{Baseline, BaselineBuilder, MAX_BASELINE_ROWS, Source};
+use highroad_eval::drift::{Baseline, BaselineBuilder, BaselineError, MAX_BASELINE_ROWS, Source};
 use highroad_package::registry::{RegistryClient, ResolvedVersion};
 use highroad_package::{Baselines, Digest, TaskKind, VerifiedPackage};
 use highroad_task::{Input, Predictor, PredictorOptions};
@@ -75,7 +75,9 @@ impl Args {
         }
         if self.json {
             let signals: Vec<&String> = baseline.signals.keys().collect();
-            print_json(&json!({ "baseline": digest, "package": baseline.package, "n_rows": baseline.n_rows, "signals": signals }))?;
+            print_json(
+                &json!({ "baseline": digest, "package": baseline.package, "n_rows": baseline.n_rows, "signals": signals }),
+            )?;
         } else {
             crate::outln!("{digest}");
             eprintln!("{} inputs, {} signals; `highroad push` sends it along", baseline.n_rows, baseline.signals.len());
@@ -122,7 +124,8 @@ impl Args {
                 .unzip();
             let observed = observe(predictor, &inputs, None)?;
             for (observation, right) in observed.into_iter().zip(labels) {
-                let answered = observation.classes.iter().find(|(name, _)| *name == "label").map(|(_, label)| label.clone());
+                let answered =
+                    observation.classes.iter().find(|(name, _)| *name == "label").map(|(_, label)| label.clone());
                 if let Some((right, answered)) = right.zip(answered) {
                     builder.judged(right == answered);
                 }
@@ -135,8 +138,10 @@ impl Args {
     }
 
     fn source(&self) -> anyhow::Result<Source> {
-        let name = |path: &PathBuf| path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        let digests = self.data.iter().map(|path| Ok(file_digest(path)?.map_or(String::new(), |digest| digest.to_string())));
+        let name =
+            |path: &PathBuf| path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let digests =
+            self.data.iter().map(|path| Ok(file_digest(path)?.map_or(String::new(), |digest| digest.to_string())));
         let digests = digests.collect::<anyhow::Result<Vec<String>>>()?;
         let digest = match digests.as_slice() {
             [only] => only.clone(),
@@ -195,7 +200,10 @@ pub fn keep_of_golden(package: &VerifiedPackage, golden: &GoldenSet, results: &R
         let builder = golden_baseline(&predictor, golden, Some(results), &kept, BaselineBuilder::default())?;
         keep(&home, package, builder, source_of(golden)).map(drop)
     };
-    if let Err(error) = make() {
+    let too_small = |error: &anyhow::Error| matches!(error.downcast_ref(), Some(BaselineError::Small { .. }));
+    if let Err(error) = make()
+        && !too_small(&error)
+    {
         eprintln!("note: no baseline for monitoring is kept: {error:#}");
     }
 }
@@ -219,4 +227,3 @@ pub async fn send_newest(client: &RegistryClient, home: &Home, version: &Resolve
 
 /// Most baselines of a package that travel with it.
 const MOST_SENT: usize = 4;
-

@@ -156,18 +156,25 @@ fn row(signal: &Signal) -> SignalRow {
 fn facts(member: &Member) -> Vec<Fact> {
     let mut facts = vec![
         Fact { name: "since", value: one_line(&member.since, MOST_CHARS) },
-        Fact { name: "requests", value: format!("{} looked at, {} not, as too many waited", member.n_requests, member.n_dropped) },
+        Fact {
+            name: "requests",
+            value: format!("{} looked at, {} not, as too many waited", member.n_requests, member.n_dropped),
+        },
     ];
     facts.extend(member.baseline.as_ref().map(|baseline| {
         let Baseline { digest, kind, name, n, created_at } = baseline;
-        Fact { name: "baseline", value: one_line(&format!("{digest}: {kind} {name}, {n} inputs, {created_at}"), MOST_CHARS) }
+        Fact {
+            name: "baseline",
+            value: one_line(&format!("{digest}: {kind} {name}, {n} inputs, {created_at}"), MOST_CHARS),
+        }
     }));
     if !member.violations.is_empty() {
         let told: Vec<String> = member.violations.iter().map(|(kind, n)| format!("{kind} {n}")).collect();
         facts.push(Fact { name: "refused", value: one_line(&told.join(", "), MOST_CHARS) });
     }
-    facts.extend(member.mmd.as_ref().map(|mmd| {
-        Fact { name: "mmd", value: format!("{:.4} over the newest {} embeddings, p {:.3}", mmd.squared, mmd.n, mmd.p) }
+    facts.extend(member.mmd.as_ref().map(|mmd| Fact {
+        name: "mmd",
+        value: format!("{:.4} over the newest {} embeddings, p {:.3}", mmd.squared, mmd.n, mmd.p),
     }));
     facts.extend(member.quality.iter().flat_map(quality_facts));
     facts
@@ -178,7 +185,8 @@ fn quality_facts(quality: &Quality) -> Vec<Fact> {
     let between = |[low, high]: [f64; 2]| format!("{} to {}", percent(low), percent(high));
     let mut facts = vec![Fact { name: "labels", value: format!("{} answers", quality.n) }];
     facts.extend(quality.accuracy.as_ref().map(|accuracy| {
-        let always = quality.accuracy_always.map_or(String::new(), |bounds| format!("; looked at always {}", between(bounds)));
+        let always =
+            quality.accuracy_always.map_or(String::new(), |bounds| format!("; looked at always {}", between(bounds)));
         let baseline = quality.baseline.map_or(String::new(), |share| format!("; in the baseline {}", percent(share)));
         let value = format!("{} ({}{always}{baseline})", percent(accuracy.value), between(accuracy.interval));
         Fact { name: "accuracy", value }

@@ -44,13 +44,15 @@ impl Args {
         };
         let report = page::report(&members)?;
         if self.json {
-            let findings: Vec<&Value> = members.iter().filter_map(|member| member["findings"].as_array()).flatten().collect();
+            let findings: Vec<&Value> =
+                members.iter().filter_map(|member| member["findings"].as_array()).flatten().collect();
             print_json(&json!({ "members": members, "findings": findings }))?;
         } else {
             print(&report);
         }
         if let Some(path) = &self.html {
-            std::fs::write(path, monitor_html(&report)?).with_context(|| format!("cannot write `{}`", path.display()))?;
+            std::fs::write(path, monitor_html(&report)?)
+                .with_context(|| format!("cannot write `{}`", path.display()))?;
         }
         let drifted = report.members.iter().any(|member| !member.findings.is_empty());
         Ok(if self.fail_on_drift && drifted { ExitCode::FAILURE } else { ExitCode::SUCCESS })
@@ -62,7 +64,9 @@ impl Args {
             return Ok(vec![one(member)?]);
         }
         let mut all = server::ask(server, Method::GET, &["monitor"], None)?;
-        let Value::Array(members) = all["members"].take() else { bail!("`{server}` does not answer as `highroad serve` does") };
+        let Value::Array(members) = all["members"].take() else {
+            bail!("`{server}` does not answer as `highroad serve` does")
+        };
         match self.html {
             // A page has charts, which only the report of one member has.
             Some(_) => members.iter().filter_map(|member| member["member"].as_str()).map(one).collect(),
@@ -100,7 +104,15 @@ fn print(report: &MonitorReport) {
         if !member.signals.is_empty() {
             let mut table = new_table(["", "signal", "requests", "statistic", "p", "effect", "evidence"]);
             for row in &member.signals {
-                table.add_row([mark(row.outcome), &row.signal, &row.n, &row.statistic, &row.p, &row.effect, &row.evidence]);
+                table.add_row([
+                    mark(row.outcome),
+                    &row.signal,
+                    &row.n,
+                    &row.statistic,
+                    &row.p,
+                    &row.effect,
+                    &row.evidence,
+                ]);
             }
             crate::outln!("{table}");
         }
