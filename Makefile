@@ -57,6 +57,8 @@ bench: env-bench python-module-release tools ## Highroad beside its peers, inter
 	$(PY) benches/gate.py
 	cargo build --locked --release --package highroad-eval --example rollout
 	HIGHROAD_BIN=$(abspath $(RELEASE_BIN)) $(PY) benches/rollout.py
+	cargo build --locked --release --package highroad-eval --example drift
+	HIGHROAD_BIN=$(abspath $(RELEASE_BIN)) $(PY) benches/monitor.py
 	cargo build --locked --release --package highroad-assess --example batches
 	HIGHROAD_BIN=$(abspath $(RELEASE_BIN)) $(PY) benches/scale.py --gate --ratio
 
