@@ -252,3 +252,47 @@ def test_a_portfolio_tells_what_is_wrong_with_its_monitoring(prepared: Site) -> 
     said = prepared.run("serve", "--portfolio", path, code=2).stderr
     for part in ["[monitor] unknown key `panes`", "[members.unwatched.monitor] unknown key `enable`: did you mean `enabled`?"]:
         assert part in said, said
+
+
+def test_a_key_sees_and_labels_the_members_that_it_may_ask(prepared: Site) -> None:
+    access = prepared.home / "access.toml"
+    env = prepared.env() | {"HIGHROAD_ACCESS": str(access)}
+
+    def key(*arguments: str) -> str:
+        command = [str(prepared.binary), "access", "add", *arguments]
+        return subprocess.run(command, env=env, cwd=prepared.home, capture_output=True, text=True, check=True).stdout.strip()
+
+    both = ["--scope", "infer", "--scope", "observe"]
+    full, part, asks = key("full", *both), key("part", *both, "--member", "embedder"), key("asks", "--scope", "infer")
+    headers = {name: {"authorization": f"Bearer {value}"} for name, value in {"full": full, "part": part, "asks": asks}.items()}
+    with serving(prepared.serve(), prepared.home / "access.log", env=env, cwd=prepared.home) as url:
+        get = lambda path, who: requests.get(f"{url}{path}", headers=headers[who], timeout=10)
+        post = lambda path, body, who: requests.post(f"{url}{path}", json=body, headers=headers[who], timeout=10)
+        asked = post("/v1/moderations", {"model": "router", "input": "how"}, "asks")
+        label = {"request_id": asked.headers["x-request-id"], "label": "benign"}
+        seen = {who: {member["member"] for member in get("/v1/highroad/monitor", who).json()["members"]} for who in ("full", "part")}
+        assert seen == {"full": {"router", "embedder", "reranker"}, "part": {"embedder"}}
+        assert get("/v1/highroad/monitor/router", "part").status_code == 403
+        assert get("/v1/highroad/monitor", "asks").status_code == 403
+        assert post("/v1/highroad/labels", label, "part").json()["results"][0]["outcome"] == "unknown"
+        told = post("/v1/highroad/labels", label, "asks").json()["results"][0]
+        assert told["outcome"] == "counted" and told["member"] == "router"
+        assert requests.post(f"{url}/v1/highroad/labels", json=label, timeout=10).status_code == 401
+
+
+def test_a_baseline_of_the_golden_set_travels_with_the_package(highroad: Path, tracking_uri: str, tmp_path: Path) -> None:
+    (tmp_path / "desk").mkdir()
+    (tmp_path / "server").mkdir()
+    desk, server = Site(highroad, tmp_path / "desk"), Site(highroad, tmp_path / "server")
+    desk.run("pack", REPO / "conformance" / "packages" / "classify-a", "-o", desk.home / "package")
+    cases = [{"id": f"c{n}", "input": {"text": f"{english()} {n}"}, "expected": "benign"} for n in range(60)]
+    write(desk.home / "golden.jsonl", cases)
+    desk.run("eval", "package", "--golden", "golden.jsonl")
+    desk.run("eval", "package", "--golden", "golden.jsonl")
+    assert len(list((desk.home / "state" / "baselines").rglob("*.json"))) == 1
+    desk.run("push", "package", "monitored", "--tracking-uri", tracking_uri)
+    command = [str(highroad), "serve", "monitored:1", "--development", "--listen", "127.0.0.1:0", "--threads", "1"]
+    env = server.env() | {"HIGHROAD_TRACKING_URI": tracking_uri}
+    with serving(command, server.home / "serve.log", env=env, cwd=server.home) as server.url:
+        baseline = server.monitor("monitored")["baseline"]
+        assert (baseline["kind"], baseline["name"], baseline["n"]) == ("golden", "golden", 60)

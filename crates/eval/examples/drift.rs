@@ -64,7 +64,8 @@ fn replay(replays: &Replays, seed: u64) -> Result<Replay, Box<dyn std::error::Er
             baseline.count(&observation(&replays.live[rng.random_range(0..replays.live.len())]), &mut pane);
         }
         panes.insert(0, (60 * n_pane as i64, pane));
-        let suffixes: Vec<Suffix<'_>> = panes.iter().map(|(since_s, pane)| Suffix { since_s: *since_s, pane }).collect();
+        let suffixes: Vec<Suffix<'_>> =
+            panes.iter().map(|(since_s, pane)| Suffix { since_s: *since_s, pane }).collect();
         let n_done = (n_pane + 1) * replays.pane;
         let window_since_s = 60 * (n_pane as i64 + 1 - (replays.window / replays.pane) as i64);
         let states = judge_signals(&baseline, &suffixes, window_since_s, 1440.0, &policy);

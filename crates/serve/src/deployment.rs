@@ -401,6 +401,7 @@ impl Deployment {
     /// Lets a loaded version serve: the moment from which on it takes the requests.
     fn switch_to(&self, revision: Arc<Revision>, saved: Option<SavedVersion>) -> Instant {
         let facts = revision.facts().clone();
+        self.monitor.serves(&self.name, &facts.version, &facts.package);
         let before = self.current.swap(Some(revision));
         let switched = Instant::now();
         let serving = saved.as_ref().map(|saved| saved.resolved.clone());

@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use highroad_package::{Baselines, Digest};
 use metrics::{counter, gauge};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 pub use config::MonitorConfig;
 pub(crate) use config::{MONITOR_KEYS, MonitorTable};
@@ -63,7 +63,7 @@ pub(crate) struct Member {
     config: MonitorConfig,
     dir: PathBuf,
     baselines: Baselines,
-    /// The newest last.
+    /// What serves last.
     books: Mutex<Vec<Arc<Mutex<Book>>>>,
     labels: Mutex<Labels>,
     /// Ids of findings that were told in the log.
@@ -90,7 +90,9 @@ impl Monitor {
             files.sort();
             for (version, package, pane_s) in files.iter().filter_map(|(_, path)| book::left_in(path)) {
                 let config = MonitorConfig { pane_s, ..config.clone() };
-                monitor.member(&name, &config).open(&version, package);
+                let member = monitor.member(&name, &config);
+                member.open(&version, package);
+                member.serves(&version, &package);
             }
         }
         monitor
@@ -111,6 +113,13 @@ impl Monitor {
         let member = self.member(member, config);
         let book = member.open(version, package);
         Some(Watch::new(Arc::clone(self), book, unknown_id))
+    }
+
+    /// Has a member's report be about the version that serves from now on.
+    pub(crate) fn serves(&self, member: &str, version: &str, package: &Digest) {
+        if let Some(member) = self.members().get(member) {
+            member.serves(version, package);
+        }
     }
 
     fn member(&self, name: &str, config: &MonitorConfig) -> Arc<Member> {
@@ -149,7 +158,7 @@ impl Monitor {
         let run = move || {
             while let Some(message) = next(&messages) {
                 match message {
-                    Some(Message::Seen(seen)) => seen.count(),
+                    Some(Message::Seen(seen)) => count(seen),
                     Some(Message::Flush(done)) => {
                         monitor.upgrade().iter().for_each(|monitor| monitor.save());
                         let _ = done.send(());
@@ -160,7 +169,7 @@ impl Monitor {
             }
         };
         if let Err(error) = std::thread::Builder::new().name("monitor".to_owned()).spawn(run) {
-            tracing::error!("Nothing is monitored: no thread can be started: {error}");
+            error!("Nothing is monitored: no thread can be started: {error}");
         }
         sender
     }
@@ -257,6 +266,14 @@ impl Monitor {
     }
 }
 
+/// Counts an observation; a panic loses it alone, and not all that come after.
+fn count(seen: Box<Seen>) {
+    if std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| seen.count())).is_err() {
+        counter!(MONITOR_DROPPED).increment(1);
+        error!("A request was not looked at: monitoring panicked");
+    }
+}
+
 /// The next message; `Some(None)` where none came for a while, `None` once there can be no more.
 fn next(messages: &Receiver<Message>) -> Option<Option<Message>> {
     match messages.recv_timeout(TICK) {
@@ -270,17 +287,26 @@ impl Member {
     /// The book of a version: the one that is open, else as it was left on the disk, else a new one.
     fn open(&self, version: &str, package: Digest) -> Arc<Mutex<Book>> {
         let mut books = lock(&self.books);
-        if let Some(at) = books.iter().position(|book| lock(book).is_of(version, &package)) {
-            let book = books.remove(at);
-            books.push(Arc::clone(&book));
-            return book;
+        if let Some(book) = books.iter().find(|book| lock(book).is_of(version, &package)) {
+            return Arc::clone(book);
         }
         let book = Book::open(&self.name, version, package, &self.dir, self.baselines.clone(), &self.config, now_s());
         let book = Arc::new(Mutex::new(book));
-        books.push(Arc::clone(&book));
+        // A version that is only tried, or not in service yet, is not what the member's report is about.
+        let before_last = books.len().saturating_sub(1);
+        books.insert(before_last, Arc::clone(&book));
         let n_more = books.len().saturating_sub(MAX_BOOKS);
         books.drain(..n_more).for_each(|old| lock(&old).save());
         book
+    }
+
+    /// Has the report be about a version from now on.
+    fn serves(&self, version: &str, package: &Digest) {
+        let mut books = lock(&self.books);
+        if let Some(at) = books.iter().position(|book| lock(book).is_of(version, package)) {
+            let book = books.remove(at);
+            books.push(book);
+        }
     }
 
     fn newest(&self) -> Option<Arc<Mutex<Book>>> {
@@ -322,14 +348,14 @@ impl Member {
         books.iter().for_each(|book| with(&mut lock(book)));
     }
 
-    /// How the version stands that was loaded last, with a word on the others.
+    /// How the version stands that serves, with a word on the others.
     fn report(&self) -> Option<MemberReport> {
         let books: Vec<_> = lock(&self.books).clone();
         let newest = books.last()?;
         // Copied, so that no request's observation waits for the arithmetic.
         let newest = lock(newest).snapshot();
         let mut report = self.report_on(&newest);
-        report.earlier_versions = books.iter().rev().skip(1).map(|book| lock(book).version.clone()).collect();
+        report.other_versions = books.iter().rev().skip(1).map(|book| lock(book).version.clone()).collect();
         Some(report)
     }
 

@@ -1,5 +1,3 @@
-use std::sync::Arc;
-
 use highroad_eval::drift::Observation;
 
 use crate::input::Row;
@@ -9,12 +7,14 @@ use crate::{Answer, Input, Prepared};
 const MOST_LANGUAGE_BYTES: usize = 1 << 10;
 
 /// What is taken of an input, while it is being answered, to be looked at later and elsewhere. Cheap to take: the head of a text, its
-/// tokens, or a share in the pixels of a picture.
+/// tokens, or how bright a picture is.
 pub struct Glimpse {
     head: String,
     n_chars: Option<usize>,
     n_bytes: Option<usize>,
-    row: Option<Row>,
+    tokens: Vec<u32>,
+    /// Of a picture; its pixels are not held on to, since many may wait.
+    light: Option<[(&'static str, f64); 2]>,
     truncated: bool,
 }
 
@@ -29,13 +29,16 @@ impl Glimpse {
             Input::Tokens(_) => (String::new(), None, None),
             Input::Image(bytes) => (String::new(), None, Some(bytes.len())),
         };
-        Self { head, n_chars, n_bytes, row: None, truncated: false }
+        Self { head, n_chars, n_bytes, tokens: Vec::new(), light: None, truncated: false }
     }
 
     /// The same with what the program takes.
     #[must_use]
     pub fn prepared(self, prepared: &Prepared) -> Self {
-        Self { row: Some(prepared.row.clone()), truncated: prepared.truncated, ..self }
+        match &prepared.row {
+            Row::Tokens { ids, .. } => Self { tokens: ids.clone(), truncated: prepared.truncated, ..self },
+            Row::Pixels { values, .. } => Self { light: Some(light(values)), ..self },
+        }
     }
 
     /// What is to be counted, with the answer; `unknown_id` is the tokenizer's. Detects the language, which takes some 20 µs.
@@ -46,19 +49,17 @@ impl Glimpse {
         if !self.head.trim().is_empty() {
             seen.classes.push(("language", language(&self.head).to_owned()));
         }
-        match self.row {
-            Some(Row::Tokens { ids, .. }) => {
-                seen.numbers.push(("n_tokens", ids.len() as f64));
-                if let Some(unknown) = unknown_id {
-                    let n_unknown = ids.iter().filter(|&&id| id == unknown).count();
-                    seen.numbers.push(("unknown_tokens", n_unknown as f64 / ids.len().max(1) as f64));
-                }
-                seen.classes.push(("truncated", if self.truncated { "yes" } else { "no" }.to_owned()));
-                seen.tokens = ids;
+        if !self.tokens.is_empty() {
+            let n = self.tokens.len() as f64;
+            seen.numbers.push(("n_tokens", n));
+            if let Some(unknown) = unknown_id {
+                let n_unknown = self.tokens.iter().filter(|&&id| id == unknown).count();
+                seen.numbers.push(("unknown_tokens", n_unknown as f64 / n));
             }
-            Some(Row::Pixels { values, .. }) => seen.numbers.extend(light(&values)),
-            None => {}
+            seen.classes.push(("truncated", if self.truncated { "yes" } else { "no" }.to_owned()));
         }
+        seen.tokens = self.tokens;
+        seen.numbers.extend(self.light.into_iter().flatten());
         match answer {
             Answer::Class { label, scores } => {
                 seen.classes.push(("label", label.clone()));
@@ -75,7 +76,7 @@ impl Glimpse {
 }
 
 /// Mean and standard deviation of pixels as the program takes them.
-fn light(values: &Arc<[f32]>) -> [(&'static str, f64); 2] {
+fn light(values: &[f32]) -> [(&'static str, f64); 2] {
     let n = values.len().max(1) as f64;
     let mean = values.iter().map(|&x| f64::from(x)).sum::<f64>() / n;
     let variance = values.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum::<f64>() / n;

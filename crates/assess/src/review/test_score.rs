@@ -254,7 +254,8 @@ fn online_metrics(facts: &Facts<'_>) -> Finding {
         ));
     };
     let Some(offline) = live.baseline else {
-        return Finding::none("the baseline of the monitoring does not tell which answers were right").see(monitored.see());
+        return Finding::none("the baseline of the monitoring does not tell which answers were right")
+            .see(monitored.see());
     };
     let [low, high] = live.bounds;
     let summary = format!("{}, and offline {:.1} %", live.in_words(), 100.0 * offline);
@@ -413,8 +414,14 @@ fn live_inputs(facts: &Facts<'_>) -> Finding {
     }
     let n = monitored.findings.len();
     let summary = match n {
-        0 => format!("{} requests since {}: inputs and answers are as in the baseline", monitored.n_requests, monitored.since),
-        _ => format!("{n} signal(s) of {} requests since {} differ from the baseline", monitored.n_requests, monitored.since),
+        0 => format!(
+            "{} requests since {}: inputs and answers are as in the baseline",
+            monitored.n_requests, monitored.since
+        ),
+        _ => format!(
+            "{n} signal(s) of {} requests since {} differ from the baseline",
+            monitored.n_requests, monitored.since
+        ),
     };
     Finding::pass_if(n == 0, summary).details(monitored.findings.iter().cloned()).see(monitored.see())
 }
@@ -499,6 +506,10 @@ impl Monitored {
 impl LiveQuality {
     fn in_words(&self) -> String {
         let [low, high] = self.bounds.map(|bound| 100.0 * bound);
-        format!("right on {:.1} % ({low:.1} to {high:.1}) of {} labelled answers in production", 100.0 * self.accuracy, self.n)
+        format!(
+            "right on {:.1} % ({low:.1} to {high:.1}) of {} labelled answers in production",
+            100.0 * self.accuracy,
+            self.n
+        )
     }
 }

@@ -16,6 +16,8 @@ use crate::monitor::panes::Panes;
 const N_RECENT: usize = 128;
 /// Kinds of violations that are counted by name.
 const MAX_KINDS: usize = 32;
+/// Versions of a member that are kept on the disk.
+const MAX_FILES: usize = 16;
 /// Largest file that is read back.
 const MAX_FILE_BYTES: u64 = 32 << 20;
 /// How often a baseline is looked for, in seconds: it may be made while the member serves.
@@ -223,6 +225,18 @@ pub(crate) fn newest(baselines: &Baselines, package: &Digest) -> Option<(Digest,
     newest.map(|(digest, baseline)| (digest, Arc::new(baseline)))
 }
 
+/// Makes room for another version.
+fn forget_oldest(dir: &Path) {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let books = entries.filter(|entry| entry.path().extension().is_some_and(|extension| extension == "json"));
+    let mut books: Vec<_> =
+        books.filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path()))).collect();
+    books.sort();
+    for (_, path) in books.iter().take((books.len() + 1).saturating_sub(MAX_FILES)) {
+        let _ = fs::remove_file(path);
+    }
+}
+
 /// Version, package and width of the panes of what was left in a file.
 pub(crate) fn left_in(path: &Path) -> Option<(String, Digest, u32)> {
     read(path).map(|kept| (kept.version, kept.package, kept.pane_s))
@@ -239,6 +253,9 @@ fn read(path: &Path) -> Option<Kept> {
 
 fn write(dir: &Path, name: &str, value: &impl Serialize) -> std::io::Result<()> {
     fs::create_dir_all(dir)?;
+    if !dir.join(name).exists() {
+        forget_oldest(dir);
+    }
     let mut file = tempfile::NamedTempFile::new_in(dir)?;
     file.write_all(&serde_json::to_vec(value)?)?;
     file.as_file().sync_all()?;

@@ -51,8 +51,8 @@ pub struct MemberReport {
     pub quality: Option<Quality>,
     /// What differs now.
     pub findings: Vec<Finding>,
-    /// Versions that were watched before and are still in memory.
-    pub earlier_versions: Vec<String>,
+    /// Versions that are tried beside it, or were watched before and are still in memory.
+    pub other_versions: Vec<String>,
     /// How the signals went; only of one member.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub series: Vec<Series>,
@@ -233,7 +233,7 @@ impl Book {
             mmd: self.mmd(),
             quality: None,
             findings,
-            earlier_versions: Vec::new(),
+            other_versions: Vec::new(),
             series: self.series(&panes, config),
         }
     }
