@@ -19,6 +19,7 @@ pub mod monitor;
 pub mod new;
 pub mod ops;
 pub mod pack;
+pub mod portfolio;
 pub mod profile_train;
 pub mod promote;
 pub mod pull;

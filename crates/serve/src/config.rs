@@ -2,6 +2,8 @@
 //!
 //! The file is checked whole: every problem is reported at once, and an unknown key is an error with a suggestion.
 
+mod cache;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::num::NonZeroUsize;
@@ -11,10 +13,12 @@ use std::time::Duration;
 
 use highroad_package::{ParseReferenceError, Reference};
 use highroad_task::PredictorOptions;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::batcher::BatchLimits;
 use crate::budget::BudgetsConfig;
+use crate::cache::CacheConfig;
+use crate::config::cache::CacheTable;
 use crate::hosted::config::{HostedConfig, HostedTable, KEYS as HOSTED_KEYS, check as check_hosted};
 use crate::monitor::{MONITOR_KEYS, MonitorConfig, MonitorTable};
 use crate::pipeline::{self, IndexConfig, PipelineConfig};
@@ -43,7 +47,7 @@ pub struct PortfolioConfig {
 }
 
 /// What rollouts may take and keep on this server; what is tried comes from the registry.
-#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RolloutConfig {
     /// Whether the inputs of compared requests are written down; else their digests are.
@@ -76,8 +80,10 @@ pub struct MemberConfig {
     pub batching: BatchLimits,
     /// How long a row may wait for its turn.
     pub queue_timeout: Duration,
-    /// How it is watched; as the portfolio says unless told.
-    pub monitor: Option<MonitorConfig>,
+    /// How it is watched.
+    pub monitor: MonitorConfig,
+    /// The answers that are kept, if any are.
+    pub cache: Option<CacheConfig>,
 }
 
 /// Where a member's package comes from.
@@ -90,7 +96,7 @@ pub enum ModelSource {
 }
 
 /// What a single request may ask; more gets 400, or 413 for the body.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RequestLimits {
     /// Largest body after decompression.
@@ -171,7 +177,8 @@ impl MemberConfig {
                 replicas: NonZeroUsize::MIN,
             },
             queue_timeout: Duration::from_secs(30),
-            monitor: None,
+            monitor: MonitorConfig::default(),
+            cache: None,
         }
     }
 }
@@ -211,7 +218,7 @@ const TOP_KEYS: &[&str] =
 const ROLLOUT_KEYS: &[&str] = &["keep_inputs", "keep", "queue", "warm_s"];
 const LIMIT_KEYS: &[&str] = &["body_bytes", "inputs", "input_bytes", "tokens"];
 const MEMBER_KEYS: &[&str] =
-    &["model", "threads", "replicas", "batch_tokens", "queue_rows", "queue_timeout_ms", "monitor"];
+    &["model", "threads", "replicas", "batch_tokens", "queue_rows", "queue_timeout_ms", "monitor", "cache"];
 
 #[derive(Deserialize)]
 struct MemberTable {
@@ -222,11 +229,12 @@ struct MemberTable {
     queue_rows: Option<NonZeroUsize>,
     queue_timeout_ms: Option<u64>,
     monitor: Option<MonitorTable>,
+    cache: Option<CacheTable>,
 }
 
 impl MemberTable {
-    fn config(self, base: &Path) -> Result<MemberConfig, ParseReferenceError> {
-        let source = match self.model.parse()? {
+    fn config(self, base: &Path) -> Result<MemberConfig, String> {
+        let source = match self.model.parse().map_err(|error| format!("`model`: {error}"))? {
             ModelSource::Directory(path) => ModelSource::Directory(base.join(path)),
             source @ ModelSource::Registry(_) => source,
         };
@@ -236,6 +244,7 @@ impl MemberTable {
         config.batching.batch_tokens = self.batch_tokens.unwrap_or(config.batching.batch_tokens);
         config.batching.queue_rows = self.queue_rows.unwrap_or(config.batching.queue_rows);
         config.queue_timeout = self.queue_timeout_ms.map_or(config.queue_timeout, Duration::from_millis);
+        config.cache = self.cache.map(CacheTable::config).transpose()?;
         Ok(config)
     }
 }
@@ -270,10 +279,10 @@ fn members(
         let watched = table.get("monitor").and_then(toml::Value::as_table);
         watched.iter().for_each(|table| check_keys(table, MONITOR_KEYS, &format!("members.{name}.monitor"), problems));
         let place = format!("[members.{name}.monitor]");
-        let watched = member.monitor.as_ref().map(|told| told.over(monitor, &place, problems));
+        let watched = member.monitor.clone().unwrap_or_default().over(monitor, &place, problems);
         match member.config(base) {
             Ok(config) => drop(members.insert(name.clone(), MemberConfig { monitor: watched, ..config })),
-            Err(error) => problems.push(format!("[members.{name}] model: {error}")),
+            Err(error) => problems.push(format!("[members.{name}] {error}")),
         }
     }
     members

@@ -60,7 +60,8 @@ enum Message {
 /// The monitoring of one member.
 pub(crate) struct Member {
     name: String,
-    config: MonitorConfig,
+    /// May change with the portfolio.
+    config: Mutex<MonitorConfig>,
     dir: PathBuf,
     baselines: Baselines,
     /// What serves last.
@@ -111,6 +112,7 @@ impl Monitor {
             return None;
         }
         let member = self.member(member, config);
+        *lock(&member.config) = config.clone();
         let book = member.open(version, package);
         Some(Watch::new(Arc::clone(self), book, unknown_id))
     }
@@ -122,6 +124,12 @@ impl Monitor {
         }
     }
 
+    /// Writes down what a member met that is not served any more.
+    pub(crate) fn forget(&self, member: &str) {
+        let member = self.members().remove(member);
+        member.iter().for_each(|member| member.each(Book::save));
+    }
+
     fn member(&self, name: &str, config: &MonitorConfig) -> Arc<Member> {
         let mut members = self.members();
         let new = || {
@@ -129,7 +137,7 @@ impl Monitor {
             let labels = Labels::open(&dir);
             Arc::new(Member {
                 name: name.to_owned(),
-                config: config.clone(),
+                config: Mutex::new(config.clone()),
                 dir,
                 baselines: self.baselines.clone(),
                 books: Mutex::default(),
@@ -286,11 +294,14 @@ fn next(messages: &Receiver<Message>) -> Option<Option<Message>> {
 impl Member {
     /// The book of a version: the one that is open, else as it was left on the disk, else a new one.
     fn open(&self, version: &str, package: Digest) -> Arc<Mutex<Book>> {
+        let config = lock(&self.config).clone();
         let mut books = lock(&self.books);
-        if let Some(book) = books.iter().find(|book| lock(book).is_of(version, &package)) {
+        if let Some(book) = books.iter().find(|book| lock(book).is_of(version, &package, config.pane_s)) {
             return Arc::clone(book);
         }
-        let book = Book::open(&self.name, version, package, &self.dir, self.baselines.clone(), &self.config, now_s());
+        // Panes of another width do not go together.
+        books.retain(|book| !lock(book).is_of(version, &package, 0));
+        let book = Book::open(&self.name, version, package, &self.dir, self.baselines.clone(), &config, now_s());
         let book = Arc::new(Mutex::new(book));
         // A version that is only tried, or not in service yet, is not what the member's report is about.
         let before_last = books.len().saturating_sub(1);
@@ -303,7 +314,7 @@ impl Member {
     /// Has the report be about a version from now on.
     fn serves(&self, version: &str, package: &Digest) {
         let mut books = lock(&self.books);
-        if let Some(at) = books.iter().position(|book| lock(book).is_of(version, package)) {
+        if let Some(at) = books.iter().position(|book| lock(book).is_of(version, package, 0)) {
             let book = books.remove(at);
             books.push(book);
         }
@@ -360,8 +371,9 @@ impl Member {
     }
 
     fn report_on(&self, book: &Book) -> MemberReport {
-        let mut report = book.report(&self.config, now_s());
-        report.quality = self.labels().quality(&report.version, book.baseline_quality(), &self.config);
+        let config = lock(&self.config).clone();
+        let mut report = book.report(&config, now_s());
+        report.quality = self.labels().quality(&report.version, book.baseline_quality(), &config);
         report.findings.extend(report.quality.as_ref().and_then(|quality| quality.finding(&report)));
         report
     }

@@ -14,7 +14,7 @@ mod signature;
 pub mod vector;
 
 pub use answer::{Answer, Ranked, ranked};
-pub use batching::{TurnQueue, Waiting};
+pub use batching::{Flow, TurnQueue, Waiting};
 pub use error::TaskError;
 pub use glimpse::Glimpse;
 pub use highroad_data::{Piece, Special};

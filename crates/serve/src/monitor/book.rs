@@ -109,8 +109,9 @@ impl Book {
         }
     }
 
-    pub(crate) fn is_of(&self, version: &str, package: &Digest) -> bool {
-        self.version == version && self.package == *package
+    /// Whether it is of a version, with panes of `pane_s` seconds; of any where that is 0.
+    pub(crate) fn is_of(&self, version: &str, package: &Digest, pane_s: u32) -> bool {
+        self.version == version && self.package == *package && (pane_s == 0 || self.pane_s == pane_s)
     }
 
     /// Counts one input of a request that had `n_inputs`.

@@ -337,7 +337,7 @@ impl Run<'_> {
         let (vector, by) = match query {
             Query::Vector(earlier) => (self.vector_for(name, index, *earlier).map_err(stale)?, None),
             Query::Text(text) => {
-                check_index(name, config, index, self.request.portfolio).map_err(stale)?;
+                check_index(name, config, index, &self.request.portfolio.served()).map_err(stale)?;
                 let asked = self.ask_stable(&config.embedder, vec![Input::Text(self.text(text))]).await;
                 let asked = asked.map_err(|source| PipelineError::Ask { step: step.name.clone(), source })?;
                 // It may have been promoted in the meantime.
@@ -365,7 +365,7 @@ impl Run<'_> {
     /// Asks what serves, past any rollout: a candidate's vectors do not fit the index.
     async fn ask_stable(&self, member: &str, inputs: Vec<Input>) -> Result<StepAnswer, AskError> {
         let revision = self.request.portfolio.revision(member)?;
-        let asked = revision.ask(inputs, self.request.portfolio.limits(), Terms::default()).await?;
+        let asked = revision.ask(inputs, &self.request.portfolio.limits(), Terms::default()).await?;
         Ok(StepAnswer::of(revision, asked))
     }
 
@@ -387,7 +387,7 @@ impl Run<'_> {
     async fn ask_one(&self, member: &str, inputs: Vec<Input>) -> Result<StepAnswer, AskError> {
         let assigned = self.request.portfolio.assign(member, self.request.key)?;
         let Served { revision, result, .. } =
-            assigned.ask(inputs, self.request.portfolio.limits(), Terms::default()).await;
+            assigned.ask(inputs, &self.request.portfolio.limits(), Terms::default()).await;
         Ok(StepAnswer::of(revision, result?))
     }
 
@@ -424,9 +424,19 @@ struct StepAnswer {
 
 impl StepAnswer {
     fn of(revision: Arc<Revision>, asked: Asked<Vec<Answer>>) -> Self {
-        let Asked { answers, digests, n_tokens, n_truncated, prepared, queued, computed, told, seen } = asked;
-        let asked =
-            Arc::new(Asked { answers: (), digests, n_tokens, n_truncated, prepared, queued, computed, told, seen });
+        let Asked { answers, digests, n_tokens, n_truncated, prepared, queued, computed, cache, told, seen } = asked;
+        let asked = Arc::new(Asked {
+            answers: (),
+            digests,
+            n_tokens,
+            n_truncated,
+            prepared,
+            queued,
+            computed,
+            cache,
+            told,
+            seen,
+        });
         let facts = AskedFacts { facts: revision.facts().clone(), asked };
         Self { revision, answers, facts, fell_back: None }
     }
