@@ -166,17 +166,23 @@ const LONGEST_RETRY: Duration = Duration::from_secs(300);
 /// An override that ends sooner is warned of.
 const LITTLE_LEFT: SignedDuration = SignedDuration::from_hours(24);
 
+/// What all members of a process share.
+pub(crate) struct Surroundings {
+    pub(crate) registry: Option<Arc<dyn Registry>>,
+    pub(crate) local: LocalState,
+    pub(crate) monitor: Arc<Monitor>,
+}
+
 impl Deployment {
     pub(crate) fn new(
         name: String,
         config: MemberConfig,
         unverified: Unverified,
-        registry: Option<Arc<dyn Registry>>,
-        local: LocalState,
+        around: Surroundings,
         rollouts: Rollouts,
-        monitor: Arc<Monitor>,
         before: Option<&Self>,
     ) -> Self {
+        let Surroundings { registry, local, monitor } = around;
         let known =
             before.and_then(|before| before.cache.clone()).filter(|cache| Some(*cache.config()) == config.cache);
         let cache = known.or_else(|| config.cache.map(|cache| Arc::new(AnswerCache::new(&name, cache))));

@@ -6,7 +6,7 @@ use tokio::sync::Notify;
 
 use crate::budget::keeper::Budgets;
 use crate::config::{MemberConfig, PortfolioConfig, RequestLimits};
-use crate::deployment::{Deployment, LocalState, State, Status};
+use crate::deployment::{Deployment, LocalState, State, Status, Surroundings};
 use crate::error::{AskError, DeployError};
 use crate::hosted::{HostedMember, HostedMembers};
 use crate::monitor::Monitor;
@@ -127,8 +127,9 @@ impl Portfolio {
 
     fn deployment_of(&self, name: &str, config: MemberConfig, before: Option<&Deployment>) -> Arc<Deployment> {
         let (registry, local, monitor) = (self.registry.clone(), self.local.clone(), Arc::clone(&self.monitor));
+        let around = Surroundings { registry, local, monitor };
         let rollouts = Rollouts::new(Arc::clone(&self.rollouts), Arc::clone(&self.look_now));
-        Arc::new(Deployment::new(name.to_owned(), config, self.unverified, registry, local, rollouts, monitor, before))
+        Arc::new(Deployment::new(name.to_owned(), config, self.unverified, around, rollouts, before))
     }
 
     /// What `config` says, with what `before` has that is as it was. Nothing that is new in it is loaded.

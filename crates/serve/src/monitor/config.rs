@@ -1,8 +1,8 @@
 use highroad_eval::drift::DriftPolicy;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// How a member is watched: `[monitor]` of a portfolio, and `[members.NAME.monitor]` over it.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct MonitorConfig {
     /// Whether it is watched at all.
     pub enabled: bool,

@@ -9,7 +9,9 @@ use crate::hosted::config::HostedConfig;
 
 /// Everything that `config` says, as data: what two of them have in common and what not can be seen without their files.
 pub fn settings(config: &PortfolioConfig) -> Value {
-    let PortfolioConfig { members, hosted, budgets, limits, poll_interval, indexes, pipelines, rollouts } = config;
+    // How members are watched is told of each of them.
+    let PortfolioConfig { members, hosted, budgets, limits, poll_interval, indexes, pipelines, rollouts, monitor: _ } =
+        config;
     let indexes = indexes
         .iter()
         .map(|(name, index)| (name.clone(), json!({ "path": absolute(&index.path), "embedder": index.embedder })));
@@ -38,6 +40,7 @@ fn member(config: &MemberConfig) -> Value {
         "queue_rows": config.batching.queue_rows,
         "queue_timeout_ms": milliseconds(config.queue_timeout),
         "cache": config.cache,
+        "monitor": config.monitor,
     })
 }
 
