@@ -219,6 +219,9 @@ impl Deployment {
             before.leave();
         }
         self.rollouts.enter(&self.name);
+        if !self.config.monitor.enabled {
+            self.monitor.forget(&self.name);
+        }
         counter!(SWAPS, "member" => member()).increment(0);
         counter!(LOAD_FAILURES, "member" => member()).increment(0);
         self.stage.store(Stage::Member as u8, Ordering::Release);
