@@ -72,7 +72,7 @@ fn replay(replays: &Replays, seed: u64) -> Result<Replay, Box<dyn std::error::Er
         for state in states.iter().filter(|state| state.alarm.is_some()) {
             found.entry(state.signal.clone()).or_insert(n_done);
         }
-        if n_done % replays.window == 0 {
+        if n_done.is_multiple_of(replays.window) {
             n_windows += 1;
             n_index += usize::from(states.iter().any(|state| state.psi > 0.2));
             n_p += usize::from(states.iter().any(|state| state.p < 0.05));
