@@ -13,6 +13,7 @@ use tracing::{error, info, warn};
 
 use crate::cache::AnswerCache;
 use crate::config::{MemberConfig, ModelSource};
+use crate::definitions::Definitions;
 use crate::error::{AskError, DeployError};
 use crate::registry::{Registry, Resolved};
 use crate::revision::{Candidate, Facts, OverrideFacts, Revision, Unverified};
@@ -33,6 +34,8 @@ pub struct LocalState {
     pub serving: PathBuf,
     /// Directory of what rollouts compared.
     pub rollouts: PathBuf,
+    /// What pipelines and hosted members were, by digest.
+    pub definitions: Definitions,
     /// Directory of what was spent.
     pub budgets: PathBuf,
 }
@@ -40,9 +43,10 @@ pub struct LocalState {
 impl LocalState {
     /// With everything but packages and verdicts in their usual folders of `home`.
     pub fn under(home: &std::path::Path, store: Store, verdicts: Verdicts) -> Self {
-        let folders = ["attestations", "serving", "rollouts", "budgets"];
-        let [attestations, serving, rollouts, budgets] = folders.map(|name| home.join(name));
-        Self { store, verdicts, attestations, serving, rollouts, budgets }
+        let folders = ["attestations", "serving", "rollouts", "budgets", "definitions"];
+        let [attestations, serving, rollouts, budgets, definitions] = folders.map(|name| home.join(name));
+        let definitions = Definitions::at(definitions);
+        Self { store, verdicts, attestations, serving, rollouts, definitions, budgets }
     }
 }
 

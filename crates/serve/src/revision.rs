@@ -134,8 +134,10 @@ pub struct Asked<A> {
     pub digests: Vec<Digest>,
     /// Tokens of each input, after truncation.
     pub n_tokens: Vec<usize>,
-    /// Inputs that lost their end.
+    /// Inputs that were cut.
     pub n_truncated: usize,
+    /// Where.
+    pub cut: Cut,
     /// Tokenising, or decoding of pictures.
     pub prepared: Duration,
     /// Longest wait of a row for its batch.
@@ -240,7 +242,7 @@ impl Revision {
         let (done, cache) = match &self.cache {
             Some(cached) => self.rows_through(cached, prepared, terms).await?,
             None => {
-                let hold = hold_here(&self.facts.member, n_tokens.iter().sum())?;
+                let hold = hold_here(&self.facts.member, n_tokens.iter().sum()).await?;
                 let done = self.run(prepared.into_iter().map(Work::Row).collect(), terms).await?;
                 settle(hold, n_tokens.iter().sum());
                 (done, None)
@@ -252,7 +254,8 @@ impl Revision {
         let (queued, computed) = longest_times(&done);
         let answers: Vec<Answer> = done.into_iter().filter_map(|done| done.output.row()).collect();
         let digests = answers.iter().map(Answer::digest).collect();
-        Ok(Asked { answers, digests, n_tokens, n_truncated, prepared: preparing, queued, computed, cache })
+        let cut = terms.cut;
+        Ok(Asked { answers, digests, n_tokens, n_truncated, cut, prepared: preparing, queued, computed, cache })
     }
 
     /// Runs the program itself on `tensors`, past the task.
@@ -263,14 +266,15 @@ impl Revision {
     ) -> Result<Asked<Vec<Tensor>>, AskError> {
         let work = Work::Program(tensors);
         let n_tokens = work.n_tokens();
-        let hold = hold_here(&self.facts.member, n_tokens)?;
+        let hold = hold_here(&self.facts.member, n_tokens).await?;
         let done = self.run(vec![work], terms).await?;
         settle(hold, n_tokens);
         let (queued, computed) = longest_times(&done);
         let answers: Vec<Tensor> = done.into_iter().flat_map(|done| done.output.tensors()).collect();
         let digests = vec![tensors_digest(&answers)];
         let (n_tokens, n_truncated, prepared) = (Vec::new(), 0, Duration::ZERO);
-        Ok(Asked { answers, digests, n_tokens, n_truncated, prepared, queued, computed, cache: None })
+        let cut = Cut::End;
+        Ok(Asked { answers, digests, n_tokens, n_truncated, cut, prepared, queued, computed, cache: None })
     }
 
     /// The tokens of each text, none of them cut off.

@@ -8,10 +8,10 @@
 mod assign;
 mod compare;
 mod follow;
-mod pairs;
+pub(crate) mod pairs;
 mod shadow;
 mod status;
-mod trial;
+pub(crate) mod trial;
 
 use std::collections::BTreeMap;
 
@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use tracing::warn;
 
 pub use assign::{Assigned, Key, Served};
-pub use compare::{Compared, Limits, compare};
+pub use compare::{Compared, Limits, compare, compare_texts};
 pub(crate) use follow::{RolloutSettings, Rollouts};
 pub use pairs::{Pair, Side, read_pairs};
 pub use status::RolloutStatus;

@@ -1,11 +1,11 @@
 use highroad_eval::{CheckResult, RolloutCounts};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::rollout::trial::{Sums, Trial};
 use crate::rollout::{End, Pair, Rollout, Step};
 
 /// Where a rollout stands in this process.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RolloutStatus {
     /// The member.
     pub member: String,
