@@ -2,8 +2,9 @@
 
 mod docs;
 pub(crate) mod grpc;
+mod pages;
 mod records;
-mod tei;
+pub(crate) mod tei;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -31,6 +32,7 @@ use tower_http::compression::predicate::SizeAbove;
 use crate::config::RequestLimits;
 use crate::deployment::{Deployment, State as DeploymentState};
 use crate::error::AskError;
+use crate::overview;
 use crate::pipeline::{self, Action, Finished};
 use crate::portfolio::Portfolio;
 use crate::protocol::oip::{self, InferRequest, Query};
@@ -43,6 +45,7 @@ use crate::request_log::{PipelineRecord, Record, RequestLog};
 use crate::revision::{Asked, Facts, Revision, Terms, check_limit};
 use crate::rollout::{Assigned, Key, Served};
 use crate::telemetry::{PIPELINE_REQUESTS, PIPELINE_SECONDS, REQUEST_SECONDS, REQUESTS};
+use crate::traffic;
 
 const PACKAGE: HeaderName = HeaderName::from_static("x-highroad-package");
 const VERSION: HeaderName = HeaderName::from_static("x-highroad-version");
@@ -52,7 +55,7 @@ pub(crate) const ROLLOUT: HeaderName = HeaderName::from_static("x-highroad-rollo
 const DEVELOPMENT: HeaderName = HeaderName::from_static("x-highroad-development");
 const CACHE: HeaderName = HeaderName::from_static("x-highroad-cache");
 const TRUNCATED: HeaderName = HeaderName::from_static("x-highroad-truncated");
-const HEADER_LENGTH: HeaderName = HeaderName::from_static(oip::HEADER_LENGTH);
+pub(crate) const HEADER_LENGTH: HeaderName = HeaderName::from_static(oip::HEADER_LENGTH);
 
 #[derive(Clone)]
 struct App {
@@ -112,6 +115,7 @@ fn routes() -> Routes {
         .and(tei::routes())
         .and(pipeline_routes())
         .and(own_routes())
+        .and(pages::routes())
         .and(docs::routes())
 }
 
@@ -594,6 +598,7 @@ impl App {
             Err(_) => "failed",
         };
         counter!(PIPELINE_REQUESTS, "pipeline" => name.to_owned(), "outcome" => outcome).increment(1);
+        traffic::count(&overview::of_pipeline(name), outcome, finished.is_ok().then(|| begun.elapsed()));
         histogram!(PIPELINE_SECONDS, "pipeline" => name.to_owned()).record(begun.elapsed().as_secs_f64());
         let finished = finished.map_err(|error| error.problem())?;
         self.log_steps(&asker.id, name, &finished);
@@ -772,13 +777,14 @@ pub(crate) fn unreadable(rejection: &BytesRejection, limits: &RequestLimits) -> 
 pub(crate) fn is_for(deployment: &Deployment, task: HostedTask) -> bool {
     deployment.revision().is_ok_and(|revision| match task {
         HostedTask::Moderate => moderates(&revision),
+        HostedTask::Classify => classifies(&revision),
         HostedTask::Rerank => reranks(&revision),
         HostedTask::Embed => matches!(&revision.manifest().task.kind, TaskKind::Embed { .. }),
         _ => false,
     })
 }
 
-fn json_bytes(headers: &HeaderMap) -> Result<Option<usize>, Problem> {
+pub(crate) fn json_bytes(headers: &HeaderMap) -> Result<Option<usize>, Problem> {
     let Some(value) = headers.get(HEADER_LENGTH) else { return Ok(None) };
     let length = value.to_str().ok().and_then(|text| text.parse().ok());
     length.map(Some).ok_or_else(|| Problem::invalid(format!("`{HEADER_LENGTH}` is not a number of bytes")))
@@ -896,6 +902,7 @@ fn wrong_task(revision: &Revision, wanted: &'static str) -> AskError {
 // Names that clients make up are no labels.
 fn count(revision: Option<&Revision>, error: AskError) -> AskError {
     let member = revision.map_or("unknown".to_owned(), |revision| revision.facts().member.clone());
+    traffic::count(&member, error.outcome(), None);
     counter!(REQUESTS, "member" => member, "outcome" => error.outcome()).increment(1);
     error
 }
@@ -921,7 +928,9 @@ impl<'a> Call<'a> {
         match result {
             Ok(asked) => {
                 counter!(REQUESTS, "member" => member.clone(), "outcome" => "ok").increment(1);
-                histogram!(REQUEST_SECONDS, "member" => member).record(self.begun.elapsed().as_secs_f64());
+                let took = self.begun.elapsed();
+                traffic::count(&member, "ok", Some(took));
+                histogram!(REQUEST_SECONDS, "member" => member).record(took.as_secs_f64());
                 Ok(asked)
             }
             Err(error) => Err(count(Some(&self.revision), error)),

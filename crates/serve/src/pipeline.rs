@@ -7,6 +7,7 @@ mod config;
 mod definition;
 mod replay;
 mod run;
+mod shown;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -1,6 +1,6 @@
 //! A hosted model asked again what it was asked: the request as it went out, by its digest, and the answer as it can be compared.
 
-use highroad_hosted::{Hosted, HostedTask, Tokens};
+use highroad_hosted::{Hosted, HostedTask, Protocol, Tokens};
 use highroad_package::Digest;
 use highroad_service::Problem;
 use highroad_task::Answer;
@@ -10,13 +10,15 @@ use serde_json::{Value, json};
 use super::ask::{Received, Wanted};
 use super::routes::step_body;
 use super::tasks;
+use crate::case;
 use crate::protocol::chat::{ChatRequest, Kind, Tally};
-use crate::protocol::openai::{EmbeddingsRequest, ModerationsRequest, Refused};
+use crate::protocol::oip::Query;
+use crate::protocol::openai::Refused;
 use crate::protocol::rerank::RerankRequest;
 
 /// A request to a host.
 pub struct Question {
-    task: HostedTask,
+    hosted: Hosted,
     wanted: Wanted,
     n_inputs: usize,
 }
@@ -41,8 +43,17 @@ pub struct Heard {
 pub enum Said {
     Text(String),
     Vector(Vec<f32>),
-    Moderation { flagged: bool, score: f64 },
+    Moderation {
+        flagged: bool,
+        score: f64,
+    },
     Relevance(f32),
+    Label {
+        label: String,
+        score: f32,
+    },
+    /// Tensors, of which the digest is all that is kept.
+    Tensors,
 }
 
 impl Question {
@@ -54,7 +65,7 @@ impl Question {
         let text = golden.get("text").and_then(Value::as_str);
         if let Some(text) = text {
             body = match hosted.task {
-                HostedTask::Generate | HostedTask::Classify => step_body(&hosted.model, None, text, None),
+                HostedTask::Generate => step_body(&hosted.model, None, text, None),
                 _ => json!({ "input": text }),
             };
         } else if golden.get("query").is_some() {
@@ -79,28 +90,39 @@ impl Question {
 
     fn of_body(hosted: &Hosted, body: &Value) -> Result<Self, Problem> {
         let bytes = body.to_string().into_bytes();
+        let is_openai = hosted.protocol == Protocol::Openai;
+        let inputs = || match case::query(&bytes, &[])? {
+            Query::Rows(inputs) => Ok(inputs),
+            Query::Program(_) => Err(Problem::invalid("the host of this model reads texts")),
+        };
         let problem = |refused: Refused| refused.problem;
         let (wanted, n_inputs) = match hosted.task {
-            HostedTask::Generate | HostedTask::Classify => {
-                let kind = if body.get("messages").is_some() { Kind::Chat } else { Kind::Completion };
-                let (body, most) =
-                    ChatRequest::parse(kind, &bytes).and_then(|request| request.upstream(hosted)).map_err(problem)?;
-                (Wanted { path: kind.path(), body, most, events: false }, 1)
-            }
-            HostedTask::Embed => {
-                let request = EmbeddingsRequest::parse(&bytes).map_err(problem)?;
-                (tasks::embeddings(hosted, &request.inputs, request.dimensions), request.inputs.len())
-            }
+            HostedTask::Generate => (chat(hosted, body, &bytes).map_err(problem)?, 1),
+            HostedTask::Classify if is_openai => (tasks::chat(hosted, &inputs()?).map_err(problem)?, 1),
             HostedTask::Moderate => {
-                let request = ModerationsRequest::parse(&bytes).map_err(problem)?;
-                (tasks::moderations(hosted, &request.inputs), request.inputs.len())
+                let inputs = inputs()?;
+                (tasks::moderations(hosted, &inputs), inputs.len())
+            }
+            HostedTask::Embed if is_openai => {
+                let inputs = inputs()?;
+                (tasks::embeddings(hosted, &inputs, body["dimensions"].as_u64()), inputs.len())
+            }
+            HostedTask::Classify | HostedTask::Embed => {
+                let inputs = inputs()?;
+                let dimensions = body["dimensions"].as_u64().filter(|_| hosted.task == HostedTask::Embed);
+                (tasks::texts(hosted, &inputs, dimensions).map_err(problem)?, inputs.len())
             }
             HostedTask::Rerank => {
-                let request = RerankRequest::parse(&bytes, "1")?;
-                (tasks::rerank(hosted, &request.query, &request.documents), request.documents.len())
+                let RerankRequest { query, documents, .. } = RerankRequest::parse(&bytes, "1")?;
+                let wanted = match is_openai {
+                    true => tasks::rerank(hosted, &query, &documents),
+                    false => tasks::documents(hosted, &query, &documents).map_err(problem)?,
+                };
+                (wanted, documents.len())
             }
+            HostedTask::Infer => (tasks::tensors(hosted, &bytes, None).map_err(problem)?, 1),
         };
-        Ok(Self { task: hosted.task, wanted, n_inputs })
+        Ok(Self { hosted: hosted.clone(), wanted, n_inputs })
     }
 
     /// As [`super::HostedRecord::request`].
@@ -109,13 +131,13 @@ impl Question {
     }
 
     /// Below the host's address.
-    pub fn path(&self) -> &'static str {
-        self.wanted.path
+    pub fn path(&self) -> &str {
+        &self.wanted.path
     }
 
-    /// The body that goes out.
-    pub fn body(&self) -> Vec<u8> {
-        self.wanted.body.clone()
+    /// The body that goes out, and how much of it is JSON where binary data follows.
+    pub fn body(&self) -> (Vec<u8>, Option<usize>) {
+        (self.wanted.body.clone(), self.wanted.json_bytes)
     }
 
     /// What it may take at most.
@@ -123,22 +145,40 @@ impl Question {
         self.wanted.most
     }
 
-    /// Reads an answer. Errors, in words, where it is none.
-    pub fn read(&self, body: Vec<u8>) -> Result<Heard, String> {
-        let received = Received::Whole(body);
-        let read = match (self.task, received) {
-            (HostedTask::Generate | HostedTask::Classify, Received::Whole(body)) => return heard_texts(&body),
-            (HostedTask::Embed, received) => tasks::read_embeddings(received, self.n_inputs)?,
-            (HostedTask::Moderate, received) => tasks::read_moderations(received, self.n_inputs)?,
-            (_, received) => tasks::read_rerank(received, self.n_inputs)?,
+    /// Reads an answer, of which `json_bytes` are JSON where binary data follows. Errors, in words, where it is none.
+    pub fn read(&self, body: Vec<u8>, json_bytes: Option<usize>) -> Result<Heard, String> {
+        let (hosted, n) = (&self.hosted, self.n_inputs);
+        let received = match json_bytes {
+            Some(json_bytes) => Received::Tensors(body, json_bytes),
+            None => Received::Whole(body),
         };
-        let said = match self.task {
+        let read = match (hosted.task, hosted.protocol, received) {
+            (HostedTask::Generate, _, Received::Whole(body) | Received::Tensors(body, _)) => return heard_texts(&body),
+            (HostedTask::Infer, _, Received::Whole(body) | Received::Tensors(body, _)) => {
+                let digests = vec![Digest::of(&body)];
+                return Ok(Heard { digests, said: vec![Said::Tensors], usage: None, served_by: None });
+            }
+            (HostedTask::Moderate, _, received) => tasks::read_moderations(hosted, received, n)?,
+            (HostedTask::Classify, Protocol::Openai, received) => tasks::read_chat(hosted, received)?,
+            (HostedTask::Embed, Protocol::Openai, received) => tasks::read_embeddings(received, n)?,
+            (HostedTask::Rerank, Protocol::Openai, received) => tasks::read_rerank(received, n)?,
+            (HostedTask::Rerank, _, received) => tasks::read_documents(hosted, received, n)?,
+            (_, _, received) => tasks::read_texts(hosted, received, n)?,
+        };
+        let said = match hosted.task {
             HostedTask::Moderate => read.results.iter().map(moderation).collect(),
             _ => read.answers.iter().map(said).collect(),
         };
         let Tally { usage, served_by, .. } = read.tally;
         Ok(Heard { digests: read.digests, said, usage, served_by })
     }
+}
+
+/// What goes out for a conversation or a text to go on with.
+fn chat(hosted: &Hosted, body: &Value, bytes: &[u8]) -> Result<Wanted, Refused> {
+    let kind = if body.get("messages").is_some() { Kind::Chat } else { Kind::Completion };
+    let (body, most) = ChatRequest::parse(kind, bytes)?.upstream(hosted)?;
+    Ok(Wanted { path: kind.path().to_owned(), body, json_bytes: None, most, events: false })
 }
 
 fn heard_texts(body: &[u8]) -> Result<Heard, String> {
@@ -151,6 +191,9 @@ fn heard_texts(body: &[u8]) -> Result<Heard, String> {
 fn said(answer: &Answer) -> Said {
     match answer {
         Answer::Relevance { logit } => Said::Relevance(*logit),
+        Answer::Class { label, scores } => {
+            Said::Label { label: label.clone(), score: scores.iter().copied().fold(0.0, f32::max) }
+        }
         answer => Said::Vector(answer.values().to_vec()),
     }
 }
@@ -163,7 +206,7 @@ fn moderation(result: &Value) -> Said {
 
 impl Said {
     /// How alike two answers are, from 0 to 1: of texts the normalised Levenshtein similarity of their characters, of vectors the
-    /// cosine (at least 0), of moderations and relevances 1 less the difference of the scores. `None` where they are of two kinds.
+    /// cosine (at least 0), of moderations and relevances 1 less the difference of the scores, of labels 1 where they are one. `None` where they are of two kinds.
     pub fn similarity(&self, other: &Self) -> Option<f64> {
         match (self, other) {
             (Self::Text(one), Self::Text(other)) => Some(text_similarity(one, other)),
@@ -176,6 +219,9 @@ impl Said {
             (Self::Relevance(one), Self::Relevance(other)) => {
                 let score = |logit: f32| 1.0 / (1.0 + (-f64::from(logit)).exp());
                 Some(1.0 - (score(*one) - score(*other)).abs())
+            }
+            (Self::Label { label: one, .. }, Self::Label { label: other, .. }) => {
+                Some(f64::from(u8::from(one == other)))
             }
             _ => None,
         }

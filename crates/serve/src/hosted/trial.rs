@@ -184,6 +184,8 @@ impl HostedTrial {
             n_dropped: self.n_dropped.load(Ordering::Relaxed),
             switch_ms: None,
             worst: state.worst.clone().into_vec(),
+            course: Default::default(),
+            as_of_ms: jiff::Timestamp::now().as_millisecond(),
         }
     }
 
@@ -385,7 +387,7 @@ impl Part {
             Failure::Ask(crate::error::AskError::Tensors(refused.problem.message))
         };
         let (body, most) = whole.upstream(other.hosted()).map_err(asked)?;
-        let wanted = Wanted { path: whole.path(), body, most, events: false };
+        let wanted = Wanted { path: whole.path().to_owned(), body, json_bytes: None, most, events: false };
         ask(other, &wanted, self.budgets.as_ref(), &self.trial).await
     }
 
@@ -433,7 +435,7 @@ async fn ask(
 ) -> Result<Written, Failure> {
     let begun = Instant::now();
     let read = |received: Received| match received {
-        Received::Whole(body) => {
+        Received::Whole(body) | Received::Tensors(body, _) => {
             let mut tally = Tally::default();
             tally.whole(&body).map(|()| tally)
         }

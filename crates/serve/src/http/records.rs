@@ -38,7 +38,7 @@ pub(super) async fn record_of(State(app): State<App>, Path(id): Path<String>) ->
 }
 
 /// Whether the request's key may ask what the record is about.
-fn may_read(record: &Record) -> bool {
+pub(super) fn may_read(record: &Record) -> bool {
     let names = [Some(&record.member), record.step_of.as_ref()];
     names.into_iter().flatten().any(|name| Principal::current_may_ask(name))
 }

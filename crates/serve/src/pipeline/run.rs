@@ -21,6 +21,7 @@ use crate::portfolio::Portfolio;
 use crate::request_log::RequestLog;
 use crate::revision::{Asked, Facts, Revision, Terms};
 use crate::rollout::{Key, Served};
+use crate::traffic;
 
 /// What a step gave.
 #[derive(Clone, Debug, Serialize)]
@@ -376,8 +377,10 @@ impl Run<'_> {
     /// Asks what serves, past any rollout: a candidate's vectors do not fit the index.
     async fn ask_stable(&self, member: &str, inputs: Vec<Input>) -> Result<StepAnswer, AskError> {
         let revision = self.request.portfolio.revision(member)?;
-        let asked = revision.ask(inputs, &self.request.portfolio.limits(), Terms::default()).await?;
-        Ok(StepAnswer::of(&revision, asked))
+        let begun = Instant::now();
+        let asked = revision.ask(inputs, &self.request.portfolio.limits(), Terms::default()).await;
+        watched(member, &asked, begun);
+        Ok(StepAnswer::of(&revision, asked?))
     }
 
     /// Asks `member`, and where it fails the step's fallback.
@@ -397,8 +400,9 @@ impl Run<'_> {
 
     async fn ask_one(&self, member: &str, inputs: Vec<Input>) -> Result<StepAnswer, AskError> {
         let assigned = self.request.portfolio.assign(member, self.request.key)?;
-        let Served { revision, result, .. } =
+        let Served { revision, result, begun, .. } =
             assigned.ask(inputs, &self.request.portfolio.limits(), Terms::default()).await;
+        watched(member, &result, begun);
         Ok(StepAnswer::of(&revision, result?))
     }
 
@@ -511,6 +515,14 @@ pub(super) fn label(answers: &[Answer]) -> Value {
 pub(super) fn reordered(documents: &[Found], answers: &[Answer], top: usize) -> Vec<Found> {
     let best = ranked(answers).into_iter().take(top);
     best.map(|best| Found { score: best.score, document: Arc::clone(&documents[best.index].document) }).collect()
+}
+
+/// Counts a step's answer for who gave it.
+fn watched<A>(member: &str, result: &Result<Asked<A>, AskError>, begun: Instant) {
+    match result {
+        Ok(_) => traffic::count(member, "ok", Some(begun.elapsed())),
+        Err(error) => traffic::count(member, error.outcome(), None),
+    }
 }
 
 /// More values than this are read on another thread than those that answer requests: a millisecond's work.

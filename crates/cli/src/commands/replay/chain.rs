@@ -2,8 +2,9 @@
 
 use highroad_eval::Verdict;
 use highroad_package::Manifest;
+use highroad_serve::replay;
 use highroad_serve::request_log::Record;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::sources::Sources;
 
@@ -24,17 +25,7 @@ impl Chain {
     }
 
     pub fn json(&self, record: &Record) -> Value {
-        let provenance = &self.manifest.provenance;
-        json!({
-            "answer": record.request_id,
-            "verdict": { "digest": record.verdict, "file": self.verdict },
-            "override": record.overridden,
-            "package": { "digest": record.package, "version": record.version, "owner": self.manifest.owner },
-            "run": { "id": provenance.run_id, "tracked": self.run },
-            "commit": provenance.git_commit,
-            "environment": provenance.environment,
-            "data": provenance.data,
-        })
+        replay::chain(record, Some(&self.manifest), self.verdict.as_ref(), self.run.as_ref())
     }
 
     pub fn lines(&self, record: &Record) -> Vec<(&'static str, String)> {

@@ -52,13 +52,17 @@ impl Asking {
         let client = Client::new(hosted.clone())?;
         for n_tries in 1.. {
             self.reserve(hosted, question.most())?;
-            let came = match client.forward(question.path(), question.body()).await {
-                Ok(incoming) => incoming.whole().await,
+            let (body, json_bytes) = question.body();
+            let came = match client.forward(question.path(), body, json_bytes).await {
+                Ok(incoming) => {
+                    let json_bytes = incoming.json_bytes();
+                    incoming.whole().await.map(|body| (body, json_bytes))
+                }
                 Err(fault) => Err(fault),
             };
             let fault = match came {
-                Ok(body) => {
-                    let heard = question.read(body).map_err(|reason| client.told(&reason));
+                Ok((body, json_bytes)) => {
+                    let heard = question.read(body, json_bytes).map_err(|reason| client.told(&reason));
                     let usage = heard.as_ref().ok().and_then(|heard| heard.usage).unwrap_or(question.most());
                     self.count(hosted, usage);
                     return heard
@@ -182,7 +186,7 @@ pub async fn replay(
 
 /// What the client got, if it is what the record says was served: a reply, or the text of one.
 fn served_answer(record: &Record, question: &Question, reply: &[u8]) -> anyhow::Result<Heard> {
-    let heard = question.read(reply.to_vec()).or_else(|reason| {
+    let heard = question.read(reply.to_vec(), None).or_else(|reason| {
         let text = String::from_utf8(reply.to_vec()).map_err(|_| reason)?;
         let digests = vec![Digest::of(text.as_bytes())];
         Ok::<_, String>(Heard { digests, said: vec![Said::Text(text)], usage: None, served_by: None })
@@ -296,5 +300,7 @@ pub fn brief(said: &Said) -> String {
             format!("{} {score:.6}", if *flagged { "flagged" } else { "not flagged" })
         }
         Said::Relevance(logit) => format!("{logit:.6}"),
+        Said::Label { label, score } => format!("{label} {score:.6}"),
+        Said::Tensors => "tensors".to_owned(),
     }
 }

@@ -36,7 +36,7 @@ pub(super) fn wanted(judge: &HostedMember, prompt: &str) -> Option<Wanted> {
     let body = step_body(judge.name(), Some(SYSTEM), prompt, None);
     let request = ChatRequest::parse(Kind::Chat, body.to_string().as_bytes()).ok()?;
     let (body, most) = request.upstream(judge.hosted()).ok()?;
-    Some(Wanted { path: Kind::Chat.path(), body, most, events: false })
+    Some(Wanted { path: Kind::Chat.path().to_owned(), body, json_bytes: None, most, events: false })
 }
 
 /// What a judge says of both orders, which `hear` asks; `None` where it cannot be heard or read.
