@@ -454,6 +454,13 @@ impl RegistryClient {
         self.move_alias("rollback", &asked, json!(rollback)).await
     }
 
+    /// Asks for parts of budgets that servers share: `pool`, `replica` and `leases` as `highroad track` reads them; gives its `leases`.
+    pub async fn lease_budgets(&self, wanted: &Value) -> Result<Value, RegistryError> {
+        let request = self.request(Method::POST, "api/2.0/highroad/budgets/lease").json(wanted);
+        let mut reply: Value = self.ask(request, "lease budgets").await?;
+        Ok(reply["leases"].take())
+    }
+
     /// Moves of the aliases of `name`, newest first; of every model if it is empty. Where the server keeps no trail, those that
     /// clients recorded as tags.
     pub async fn audit(&self, name: &str) -> Result<Vec<AliasMove>, RegistryError> {

@@ -14,6 +14,7 @@ use tracing::{error, info, warn};
 
 use crate::cache::AnswerCache;
 use crate::config::{MemberConfig, ModelSource};
+use crate::definitions::Definitions;
 use crate::error::{AskError, DeployError};
 use crate::monitor::Monitor;
 use crate::registry::{Registry, Resolved};
@@ -39,6 +40,8 @@ pub struct LocalState {
     pub monitor: PathBuf,
     /// What they are compared with.
     pub baselines: Baselines,
+    /// What pipelines and hosted members were, by digest.
+    pub definitions: Definitions,
     /// Directory of what was spent.
     pub budgets: PathBuf,
 }
@@ -46,10 +49,11 @@ pub struct LocalState {
 impl LocalState {
     /// With everything but packages and verdicts in their usual folders of `home`.
     pub fn under(home: &std::path::Path, store: Store, verdicts: Verdicts) -> Self {
-        let folders = ["attestations", "serving", "rollouts", "monitor", "baselines", "budgets"];
-        let [attestations, serving, rollouts, monitor, baselines, budgets] = folders.map(|name| home.join(name));
-        let baselines = Baselines::at(baselines);
-        Self { store, verdicts, attestations, serving, rollouts, monitor, baselines, budgets }
+        let folders = ["attestations", "serving", "rollouts", "monitor", "baselines", "budgets", "definitions"];
+        let [attestations, serving, rollouts, monitor, baselines, budgets, definitions] =
+            folders.map(|name| home.join(name));
+        let (baselines, definitions) = (Baselines::at(baselines), Definitions::at(definitions));
+        Self { store, verdicts, attestations, serving, rollouts, monitor, baselines, definitions, budgets }
     }
 }
 

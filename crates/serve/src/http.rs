@@ -4,6 +4,7 @@ mod docs;
 pub(crate) mod grpc;
 mod monitor;
 mod pages;
+mod records;
 pub(crate) mod tei;
 
 use std::sync::Arc;
@@ -41,17 +42,17 @@ use crate::protocol::pipeline::{self as pipeline_protocol, PipelineRequest};
 use crate::protocol::rerank::{self, Dialect, RerankRequest};
 use crate::protocol::tei as tei_protocol;
 use crate::protocol::{cohere, error_shape};
-use crate::request_log::{Record, RequestLog};
+use crate::request_log::{PipelineRecord, Record, RequestLog};
 use crate::revision::{Asked, Facts, Revision, Terms, check_limit};
 use crate::rollout::{Assigned, Key, Served};
-use crate::telemetry::{PIPELINE_REQUESTS, PIPELINE_SECONDS, PIPELINE_STEP_SECONDS, REQUEST_SECONDS, REQUESTS};
+use crate::telemetry::{PIPELINE_REQUESTS, PIPELINE_SECONDS, REQUEST_SECONDS, REQUESTS};
 use crate::traffic;
 
 const PACKAGE: HeaderName = HeaderName::from_static("x-highroad-package");
 const VERSION: HeaderName = HeaderName::from_static("x-highroad-version");
 const EVIDENCE: HeaderName = HeaderName::from_static("x-highroad-evidence");
 const OVERRIDE: HeaderName = HeaderName::from_static("x-highroad-override");
-const ROLLOUT: HeaderName = HeaderName::from_static("x-highroad-rollout");
+pub(crate) const ROLLOUT: HeaderName = HeaderName::from_static("x-highroad-rollout");
 const DEVELOPMENT: HeaderName = HeaderName::from_static("x-highroad-development");
 const CACHE: HeaderName = HeaderName::from_static("x-highroad-cache");
 const TRUNCATED: HeaderName = HeaderName::from_static("x-highroad-truncated");
@@ -81,6 +82,11 @@ impl Asker {
     fn key(&self) -> Key {
         Key { sticky: self.sticky.clone(), request_id: self.id.0.clone() }
     }
+}
+
+/// What decides on which side of a rollout a request falls.
+pub(crate) fn key(id: &RequestId, headers: &HeaderMap) -> Key {
+    Asker::new(id.clone(), headers).key()
 }
 
 /// Headers that name who asks, the first that is there: all requests of one user fall on one side of a rollout, else all of one
@@ -229,7 +235,8 @@ fn own_routes() -> Routes {
         .get("/v1/highroad/rollouts/{member}", get(rollout).fallback(openai_method))
         .post("/v1/highroad/rollouts/{member}/labels", post(labels).fallback(openai_method))
         .get("/v1/highroad/status", get(status).fallback(openai_method))
-        .get("/v1/highroad/requests/{id}", get(request_record).fallback(openai_method))
+        .get("/v1/highroad/requests/{id}", get(records::record_of).fallback(openai_method))
+        .get("/v1/highroad/definitions/{digest}", get(records::definition).fallback(openai_method))
 }
 
 async fn embeddings(State(app): State<App>, asker: Asker, body: Result<Bytes, BytesRejection>) -> Response {
@@ -406,8 +413,7 @@ async fn rollouts(State(app): State<App>) -> Json<Value> {
 }
 
 async fn rollout(State(app): State<App>, Path(member): Path<String>) -> Response {
-    let found = app.portfolio.deployment(&member).map_err(Refused::from).and_then(|deployment| {
-        let status = deployment.rollout();
+    let found = app.portfolio.rollout(&member).map_err(Refused::from).and_then(|status| {
         status.ok_or_else(|| Problem::not_found(format!("`{member}` has had no rollout here")).into())
     });
     openai_response(found.map(|status| Json(status).into_response()))
@@ -422,19 +428,6 @@ struct Label {
 
 async fn labels(State(app): State<App>, Path(member): Path<String>, body: Result<Bytes, BytesRejection>) -> Response {
     openai_response(app.label(&member, body))
-}
-
-async fn request_record(State(app): State<App>, Path(id): Path<String>) -> Response {
-    let log = app.log.clone();
-    let wanted = id.clone();
-    let found = tokio::task::spawn_blocking(move || log.find(&wanted)).await;
-    let result = match found {
-        Ok(Ok(Some(record))) if Principal::current_may_ask(&record.member) => Ok(Json(record).into_response()),
-        Ok(Ok(_)) => Err(Problem::not_found(format!("the request log has no `{}`", printable(&id)))),
-        Ok(Err(error)) => Err(Problem::internal(&error)),
-        Err(error) => Err(Problem::internal(&error)),
-    };
-    openai_response(result.map_err(Refused::from))
 }
 
 fn printable(text: &str) -> String {
@@ -603,6 +596,7 @@ impl App {
         let asked = pipeline::Request {
             portfolio: &self.portfolio,
             log: &self.log,
+            pipeline: name,
             input: &request.input,
             key: &key,
             streams: request.stream,
@@ -618,6 +612,14 @@ impl App {
         histogram!(PIPELINE_SECONDS, "pipeline" => name.to_owned()).record(begun.elapsed().as_secs_f64());
         let finished = finished.map_err(|error| error.problem())?;
         self.log_steps(&asker.id, name, &finished);
+        if let Some(definition) = pipelines.digest(name) {
+            self.log.put(records::of_pipeline(
+                asker.id.0.clone(),
+                PipelineRecord::of(name, definition, &finished),
+                &finished,
+                begun.elapsed(),
+            ));
+        }
         if let Some(prompt) = &finished.prompt {
             let events = Principal::with_all_members(pipelines.events(config, &asked, prompt)).await;
             let (headers, events) = events.map_err(|error| error.problem())?;
@@ -628,18 +630,6 @@ impl App {
         }
         let body = request.reply(&asker.id.0, name, &finished);
         Ok(([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], body).into_response())
-    }
-
-    /// Each step that asked a member has a record of its own, `REQUEST.STEP`, and can be replayed by it.
-    fn log_steps(&self, id: &RequestId, pipeline: &str, finished: &Finished) {
-        for step in &finished.steps {
-            let Some(asked) = &step.asked else { continue };
-            histogram!(PIPELINE_STEP_SECONDS, "pipeline" => pipeline.to_owned(), "step" => step.name.clone())
-                .record(step.duration_ms / 1e3);
-            let total = Duration::from_secs_f64(step.duration_ms / 1e3);
-            let id = format!("{}.{}", id.0, step.name);
-            self.log.put(record(id, "/v1/pipelines", asked.facts.clone(), &asked.asked, total));
-        }
     }
 
     /// The one member that `does` what is asked, for a request that names none.
@@ -988,7 +978,10 @@ fn record<A>(request_id: String, route: &str, facts: Facts, asked: &Asked<A>, to
         queue_ms: milliseconds(asked.queued),
         compute_ms: milliseconds(asked.computed),
         total_ms: milliseconds(total),
+        cut: asked.cut,
         hosted: None,
+        step_of: None,
+        pipeline: None,
     }
 }
 

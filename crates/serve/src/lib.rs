@@ -10,6 +10,7 @@ pub mod budget;
 pub mod cache;
 pub mod case;
 pub mod config;
+pub mod definitions;
 mod deployment;
 mod engine;
 mod error;

@@ -142,6 +142,7 @@ const ROUTES: &[Route] = &[
     get("/v1/highroad/budgets", OWN, "What is spent and what may be", &[]),
     get("/v1/highroad/status", OWN, "Where every member stands", &[]),
     get("/v1/highroad/requests/{id}", OWN, "The record of one answer", &[404, 500]),
+    get("/v1/highroad/definitions/{digest}", OWN, "What a pipeline or a hosted member was", &[404]),
     get("/v1/highroad/requests/{id}/chain", OWN, "What stands behind one answer", &[404, 500]),
     post(
         "/v1/highroad/replay",

@@ -4,6 +4,8 @@
 //! the same time. What a step gives has a kind, checked when the file is read; which member can give it, when members have loaded.
 
 mod config;
+mod definition;
+mod replay;
 mod run;
 mod shown;
 
@@ -12,13 +14,17 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use highroad_package::TaskKind;
+use highroad_package::{Digest, TaskKind};
+use serde::{Deserialize, Serialize};
 
 pub use config::PipelineConfig;
 pub(crate) use config::{index_configs, pipeline_configs};
+pub use definition::{DefinedIndex, Definition};
+pub use replay::{Replay, Wants};
 pub(crate) use run::Request;
 pub use run::{Finished, PipelineError, StepReport, Stopped, Value};
 
+use crate::definitions::Definitions;
 use crate::error::DeployError;
 use crate::index::{Index, IndexError};
 use crate::portfolio::Served;
@@ -58,7 +64,7 @@ impl Kind {
 }
 
 /// One step.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Step {
     /// Its name, by which later steps refer to it.
     pub name: String,
@@ -66,7 +72,8 @@ pub struct Step {
     pub action: Action,
     /// Earlier steps that it waits for though it does not read them, by position.
     pub after: Vec<usize>,
-    /// Longest time it may take.
+    /// Longest time it may take; no part of what it is.
+    #[serde(skip)]
     pub timeout: Option<Duration>,
     /// Who is asked where the member fails.
     pub fallback: Option<String>,
@@ -75,7 +82,8 @@ pub struct Step {
 }
 
 /// What happens to a request whose step fails.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum OnError {
     /// It fails.
     #[default]
@@ -85,7 +93,8 @@ pub enum OnError {
 }
 
 /// What a step does.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 #[allow(missing_docs)]
 pub enum Action {
     /// Puts a label on a text; some labels end the request.
@@ -101,7 +110,8 @@ pub enum Action {
 }
 
 /// What is sought in an index.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Query {
     /// A text, embedded by the index's embedder.
     Text(Template),
@@ -110,10 +120,11 @@ pub enum Query {
 }
 
 /// A text with references in it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Template(Vec<Piece>);
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 enum Piece {
     Literal(String),
     Input,
@@ -171,6 +182,19 @@ impl Template {
     fn reads(&self) -> Vec<usize> {
         self.0.iter().filter_map(|piece| if let Piece::Step(step) = piece { Some(*step) } else { None }).collect()
     }
+
+    /// The text, where `value` gives what the steps it reads gave; the first of them that gave nothing where one did not.
+    fn text<'a>(&self, input: &str, value: impl Fn(usize) -> Option<&'a Value>) -> Result<String, usize> {
+        let mut text = String::new();
+        for piece in &self.0 {
+            match piece {
+                Piece::Literal(literal) => text.push_str(literal),
+                Piece::Input => text.push_str(input),
+                Piece::Step(step) => value(*step).ok_or(*step)?.write(&mut text),
+            }
+        }
+        Ok(text)
+    }
 }
 
 /// The pipelines of a portfolio and the indexes they search, all of it in memory.
@@ -178,14 +202,17 @@ impl Template {
 pub struct Pipelines {
     pipelines: BTreeMap<String, PipelineConfig>,
     indexes: BTreeMap<String, (IndexConfig, Arc<Index>)>,
+    definitions: BTreeMap<String, Digest>,
 }
 
 impl Pipelines {
-    /// Reads the indexes, but for those that `before` has as they are on the disk. Blocks for as long as that takes.
+    /// Reads the indexes, but for those that `before` has as they are on the disk, and keeps what the pipelines are in `kept`. Blocks for
+    /// as long as that takes.
     pub fn open(
         pipelines: &BTreeMap<String, PipelineConfig>,
         indexes: &BTreeMap<String, IndexConfig>,
         before: Option<&Self>,
+        kept: &Definitions,
     ) -> Result<Self, IndexError> {
         let open = |(name, config): (&String, &IndexConfig)| {
             let known = before.and_then(|before| before.indexes.get(name)).filter(|(was, _)| was.path == config.path);
@@ -193,7 +220,48 @@ impl Pipelines {
             let index = known.map_or_else(|| Index::open(&config.path).map(Arc::new), Ok)?;
             Ok((name.clone(), (config.clone(), index)))
         };
-        Ok(Self { pipelines: pipelines.clone(), indexes: indexes.iter().map(open).collect::<Result<_, IndexError>>()? })
+        let indexes = indexes.iter().map(open).collect::<Result<_, IndexError>>()?;
+        let opened = Self { pipelines: pipelines.clone(), indexes, definitions: BTreeMap::new() };
+        let definitions = opened.keep(kept);
+        Ok(Self { definitions, ..opened })
+    }
+
+    /// Keeps each definition by its digest. A disk that takes nothing stops no server: only replays miss it.
+    fn keep(&self, kept: &Definitions) -> BTreeMap<String, Digest> {
+        let told = |what: &str, error: std::io::Error| tracing::warn!("Cannot keep {what} for replays: {error}");
+        for (name, (config, index)) in &self.indexes {
+            if let Err(error) = kept.note_index(&index.digest(), &config.path) {
+                told(&format!("where the index `{name}` lies"), error);
+            }
+        }
+        let keep = |name: &String| {
+            let bytes = self.definition(name)?.bytes();
+            if let Err(error) = kept.keep(&bytes) {
+                told(&format!("the pipeline `{name}`"), error);
+            }
+            Some((name.clone(), Digest::of(&bytes)))
+        };
+        self.pipelines.keys().filter_map(keep).collect()
+    }
+
+    /// What the pipeline `name` is.
+    pub fn definition(&self, name: &str) -> Option<Definition> {
+        let pipeline = self.pipelines.get(name)?.clone();
+        let searched = pipeline.steps.iter().filter_map(|step| match &step.action {
+            Action::Search { index, .. } => Some(index),
+            _ => None,
+        });
+        let defined = |name: &String| {
+            let (config, index) = self.indexes.get(name)?;
+            Some((name.clone(), DefinedIndex { digest: index.digest(), embedder: config.embedder.clone() }))
+        };
+        let indexes = searched.filter_map(defined).collect();
+        Some(Definition { highroad_pipeline: 1, name: name.to_owned(), pipeline, indexes })
+    }
+
+    /// Digest of the [`Definition`] of `name`.
+    pub fn digest(&self, name: &str) -> Option<Digest> {
+        self.definitions.get(name).copied()
     }
 
     /// The names of all pipelines.

@@ -5,7 +5,9 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::sync::Notify;
 
 use crate::budget::keeper::Budgets;
+use crate::budget::shared::Leases;
 use crate::config::{MemberConfig, PortfolioConfig, RequestLimits};
+use crate::definitions::Definitions;
 use crate::deployment::{Deployment, LocalState, State, Status, Surroundings};
 use crate::error::{AskError, DeployError};
 use crate::hosted::{HostedMember, HostedMembers};
@@ -31,6 +33,8 @@ pub struct Portfolio {
     /// Whether a reference that means nothing yet is waited for.
     waits: AtomicBool,
     reloading: tokio::sync::Mutex<()>,
+    /// Who keeps the whole of budgets that are shared.
+    keeper: Option<Arc<dyn Leases>>,
     pub(crate) file: ArcSwapOption<FileStatus>,
 }
 
@@ -63,6 +67,7 @@ impl Portfolio {
             look_now: Arc::default(),
             waits: AtomicBool::new(false),
             reloading: tokio::sync::Mutex::default(),
+            keeper: None,
             file: ArcSwapOption::empty(),
         };
         let served = portfolio.next(config, &Served::default());
@@ -77,6 +82,12 @@ impl Portfolio {
     pub fn with_budgets(self, budgets: Option<Budgets>) -> Self {
         self.served.rcu(|served| Served { budgets: budgets.clone(), ..Served::clone(served) });
         self
+    }
+
+    /// The same with somebody who keeps the whole of shared budgets, should a later edit open them.
+    #[must_use]
+    pub fn with_keeper(self, keeper: Option<Arc<dyn Leases>>) -> Self {
+        Self { keeper, ..self }
     }
 
     /// What is served now; within [`Portfolio::pinned`] what was served when that began.
@@ -97,6 +108,11 @@ impl Portfolio {
     /// What its own members meet.
     pub fn monitor(&self) -> &Arc<Monitor> {
         &self.monitor
+    }
+
+    /// What pipelines and hosted members were, by digest.
+    pub fn definitions(&self) -> &Definitions {
+        &self.local.definitions
     }
 
     /// What is kept on this machine.
@@ -147,7 +163,13 @@ impl Portfolio {
         };
         Served {
             members: config.members.iter().map(member).collect(),
-            hosted: Arc::new(HostedMembers::new(&config.hosted, &before.hosted, self.unverified, &self.local)),
+            hosted: Arc::new(HostedMembers::new(
+                &config.hosted,
+                &before.hosted,
+                self.unverified,
+                &self.local,
+                config.rollouts,
+            )),
             budgets: before.budgets.clone(),
             config: Arc::new(config),
             ..Served::default()
@@ -178,7 +200,7 @@ impl Portfolio {
         if !problems.is_empty() {
             return Err(problems);
         }
-        match open_pipelines(&next, before.opened.clone()).await {
+        match open_pipelines(&next, before.opened.clone(), &self.local.definitions).await {
             Ok(opened) => next.opened = Some(opened),
             Err(error) => return Err(vec![error.with_causes()]),
         }
@@ -198,11 +220,15 @@ impl Portfolio {
 
     async fn open_budgets(&self, prepared: &mut Prepared) -> Result<(), String> {
         let budgets = &prepared.next.config.budgets;
+        let is_other = self.served.load().config.budgets.shared != budgets.shared;
+        if is_other && (prepared.next.budgets.is_some() || self.keeper.is_none()) {
+            return Err("`shared` is taken up by a restart, not by an edit".to_owned());
+        }
         if prepared.next.budgets.is_some() || budgets.is_empty() {
             return Ok(());
         }
-        let (dir, config) = (self.local.budgets.clone(), budgets.clone());
-        let opening = tokio::task::spawn_blocking(move || Budgets::open(&dir, config)).await;
+        let (dir, config, keeper) = (self.local.budgets.clone(), budgets.clone(), self.keeper.clone());
+        let opening = tokio::task::spawn_blocking(move || Budgets::open_shared(&dir, config, keeper)).await;
         let opened = opening.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
         prepared.opened_budgets = Some(opened);
         Ok(())
@@ -261,7 +287,23 @@ impl Portfolio {
 
     /// The rollouts that go on here and the last ones of other members, sorted by member.
     pub fn rollouts(&self) -> Vec<RolloutStatus> {
-        self.deployments().iter().filter_map(|deployment| deployment.rollout()).collect()
+        let members = self.hosted();
+        let hosted = members.all();
+        let hosted = hosted.iter().filter_map(|member| Some(members.trial(member.name())?.status()));
+        let own = self.deployments().into_iter().filter_map(|deployment| deployment.rollout());
+        let mut all: Vec<RolloutStatus> = own.chain(hosted).collect();
+        all.sort_by(|left, right| left.member.cmp(&right.member));
+        all
+    }
+
+    /// The rollout of one member that goes on here, or its last one.
+    pub fn rollout(&self, name: &str) -> Result<Option<RolloutStatus>, AskError> {
+        let hosted = self.hosted();
+        if hosted.get(name).is_some() {
+            let member = self.hosted_member(name)?;
+            return Ok(hosted.trial(member.name()).map(|trial| trial.status()));
+        }
+        Ok(self.deployment(name)?.rollout())
     }
 
     /// Where every member stands, sorted by name.
@@ -292,7 +334,7 @@ impl Portfolio {
             }
         }
         if errors.is_empty() {
-            match open_pipelines(&self.served(), None).await {
+            match open_pipelines(&self.served(), None, &self.local.definitions).await {
                 Ok(opened) => {
                     let opened = Some(opened);
                     self.served.rcu(|served| Served { opened: opened.clone(), ..Served::clone(served) });
@@ -351,9 +393,13 @@ impl Portfolio {
     }
 }
 
-async fn open_pipelines(served: &Served, before: Option<Arc<Pipelines>>) -> Result<Arc<Pipelines>, DeployError> {
-    let config = Arc::clone(&served.config);
-    let open = move || Pipelines::open(&config.pipelines, &config.indexes, before.as_deref());
+async fn open_pipelines(
+    served: &Served,
+    before: Option<Arc<Pipelines>>,
+    kept: &Definitions,
+) -> Result<Arc<Pipelines>, DeployError> {
+    let (config, kept) = (Arc::clone(&served.config), kept.clone());
+    let open = move || Pipelines::open(&config.pipelines, &config.indexes, before.as_deref(), &kept);
     let opened = tokio::task::spawn_blocking(open).await.map_err(|_| DeployError::Panicked)??;
     match opened.problems(served) {
         problems if problems.is_empty() => Ok(Arc::new(opened)),

@@ -2,9 +2,11 @@ use std::collections::BTreeMap;
 
 use highroad_package::registry::{Promotion, RegistryClient, RegistryError, ResolvedVersion};
 use highroad_package::{Digest, Reference, Selector};
+use serde_json::json;
 use tracing::warn;
 
 use crate::admission;
+use crate::budget::shared::{Granted, Leases, Wanted};
 use crate::deployment::{LocalState, read_verdict};
 use crate::error::DeployError;
 use crate::registry::{BoxFuture, Registry, Resolved};
@@ -96,6 +98,21 @@ impl Registry for RemoteRegistry {
                 moved => moved.map(Ok),
             };
             moved.map(|moved| moved.map(drop)).map_err(|error| unanswered(&error))
+        })
+    }
+}
+
+impl Leases for RegistryClient {
+    fn lease<'a>(
+        &'a self,
+        pool: &'a str,
+        replica: &'a str,
+        wanted: &'a [Wanted],
+    ) -> BoxFuture<'a, Result<Vec<Granted>, String>> {
+        Box::pin(async move {
+            let asked = json!({ "pool": pool, "replica": replica, "leases": wanted });
+            let granted = self.lease_budgets(&asked).await.map_err(|error| error.to_string())?;
+            serde_json::from_value(granted).map_err(|error| format!("its leases cannot be read: {error}"))
         })
     }
 }

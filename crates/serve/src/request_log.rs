@@ -3,6 +3,8 @@
 //! A thread of its own writes; a request only puts a record into a bounded queue. When the disk cannot keep up, records are
 //! dropped and counted, never silently and never at the request's expense.
 
+mod pipeline;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead as _, BufReader, BufWriter, Write as _};
@@ -11,9 +13,12 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync
 use std::time::{Duration, Instant};
 
 use highroad_package::Digest;
+use highroad_task::Cut;
 use serde::{Deserialize, Serialize};
 
 pub use crate::hosted::{Ended, HostedRecord};
+pub use pipeline::{PipelineRecord, StepRecord};
+
 use crate::telemetry::LOG_DROPPED;
 
 /// What is kept of one answered request.
@@ -54,8 +59,11 @@ pub struct Record {
     pub order: Vec<u32>,
     /// Tokens of each input, after truncation.
     pub n_tokens: Vec<usize>,
-    /// Inputs that lost their end.
+    /// Inputs that were cut.
     pub n_truncated: usize,
+    /// What happened to those that were too long.
+    #[serde(default, skip_serializing_if = "at_end")]
+    pub cut: Cut,
     /// Of a member that keeps answers, where these came from: `hit`, `coalesced`, `partial` or `miss`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cache: Option<String>,
@@ -68,6 +76,17 @@ pub struct Record {
     /// Of a member that somebody else hosts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hosted: Option<HostedRecord>,
+    /// The pipeline that this is a step of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub step_of: Option<String>,
+    /// Of a whole request to a pipeline.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pipeline: Option<PipelineRecord>,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde asks with a reference")]
+fn at_end(cut: &Cut) -> bool {
+    *cut == Cut::End
 }
 
 /// How much of the log is kept, and how much may wait to be written.
@@ -139,6 +158,33 @@ impl RequestLog {
     }
 }
 
+/// [`find`] of a request that was answered a moment ago: its record may still be on its way to the file, and is waited for up to
+/// `patience` where the process that writes the newest file lives.
+pub fn find_written(dir: &Path, request_id: &str, patience: Duration) -> io::Result<Option<Record>> {
+    let begun = Instant::now();
+    loop {
+        // Asked before the look, so that what it wrote last is seen.
+        let may_come = begun.elapsed() < patience && is_written(dir);
+        match find(dir, request_id)? {
+            None if may_come => std::thread::sleep(LOOK_AGAIN),
+            found => return Ok(found),
+        }
+    }
+}
+
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
+/// Whether a process lives that writes one of the files.
+fn is_written(dir: &Path) -> bool {
+    let writer = |path: &PathBuf| path.file_stem()?.to_str()?.split('-').nth(1)?.parse::<i32>().ok();
+    // One that we may not signal lives too.
+    let lives = |pid: i32| {
+        let pid = rustix::process::Pid::from_raw(pid);
+        pid.is_some_and(|pid| rustix::process::test_kill_process(pid) != Err(rustix::io::Errno::SRCH))
+    };
+    log_files(dir).unwrap_or_default().iter().rev().filter_map(writer).any(lives)
+}
+
 /// The newest record of `request_id` in the log files of `dir`; `None` also where there is no such directory. Lines that
 /// are not records (a crash can cut the last one) are passed over.
 pub fn find(dir: &Path, request_id: &str) -> io::Result<Option<Record>> {
@@ -148,8 +194,12 @@ pub fn find(dir: &Path, request_id: &str) -> io::Result<Option<Record>> {
         Err(error) => return Err(error),
     };
     for path in files.iter().rev() {
-        if let Some(record) = find_in_file(path, request_id)? {
-            return Ok(Some(record));
+        match find_in_file(path, request_id) {
+            Ok(Some(record)) => return Ok(Some(record)),
+            Ok(None) => {}
+            // The writer removes the oldest while others read.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
         }
     }
     Ok(None)
@@ -329,7 +379,10 @@ mod tests {
             queue_ms: 0.1,
             compute_ms: 1.5,
             total_ms: 1.7,
+            cut: Cut::End,
             hosted: None,
+            step_of: None,
+            pipeline: None,
         }
     }
 
@@ -389,6 +442,29 @@ mod tests {
         let whole = serde_json::to_string(&record("id")).unwrap();
         fs::write(dir.path().join("1.jsonl"), format!("{whole}\n{}", &whole[..whole.len() / 2])).unwrap();
         assert_eq!(find(dir.path(), "id").unwrap(), Some(record("id")));
+    }
+
+    #[test]
+    fn a_record_on_its_way_is_waited_for_where_its_writer_lives() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = begin_file(dir.path(), 0).unwrap().into_parts().0;
+        let line = format!("{}\n", serde_json::to_string(&record("id")).unwrap());
+        let writer = std::thread::spawn(move || {
+            let mut file = path;
+            let (first, rest) = line.split_at(40);
+            file.write_all(first.as_bytes()).unwrap();
+            std::thread::sleep(Duration::from_millis(60));
+            file.write_all(rest.as_bytes()).unwrap();
+        });
+        assert_eq!(find_written(dir.path(), "id", Duration::from_secs(20)).unwrap(), Some(record("id")));
+        writer.join().unwrap();
+        let gone = tempfile::tempdir().unwrap();
+        // No process has a number this large.
+        fs::write(gone.path().join("20260101T000000000-4194304999-0000000000.jsonl"), "").unwrap();
+        fs::write(gone.path().join("20260101T000000000-2147483647-0000000000.jsonl"), "").unwrap();
+        let begun = Instant::now();
+        assert_eq!(find_written(gone.path(), "id", Duration::from_secs(20)).unwrap(), None);
+        assert!(begun.elapsed() < Duration::from_secs(10));
     }
 
     #[test]

@@ -139,8 +139,10 @@ pub struct Asked<A> {
     pub digests: Vec<Digest>,
     /// Tokens of each input, after truncation.
     pub n_tokens: Vec<usize>,
-    /// Inputs that lost their end.
+    /// Inputs that were cut.
     pub n_truncated: usize,
+    /// Where.
+    pub cut: Cut,
     /// Tokenising, or decoding of pictures.
     pub prepared: Duration,
     /// Longest wait of a row for its batch.
@@ -328,7 +330,7 @@ impl Revision {
         let (done, cache) = match &self.cache {
             Some(cached) => self.rows_through(cached, prepared, terms).await?,
             None => {
-                let hold = hold_here(&self.facts.member, n_tokens.iter().sum())?;
+                let hold = hold_here(&self.facts.member, n_tokens.iter().sum()).await?;
                 let done = self.run(prepared.into_iter().map(Work::Row).collect(), terms).await?;
                 settle(hold, n_tokens.iter().sum());
                 (done, None)
@@ -341,8 +343,9 @@ impl Revision {
         let answers: Vec<Answer> = done.into_iter().filter_map(|done| done.output.row()).collect();
         let digests = answers.iter().map(Answer::digest).collect();
         let seen = watch.zip(drawn).and_then(|(watch, drawn)| watch.answered(drawn, &answers));
-        let told = Told::of(&answers);
-        Ok(Asked { answers, digests, n_tokens, n_truncated, prepared: preparing, queued, computed, cache, told, seen })
+        let (told, cut) = (Told::of(&answers), terms.cut);
+        let prepared = preparing;
+        Ok(Asked { answers, digests, n_tokens, n_truncated, cut, prepared, queued, computed, cache, told, seen })
     }
 
     /// Runs the program itself on `tensors`, past the task.
@@ -353,15 +356,15 @@ impl Revision {
     ) -> Result<Asked<Vec<Tensor>>, AskError> {
         let work = Work::Program(tensors);
         let n_tokens = work.n_tokens();
-        let hold = hold_here(&self.facts.member, n_tokens)?;
+        let hold = hold_here(&self.facts.member, n_tokens).await?;
         let done = self.run(vec![work], terms).await?;
         settle(hold, n_tokens);
         let (queued, computed) = longest_times(&done);
         let answers: Vec<Tensor> = done.into_iter().flat_map(|done| done.output.tensors()).collect();
         let digests = vec![tensors_digest(&answers)];
         let (n_tokens, n_truncated, prepared) = (Vec::new(), 0, Duration::ZERO);
-        let (cache, told, seen) = (None, Told::default(), None);
-        Ok(Asked { answers, digests, n_tokens, n_truncated, prepared, queued, computed, cache, told, seen })
+        let (cut, cache, told, seen) = (Cut::End, None, Told::default(), None);
+        Ok(Asked { answers, digests, n_tokens, n_truncated, cut, prepared, queued, computed, cache, told, seen })
     }
 
     /// The tokens of each text, none of them cut off.

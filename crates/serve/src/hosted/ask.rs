@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use highroad_hosted::{Fault, FaultKind, Incoming, Tokens, pause_before_retry};
+use highroad_package::Digest;
 use highroad_service::{Kind, Problem};
 use metrics::{Gauge, counter, gauge};
 use serde_json::Value;
@@ -31,6 +32,20 @@ pub(crate) struct Wanted {
     pub events: bool,
 }
 
+impl Wanted {
+    /// SHA-256 of the path and the canonical JSON (RFC 8785) of the body, but for whether the answer comes in events: two requests with
+    /// one digest ask the same.
+    pub(crate) fn digest(&self) -> Digest {
+        let mut body: Value = serde_json::from_slice(&self.body).unwrap_or_default();
+        if let Some(fields) = body.as_object_mut() {
+            ["stream", "stream_options"].iter().for_each(|key| drop(fields.remove(*key)));
+        }
+        // A number beyond f64 has no canonical form; such a body is the bytes that it is.
+        let canonical = serde_json_canonicalizer::to_vec(&body).unwrap_or_else(|_| self.body.clone());
+        Digest::of(&[self.path.as_bytes(), b"\n", &canonical].concat())
+    }
+}
+
 /// What came.
 pub(crate) enum Received {
     /// All of it.
@@ -50,6 +65,8 @@ pub(crate) struct Began<T> {
     pub place: Place,
     pub n_tries: u32,
     pub begun: Instant,
+    /// [`Wanted::digest`]
+    pub request: Digest,
 }
 
 /// One of a member's places, for as long as its answer comes.
@@ -95,7 +112,17 @@ impl HostedMember {
                 Ok(value) => {
                     self.count_try("ok");
                     attempt.end(Outcome::Worked);
-                    return Ok(Began { value, member: Arc::clone(self), serving, hold, place, n_tries, begun });
+                    let request = wanted.digest();
+                    return Ok(Began {
+                        value,
+                        member: Arc::clone(self),
+                        serving,
+                        hold,
+                        place,
+                        n_tries,
+                        begun,
+                        request,
+                    });
                 }
                 Err(fault) => fault,
             };

@@ -7,10 +7,12 @@ use axum::body::Body;
 use futures_util::stream;
 use highroad_hosted::{Incoming, Tokens};
 use highroad_package::Digest;
+use highroad_task::Cut;
 use metrics::{counter, histogram};
 use serde::{Deserialize, Serialize};
 
 use super::ask::Began;
+use super::trial::Part;
 use crate::protocol::chat::{Event, Events, Tally, error_event};
 use crate::request_log::{Record, RequestLog};
 use crate::telemetry::{HOSTED_COST, HOSTED_FIRST_BYTE_SECONDS, HOSTED_TOKENS, REQUEST_SECONDS, REQUESTS};
@@ -24,6 +26,9 @@ pub struct HostedRecord {
     /// The model that the host says answered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub served_by: Option<String>,
+    /// Digest of what the host was asked: of the path and the canonical JSON of the body, but for whether the answer comes in events.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request: Option<Digest>,
     /// Tokens that were sent and written, as the host counted them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub usage: Option<Tokens>,
@@ -61,6 +66,10 @@ pub(crate) struct Asked {
     pub log: RequestLog,
     /// Members that could not answer, each with the reason.
     pub passed: Vec<String>,
+    /// The pipeline that this is a step of.
+    pub step_of: Option<String>,
+    /// Its part in a trial.
+    pub part: Option<Part>,
 }
 
 /// An answer that is passed on. Dropped before its end, the client has left.
@@ -75,9 +84,9 @@ pub(crate) struct Exchange {
 impl Exchange {
     /// Of an answer that has begun; what came of it goes to `began.value`.
     pub(crate) fn new<T>(began: Began<T>, asked: Asked) -> (Self, T) {
-        let Began { value, member, serving, hold, place, n_tries, begun } = began;
+        let Began { value, member, serving, hold, place, n_tries, begun, request } = began;
         histogram!(HOSTED_FIRST_BYTE_SECONDS, "member" => member.name.clone()).record(begun.elapsed().as_secs_f64());
-        let began = Began { value: (), member, serving, hold, place, n_tries, begun };
+        let began = Began { value: (), member, serving, hold, place, n_tries, begun, request };
         (Self { began, asked, tally: Tally::default(), digests: None, ended: None }, value)
     }
 
@@ -120,6 +129,10 @@ impl Exchange {
             // Counters are whole numbers.
             counter!(HOSTED_COST, "member" => name(), "currency" => currency).increment((cost * 1e6).round() as u64);
         }
+        if let Some(part) = self.asked.part.take().filter(|_| ended == Ended::Complete) {
+            let cost = record.hosted.as_ref().and_then(|hosted| hosted.cost);
+            part.answered(&member.name, &self.tally, cost, self.began.begun.elapsed());
+        }
         self.asked.log.put(record);
     }
 
@@ -129,6 +142,7 @@ impl Exchange {
         let hosted = HostedRecord {
             model: self.began.member.hosted().model.clone(),
             served_by: self.tally.served_by.as_deref().map(short_name),
+            request: Some(self.began.request),
             usage,
             cost: price.zip(usage).map(|(price, usage)| price.of(usage)),
             currency: price.map(|price| price.currency.clone()),
@@ -153,11 +167,14 @@ impl Exchange {
             order: Vec::new(),
             n_tokens: usage.map(|usage| usage.input as usize).into_iter().collect(),
             n_truncated: 0,
+            cut: Cut::End,
             cache: None,
             queue_ms: 0.0,
             compute_ms: 0.0,
             total_ms: milliseconds(self.began.begun.elapsed()),
             hosted: Some(hosted),
+            step_of: self.asked.step_of.clone(),
+            pipeline: None,
         }
     }
 }

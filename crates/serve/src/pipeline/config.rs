@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use highroad_hosted::HostedTask;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::{Action, IndexConfig, Kind, OnError, Piece, Query, Step, Template};
 use crate::config::{MemberConfig, is_member_name};
@@ -19,13 +19,14 @@ const DEFAULT_TOP: usize = 10;
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// One pipeline.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PipelineConfig {
     /// The steps; each reads only those above it.
     pub steps: Vec<Step>,
     /// The step whose value is the answer, by position.
     pub output: usize,
-    /// Longest time a request may take.
+    /// Longest time a request may take; no part of what it is.
+    #[serde(skip)]
     pub timeout: Duration,
 }
 

@@ -124,6 +124,42 @@ impl ChatRequest {
         Ok(Self { n_prompts, ..request })
     }
 
+    /// Below `/v1`.
+    pub(crate) fn path(&self) -> &'static str {
+        self.kind.path()
+    }
+
+    /// Bytes of its fields.
+    pub(crate) fn n_bytes(&self) -> usize {
+        self.fields.0.iter().map(|(key, value)| key.len() + value.get().len()).sum()
+    }
+
+    /// The same request for an answer that comes whole.
+    pub(crate) fn whole(&self) -> Self {
+        let mut whole = self.clone();
+        whole.fields.remove(&["stream", "stream_options"]);
+        Self { stream: false, wants_usage: false, ..whole }
+    }
+
+    /// What was said so far, as a judge or a person reads it: a line for each message, or the text to go on with.
+    pub(crate) fn conversation(&self) -> String {
+        let input = self.fields.get(self.kind.input()).map_or("", RawValue::get);
+        let text = |content: &Value| match content {
+            Value::String(text) => text.clone(),
+            other => other.to_string(),
+        };
+        match serde_json::from_str::<Value>(input) {
+            Ok(Value::Array(messages)) if self.kind == Kind::Chat => {
+                let line = |message: &Value| {
+                    format!("{}: {}", message["role"].as_str().unwrap_or("?"), text(&message["content"]))
+                };
+                messages.iter().map(line).collect::<Vec<_>>().join("\n")
+            }
+            Ok(prompt) => text(&prompt),
+            Err(_) => String::new(),
+        }
+    }
+
     fn count_prompts(&self) -> Result<u64, Refused> {
         let input = self.fields.get(self.kind.input());
         let input = input.ok_or_else(|| invalid(self.kind.input(), format!("`{}` is missing", self.kind.input())))?;
@@ -411,6 +447,11 @@ impl Tally {
     /// What the first answer says.
     pub fn text(&self) -> &str {
         self.choices.values().next().map_or("", |choice| &choice.text)
+    }
+
+    /// What each answer says.
+    pub fn texts(&self) -> impl Iterator<Item = &str> {
+        self.choices.values().map(|choice| choice.text.as_str())
     }
 
     /// Whether every answer came to its end.

@@ -54,6 +54,7 @@ fn hosted_member(config: &HostedConfig) -> Value {
         "breaker_failures": config.breaker.failures,
         "breaker_pause_ms": milliseconds(config.breaker.pause),
         "queue_requests": config.queue,
+        "trial": config.trial.as_ref().map(digest),
         "queue_timeout_ms": milliseconds(config.queue_timeout),
     })
 }

@@ -23,7 +23,7 @@ pub struct Key {
 }
 
 impl Key {
-    fn as_str(&self) -> &str {
+    pub(crate) fn as_str(&self) -> &str {
         self.sticky.as_deref().unwrap_or(&self.request_id)
     }
 }
