@@ -8,6 +8,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, bail};
 use highroad_package::registry::RegistryClient;
 use highroad_package::{Package, Verdicts};
+use highroad_serve::alerts::Alerts;
 use highroad_serve::budget::keeper::Budgets;
 use highroad_serve::config::{ModelSource, PortfolioConfig};
 use highroad_serve::request_log::{LogLimits, RequestLog};
@@ -94,6 +95,11 @@ pub fn check_budgets(config: &PortfolioConfig, guard: &Guard) -> anyhow::Result<
     if config.budgets.needs_keys() && !guard.asks_for_keys() {
         bail!("budgets of tenants and keys need keys: `--access FILE` asks for them, `highroad access add` makes them");
     }
+    if config.alerts.needs_keys() && !guard.asks_for_keys() {
+        bail!(
+            "objectives of tenants and keys need keys: `--access FILE` asks for them, `highroad access add` makes them"
+        );
+    }
     Ok(())
 }
 
@@ -120,7 +126,9 @@ pub fn open(
         .with_context(|| format!("cannot write the request log in `{}`", dir.display()))?;
     let limited = !config.budgets.is_empty();
     let budgets = limited.then(|| Budgets::open(&home.path().join("budgets"), config.budgets.clone())).transpose()?;
-    let portfolio = Portfolio::new(config, unverified, registry, local_state(home)?).with_budgets(budgets);
+    let alerts = Alerts::open(&config.alerts, Some(home.path().join("alerts")));
+    let portfolio = Portfolio::new(config, unverified, registry, local_state(home)?);
+    let portfolio = portfolio.with_budgets(budgets).with_alerts(alerts);
     Ok((Arc::new(portfolio), log))
 }
 
@@ -140,6 +148,7 @@ pub fn start_telemetry() -> anyhow::Result<()> {
 /// Writes down what is still to be written.
 pub fn close(portfolio: &Portfolio, log: &RequestLog) {
     log.flush();
+    portfolio.alerts().flush();
     if let Some(budgets) = portfolio.budgets() {
         budgets.flush();
     }

@@ -13,6 +13,7 @@ use highroad_package::{ParseReferenceError, Reference};
 use highroad_task::PredictorOptions;
 use serde::Deserialize;
 
+use crate::alerts::AlertsConfig;
 use crate::batcher::BatchLimits;
 use crate::budget::BudgetsConfig;
 use crate::hosted::config::{HostedConfig, HostedTable, KEYS as HOSTED_KEYS, check as check_hosted};
@@ -27,6 +28,8 @@ pub struct PortfolioConfig {
     pub hosted: BTreeMap<String, HostedConfig>,
     /// What may be spent.
     pub budgets: BudgetsConfig,
+    /// What is promised, and who is told.
+    pub alerts: AlertsConfig,
     /// What a single request may ask.
     pub limits: RequestLimits,
     /// Pause between two looks at the registry's aliases.
@@ -51,12 +54,14 @@ pub struct RolloutConfig {
     pub queue: NonZeroUsize,
     /// How long a version stays loaded after its candidate took its place, seconds.
     pub warm_s: u64,
+    /// Whether a version that has just taken another's place gives it back by itself where it fails what that one answers.
+    pub auto_rollback: bool,
 }
 
 impl Default for RolloutConfig {
-    /// No inputs, a tenth of what is alike, 256 waiting, ten minutes.
+    /// No inputs, a tenth of what is alike, 256 waiting, ten minutes, and back where it fails.
     fn default() -> Self {
-        Self { keep_inputs: false, keep: 0.1, queue: DEFAULT_SHADOW_QUEUE, warm_s: 600 }
+        Self { keep_inputs: false, keep: 0.1, queue: DEFAULT_SHADOW_QUEUE, warm_s: 600, auto_rollback: true }
     }
 }
 
@@ -140,10 +145,16 @@ impl PortfolioConfig {
         }
         let indexes = pipeline::index_configs(&table, base, &members, &mut problems);
         let pipelines = pipeline::pipeline_configs(&table, &members, &hosted, &indexes, &mut problems);
+        let alerts = AlertsConfig::parse(&table, base, &mut problems);
+        alerts.check(
+            |name| members.contains_key(name) || hosted.contains_key(name),
+            |name| pipelines.contains_key(name),
+            &mut problems,
+        );
         if !problems.is_empty() {
             return Err(ConfigErrors(problems));
         }
-        Ok(Self { members, hosted, budgets, limits, poll_interval, rollouts, indexes, pipelines })
+        Ok(Self { members, hosted, budgets, alerts, limits, poll_interval, rollouts, indexes, pipelines })
     }
 
     /// A portfolio without a file: one member for each reference or package directory, under its model's name.
@@ -199,8 +210,9 @@ pub fn is_member_name(name: &str) -> bool {
     (1..=64).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
 }
 
-const TOP_KEYS: &[&str] = &["members", "budgets", "limits", "poll_interval_ms", "rollouts", "indexes", "pipelines"];
-const ROLLOUT_KEYS: &[&str] = &["keep_inputs", "keep", "queue", "warm_s"];
+const TOP_KEYS: &[&str] =
+    &["members", "budgets", "objectives", "webhooks", "limits", "poll_interval_ms", "rollouts", "indexes", "pipelines"];
+const ROLLOUT_KEYS: &[&str] = &["keep_inputs", "keep", "queue", "warm_s", "auto_rollback"];
 const LIMIT_KEYS: &[&str] = &["body_bytes", "inputs", "input_bytes", "tokens"];
 const MEMBER_KEYS: &[&str] = &["model", "threads", "replicas", "batch_tokens", "queue_rows", "queue_timeout_ms"];
 

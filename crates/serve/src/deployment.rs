@@ -182,10 +182,12 @@ impl Deployment {
 
     /// Who answers a request, and its part in a rollout where there is one. Errors if nothing serves.
     pub fn assign(&self, key: &Key) -> Result<Assigned, AskError> {
+        self.go_back();
         let stable = self.revision()?;
-        Ok(match self.rollouts.trial.load_full() {
-            Some(trial) => Assigned::of(trial, stable, key),
-            None => Assigned::plain(stable, key),
+        Ok(match (self.rollouts.trial.load_full(), self.rollouts.probation.load_full()) {
+            (Some(trial), _) => Assigned::of(trial, stable, key),
+            (None, Some(probation)) if !probation.is_over() => Assigned::watched(probation, stable, key),
+            (None, _) => Assigned::plain(stable, key),
         })
     }
 
@@ -224,6 +226,7 @@ impl Deployment {
     /// only after a growing pause.
     pub async fn refresh(&self) -> Result<Refreshed, DeployError> {
         let _one_at_a_time = self.refreshing.lock().await;
+        self.go_back();
         self.watch_override();
         match &self.config.source {
             ModelSource::Directory(dir) => self.refresh_from_directory(dir.clone()).await,
@@ -264,6 +267,10 @@ impl Deployment {
             }
             Err(error) => return Err(self.fail(None, error)),
         };
+        if self.rollouts.ways_back.waits_for_registry(&resolved) {
+            self.tell_way_back(reference, registry).await;
+            return Ok(Refreshed::Unchanged);
+        }
         if self.memory().serving.as_ref() == Some(&resolved) {
             self.forget_failure();
             return Ok(Refreshed::Unchanged);
@@ -291,7 +298,7 @@ impl Deployment {
             let saved = SavedVersion { resolved: resolved.clone(), overridden: None, admitted_at: Some(now()) };
             let switched = self.switch_to(Arc::clone(&trial.candidate), Some(saved));
             trial.switched(switched.duration_since(begun));
-            self.rollouts.keep_warm(served);
+            self.keep_before(&trial.candidate, resolved, served);
             return true;
         }
         let Some(revision) = self.rollouts.take_warm(resolved) else { return false };
@@ -300,6 +307,14 @@ impl Deployment {
         let took = switched.duration_since(begun);
         histogram!(ROLLOUT_SWITCH, "member" => self.name.clone()).record(took.as_secs_f64());
         true
+    }
+
+    /// Keeps what served before a version loaded, and watches the version that took its place.
+    fn keep_before(&self, new: &Revision, resolved: &Resolved, served: Option<(Arc<Revision>, Resolved)>) {
+        self.rollouts.keep_warm(served.clone());
+        if let Some(before) = served {
+            self.begin_probation(new, resolved, before);
+        }
     }
 
     /// What served last here, where nobody can say what should serve now.
@@ -379,14 +394,18 @@ impl Deployment {
     }
 
     async fn load(&self, candidate: Candidate, resolved: Option<Resolved>) -> Result<Refreshed, DeployError> {
-        let saved = resolved.map(|resolved| SavedVersion::of(&candidate, &resolved));
+        let saved = resolved.as_ref().map(|resolved| SavedVersion::of(&candidate, resolved));
         let revision = self.load_beside(candidate, self.unverified).await?;
-        self.switch_to(revision, saved);
+        let served = self.current.load_full().zip(self.serving());
+        self.switch_to(Arc::clone(&revision), saved);
+        if let Some(resolved) = resolved {
+            self.keep_before(&revision, &resolved, served);
+        }
         Ok(Refreshed::Switched)
     }
 
     /// Lets a loaded version serve: the moment from which on it takes the requests.
-    fn switch_to(&self, revision: Arc<Revision>, saved: Option<SavedVersion>) -> Instant {
+    pub(crate) fn switch_to(&self, revision: Arc<Revision>, saved: Option<SavedVersion>) -> Instant {
         let facts = revision.facts().clone();
         let before = self.current.swap(Some(revision));
         let switched = Instant::now();

@@ -27,6 +27,7 @@ use tower_http::CompressionLevel;
 use tower_http::compression::CompressionLayer;
 use tower_http::compression::predicate::SizeAbove;
 
+use crate::alerts::{self, watch};
 use crate::config::RequestLimits;
 use crate::deployment::{Deployment, State as DeploymentState};
 use crate::error::AskError;
@@ -227,6 +228,8 @@ fn own_routes() -> Routes {
         .get("/v1/highroad/rollouts", get(rollouts).fallback(openai_method))
         .get("/v1/highroad/rollouts/{member}", get(rollout).fallback(openai_method))
         .post("/v1/highroad/rollouts/{member}/labels", post(labels).fallback(openai_method))
+        .get("/v1/highroad/alerts", get(alerts).fallback(openai_method))
+        .get("/v1/highroad/objectives", get(objectives).fallback(openai_method))
         .get("/v1/highroad/status", get(status).fallback(openai_method))
         .get("/v1/highroad/requests/{id}", get(request_record).fallback(openai_method))
 }
@@ -397,6 +400,14 @@ async fn repository_action(Path((model, action)): Path<(String, String)>) -> Pro
 
 async fn status(State(app): State<App>) -> Json<Value> {
     Json(json!({ "ready": app.portfolio.is_ready(), "members": app.portfolio.statuses() }))
+}
+
+async fn alerts(State(app): State<App>) -> Json<Value> {
+    Json(alerts::route(&app.portfolio))
+}
+
+async fn objectives(State(app): State<App>) -> Json<Value> {
+    Json(alerts::objectives_route(&app.portfolio))
 }
 
 async fn rollouts(State(app): State<App>) -> Json<Value> {
@@ -605,7 +616,14 @@ impl App {
         };
         counter!(PIPELINE_REQUESTS, "pipeline" => name.to_owned(), "outcome" => outcome).increment(1);
         histogram!(PIPELINE_SECONDS, "pipeline" => name.to_owned()).record(begun.elapsed().as_secs_f64());
-        let finished = finished.map_err(|error| error.problem())?;
+        let finished = match finished.map_err(|error| error.problem()) {
+            Ok(finished) => finished,
+            Err(problem) => {
+                watch::pipeline(name, watch::Went::of_problem(&problem));
+                return Err(problem);
+            }
+        };
+        watch::pipeline(name, watch::Went::Well);
         self.log_steps(&asker.id, name, &finished);
         if let Some(prompt) = &finished.prompt {
             let events = Principal::with_all_members(pipelines.events(config, &asked, prompt)).await;
@@ -900,6 +918,7 @@ fn wrong_task(revision: &Revision, wanted: &'static str) -> AskError {
 // Names that clients make up are no labels.
 fn count(revision: Option<&Revision>, error: AskError) -> AskError {
     let member = revision.map_or("unknown".to_owned(), |revision| revision.facts().member.clone());
+    watch::refused(revision.map(|revision| revision.facts().member.as_str()), &error);
     counter!(REQUESTS, "member" => member, "outcome" => error.outcome()).increment(1);
     error
 }
@@ -925,6 +944,7 @@ impl<'a> Call<'a> {
         match result {
             Ok(asked) => {
                 counter!(REQUESTS, "member" => member.clone(), "outcome" => "ok").increment(1);
+                watch::member(&member, "ok", self.begun.elapsed());
                 histogram!(REQUEST_SECONDS, "member" => member).record(self.begun.elapsed().as_secs_f64());
                 Ok(asked)
             }

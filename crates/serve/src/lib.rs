@@ -4,6 +4,7 @@
 //! protocols are thin conversions to and from it, and [`router`] puts them on HTTP.
 
 pub mod admission;
+pub mod alerts;
 mod attestation;
 pub mod batcher;
 pub mod budget;

@@ -120,6 +120,8 @@ const ROUTES: &[Route] = &[
         Takes::Json("RolloutLabel"),
         &[400, 404, 413],
     ),
+    get("/v1/highroad/alerts", OWN, "What fires, and what ended lately", &[]),
+    get("/v1/highroad/objectives", OWN, "What is promised, and what is left of it", &[]),
     get("/v1/highroad/budgets", OWN, "What is spent and what may be", &[]),
     get("/v1/highroad/status", OWN, "Where every member stands", &[]),
     get("/v1/highroad/requests/{id}", OWN, "The record of one answer", &[404, 500]),

@@ -6,6 +6,8 @@ use arc_swap::ArcSwapOption;
 use highroad_service::access::Principal;
 use tokio::sync::Notify;
 
+use crate::alerts::Alerts;
+use crate::alerts::objectives::Objectives;
 use crate::budget::keeper::Budgets;
 use crate::config::{MemberConfig, PortfolioConfig, RequestLimits, RolloutConfig};
 use crate::deployment::{Deployment, LocalState, State, Status};
@@ -32,6 +34,8 @@ pub struct Portfolio {
     opened: ArcSwapOption<Pipelines>,
     hosted: HostedMembers,
     budgets: Option<Budgets>,
+    alerts: Arc<Alerts>,
+    objectives: Arc<ArcSwapOption<Objectives>>,
 }
 
 impl Portfolio {
@@ -43,9 +47,12 @@ impl Portfolio {
         local: LocalState,
     ) -> Self {
         let hosted = HostedMembers::new(config.hosted, unverified, &local);
+        let alerts = Alerts::open(&config.alerts, None);
         let portfolio = Self {
             hosted,
             budgets: None,
+            objectives: Arc::new(ArcSwapOption::new(Some(Arc::clone(alerts.objectives())))),
+            alerts: Arc::new(alerts),
             members: Mutex::default(),
             limits: config.limits,
             poll_interval: config.poll_interval.0,
@@ -68,6 +75,18 @@ impl Portfolio {
     #[must_use]
     pub fn with_budgets(self, budgets: Option<Budgets>) -> Self {
         Self { budgets, ..self }
+    }
+
+    /// The same with objectives and alerts that survive it.
+    #[must_use]
+    pub fn with_alerts(self, alerts: Alerts) -> Self {
+        self.objectives.store(Some(Arc::clone(alerts.objectives())));
+        Self { alerts: Arc::new(alerts), ..self }
+    }
+
+    /// What is promised, and what fires.
+    pub fn alerts(&self) -> &Alerts {
+        &self.alerts
     }
 
     /// What may be spent, where anything is limited.
@@ -101,7 +120,8 @@ impl Portfolio {
     pub fn add(&self, name: String, config: MemberConfig) {
         let deployment = || {
             let (registry, local) = (self.registry.clone(), self.local.clone());
-            let rollouts = Rollouts::new(&name, self.rollouts, self.poll_interval, Arc::clone(&self.look_now));
+            let (wake, objectives) = (Arc::clone(&self.look_now), Arc::clone(&self.objectives));
+            let rollouts = Rollouts::new(&name, self.rollouts, self.poll_interval, wake, objectives);
             Arc::new(Deployment::new(name.clone(), config, self.unverified, registry, local, rollouts))
         };
         self.members().entry(name.clone()).or_insert_with(deployment);
@@ -215,8 +235,12 @@ impl Portfolio {
     }
 
     /// Follows the registry for as long as the future is polled: every poll interval, and at once after
-    /// [`Portfolio::look_now`].
+    /// [`Portfolio::look_now`]. Looks beside it for what somebody should be told.
     pub async fn follow(&self) {
+        tokio::join!(self.follow_registry(), self.alerts.run(self));
+    }
+
+    async fn follow_registry(&self) {
         loop {
             tokio::select! {
                 () = tokio::time::sleep(self.poll_interval) => {}

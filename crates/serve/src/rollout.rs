@@ -9,6 +9,7 @@ mod assign;
 mod compare;
 mod follow;
 mod pairs;
+mod probation;
 mod shadow;
 mod status;
 mod trial;
@@ -24,6 +25,7 @@ pub use assign::{Assigned, Key, Served};
 pub use compare::{Compared, Limits, compare};
 pub(crate) use follow::Rollouts;
 pub use pairs::{Pair, Side, read_pairs};
+pub(crate) use probation::{Probation, Promised, WaysBack};
 pub use status::RolloutStatus;
 pub(crate) use trial::Trial;
 

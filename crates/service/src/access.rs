@@ -172,6 +172,11 @@ impl Principal {
         }
     }
 
+    /// Whether it may ask some members only.
+    pub fn is_limited(&self) -> bool {
+        self.members.is_some()
+    }
+
     /// Whether it may ask `member`.
     pub fn may_ask(&self, member: &str) -> bool {
         self.members.as_ref().is_none_or(|members| members.contains(member))

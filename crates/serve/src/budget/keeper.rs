@@ -191,9 +191,14 @@ impl Budgets {
         self.shared.currency.as_deref()
     }
 
+    /// Where every limit stands.
+    pub(crate) fn standings(&self) -> Vec<super::Standing> {
+        self.shared.lock().ledger.standings(now())
+    }
+
     /// Every account with its limits and what it has spent.
     pub fn view(&self) -> Value {
-        let standings = self.shared.lock().ledger.standings(now());
+        let standings = self.standings();
         let rows = standings.iter().map(|standing| {
             let value = |value: u64| if standing.meter.is_cost() { json!(value as f64 / 1e9) } else { json!(value) };
             json!({

@@ -1,6 +1,7 @@
 //! From the first byte of a host's answer to the end of what is passed on: settled, counted and logged once, however it ends.
 
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -11,6 +12,7 @@ use metrics::{counter, histogram};
 use serde::{Deserialize, Serialize};
 
 use super::ask::Began;
+use crate::alerts::watch::{self, Watch};
 use crate::protocol::chat::{Event, Events, Tally, error_event};
 use crate::request_log::{Record, RequestLog};
 use crate::telemetry::{HOSTED_COST, HOSTED_FIRST_BYTE_SECONDS, HOSTED_TOKENS, REQUEST_SECONDS, REQUESTS};
@@ -69,6 +71,9 @@ pub(crate) struct Exchange {
     tally: Tally,
     digests: Option<Vec<Digest>>,
     ended: Option<Ended>,
+    /// Until its answer was there, or began to be.
+    first_byte: Duration,
+    watch: Option<Arc<Watch>>,
 }
 
 impl Exchange {
@@ -77,7 +82,8 @@ impl Exchange {
         let Began { value, member, serving, hold, place, n_tries, begun } = began;
         histogram!(HOSTED_FIRST_BYTE_SECONDS, "member" => member.name.clone()).record(begun.elapsed().as_secs_f64());
         let began = Began { value: (), member, serving, hold, place, n_tries, begun };
-        (Self { began, asked, tally: Tally::default(), digests: None, ended: None }, value)
+        let (first_byte, watch) = (begun.elapsed(), watch::current());
+        (Self { began, asked, tally: Tally::default(), digests: None, ended: None, first_byte, watch }, value)
     }
 
     /// The end of a whole answer.
@@ -98,12 +104,15 @@ impl Exchange {
             let actual = member.amount(hold.budgets(), usage).amount();
             hold.settle(actual);
         }
-        let name = || member.name.clone();
+        let (name, member_name) = (|| member.name.clone(), member.name.as_str());
         let outcome = match ended {
             Ended::Complete => "ok",
             Ended::ClientLeft => "client_left",
             Ended::Broken => "failed",
         };
+        if let Some(watch) = self.watch.take() {
+            watch.member(member_name, outcome, self.first_byte);
+        }
         counter!(REQUESTS, "member" => name(), "outcome" => outcome).increment(1);
         histogram!(REQUEST_SECONDS, "member" => name()).record(self.began.begun.elapsed().as_secs_f64());
         if let Some(usage) = usage {

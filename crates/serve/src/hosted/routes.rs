@@ -1,6 +1,7 @@
 //! Hosted members on HTTP: routes of their own where only they answer, and a look before our own models' routes for who is asked.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::rejection::BytesRejection;
@@ -20,6 +21,7 @@ use super::HostedMember;
 use super::ask::{Began, Declined, Failure, Received, Wanted};
 use super::exchange::{self, Asked, Exchange};
 use super::tasks::{self, Read};
+use crate::alerts::watch::{self, Watch};
 use crate::error::AskError;
 use crate::http;
 use crate::portfolio::Portfolio;
@@ -86,7 +88,7 @@ fn told(result: Result<Response, Declined>) -> Response {
 /// share with our own.
 async fn front(State(app): State<App>, request: Request, next: Next) -> Response {
     let budgets = app.portfolio.budgets().cloned();
-    let answering = app.answer(request, next);
+    let answering = app.watched(request, next);
     match budgets {
         Some(budgets) => budgets.scope(answering).await,
         None => answering.await,
@@ -215,6 +217,18 @@ fn put_event_headers(headers: &mut HeaderMap) {
 }
 
 impl App {
+    /// Answers, and counts for the objectives how it went.
+    async fn watched(&self, request: Request, next: Next) -> Response {
+        let objectives = self.portfolio.alerts().objectives();
+        if objectives.is_empty() {
+            return self.answer(request, next).await;
+        }
+        let watch = Watch::begin(objectives);
+        let response = watch.scope(self.answer(request, next)).await;
+        watch.answered(response.status());
+        response
+    }
+
     async fn answer(&self, request: Request, next: Next) -> Response {
         let shared = Shared::of(request.method(), request.uri().path());
         let Some(shared) = shared.filter(|shared| self.portfolio.hosted().has(shared.task)) else {
@@ -429,6 +443,7 @@ impl App {
 }
 
 fn count(member: &HostedMember, failure: &Failure) {
+    watch::member(member.name(), failure.reason(), Duration::ZERO);
     counter!(REQUESTS, "member" => member.name().to_owned(), "outcome" => failure.reason()).increment(1);
 }
 

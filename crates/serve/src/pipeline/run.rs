@@ -13,6 +13,7 @@ use serde::Serialize;
 use tokio::sync::SetOnce;
 
 use super::{Action, OnError, Piece, PipelineConfig, Pipelines, Query, Step, Template, check_index, check_package};
+use crate::alerts::watch;
 use crate::error::AskError;
 use crate::hosted::{Declined, Generation, Text};
 use crate::index::{Document, Index};
@@ -365,8 +366,10 @@ impl Run<'_> {
     /// Asks what serves, past any rollout: a candidate's vectors do not fit the index.
     async fn ask_stable(&self, member: &str, inputs: Vec<Input>) -> Result<StepAnswer, AskError> {
         let revision = self.request.portfolio.revision(member)?;
-        let asked = revision.ask(inputs, self.request.portfolio.limits(), Terms::default()).await?;
-        Ok(StepAnswer::of(revision, asked))
+        let begun = Instant::now();
+        let asked = revision.ask(inputs, self.request.portfolio.limits(), Terms::default()).await;
+        watched(member, &asked, begun);
+        Ok(StepAnswer::of(revision, asked?))
     }
 
     /// Asks `member`, and where it fails the step's fallback.
@@ -386,8 +389,9 @@ impl Run<'_> {
 
     async fn ask_one(&self, member: &str, inputs: Vec<Input>) -> Result<StepAnswer, AskError> {
         let assigned = self.request.portfolio.assign(member, self.request.key)?;
-        let Served { revision, result, .. } =
+        let Served { revision, result, begun, .. } =
             assigned.ask(inputs, self.request.portfolio.limits(), Terms::default()).await;
+        watched(member, &result, begun);
         Ok(StepAnswer::of(revision, result?))
     }
 
@@ -482,6 +486,14 @@ fn label(revision: &Revision, answers: &[Answer]) -> Value {
 fn reordered(documents: &[Found], answers: &[Answer], top: usize) -> Vec<Found> {
     let best = ranked(answers).into_iter().take(top);
     best.map(|best| Found { score: best.score, document: Arc::clone(&documents[best.index].document) }).collect()
+}
+
+/// Counts a step's answer for the objectives of who gave it.
+fn watched<A>(member: &str, result: &Result<Asked<A>, AskError>, begun: Instant) {
+    match result {
+        Ok(_) => watch::member(member, "ok", begun.elapsed()),
+        Err(error) => watch::refused(Some(member), error),
+    }
 }
 
 /// More values than this are read on another thread than those that answer requests: a millisecond's work.

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use tokio::sync::Notify;
 use tracing::{info, warn};
 
+use crate::alerts::objectives::Objectives;
 use crate::config::RolloutConfig;
 use crate::deployment::{Deployment, blocking};
 use crate::error::DeployError;
@@ -18,12 +19,13 @@ use crate::registry::{Registry, Resolved};
 use crate::revision::{Candidate, Revision, Unverified};
 use crate::rollout::trial::{Warm, of_others};
 use crate::rollout::{
-    Book, End, Ended, OnPass, Passed, Rollout, RolloutStatus, Seen, Step, Trial, end_tag, new_id, now, seen_tag,
-    step_tag,
+    Book, End, Ended, OnPass, Passed, Probation, Promised, Rollout, RolloutStatus, Seen, Step, Trial, WaysBack,
+    end_tag, new_id, now, seen_tag, step_tag,
 };
 use crate::saved::{SavedRollout, SavedVersion};
 use crate::telemetry::{
-    ROLLOUT_ASKED, ROLLOUT_COMPARED, ROLLOUT_DIFFER, ROLLOUT_ENDED, ROLLOUT_ERRORS, ROLLOUT_RETRIED, ROLLOUT_SHARE,
+    ROLLED_BACK, ROLLOUT_ASKED, ROLLOUT_COMPARED, ROLLOUT_DIFFER, ROLLOUT_ENDED, ROLLOUT_ERRORS, ROLLOUT_RETRIED,
+    ROLLOUT_SHARE,
 };
 
 /// Pause before a candidate that could not be fetched is tried again.
@@ -33,6 +35,10 @@ const RETRY_AFTER: Duration = Duration::from_secs(5);
 pub(crate) struct Rollouts {
     /// The candidate that runs now.
     pub(crate) trial: ArcSwapOption<Trial>,
+    /// The version that took another's place lately.
+    pub(crate) probation: ArcSwapOption<Probation>,
+    pub(crate) ways_back: WaysBack,
+    objectives: Arc<ArcSwapOption<Objectives>>,
     config: RolloutConfig,
     /// What this process is to others.
     replica: String,
@@ -62,12 +68,34 @@ struct Look<'a> {
 }
 
 impl Rollouts {
-    pub(crate) fn new(member: &str, config: RolloutConfig, tell_every: Duration, wake: Arc<Notify>) -> Self {
+    pub(crate) fn new(
+        member: &str,
+        config: RolloutConfig,
+        tell_every: Duration,
+        wake: Arc<Notify>,
+        objectives: Arc<ArcSwapOption<Objectives>>,
+    ) -> Self {
         gauge!(ROLLOUT_SHARE, "member" => member.to_owned()).set(0.0);
         for name in [ROLLOUT_ASKED, ROLLOUT_ERRORS, ROLLOUT_RETRIED, ROLLOUT_COMPARED, ROLLOUT_DIFFER] {
             counter!(name, "member" => member.to_owned()).increment(0);
         }
-        Self { trial: ArcSwapOption::empty(), config, replica: new_id(), tell_every, wake, memory: Mutex::default() }
+        counter!(ROLLED_BACK, "member" => member.to_owned()).increment(0);
+        let (trial, probation, ways_back) = (ArcSwapOption::empty(), ArcSwapOption::empty(), WaysBack::default());
+        let (replica, memory) = (new_id(), Mutex::default());
+        Self { trial, probation, ways_back, objectives, config, replica, tell_every, wake, memory }
+    }
+
+    pub(crate) fn config(&self) -> &RolloutConfig {
+        &self.config
+    }
+
+    pub(crate) fn wake(&self) -> Arc<Notify> {
+        Arc::clone(&self.wake)
+    }
+
+    /// What is promised of the member's latency, where anything is, and what was seen of it lately.
+    pub(crate) fn promised(&self, member: &str) -> Option<Promised> {
+        self.objectives.load().as_ref()?.latency_of(member)
     }
 
     pub(crate) fn status(&self) -> Option<RolloutStatus> {
@@ -93,6 +121,11 @@ impl Rollouts {
         if let Some(trial) = self.trial.swap(None) {
             gauge!(ROLLOUT_SHARE, "member" => trial.member.clone()).set(0.0);
         }
+        self.drop_warm();
+    }
+
+    pub(crate) fn drop_warm(&self) {
+        self.probation.store(None);
         self.memory().warm = None;
     }
 
@@ -109,7 +142,9 @@ impl Rollouts {
 
     fn drop_cold(&self) {
         let cold = self.memory().warm.take_if(|warm| warm.until <= Instant::now());
-        drop(cold);
+        if cold.is_some() {
+            self.probation.store(None);
+        }
     }
 
     fn memory(&self) -> MutexGuard<'_, Memory> {
