@@ -140,6 +140,7 @@ pub fn registry(client: &RegistryClient, home: &Home) -> anyhow::Result<Arc<dyn 
 /// Starts logging and metrics.
 pub fn start_telemetry() -> anyhow::Result<()> {
     highroad_service::telemetry::init(LogFormat::from_env(), "info")?;
+    highroad_service::trace::init();
     highroad_service::metrics::install();
     highroad_serve::telemetry::describe();
     Ok(())
@@ -147,6 +148,7 @@ pub fn start_telemetry() -> anyhow::Result<()> {
 
 /// Writes down what is still to be written.
 pub fn close(portfolio: &Portfolio, log: &RequestLog) {
+    highroad_service::trace::flush();
     log.flush();
     portfolio.alerts().flush();
     if let Some(budgets) = portfolio.budgets() {

@@ -409,6 +409,8 @@ impl Deployment {
         let facts = revision.facts().clone();
         let before = self.current.swap(Some(revision));
         let switched = Instant::now();
+        // What was watched serves no more, or has proved itself enough.
+        self.rollouts.probation.store(None);
         let serving = saved.as_ref().map(|saved| saved.resolved.clone());
         *self.memory() = Memory { serving, saved, ..Memory::new(State::Ready) };
         self.save(self.saved_rollout());

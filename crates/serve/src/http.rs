@@ -18,7 +18,7 @@ use axum::{Json, Router};
 use highroad_hosted::HostedTask;
 use highroad_package::TaskKind;
 use highroad_service::access::Principal;
-use highroad_service::{Kind, Problem, RequestId};
+use highroad_service::{Kind, Problem, RequestId, trace};
 use highroad_task::vector::{embedding_width, shortened};
 use highroad_task::{Answer, Input};
 use metrics::{counter, histogram};
@@ -944,8 +944,17 @@ impl<'a> Call<'a> {
         match result {
             Ok(asked) => {
                 counter!(REQUESTS, "member" => member.clone(), "outcome" => "ok").increment(1);
-                watch::member(&member, "ok", self.begun.elapsed());
-                histogram!(REQUEST_SECONDS, "member" => member).record(self.begun.elapsed().as_secs_f64());
+                let took = self.begun.elapsed();
+                watch::member(&member, "ok", took);
+                let (seconds, trace_id) = (took.as_secs_f64(), trace::ids().map(|(trace, _)| trace));
+                highroad_service::metrics::exemplar(
+                    REQUEST_SECONDS,
+                    &[("member", &member)],
+                    seconds,
+                    &self.id.0,
+                    trace_id,
+                );
+                histogram!(REQUEST_SECONDS, "member" => member).record(seconds);
                 Ok(asked)
             }
             Err(error) => Err(count(Some(&self.revision), error)),

@@ -27,6 +27,7 @@ mod revision;
 pub mod rollout;
 mod saved;
 pub mod telemetry;
+mod traced;
 
 pub use attestation::{Attestation, path as attestation_path};
 pub use deployment::{Deployment, Failure, LocalState, Refreshed, State, Status, read_verdict};

@@ -35,6 +35,9 @@ pub(crate) const HOSTED_BREAKER_STATE: &str = "highroad_hosted_breaker_state";
 pub(crate) const HOSTED_BREAKER_OPENED: &str = "highroad_hosted_breaker_opened_total";
 pub(crate) const BUDGET_REFUSED: &str = "highroad_budget_refused_total";
 pub(crate) const BUDGET_LOST: &str = "highroad_budget_unwritten_total";
+/// Named by OpenTelemetry's conventions.
+pub(crate) const GENAI_SECONDS: &str = "gen_ai_client_operation_duration_seconds";
+pub(crate) const GENAI_TOKENS: &str = "gen_ai_client_token_usage";
 pub(crate) const OBJECTIVE_BURN: &str = "highroad_objective_burn_rate";
 pub(crate) const OBJECTIVE_LEFT: &str = "highroad_objective_budget_left_ratio";
 pub(crate) const ALERTS_FIRING: &str = "highroad_alerts_firing";
@@ -121,6 +124,8 @@ pub fn describe() {
         HOSTED_BREAKER_OPENED,
         "Times that a hosted member was left alone because its host failed again and again."
     );
+    describe_histogram!(GENAI_SECONDS, Unit::Seconds, "Time of a call of a host, to the end of its answer.");
+    describe_histogram!(GENAI_TOKENS, "Tokens of a call of a host, as it counts them.");
     describe_gauge!(
         OBJECTIVE_BURN,
         "How many times as fast as allowed an objective's error budget is used, over a window."

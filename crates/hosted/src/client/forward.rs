@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use reqwest::Response;
-use reqwest::header::{CONTENT_TYPE, HeaderValue};
+use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
 use serde::Deserialize;
 
 use super::{Client, Failed, MAX_ERROR_BYTES, MAX_REPLY_BYTES, Wrong, backoff, message, retry_after};
@@ -86,9 +86,10 @@ pub fn pause_before_retry(n_tries: u32) -> Duration {
 impl Client {
     /// Posts `body` (JSON) to `path` below the base URL and gives the answer as soon as its head is there. Errors where the status is
     /// none of success, and where no head came within the description's `timeout_s`.
-    pub async fn forward(&self, path: &str, body: Vec<u8>) -> Result<Incoming, Fault> {
-        let mut request =
-            self.http.post(self.url(path)).header(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    /// `headers` go with it, as those that name a trace.
+    pub async fn forward(&self, path: &str, headers: HeaderMap, body: Vec<u8>) -> Result<Incoming, Fault> {
+        let request = self.http.post(self.url(path)).headers(headers);
+        let mut request = request.header(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         if let Some(key) = &self.key {
             request = request.bearer_auth(key.expose());
         }

@@ -262,3 +262,81 @@ pub(crate) fn words(seconds: u64) -> String {
     let unit = units.iter().find(|(unit, _)| seconds >= *unit && seconds.is_multiple_of(*unit));
     unit.map_or_else(|| format!("{seconds}s"), |(unit, name)| format!("{}{name}", seconds / unit))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::alerts::AlertsConfig;
+
+    fn configs(text: &str) -> BTreeMap<String, ObjectiveConfig> {
+        let mut problems = Vec::new();
+        let config = AlertsConfig::parse(&text.parse().unwrap(), std::path::Path::new(""), &mut problems);
+        assert_eq!(problems, [""; 0]);
+        config.objectives
+    }
+
+    fn both() -> BTreeMap<String, ObjectiveConfig> {
+        configs(
+            "[objectives.a]\nmember = 'm'\navailability = 0.9\nlatency_ms = 100\n\
+             [objectives.b]\ntenant = '*'\navailability = 0.5",
+        )
+    }
+
+    fn seen(objectives: &Objectives) -> Vec<(String, String, u64, u64)> {
+        let view = objectives.view(Timestamp::now(), |_, _| true);
+        let row = |row: &Value| {
+            let text = |key: &str| row[key].as_str().unwrap().to_owned();
+            (text("name"), text("indicator"), row["requests"].as_u64().unwrap(), row["bad_requests"].as_u64().unwrap())
+        };
+        view["objectives"].as_array().unwrap().iter().map(row).collect()
+    }
+
+    #[test]
+    fn a_request_counts_for_whom_it_should() {
+        let objectives = Objectives::new(both(), Vec::new());
+        let ms = Duration::from_millis;
+        for (outcome, took) in
+            [("ok", 10), ("ok", 200), ("failed", 300), ("invalid", 1), ("client_left", 1), ("over_budget", 1)]
+        {
+            objectives.record(Scope::Member, "m", Went::of(outcome), ms(took));
+            objectives.record(Scope::Member, "other", Went::of(outcome), ms(took));
+        }
+        objectives.record(Scope::Tenant, "acme", Went::Badly, ms(1));
+        let row = |name: &str, indicator: &str, n, n_bad| (name.to_owned(), indicator.to_owned(), n, n_bad);
+        let expected = [row("m", "availability", 3, 1), row("m", "latency", 2, 1), row("acme", "availability", 1, 1)];
+        assert_eq!(seen(&objectives), expected);
+        // What an objective that is gone counted is forgotten, and the rest goes on.
+        let fewer = both().into_iter().filter(|(name, _)| name == "a").collect();
+        assert_eq!(seen(&Objectives::new(fewer, objectives.counts())), expected[..2]);
+        let (limit, allowed, counts) = objectives.latency_of("m").unwrap();
+        assert_eq!((limit, counts), (ms(100), Counts { n: 2, n_bad: 1 }));
+        assert!((allowed - 0.01).abs() < 1e-9 && objectives.latency_of("other").is_none());
+    }
+
+    #[test]
+    fn many_names_are_bounded() {
+        let objectives = Objectives::new(both(), Vec::new());
+        for n in 0..2 * MOST_SERIES {
+            objectives.record(Scope::Tenant, &format!("t{n}"), Went::Well, Duration::ZERO);
+        }
+        assert_eq!(objectives.counts().len(), MOST_SERIES);
+    }
+
+    #[test]
+    fn what_burns_is_found_once_for_each_severity() {
+        let objectives = Objectives::new(both(), Vec::new());
+        for _ in 0..10 {
+            objectives.record(Scope::Member, "m", Went::Badly, Duration::ZERO);
+        }
+        // All of the requests are bad, which is 10 times as many as allowed: above 6 and 1, below 14.4.
+        let found = objectives.findings(Timestamp::now());
+        let told: Vec<_> = found.iter().map(|one| (one.alert, one.severity, one.labels["member"].as_str())).collect();
+        assert_eq!(told, [("objective_burns", Severity::Critical, "m"), ("objective_burns", Severity::Warning, "m")]);
+        assert!(
+            found[0].summary.contains("10.0 times as fast") && found[0].summary.contains("within 6h"),
+            "{}",
+            found[0].summary
+        );
+        assert_eq!([words(300), words(90), words(86_400), words(7200)], ["5m", "90s", "1d", "2h"]);
+    }
+}

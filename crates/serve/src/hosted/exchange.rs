@@ -8,6 +8,7 @@ use axum::body::Body;
 use futures_util::stream;
 use highroad_hosted::{Incoming, Tokens};
 use highroad_package::Digest;
+use highroad_service::trace::Span;
 use metrics::{counter, histogram};
 use serde::{Deserialize, Serialize};
 
@@ -16,6 +17,7 @@ use crate::alerts::watch::{self, Watch};
 use crate::protocol::chat::{Event, Events, Tally, error_event};
 use crate::request_log::{Record, RequestLog};
 use crate::telemetry::{HOSTED_COST, HOSTED_FIRST_BYTE_SECONDS, HOSTED_TOKENS, REQUEST_SECONDS, REQUESTS};
+use crate::traced;
 
 /// What the request log has of a hosted answer beside what it has of every answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -79,9 +81,9 @@ pub(crate) struct Exchange {
 impl Exchange {
     /// Of an answer that has begun; what came of it goes to `began.value`.
     pub(crate) fn new<T>(began: Began<T>, asked: Asked) -> (Self, T) {
-        let Began { value, member, serving, hold, place, n_tries, begun } = began;
+        let Began { value, member, serving, hold, place, n_tries, begun, span } = began;
         histogram!(HOSTED_FIRST_BYTE_SECONDS, "member" => member.name.clone()).record(begun.elapsed().as_secs_f64());
-        let began = Began { value: (), member, serving, hold, place, n_tries, begun };
+        let began = Began { value: (), member, serving, hold, place, n_tries, begun, span };
         let (first_byte, watch) = (begun.elapsed(), watch::current());
         (Self { began, asked, tally: Tally::default(), digests: None, ended: None, first_byte, watch }, value)
     }
@@ -126,7 +128,16 @@ impl Exchange {
             // Counters are whole numbers.
             counter!(HOSTED_COST, "member" => name(), "currency" => currency).increment((cost * 1e6).round() as u64);
         }
+        self.end_span(&record);
         self.asked.log.put(record);
+    }
+
+    fn end_span(&mut self, record: &Record) {
+        let Some(hosted) = &record.hosted else { return };
+        let Began { member, serving, begun, span, .. } = &self.began;
+        traced::ended(span, member.hosted(), &serving.facts, hosted, self.tally.finish_reasons(), begun.elapsed());
+        // It ends here, whoever still holds the exchange.
+        self.began.span = Span::default();
     }
 
     fn record(&self, ended: Ended) -> Record {

@@ -8,6 +8,7 @@ use axum::body::Body;
 use axum::http::HeaderMap;
 use futures_util::future::try_join_all;
 use highroad_service::Problem;
+use highroad_service::trace::{Side, Span};
 use highroad_task::{Answer, Input, ranked};
 use serde::Serialize;
 use tokio::sync::SetOnce;
@@ -261,10 +262,15 @@ impl Run<'_> {
         }
         let begun = Instant::now();
         let limit = step.timeout.unwrap_or(self.config.timeout);
-        let outcome = match tokio::time::timeout(limit, self.answer(step)).await {
+        let span = Span::within(|| format!("step {}", step.name), Side::Internal);
+        let outcome = match tokio::time::timeout(limit, span.scope(self.answer(step))).await {
             Ok(outcome) => outcome,
             Err(_) => Err(PipelineError::StepTimeout { step: step.name.clone(), limit }),
         };
+        if outcome.is_err() {
+            span.failed("failed");
+        }
+        drop(span);
         let outcome = outcome.or_else(|error| self.skip(step, error)).map_err(Early::Failed)?;
         let report = StepReport {
             name: step.name.clone(),

@@ -1,6 +1,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use highroad_service::trace::Span;
 use highroad_task::raw::Tensor;
 use highroad_task::{Answer, Input};
 use metrics::counter;
@@ -134,6 +135,7 @@ impl Assigned {
             cut: terms.cut,
             answers: asked.answers.clone(),
             live,
+            cause: Span::current(),
         });
         self.served(Ok(asked), begun)
     }

@@ -169,6 +169,7 @@ impl Deployment {
         self.save_own_end();
         // An outage is told where the alias is looked at.
         let Ok(tags) = registry.tags(&reference.name).await else { return };
+        self.rollouts.ways_back.learn(&tags, alias);
         let look = Look { registry, model: &reference.name, alias };
         let book = Book::read(&tags, alias);
         if let Err(error) = self.pursue(&look, book, &serving).await {

@@ -4,6 +4,8 @@
 //! Once: a version that was sent back and is promoted again is watched no more. Who decided tells the registry, so that every replica goes back
 //! and the audit has the reason; until the registry has it, this process goes on with the version before.
 
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -32,7 +34,8 @@ const MAX_ERRORS: f64 = 0.01;
 const FAST_BURN: f64 = 14.4;
 /// Share of slow requests that no version may have, however little is promised.
 const MOST_SLOW: f64 = 0.5;
-/// Tag of who tells the registry to go back, followed by the alias: replicas that decide together must not go back twice.
+/// Tag of what was sent back last, and by whom, followed by the alias: replicas that decide together must not go back twice, and none
+/// watches that version again.
 const CLAIM_TAG: &str = "highroad.way-back.";
 /// After which a claim that came to nothing is made again.
 const CLAIM_FOR: Duration = Duration::from_secs(10);
@@ -218,16 +221,29 @@ impl WayBack {
 
 /// What a member remembers of its ways back.
 #[derive(Default)]
-pub(crate) struct WaysBack(Mutex<Option<WayBack>>);
+pub(crate) struct WaysBack {
+    last: Mutex<Option<WayBack>>,
+    /// The version that any replica sent back last, as the registry has it.
+    told: AtomicU64,
+}
 
 impl WaysBack {
     fn lock(&self) -> MutexGuard<'_, Option<WayBack>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether a version was sent back before: it is watched no more, so that nothing goes back and forth.
+    /// Whether a version was sent back before, here or by another replica: it is watched no more, so that nothing goes back and forth.
     pub(crate) fn was_sent(&self, resolved: &Resolved) -> bool {
-        self.lock().as_ref().is_some_and(|back| back.is_from(resolved))
+        let here = self.lock().as_ref().is_some_and(|back| back.is_from(resolved));
+        here || self.told.load(Ordering::Relaxed) == resolved.version
+    }
+
+    /// Learns from the tags of the model what another replica sent back.
+    pub(crate) fn learn(&self, tags: &BTreeMap<String, String>, alias: &str) {
+        let claim = tags.get(&format!("{CLAIM_TAG}{alias}")).and_then(|claim| claim.split(':').next()?.parse().ok());
+        if let Some(version) = claim {
+            self.told.store(version, Ordering::Relaxed);
+        }
     }
 
     /// Whether the registry still names a version that was sent back; what it names otherwise is a person's decision.
@@ -327,8 +343,6 @@ impl Deployment {
         let by = "highroad serve".to_owned();
         let rollback = Rollback { name: model.to_owned(), alias: alias.to_owned(), by, why: back.reason.clone() };
         registry.roll_back(&rollback).await.map_err(|error| error.to_string())??;
-        // A claim that stays behind is a tag that says who it was.
-        let _stays = registry.set_tag(model, &tag, None).await;
         self.rollouts.wake().notify_one();
         Ok(())
     }

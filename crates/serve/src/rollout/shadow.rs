@@ -9,8 +9,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use highroad_service::trace::Current;
 use highroad_task::raw::{RunOptions, Tensor};
 use highroad_task::{Answer, Cut, Engine, Input, Prepared, TaskError};
 use metrics::{counter, gauge, histogram};
@@ -20,6 +21,7 @@ use crate::revision::{Revision, size_bytes};
 use crate::rollout::pairs::{Writer, digest, in_words};
 use crate::rollout::{Pair, Side, Trial, compare, now};
 use crate::telemetry::{SHADOW_DROPPED, SHADOW_QUEUE, SHADOW_SECONDS, SHADOW_TOKENS};
+use crate::traced;
 
 /// Bytes of inputs that may wait.
 const MAX_QUEUE_BYTES: usize = 64 << 20;
@@ -50,6 +52,8 @@ pub(crate) struct Job {
     pub(crate) cut: Cut,
     pub(crate) answers: Vec<Answer>,
     pub(crate) live: Duration,
+    /// What the answer was a part of.
+    pub(crate) cause: Current,
 }
 
 impl Shadow {
@@ -128,9 +132,10 @@ impl Worker {
             return;
         }
         let member = job.trial.member.clone();
-        let begun = cpu_time();
+        let (begun, begun_at) = (cpu_time(), Instant::now());
         let answered = catch_unwind(AssertUnwindSafe(|| ask(&job.other, &job.inputs, job.cut)));
         let took = cpu_time().saturating_sub(begun);
+        traced::shadow(&job.cause, &member, &job.other, &job.request_id, begun_at);
         histogram!(SHADOW_SECONDS, "member" => member.clone()).record(took.as_secs_f64());
         let second = answered.unwrap_or_else(|_| Err(TaskError::Tensors("it panicked".to_owned())));
         let of_candidate = job.answered == Side::Stable;

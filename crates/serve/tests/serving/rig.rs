@@ -36,11 +36,12 @@ pub struct Options {
     pub unverified: Unverified,
     pub limits: RequestLimits,
     pub queue_rows: usize,
+    pub warm_s: u64,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { unverified: Unverified::Refuse, limits: RequestLimits::default(), queue_rows: 4096 }
+        Self { unverified: Unverified::Refuse, limits: RequestLimits::default(), queue_rows: 4096, warm_s: 600 }
     }
 }
 
@@ -115,7 +116,12 @@ fn config(members: &[&str], options: Options) -> PortfolioConfig {
         members: members.iter().map(member).collect(),
         limits: options.limits,
         poll_interval: PollInterval(Duration::from_millis(50)),
-        rollouts: RolloutConfig { keep: 1.0, queue: NonZeroUsize::new(4096).unwrap(), ..RolloutConfig::default() },
+        rollouts: RolloutConfig {
+            keep: 1.0,
+            queue: NonZeroUsize::new(4096).unwrap(),
+            warm_s: options.warm_s,
+            ..RolloutConfig::default()
+        },
         ..PortfolioConfig::default()
     }
 }
