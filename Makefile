@@ -12,7 +12,7 @@ DEBUG_BIN := target/debug/highroad
 RELEASE_BIN := target/release/highroad
 DASHBOARD := dashboard/dist/index.html
 
-.PHONY: help quickstart test test-rust test-python test-dashboard fuzz lint mlflow-answers bench env env-bench dashboard lock clean
+.PHONY: help quickstart test test-rust test-python test-dashboard fuzz lint mlflow-answers bench env env-bench env-servers dashboard lock clean
 
 help: ## Show what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -46,15 +46,16 @@ test-python: env python-module tools ## pytest: starter, real models, real clien
 mlflow-answers: env ## Record anew what the real MLflow server answers (conformance/mlflow_answers.jsonl)
 	$(PY) conformance/mlflow_replay.py --record
 
-bench: env-bench python-module-release tools ## Highroad beside its peers, interleaved in one run
+bench: env-bench env-servers python-module-release tools ## Highroad beside its peers, interleaved in one run
 	HIGHROAD_BIN=$(abspath $(RELEASE_BIN)) $(PY) benches/peers.py $(ARGS)
-	HIGHROAD_BIN=$(abspath $(RELEASE_BIN)) $(PY) benches/serve.py
 	HIGHROAD_BIN=$(abspath $(RELEASE_BIN)) $(PY) benches/track.py
 	HIGHROAD_BIN=$(abspath $(RELEASE_BIN)) $(PY) benches/data.py
 	HIGHROAD_BIN=$(abspath $(RELEASE_BIN)) $(PY) benches/run.py
 	HIGHROAD_BIN=$(abspath $(RELEASE_BIN)) $(PY) benches/dashboard.py
 	cargo build --locked --release --package highroad-eval --example bootstrap
 	$(PY) benches/gate.py
+	cargo build --locked --release --package highroad-serve --example open_loop
+	HIGHROAD_BIN=$(abspath $(RELEASE_BIN)) $(PY) benches/load.py
 	cargo build --locked --release --package highroad-eval --example rollout
 	HIGHROAD_BIN=$(abspath $(RELEASE_BIN)) $(PY) benches/rollout.py
 	cargo build --locked --release --package highroad-assess --example batches
@@ -95,6 +96,7 @@ tools:
 
 env: .venv/.dev ## The pinned, hashed Python environment
 env-bench: .venv/.bench
+env-servers: target/bench/servers/.done ## Servers that benches/load.py runs beside Highroad
 
 .venv/.uv: requirements/uv.txt
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is missing: install Python 3.11 with venv, or set PYTHON=..." >&2; exit 2; }
@@ -113,6 +115,12 @@ env-bench: .venv/.bench
 	$(UV) pip install --quiet --python $(PY) --require-hashes -r requirements/bench.txt
 	@touch $@
 
+# An environment of its own: these servers want older libraries.
+target/bench/servers/.done: .venv/.uv requirements/servers.txt
+	$(UV) venv --quiet --clear --python $(PYTHON) target/bench/servers
+	$(UV) pip install --quiet --python target/bench/servers/bin/python --require-hashes -r requirements/servers.txt
+	@touch $@
+
 # The Python module comes out of the same build as the binary, whose dependencies have other features than the module's alone, and
 # is used from python/ as it lies there. A wheel is made by maturin: `maturin build --release` in crates/python.
 .PHONY: python-module python-module-release
@@ -129,7 +137,7 @@ cd crates/python && $(abspath .venv/bin/maturin) pep517 write-dist-info --metada
 endef
 
 lock: .venv/.uv ## Resolve requirements/*.in again
-	cd requirements && for f in uv dev bench mlflow2; do ../$(UV) pip compile --quiet --upgrade --generate-hashes --no-emit-index-url --python-version 3.11 $$f.in -o $$f.txt; done
+	cd requirements && for f in uv dev bench servers mlflow2; do ../$(UV) pip compile --quiet --upgrade --generate-hashes --no-emit-index-url --python-version 3.11 $$f.in -o $$f.txt; done
 	cd requirements && ../$(UV) pip compile --quiet --no-deps --generate-hashes --no-emit-index-url --python-version 3.11 assets.in -o assets.txt
 
 clean: ## Remove what was built, trained and installed

@@ -26,6 +26,11 @@ pub struct Guard {
 }
 
 impl Guard {
+    /// One that asks for the keys of `access`, where it is there, and has no certificate.
+    pub fn with_access(access: Option<PathBuf>) -> Self {
+        Self { access, ..Self::default() }
+    }
+
     /// The shell that these ask for; `own` is a key for the process itself.
     pub fn shell(&self, own: Option<String>) -> anyhow::Result<Shell> {
         let access = self.access.as_deref().map(|path| Access::open(path, needs, own)).transpose()?;

@@ -18,6 +18,7 @@ pub mod load;
 pub mod new;
 pub mod ops;
 pub mod pack;
+pub mod portfolio;
 pub mod profile_train;
 pub mod promote;
 pub mod pull;

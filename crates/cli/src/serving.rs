@@ -5,15 +5,17 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use highroad_package::registry::RegistryClient;
 use highroad_package::{Package, Verdicts};
 use highroad_serve::alerts::Alerts;
 use highroad_serve::budget::keeper::Budgets;
 use highroad_serve::config::{ModelSource, PortfolioConfig};
+use highroad_serve::reload::{PortfolioFile, Read};
 use highroad_serve::request_log::{LogLimits, RequestLog};
 use highroad_serve::{LocalState, Portfolio, Registry, RemoteRegistry, Unverified};
 use highroad_service::telemetry::LogFormat;
+use tokio::sync::Notify;
 
 use crate::access::Guard;
 use crate::resolve::Home;
@@ -39,15 +41,21 @@ pub struct Members {
 }
 
 impl Members {
-    /// The members asked for; `None` where neither the command line nor a file names any.
-    pub fn config(&self) -> anyhow::Result<Option<PortfolioConfig>> {
-        if let Some(path) = &self.portfolio {
-            return read(path).map(Some);
+    /// What is asked for, on the command line or in a file.
+    pub fn asked(&self, guard: &Guard) -> anyhow::Result<Asked> {
+        let default = || self.models.is_empty().then(|| PathBuf::from(PORTFOLIO));
+        let Some(path) = self.portfolio.clone().or_else(default) else {
+            return Ok(Asked { config: Some(self.named()?), ..Asked::default() });
+        };
+        let file = portfolio_file(path, guard);
+        if self.portfolio.is_none() && !file.path().exists() {
+            return Ok(Asked { file: Some(file), ..Asked::default() });
         }
-        if self.models.is_empty() {
-            let default = Path::new(PORTFOLIO);
-            return if default.exists() { read(default).map(Some) } else { Ok(None) };
-        }
+        let first = read(&file)?;
+        Ok(Asked { config: Some(first.config.clone()), file: Some(file), first: Some(first), hangups: None })
+    }
+
+    fn named(&self) -> anyhow::Result<PortfolioConfig> {
         let named = self.models.iter().map(|model| named(model)).collect::<anyhow::Result<Vec<_>>>()?;
         let mut config = PortfolioConfig::of_models(named.iter().cloned());
         if config.members.len() < named.len() {
@@ -56,7 +64,7 @@ impl Members {
         for member in config.members.values_mut() {
             member.threads = self.threads.unwrap_or(member.threads);
         }
-        Ok(Some(config))
+        Ok(config)
     }
 
     pub fn unverified(&self) -> Unverified {
@@ -64,10 +72,69 @@ impl Members {
     }
 }
 
-fn read(path: &Path) -> anyhow::Result<PortfolioConfig> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read `{}`", path.display()))?;
-    let base = path.parent().unwrap_or(Path::new(""));
-    PortfolioConfig::parse(&text, base).with_context(|| format!("`{}` is not a portfolio", path.display()))
+/// What a serving process is asked to serve.
+#[derive(Default)]
+pub struct Asked {
+    /// `None` where neither the command line nor a file names any member.
+    pub config: Option<PortfolioConfig>,
+    /// The file that is followed; it may not be there yet.
+    file: Option<PortfolioFile>,
+    first: Option<Read>,
+    hangups: Option<Hangups>,
+}
+
+impl Asked {
+    /// Takes SIGHUP for a file from here on, before members load: what comes meanwhile is not lost. Needs a runtime.
+    pub fn listen(&mut self) {
+        self.hangups = self.file.as_ref().and_then(|_| Hangups::listen());
+    }
+
+    /// Follows the file for as long as the future is polled: edits are taken up as they come, and at once on SIGHUP. Pending for ever
+    /// where members come from the command line; then SIGHUP ends the process, as it does others.
+    pub async fn follow(self, portfolio: &Portfolio) {
+        let Some(file) = self.file else { return std::future::pending().await };
+        let now = Notify::new();
+        tokio::select! {
+            () = file.follow(portfolio, self.first, &now) => {}
+            () = Hangups::notify(self.hangups, &now) => {}
+        }
+    }
+}
+
+/// SIGHUPs since this was made.
+struct Hangups(#[cfg(unix)] tokio::signal::unix::Signal);
+
+impl Hangups {
+    fn listen() -> Option<Self> {
+        #[cfg(unix)]
+        return tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup()).ok().map(Self);
+        #[cfg(not(unix))]
+        None
+    }
+
+    /// Passes each on, for as long as the future is polled.
+    async fn notify(hangups: Option<Self>, now: &Notify) {
+        #[cfg(unix)]
+        if let Some(Self(mut hangups)) = hangups {
+            while hangups.recv().await.is_some() {
+                now.notify_one();
+            }
+        }
+        std::future::pending().await
+    }
+}
+
+/// A file of members, with what must hold of it under `guard`.
+pub fn portfolio_file(path: PathBuf, guard: &Guard) -> PortfolioFile {
+    let keys = guard.asks_for_keys();
+    PortfolioFile::new(path, Box::new(move |config| check_budgets(config, keys)))
+}
+
+/// Reads a file of members, or tells everything that is wrong with it.
+fn read(file: &PortfolioFile) -> anyhow::Result<Read> {
+    file.read().map_err(|problems| {
+        anyhow!("`{}` is not a portfolio\n  {}", file.path().display(), file.told(&problems).replace('\n', "\n  "))
+    })
 }
 
 /// The member's name beside its source: the registered model's, or the one the package's manifest suggests.
@@ -91,14 +158,14 @@ fn named(model: &str) -> anyhow::Result<(String, ModelSource)> {
 }
 
 /// Refuses budgets that nobody would be held to.
-pub fn check_budgets(config: &PortfolioConfig, guard: &Guard) -> anyhow::Result<()> {
-    if config.budgets.needs_keys() && !guard.asks_for_keys() {
-        bail!("budgets of tenants and keys need keys: `--access FILE` asks for them, `highroad access add` makes them");
+fn check_budgets(config: &PortfolioConfig, asks_for_keys: bool) -> Result<(), String> {
+    if config.budgets.needs_keys() && !asks_for_keys {
+        let reason = "of tenants and keys need keys: `--access FILE` asks for them, `highroad access add` makes them";
+        return Err(format!("[budgets] budgets {reason}"));
     }
-    if config.alerts.needs_keys() && !guard.asks_for_keys() {
-        bail!(
-            "objectives of tenants and keys need keys: `--access FILE` asks for them, `highroad access add` makes them"
-        );
+    if config.alerts.needs_keys() && !asks_for_keys {
+        let reason = "of tenants and keys need keys: `--access FILE` asks for them, `highroad access add` makes them";
+        return Err(format!("[objectives] objectives {reason}"));
     }
     Ok(())
 }
@@ -125,10 +192,10 @@ pub fn open(
     let log = RequestLog::open(&dir, LogLimits::default())
         .with_context(|| format!("cannot write the request log in `{}`", dir.display()))?;
     let limited = !config.budgets.is_empty();
-    let budgets = limited.then(|| Budgets::open(&home.path().join("budgets"), config.budgets.clone())).transpose()?;
+    let local = local_state(home)?;
+    let budgets = limited.then(|| Budgets::open(&local.budgets, config.budgets.clone())).transpose()?;
     let alerts = Alerts::open(&config.alerts, Some(home.path().join("alerts")));
-    let portfolio = Portfolio::new(config, unverified, registry, local_state(home)?);
-    let portfolio = portfolio.with_budgets(budgets).with_alerts(alerts);
+    let portfolio = Portfolio::new(config, unverified, registry, local).with_budgets(budgets).with_alerts(alerts);
     Ok((Arc::new(portfolio), log))
 }
 

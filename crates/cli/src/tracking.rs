@@ -182,6 +182,15 @@ fn uri_of_standard(root: &Path) -> anyhow::Result<Option<String>> {
     Ok(uri.and_then(|uri| uri.as_str().map(str::to_owned)).filter(|uri| !uri.is_empty()))
 }
 
+/// `request` with the login of this environment.
+pub fn login(request: reqwest::RequestBuilder) -> reqwest::RequestBuilder {
+    match credentials() {
+        Some(Credentials::Bearer(token)) => request.bearer_auth(token),
+        Some(Credentials::Basic(user, password)) => request.basic_auth(user, Some(password)),
+        _ => request,
+    }
+}
+
 /// MLflow's own variables for a login.
 pub fn credentials() -> Option<Credentials> {
     let env = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());

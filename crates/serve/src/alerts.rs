@@ -20,6 +20,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use jiff::Timestamp;
 use metrics::{counter, gauge};
 use serde::{Deserialize, Serialize};
@@ -70,7 +71,7 @@ pub const EVENTS: [&str; 5] =
 
 /// The objectives and alerts of a process.
 pub struct Alerts {
-    objectives: Arc<Objectives>,
+    objectives: ArcSwap<Objectives>,
     book: Mutex<Book>,
     outbox: Outbox,
     sources: Mutex<Vec<Arc<dyn Source>>>,
@@ -88,7 +89,7 @@ impl Alerts {
             Objectives::new(config.objectives.clone(), kept.as_ref().map(Kept::counts).unwrap_or_default());
         let state = kept.as_ref().map(Kept::state).unwrap_or_default();
         Self {
-            objectives: Arc::new(objectives),
+            objectives: ArcSwap::from_pointee(objectives),
             book: Mutex::new(state.book),
             outbox: Outbox::new(config.webhooks.clone(), state.waiting),
             sources: Mutex::default(),
@@ -103,8 +104,16 @@ impl Alerts {
     }
 
     /// What is promised, and what was seen of it.
-    pub fn objectives(&self) -> &Arc<Objectives> {
-        &self.objectives
+    pub fn objectives(&self) -> Arc<Objectives> {
+        self.objectives.load_full()
+    }
+
+    /// Promises what an edited file does, with what was seen of what is promised still. Webhooks stay those of the start.
+    pub(crate) fn take_up(&self, config: &AlertsConfig) {
+        let before = self.objectives();
+        if !before.promises(&config.objectives) {
+            self.objectives.store(Arc::new(Objectives::new(config.objectives.clone(), before.counts())));
+        }
     }
 
     /// What fires, and what ended lately.
@@ -130,7 +139,7 @@ impl Alerts {
     }
 
     fn look_once(&self, portfolio: &Portfolio, now: Timestamp) {
-        let mut found = self.objectives.findings(now);
+        let mut found = self.objectives().findings(now);
         found.extend(findings::of(portfolio, now));
         let sources = lock(&self.sources).clone();
         found.extend(sources.iter().flat_map(|source| source.findings(now)));
@@ -158,7 +167,7 @@ impl Alerts {
     /// Writes down what was counted.
     pub fn keep_counts(&self) {
         if let Some(kept) = &self.kept {
-            kept.put_counts(&self.objectives.counts());
+            kept.put_counts(&self.objectives().counts());
         }
     }
 

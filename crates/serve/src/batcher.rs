@@ -8,7 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use highroad_task::{TurnQueue, Waiting};
+use highroad_task::{Flow, TurnQueue, Waiting};
 use tokio::sync::oneshot;
 
 use crate::telemetry::BatchMetrics;
@@ -70,6 +70,8 @@ pub enum RowError<E> {
     Panicked,
     /// The deadline passed before the row's turn came.
     Expired,
+    /// It had to make room for what is more urgent, or for somebody who has less waiting; when to try again.
+    Shed(Duration),
 }
 
 /// A finished row.
@@ -109,9 +111,11 @@ impl<E: Engine> Batcher<E> {
         Ok(batcher)
     }
 
-    /// Queues the rows of one request, all or none; rows not started at `deadline` are given up.
-    pub fn submit(&self, jobs: Vec<E::Job>, deadline: Option<Instant>) -> Result<Tickets<E>, Overloaded> {
-        let tickets = self.shared.admit(jobs, deadline)?;
+    /// Queues the rows of one request, all or none; rows not started at `deadline` are given up. Whose turn they take is `flow`'s.
+    ///
+    /// Where the queue is full, rows of lower classes make room, and those of owners who have more waiting.
+    pub fn submit(&self, flow: Flow, jobs: Vec<E::Job>, deadline: Option<Instant>) -> Result<Tickets<E>, Overloaded> {
+        let tickets = self.shared.admit(flow, jobs, deadline)?;
         match tickets.len() {
             0 | 1 => self.shared.wake.notify_one(),
             _ => self.shared.wake.notify_all(),
@@ -151,12 +155,13 @@ impl<E: Engine> Shared<E> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn admit(&self, jobs: Vec<E::Job>, deadline: Option<Instant>) -> Result<Tickets<E>, Overloaded> {
+    fn admit(&self, flow: Flow, jobs: Vec<E::Job>, deadline: Option<Instant>) -> Result<Tickets<E>, Overloaded> {
         let mut queue = self.lock();
-        if !queue.rows.is_empty() && queue.rows.len() + jobs.len() > self.limits.queue_rows.get() {
+        let most = self.limits.queue_rows.get();
+        if !queue.rows.is_empty() && queue.rows.len() + jobs.len() > most {
             // Rows whose clients have left must not keep out those who stay.
             queue.give_up_rows(&self.metrics);
-            if !queue.rows.is_empty() && queue.rows.len() + jobs.len() > self.limits.queue_rows.get() {
+            if !queue.make_room(flow, jobs.len(), most, &self.metrics) {
                 self.metrics.rejected.increment(1);
                 return Err(Overloaded { retry_after: queue.pace.time_for(queue.rows.n_tokens()) });
             }
@@ -169,7 +174,7 @@ impl<E: Engine> Shared<E> {
                 (Row { job, submitted, deadline, reply }, ticket)
             })
             .unzip();
-        queue.rows.push_request(rows);
+        queue.rows.push_request_of(flow, rows);
         self.metrics.queue_rows.set(queue.rows.len() as f64);
         Ok(tickets)
     }
@@ -287,6 +292,22 @@ impl<E: Engine> Queue<E> {
     }
 }
 
+impl<E: Engine> Queue<E> {
+    /// Whether `n_rows` rows of `flow` have room now; rows that were less urgent, or whose owner has more, may have made it.
+    fn make_room(&mut self, flow: Flow, n_rows: usize, most: usize, metrics: &BatchMetrics) -> bool {
+        if self.rows.is_empty() || self.rows.len() + n_rows <= most {
+            return true;
+        }
+        let Some(out) = self.rows.make_room(flow, n_rows, most.saturating_sub(n_rows)) else { return false };
+        let retry_after = self.pace.time_for(self.rows.n_tokens());
+        for row in out {
+            metrics.shed.increment(1);
+            let _ = row.reply.send(Err(RowError::Shed(retry_after)));
+        }
+        true
+    }
+}
+
 // Recent tokens a second over all workers, as a moving average.
 #[derive(Default)]
 struct Pace {
@@ -372,7 +393,11 @@ mod tests {
         }
 
         fn submit(&self, lengths: &[usize]) -> Vec<Ticket<usize, &'static str>> {
-            self.batcher.submit(lengths.iter().map(|&n| Length(n)).collect(), None).unwrap()
+            self.submit_of(Flow::default(), lengths).unwrap()
+        }
+
+        fn submit_of(&self, flow: Flow, lengths: &[usize]) -> Result<Vec<Ticket<usize, &'static str>>, Overloaded> {
+            self.batcher.submit(flow, lengths.iter().map(|&n| Length(n)).collect(), None)
         }
 
         // Occupies the worker, so that what is submitted next has to wait.
@@ -474,12 +499,58 @@ mod tests {
         let rig = Rig::new(1024, 2);
         let _busy = rig.occupy();
         let _waiting = rig.submit(&[3]);
-        let refused = rig.batcher.submit(vec![Length(4), Length(5)], None);
+        let refused = rig.submit_of(Flow::default(), &[4, 5]);
         assert!(refused.is_err_and(|overloaded| overloaded.retry_after >= SHORTEST_RETRY));
         assert_eq!(rig.batcher.n_waiting(), 1);
         rig.finish_batch();
         assert_eq!(rig.next_batch(), [3]);
         rig.finish_batch();
+    }
+
+    fn flow(weight: u32, owner: u64) -> Flow {
+        Flow { weight: std::num::NonZeroU32::new(weight).unwrap(), owner }
+    }
+
+    #[test]
+    fn a_full_queue_sheds_the_low_before_it_refuses_the_high() {
+        let rig = Rig::new(1024, 2);
+        let _busy = rig.occupy();
+        let low = rig.submit_of(flow(1, 0), &[30, 31]).unwrap();
+        assert!(rig.submit_of(flow(1, 0), &[32]).is_err(), "its equals stay");
+        let high = rig.submit_of(flow(16, 0), &[5]).unwrap();
+        for ticket in low {
+            assert!(matches!(get(ticket), Err(RowError::Shed(after)) if after >= SHORTEST_RETRY));
+        }
+        let normal = rig.submit_of(flow(4, 0), &[6]).unwrap();
+        assert!(rig.submit_of(flow(4, 0), &[7]).is_err(), "nothing that is lower waits any more");
+        rig.finish_batch();
+        assert_eq!(rig.next_batch(), [5]);
+        rig.finish_batch();
+        assert_eq!(rig.next_batch(), [6]);
+        rig.finish_batch();
+        assert!(high.into_iter().chain(normal).all(|ticket| get(ticket).is_ok()));
+    }
+
+    #[test]
+    fn a_tenant_that_fills_the_queue_keeps_no_other_out() {
+        let rig = Rig::new(1, 4);
+        let _busy = rig.occupy();
+        let many: Vec<_> = (10..14).map(|n| rig.submit_of(flow(4, 1), &[n]).unwrap()).collect();
+        assert!(rig.submit_of(flow(4, 1), &[14]).is_err());
+        let other = rig.submit_of(flow(4, 2), &[20]).unwrap();
+        rig.finish_batch();
+        // Both are new to the class, and of equals the older comes first; then they take turns.
+        let order: Vec<Vec<usize>> = (0..4)
+            .map(|_| {
+                let batch = rig.next_batch();
+                rig.finish_batch();
+                batch
+            })
+            .collect();
+        assert_eq!(order, [[10], [20], [11], [12]]);
+        assert!(other.into_iter().all(|ticket| get(ticket) == Ok(20)));
+        let shed = many.into_iter().flatten().map(get).filter(Result::is_err).count();
+        assert_eq!(shed, 1, "its newest made room");
     }
 
     #[test]
@@ -508,7 +579,7 @@ mod tests {
     fn rows_past_their_deadline_are_given_up_before_any_work() {
         let rig = Rig::new(1024, 8);
         let _busy = rig.occupy();
-        let late = rig.batcher.submit(vec![Length(3)], Some(Instant::now())).unwrap().pop().unwrap();
+        let late = rig.batcher.submit(Flow::default(), vec![Length(3)], Some(Instant::now())).unwrap().pop().unwrap();
         let _other = rig.submit(&[4]);
         rig.finish_batch();
         assert_eq!(rig.next_batch(), [4]);

@@ -314,6 +314,16 @@ impl Ledger {
         Self { config, books }
     }
 
+    /// Counts under other limits from here on; what was spent stays spent.
+    pub fn set_config(&mut self, config: BudgetsConfig) {
+        self.config = config;
+    }
+
+    /// The limits.
+    pub fn config(&self) -> &BudgetsConfig {
+        &self.config
+    }
+
     /// What has to survive.
     pub fn books(&self) -> &Books {
         &self.books

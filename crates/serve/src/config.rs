@@ -2,6 +2,8 @@
 //!
 //! The file is checked whole: every problem is reported at once, and an unknown key is an error with a suggestion.
 
+mod cache;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::num::NonZeroUsize;
@@ -11,11 +13,13 @@ use std::time::Duration;
 
 use highroad_package::{ParseReferenceError, Reference};
 use highroad_task::PredictorOptions;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::alerts::AlertsConfig;
 use crate::batcher::BatchLimits;
 use crate::budget::BudgetsConfig;
+use crate::cache::CacheConfig;
+use crate::config::cache::CacheTable;
 use crate::hosted::config::{HostedConfig, HostedTable, KEYS as HOSTED_KEYS, check as check_hosted};
 use crate::pipeline::{self, IndexConfig, PipelineConfig};
 
@@ -43,7 +47,7 @@ pub struct PortfolioConfig {
 }
 
 /// What rollouts may take and keep on this server; what is tried comes from the registry.
-#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RolloutConfig {
     /// Whether the inputs of compared requests are written down; else their digests are.
@@ -78,6 +82,8 @@ pub struct MemberConfig {
     pub batching: BatchLimits,
     /// How long a row may wait for its turn.
     pub queue_timeout: Duration,
+    /// The answers that are kept, if any are.
+    pub cache: Option<CacheConfig>,
 }
 
 /// Where a member's package comes from.
@@ -90,7 +96,7 @@ pub enum ModelSource {
 }
 
 /// What a single request may ask; more gets 400, or 413 for the body.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RequestLimits {
     /// Largest body after decompression.
@@ -176,6 +182,7 @@ impl MemberConfig {
                 replicas: NonZeroUsize::MIN,
             },
             queue_timeout: Duration::from_secs(30),
+            cache: None,
         }
     }
 }
@@ -214,7 +221,8 @@ const TOP_KEYS: &[&str] =
     &["members", "budgets", "objectives", "webhooks", "limits", "poll_interval_ms", "rollouts", "indexes", "pipelines"];
 const ROLLOUT_KEYS: &[&str] = &["keep_inputs", "keep", "queue", "warm_s", "auto_rollback"];
 const LIMIT_KEYS: &[&str] = &["body_bytes", "inputs", "input_bytes", "tokens"];
-const MEMBER_KEYS: &[&str] = &["model", "threads", "replicas", "batch_tokens", "queue_rows", "queue_timeout_ms"];
+const MEMBER_KEYS: &[&str] =
+    &["model", "threads", "replicas", "batch_tokens", "queue_rows", "queue_timeout_ms", "cache"];
 
 #[derive(Deserialize)]
 struct MemberTable {
@@ -224,11 +232,12 @@ struct MemberTable {
     batch_tokens: Option<NonZeroUsize>,
     queue_rows: Option<NonZeroUsize>,
     queue_timeout_ms: Option<u64>,
+    cache: Option<CacheTable>,
 }
 
 impl MemberTable {
-    fn config(self, base: &Path) -> Result<MemberConfig, ParseReferenceError> {
-        let source = match self.model.parse()? {
+    fn config(self, base: &Path) -> Result<MemberConfig, String> {
+        let source = match self.model.parse().map_err(|error| format!("`model`: {error}"))? {
             ModelSource::Directory(path) => ModelSource::Directory(base.join(path)),
             source @ ModelSource::Registry(_) => source,
         };
@@ -238,6 +247,7 @@ impl MemberTable {
         config.batching.batch_tokens = self.batch_tokens.unwrap_or(config.batching.batch_tokens);
         config.batching.queue_rows = self.queue_rows.unwrap_or(config.batching.queue_rows);
         config.queue_timeout = self.queue_timeout_ms.map_or(config.queue_timeout, Duration::from_millis);
+        config.cache = self.cache.map(CacheTable::config).transpose()?;
         Ok(config)
     }
 }
@@ -266,7 +276,7 @@ fn members(table: &toml::Table, base: &Path, problems: &mut Vec<String>) -> BTre
         let Some(member) = part::<MemberTable>(tables, name, MEMBER_KEYS, problems) else { continue };
         match member.config(base) {
             Ok(config) => drop(members.insert(name.clone(), config)),
-            Err(error) => problems.push(format!("[members.{name}] model: {error}")),
+            Err(error) => problems.push(format!("[members.{name}] {error}")),
         }
     }
     members

@@ -1,4 +1,5 @@
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -10,6 +11,7 @@ use metrics::{counter, gauge, histogram};
 use serde::Serialize;
 use tracing::{error, info, warn};
 
+use crate::cache::AnswerCache;
 use crate::config::{MemberConfig, ModelSource};
 use crate::error::{AskError, DeployError};
 use crate::registry::{Registry, Resolved};
@@ -31,13 +33,16 @@ pub struct LocalState {
     pub serving: PathBuf,
     /// Directory of what rollouts compared.
     pub rollouts: PathBuf,
+    /// Directory of what was spent.
+    pub budgets: PathBuf,
 }
 
 impl LocalState {
     /// With everything but packages and verdicts in their usual folders of `home`.
     pub fn under(home: &std::path::Path, store: Store, verdicts: Verdicts) -> Self {
-        let [attestations, serving, rollouts] = ["attestations", "serving", "rollouts"].map(|name| home.join(name));
-        Self { store, verdicts, attestations, serving, rollouts }
+        let folders = ["attestations", "serving", "rollouts", "budgets"];
+        let [attestations, serving, rollouts, budgets] = folders.map(|name| home.join(name));
+        Self { store, verdicts, attestations, serving, rollouts, budgets }
     }
 }
 
@@ -51,8 +56,11 @@ pub struct Deployment {
     registry: Option<Arc<dyn Registry>>,
     local: LocalState,
     current: ArcSwapOption<Revision>,
+    cache: Option<Arc<AnswerCache>>,
     pub(crate) rollouts: Rollouts,
     status: Mutex<Memory>,
+    /// A [`Stage`].
+    stage: AtomicU8,
     // Two refreshes at once would load a version twice.
     refreshing: tokio::sync::Mutex<()>,
 }
@@ -120,6 +128,18 @@ struct Memory {
     told: Remaining,
 }
 
+/// Where a deployment stands in the life of a portfolio.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Stage {
+    /// It loads for a portfolio that may never be: nothing of it is told, and nothing written.
+    Prepared,
+    /// It is a member.
+    Member,
+    /// It was one: it finishes what it began and changes nothing any more.
+    Left,
+}
+
 /// How much of an override is left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Remaining {
@@ -147,12 +167,13 @@ impl Deployment {
         registry: Option<Arc<dyn Registry>>,
         local: LocalState,
         rollouts: Rollouts,
+        before: Option<&Self>,
     ) -> Self {
-        gauge!(MEMBER_READY, "member" => name.clone()).set(0.0);
-        counter!(SWAPS, "member" => name.clone()).increment(0);
-        counter!(LOAD_FAILURES, "member" => name.clone()).increment(0);
-        gauge!(OVERRIDE_EXPIRES, "member" => name.clone()).set(0.0);
+        let known =
+            before.and_then(|before| before.cache.clone()).filter(|cache| Some(*cache.config()) == config.cache);
+        let cache = known.or_else(|| config.cache.map(|cache| Arc::new(AnswerCache::new(&name, cache))));
         Self {
+            cache,
             name,
             config,
             unverified,
@@ -161,6 +182,7 @@ impl Deployment {
             current: ArcSwapOption::empty(),
             rollouts,
             status: Mutex::new(Memory::new(State::Starting)),
+            stage: AtomicU8::new(Stage::Prepared as u8),
             refreshing: tokio::sync::Mutex::new(()),
         }
     }
@@ -168,6 +190,56 @@ impl Deployment {
     /// The member's name.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// How it runs.
+    pub fn config(&self) -> &MemberConfig {
+        &self.config
+    }
+
+    /// Makes it a member: from here on it tells what it does. What it has loaded already takes the place of what served before it.
+    pub(crate) fn enter(&self, before: Option<&Self>) {
+        let member = || self.name.clone();
+        if let Some(before) = before {
+            before.leave();
+        }
+        self.rollouts.enter(&self.name);
+        counter!(SWAPS, "member" => member()).increment(0);
+        counter!(LOAD_FAILURES, "member" => member()).increment(0);
+        self.stage.store(Stage::Member as u8, Ordering::Release);
+        let served = before.and_then(|before| before.current.load_full());
+        match self.current.load_full() {
+            Some(revision) => self.tell_switch(served.as_deref().map(Revision::facts), revision.facts()),
+            None => {
+                gauge!(MEMBER_READY, "member" => member()).set(0.0);
+                gauge!(OVERRIDE_EXPIRES, "member" => member()).set(0.0);
+                if let Some(served) = served {
+                    member_info(served.facts(), Serving::Before);
+                }
+            }
+        }
+    }
+
+    /// Makes it a member no more; requests in flight finish, and the last one releases its memory.
+    pub(crate) fn leave(&self) {
+        self.stage.store(Stage::Left as u8, Ordering::Release);
+        self.rollouts.drop_all();
+    }
+
+    /// [`Deployment::leave`] where nothing takes its place.
+    pub(crate) fn remove(&self) {
+        self.leave();
+        saved::remove(&self.local.serving, &self.name);
+        gauge!(MEMBER_READY, "member" => self.name.clone()).set(0.0);
+        gauge!(OVERRIDE_EXPIRES, "member" => self.name.clone()).set(0.0);
+        if let Some(revision) = self.current.load_full() {
+            member_info(revision.facts(), Serving::Before);
+        }
+        info!(member.name = %self.name, "Removed `{}`", self.name);
+    }
+
+    fn is(&self, stage: Stage) -> bool {
+        self.stage.load(Ordering::Acquire) == stage as u8
     }
 
     /// What it follows.
@@ -226,6 +298,9 @@ impl Deployment {
     /// only after a growing pause.
     pub async fn refresh(&self) -> Result<Refreshed, DeployError> {
         let _one_at_a_time = self.refreshing.lock().await;
+        if self.is(Stage::Left) {
+            return Ok(Refreshed::Unchanged);
+        }
         self.go_back();
         self.watch_override();
         match &self.config.source {
@@ -233,7 +308,9 @@ impl Deployment {
             ModelSource::Registry(reference) => match &self.registry {
                 Some(registry) => {
                     let refreshed = self.refresh_from_registry(reference, registry.as_ref()).await;
-                    self.follow_rollout(reference, registry.as_ref()).await;
+                    if self.is(Stage::Member) {
+                        self.follow_rollout(reference, registry.as_ref()).await;
+                    }
                     refreshed
                 }
                 None => Err(self.fail(None, DeployError::NoRegistry(reference.clone()))),
@@ -329,7 +406,9 @@ impl Deployment {
         };
         let refreshed = result.map_err(|error| self.fail(Some(saved.serving.resolved.clone()), error))?;
         warn!(member.name = %self.name, "`{}` serves what it served last: {unanswered}", self.name);
-        self.resume(saved.rollout).await;
+        if self.is(Stage::Member) {
+            self.resume(saved.rollout).await;
+        }
         Ok(refreshed)
     }
 
@@ -340,6 +419,9 @@ impl Deployment {
 
     /// Keeps what serves, and how far its rollout has come, on the disk. A disk that is full takes nothing down.
     pub(crate) fn save(&self, rollout: Option<SavedRollout>) {
+        if !self.is(Stage::Member) {
+            return;
+        }
         let Some(serving) = self.memory().saved.clone() else { return };
         let saved = Saved { highroad_serving: 1, source: self.config.source.to_string(), serving, rollout };
         if let Err(error) = saved::write(&self.local.serving, &self.name, &saved) {
@@ -359,8 +441,8 @@ impl Deployment {
         unverified: Unverified,
     ) -> Result<Arc<Revision>, DeployError> {
         let (name, config) = (self.name.clone(), self.config.clone());
-        let attestations = self.local.attestations.clone();
-        let load = move || Revision::load(&name, &candidate, &config, unverified, &attestations);
+        let (attestations, cache) = (self.local.attestations.clone(), self.cache.clone());
+        let load = move || Revision::load(&name, &candidate, &config, unverified, &attestations, cache);
         blocking(load).await.map(Arc::new)
     }
 
@@ -375,12 +457,15 @@ impl Deployment {
     /// Serves nothing until the registry says otherwise; requests in flight finish.
     pub(crate) fn undeploy(&self) -> Refreshed {
         let before = self.current.swap(None);
-        self.rollouts.drop_all();
-        saved::remove(&self.local.serving, &self.name);
         let mut memory = self.memory();
         let was_undeployed = memory.state == State::Undeployed;
         *memory = Memory::new(State::Undeployed);
         drop(memory);
+        if !self.is(Stage::Member) {
+            return Refreshed::Undeployed;
+        }
+        self.rollouts.drop_all();
+        saved::remove(&self.local.serving, &self.name);
         gauge!(MEMBER_READY, "member" => self.name.clone()).set(0.0);
         gauge!(OVERRIDE_EXPIRES, "member" => self.name.clone()).set(0.0);
         if let Some(before) = &before {
@@ -413,16 +498,23 @@ impl Deployment {
         self.rollouts.probation.store(None);
         let serving = saved.as_ref().map(|saved| saved.resolved.clone());
         *self.memory() = Memory { serving, saved, ..Memory::new(State::Ready) };
+        if self.is(Stage::Member) {
+            self.tell_switch(before.as_deref().map(Revision::facts), &facts);
+        }
+        switched
+    }
+
+    fn tell_switch(&self, before: Option<&Facts>, facts: &Facts) {
         self.save(self.saved_rollout());
         gauge!(MEMBER_READY, "member" => self.name.clone()).set(1.0);
         let expires_at = facts.overridden.as_ref().and_then(|overridden| overridden.expires_at.parse().ok());
         let expires_s = expires_at.map_or(0, Timestamp::as_second);
         gauge!(OVERRIDE_EXPIRES, "member" => self.name.clone()).set(expires_s as f64);
-        if let Some(before) = &before {
+        if let Some(before) = before {
             counter!(SWAPS, "member" => self.name.clone()).increment(1);
-            member_info(before.facts(), Serving::Before);
+            member_info(before, Serving::Before);
         }
-        member_info(&facts, Serving::Now);
+        member_info(facts, Serving::Now);
         if let Some(reason) = &facts.development {
             warn!(member.name = %self.name, "`{}` serves {} for development only: {reason}", self.name, facts.version);
         }
@@ -436,7 +528,6 @@ impl Deployment {
             member.name = %self.name, package.digest = %facts.package, package.version = %facts.version,
             "`{}` serves {} ({}), evidence {}", self.name, facts.version, facts.package, facts.evidence
         );
-        switched
     }
 
     /// Says once that the override of what serves is near its end, and once that it is past it. What runs goes on, as it
@@ -480,6 +571,9 @@ impl Deployment {
         });
         memory.failed = resolved;
         drop(memory);
+        if !self.is(Stage::Member) {
+            return failure;
+        }
         counter!(LOAD_FAILURES, "member" => self.name.clone()).increment(1);
         // The same failure again and again is one event.
         if attempts == 1 {
@@ -563,7 +657,7 @@ pub(crate) async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work).await.unwrap_or(Err(DeployError::Panicked))
 }
 
-fn pause_after(attempts: u32) -> Duration {
+pub(crate) fn pause_after(attempts: u32) -> Duration {
     FIRST_RETRY.saturating_mul(2u32.saturating_pow(attempts.saturating_sub(1))).min(LONGEST_RETRY)
 }
 

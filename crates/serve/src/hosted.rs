@@ -11,7 +11,7 @@ mod routes;
 mod tasks;
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -55,6 +55,8 @@ pub struct HostedMember {
     retries: Mutex<RetryBudget>,
     places: Arc<Semaphore>,
     n_waiting: AtomicUsize,
+    /// Else it is prepared for a portfolio that may never be, and tells nothing.
+    is_member: AtomicBool,
 }
 
 /// A hosted member that may be asked.
@@ -71,12 +73,34 @@ struct Attempt<'a> {
 }
 
 impl HostedMembers {
-    /// The members of `config`, none of them ready yet.
-    pub fn new(config: BTreeMap<String, HostedConfig>, unverified: Unverified, local: &LocalState) -> Self {
-        let member = |(name, config): (String, HostedConfig)| {
-            (name.clone(), Arc::new(HostedMember::new(name, config, unverified, local.clone())))
+    /// The members of `config`: those of `before` that are as they were, and new ones, none of them ready yet.
+    pub(crate) fn new(
+        config: &BTreeMap<String, HostedConfig>,
+        before: &Self,
+        unverified: Unverified,
+        local: &LocalState,
+    ) -> Self {
+        let member = |(name, config): (&String, &HostedConfig)| {
+            let same = before.members.get(name).filter(|member| member.config == *config);
+            let new = || Arc::new(HostedMember::new(name.clone(), config.clone(), unverified, local.clone()));
+            (name.clone(), same.map_or_else(new, Arc::clone))
         };
-        Self { members: config.into_iter().map(member).collect() }
+        Self { members: config.iter().map(member).collect() }
+    }
+
+    /// Lets members that are new enter, and those that `before` had and that are no more leave.
+    pub(crate) fn enter(&self, before: &Self) {
+        self.new_to(before).for_each(|member| member.enter());
+        let gone = before.members.iter().filter(|(name, _)| !self.members.contains_key(*name));
+        gone.for_each(|(_, member)| member.remove());
+    }
+
+    /// Those that `before` does not have as they are.
+    pub(crate) fn new_to<'a>(&'a self, before: &'a Self) -> impl Iterator<Item = &'a Arc<HostedMember>> {
+        let is_in = |member: &Arc<HostedMember>| {
+            before.members.get(&member.name).is_some_and(|other| Arc::ptr_eq(other, member))
+        };
+        self.members.values().filter(move |member| !is_in(member))
     }
 
     /// All that the request's key may ask, sorted by name.
@@ -102,10 +126,7 @@ impl HostedMembers {
 
 impl HostedMember {
     fn new(name: String, config: HostedConfig, unverified: Unverified, local: LocalState) -> Self {
-        gauge!(MEMBER_READY, "member" => name.clone()).set(0.0);
-        gauge!(HOSTED_IN_FLIGHT, "member" => name.clone()).set(0.0);
-        counter!(HOSTED_BREAKER_OPENED, "member" => name.clone()).increment(0);
-        let member = Self {
+        Self {
             serving: ArcSwapOption::empty(),
             failure: Mutex::default(),
             breaker: Mutex::new(Breaker::new(config.breaker)),
@@ -116,9 +137,49 @@ impl HostedMember {
             config,
             unverified,
             local,
-        };
-        member.tell_circuit(Circuit::Closed);
-        member
+            is_member: AtomicBool::new(false),
+        }
+    }
+
+    /// How it is asked.
+    pub fn config(&self) -> &HostedConfig {
+        &self.config
+    }
+
+    /// Makes it a member: from here on it tells what it does.
+    pub(crate) fn enter(&self) {
+        let member = || self.name.clone();
+        self.is_member.store(true, Ordering::Release);
+        // What one of this name has under way goes on being counted.
+        gauge!(HOSTED_IN_FLIGHT, "member" => member()).increment(0.0);
+        counter!(HOSTED_BREAKER_OPENED, "member" => member()).increment(0);
+        self.tell_circuit(Circuit::Closed);
+        match self.serving.load_full() {
+            Some(serving) => self.tell_serving(&serving),
+            None => gauge!(MEMBER_READY, "member" => member()).set(0.0),
+        }
+    }
+
+    /// Makes it a member no more; requests in flight finish.
+    pub(crate) fn remove(&self) {
+        gauge!(MEMBER_READY, "member" => self.name.clone()).set(0.0);
+        gauge!(HOSTED_BREAKER_STATE, "member" => self.name.clone()).set(0.0);
+        tracing::info!(member.name = %self.name, "Removed `{}`", self.name);
+    }
+
+    fn is_member(&self) -> bool {
+        self.is_member.load(Ordering::Acquire)
+    }
+
+    fn tell_serving(&self, serving: &Serving) {
+        gauge!(MEMBER_READY, "member" => self.name.clone()).set(1.0);
+        tracing::info!(
+            member.name = %self.name, package.digest = %serving.facts.package,
+            "`{}` is hosted as {}, evidence {}", self.name, serving.facts.version, serving.facts.evidence
+        );
+        if let Some(reason) = &serving.facts.development {
+            tracing::warn!(member.name = %self.name, "`{}` serves for development only: {reason}", self.name);
+        }
     }
 
     /// Its name.
@@ -141,13 +202,8 @@ impl HostedMember {
         let opening = tokio::task::spawn_blocking(move || Serving::open(name, hosted, &local, unverified)).await;
         match opening.unwrap_or(Err(DeployError::Panicked)) {
             Ok(serving) => {
-                gauge!(MEMBER_READY, "member" => self.name.clone()).set(1.0);
-                tracing::info!(
-                    member.name = %self.name, package.digest = %serving.facts.package,
-                    "`{}` is hosted as {}, evidence {}", self.name, serving.facts.version, serving.facts.evidence
-                );
-                if let Some(reason) = &serving.facts.development {
-                    tracing::warn!(member.name = %self.name, "`{}` serves for development only: {reason}", self.name);
+                if self.is_member() {
+                    self.tell_serving(&serving);
                 }
                 *lock(&self.failure) = None;
                 self.serving.store(Some(Arc::new(serving)));
@@ -161,7 +217,7 @@ impl HostedMember {
         let reason = error.to_string();
         let mut failure = lock(&self.failure);
         let known = failure.take().filter(|known| known.reason == reason);
-        if known.is_none() {
+        if known.is_none() && self.is_member() {
             tracing::error!(member.name = %self.name, "`{}` cannot serve: {reason}", self.name);
         }
         let attempts = known.as_ref().map_or(1, |known| known.attempts.saturating_add(1));
@@ -241,7 +297,7 @@ impl HostedMember {
     /// What `tokens` cost, as the budgets count it; `None` where nobody knows.
     fn amount(&self, budgets: &Budgets, tokens: Tokens) -> Most {
         let nanos = self.hosted().price.as_ref().map(|price| {
-            let counts = budgets.currency() == Some(price.currency.as_str());
+            let counts = budgets.currency().as_deref() == Some(price.currency.as_str());
             if counts { (price.of(tokens) * 1e9).ceil() as u64 } else { 0 }
         });
         Most { nanos, tokens: tokens.input.saturating_add(tokens.output) }

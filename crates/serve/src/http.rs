@@ -1,7 +1,7 @@
 //! The protocols on HTTP: one short handler a route, each a conversion, a question to the portfolio and a conversion back.
 
 mod docs;
-mod grpc;
+pub(crate) mod grpc;
 mod tei;
 
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes};
 use axum::extract::rejection::BytesRejection;
-use axum::extract::{DefaultBodyLimit, FromRequestParts, OriginalUri, Path, State};
+use axum::extract::{FromRequestParts, OriginalUri, Path, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -33,12 +33,12 @@ use crate::deployment::{Deployment, State as DeploymentState};
 use crate::error::AskError;
 use crate::pipeline::{self, Action, Finished};
 use crate::portfolio::Portfolio;
-use crate::protocol::cohere;
 use crate::protocol::oip::{self, InferRequest, Query};
 use crate::protocol::openai::{self, EmbeddingsRequest, ModerationsRequest, Refused};
 use crate::protocol::pipeline::{self as pipeline_protocol, PipelineRequest};
 use crate::protocol::rerank::{self, Dialect, RerankRequest};
 use crate::protocol::tei as tei_protocol;
+use crate::protocol::{cohere, error_shape};
 use crate::request_log::{Record, RequestLog};
 use crate::revision::{Asked, Facts, Revision, Terms, check_limit};
 use crate::rollout::{Assigned, Key, Served};
@@ -50,6 +50,7 @@ const EVIDENCE: HeaderName = HeaderName::from_static("x-highroad-evidence");
 const OVERRIDE: HeaderName = HeaderName::from_static("x-highroad-override");
 const ROLLOUT: HeaderName = HeaderName::from_static("x-highroad-rollout");
 const DEVELOPMENT: HeaderName = HeaderName::from_static("x-highroad-development");
+const CACHE: HeaderName = HeaderName::from_static("x-highroad-cache");
 const TRUNCATED: HeaderName = HeaderName::from_static("x-highroad-truncated");
 const HEADER_LENGTH: HeaderName = HeaderName::from_static(oip::HEADER_LENGTH);
 
@@ -94,14 +95,8 @@ impl<S: Send + Sync> FromRequestParts<S> for Asker {
 
 /// The inference routes of our own models and the reading of the request log; [`crate::router`] has those of hosted members around it.
 pub(crate) fn router(portfolio: Arc<Portfolio>, log: RequestLog) -> Router {
-    let body_bytes = portfolio.limits().body_bytes;
     let app = App { portfolio, log };
-    let grpc = grpc::service(app.clone(), body_bytes);
-    routes()
-        .router
-        .layer(DefaultBodyLimit::max(body_bytes))
-        .with_state(app)
-        .route(grpc::PATH, axum::routing::post_service(grpc))
+    routes().router.route(grpc::PATH, post(grpc::answer)).with_state(app)
 }
 
 fn routes() -> Routes {
@@ -399,7 +394,8 @@ async fn repository_action(Path((model, action)): Path<(String, String)>) -> Pro
 }
 
 async fn status(State(app): State<App>) -> Json<Value> {
-    Json(json!({ "ready": app.portfolio.is_ready(), "members": app.portfolio.statuses() }))
+    let portfolio = &app.portfolio;
+    Json(json!({ "ready": portfolio.is_ready(), "members": portfolio.statuses(), "portfolio": portfolio.told() }))
 }
 
 async fn alerts(State(app): State<App>) -> Json<Value> {
@@ -456,7 +452,7 @@ fn openai_response(result: Result<Response, Refused>) -> Response {
 
 impl App {
     fn whole(&self, body: Result<Bytes, BytesRejection>) -> Result<Bytes, Problem> {
-        body.map_err(|rejection| unreadable(&rejection, self.portfolio.limits()))
+        body.map_err(|rejection| unreadable(&rejection, &self.portfolio.limits()))
     }
 
     async fn embeddings(&self, asker: &Asker, body: Result<Bytes, BytesRejection>) -> Result<Response, Refused> {
@@ -482,7 +478,7 @@ impl App {
         };
         let width = embedding_width(task, wanted.dimensions)
             .map_err(|error| count(Some(assigned.revision()), AskError::Dimensions(error)))?;
-        let served = assigned.ask(wanted.inputs, self.portfolio.limits(), wanted.terms).await;
+        let served = assigned.ask(wanted.inputs, &self.portfolio.limits(), wanted.terms).await;
         let (call, result) = Call::of(asker, route, served);
         let asked = call.finish(result)?;
         let vectors = asked.answers.iter().map(|answer| shortened(answer.values(), width, normalized)).collect();
@@ -502,7 +498,7 @@ impl App {
         if !moderates(assigned.revision()) {
             return Err(wrong_task(assigned.revision(), "moderations").into());
         }
-        let served = assigned.ask(request.inputs, self.portfolio.limits(), Terms::default()).await;
+        let served = assigned.ask(request.inputs, &self.portfolio.limits(), Terms::default()).await;
         let (call, result) = Call::of(asker, "/v1/moderations", served);
         let asked = call.finish(result)?;
         let task = &call.revision.manifest().task.kind;
@@ -567,7 +563,7 @@ impl App {
         check_limit("bytes in its pairs", request.pairs_bytes(), limits.body_bytes)
             .map_err(|error| count(Some(assigned.revision()), error))?;
         let terms = Terms { cut: request.cut, ..Terms::default() };
-        let served = assigned.ask(request.inputs(), limits, terms).await;
+        let served = assigned.ask(request.inputs(), &limits, terms).await;
         let (call, result) = Call::of(asker, route, served);
         let asked = call.finish(result)?;
         let n_tokens = asked.n_tokens.iter().sum();
@@ -686,12 +682,12 @@ impl App {
     ) -> Result<Response, Problem> {
         let assigned = self.assigned_version(path, asker)?;
         let request = InferRequest::parse(&self.whole(body)?, json_bytes(headers)?)?;
-        let timeout = request.timeout;
+        let terms = Terms { timeout: request.timeout, priority: request.priority, ..Terms::default() };
         let (query, wanted) = request.query(assigned.revision().program().inputs())?;
         let reply = |revision: &Revision, outputs| {
             wanted.reply(&path.model, revision.facts(), &revision.manifest().task.kind, outputs)
         };
-        let (reply, headers) = self.infer_with(&assigned, asker, query, timeout, reply).await?;
+        let (reply, headers) = self.infer_with(&assigned, asker, query, terms, reply).await?;
         let mut response = Response::new(Body::from(reply.body));
         *response.headers_mut() = headers;
         let content_type = if reply.json_bytes.is_some() { "application/octet-stream" } else { "application/json" };
@@ -708,14 +704,13 @@ impl App {
         assigned: &Assigned,
         asker: &Asker,
         query: Query,
-        timeout: Option<Duration>,
+        terms: Terms,
         reply: impl FnOnce(&Revision, Vec<oip::Output>) -> Result<R, Problem>,
     ) -> Result<(R, HeaderMap), Problem> {
         const ROUTE: &str = "/v2/models/infer";
         match query {
             Query::Rows(inputs) => {
-                let terms = Terms { timeout, ..Terms::default() };
-                let served = assigned.ask(inputs, self.portfolio.limits(), terms).await;
+                let served = assigned.ask(inputs, &self.portfolio.limits(), terms).await;
                 let (call, result) = Call::of(asker, ROUTE, served);
                 let asked = call.finish(result).map_err(|error| error.problem())?;
                 let outputs = oip::task_outputs(&call.revision.manifest().task.kind, &asked.answers);
@@ -723,7 +718,7 @@ impl App {
                 Ok((reply, self.answered(&call, &asked)))
             }
             Query::Program(tensors) => {
-                let (call, result) = Call::of(asker, ROUTE, assigned.run_program(tensors, timeout).await);
+                let (call, result) = Call::of(asker, ROUTE, assigned.run_program(tensors, terms).await);
                 let asked = call.finish(result).map_err(|error| error.problem())?;
                 let outputs = oip::program_outputs(call.revision.program().outputs(), &asked.answers);
                 let reply = reply(&call.revision, outputs)?;
@@ -773,11 +768,22 @@ impl App {
         if let Some(rollout) = call.rollout.as_ref().and_then(|told| HeaderValue::from_str(told).ok()) {
             headers.insert(ROLLOUT, rollout);
         }
+        if let Some(used) = asked.cache {
+            headers.insert(CACHE, HeaderValue::from_static(used.name()));
+        }
         if asked.n_truncated > 0 {
             headers.insert(TRUNCATED, asked.n_truncated.into());
         }
         headers
     }
+}
+
+/// A refusal before any route, in the words of the one that `path` belongs to.
+pub(crate) fn refusal(path: &str, problem: &Problem) -> Response {
+    if path.starts_with(grpc::SERVICE) {
+        return grpc::status(problem).into_http();
+    }
+    problem.respond(|problem| error_shape(path, problem))
 }
 
 pub(crate) fn unreadable(rejection: &BytesRejection, limits: &RequestLimits) -> Problem {
@@ -982,6 +988,7 @@ fn record<A>(request_id: String, route: &str, facts: Facts, asked: &Asked<A>, to
         outputs: asked.digests.clone(),
         n_tokens: asked.n_tokens.clone(),
         n_truncated: asked.n_truncated,
+        cache: asked.cache.map(|used| used.name().to_owned()),
         queue_ms: milliseconds(asked.queued),
         compute_ms: milliseconds(asked.computed),
         total_ms: milliseconds(total),

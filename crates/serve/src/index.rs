@@ -253,6 +253,14 @@ impl Index {
         Ok(Self { digest: Digest::of(&text), description, vectors, documents })
     }
 
+    /// Whether `folder` has the description that this was read by.
+    pub fn is_still_in(&self, folder: &Path) -> bool {
+        let mut text = Vec::new();
+        let file = File::open(folder.join(DESCRIPTION));
+        let read = file.and_then(|file| file.take(MAX_DESCRIPTION_BYTES + 1).read_to_end(&mut text));
+        read.is_ok() && Digest::of(&text) == self.digest
+    }
+
     /// What it is.
     pub fn description(&self) -> &Description {
         &self.description

@@ -20,7 +20,7 @@ pub use run::{Finished, PipelineError, StepReport, Stopped, Value};
 
 use crate::error::DeployError;
 use crate::index::{Index, IndexError};
-use crate::portfolio::Portfolio;
+use crate::portfolio::Served;
 use crate::revision::Facts;
 
 /// Where an index is and who embeds the queries to it.
@@ -180,14 +180,17 @@ pub struct Pipelines {
 }
 
 impl Pipelines {
-    /// Reads the indexes. Blocks for as long as that takes.
+    /// Reads the indexes, but for those that `before` has as they are on the disk. Blocks for as long as that takes.
     pub fn open(
         pipelines: &BTreeMap<String, PipelineConfig>,
         indexes: &BTreeMap<String, IndexConfig>,
+        before: Option<&Self>,
     ) -> Result<Self, IndexError> {
         let open = |(name, config): (&String, &IndexConfig)| {
-            let index = Index::open(&config.path)?;
-            Ok((name.clone(), (config.clone(), Arc::new(index))))
+            let known = before.and_then(|before| before.indexes.get(name)).filter(|(was, _)| was.path == config.path);
+            let known = known.filter(|(_, index)| index.is_still_in(&config.path)).map(|(_, index)| Arc::clone(index));
+            let index = known.map_or_else(|| Index::open(&config.path).map(Arc::new), Ok)?;
+            Ok((name.clone(), (config.clone(), index)))
         };
         Ok(Self { pipelines: pipelines.clone(), indexes: indexes.iter().map(open).collect::<Result<_, IndexError>>()? })
     }
@@ -208,7 +211,7 @@ impl Pipelines {
 
     /// What keeps a pipeline from answering, now that members have loaded: a member of another task, a label that no classifier gives,
     /// an index whose documents another package embedded.
-    pub fn problems(&self, portfolio: &Portfolio) -> Vec<String> {
+    pub(crate) fn problems(&self, portfolio: &Served) -> Vec<String> {
         let mut problems = Vec::new();
         for (name, (config, index)) in &self.indexes {
             if let Err(reason) = check_index(name, config, index, portfolio) {
@@ -225,7 +228,7 @@ impl Pipelines {
     }
 }
 
-fn check_index(name: &str, config: &IndexConfig, index: &Index, portfolio: &Portfolio) -> Result<(), String> {
+fn check_index(name: &str, config: &IndexConfig, index: &Index, portfolio: &Served) -> Result<(), String> {
     let revision = portfolio.revision(&config.embedder).map_err(|error| format!("index `{name}`: {error}"))?;
     check_package(name, index, revision.facts())
 }
@@ -245,7 +248,7 @@ fn check_package(name: &str, index: &Index, serves: &Facts) -> Result<(), String
     ))
 }
 
-fn check_step(step: &Step, portfolio: &Portfolio) -> Vec<String> {
+fn check_step(step: &Step, portfolio: &Served) -> Vec<String> {
     let mut problems = Vec::new();
     for member in step.action.member().into_iter().chain(step.fallback.as_deref()) {
         // One that is not there or not ready is told by its own status.

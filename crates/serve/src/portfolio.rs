@@ -1,41 +1,49 @@
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use arc_swap::ArcSwapOption;
-use highroad_service::access::Principal;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::sync::Notify;
 
 use crate::alerts::Alerts;
 use crate::alerts::objectives::Objectives;
 use crate::budget::keeper::Budgets;
-use crate::config::{MemberConfig, PortfolioConfig, RequestLimits, RolloutConfig};
+use crate::config::{MemberConfig, PortfolioConfig, RequestLimits};
 use crate::deployment::{Deployment, LocalState, State, Status};
 use crate::error::{AskError, DeployError};
 use crate::hosted::{HostedMember, HostedMembers};
-use crate::http;
-use crate::pipeline::{IndexConfig, PipelineConfig, Pipelines};
+use crate::pipeline::Pipelines;
 use crate::registry::Registry;
+use crate::reload::FileStatus;
 use crate::revision::{Revision, Unverified};
-use crate::rollout::{Assigned, Key, RolloutStatus, Rollouts};
+use crate::rollout::{Assigned, Key, RolloutSettings, RolloutStatus, Rollouts};
+pub(crate) use crate::served::Served;
 
 /// The models one process serves, by name.
+///
+/// Everything that `portfolio.toml` says is in one [`Served`], which [`Portfolio::reload`] replaces whole.
 pub struct Portfolio {
-    members: Mutex<BTreeMap<String, Arc<Deployment>>>,
-    limits: RequestLimits,
-    poll_interval: Duration,
+    served: ArcSwap<Served>,
     unverified: Unverified,
     registry: Option<Arc<dyn Registry>>,
     local: LocalState,
-    rollouts: RolloutConfig,
+    rollouts: Arc<RolloutSettings>,
     look_now: Arc<Notify>,
-    pipelines: BTreeMap<String, PipelineConfig>,
-    indexes: BTreeMap<String, IndexConfig>,
-    opened: ArcSwapOption<Pipelines>,
-    hosted: HostedMembers,
-    budgets: Option<Budgets>,
     alerts: Arc<Alerts>,
     objectives: Arc<ArcSwapOption<Objectives>>,
+    /// Whether a reference that means nothing yet is waited for.
+    waits: AtomicBool,
+    reloading: tokio::sync::Mutex<()>,
+    pub(crate) file: ArcSwapOption<FileStatus>,
+}
+
+tokio::task_local! {
+    static PINNED: Arc<Served>;
+}
+
+/// A portfolio that is loaded and could take the place of the one that serves.
+pub struct Prepared {
+    next: Served,
+    opened_budgets: Option<Budgets>,
 }
 
 impl Portfolio {
@@ -46,41 +54,49 @@ impl Portfolio {
         registry: Option<Arc<dyn Registry>>,
         local: LocalState,
     ) -> Self {
-        let hosted = HostedMembers::new(config.hosted, unverified, &local);
+        let rollouts = Arc::new(RolloutSettings::new(config.rollouts, config.poll_interval.0));
         let alerts = Alerts::open(&config.alerts, None);
         let portfolio = Self {
-            hosted,
-            budgets: None,
-            objectives: Arc::new(ArcSwapOption::new(Some(Arc::clone(alerts.objectives())))),
+            objectives: Arc::new(ArcSwapOption::new(Some(alerts.objectives()))),
             alerts: Arc::new(alerts),
-            members: Mutex::default(),
-            limits: config.limits,
-            poll_interval: config.poll_interval.0,
+            served: ArcSwap::from_pointee(Served::default()),
             unverified,
             registry,
             local,
-            rollouts: config.rollouts,
+            rollouts,
             look_now: Arc::default(),
-            pipelines: config.pipelines,
-            indexes: config.indexes,
-            opened: ArcSwapOption::empty(),
+            waits: AtomicBool::new(false),
+            reloading: tokio::sync::Mutex::default(),
+            file: ArcSwapOption::empty(),
         };
-        for (name, member) in config.members {
-            portfolio.add(name, member);
-        }
+        let served = portfolio.next(config, &Served::default());
+        served.members.values().for_each(|member| member.enter(None));
+        served.hosted.enter(&HostedMembers::default());
+        portfolio.served.store(Arc::new(served));
         portfolio
     }
 
     /// The same with budgets that every request counts against.
     #[must_use]
     pub fn with_budgets(self, budgets: Option<Budgets>) -> Self {
-        Self { budgets, ..self }
+        self.served.rcu(|served| Served { budgets: budgets.clone(), ..Served::clone(served) });
+        self
+    }
+
+    /// What is served now; within [`Portfolio::pinned`] what was served when that began.
+    pub(crate) fn served(&self) -> Arc<Served> {
+        PINNED.try_with(Arc::clone).unwrap_or_else(|_| self.served.load_full())
+    }
+
+    /// Answers a request by what is served now, whatever is edited meanwhile.
+    pub(crate) async fn pinned<F: Future>(&self, answering: F) -> F::Output {
+        PINNED.scope(self.served.load_full(), answering).await
     }
 
     /// The same with objectives and alerts that survive it.
     #[must_use]
     pub fn with_alerts(self, alerts: Alerts) -> Self {
-        self.objectives.store(Some(Arc::clone(alerts.objectives())));
+        self.objectives.store(Some(alerts.objectives()));
         Self { alerts: Arc::new(alerts), ..self }
     }
 
@@ -90,74 +106,159 @@ impl Portfolio {
     }
 
     /// What may be spent, where anything is limited.
-    pub fn budgets(&self) -> Option<&Budgets> {
-        self.budgets.as_ref()
+    pub fn budgets(&self) -> Option<Budgets> {
+        self.served().budgets.clone()
     }
 
     /// The members that somebody else hosts.
-    pub fn hosted(&self) -> &HostedMembers {
-        &self.hosted
+    pub fn hosted(&self) -> Arc<HostedMembers> {
+        Arc::clone(&self.served().hosted)
     }
 
     /// The hosted member `name`. Errors if there is none, or, within a request, if its key may not ask it.
     pub(crate) fn hosted_member(&self, name: &str) -> Result<Arc<HostedMember>, AskError> {
-        match self.hosted.get(name) {
-            Some(_) if !Principal::current_may_ask(name) => Err(AskError::NotAllowed { member: name.to_owned() }),
-            Some(member) => Ok(Arc::clone(member)),
-            // A package is for another task, and its own routes know which.
-            None => match self.deployment(name) {
-                Ok(own) => Err(AskError::WrongTask {
-                    member: name.to_owned(),
-                    task: http::task_name(&*own.revision()?),
-                    wanted: "generation",
-                }),
-                Err(error) => Err(error),
-            },
+        self.served().hosted_member(name)
+    }
+
+    /// Adds a member that no file names, not loaded yet; one of that name stays as it is. It outlives edits of the file.
+    pub fn add(&self, name: String, config: MemberConfig) {
+        let new = self.deployment_of(&name, config, None);
+        let before = self.served.rcu(|served| {
+            let mut served = Served::clone(served);
+            if !served.has(&name) {
+                served.members.insert(name.clone(), Arc::clone(&new));
+                served.added.insert(name.clone());
+            }
+            served
+        });
+        if !before.has(&name) {
+            new.enter(None);
         }
     }
 
-    /// Adds a member, not loaded yet; one of that name stays as it is.
-    pub fn add(&self, name: String, config: MemberConfig) {
-        let deployment = || {
-            let (registry, local) = (self.registry.clone(), self.local.clone());
-            let (wake, objectives) = (Arc::clone(&self.look_now), Arc::clone(&self.objectives));
-            let rollouts = Rollouts::new(&name, self.rollouts, self.poll_interval, wake, objectives);
-            Arc::new(Deployment::new(name.clone(), config, self.unverified, registry, local, rollouts))
+    fn deployment_of(&self, name: &str, config: MemberConfig, before: Option<&Deployment>) -> Arc<Deployment> {
+        let (registry, local) = (self.registry.clone(), self.local.clone());
+        let rollouts = Rollouts::new(Arc::clone(&self.rollouts), Arc::clone(&self.look_now), Arc::clone(&self.objectives));
+        Arc::new(Deployment::new(name.to_owned(), config, self.unverified, registry, local, rollouts, before))
+    }
+
+    /// What `config` says, with what `before` has that is as it was. Nothing that is new in it is loaded.
+    fn next(&self, config: PortfolioConfig, before: &Served) -> Served {
+        let member = |(name, config): (&String, &MemberConfig)| {
+            let before = before.members.get(name);
+            let same = before.filter(|member| member.config() == config);
+            let new = || self.deployment_of(name, config.clone(), before.map(Arc::as_ref));
+            (name.clone(), same.map_or_else(new, Arc::clone))
         };
-        self.members().entry(name.clone()).or_insert_with(deployment);
+        Served {
+            members: config.members.iter().map(member).collect(),
+            hosted: Arc::new(HostedMembers::new(&config.hosted, &before.hosted, self.unverified, &self.local)),
+            budgets: before.budgets.clone(),
+            config: Arc::new(config),
+            ..Served::default()
+        }
+    }
+
+    /// Loads everything that `config` has and that does not serve yet, and changes nothing of what serves.
+    ///
+    /// Errors with everything that keeps it from serving, each with its place in the file in front.
+    pub async fn prepare(&self, config: PortfolioConfig) -> Result<Prepared, Vec<String>> {
+        let before = self.served.load_full();
+        let mut next = self.next(config, &before);
+        let mut problems = Vec::new();
+        for deployment in next.new_members(&before) {
+            match deployment.refresh().await {
+                Ok(_) => {}
+                Err(DeployError::NotFound(_)) if self.waits.load(Ordering::Relaxed) => {
+                    deployment.undeploy();
+                }
+                Err(error) => problems.push(format!("[members.{}] {}", deployment.name(), error.with_causes())),
+            }
+        }
+        for member in next.hosted.new_to(&before.hosted) {
+            if let Err(error) = member.refresh().await {
+                problems.push(format!("[members.{}] {}", member.name(), error.with_causes()));
+            }
+        }
+        if !problems.is_empty() {
+            return Err(problems);
+        }
+        match open_pipelines(&next, before.opened.clone()).await {
+            Ok(opened) => next.opened = Some(opened),
+            Err(error) => return Err(vec![error.with_causes()]),
+        }
+        Ok(Prepared { next, opened_budgets: None })
+    }
+
+    /// Serves what `config` says from now on, all of it at once, or changes nothing and says why.
+    ///
+    /// What is as it was goes on as it was: its queue, its rollout, what was spent. Requests finish on what they began with.
+    pub async fn reload(&self, config: PortfolioConfig) -> Result<(), Vec<String>> {
+        let _one_at_a_time = self.reloading.lock().await;
+        let mut prepared = self.prepare(config).await?;
+        self.open_budgets(&mut prepared).await.map_err(|reason| vec![format!("[budgets] {reason}")])?;
+        self.take_up(prepared);
+        Ok(())
+    }
+
+    async fn open_budgets(&self, prepared: &mut Prepared) -> Result<(), String> {
+        let budgets = &prepared.next.config.budgets;
+        if prepared.next.budgets.is_some() || budgets.is_empty() {
+            return Ok(());
+        }
+        let (dir, config) = (self.local.budgets.clone(), budgets.clone());
+        let opening = tokio::task::spawn_blocking(move || Budgets::open(&dir, config)).await;
+        let opened = opening.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
+        prepared.opened_budgets = Some(opened);
+        Ok(())
+    }
+
+    fn take_up(&self, prepared: Prepared) {
+        let Prepared { next, opened_budgets } = prepared;
+        let next = Served { budgets: opened_budgets.or(next.budgets.clone()), ..next };
+        let before = self.served.rcu(|now| next.with_added_of(now));
+        let now = self.served.load_full();
+        for (name, member) in &before.members {
+            if !now.members.contains_key(name) {
+                member.remove();
+            }
+        }
+        now.hosted.enter(&before.hosted);
+        for member in now.new_members(&before) {
+            member.enter(before.members.get(member.name()).map(Arc::as_ref));
+        }
+        if let Some(budgets) = &now.budgets {
+            budgets.set_config(now.config.budgets.clone());
+        }
+        self.rollouts.set(now.config.rollouts, now.config.poll_interval.0);
+        self.alerts.take_up(&now.config.alerts);
+        self.objectives.store(Some(self.alerts.objectives()));
+        self.look_now.notify_one();
+    }
+
+    /// What `portfolio.toml` says, as it is served.
+    pub fn config(&self) -> Arc<PortfolioConfig> {
+        Arc::clone(&self.served().config)
     }
 
     /// What a single request may ask.
-    pub fn limits(&self) -> &RequestLimits {
-        &self.limits
+    pub fn limits(&self) -> RequestLimits {
+        self.served().config.limits
     }
 
     /// All members, sorted by name; within a request those that its key may ask.
     pub fn deployments(&self) -> Vec<Arc<Deployment>> {
-        let members = self.members();
-        members.iter().filter(|(name, _)| Principal::current_may_ask(name)).map(|(_, member)| member.clone()).collect()
+        self.served().deployments()
     }
 
     /// The member `name`. Errors if there is none, or, within a request, if its key may not ask it.
     pub fn deployment(&self, name: &str) -> Result<Arc<Deployment>, AskError> {
-        let members = self.members();
-        match members.get(name) {
-            Some(_) if !Principal::current_may_ask(name) => Err(AskError::NotAllowed { member: name.to_owned() }),
-            Some(member) => Ok(Arc::clone(member)),
-            None if self.hosted.get(name).is_some() && Principal::current_may_ask(name) => {
-                Err(AskError::Elsewhere { member: name.to_owned() })
-            }
-            None => {
-                let known = members.keys().filter(|known| Principal::current_may_ask(known)).cloned();
-                let known = known.chain(self.hosted.names()).collect();
-                Err(AskError::UnknownMember { name: name.to_owned(), known })
-            }
-        }
+        self.served().deployment(name)
     }
 
     /// What serves `name` now.
     pub fn revision(&self, name: &str) -> Result<Arc<Revision>, AskError> {
-        self.deployment(name)?.revision()
+        self.served().revision(name)
     }
 
     /// Who answers a request for `name`: what serves now, or the candidate of a rollout that the request's key has a part in.
@@ -172,8 +273,9 @@ impl Portfolio {
 
     /// Where every member stands, sorted by name.
     pub fn statuses(&self) -> Vec<Status> {
-        let own = self.deployments().into_iter().map(|deployment| deployment.status());
-        let mut statuses: Vec<Status> = own.chain(self.hosted.all().iter().map(|member| member.status())).collect();
+        let served = self.served();
+        let own = served.deployments().into_iter().map(|deployment| deployment.status());
+        let mut statuses: Vec<Status> = own.chain(served.hosted.all().iter().map(|member| member.status())).collect();
         statuses.sort_by(|left, right| left.member.cmp(&right.member));
         statuses
     }
@@ -191,38 +293,32 @@ impl Portfolio {
                 errors.push((deployment.name().to_owned(), error));
             }
         }
-        for member in self.hosted.all() {
+        for member in self.hosted().all() {
             if let Err(error) = member.refresh().await {
                 errors.push((member.name().to_owned(), error));
             }
         }
         if errors.is_empty() {
-            errors.extend(self.open_pipelines().await.err());
+            match open_pipelines(&self.served(), None).await {
+                Ok(opened) => {
+                    let opened = Some(opened);
+                    self.served.rcu(|served| Served { opened: opened.clone(), ..Served::clone(served) });
+                }
+                Err(error) => errors.push(("pipelines".to_owned(), error)),
+            }
         }
         errors
     }
 
     /// The pipelines, once they are loaded.
     pub fn pipelines(&self) -> Option<Arc<Pipelines>> {
-        self.opened.load_full()
-    }
-
-    async fn open_pipelines(&self) -> Result<(), (String, DeployError)> {
-        let (pipelines, indexes) = (self.pipelines.clone(), self.indexes.clone());
-        let opened = tokio::task::spawn_blocking(move || Pipelines::open(&pipelines, &indexes)).await;
-        let named = |error: DeployError| ("pipelines".to_owned(), error);
-        let opened = opened.map_err(|_| named(DeployError::Panicked))?.map_err(|error| named(error.into()))?;
-        match opened.problems(self) {
-            problems if problems.is_empty() => {}
-            problems => return Err(named(DeployError::Pipeline(problems.join("; ")))),
-        }
-        self.opened.store(Some(Arc::new(opened)));
-        Ok(())
+        self.served().opened.clone()
     }
 
     /// [`Portfolio::load`] for servers that wait for their models: a reference that means nothing yet is no error, its
     /// member is undeployed until it does.
     pub async fn load_what_exists(&self) -> Vec<(String, DeployError)> {
+        self.waits.store(true, Ordering::Relaxed);
         let mut errors = self.load().await;
         errors.retain(|(name, error)| {
             let absent = matches!(error, DeployError::NotFound(_));
@@ -242,8 +338,9 @@ impl Portfolio {
 
     async fn follow_registry(&self) {
         loop {
+            let pause = self.config().poll_interval.0;
             tokio::select! {
-                () = tokio::time::sleep(self.poll_interval) => {}
+                () = tokio::time::sleep(pause) => {}
                 () = self.look_now.notified() => {}
             }
             for deployment in self.deployments() {
@@ -252,7 +349,7 @@ impl Portfolio {
                     deployment.undeploy();
                 }
             }
-            for member in self.hosted.all() {
+            for member in self.hosted().all() {
                 // Told where it happened, as the others are.
                 let _told = member.refresh().await;
             }
@@ -263,8 +360,14 @@ impl Portfolio {
     pub fn look_now(&self) {
         self.look_now.notify_one();
     }
+}
 
-    fn members(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Arc<Deployment>>> {
-        self.members.lock().unwrap_or_else(PoisonError::into_inner)
+async fn open_pipelines(served: &Served, before: Option<Arc<Pipelines>>) -> Result<Arc<Pipelines>, DeployError> {
+    let config = Arc::clone(&served.config);
+    let open = move || Pipelines::open(&config.pipelines, &config.indexes, before.as_deref());
+    let opened = tokio::task::spawn_blocking(open).await.map_err(|_| DeployError::Panicked)??;
+    match opened.problems(served) {
+        problems if problems.is_empty() => Ok(Arc::new(opened)),
+        problems => Err(DeployError::Pipeline(problems.join("; "))),
     }
 }

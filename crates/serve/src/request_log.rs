@@ -49,6 +49,9 @@ pub struct Record {
     pub n_tokens: Vec<usize>,
     /// Inputs that lost their end.
     pub n_truncated: usize,
+    /// Of a member that keeps answers, where these came from: `hit`, `coalesced`, `partial` or `miss`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<String>,
     /// Longest wait of a row for its batch.
     pub queue_ms: f64,
     /// Longest batch.
@@ -271,6 +274,7 @@ mod tests {
             outputs: vec![Digest::of(b"output")],
             n_tokens: vec![5],
             n_truncated: 0,
+            cache: None,
             queue_ms: 0.1,
             compute_ms: 1.5,
             total_ms: 1.7,

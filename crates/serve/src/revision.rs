@@ -1,3 +1,5 @@
+mod through;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -5,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use highroad_eval::{Aliased, Evidence, Override, OverrideRefusal, Verdict};
 use highroad_package::{Digest, Manifest, VerifiedPackage};
+use highroad_service::access::Priority;
 use highroad_task::raw::{Program, Tensor};
 use highroad_task::{Answer, Cut, Input, Piece, Predictor, PredictorOptions, Prepared, Special, TaskError};
 use serde::{Deserialize, Serialize};
@@ -13,11 +16,13 @@ use crate::attestation;
 use crate::batcher::{Batcher, Done, Job as _, RowError, Ticket};
 use crate::budget::Amount;
 use crate::budget::keeper::{Hold, hold_here};
+use crate::cache::{AnswerCache, CacheUse};
 use crate::config::{MemberConfig, RequestLimits};
 use crate::error::{AskError, DeployError};
 use crate::model::{Model, ModelError, Work, Yield, tensors_digest};
 use crate::telemetry::{BatchMetrics, TOKENS};
 use crate::traced;
+use crate::urgency::{Urgency, flow};
 
 /// A package that a member could serve, every byte of it verified.
 pub struct Candidate {
@@ -100,7 +105,14 @@ pub struct Revision {
     facts: Facts,
     batcher: Batcher<Model>,
     queue_timeout: Duration,
+    cache: Option<Cached>,
     pub(crate) stats: Stats,
+}
+
+/// The member's answers, and what keeps this version's apart.
+struct Cached {
+    answers: Arc<AnswerCache>,
+    version: String,
 }
 
 /// How a request wants its inputs treated.
@@ -110,6 +122,8 @@ pub struct Terms {
     pub cut: Cut,
     /// How long the client is willing to wait in the queue.
     pub timeout: Option<Duration>,
+    /// The class that the body asks for.
+    pub priority: Option<Priority>,
 }
 
 /// An answered request.
@@ -129,18 +143,21 @@ pub struct Asked<A> {
     pub queued: Duration,
     /// Longest batch.
     pub computed: Duration,
+    /// Where its answers came from, of a member that keeps answers.
+    pub cache: Option<CacheUse>,
 }
 
 impl Revision {
     /// Decides whether `candidate` may serve, loads it, replays its parity cases if its numerics are new, and warms it up.
     ///
     /// `attestations` is the directory of the files that record such replays. Blocks for as long as loading takes.
-    pub fn load(
+    pub(crate) fn load(
         member: &str,
         candidate: &Candidate,
         config: &MemberConfig,
         unverified: Unverified,
         attestations: &Path,
+        cache: Option<Arc<AnswerCache>>,
     ) -> Result<Self, DeployError> {
         let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
         let package = candidate.package.digest();
@@ -175,7 +192,9 @@ impl Revision {
         let loaded_at = now;
         let facts =
             Facts { member, version, package, verdict, evidence, overridden, development, numerics_id, loaded_at };
-        Ok(Self { facts, batcher, queue_timeout: config.queue_timeout, stats: Stats::default() })
+        let version = format!("{} {}", facts.package, facts.numerics_id);
+        let cache = cache.map(|answers| Cached { answers, version });
+        Ok(Self { facts, batcher, queue_timeout: config.queue_timeout, cache, stats: Stats::default() })
     }
 
     /// Where its answers come from.
@@ -230,35 +249,41 @@ impl Revision {
         let preparing = begun.elapsed();
         let n_tokens: Vec<usize> = prepared.iter().map(Prepared::n_tokens).collect();
         check_limit("tokens", n_tokens.iter().sum(), limits.tokens)?;
-        let hold = hold_here(&self.facts.member, n_tokens.iter().sum())?;
         let n_truncated = prepared.iter().filter(|prepared| prepared.truncated()).count();
-        let done = self.run(prepared.into_iter().map(Work::Row).collect(), terms.timeout).await?;
-        settle(hold, n_tokens.iter().sum());
+        let (done, cache) = match &self.cache {
+            Some(cached) => self.rows_through(cached, prepared, terms).await?,
+            None => {
+                let hold = hold_here(&self.facts.member, n_tokens.iter().sum())?;
+                let done = self.run(prepared.into_iter().map(Work::Row).collect(), terms).await?;
+                settle(hold, n_tokens.iter().sum());
+                (done, None)
+            }
+        };
         metrics::counter!(TOKENS, "member" => self.facts.member.clone())
             .increment(n_tokens.iter().sum::<usize>() as u64);
 
         let (queued, computed) = longest_times(&done);
         let answers: Vec<Answer> = done.into_iter().filter_map(|done| done.output.row()).collect();
         let digests = answers.iter().map(Answer::digest).collect();
-        Ok(Asked { answers, digests, n_tokens, n_truncated, prepared: preparing, queued, computed })
+        Ok(Asked { answers, digests, n_tokens, n_truncated, prepared: preparing, queued, computed, cache })
     }
 
     /// Runs the program itself on `tensors`, past the task.
     pub async fn run_program(
         self: &Arc<Self>,
         tensors: Vec<Tensor>,
-        timeout: Option<Duration>,
+        terms: Terms,
     ) -> Result<Asked<Vec<Tensor>>, AskError> {
         let work = Work::Program(tensors);
         let n_tokens = work.n_tokens();
         let hold = hold_here(&self.facts.member, n_tokens)?;
-        let done = self.run(vec![work], timeout).await?;
+        let done = self.run(vec![work], terms).await?;
         settle(hold, n_tokens);
         let (queued, computed) = longest_times(&done);
         let answers: Vec<Tensor> = done.into_iter().flat_map(|done| done.output.tensors()).collect();
         let digests = vec![tensors_digest(&answers)];
         let (n_tokens, n_truncated, prepared) = (Vec::new(), 0, Duration::ZERO);
-        Ok(Asked { answers, digests, n_tokens, n_truncated, prepared, queued, computed })
+        Ok(Asked { answers, digests, n_tokens, n_truncated, prepared, queued, computed, cache: None })
     }
 
     /// The tokens of each text, none of them cut off.
@@ -318,21 +343,37 @@ impl Revision {
         inputs.iter().enumerate().map(prepare).collect()
     }
 
-    async fn run(&self, work: Vec<Work>, timeout: Option<Duration>) -> Result<Vec<Done<Yield>>, AskError> {
+    async fn run(&self, work: Vec<Work>, terms: Terms) -> Result<Vec<Done<Yield>>, AskError> {
         let submitted = Instant::now();
         let n_rows = work.len();
-        let wait = timeout.map_or(self.queue_timeout, |timeout| timeout.min(self.queue_timeout));
-        let overloaded = |retry_after| AskError::Overloaded { member: self.facts.member.clone(), retry_after };
-        let tickets = self
-            .batcher
-            .submit(work, submitted.checked_add(wait))
-            .map_err(|full| self.stats.failed(overloaded(full.retry_after)))?;
+        let tickets = self.submit(work, terms, submitted)?;
         let mut done = Vec::with_capacity(n_rows);
         for ticket in tickets {
             done.push(self.redeem(ticket, submitted).await.map_err(|error| self.stats.failed(error))?);
         }
         self.stats.succeeded(&done, submitted.elapsed());
         Ok(done)
+    }
+
+    fn submit(
+        &self,
+        work: Vec<Work>,
+        terms: Terms,
+        submitted: Instant,
+    ) -> Result<Vec<Ticket<Yield, ModelError>>, AskError> {
+        let priority = Urgency::current().priority(terms.priority);
+        let tickets = self.batcher.submit(flow(priority), work, self.deadline(terms, submitted));
+        tickets.map_err(|full| self.stats.failed(self.overloaded(full.retry_after)))
+    }
+
+    /// When rows that wait are given up.
+    fn deadline(&self, terms: Terms, submitted: Instant) -> Option<Instant> {
+        let told = [terms.timeout, Urgency::current().left(submitted)].into_iter().flatten();
+        submitted.checked_add(told.fold(self.queue_timeout, Duration::min))
+    }
+
+    fn overloaded(&self, retry_after: Duration) -> AskError {
+        AskError::Overloaded { member: self.facts.member.clone(), retry_after }
     }
 
     async fn redeem(&self, ticket: Ticket<Yield, ModelError>, submitted: Instant) -> Result<Done<Yield>, AskError> {
@@ -343,6 +384,7 @@ impl Revision {
             Ok(Err(RowError::Engine(ModelError::Task(error)))) => {
                 Err(AskError::Failed { member: member(), reason: error.to_string() })
             }
+            Ok(Err(RowError::Shed(retry_after))) => Err(self.overloaded(retry_after)),
             Ok(Err(RowError::Expired)) => Err(AskError::Expired { waited: submitted.elapsed() }),
             Ok(Err(RowError::Panicked)) | Err(_) => Err(AskError::Lost(member())),
         }

@@ -23,7 +23,7 @@ use tracing::warn;
 
 pub use assign::{Assigned, Key, Served};
 pub use compare::{Compared, Limits, compare};
-pub(crate) use follow::Rollouts;
+pub(crate) use follow::{RolloutSettings, Rollouts};
 pub use pairs::{Pair, Side, read_pairs};
 pub(crate) use probation::{Probation, Promised, WaysBack};
 pub use status::RolloutStatus;

@@ -19,6 +19,11 @@ pub(crate) const QUEUE_ROWS: &str = "highroad_queue_rows";
 pub(crate) const REJECTED: &str = "highroad_inference_rejected_total";
 pub(crate) const CANCELLED: &str = "highroad_rows_cancelled_total";
 pub(crate) const EXPIRED: &str = "highroad_rows_expired_total";
+pub(crate) const SHED: &str = "highroad_rows_shed_total";
+pub(crate) const CACHE_HITS: &str = "highroad_cache_hits_total";
+pub(crate) const CACHE_MISSES: &str = "highroad_cache_misses_total";
+pub(crate) const CACHE_COALESCED: &str = "highroad_cache_coalesced_total";
+pub(crate) const CACHE_BYTES: &str = "highroad_cache_bytes";
 pub(crate) const PANICS: &str = "highroad_worker_panics_total";
 pub(crate) const MEMBER_READY: &str = "highroad_member_ready";
 pub(crate) const MEMBER_INFO: &str = "highroad_member_info";
@@ -44,6 +49,9 @@ pub(crate) const ALERTS_FIRING: &str = "highroad_alerts_firing";
 pub(crate) const ALERT_EVENTS: &str = "highroad_alert_events_total";
 pub(crate) const WEBHOOK_TRIES: &str = "highroad_webhook_tries_total";
 pub(crate) const WEBHOOK_QUEUE: &str = "highroad_webhook_queue";
+pub(crate) const RELOADS: &str = "highroad_portfolio_reloads_total";
+pub(crate) const RELOAD_SUCCESS: &str = "highroad_portfolio_last_reload_success";
+pub(crate) const RELOAD_TIME: &str = "highroad_portfolio_loaded_timestamp_seconds";
 pub(crate) const LOG_DROPPED: &str = "highroad_request_log_dropped_total";
 pub(crate) const PIPELINE_REQUESTS: &str = "highroad_pipeline_requests_total";
 pub(crate) const PIPELINE_SECONDS: &str = "highroad_pipeline_duration_seconds";
@@ -76,6 +84,14 @@ pub fn describe() {
     describe_counter!(REJECTED, "Requests refused with 429 because the queue was full.");
     describe_counter!(CANCELLED, "Rows dropped before any work because their client had left.");
     describe_counter!(EXPIRED, "Rows given up because their deadline passed in the queue.");
+    describe_counter!(
+        SHED,
+        "Rows that made room in a full queue for what was more urgent, or for tenants with less waiting."
+    );
+    describe_counter!(CACHE_HITS, "Rows whose answer was kept.");
+    describe_counter!(CACHE_MISSES, "Rows whose answer was neither kept nor being computed.");
+    describe_counter!(CACHE_COALESCED, "Rows whose answer another request computed at the time.");
+    describe_gauge!(CACHE_BYTES, Unit::Bytes, "Memory of the answers that a member keeps.");
     describe_counter!(PANICS, "Batches lost to a panic in a worker.");
     describe_gauge!(MEMBER_READY, "1 while the member answers, 0 otherwise.");
     describe_gauge!(MEMBER_INFO, "1 for the version a member serves now, 0 for those it served before.");
@@ -102,6 +118,13 @@ pub fn describe() {
     describe_counter!(SHADOW_DROPPED, "Requests without a second answer because there was no room.");
     describe_histogram!(SHADOW_SECONDS, Unit::Seconds, "Processor time of a second answer.");
     describe_counter!(SHADOW_TOKENS, "Tokens read for second answers; no part of highroad_tokens_total.");
+    describe_counter!(RELOADS, "Edits of the portfolio's file, by what became of them: ok, failed.");
+    describe_gauge!(RELOAD_SUCCESS, "0 while the newest text of the portfolio's file is not what serves, 1 otherwise.");
+    describe_gauge!(
+        RELOAD_TIME,
+        Unit::Seconds,
+        "When the text of the portfolio's file that serves was taken up, in seconds since 1970."
+    );
     describe_counter!(LOG_DROPPED, "Request records lost because the log's writer could not keep up.");
     describe_counter!(HOSTED_TRIES, "Requests sent to a host, by how they went.");
     describe_counter!(HOSTED_FALLBACKS, "Requests that another member was asked to answer in place of a hosted one.");
@@ -149,6 +172,7 @@ pub struct BatchMetrics {
     pub(crate) rejected: Counter,
     pub(crate) cancelled: Counter,
     pub(crate) expired: Counter,
+    pub(crate) shed: Counter,
     pub(crate) panics: Counter,
     pub(crate) queued: Histogram,
     computed: Histogram,
@@ -165,6 +189,7 @@ impl BatchMetrics {
             rejected: counter!(REJECTED, "member" => member()),
             cancelled: counter!(CANCELLED, "member" => member()),
             expired: counter!(EXPIRED, "member" => member()),
+            shed: counter!(SHED, "member" => member()),
             panics: counter!(PANICS, "member" => member()),
             queued: histogram!(QUEUE_SECONDS, "member" => member()),
             computed: histogram!(COMPUTE_SECONDS, "member" => member()),

@@ -65,6 +65,32 @@ impl Scope {
     }
 }
 
+/// How urgent a request may be; a higher class goes before a lower one where both wait for a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs)]
+pub enum Priority {
+    Low,
+    Normal,
+    High,
+}
+
+impl Priority {
+    /// The class of that name.
+    pub fn parse(name: &str) -> Option<Self> {
+        [Self::Low, Self::Normal, Self::High].into_iter().find(|class| class.name() == name)
+    }
+
+    /// Its name in headers and the access file.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Low => "low",
+            Self::Normal => "normal",
+            Self::High => "high",
+        }
+    }
+}
+
 /// What a path asks of its caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Needs {
@@ -110,6 +136,9 @@ pub struct KeyEntry {
     /// Most requests a minute; a minute's worth may come at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub requests_per_minute: Option<NonZeroU32>,
+    /// The highest class its requests may ask; what asks more gets this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub priority: Option<Priority>,
     /// When it ends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires: Option<jiff::Timestamp>,
@@ -144,6 +173,8 @@ pub struct Principal {
     pub key: String,
     /// The key's tenant.
     pub tenant: String,
+    /// The highest class it may ask.
+    pub priority: Priority,
     members: Option<Arc<BTreeSet<String>>>,
 }
 
@@ -162,6 +193,11 @@ impl Principal {
     /// Whether the request that this task answers may ask `member`.
     pub fn current_may_ask(member: &str) -> bool {
         PRINCIPAL.try_with(|principal| principal.may_ask(member)).unwrap_or(true)
+    }
+
+    /// Whether the request that this task answers may ask every member.
+    pub fn current_may_ask_all() -> bool {
+        PRINCIPAL.try_with(|principal| principal.members.is_none()).unwrap_or(true)
     }
 
     /// Does `work` for the request that this task answers with every member, because what was asked for is theirs together.
@@ -433,7 +469,8 @@ impl Table {
             table.add(name, entry, &before.key_limits);
         }
         if let Some(own) = own {
-            let principal = Principal { key: OWN.to_owned(), tenant: OWN.to_owned(), members: None };
+            let (key, tenant) = (OWN.to_owned(), OWN.to_owned());
+            let principal = Principal { key, tenant, priority: Priority::High, members: None };
             let scopes = [Scope::Infer, Scope::Observe, Scope::Track, Scope::Deploy].into();
             table.keys.insert(digest(own), Key { principal, scopes, expires: None, limits: Vec::new() });
         }
@@ -447,7 +484,8 @@ impl Table {
         }
         let tenant = entry.tenant(&name).to_owned();
         let limits = self.key_limits.get(&name).into_iter().chain(self.tenant_limits.get(&tenant)).cloned().collect();
-        let principal = Principal { key: name, tenant, members: entry.members.map(Arc::new) };
+        let priority = entry.priority.unwrap_or(Priority::High);
+        let principal = Principal { key: name, tenant, priority, members: entry.members.map(Arc::new) };
         self.keys.insert(digest, Key { principal, scopes: entry.scopes, expires: entry.expires, limits });
     }
 }

@@ -97,6 +97,26 @@ impl Prepared {
         }
     }
 
+    /// Everything that decides the answer, piece by piece: two rows that give the same bytes are one.
+    pub fn each_byte(&self, mut each: impl FnMut(&[u8])) {
+        fn bytes<const N: usize>(values: impl Iterator<Item = [u8; N]>) -> Vec<u8> {
+            values.flatten().collect()
+        }
+        match &self.row {
+            Row::Tokens { ids, types } => {
+                each(b"tokens");
+                // Where the ids end and the types begin.
+                each(&(ids.len() as u64).to_le_bytes());
+                each(&bytes(ids.iter().map(|id| id.to_le_bytes())));
+                each(&bytes(types.iter().map(|id| id.to_le_bytes())));
+            }
+            Row::Pixels { values, .. } => {
+                each(b"pixels");
+                each(&bytes(values.iter().map(|value| value.to_le_bytes())));
+            }
+        }
+    }
+
     /// Whether the text was too long and lost its end.
     pub fn truncated(&self) -> bool {
         self.truncated

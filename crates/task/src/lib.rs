@@ -13,7 +13,7 @@ mod signature;
 pub mod vector;
 
 pub use answer::{Answer, Ranked, ranked};
-pub use batching::{TurnQueue, Waiting};
+pub use batching::{Flow, TurnQueue, Waiting};
 pub use error::TaskError;
 pub use highroad_data::{Piece, Special};
 pub use image::pixel_values;

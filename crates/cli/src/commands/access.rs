@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
 use comfy_table::{Table, presets};
-use highroad_service::access::{AccessFile, KeyEntry, Scope, new_key};
+use highroad_service::access::{AccessFile, KeyEntry, Priority, Scope, new_key};
 use serde_json::json;
 use toml_edit::DocumentMut;
 
@@ -54,6 +54,9 @@ struct Add {
     /// Most requests a minute.
     #[arg(long, value_name = "N")]
     requests_per_minute: Option<NonZeroU32>,
+    /// The highest priority its requests may ask: high, normal or low [default: high].
+    #[arg(long, value_name = "CLASS", value_parser = priority)]
+    priority: Option<Priority>,
     /// Days until it ends [default: it does not].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     days: Option<u16>,
@@ -90,6 +93,10 @@ fn scope(text: &str) -> Result<Scope, String> {
     all.into_iter().find(|scope| scope.name() == text).ok_or_else(|| "one of infer, observe, track, deploy".to_owned())
 }
 
+fn priority(text: &str) -> Result<Priority, String> {
+    Priority::parse(text).ok_or_else(|| "one of high, normal, low".to_owned())
+}
+
 impl Add {
     fn run(self) -> anyhow::Result<ExitCode> {
         if !highroad_serve::config::is_member_name(&self.name) {
@@ -105,7 +112,15 @@ impl Add {
         let expires = expires.map(|end| end.round(jiff::Unit::Second)).transpose()?;
         let members = (!self.member.is_empty()).then(|| self.member.into_iter().collect());
         let requests_per_minute = self.requests_per_minute;
-        let entry = KeyEntry { sha256, tenant: self.tenant, scopes, members, requests_per_minute, expires };
+        let entry = KeyEntry {
+            sha256,
+            tenant: self.tenant,
+            scopes,
+            members,
+            requests_per_minute,
+            priority: self.priority,
+            expires,
+        };
         let path = &self.place.file;
         let mut document = read(path)?;
         let keys = document.entry("keys").or_insert_with(toml_edit::table);
@@ -139,7 +154,7 @@ impl List {
         }
         let mut table = Table::new();
         table.load_style(presets::NOTHING);
-        table.set_header(["key", "tenant", "scopes", "members", "requests/min", "ends"]);
+        table.set_header(["key", "tenant", "scopes", "members", "requests/min", "priority", "ends"]);
         for (name, key) in &file.keys {
             let scopes: Vec<&str> = key.scopes.iter().map(|scope| scope.name()).collect();
             let members = key.members.iter().flatten().map(String::as_str).collect::<Vec<_>>();
@@ -149,6 +164,7 @@ impl List {
                 scopes.join(", "),
                 if key.members.is_none() { "all".to_owned() } else { members.join(", ") },
                 key.requests_per_minute.map_or("-".to_owned(), |rate| rate.to_string()),
+                key.priority.map_or("-".to_owned(), |class| class.name().to_owned()),
                 key.expires.map_or("-".to_owned(), |end| end.to_string()),
             ]);
         }

@@ -9,7 +9,7 @@ use highroad_service::{Bound, stop_signal};
 
 use crate::access::Guard;
 use crate::resolve::Home;
-use crate::serving::{self, Members, PORTFOLIO};
+use crate::serving::{self, Asked, Members, PORTFOLIO};
 use crate::tracking::{self, TrackingArgs};
 
 /// `highroad serve [MODEL…]`
@@ -28,21 +28,27 @@ pub struct Args {
 
 impl Args {
     pub fn run(self) -> anyhow::Result<ExitCode> {
-        let Some(config) = self.members.config()? else {
+        let mut asked = self.members.asked(&self.guard)?;
+        let Some(config) = asked.config.take() else {
             bail!("nothing to serve: name a model (`highroad serve moderation@champion`) or write a `{PORTFOLIO}`");
         };
-        serving::check_budgets(&config, &self.guard)?;
         // Logging first, so that an embedded tracking server logs in the same form.
         serving::start_telemetry()?;
         let follows_registry = config.members.values().any(|member| matches!(member.source, ModelSource::Registry(_)));
         if !follows_registry {
-            return tokio::runtime::Runtime::new()?.block_on(self.serve(config, None));
+            return tokio::runtime::Runtime::new()?.block_on(self.serve(config, asked, None));
         }
         let tracking = tracking::client(&self.tracking)?;
-        tracking.block_on(self.serve(config, Some(tracking.client().clone())))
+        tracking.block_on(self.serve(config, asked, Some(tracking.client().clone())))
     }
 
-    async fn serve(&self, config: PortfolioConfig, client: Option<RegistryClient>) -> anyhow::Result<ExitCode> {
+    async fn serve(
+        &self,
+        config: PortfolioConfig,
+        mut asked: Asked,
+        client: Option<RegistryClient>,
+    ) -> anyhow::Result<ExitCode> {
+        asked.listen();
         let home = Home::find();
         let bound = Bound::bind(&self.listen).await?;
         let url = bound.url(self.guard.scheme());
@@ -63,6 +69,7 @@ impl Args {
         tokio::select! {
             served = bound.serve(app, shell, stop_signal()) => served?,
             () = portfolio.follow() => {}
+            () = asked.follow(&portfolio) => {}
         }
         serving::close(&portfolio, &log);
         Ok(ExitCode::SUCCESS)

@@ -9,7 +9,7 @@ use axum::response::{Redirect, Response};
 use axum::routing::get;
 use highroad_package::registry::{Credentials, RegistryClient};
 use highroad_package::{Reference, Selector};
-use highroad_serve::config::{MemberConfig, ModelSource, PortfolioConfig, is_member_name};
+use highroad_serve::config::{MemberConfig, ModelSource, is_member_name};
 use highroad_serve::{Portfolio, probes, router};
 use highroad_service::{Bound, Shell, access, stop_signal};
 use highroad_track::Tracker;
@@ -17,7 +17,7 @@ use tokio::sync::Notify;
 
 use crate::access::Guard;
 use crate::resolve::Home;
-use crate::serving::{self, Members};
+use crate::serving::{self, Asked, Members};
 use crate::tracking::Storage;
 
 /// `highroad up [MODEL…]`: tracking, registry, pages and serving in one process on one port.
@@ -51,12 +51,12 @@ struct Listeners {
 impl Args {
     pub fn run(self) -> anyhow::Result<ExitCode> {
         serving::start_telemetry()?;
-        let config = self.members.config()?;
-        config.iter().try_for_each(|config| serving::check_budgets(config, &self.guard))?;
-        tokio::runtime::Runtime::new()?.block_on(self.up(config))
+        let asked = self.members.asked(&self.guard)?;
+        tokio::runtime::Runtime::new()?.block_on(self.up(asked))
     }
 
-    async fn up(self, config: Option<PortfolioConfig>) -> anyhow::Result<ExitCode> {
+    async fn up(self, mut asked: Asked) -> anyhow::Result<ExitCode> {
+        asked.listen();
         let home = Home::find();
         let tracker = Tracker::open(self.storage.setup(home.path())).await?;
         let bound = Bound::bind(&self.listen).await?;
@@ -68,6 +68,7 @@ impl Args {
         let client = RegistryClient::new(&own_url(inner.as_ref().unwrap_or(&bound)))?;
         let client = client.with_credentials(own_key.map(Credentials::Bearer));
         let registry = serving::registry(&client, &home)?;
+        let config = asked.config.take();
         let discovers = config.is_none();
         let config = config.unwrap_or_default();
         let (portfolio, log) = serving::open(&home, config, self.members.unverified(), Some(registry))?;
@@ -97,6 +98,7 @@ impl Args {
         tokio::select! {
             served = server => served??,
             () = portfolio.follow() => {}
+            () = asked.follow(&portfolio) => {}
             () = keep_discovering(&client, &listeners), if discovers => {}
         }
         serving::close(&listeners.portfolio, &log);

@@ -104,6 +104,11 @@ impl Objectives {
         objectives
     }
 
+    /// Whether this is all that is promised.
+    pub(crate) fn promises(&self, configs: &BTreeMap<String, ObjectiveConfig>) -> bool {
+        self.configs == *configs
+    }
+
     /// Whether nothing is promised.
     pub fn is_empty(&self) -> bool {
         self.configs.is_empty()

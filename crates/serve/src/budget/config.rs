@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use serde_json::{Value, json};
+
 use super::{Meter, Scope};
 
 /// The limits of members, tenants and keys.
@@ -92,6 +94,24 @@ impl BudgetsConfig {
         let named = [(Scope::Member, &self.members), (Scope::Tenant, &self.tenants), (Scope::Key, &self.keys)];
         named.into_iter().flat_map(|(scope, limits)| {
             limits.keys().filter(|name| *name != ANY).map(move |name| (scope, name.clone()))
+        })
+    }
+
+    /// All of it, as data.
+    pub fn told(&self) -> Value {
+        let limits = |limits: &Limits| -> Value {
+            let told = limits.set().map(|(meter, limit)| {
+                let limit = if meter.is_cost() { json!(limit as f64 / 1e9) } else { json!(limit) };
+                (meter.name().to_owned(), limit)
+            });
+            Value::Object(told.collect())
+        };
+        let accounts = |accounts: &BTreeMap<String, Limits>| -> Value {
+            Value::Object(accounts.iter().map(|(name, of)| (name.clone(), limits(of))).collect())
+        };
+        json!({
+            "currency": self.currency,
+            "members": accounts(&self.members), "tenants": accounts(&self.tenants), "keys": accounts(&self.keys),
         })
     }
 

@@ -58,7 +58,6 @@ pub struct Budgets {
 
 struct Shared {
     state: Mutex<State>,
-    currency: Option<String>,
 }
 
 struct State {
@@ -114,9 +113,8 @@ impl Budgets {
         if n_cut_off > 0 {
             tracing::warn!("{n_cut_off} requests were cut off when the server last ended; they count at their dearest");
         }
-        let currency = config.currency.clone();
         let state = State { ledger: Ledger::new(config, books), seq, lost: false };
-        let shared = Arc::new(Shared { state: Mutex::new(state), currency });
+        let shared = Arc::new(Shared { state: Mutex::new(state) });
         let (to_writer, messages) = sync_channel(WAITING);
         let mut writer = Writer::new(dir, Arc::clone(&shared), lock).map_err(io)?;
         writer.snapshot().map_err(io)?;
@@ -187,8 +185,13 @@ impl Budgets {
     }
 
     /// The currency of the limits of cost.
-    pub fn currency(&self) -> Option<&str> {
-        self.shared.currency.as_deref()
+    pub fn currency(&self) -> Option<String> {
+        self.shared.lock().ledger.config().currency.clone()
+    }
+
+    /// Counts under other limits from here on; what was spent stays spent, and what is under way is settled.
+    pub fn set_config(&self, config: BudgetsConfig) {
+        self.shared.lock().ledger.set_config(config);
     }
 
     /// Where every limit stands.

@@ -168,6 +168,7 @@ impl Exchange {
             outputs: self.digests.clone().unwrap_or_else(|| self.tally.digests()),
             n_tokens: usage.map(|usage| usage.input as usize).into_iter().collect(),
             n_truncated: 0,
+            cache: None,
             queue_ms: 0.0,
             compute_ms: 0.0,
             total_ms: milliseconds(self.began.begun.elapsed()),

@@ -1,7 +1,7 @@
 //! Hosted members on HTTP: routes of their own where only they answer, and a look before our own models' routes for who is asked.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::rejection::BytesRejection;
@@ -32,6 +32,7 @@ use crate::protocol::rerank::{self, RerankRequest};
 use crate::request_log::RequestLog;
 use crate::revision::{Facts, check_limit};
 use crate::telemetry::{HOSTED_FALLBACKS, REQUESTS};
+use crate::urgency::Urgency;
 
 const TRIES: HeaderName = HeaderName::from_static("x-highroad-tries");
 const FALLBACK: HeaderName = HeaderName::from_static("x-highroad-fallback");
@@ -47,14 +48,12 @@ struct App {
 /// Wrap it in a `highroad_service::Shell`, which gives requests their ids; [`crate::probes`] and `/metrics` are apart, so that a
 /// process with several routers has them once.
 pub fn router(portfolio: Arc<Portfolio>, log: RequestLog) -> Router {
-    let body_bytes = portfolio.limits().body_bytes;
     let own = http::router(Arc::clone(&portfolio), log.clone());
     let app = App { portfolio, log };
     let hosted = Router::new()
         .route("/v1/chat/completions", post(chat).fallback(http::openai_method))
         .route("/v1/completions", post(completions).fallback(http::openai_method))
         .route("/v1/highroad/budgets", get(budgets).fallback(http::openai_method))
-        .layer(DefaultBodyLimit::max(body_bytes))
         .with_state(app.clone());
     own.merge(hosted).layer(middleware::from_fn_with_state(app, front))
 }
@@ -86,13 +85,24 @@ fn told(result: Result<Response, Declined>) -> Response {
 
 /// Counts what a request takes against the budgets, whichever route it takes, and answers for hosted members on the routes that they
 /// share with our own.
-async fn front(State(app): State<App>, request: Request, next: Next) -> Response {
-    let budgets = app.portfolio.budgets().cloned();
-    let answering = app.watched(request, next);
-    match budgets {
-        Some(budgets) => budgets.scope(answering).await,
-        None => answering.await,
-    }
+///
+/// Whatever is edited meanwhile, the request is answered by what is served as it comes.
+async fn front(State(app): State<App>, mut request: Request, next: Next) -> Response {
+    let portfolio = Arc::clone(&app.portfolio);
+    let answering = async move {
+        DefaultBodyLimit::max(app.portfolio.limits().body_bytes).apply(&mut request);
+        let urgency = match Urgency::of(request.headers(), Instant::now()) {
+            Ok(urgency) => urgency,
+            Err(problem) => return http::refusal(request.uri().path(), &problem),
+        };
+        let budgets = app.portfolio.budgets();
+        let answering = urgency.scope(app.watched(request, next));
+        match budgets {
+            Some(budgets) => budgets.scope(answering).await,
+            None => answering.await,
+        }
+    };
+    portfolio.pinned(answering).await
 }
 
 /// A route that hosted members share.
@@ -223,7 +233,7 @@ impl App {
         if objectives.is_empty() {
             return self.answer(request, next).await;
         }
-        let watch = Watch::begin(objectives);
+        let watch = Watch::begin(&objectives);
         let response = watch.scope(self.answer(request, next)).await;
         watch.answered(response.status());
         response
@@ -279,7 +289,7 @@ impl App {
         id: &RequestId,
         body: Result<Bytes, BytesRejection>,
     ) -> Result<Response, Declined> {
-        let body = body.map_err(|rejection| http::unreadable(&rejection, self.portfolio.limits()))?;
+        let body = body.map_err(|rejection| http::unreadable(&rejection, &self.portfolio.limits()))?;
         let request = ChatRequest::parse(kind, &body)?;
         let generated = self.generated(&request, kind, self.asking(id, kind.route())).await?;
         let Generated { began, passed, asked } = generated;
@@ -403,7 +413,7 @@ impl App {
         let mut others = member.config.fallback.iter();
         loop {
             let wanted = prepare(next.hosted())?;
-            let failure = match next.ask(&wanted, self.portfolio.budgets(), &read).await {
+            let failure = match next.ask(&wanted, self.portfolio.budgets().as_ref(), &read).await {
                 Ok(began) => return Ok(InOrder { answer: Answer::Hosted(began), passed }),
                 Err(failure) => failure,
             };

@@ -1,8 +1,12 @@
 //! The Open Inference Protocol's gRPC service, on the port of everything else: clients begin with HTTP/2.
 
+use axum::body::Body;
+use axum::extract::{self, State};
 use axum::http::{HeaderMap, HeaderValue};
+use axum::response;
 use highroad_service::{Kind, Problem, RequestId};
 use tonic::codec::CompressionEncoding::Gzip;
+use tonic::codegen::Service as _;
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Request, Response, Status};
 
@@ -16,18 +20,24 @@ use crate::protocol::oip::grpc::proto::{
     ServerReadyRequest, ServerReadyResponse,
 };
 use crate::protocol::oip::grpc::{infer_request, model_metadata_message, server_metadata_message};
-use crate::revision::Revision;
+use crate::revision::{Revision, Terms};
 
 /// Where gRPC has its methods.
+pub(super) const SERVICE: &str = "/inference.GRPCInferenceService/";
 pub(super) const PATH: &str = "/inference.GRPCInferenceService/{method}";
 
-/// The service. A message may be as large as a body, also after decompression.
-pub(super) fn service(app: App, body_bytes: usize) -> GrpcInferenceServiceServer<Inference> {
-    GrpcInferenceServiceServer::new(Inference(app))
+/// Answers one call. A message may be as large as a body may be now, also after decompression.
+pub(super) async fn answer(State(app): State<App>, request: extract::Request) -> response::Response {
+    let body_bytes = app.portfolio.limits().body_bytes;
+    let mut server = GrpcInferenceServiceServer::new(Inference(app))
         .max_decoding_message_size(body_bytes)
         .max_encoding_message_size(usize::MAX)
         .accept_compressed(Gzip)
-        .send_compressed(Gzip)
+        .send_compressed(Gzip);
+    match server.call(request).await {
+        Ok(response) => response.map(Body::new),
+        Err(never) => match never {},
+    }
 }
 
 pub(super) struct Inference(App);
@@ -91,12 +101,12 @@ impl Inference {
         let path = model_path(message.model_name.clone(), message.model_version.clone());
         let assigned = self.0.assigned_version(&path, asker)?;
         let (request, form) = infer_request(message)?;
-        let timeout = request.timeout;
+        let terms = Terms { timeout: request.timeout, priority: request.priority, ..Terms::default() };
         let (query, wanted) = request.query(assigned.revision().program().inputs())?;
         let reply = |revision: &Revision, outputs| {
             wanted.message(form, &path.model, revision.facts(), &revision.manifest().task.kind, outputs)
         };
-        self.0.infer_with(&assigned, asker, query, timeout, reply).await
+        self.0.infer_with(&assigned, asker, query, terms, reply).await
     }
 }
 
@@ -111,7 +121,7 @@ fn ascii(headers: HeaderMap) -> HeaderMap {
 }
 
 /// A problem in gRPC's words; when to try again is in its metadata, as in HTTP's headers.
-fn status(problem: &Problem) -> Status {
+pub(crate) fn status(problem: &Problem) -> Status {
     let code = match problem.kind {
         Kind::Invalid | Kind::Unprocessable => Code::InvalidArgument,
         Kind::NotFound => Code::NotFound,

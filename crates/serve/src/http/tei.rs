@@ -97,7 +97,7 @@ async fn method(method: Method, OriginalUri(uri): OriginalUri) -> Response {
 async fn info(State(app): State<App>, Path(at): Path<At>) -> Response {
     let found = app.tei_revision(at.model.as_deref(), "is served", |_| true);
     let answer = |revision: Arc<Revision>| {
-        let body = tei::info(revision.facts(), revision.manifest(), revision.max_tokens(), app.portfolio.limits());
+        let body = tei::info(revision.facts(), revision.manifest(), revision.max_tokens(), &app.portfolio.limits());
         let mut response = Json(body).into_response();
         origin(revision.facts(), response.headers_mut());
         response
@@ -232,7 +232,7 @@ impl App {
             return Err(wrong_task(assigned.revision(), "classification").into());
         }
         let terms = Terms { cut: request.cut, ..Terms::default() };
-        let served = assigned.ask(request.inputs.clone(), self.portfolio.limits(), terms).await;
+        let served = assigned.ask(request.inputs.clone(), &self.portfolio.limits(), terms).await;
         let (call, result) = Call::of(asker, "/predict", served);
         let asked = call.finish(result)?;
         let TaskKind::Classify { labels, .. } = &call.revision.manifest().task.kind else {
@@ -244,14 +244,14 @@ impl App {
     async fn tei_tokenize(&self, model: Option<&str>, body: &Body) -> Result<Response, Refused> {
         let request = TokenizeRequest::parse(body)?;
         let revision = self.tei_revision(model, "reads texts", reads)?;
-        let pieces = revision.pieces(request.inputs, request.special, self.portfolio.limits()).await?;
+        let pieces = revision.pieces(request.inputs, request.special, &self.portfolio.limits()).await?;
         Ok(plain(&revision, TokenizeRequest::reply(&pieces)))
     }
 
     async fn tei_decode(&self, model: Option<&str>, body: &Body) -> Result<Response, Refused> {
         let request = DecodeRequest::parse(body)?;
         let revision = self.tei_revision(model, "reads texts", reads)?;
-        let texts = revision.decode(request.ids, request.special, self.portfolio.limits()).await?;
+        let texts = revision.decode(request.ids, request.special, &self.portfolio.limits()).await?;
         Ok(plain(&revision, Value::from(texts).to_string().into_bytes()))
     }
 

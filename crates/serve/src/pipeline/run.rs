@@ -344,7 +344,7 @@ impl Run<'_> {
         let (vector, by) = match query {
             Query::Vector(earlier) => (self.vector_for(name, index, *earlier).map_err(stale)?, None),
             Query::Text(text) => {
-                check_index(name, config, index, self.request.portfolio).map_err(stale)?;
+                check_index(name, config, index, &self.request.portfolio.served()).map_err(stale)?;
                 let asked = self.ask_stable(&config.embedder, vec![Input::Text(self.text(text))]).await;
                 let asked = asked.map_err(|source| PipelineError::Ask { step: step.name.clone(), source })?;
                 // It may have been promoted in the meantime.
@@ -373,7 +373,7 @@ impl Run<'_> {
     async fn ask_stable(&self, member: &str, inputs: Vec<Input>) -> Result<StepAnswer, AskError> {
         let revision = self.request.portfolio.revision(member)?;
         let begun = Instant::now();
-        let asked = revision.ask(inputs, self.request.portfolio.limits(), Terms::default()).await;
+        let asked = revision.ask(inputs, &self.request.portfolio.limits(), Terms::default()).await;
         watched(member, &asked, begun);
         Ok(StepAnswer::of(revision, asked?))
     }
@@ -396,7 +396,7 @@ impl Run<'_> {
     async fn ask_one(&self, member: &str, inputs: Vec<Input>) -> Result<StepAnswer, AskError> {
         let assigned = self.request.portfolio.assign(member, self.request.key)?;
         let Served { revision, result, begun, .. } =
-            assigned.ask(inputs, self.request.portfolio.limits(), Terms::default()).await;
+            assigned.ask(inputs, &self.request.portfolio.limits(), Terms::default()).await;
         watched(member, &result, begun);
         Ok(StepAnswer::of(revision, result?))
     }
@@ -434,8 +434,8 @@ struct StepAnswer {
 
 impl StepAnswer {
     fn of(revision: Arc<Revision>, asked: Asked<Vec<Answer>>) -> Self {
-        let Asked { answers, digests, n_tokens, n_truncated, prepared, queued, computed } = asked;
-        let asked = Arc::new(Asked { answers: (), digests, n_tokens, n_truncated, prepared, queued, computed });
+        let Asked { answers, digests, n_tokens, n_truncated, prepared, queued, computed, cache } = asked;
+        let asked = Arc::new(Asked { answers: (), digests, n_tokens, n_truncated, prepared, queued, computed, cache });
         let facts = AskedFacts { facts: revision.facts().clone(), asked };
         Self { revision, answers, facts, fell_back: None }
     }

@@ -11,6 +11,7 @@ use std::time::Duration;
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use highroad_package::{Manifest, Task, TaskKind};
 use highroad_service::Problem;
+use highroad_service::access::Priority;
 use highroad_task::raw::{DType, Dim, Program, Storage, Tensor, TensorSpec};
 use highroad_task::{Answer, Input};
 use serde::Deserialize;
@@ -35,6 +36,8 @@ pub struct InferRequest {
     pub id: Option<String>,
     /// How long the client is willing to wait.
     pub timeout: Option<Duration>,
+    /// How urgent the client says it is.
+    pub priority: Option<Priority>,
     inputs: Vec<(String, Contents)>,
     outputs: Vec<Requested>,
     binary_outputs: bool,
@@ -148,15 +151,16 @@ impl InferRequest {
             None | Some(Value::Null) => None,
             Some(value) => Some(micros(value)?),
         };
+        let priority = priority(header.parameters.get("priority"))?;
         let binary_outputs = flag(&header.parameters, "binary_data_output")?.unwrap_or(false);
-        Ok(Self { id: header.id, timeout, inputs, outputs, binary_outputs })
+        Ok(Self { id: header.id, timeout, priority, inputs, outputs, binary_outputs })
     }
 
     fn raw(body: &[u8]) -> Self {
         // No PNG and no JPEG is UTF-8: both begin with a byte that is not.
         let name = if std::str::from_utf8(body).is_ok() { TEXT } else { IMAGE };
         let inputs = vec![(name.to_owned(), Contents::Bytes(vec![body.to_vec()]))];
-        Self { id: None, timeout: None, inputs, outputs: Vec::new(), binary_outputs: true }
+        Self { id: None, timeout: None, priority: None, inputs, outputs: Vec::new(), binary_outputs: true }
     }
 
     /// Splits the request into what it asks of a model with these inputs and how it wants the answer.
@@ -392,6 +396,23 @@ fn flag(parameters: &Map<String, Value>, key: &str) -> Result<Option<bool>, Prob
         None => Ok(None),
         Some(Value::Bool(value)) => Ok(Some(*value)),
         Some(_) => Err(invalid(format!("parameter `{key}` is true or false"))),
+    }
+}
+
+/// Triton's numbers, of which 1 is the most urgent and 0 says nothing, or the names of the classes.
+fn priority(value: Option<&Value>) -> Result<Option<Priority>, Problem> {
+    let Some(value) = value.filter(|value| !value.is_null()) else { return Ok(None) };
+    let number = value.as_u64().or_else(|| value.as_str().and_then(|text| text.parse().ok()));
+    match (number, value.as_str()) {
+        (Some(0), _) => Ok(None),
+        (Some(1), _) => Ok(Some(Priority::High)),
+        (Some(2), _) => Ok(Some(Priority::Normal)),
+        (Some(_), _) => Ok(Some(Priority::Low)),
+        (None, name) => {
+            let named = name.and_then(Priority::parse);
+            let wrong = || invalid("parameter `priority` is a number, 1 the most urgent, or `high`, `normal` or `low`");
+            named.map(Some).ok_or_else(wrong)
+        }
     }
 }
 

@@ -141,26 +141,27 @@ impl Assigned {
     }
 
     /// Runs the program itself on `tensors`, past the task. Programs are not compared, so only a canary takes part.
-    pub async fn run_program(&self, tensors: Vec<Tensor>, timeout: Option<Duration>) -> Served<Vec<Tensor>> {
+    pub async fn run_program(&self, tensors: Vec<Tensor>, terms: Terms) -> Served<Vec<Tensor>> {
         let begun = Instant::now();
         let canary = self.part.as_ref().filter(|part| part.answers == Side::Candidate);
         let Some(part) = canary else {
             let Some(probation) = &self.probation else {
-                let result = self.revision.run_program(tensors, timeout).await;
+                let result = self.revision.run_program(tensors, terms).await;
                 return self.served(result, begun);
             };
-            let result = self.revision.run_program(tensors.clone(), timeout).await;
-            let again = async |left| probation.before.run_program(tensors, left).await;
-            return self.judged(probation, result, (begun, timeout), again).await;
+            let result = self.revision.run_program(tensors.clone(), terms).await;
+            let again = async |left| probation.before.run_program(tensors, Terms { timeout: left, ..terms }).await;
+            return self.judged(probation, result, (begun, terms.timeout), again).await;
         };
-        match self.revision.run_program(tensors.clone(), timeout).await {
+        match self.revision.run_program(tensors.clone(), terms).await {
             Ok(asked) => {
                 part.trial.asked(Some(begun.elapsed()));
                 self.served(Ok(asked), begun)
             }
             Err(error) => {
-                let left = timeout.map(|timeout| timeout.saturating_sub(begun.elapsed()));
-                part.retried(part.other.run_program(tensors, left).await, &error, begun)
+                let left = terms.timeout.map(|timeout| timeout.saturating_sub(begun.elapsed()));
+                let again = part.other.run_program(tensors, Terms { timeout: left, ..terms }).await;
+                part.retried(again, &error, begun)
             }
         }
     }

@@ -1,7 +1,8 @@
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use highroad_eval::{Judgement, Move, Plan, RolloutCounts, next_move};
 use highroad_package::registry::Promotion;
 use highroad_package::{Reference, Selector};
@@ -31,6 +32,34 @@ use crate::telemetry::{
 /// Pause before a candidate that could not be fetched is tried again.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 
+/// What `portfolio.toml` says of all rollouts, also of those that go on while it is edited.
+pub(crate) struct RolloutSettings {
+    config: ArcSwap<RolloutConfig>,
+    /// Fewest milliseconds between two counts that are told to the registry.
+    tell_every_ms: AtomicU64,
+}
+
+impl RolloutSettings {
+    pub(crate) fn new(config: RolloutConfig, tell_every: Duration) -> Self {
+        let settings = Self { config: ArcSwap::from_pointee(config), tell_every_ms: AtomicU64::new(0) };
+        settings.set(config, tell_every);
+        settings
+    }
+
+    pub(crate) fn set(&self, config: RolloutConfig, tell_every: Duration) {
+        self.config.store(Arc::new(config));
+        self.tell_every_ms.store(u64::try_from(tell_every.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    pub(crate) fn config(&self) -> RolloutConfig {
+        **self.config.load()
+    }
+
+    fn tell_every(&self) -> Duration {
+        Duration::from_millis(self.tell_every_ms.load(Ordering::Relaxed))
+    }
+}
+
 /// The rollouts of one member in this process.
 pub(crate) struct Rollouts {
     /// The candidate that runs now.
@@ -39,11 +68,9 @@ pub(crate) struct Rollouts {
     pub(crate) probation: ArcSwapOption<Probation>,
     pub(crate) ways_back: WaysBack,
     objectives: Arc<ArcSwapOption<Objectives>>,
-    config: RolloutConfig,
+    settings: Arc<RolloutSettings>,
     /// What this process is to others.
     replica: String,
-    /// Fewest seconds between two counts that are told to the registry.
-    tell_every: Duration,
     wake: Arc<Notify>,
     memory: Mutex<Memory>,
 }
@@ -69,24 +96,26 @@ struct Look<'a> {
 
 impl Rollouts {
     pub(crate) fn new(
-        member: &str,
-        config: RolloutConfig,
-        tell_every: Duration,
+        settings: Arc<RolloutSettings>,
         wake: Arc<Notify>,
         objectives: Arc<ArcSwapOption<Objectives>>,
     ) -> Self {
+        let (trial, probation, ways_back) = (ArcSwapOption::empty(), ArcSwapOption::empty(), WaysBack::default());
+        let (replica, memory) = (new_id(), Mutex::default());
+        Self { trial, probation, ways_back, objectives, settings, replica, wake, memory }
+    }
+
+    /// Lets the metrics of a new member begin.
+    pub(crate) fn enter(&self, member: &str) {
         gauge!(ROLLOUT_SHARE, "member" => member.to_owned()).set(0.0);
         for name in [ROLLOUT_ASKED, ROLLOUT_ERRORS, ROLLOUT_RETRIED, ROLLOUT_COMPARED, ROLLOUT_DIFFER] {
             counter!(name, "member" => member.to_owned()).increment(0);
         }
         counter!(ROLLED_BACK, "member" => member.to_owned()).increment(0);
-        let (trial, probation, ways_back) = (ArcSwapOption::empty(), ArcSwapOption::empty(), WaysBack::default());
-        let (replica, memory) = (new_id(), Mutex::default());
-        Self { trial, probation, ways_back, objectives, config, replica, tell_every, wake, memory }
     }
 
-    pub(crate) fn config(&self) -> &RolloutConfig {
-        &self.config
+    pub(crate) fn config(&self) -> RolloutConfig {
+        self.settings.config()
     }
 
     pub(crate) fn wake(&self) -> Arc<Notify> {
@@ -107,7 +136,7 @@ impl Rollouts {
 
     /// Keeps a version loaded that a candidate took the place of.
     pub(crate) fn keep_warm(&self, served: Option<(Arc<Revision>, Resolved)>) {
-        let until = Instant::now() + Duration::from_secs(self.config.warm_s);
+        let until = Instant::now() + Duration::from_secs(self.settings.config().warm_s);
         self.memory().warm = served.map(|(revision, resolved)| Warm { revision, resolved, until });
     }
 
@@ -137,7 +166,7 @@ impl Rollouts {
             memory.promoted = Some((end.rollout.clone(), Instant::now()));
         }
         let since = memory.promoted.as_ref().map(|(_, since)| since.elapsed());
-        since.is_some_and(|since| since < 3 * self.tell_every)
+        since.is_some_and(|since| since < 3 * self.settings.tell_every())
     }
 
     fn drop_cold(&self) {
@@ -309,10 +338,11 @@ impl Deployment {
         if stable.manifest().task.kind != revision.manifest().task.kind {
             return Err(DeployError::OtherTask(resolved.label()));
         }
-        let (config, dir) = (self.rollouts.config, self.local().rollouts.clone());
+        let (settings, dir) = (Arc::clone(&self.rollouts.settings), self.local().rollouts.clone());
         let wake = Arc::clone(&self.rollouts.wake);
-        let trial = Trial::begin(self.name(), rollout.clone(), step.clone(), (revision, resolved), (config, dir), wake)
-            .map_err(|source| DeployError::Io { path: "a thread for the shadow".to_owned(), source })?;
+        let trial =
+            Trial::begin(self.name(), rollout.clone(), step.clone(), (revision, resolved), (settings, dir), wake)
+                .map_err(|source| DeployError::Io { path: "a thread for the shadow".to_owned(), source })?;
         self.rollouts.trial.store(Some(Arc::clone(&trial)));
         info!(
             member.name = %self.name(), rollout.id = %rollout.id,
@@ -341,7 +371,7 @@ impl Deployment {
         let (id, counts) = (trial.rollout.id.as_str(), trial.counts());
         let told = self.rollouts.memory().told.clone().filter(|(rollout, ..)| rollout == id);
         let is_due = match told {
-            Some((_, known, at)) => known != counts && at.elapsed() >= self.rollouts.tell_every,
+            Some((_, known, at)) => known != counts && at.elapsed() >= self.rollouts.settings.tell_every(),
             None => counts != RolloutCounts::default(),
         };
         if !is_due {

@@ -16,10 +16,9 @@ use highroad_task::raw::{RunOptions, Tensor};
 use highroad_task::{Answer, Cut, Engine, Input, Prepared, TaskError};
 use metrics::{counter, gauge, histogram};
 
-use crate::config::RolloutConfig;
 use crate::revision::{Revision, size_bytes};
 use crate::rollout::pairs::{Writer, digest, in_words};
-use crate::rollout::{Pair, Side, Trial, compare, now};
+use crate::rollout::{Pair, RolloutSettings, Side, Trial, compare, now};
 use crate::telemetry::{SHADOW_DROPPED, SHADOW_QUEUE, SHADOW_SECONDS, SHADOW_TOKENS};
 use crate::traced;
 
@@ -57,11 +56,11 @@ pub(crate) struct Job {
 }
 
 impl Shadow {
-    pub(super) fn start(member: &str, config: RolloutConfig, dir: PathBuf) -> std::io::Result<Self> {
-        let (to_worker, jobs) = sync_channel(config.queue.get());
+    pub(super) fn start(member: &str, settings: Arc<RolloutSettings>, dir: PathBuf) -> std::io::Result<Self> {
+        let (to_worker, jobs) = sync_channel(settings.config().queue.get());
         let queued = Arc::<Queued>::default();
         counter!(SHADOW_DROPPED, "member" => member.to_owned()).increment(0);
-        let mut worker = Worker { queued: Arc::clone(&queued), writer: Writer::new(dir), config, n_seen: 0 };
+        let mut worker = Worker { queued: Arc::clone(&queued), writer: Writer::new(dir), settings, n_seen: 0 };
         std::thread::Builder::new().name(format!("{member}-shadow")).spawn(move || {
             // Nicer than anything that clients wait for. Where the system refuses, it only costs some of their time.
             let _ = rustix::process::nice(19);
@@ -100,7 +99,7 @@ impl Shadow {
 struct Worker {
     queued: Arc<Queued>,
     writer: Writer,
-    config: RolloutConfig,
+    settings: Arc<RolloutSettings>,
     n_seen: u64,
 }
 
@@ -164,13 +163,14 @@ impl Worker {
             stable: in_words(stable),
             candidate: in_words(candidate),
             inputs: job.inputs.iter().map(digest).collect(),
-            kept: self.config.keep_inputs.then(|| job.inputs.clone()),
+            kept: self.settings.config().keep_inputs.then(|| job.inputs.clone()),
             live_ms: milliseconds(job.live),
             shadow_ms: milliseconds(took),
         };
         self.n_seen += 1;
         // All that differ, and evenly spaced ones of the rest.
-        let due = |n: u64| (n as f64 * self.config.keep).floor();
+        let keep = self.settings.config().keep;
+        let due = |n: u64| (n as f64 * keep).floor();
         if compared.differs || due(self.n_seen) > due(self.n_seen - 1) {
             self.told(|writer| writer.write(&pair));
         }

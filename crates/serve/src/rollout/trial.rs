@@ -10,12 +10,11 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::Notify;
 use tracing::warn;
 
-use crate::config::RolloutConfig;
 use crate::registry::Resolved;
 use crate::revision::Revision;
 use crate::rollout::pairs::{Pair, Worst};
 use crate::rollout::shadow::Shadow;
-use crate::rollout::{Compared, End, Ended, Rollout, Step, now};
+use crate::rollout::{Compared, End, Ended, Rollout, RolloutSettings, Step, now};
 use crate::telemetry::{
     ROLLOUT_ASKED, ROLLOUT_COMPARED, ROLLOUT_DIFFER, ROLLOUT_ERRORS, ROLLOUT_SHARE, ROLLOUT_SWITCH,
 };
@@ -97,10 +96,10 @@ impl Trial {
         rollout: Rollout,
         step: Step,
         (candidate, resolved): (Arc<Revision>, Resolved),
-        (config, dir): (RolloutConfig, PathBuf),
+        (settings, dir): (Arc<RolloutSettings>, PathBuf),
         wake: Arc<Notify>,
     ) -> std::io::Result<Arc<Self>> {
-        let shadow = Shadow::start(member, config, dir.join(&rollout.id))?;
+        let shadow = Shadow::start(member, settings, dir.join(&rollout.id))?;
         let trial = Self {
             member: member.to_owned(),
             resolved,

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 use super::{
     Contents, HeaderInput, HeaderOutput, InferRequest, Output, OutputData, Wanted, dtype, invalid, micros,
-    model_metadata, select, server_metadata, version,
+    model_metadata, priority, select, server_metadata, version,
 };
 use crate::revision::Facts;
 
@@ -50,12 +50,14 @@ pub fn infer_request(message: ModelInferRequest) -> Result<(InferRequest, Form),
         .into_iter()
         .map(|output| HeaderOutput { name: output.name, parameters: json_parameters(output.parameters) }.read())
         .collect::<Result<Vec<_>, Problem>>()?;
-    let timeout = match json_parameters(parameters).get("timeout") {
+    let parameters = json_parameters(parameters);
+    let priority = priority(parameters.get("priority"))?;
+    let timeout = match parameters.get("timeout") {
         None => None,
         Some(value) => Some(micros(value)?),
     };
     let id = Some(id).filter(|id| !id.is_empty());
-    Ok((InferRequest { id, timeout, inputs, outputs, binary_outputs: true }, form))
+    Ok((InferRequest { id, timeout, priority, inputs, outputs, binary_outputs: true }, form))
 }
 
 fn read_input(input: InferInputTensor, raw: Option<Vec<u8>>) -> Result<(String, Contents), Problem> {
