@@ -8,9 +8,12 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import requests
+import tritonclient.grpc as grpcclient
 from conftest import serving
+from tritonclient.utils import InferenceServerException
 
 REPO = Path(__file__).resolve().parent.parent
 
@@ -83,3 +86,15 @@ def test_priorities_are_asked_and_keys_have_a_ceiling(site: Site) -> None:
     listed = json.loads(site.run("access", "list", "--json").stdout)
     assert "low" in json.dumps(listed)
     assert site.run("access", "add", "d", "--priority", "top", code=2).stderr.count("one of high, normal, low") == 1
+
+
+def test_grpc_asks_for_a_class_too_and_is_refused_in_its_own_words(site: Site) -> None:
+    client = grpcclient.InferenceServerClient(site.url.removeprefix("http://"))
+    text = grpcclient.InferInput("text", [1], "BYTES")
+    text.set_data_from_numpy(np.array([b"over grpc"], dtype=object))
+    key = {"authorization": f"Bearer {site.keys['a']}"}
+    for more in ({}, {"priority": 1}, {"priority": 9}):
+        assert client.infer("private", [text], headers=key, **more).as_numpy("label").shape == (1,)
+    with pytest.raises(InferenceServerException, match="x-highroad-priority") as refused:
+        client.infer("private", [text], headers=key | {"x-highroad-priority": "now"})
+    assert refused.value.status() == "StatusCode.INVALID_ARGUMENT"

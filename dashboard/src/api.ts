@@ -46,4 +46,5 @@ export const api = {
     answered(client.GET('/models/{name}', { params: { path: { name } }, signal })),
   moves: (query: { model?: string; limit?: number }, signal: AbortSignal) =>
     answered(client.GET('/moves', { params: { query }, signal })),
+  viewer: (signal: AbortSignal) => answered(client.GET('/viewer', { signal })),
 };

@@ -1,5 +1,6 @@
 import '@fontsource-variable/inter/wght.css';
 import './styles.css';
+import './serving.css';
 import { Route, Router } from '@solidjs/router';
 import { lazy } from 'solid-js';
 import { render } from 'solid-js/web';
@@ -17,6 +18,13 @@ if (root) {
         <Route path="/compare" component={lazy(() => import('./pages/compare'))} />
         <Route path="/models" component={lazy(() => import('./pages/models'))} />
         <Route path="/models/:name" component={lazy(() => import('./pages/model'))} />
+        <Route path="/portfolio" component={lazy(() => import('./pages/portfolio'))} />
+        <Route path="/rollouts" component={lazy(() => import('./pages/rollouts'))} />
+        <Route path="/rollouts/:model/:id" component={lazy(() => import('./pages/rollout'))} />
+        <Route path="/budgets" component={lazy(() => import('./pages/budgets'))} />
+        <Route path="/monitor" component={lazy(() => import('./pages/monitor'))} />
+        <Route path="/monitor/:member" component={lazy(() => import('./pages/monitored'))} />
+        <Route path="/requests" component={lazy(() => import('./pages/requests'))} />
         <Route path="*" component={NotFound} />
       </Router>
     ),

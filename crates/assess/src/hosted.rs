@@ -8,11 +8,11 @@ use std::time::Instant;
 use futures_util::{StreamExt as _, stream};
 use highroad_eval::{Evidence, Generated, HostedCost, HostedEvidence, Likelihood};
 use highroad_hosted::{
-    Budget, Client, Hosted, HostedError, HostedTask, NUMERICS_ID, Question, Reply, Said, Tokens, fill,
+    Budget, Client, Hosted, HostedError, HostedTask, NO_LABEL, NUMERICS_ID, Question, Reply, Said, Tokens, about_text,
+    answer_of, fill,
 };
 use highroad_package::{Digest, TaskKind};
 use highroad_task::{Answer, Input};
-use serde_json::{Value as Json, json};
 
 use crate::run::{Inputs, case_answer};
 use crate::{
@@ -20,8 +20,6 @@ use crate::{
     Speed, Truncated, Value, answers_digest,
 };
 
-/// What a classifier that named no label is said to have answered: right nowhere.
-const NO_LABEL: &str = "(no label)";
 /// Most different builds that a report lists.
 const MOST_SERVED_BY: usize = 8;
 
@@ -200,6 +198,9 @@ pub fn run_hosted(
         HostedTask::Classify | HostedTask::Moderate | HostedTask::Embed => {
             answer_texts(model, golden, kept, budget, progress)
         }
+        HostedTask::Infer => {
+            Err(AssessError::OtherTask { package: "pass tensors on", golden: golden.kind().in_words() })
+        }
     }
 }
 
@@ -210,6 +211,7 @@ fn check_kind(task: HostedTask, kind: GoldenKind) -> Result<(), AssessError> {
         HostedTask::Classify | HostedTask::Moderate => ("classify", kind == Labels),
         HostedTask::Embed => ("embed", matches!(kind, Similarities | Triplets | Rankings)),
         HostedTask::Rerank => ("rerank", kind == Rankings),
+        HostedTask::Infer => ("pass tensors on", false),
     };
     if fits { Ok(()) } else { Err(AssessError::OtherTask { package, golden: kind.in_words() }) }
 }
@@ -288,7 +290,14 @@ fn rerank(
     for (idx, case) in golden.cases.iter().enumerate() {
         let input = golden.input(idx)?;
         let GoldenInput::Ranking { query, documents } = &*input else { continue };
-        askings.push(Asking { case: &case.case.id, question: Question::rerank(model.hosted(), query, documents) });
+        let question = Question::documents(model.hosted(), query, documents);
+        let question = question.map_err(|reason| AssessError::Hosted {
+            case: case.case.id.clone(),
+            n_answered: 0,
+            n_questions: golden.cases.len(),
+            source: HostedError::Input(reason),
+        })?;
+        askings.push(Asking { case: &case.case.id, question });
     }
     let asked = model.ask_all(&askings, kept, budget, progress)?;
     let case = |(case, reply): (&GoldenCase, &Reply)| match &reply.said {
@@ -323,7 +332,14 @@ fn answer_texts(
                 Input::Image(_) => return Err(AssessError::HostedImage { case: case.to_owned() }),
                 _ => return Err(AssessError::Tokens { case: case.to_owned() }),
             };
-            askings.push(Asking { case, question: about_text(hosted, text) });
+            let question = about_text(hosted, text);
+            let question = question.map_err(|reason| AssessError::Hosted {
+                case: case.to_owned(),
+                n_answered: 0,
+                n_questions: inputs.len(),
+                source: HostedError::Input(reason),
+            })?;
+            askings.push(Asking { case, question });
         }
     }
     let asked = model.ask_all(&askings, kept, budget, progress)?;
@@ -348,65 +364,6 @@ fn answer_texts(
     let cases = cases.map(|(case, positions)| case_answer(case, &of_case(positions))).collect::<Result<_, _>>()?;
     let answers = answers_digest(inputs.positions().flatten().map(|&idx| given[idx as usize].0.digest()));
     Ok(results(model, golden, cases, answers, labels, asked))
-}
-
-fn about_text(hosted: &Hosted, text: &str) -> Question {
-    match hosted.task {
-        HostedTask::Embed => Question::embedding(hosted, text),
-        HostedTask::Moderate => Question::moderation(hosted, text),
-        _ => {
-            let prompt = hosted.prompt.as_ref().map(|prompt| fill(prompt, &[("input", text)]));
-            let turns = hosted.system.iter().map(|system| ("system", system.as_str()));
-            let turns: Vec<_> = turns.chain([("user", prompt.as_deref().unwrap_or(text))]).collect();
-            Question::chat(hosted, &turns, 0, Some(("label", one_of("label", json!(hosted.labels)))))
-        }
-    }
-}
-
-/// The schema of an object whose only key is one of `values`.
-pub(crate) fn one_of(key: &str, values: Json) -> Json {
-    json!({ "type": "object", "properties": { key: { "enum": values } }, "required": [key], "additionalProperties": false })
-}
-
-/// `None` for a reply of another kind than was asked for.
-fn answer_of(hosted: &Hosted, said: &Said) -> Option<Answer> {
-    match (hosted.task, said) {
-        (HostedTask::Embed, Said::Vector { bits }) => {
-            Some(Answer::Embedding { vector: bits.iter().map(|&bits| f32::from_bits(bits)).collect() })
-        }
-        (HostedTask::Moderate, &Said::Moderation { flagged, score }) => {
-            let label = hosted.labels.get(usize::from(flagged))?.clone();
-            Some(Answer::Class { label, scores: vec![1.0 - score as f32, score as f32] })
-        }
-        (HostedTask::Classify, Said::Text { text, .. }) => Some(class(&hosted.labels, text)),
-        _ => None,
-    }
-}
-
-fn class(labels: &[String], text: &str) -> Answer {
-    let named = label_in(labels, text);
-    let scores = labels.iter().map(|label| if Some(label) == named { 1.0 } else { 0.0 }).collect();
-    Answer::Class { label: named.map_or_else(|| NO_LABEL.to_owned(), String::clone), scores }
-}
-
-/// The label that a text names: as the only key of an object, as all it says but for case and what stands around it, or as the
-/// only label that it has as a word.
-fn label_in<'a>(labels: &'a [String], text: &str) -> Option<&'a String> {
-    let object: Option<Json> = serde_json::from_str(text).ok();
-    let told = object.as_ref().and_then(|object| object.get("label")?.as_str()).unwrap_or(text);
-    let bare = told.trim_matches(|c: char| !c.is_alphanumeric()).to_lowercase();
-    let lowered: Vec<String> = labels.iter().map(|label| label.to_lowercase()).collect();
-    let whole = lowered.iter().position(|label| *label == bare || *label == told.trim().to_lowercase());
-    let mut words = (0..labels.len()).filter(|&idx| has_word(&bare, &lowered[idx]));
-    let idx = whole.or_else(|| words.next().filter(|_| words.next().is_none()))?;
-    labels.get(idx)
-}
-
-fn has_word(text: &str, word: &str) -> bool {
-    let is_end = |c: Option<char>| c.is_none_or(|c| !c.is_alphanumeric());
-    text.match_indices(word).any(|(start, found)| {
-        is_end(text[..start].chars().next_back()) && is_end(text[start + found.len()..].chars().next())
-    })
 }
 
 fn results(
@@ -447,27 +404,5 @@ fn results(
             ),
         },
         hosted: Some(evidence),
-    }
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_label_is_read_where_a_text_names_one_and_only_one() {
-        let labels = ["spam".to_owned(), "ham".to_owned(), "not spam".to_owned()];
-        for (text, label) in [
-            (" Spam.\n", Some("spam")),
-            ("{\"label\": \"ham\"}", Some("ham")),
-            ("**Not spam**", Some("not spam")),
-            ("The label is: ham", Some("ham")),
-            ("ham or spam", None),
-            ("hamster", None),
-            ("", None),
-        ] {
-            assert_eq!(label_in(&labels, text).map(String::as_str), label, "{text}");
-        }
     }
 }

@@ -10,7 +10,9 @@ use serde::Deserialize;
 use serde_json::{Value as Json, json};
 
 use crate::files::read_limited;
-use crate::hosted::{Asked, Asking, one_of};
+use highroad_hosted::one_of;
+
+use crate::hosted::{Asked, Asking};
 use crate::{
     AssessError, CaseAnswer, GoldenError, GoldenInput, GoldenSet, HostedModel, KeptReplies, Message, Results, Value,
 };

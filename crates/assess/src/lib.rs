@@ -38,5 +38,5 @@ pub use rehearse::{Rehearsal, Replayed, WayBack, rehearse};
 pub use results::{CaseAnswer, Checked, Results, Speed, Value, answers_digest};
 pub use run::{Model, RunOptions, Stage, Truncated, run, run_joined, run_shard};
 pub use shard::{JoinError, Joined, Shard, ShardAnswers, ShardError};
-pub use torch::{OnTorch, TorchError, TorchOptions, TorchProcess};
+pub use torch::OnTorch;
 pub use verdict::{Judged, Ruled, Signature, judge, judge_with, keep};

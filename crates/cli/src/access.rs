@@ -73,11 +73,17 @@ fn needs(method: &Method, path: &str) -> Needs {
         "/v1/traces" => return Needs::Scope(Scope::Track),
         _ => {}
     }
+    // They tell of serving what `/v1/highroad` tells.
+    if under("/ui/api/rollouts") || path.starts_with("/ui/api/servers/") {
+        return Needs::Scope(Scope::Observe);
+    }
     if under("/ui") || under("/docs") {
         return Needs::AnyKey;
     }
     if under("/v1/highroad") {
-        return Needs::Scope(if reads { Scope::Observe } else { Scope::Deploy });
+        // What is computed again moves nothing.
+        let observes = reads || path == "/v1/highroad/replay";
+        return Needs::Scope(if observes { Scope::Observe } else { Scope::Deploy });
     }
     if under("/api") || under("/ajax-api") {
         return Needs::Scope(if moves_production(method, path) { Scope::Deploy } else { Scope::Track });
@@ -135,6 +141,11 @@ mod tests {
             (Method::GET, "/metrics", Needs::Scope(Scope::Observe)),
             (Method::GET, "/v1/highroad/requests/1", Needs::Scope(Scope::Observe)),
             (Method::POST, "/v1/highroad/rollouts", deploy),
+            (Method::POST, "/v1/highroad/rollouts/router/abort", deploy),
+            (Method::POST, "/v1/highroad/replay", Needs::Scope(Scope::Observe)),
+            (Method::GET, "/ui/api/servers", Needs::AnyKey),
+            (Method::GET, "/ui/api/servers/0/v1/highroad/portfolio", Needs::Scope(Scope::Observe)),
+            (Method::GET, "/ui/api/rollouts", Needs::Scope(Scope::Observe)),
             (Method::POST, "/v1/embeddings", infer),
             (Method::POST, "/inference.GRPCInferenceService/ModelInfer", infer),
             (Method::POST, "/api/2.0/mlflow/runs/search", track),

@@ -9,6 +9,7 @@ mod commands;
 mod engine;
 mod environment;
 mod out;
+mod pages;
 mod progress;
 mod record;
 mod repo;

@@ -49,18 +49,7 @@ impl TorchBuild {
 impl Python {
     /// `$HIGHROAD_PYTHON`, else `.venv` of the repo, else the active environment, else `python3` on the path.
     pub fn find(root: &Path) -> anyhow::Result<Self> {
-        let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-        if let Some(python) = variable("HIGHROAD_PYTHON") {
-            return Ok(Self(python));
-        }
-        let environments = [Some(root.join(".venv")), variable("VIRTUAL_ENV")];
-        let in_environment = environments.into_iter().flatten().map(|environment| environment.join("bin/python"));
-        let on_path = std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())
-            .map(|folder| folder.join("python3"))
-            .collect::<Vec<_>>();
-        in_environment
-            .chain(on_path)
-            .find(|candidate| candidate.is_file())
+        highroad_torch::find_python(root)
             .map(Self)
             .context("no Python found: make an environment with `python3 -m venv .venv`, or set HIGHROAD_PYTHON")
     }

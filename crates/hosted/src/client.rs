@@ -1,5 +1,8 @@
 mod forward;
+mod tei;
+mod tensors;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -7,14 +10,14 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 pub use forward::{Fault, FaultKind, Incoming, Refusal, pause_before_retry};
 use highroad_package::Digest;
-use reqwest::header::{HeaderMap, RETRY_AFTER};
+use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
 use reqwest::{Response, StatusCode};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::budget::Reserved;
 use crate::key::ApiKey;
-use crate::{Budget, DescriptionError, Hosted, HostedError, Reply, Said, Tokens, Usage};
+use crate::{Budget, DescriptionError, Hosted, HostedError, HostedTask, Protocol, Reply, Said, Tokens, Usage};
 
 /// Largest reply that is read, and largest error body of which the message is told.
 const MAX_REPLY_BYTES: usize = 32 << 20;
@@ -30,11 +33,22 @@ const TOKENS_A_MESSAGE: u64 = 32;
 /// Something a hosted model can be asked: a path, a body and what it may cost at most.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Question {
-    path: &'static str,
-    body: Value,
+    path: Cow<'static, str>,
+    body: Body,
     worst: Tokens,
     read: Read,
     nonce: u32,
+}
+
+/// What is sent.
+#[derive(Clone, Debug, PartialEq)]
+enum Body {
+    Json(Value),
+    /// JSON, then binary data.
+    Tensors {
+        bytes: Vec<u8>,
+        json_bytes: usize,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -42,7 +56,13 @@ enum Read {
     Chat,
     Embedding,
     Moderation,
-    Rerank { n_documents: usize },
+    Rerank {
+        n_documents: usize,
+    },
+    /// An answer to each of so many texts, or to so many documents, in the words of another protocol than OpenAI's.
+    Other {
+        n: usize,
+    },
 }
 
 /// Asks one hosted model. Clones are cheap and share connections.
@@ -85,20 +105,20 @@ impl Question {
         let n_bytes: usize = turns.iter().map(|turn| turn.content.len()).sum();
         let input = n_bytes as u64 + TOKENS_A_MESSAGE * (turns.len() as u64 + 1);
         let worst = Tokens { input, output: hosted.max_tokens.get().into() };
-        Self { path: "chat/completions", body, worst, read: Read::Chat, nonce: sample }
+        Self { path: "chat/completions".into(), body: Body::Json(body), worst, read: Read::Chat, nonce: sample }
     }
 
     /// A text to be embedded.
     pub fn embedding(hosted: &Hosted, text: &str) -> Self {
         // Base64 keeps the bits, and is what OpenAI's own client asks for.
         let body = json!({ "model": hosted.model, "input": text, "encoding_format": "base64" });
-        Self { path: "embeddings", body, worst: of_text(text.len()), read: Read::Embedding, nonce: 0 }
+        Self::of_json("embeddings", body, text.len(), Read::Embedding)
     }
 
     /// A text to be judged by a moderation.
     pub fn moderation(hosted: &Hosted, text: &str) -> Self {
         let body = json!({ "model": hosted.model, "input": text });
-        Self { path: "moderations", body, worst: of_text(text.len()), read: Read::Moderation, nonce: 0 }
+        Self::of_json("moderations", body, text.len(), Read::Moderation)
     }
 
     /// Documents to be ordered by how well they answer a query.
@@ -106,12 +126,79 @@ impl Question {
         let body = json!({ "model": hosted.model, "query": query, "documents": documents });
         let n_bytes = documents.iter().map(|document| document.len() + query.len()).sum();
         let read = Read::Rerank { n_documents: documents.len() };
-        Self { path: "rerank", body, worst: of_text(n_bytes), read, nonce: 0 }
+        Self::of_json("rerank", body, n_bytes, read)
+    }
+
+    fn of_json(path: &'static str, body: Value, n_bytes: usize, read: Read) -> Self {
+        Self { path: path.into(), body: Body::Json(body), worst: of_text(n_bytes), read, nonce: 0 }
+    }
+
+    /// Texts together, for a vector or a label each, of a host that does not speak OpenAI's protocol. Errors, in words, where it does, or
+    /// where no tokens can be made of a text.
+    pub fn texts(hosted: &Hosted, texts: &[String], dimensions: Option<u64>) -> Result<Self, String> {
+        let n_bytes = texts.iter().map(String::len).sum::<usize>() + TOKENS_A_MESSAGE as usize * texts.len();
+        let read = Read::Other { n: texts.len() };
+        match (hosted.protocol, &hosted.oip) {
+            (Protocol::Tei, _) => {
+                let (path, body) = tei::of_texts(hosted, texts, dimensions);
+                Ok(Self::of_json(path, body, n_bytes, read))
+            }
+            (Protocol::Oip, Some(_)) if dimensions.is_some() => Err("the host gives vectors of one width".to_owned()),
+            (Protocol::Oip, Some(oip)) => {
+                let body = tensors::of_texts(oip, texts)?;
+                Ok(Self { path: tensors::path(hosted, oip).into(), body, worst: of_text(n_bytes), read, nonce: 0 })
+            }
+            _ => Err("the host takes no texts together".to_owned()),
+        }
+    }
+
+    /// [`Question::rerank`], in the words of the host's protocol.
+    pub fn documents(hosted: &Hosted, query: &str, documents: &[String]) -> Result<Self, String> {
+        let n_bytes = documents.iter().map(|document| document.len() + query.len()).sum();
+        let read = Read::Other { n: documents.len() };
+        match (hosted.protocol, &hosted.oip) {
+            (Protocol::Tei, _) => {
+                let (path, body) = tei::of_documents(query, documents);
+                Ok(Self::of_json(path, body, n_bytes, read))
+            }
+            (Protocol::Oip, Some(oip)) => {
+                let body = tensors::of_documents(oip, query, documents)?;
+                Ok(Self { path: tensors::path(hosted, oip).into(), body, worst: of_text(n_bytes), read, nonce: 0 })
+            }
+            _ => Ok(Self::rerank(hosted, query, documents)),
+        }
+    }
+
+    /// Below the base URL.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// What is sent, and how many bytes of it are JSON where binary data follows.
+    pub fn body(&self) -> (Vec<u8>, Option<usize>) {
+        match &self.body {
+            Body::Json(value) => (value.to_string().into_bytes(), None),
+            Body::Tensors { bytes, json_bytes } => (bytes.clone(), Some(*json_bytes)),
+        }
+    }
+
+    /// What it may cost at most.
+    pub fn worst(&self) -> Tokens {
+        self.worst
+    }
+
+    /// The answers in a reply's body, of which the first `json_bytes` are JSON, all if `None`: one, or one for each text. Errors, in
+    /// words, where they are none.
+    pub fn read(&self, hosted: &Hosted, body: &[u8], json_bytes: Option<usize>) -> Result<Answers, String> {
+        read(hosted, self.read, body, json_bytes)
     }
 
     /// Equal for equal questions only, of which two samples are not.
     pub fn digest(&self) -> Digest {
-        let body = serde_json_canonicalizer::to_vec(&self.body).expect("a value is canonical JSON");
+        let body = match &self.body {
+            Body::Json(value) => serde_json_canonicalizer::to_vec(value).expect("a value is canonical JSON"),
+            Body::Tensors { bytes, .. } => bytes.clone(),
+        };
         Digest::of(&[format!("{} {}\n", self.path, self.nonce).as_bytes(), &body].concat())
     }
 }
@@ -158,7 +245,7 @@ impl Client {
         if budget.most().is_some() && self.hosted.price.is_none() {
             return Err(HostedError::NoPrice { model: self.hosted.model.clone() });
         }
-        let url = self.url(question.path);
+        let url = self.url(&question.path);
         let most = Duration::from_secs(self.hosted.limits.wait_s);
         let (mut n_tries, mut waited) = (0, Duration::ZERO);
         loop {
@@ -166,7 +253,8 @@ impl Client {
             let reserved = budget.reserve(self.hosted.price.as_ref(), question.worst)?;
             let start = Instant::now();
             let failed = match self.try_once(&url, question).await {
-                Ok((said, usage, served_by)) => {
+                Ok(Answers { said, usage, served_by }) => {
+                    let said = said.into_iter().next().expect("a reply that is read has an answer");
                     self.settle(reserved, usage, question.worst);
                     let ms = start.elapsed().as_secs_f64() * 1e3;
                     return Ok(Reply { said, usage, ms, n_tries, served_by });
@@ -201,8 +289,10 @@ impl Client {
         reserved.settle(self.hosted.price.as_ref().map_or(0.0, |price| price.of(tokens)));
     }
 
-    async fn try_once(&self, url: &str, question: &Question) -> Result<(Said, Option<Usage>, Option<String>), Failed> {
-        let mut request = self.http.post(url).json(&question.body).timeout(self.hosted.limits.timeout());
+    async fn try_once(&self, url: &str, question: &Question) -> Result<Answers, Failed> {
+        let (body, json_bytes) = question.body();
+        let mut request = self.http.post(url).body(body).timeout(self.hosted.limits.timeout());
+        request = headed(request, json_bytes);
         if let Some(key) = &self.key {
             request = request.bearer_auth(key.expose());
         }
@@ -210,8 +300,10 @@ impl Client {
         if !response.status().is_success() {
             return Err(self.refused(response).await);
         }
+        let json_bytes = json_bytes_of(response.headers());
         let body = self.body(response, MAX_REPLY_BYTES).await?;
-        read(question.read, &body).map_err(|reason| Failed { error: Wrong::Malformed(self.safe(&reason)), wait: None })
+        let answers = question.read(&self.hosted, &body, json_bytes);
+        answers.map_err(|reason| Failed { error: Wrong::Malformed(self.safe(&reason)), wait: None })
     }
 
     async fn body(&self, mut response: Response, limit: usize) -> Result<Vec<u8>, Failed> {
@@ -430,14 +522,75 @@ struct RankedItem {
 
 type Answered = (Said, Option<Usage>, Option<String>);
 
-/// The answer in a reply's body; what is wrong with it otherwise, without quoting it.
-fn read(what: Read, body: &[u8]) -> Result<Answered, String> {
-    match what {
-        Read::Chat => chat(parse(body)?),
-        Read::Embedding => embedding(parse(body)?),
-        Read::Moderation => moderation(parse(body)?),
-        Read::Rerank { n_documents } => reranked(parse(body)?, n_documents),
+impl Answers {
+    /// The answers of a host that does not speak OpenAI's protocol, to each of `n` texts or to `n` documents.
+    pub fn of_others(hosted: &Hosted, body: &[u8], json_bytes: Option<usize>, n: usize) -> Result<Self, String> {
+        read(hosted, Read::Other { n }, body, json_bytes)
     }
+
+    /// The answer of a chat.
+    pub fn of_chat(hosted: &Hosted, body: &[u8]) -> Result<Self, String> {
+        read(hosted, Read::Chat, body, None)
+    }
+}
+
+/// What a reply says.
+#[derive(Clone, Debug, PartialEq)]
+#[allow(missing_docs)]
+pub struct Answers {
+    /// At least one.
+    pub said: Vec<Said>,
+    pub usage: Option<Usage>,
+    pub served_by: Option<String>,
+}
+
+/// The answer in a reply's body; what is wrong with it otherwise, without quoting it.
+fn read(hosted: &Hosted, what: Read, body: &[u8], json_bytes: Option<usize>) -> Result<Answers, String> {
+    let (said, usage, served_by) = match what {
+        Read::Chat => chat(parse(body)?)?,
+        Read::Embedding => embedding(parse(body)?)?,
+        Read::Moderation => moderation(parse(body)?)?,
+        Read::Rerank { n_documents } => reranked(parse(body)?, n_documents)?,
+        Read::Other { n } => {
+            let (said, served_by) = match (&hosted.oip, hosted.task) {
+                (Some(oip), _) => tensors::read(hosted, oip, (body, json_bytes), n)?,
+                (None, HostedTask::Embed) => (tei::vectors(body, n)?, None),
+                (None, HostedTask::Rerank) => (tei::ranks(body, n)?, None),
+                (None, _) => (tei::labels(body, &hosted.labels, n)?, None),
+            };
+            return Ok(Answers { said, usage: None, served_by });
+        }
+    };
+    Ok(Answers { said: vec![said], usage, served_by })
+}
+
+fn vector(values: Vec<f32>) -> Result<Said, String> {
+    let values = Vector::Float(values).values()?;
+    Ok(Said::Vector { bits: values.into_iter().map(f32::to_bits).collect() })
+}
+
+fn scores(scores: Vec<f64>) -> Result<Said, String> {
+    // Sums of rounded numbers are off by a little.
+    match scores.iter().all(|score| (-1e-3..=1.001).contains(score)) {
+        true => Ok(Said::Scores { scores }),
+        false => Err("a score is not from 0 to 1".to_owned()),
+    }
+}
+
+/// Where the JSON of a body ends and binary data begins.
+const JSON_BYTES: &str = "inference-header-content-length";
+
+fn headed(request: reqwest::RequestBuilder, json_bytes: Option<usize>) -> reqwest::RequestBuilder {
+    match json_bytes {
+        None => request.header(CONTENT_TYPE, HeaderValue::from_static("application/json")),
+        Some(json_bytes) => request
+            .header(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"))
+            .header(JSON_BYTES, json_bytes),
+    }
+}
+
+fn json_bytes_of(headers: &HeaderMap) -> Option<usize> {
+    headers.get(JSON_BYTES)?.to_str().ok()?.parse().ok()
 }
 
 fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, String> {
@@ -533,6 +686,8 @@ mod tests {
 
     #[test]
     fn a_reply_that_breaks_its_protocol_is_an_error_in_words() {
+        let described = "highroad_hosted = 1\ntask = 'generate'\nbase_url = 'https://models.example/v1'\nmodel = 'm'";
+        let hosted = Hosted::parse(described).unwrap();
         for (what, body, reason) in [
             (Read::Chat, r#"{"choices": []}"#, "no choice"),
             (Read::Chat, r#"{"choices": "#, "EOF"),
@@ -543,9 +698,9 @@ mod tests {
             (Read::Rerank { n_documents: 2 }, r#"{"results": [{"index": 2, "relevance_score": 1}]}"#, "index"),
             (Read::Rerank { n_documents: 2 }, r#"{"results": [{"index": 0, "relevance_score": 1}]}"#, "no score"),
         ] {
-            assert!(read(what, body.as_bytes()).unwrap_err().contains(reason), "{body}");
+            assert!(read(&hosted, what, body.as_bytes(), None).unwrap_err().contains(reason), "{body}");
         }
         let likely = r#"{"choices": [{"message": {"content": "a"}, "logprobs": {"content": [{"logprob": 5}]}}]}"#;
-        assert!(read(Read::Chat, likely.as_bytes()).is_err());
+        assert!(read(&hosted, Read::Chat, likely.as_bytes(), None).is_err());
     }
 }

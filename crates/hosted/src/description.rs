@@ -7,6 +7,7 @@ use std::time::Duration;
 use highroad_package::Digest;
 use serde::{Deserialize, Serialize};
 
+use crate::oip::Oip;
 use crate::{DescriptionError, Tokens};
 
 /// Stands where a package's numerics id would: whoever hosts the model decides the bits, and may decide anew at any time.
@@ -48,6 +49,15 @@ pub struct Hosted {
     /// What the last message of the user becomes; `{input}` is that message.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prompt: Option<String>,
+    /// How the host is spoken to.
+    #[serde(default, skip_serializing_if = "Protocol::is_usual")]
+    pub protocol: Protocol,
+    /// Tensors, where it speaks the Open Inference Protocol.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oip: Option<Oip>,
+    /// The label that counts as flagged, where it classifies and is to moderate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flagged: Option<String>,
     /// The labels, where it classifies.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub labels: Vec<String>,
@@ -94,6 +104,27 @@ pub enum HostedTask {
     Embed,
     /// Orders documents: `/rerank`.
     Rerank,
+    /// Takes tensors and gives tensors, which are passed on as they are.
+    Infer,
+}
+
+/// How a host is spoken to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Protocol {
+    /// OpenAI's API, with Cohere's and Jina's `/rerank`.
+    #[default]
+    Openai,
+    /// Text Embeddings Inference: `/embed`, `/predict`, `/rerank`.
+    Tei,
+    /// The Open Inference Protocol v2: Triton, KServe, MLServer, OpenVINO Model Server, another Highroad.
+    Oip,
+}
+
+impl Protocol {
+    fn is_usual(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// What hosts call the most tokens of an answer.
@@ -196,6 +227,10 @@ impl Hosted {
             Self::parse(&text).map_err(|reason| DescriptionError::Syntax { path: path.to_owned(), reason })?;
         let beside = |file: PathBuf| path.parent().map_or(file.clone(), |folder| folder.join(&file));
         hosted.api_key_file = hosted.api_key_file.map(beside);
+        if let Some(oip) = &mut hosted.oip {
+            let opened = oip.open(path.parent().unwrap_or(Path::new("")), hosted.task);
+            opened.map_err(|reason| DescriptionError::Syntax { path: path.to_owned(), reason })?;
+        }
         Ok(hosted)
     }
 
@@ -219,6 +254,7 @@ impl Hosted {
         self.check_place()?;
         self.check_texts()?;
         self.check_task()?;
+        self.check_protocol()?;
         self.check_numbers()?;
         self.price.as_ref().map_or(Ok(()), Price::check)
     }
@@ -289,6 +325,28 @@ impl Hosted {
             HostedTask::Classify | HostedTask::Moderate => Ok(()),
             _ if n_labels > 0 => Err("only a model that classifies or moderates takes `labels`".to_owned()),
             _ => Ok(()),
+        }
+    }
+
+    fn check_protocol(&self) -> Result<(), String> {
+        use HostedTask::{Classify, Embed, Infer, Rerank};
+        if self.flagged.as_ref().is_some_and(|label| self.task != Classify || !self.labels.contains(label)) {
+            return Err("`flagged` is one of the `labels` of a model that classifies".to_owned());
+        }
+        match (self.protocol, self.task, &self.oip) {
+            (Protocol::Oip, Classify | Embed | Rerank | Infer, _) if self.model.contains(['/', '?', '#', '%']) => {
+                Err("a model of the Open Inference Protocol is one part of a path".to_owned())
+            }
+            (Protocol::Oip, Infer, None) => Ok(()),
+            (Protocol::Oip, Classify | Embed | Rerank | Infer, Some(oip)) => oip.check(self.task),
+            (Protocol::Oip, Classify | Embed | Rerank, None) => {
+                Err("protocol = \"oip\" needs [oip], which names the tensors".to_owned())
+            }
+            (Protocol::Tei, Classify | Embed | Rerank, None) | (Protocol::Openai, _, None) if self.task != Infer => {
+                Ok(())
+            }
+            (Protocol::Openai | Protocol::Tei, _, Some(_)) => Err("[oip] is of `protocol = \"oip\"`".to_owned()),
+            _ => Err("the protocol has no such task".to_owned()),
         }
     }
 

@@ -51,6 +51,8 @@ pub enum HostedError {
     Currencies { first: String, other: String },
     #[error("the cost cannot be limited: the description of `{model}` has no [price]")]
     NoPrice { model: String },
+    #[error("it cannot be asked: {0}")]
+    Input(String),
     #[error("`{0}` cannot be asked this: {1}")]
     OtherTask(String, &'static str),
 }

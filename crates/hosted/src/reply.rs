@@ -36,6 +36,10 @@ pub enum Said {
     Vector { bits: Vec<u32> },
     /// The largest score of a category, and whether the text was flagged.
     Moderation { flagged: bool, score: f64 },
+    /// The bits of an f32 logit for each label.
+    Logits { bits: Vec<u32> },
+    /// A score from 0 to 1 for each label.
+    Scores { scores: Vec<f64> },
     /// The relevance of each document, in the order they were sent.
     Relevances { scores: Vec<f64> },
 }

@@ -112,8 +112,13 @@ impl Program {
     /// The same inputs give the same bits on any number of threads. Results may share memory with inputs. Errors if
     /// inputs do not fit their specs or an operator refuses its arguments.
     pub fn run(&self, inputs: &[Tensor], options: &RunOptions) -> Result<Vec<Tensor>, RunError> {
-        check_inputs(&self.inputs, inputs)?;
+        self.check(inputs)?;
         parallel::with_threads(options.threads.get(), || run::run(&self.plan, inputs, Limits::default(), |_, _| {}))
+    }
+
+    /// Whether `inputs` have the number, dtypes and sizes that the program takes.
+    pub fn check(&self, inputs: &[Tensor]) -> Result<(), RunError> {
+        check_inputs(&self.inputs, inputs)
     }
 
     /// Runs the program and tells how long each of its operators took, in the order they ran.

@@ -140,7 +140,8 @@ impl Generator {
             Err(_) => (0, String::new()),
             Ok(response) => {
                 let status = response.status().as_u16();
-                let id = response.headers().get("x-request-id").and_then(|id| id.to_str().ok()).unwrap_or("").to_owned();
+                let id =
+                    response.headers().get("x-request-id").and_then(|id| id.to_str().ok()).unwrap_or("").to_owned();
                 let whole = response.bytes().await;
                 (if whole.is_ok() { status } else { 0 }, id)
             }

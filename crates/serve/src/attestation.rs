@@ -5,7 +5,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use highroad_package::{Digest, VerifiedPackage};
-use highroad_task::Predictor;
+use highroad_task::{ParityReport, TaskError};
 use serde::{Deserialize, Serialize};
 
 use crate::error::DeployError;
@@ -34,23 +34,22 @@ pub struct Attestation {
     pub highroad: String,
 }
 
-/// Replays the parity cases of `package` and records it in `dir`, unless that was done before for these numerics.
+/// Replays the parity cases of `package` by `parity` and records it in `dir`, unless that was done before for these numerics.
 ///
 /// Errors if a case does not reproduce within the package's own tolerance.
 pub(crate) fn attest(
     dir: &Path,
     package: &VerifiedPackage,
-    predictor: &Predictor,
+    (numerics_id, parity): (&str, impl FnOnce() -> Result<ParityReport, TaskError>),
     verdict: &Digest,
     now: &str,
 ) -> Result<(), DeployError> {
-    let numerics_id = predictor.numerics_id();
+    let numerics_id = numerics_id.to_owned();
     let path = path(dir, &package.digest(), &numerics_id);
     if read(&path).is_some_and(|known| known.package == package.digest() && known.numerics_id == numerics_id) {
         return Ok(());
     }
-    let parity = predictor
-        .check_parity()
+    let parity = parity()
         .map_err(|error| DeployError::Parity { numerics_id: numerics_id.clone(), reason: error.to_string() })?;
     let attestation = Attestation {
         highroad_attestation: 1,

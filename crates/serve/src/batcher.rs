@@ -101,8 +101,13 @@ pub struct Batcher<E: Engine> {
 impl<E: Engine> Batcher<E> {
     /// Starts `limits.replicas` threads named after `name`. Errors if the system refuses a thread.
     pub fn start(name: &str, engine: E, limits: BatchLimits, metrics: BatchMetrics) -> std::io::Result<Self> {
-        let shared =
-            Arc::new(Shared { engine, limits, metrics, queue: Mutex::new(Queue::default()), wake: Condvar::new() });
+        let shared = Arc::new(Shared {
+            engine,
+            limits,
+            metrics,
+            queue: Mutex::new(Queue::of_workers(limits.replicas)),
+            wake: Condvar::new(),
+        });
         let batcher = Self { shared };
         for replica_idx in 0..limits.replicas.get() {
             let shared = Arc::clone(&batcher.shared);
@@ -111,9 +116,11 @@ impl<E: Engine> Batcher<E> {
         Ok(batcher)
     }
 
-    /// Queues the rows of one request, all or none; rows not started at `deadline` are given up. Whose turn they take is `flow`'s.
+    /// Queues the rows of one request, all or none. Whose turn they take is `flow`'s.
     ///
-    /// Where the queue is full, rows of lower classes make room, and those of owners who have more waiting.
+    /// A request that by the recent pace cannot be done by its `deadline` is refused at once: under too much load, work on
+    /// answers that come too late would be all that is done. Rows that still cannot be when their turn is near are given up before any
+    /// work. Where the queue is full, rows of lower classes make room, and those of owners who have more waiting.
     pub fn submit(&self, flow: Flow, jobs: Vec<E::Job>, deadline: Option<Instant>) -> Result<Tickets<E>, Overloaded> {
         let tickets = self.shared.admit(flow, jobs, deadline)?;
         match tickets.len() {
@@ -167,6 +174,10 @@ impl<E: Engine> Shared<E> {
             }
         }
         let submitted = Instant::now();
+        if let Some(wait) = queue.too_long_for(flow, &jobs, deadline, submitted) {
+            self.metrics.rejected.increment(1);
+            return Err(Overloaded { retry_after: wait });
+        }
         let (rows, tickets): (Vec<_>, _) = jobs
             .into_iter()
             .map(|job| {
@@ -189,7 +200,9 @@ impl<E: Engine> Shared<E> {
         let mut queue = self.lock();
         loop {
             queue.give_up_rows(&self.metrics);
-            if let Some(batch) = queue.rows.take_batch(self.limits.batch_tokens.get()) {
+            let budget = queue.budget(self.limits.batch_tokens.get());
+            if let Some(batch) = queue.rows.take_batch(budget) {
+                queue.running_tokens += batch.iter().map(Waiting::n_tokens).sum::<usize>();
                 self.metrics.queue_rows.set(queue.rows.len() as f64);
                 return Some(batch);
             }
@@ -204,10 +217,11 @@ impl<E: Engine> Shared<E> {
         let started = Instant::now();
         let (jobs, replies): (Vec<_>, Vec<_>) = batch.into_iter().map(Row::split).unzip();
         let (n_rows, n_tokens) = (jobs.len(), padded_tokens(&jobs));
+        let real_tokens = jobs.iter().map(Job::n_tokens).sum();
         let result = catch_unwind(AssertUnwindSafe(|| self.engine.run(jobs)));
         let computed = started.elapsed();
         self.metrics.batch(n_rows, n_tokens, computed);
-        self.lock().pace.record(n_tokens, computed);
+        self.lock().finished(real_tokens, computed);
         match result {
             Ok(Ok(outputs)) if outputs.len() == replies.len() => {
                 let batch_rows = outputs.len();
@@ -266,21 +280,24 @@ impl<E: Engine> Row<E> {
 
 struct Queue<E: Engine> {
     rows: TurnQueue<Row<E>>,
+    /// Of the batches that run now.
+    running_tokens: usize,
     pace: Pace,
     closed: bool,
 }
 
-impl<E: Engine> Default for Queue<E> {
-    fn default() -> Self {
-        Self { rows: TurnQueue::default(), pace: Pace::default(), closed: false }
+impl<E: Engine> Queue<E> {
+    fn of_workers(replicas: NonZeroUsize) -> Self {
+        Self { rows: TurnQueue::default(), running_tokens: 0, pace: Pace::of_workers(replicas), closed: false }
     }
 }
 
 impl<E: Engine> Queue<E> {
-    // Drops rows whose client left and rows past their deadline, before any work is spent on them.
+    // Drops rows whose client left and rows that cannot be done by their deadline, before any work is spent on them.
     fn give_up_rows(&mut self, metrics: &BatchMetrics) {
         let now = Instant::now();
-        let expired = |row: &Row<E>| row.deadline.is_some_and(|deadline| deadline <= now);
+        let pace = self.pace;
+        let expired = |row: &Row<E>| row.deadline.is_some_and(|deadline| deadline <= now + pace.alone(row.n_tokens()));
         for row in self.rows.take_out(|row| row.reply.is_closed() || expired(row)) {
             if row.reply.is_closed() {
                 metrics.cancelled.increment(1);
@@ -308,25 +325,84 @@ impl<E: Engine> Queue<E> {
     }
 }
 
-// Recent tokens a second over all workers, as a moving average.
-#[derive(Default)]
+impl<E: Engine> Queue<E> {
+    fn finished(&mut self, n_tokens: usize, computed: Duration) {
+        self.running_tokens = self.running_tokens.saturating_sub(n_tokens);
+        self.pace.record(n_tokens, computed);
+    }
+
+    /// How long a new request would take from `now` on, if that is past its deadline: what waits with at least its weight, half of what
+    /// runs, and itself. A request that nothing is before is never refused.
+    fn too_long_for(&self, flow: Flow, jobs: &[E::Job], deadline: Option<Instant>, now: Instant) -> Option<Duration> {
+        let before = self.rows.n_tokens_before(flow) + self.running_tokens / 2;
+        let own: usize = jobs.iter().map(Job::n_tokens).sum();
+        let takes = self.pace.spent_on(before + own);
+        (before > 0 && deadline? < now + takes.mul_f64(MARGIN)).then(|| self.pace.time_for(before))
+    }
+
+    /// Tokens of the next batch: no more than its first row's deadline leaves time for.
+    fn budget(&self, most: usize) -> usize {
+        let deadline = self.rows.next().and_then(|row| row.deadline);
+        deadline
+            .map_or(most, |deadline| most.min(self.pace.tokens_in(deadline.saturating_duration_since(Instant::now()))))
+    }
+}
+
+/// How much longer than expected a request may take and still be in time: service times vary, and the reply has to travel.
+const MARGIN: f64 = 1.2;
+
+/// What recent batches took: sums that forget a tenth with each batch, so that large batches count for what they are.
+#[derive(Clone, Copy)]
 struct Pace {
-    seconds_per_token: Option<f64>,
+    seconds: f64,
+    tokens: f64,
+    workers: f64,
 }
 
 const SHORTEST_RETRY: Duration = Duration::from_millis(50);
 const LONGEST_RETRY: Duration = Duration::from_secs(30);
+const KEPT: f64 = 0.9;
 
 impl Pace {
-    fn record(&mut self, n_tokens: usize, computed: Duration) {
-        let now = computed.as_secs_f64() / n_tokens.max(1) as f64;
-        self.seconds_per_token = Some(self.seconds_per_token.map_or(now, |pace| 0.8 * pace + 0.2 * now));
+    fn of_workers(workers: NonZeroUsize) -> Self {
+        Self { seconds: 0.0, tokens: 0.0, workers: workers.get() as f64 }
     }
 
-    fn time_for(&self, n_tokens: usize) -> Duration {
-        let seconds = self.seconds_per_token.unwrap_or(0.0) * n_tokens as f64;
-        Duration::from_secs_f64(seconds.min(LONGEST_RETRY.as_secs_f64())).max(SHORTEST_RETRY)
+    fn record(&mut self, n_tokens: usize, computed: Duration) {
+        self.seconds = KEPT * self.seconds + computed.as_secs_f64();
+        self.tokens = KEPT * self.tokens + n_tokens.max(1) as f64;
     }
+
+    /// Seconds that one worker takes for a token; none before the first batch.
+    fn seconds_per_token(self) -> f64 {
+        if self.tokens > 0.0 { self.seconds / self.tokens } else { 0.0 }
+    }
+
+    /// Time that one worker takes.
+    fn alone(self, n_tokens: usize) -> Duration {
+        seconds(self.seconds_per_token() * n_tokens as f64)
+    }
+
+    /// Time that all workers together take.
+    fn spent_on(self, n_tokens: usize) -> Duration {
+        seconds(self.seconds_per_token() * n_tokens as f64 / self.workers)
+    }
+
+    /// What one worker does in a time.
+    fn tokens_in(self, time: Duration) -> usize {
+        let per_token = self.seconds_per_token();
+        if per_token > 0.0 { (time.as_secs_f64() / (MARGIN * per_token)) as usize } else { usize::MAX }
+    }
+
+    /// When it is worth trying again behind so many tokens.
+    fn time_for(self, n_tokens: usize) -> Duration {
+        self.spent_on(n_tokens).clamp(SHORTEST_RETRY, LONGEST_RETRY)
+    }
+}
+
+/// A day at most: what takes longer is never waited for, and a sum with a moment must not overflow.
+fn seconds(seconds: f64) -> Duration {
+    Duration::from_secs_f64(seconds.clamp(0.0, 86_400.0))
 }
 
 #[cfg(test)]
@@ -585,6 +661,44 @@ mod tests {
         assert_eq!(rig.next_batch(), [4]);
         rig.finish_batch();
         assert_eq!(get(late), Err(RowError::Expired));
+    }
+
+    #[test]
+    fn what_cannot_be_done_in_time_is_refused_at_once_and_batches_end_before_their_first_deadline() {
+        let rig = Rig::new(10_000, 64);
+        // A pace of 10 ms a token, from one batch that took 100 ms.
+        let slow = rig.submit(&[10]);
+        rig.next_batch();
+        std::thread::sleep(Duration::from_millis(100));
+        rig.finish_batch();
+        slow.into_iter().for_each(|ticket| drop(get(ticket)));
+        let _busy = rig.occupy();
+        let within = |ms: u64| Some(Instant::now() + Duration::from_millis(ms));
+        let submit = |n_tokens: usize, deadline| rig.batcher.submit(Flow::default(), vec![Length(n_tokens)], deadline);
+        let _first = submit(20, within(60_000)).unwrap();
+        let refused = submit(21, within(200)).err();
+        assert!(
+            refused.is_some_and(|overloaded| overloaded.retry_after >= Duration::from_millis(150)),
+            "20 tokens wait: 200 ms"
+        );
+        let kept = [submit(20, within(60_000)).unwrap(), submit(20, None).unwrap()];
+        rig.finish_batch();
+        assert_eq!(rig.next_batch(), [20, 20, 20], "there is time for all");
+        rig.finish_batch();
+        assert!(kept.into_iter().flatten().all(|ticket| get(ticket) == Ok(20)));
+    }
+
+    #[test]
+    fn a_pace_counts_large_batches_for_what_they_are() {
+        let mut pace = Pace::of_workers(NonZeroUsize::new(2).unwrap());
+        assert_eq!((pace.spent_on(1000), pace.tokens_in(Duration::from_secs(1))), (Duration::ZERO, usize::MAX));
+        pace.record(1000, Duration::from_secs(1));
+        pace.record(10, Duration::from_millis(100));
+        assert_eq!(pace.alone(910).as_millis(), 1000);
+        assert_eq!(pace.spent_on(910).as_millis(), 500);
+        assert_eq!(pace.tokens_in(Duration::from_millis(1200)), 910);
+        assert_eq!(pace.time_for(1), SHORTEST_RETRY);
+        assert_eq!(pace.time_for(usize::MAX), LONGEST_RETRY);
     }
 
     #[test]

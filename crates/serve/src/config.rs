@@ -20,6 +20,7 @@ use crate::batcher::BatchLimits;
 use crate::budget::BudgetsConfig;
 use crate::cache::CacheConfig;
 use crate::config::cache::CacheTable;
+use crate::engine::{EngineConfig, EngineTable, KEYS as ENGINE_KEYS};
 use crate::hosted::config::{HostedConfig, HostedTable, KEYS as HOSTED_KEYS, check as check_hosted};
 use crate::pipeline::{self, IndexConfig, PipelineConfig};
 
@@ -82,8 +83,21 @@ pub struct MemberConfig {
     pub batching: BatchLimits,
     /// How long a row may wait for its turn.
     pub queue_timeout: Duration,
+    /// What runs the program.
+    pub engine: EngineConfig,
+    /// What runs it where a rollout tries a version, if that is something else.
+    pub candidate: Option<Candidates>,
     /// The answers that are kept, if any are.
     pub cache: Option<CacheConfig>,
+}
+
+/// What runs the versions that rollouts try.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Candidates {
+    /// The engine.
+    pub engine: EngineConfig,
+    /// Its worker threads, or processes.
+    pub replicas: NonZeroUsize,
 }
 
 /// Where a member's package comes from.
@@ -182,8 +196,19 @@ impl MemberConfig {
                 replicas: NonZeroUsize::MIN,
             },
             queue_timeout: Duration::from_secs(30),
+            engine: EngineConfig::Native,
+            candidate: None,
             cache: None,
         }
+    }
+
+    /// The same for versions that rollouts try.
+    pub(crate) fn of_candidates(&self) -> Self {
+        let mut config = self.clone();
+        if let Some(Candidates { engine, replicas }) = &self.candidate {
+            (config.engine, config.batching.replicas) = (engine.clone(), *replicas);
+        }
+        config
     }
 }
 
@@ -222,7 +247,7 @@ const TOP_KEYS: &[&str] =
 const ROLLOUT_KEYS: &[&str] = &["keep_inputs", "keep", "queue", "warm_s", "auto_rollback"];
 const LIMIT_KEYS: &[&str] = &["body_bytes", "inputs", "input_bytes", "tokens"];
 const MEMBER_KEYS: &[&str] =
-    &["model", "threads", "replicas", "batch_tokens", "queue_rows", "queue_timeout_ms", "cache"];
+    &["model", "threads", "replicas", "batch_tokens", "queue_rows", "queue_timeout_ms", "candidate", "cache"];
 
 #[derive(Deserialize)]
 struct MemberTable {
@@ -232,6 +257,9 @@ struct MemberTable {
     batch_tokens: Option<NonZeroUsize>,
     queue_rows: Option<NonZeroUsize>,
     queue_timeout_ms: Option<u64>,
+    #[serde(flatten)]
+    engine: EngineTable,
+    candidate: Option<toml::Table>,
     cache: Option<CacheTable>,
 }
 
@@ -243,13 +271,32 @@ impl MemberTable {
         };
         let mut config = MemberConfig::new(source);
         config.threads = self.threads.unwrap_or(config.threads);
-        config.batching.replicas = self.replicas.unwrap_or(config.batching.replicas);
         config.batching.batch_tokens = self.batch_tokens.unwrap_or(config.batching.batch_tokens);
         config.batching.queue_rows = self.queue_rows.unwrap_or(config.batching.queue_rows);
         config.queue_timeout = self.queue_timeout_ms.map_or(config.queue_timeout, Duration::from_millis);
+        config.engine = self.engine.config(base)?;
+        config.batching.replicas = match (&config.engine, self.replicas) {
+            (EngineConfig::Torch(_), Some(_)) => {
+                return Err("`replicas` are threads of this process: PyTorch has `workers`".to_owned());
+            }
+            (EngineConfig::Torch(_), None) => self.engine.workers.unwrap_or(NonZeroUsize::MIN),
+            (EngineConfig::Native, replicas) => replicas.unwrap_or(NonZeroUsize::MIN),
+        };
+        config.candidate = self.candidate.map(|table| candidates(&table, base)).transpose()?;
         config.cache = self.cache.map(CacheTable::config).transpose()?;
         Ok(config)
     }
+}
+
+fn candidates(table: &toml::Table, base: &Path) -> Result<Candidates, String> {
+    let mut problems = Vec::new();
+    check_keys(table, ENGINE_KEYS, "candidate", &mut problems);
+    if let Some(problem) = problems.pop() {
+        return Err(problem);
+    }
+    let engine: EngineTable = table.clone().try_into().map_err(|error| format!("candidate: {error}"))?;
+    let replicas = engine.workers.unwrap_or(NonZeroUsize::MIN);
+    Ok(Candidates { engine: engine.config(base).map_err(|error| format!("candidate: {error}"))?, replicas })
 }
 
 fn members(table: &toml::Table, base: &Path, problems: &mut Vec<String>) -> BTreeMap<String, MemberConfig> {
@@ -273,7 +320,8 @@ fn members(table: &toml::Table, base: &Path, problems: &mut Vec<String>) -> BTre
         if is_hosted(table) {
             continue;
         }
-        let Some(member) = part::<MemberTable>(tables, name, MEMBER_KEYS, problems) else { continue };
+        let known = [MEMBER_KEYS, ENGINE_KEYS].concat();
+        let Some(member) = part::<MemberTable>(tables, name, &known, problems) else { continue };
         match member.config(base) {
             Ok(config) => drop(members.insert(name.clone(), config)),
             Err(error) => problems.push(format!("[members.{name}] {error}")),

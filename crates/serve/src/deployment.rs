@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwapOption;
 use highroad_eval::{Plan, Verdict};
 use highroad_package::{Digest, Package, Store, Verdicts};
+use highroad_torch::Crew;
 use jiff::{SignedDuration, Timestamp};
 use metrics::{counter, gauge, histogram};
 use serde::Serialize;
@@ -247,6 +248,17 @@ impl Deployment {
         &self.config.source
     }
 
+    pub(crate) fn registry(&self) -> Option<&Arc<dyn Registry>> {
+        self.registry.as_ref()
+    }
+
+    /// What is loaded here of the package `package`.
+    pub(crate) fn loaded(&self, package: &Digest) -> Option<Arc<Revision>> {
+        let candidate = || Some(Arc::clone(&self.rollouts.trial.load_full()?.candidate));
+        let both = [self.current.load_full(), candidate()];
+        both.into_iter().flatten().find(|revision| revision.facts().package == *package)
+    }
+
     /// The revision that serves now. Errors if there is none.
     pub fn revision(&self) -> Result<Arc<Revision>, AskError> {
         self.current.load_full().ok_or_else(|| self.why_none())
@@ -283,12 +295,17 @@ impl Deployment {
     /// Where it stands.
     pub fn status(&self) -> Status {
         let memory = self.memory();
+        let current = self.current.load();
+        let crew = current.as_ref().and_then(|revision| revision.crew());
+        // Where no PyTorch process lives it answers nothing, until one does again.
+        let is_down = crew.as_ref().is_some_and(|crew| crew.n_live == 0);
+        let serving = current.as_ref().map(|revision| revision.facts().clone());
         Status {
             member: self.name.clone(),
             source: self.config.source.to_string(),
-            state: memory.state,
-            serving: self.current.load().as_ref().map(|revision| revision.facts().clone()),
-            failure: memory.failure.clone(),
+            state: if is_down { State::Starting } else { memory.state },
+            failure: memory.failure.clone().or_else(|| short_of_workers(crew?, serving.as_ref())),
+            serving,
         }
     }
 
@@ -440,7 +457,30 @@ impl Deployment {
         candidate: Candidate,
         unverified: Unverified,
     ) -> Result<Arc<Revision>, DeployError> {
-        let (name, config) = (self.name.clone(), self.config.clone());
+        self.load_with(self.config.clone(), candidate, unverified).await
+    }
+
+    /// Loads the candidate of a rollout, on the engine that candidates are tried on.
+    pub(crate) async fn load_candidate(
+        &self,
+        candidate: Candidate,
+        unverified: Unverified,
+    ) -> Result<Arc<Revision>, DeployError> {
+        self.load_with(self.config.of_candidates(), candidate, unverified).await
+    }
+
+    /// Whether candidates are tried on the engine that the member serves with.
+    pub(crate) fn candidates_run_as_member(&self) -> bool {
+        self.config.of_candidates().engine == self.config.engine
+    }
+
+    async fn load_with(
+        &self,
+        config: MemberConfig,
+        candidate: Candidate,
+        unverified: Unverified,
+    ) -> Result<Arc<Revision>, DeployError> {
+        let name = self.name.clone();
         let (attestations, cache) = (self.local.attestations.clone(), self.cache.clone());
         let load = move || Revision::load(&name, &candidate, &config, unverified, &attestations, cache);
         blocking(load).await.map(Arc::new)
@@ -657,6 +697,14 @@ pub(crate) async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work).await.unwrap_or(Err(DeployError::Panicked))
 }
 
+/// What is told of a member whose PyTorch processes do not all run.
+fn short_of_workers(crew: Crew, serving: Option<&Facts>) -> Option<Failure> {
+    let Crew { n_live, n_wanted, reason } = crew;
+    let reason = format!("{n_live} of {n_wanted} PyTorch processes run: {}", reason?);
+    let (version, package) = (serving.map(|facts| facts.version.clone()), serving.map(|facts| facts.package));
+    Some(Failure { version, package, reason, attempts: 1, since: now() })
+}
+
 pub(crate) fn pause_after(attempts: u32) -> Duration {
     FIRST_RETRY.saturating_mul(2u32.saturating_pow(attempts.saturating_sub(1))).min(LONGEST_RETRY)
 }
@@ -670,7 +718,8 @@ enum Serving {
 fn member_info(facts: &Facts, serving: Serving) {
     gauge!(
         MEMBER_INFO, "member" => facts.member.clone(), "version" => facts.version.clone(),
-        "package" => facts.package.to_string(), "numerics_id" => facts.numerics_id.clone(), "evidence" => facts.evidence
+        "package" => facts.package.to_string(), "numerics_id" => facts.numerics_id.clone(), "evidence" => facts.evidence,
+        "engine" => facts.engine()
     )
     .set(match serving {
         Serving::Now => 1.0,

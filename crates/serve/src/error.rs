@@ -136,6 +136,13 @@ pub enum DeployError {
     OtherPackage { version: String, found: Digest },
     #[error("`{0}` is for another task, or has other labels, than what serves")]
     OtherTask(String),
+    #[error(
+        "no Python was found for `engine = \"torch\"`: name one with PyTorch as `python = \"…\"`, or set HIGHROAD_PYTHON. The serving \
+         image has none: build one from an image with PyTorch and the `highroad` binary"
+    )]
+    NoPython,
+    #[error("its PyTorch does not start: {0}")]
+    Torch(String),
     #[error("loading panicked")]
     Panicked,
     #[error(transparent)]

@@ -3,11 +3,16 @@
 //! A [`HostedMember`] is what a deployment is for packages: a name, what the description says, and where it stands. [`ask`] asks one;
 //! [`routes`] puts all of them on HTTP.
 
+mod answers;
 mod ask;
 pub(crate) mod breaker;
 pub mod config;
 mod exchange;
+mod grpc;
+mod host;
 mod routes;
+mod standing;
+mod shared;
 mod tasks;
 
 use std::collections::BTreeMap;
@@ -25,6 +30,7 @@ use tokio::sync::Semaphore;
 
 pub(crate) use ask::Declined;
 pub use exchange::{Ended, HostedRecord};
+pub(crate) use grpc::infer;
 pub use routes::router;
 pub(crate) use routes::{Generation, Text};
 
@@ -36,6 +42,7 @@ use crate::revision::{Facts, Unverified};
 use crate::telemetry::{HOSTED_BREAKER_OPENED, HOSTED_BREAKER_STATE, HOSTED_IN_FLIGHT, MEMBER_READY};
 use breaker::{Admission, Breaker, Circuit, Outcome, RetryBudget};
 use config::HostedConfig;
+use host::Host;
 
 /// The hosted members of a portfolio, by name.
 #[derive(Default)]
@@ -55,6 +62,7 @@ pub struct HostedMember {
     retries: Mutex<RetryBudget>,
     places: Arc<Semaphore>,
     n_waiting: AtomicUsize,
+    host: Mutex<Host>,
     /// Else it is prepared for a portfolio that may never be, and tells nothing.
     is_member: AtomicBool,
 }
@@ -133,6 +141,7 @@ impl HostedMember {
             retries: Mutex::new(RetryBudget::new()),
             places: Arc::new(Semaphore::new(config.hosted.limits.concurrency.get() as usize)),
             n_waiting: AtomicUsize::new(0),
+            host: Mutex::default(),
             name,
             config,
             unverified,
@@ -193,8 +202,9 @@ impl HostedMember {
     }
 
     /// Makes it ready where it is not: it has its key, and a verdict that admits its description.
-    pub async fn refresh(&self) -> Result<(), DeployError> {
+    pub async fn refresh(self: &Arc<Self>) -> Result<(), DeployError> {
         if self.serving.load().is_some() {
+            self.look_at_host().await;
             return Ok(());
         }
         let (hosted, local, unverified) = (self.config.hosted.clone(), self.local.clone(), self.unverified);
@@ -207,6 +217,7 @@ impl HostedMember {
                 }
                 *lock(&self.failure) = None;
                 self.serving.store(Some(Arc::new(serving)));
+                self.look_at_host().await;
                 Ok(())
             }
             Err(error) => Err(self.fail(error)),
@@ -237,12 +248,16 @@ impl HostedMember {
             };
             Some(Failure { version: None, package: None, reason, attempts: 1, since: now() })
         };
+        let unready = || {
+            let reason = lock(&self.host).failure.clone()?;
+            Some(Failure { version: None, package: None, reason, attempts: 1, since: now() })
+        };
         Status {
             member: self.name.clone(),
             source: self.config.file.display().to_string(),
             state: if serving.is_some() { State::Ready } else { State::Starting },
             serving: serving.as_ref().map(|serving| serving.facts.clone()),
-            failure: lock(&self.failure).clone().or_else(open),
+            failure: lock(&self.failure).clone().or_else(open).or_else(unready),
         }
     }
 

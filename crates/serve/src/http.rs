@@ -2,7 +2,8 @@
 
 mod docs;
 pub(crate) mod grpc;
-mod tei;
+mod pages;
+pub(crate) mod tei;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -31,6 +32,7 @@ use crate::alerts::{self, watch};
 use crate::config::RequestLimits;
 use crate::deployment::{Deployment, State as DeploymentState};
 use crate::error::AskError;
+use crate::overview;
 use crate::pipeline::{self, Action, Finished};
 use crate::portfolio::Portfolio;
 use crate::protocol::oip::{self, InferRequest, Query};
@@ -43,6 +45,7 @@ use crate::request_log::{Record, RequestLog};
 use crate::revision::{Asked, Facts, Revision, Terms, check_limit};
 use crate::rollout::{Assigned, Key, Served};
 use crate::telemetry::{PIPELINE_REQUESTS, PIPELINE_SECONDS, PIPELINE_STEP_SECONDS, REQUEST_SECONDS, REQUESTS};
+use crate::traffic;
 
 const PACKAGE: HeaderName = HeaderName::from_static("x-highroad-package");
 const VERSION: HeaderName = HeaderName::from_static("x-highroad-version");
@@ -52,7 +55,7 @@ const ROLLOUT: HeaderName = HeaderName::from_static("x-highroad-rollout");
 const DEVELOPMENT: HeaderName = HeaderName::from_static("x-highroad-development");
 const CACHE: HeaderName = HeaderName::from_static("x-highroad-cache");
 const TRUNCATED: HeaderName = HeaderName::from_static("x-highroad-truncated");
-const HEADER_LENGTH: HeaderName = HeaderName::from_static(oip::HEADER_LENGTH);
+pub(crate) const HEADER_LENGTH: HeaderName = HeaderName::from_static(oip::HEADER_LENGTH);
 
 #[derive(Clone)]
 struct App {
@@ -107,6 +110,7 @@ fn routes() -> Routes {
         .and(tei::routes())
         .and(pipeline_routes())
         .and(own_routes())
+        .and(pages::routes())
         .and(docs::routes())
 }
 
@@ -434,8 +438,8 @@ async fn request_record(State(app): State<App>, Path(id): Path<String>) -> Respo
     let wanted = id.clone();
     let found = tokio::task::spawn_blocking(move || log.find(&wanted)).await;
     let result = match found {
-        Ok(Ok(Some(record))) => Ok(Json(record).into_response()),
-        Ok(Ok(None)) => Err(Problem::not_found(format!("the request log has no `{}`", printable(&id)))),
+        Ok(Ok(Some(record))) if Principal::current_may_ask(&record.member) => Ok(Json(record).into_response()),
+        Ok(Ok(_)) => Err(Problem::not_found(format!("the request log has no `{}`", printable(&id)))),
         Ok(Err(error)) => Err(Problem::internal(&error)),
         Err(error) => Err(Problem::internal(&error)),
     };
@@ -611,6 +615,7 @@ impl App {
             Err(_) => "failed",
         };
         counter!(PIPELINE_REQUESTS, "pipeline" => name.to_owned(), "outcome" => outcome).increment(1);
+        traffic::count(&overview::of_pipeline(name), outcome, finished.is_ok().then(|| begun.elapsed()));
         histogram!(PIPELINE_SECONDS, "pipeline" => name.to_owned()).record(begun.elapsed().as_secs_f64());
         let finished = match finished.map_err(|error| error.problem()) {
             Ok(finished) => finished,
@@ -800,13 +805,14 @@ pub(crate) fn unreadable(rejection: &BytesRejection, limits: &RequestLimits) -> 
 pub(crate) fn is_for(deployment: &Deployment, task: HostedTask) -> bool {
     deployment.revision().is_ok_and(|revision| match task {
         HostedTask::Moderate => moderates(&revision),
+        HostedTask::Classify => classifies(&revision),
         HostedTask::Rerank => reranks(&revision),
         HostedTask::Embed => matches!(&revision.manifest().task.kind, TaskKind::Embed { .. }),
         _ => false,
     })
 }
 
-fn json_bytes(headers: &HeaderMap) -> Result<Option<usize>, Problem> {
+pub(crate) fn json_bytes(headers: &HeaderMap) -> Result<Option<usize>, Problem> {
     let Some(value) = headers.get(HEADER_LENGTH) else { return Ok(None) };
     let length = value.to_str().ok().and_then(|text| text.parse().ok());
     length.map(Some).ok_or_else(|| Problem::invalid(format!("`{HEADER_LENGTH}` is not a number of bytes")))
@@ -925,6 +931,7 @@ fn wrong_task(revision: &Revision, wanted: &'static str) -> AskError {
 fn count(revision: Option<&Revision>, error: AskError) -> AskError {
     let member = revision.map_or("unknown".to_owned(), |revision| revision.facts().member.clone());
     watch::refused(revision.map(|revision| revision.facts().member.as_str()), &error);
+    traffic::count(&member, error.outcome(), None);
     counter!(REQUESTS, "member" => member, "outcome" => error.outcome()).increment(1);
     error
 }
@@ -952,6 +959,7 @@ impl<'a> Call<'a> {
                 counter!(REQUESTS, "member" => member.clone(), "outcome" => "ok").increment(1);
                 let took = self.begun.elapsed();
                 watch::member(&member, "ok", took);
+                traffic::count(&member, "ok", Some(took));
                 let (seconds, trace_id) = (took.as_secs_f64(), trace::ids().map(|(trace, _)| trace));
                 highroad_service::metrics::exemplar(
                     REQUEST_SECONDS,

@@ -1,9 +1,11 @@
+use std::fmt;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use highroad_package::Digest;
 use highroad_task::raw::{RunError, RunOptions, Tensor};
-use highroad_task::{Answer, Predictor, Prepared, TaskError};
+use highroad_task::{Answer, Engine as _, ParityReport, Predictor, Prepared, TaskError, check_parity_on};
+use highroad_torch::{Crew, TorchError, Workers};
 
 use crate::batcher::{Engine, Job, Sharing};
 
@@ -11,6 +13,8 @@ use crate::batcher::{Engine, Job, Sharing};
 pub(crate) struct Model {
     pub(crate) predictor: Predictor,
     pub(crate) threads: NonZeroUsize,
+    /// What runs the program in this process's place.
+    pub(crate) torch: Option<Workers>,
 }
 
 /// One row for the task, or one call of the program past the task.
@@ -62,16 +66,76 @@ impl Engine for Model {
                 Work::Program(tensors) => return self.run_program(&tensors).map(|output| vec![output]),
             }
         }
-        let answers = self.predictor.answer(&rows).map_err(|error| ModelError::Task(Arc::new(error)))?;
+        let answers = match &self.torch {
+            Some(workers) => self.predictor.answer_on(workers, &rows),
+            None => self.predictor.answer(&rows),
+        };
+        let answers = answers.map_err(|error| ModelError::Task(Arc::new(error)))?;
         Ok(answers.into_iter().map(Yield::Row).collect())
     }
 }
 
 impl Model {
+    /// What decides the bits.
+    pub(crate) fn numerics_id(&self) -> String {
+        self.torch.as_ref().map_or_else(|| self.predictor.numerics_id(), |workers| workers.numerics_id().to_owned())
+    }
+
+    /// Replays the package's parity cases on what runs its program.
+    pub(crate) fn check_parity(&self) -> Result<ParityReport, TaskError> {
+        match &self.torch {
+            Some(workers) => check_parity_on(workers, self.predictor.package(), workers.numerics_id()),
+            None => self.predictor.check_parity(),
+        }
+    }
+
+    /// Answers a short input, so that no request pays for what only the first one does.
+    pub(crate) fn warm_up(&self) -> Result<(), TaskError> {
+        match &self.torch {
+            Some(workers) => self.predictor.warm_up_on(workers),
+            None => self.predictor.warm_up(),
+        }
+    }
+
+    /// Runs the program aside of the queue, on this thread alone where it is this process that runs it.
+    pub(crate) fn run_aside(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>, TaskError> {
+        match &self.torch {
+            Some(workers) => workers.run(inputs),
+            None => Ok(self.predictor.program().run(inputs, &RunOptions::with_threads(NonZeroUsize::MIN))?),
+        }
+    }
+
+    /// How many PyTorch processes there are of those there should be, where there are any.
+    pub(crate) fn crew(&self) -> Option<Crew> {
+        self.torch.as_ref().map(Workers::crew)
+    }
+
     fn run_program(&self, tensors: &[Tensor]) -> Result<Yield, ModelError> {
         let options = RunOptions::with_threads(self.threads);
-        let outputs = self.predictor.program().run(tensors, &options);
-        outputs.map(Yield::Program).map_err(|error| ModelError::Program(Arc::new(error)))
+        let refused = |error| ModelError::Program(Arc::new(error));
+        match &self.torch {
+            None => self.predictor.program().run(tensors, &options).map(Yield::Program).map_err(refused),
+            Some(workers) => {
+                self.predictor.program().check(tensors).map_err(refused)?;
+                workers.run(tensors).map(Yield::Program).map_err(|error| ModelError::Task(Arc::new(error)))
+            }
+        }
+    }
+}
+
+impl fmt::Display for ModelError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Task(error) => error.fmt(f),
+            Self::Program(error) => error.fmt(f),
+        }
+    }
+}
+
+impl ModelError {
+    /// Why nothing can be answered now, where another try may go better.
+    pub(crate) fn is_down(&self) -> bool {
+        matches!(self, Self::Task(error) if matches!(TorchError::of(error), Some(TorchError::Down(_))))
     }
 }
 

@@ -5,6 +5,7 @@
 
 mod config;
 mod run;
+mod shown;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -110,6 +110,11 @@ impl Portfolio {
         self.served().budgets.clone()
     }
 
+    /// What is kept on this machine.
+    pub(crate) fn local(&self) -> &LocalState {
+        &self.local
+    }
+
     /// The members that somebody else hosts.
     pub fn hosted(&self) -> Arc<HostedMembers> {
         Arc::clone(&self.served().hosted)

@@ -6,10 +6,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use highroad_eval::{Aliased, Evidence, Override, OverrideRefusal, Verdict};
+use highroad_hosted::NUMERICS_ID;
 use highroad_package::{Digest, Manifest, VerifiedPackage};
 use highroad_service::access::Priority;
 use highroad_task::raw::{Program, Tensor};
 use highroad_task::{Answer, Cut, Input, Piece, Predictor, PredictorOptions, Prepared, Special, TaskError};
+use highroad_torch::Crew;
 use serde::{Deserialize, Serialize};
 
 use crate::attestation;
@@ -18,6 +20,7 @@ use crate::budget::Amount;
 use crate::budget::keeper::{Hold, hold_here};
 use crate::cache::{AnswerCache, CacheUse};
 use crate::config::{MemberConfig, RequestLimits};
+use crate::engine::{self, EngineConfig};
 use crate::error::{AskError, DeployError};
 use crate::model::{Model, ModelError, Work, Yield, tensors_digest};
 use crate::telemetry::{BatchMetrics, TOKENS};
@@ -147,6 +150,17 @@ pub struct Asked<A> {
     pub cache: Option<CacheUse>,
 }
 
+impl Facts {
+    /// What runs the program: `native`, `torch` or `hosted`.
+    pub fn engine(&self) -> &'static str {
+        match self.numerics_id.as_str() {
+            NUMERICS_ID => "hosted",
+            id if id.starts_with("torch-") => "torch",
+            _ => "native",
+        }
+    }
+}
+
 impl Revision {
     /// Decides whether `candidate` may serve, loads it, replays its parity cases if its numerics are new, and warms it up.
     ///
@@ -164,20 +178,27 @@ impl Revision {
         let standing = Standing::of(candidate, unverified, &now)?;
         let options = PredictorOptions { threads: config.threads, max_batch_tokens: config.batching.batch_tokens };
         let predictor = Predictor::open(&candidate.package, &options).map_err(DeployError::Load)?;
-        let numerics_id = predictor.numerics_id();
+        let torch = match &config.engine {
+            EngineConfig::Native => None,
+            EngineConfig::Torch(torch) => Some(engine::start(member, &candidate.package, config, torch)?),
+        };
+        let model = Model { predictor, threads: config.threads, torch };
+        let numerics_id = model.numerics_id();
+        let replay = || (numerics_id.as_str(), || model.check_parity());
         let evidence = match &standing {
             Standing::Admitted { verdict, .. } if verdict.numerics_id == numerics_id => evidence_name(verdict.evidence),
             Standing::Admitted { digest, .. } => {
-                attestation::attest(attestations, &candidate.package, &predictor, digest, &now)?;
+                attestation::attest(attestations, &candidate.package, replay(), digest, &now)?;
                 "attested"
             }
             Standing::Overridden(overridden) => {
-                attestation::attest(attestations, &candidate.package, &predictor, &overridden.digest, &now)?;
+                attestation::attest(attestations, &candidate.package, replay(), &overridden.digest, &now)?;
                 "override"
             }
             Standing::Development { .. } => "development",
         };
-        warm_up(&predictor)?;
+        // The first run of a program touches its weights and fills buffer pools; no request should pay for that.
+        model.warm_up().map_err(DeployError::WarmUp)?;
         let (verdict, overridden, development) = match standing {
             Standing::Admitted { digest, .. } => (Some(digest), None, None),
             Standing::Overridden(overridden) => (None, Some(overridden.facts()), None),
@@ -186,7 +207,6 @@ impl Revision {
         let version = candidate.version.clone();
         let member = member.to_owned();
         let metrics = BatchMetrics::of_member(&member);
-        let model = Model { predictor, threads: config.threads };
         let batcher = Batcher::start(&member, model, config.batching, metrics)
             .map_err(|source| DeployError::Io { path: "a worker thread".to_owned(), source })?;
         let loaded_at = now;
@@ -218,7 +238,21 @@ impl Revision {
     }
 
     pub(crate) fn predictor(&self) -> &Predictor {
-        &self.batcher.engine().predictor
+        &self.model().predictor
+    }
+
+    pub(crate) fn model(&self) -> &Model {
+        self.batcher.engine()
+    }
+
+    /// How many PyTorch processes run of those that should, where there are any.
+    pub fn crew(&self) -> Option<Crew> {
+        self.model().crew()
+    }
+
+    /// Rows that wait for a worker.
+    pub fn n_waiting(&self) -> usize {
+        self.batcher.n_waiting()
     }
 
     /// Answers `inputs` through the task, in order.
@@ -381,6 +415,9 @@ impl Revision {
         match ticket.await {
             Ok(Ok(done)) => Ok(done),
             Ok(Err(RowError::Engine(ModelError::Program(error)))) => Err(AskError::Tensors(error.to_string())),
+            Ok(Err(RowError::Engine(error))) if error.is_down() => {
+                Err(AskError::NotReady { member: member(), reason: error.to_string() })
+            }
             Ok(Err(RowError::Engine(ModelError::Task(error)))) => {
                 Err(AskError::Failed { member: member(), reason: error.to_string() })
             }
@@ -484,11 +521,6 @@ fn evidence_name(evidence: Evidence) -> &'static str {
         Evidence::SameEngine => "same-engine",
         Evidence::Observed => "observed",
     }
-}
-
-// The first run of a program touches its weights and fills buffer pools; no request should pay for that.
-fn warm_up(predictor: &Predictor) -> Result<(), DeployError> {
-    predictor.warm_up().map_err(DeployError::WarmUp)
 }
 
 /// Counters of one revision, for the Open Inference Protocol's statistics.

@@ -6,7 +6,9 @@
 //! `highroad_eval`.
 
 mod assign;
+pub(crate) mod by_hand;
 mod compare;
+mod course;
 mod follow;
 mod pairs;
 mod probation;
@@ -23,6 +25,8 @@ use tracing::warn;
 
 pub use assign::{Assigned, Key, Served};
 pub use compare::{Compared, Limits, compare};
+pub(crate) use course::Course;
+pub use course::{CourseShown, PointShown, RuleShown};
 pub(crate) use follow::{RolloutSettings, Rollouts};
 pub use pairs::{Pair, Side, read_pairs};
 pub(crate) use probation::{Probation, Promised, WaysBack};
@@ -283,6 +287,11 @@ pub fn new_id() -> String {
     use std::hash::{BuildHasher as _, Hasher as _};
     // `RandomState` is seeded by the system, anew for each.
     format!("{:016x}", std::hash::RandomState::new().build_hasher().finish())
+}
+
+/// Now, milliseconds since 1970, UTC.
+pub(crate) fn now_ms() -> i64 {
+    jiff::Timestamp::now().as_millisecond()
 }
 
 /// Now, RFC 3339 in UTC.

@@ -30,6 +30,8 @@ pub(crate) const MEMBER_INFO: &str = "highroad_member_info";
 pub(crate) const OVERRIDE_EXPIRES: &str = "highroad_member_override_expires_timestamp_seconds";
 pub(crate) const SWAPS: &str = "highroad_member_swaps_total";
 pub(crate) const LOAD_FAILURES: &str = "highroad_member_load_failures_total";
+pub(crate) const TORCH_WORKERS: &str = "highroad_torch_workers";
+pub(crate) const TORCH_ENDS: &str = "highroad_torch_worker_ends_total";
 pub(crate) const HOSTED_TRIES: &str = "highroad_hosted_tries_total";
 pub(crate) const HOSTED_FALLBACKS: &str = "highroad_hosted_fallbacks_total";
 pub(crate) const HOSTED_TOKENS: &str = "highroad_hosted_tokens_total";
@@ -126,6 +128,11 @@ pub fn describe() {
         "When the text of the portfolio's file that serves was taken up, in seconds since 1970."
     );
     describe_counter!(LOG_DROPPED, "Request records lost because the log's writer could not keep up.");
+    describe_gauge!(TORCH_WORKERS, "PyTorch processes of a member that run.");
+    describe_counter!(
+        TORCH_ENDS,
+        "PyTorch processes that ended, by reason: ended, hung (ended for it), memory (ended for it), start (did not start)."
+    );
     describe_counter!(HOSTED_TRIES, "Requests sent to a host, by how they went.");
     describe_counter!(HOSTED_FALLBACKS, "Requests that another member was asked to answer in place of a hosted one.");
     describe_counter!(HOSTED_TOKENS, "Tokens of hosted members, as their hosts count them.");

@@ -54,6 +54,9 @@ pub enum Scope {
 }
 
 impl Scope {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Infer, Self::Observe, Self::Track, Self::Deploy];
+
     /// Its name in the access file.
     pub fn name(self) -> &'static str {
         match self {
@@ -173,6 +176,7 @@ pub struct Principal {
     pub key: String,
     /// The key's tenant.
     pub tenant: String,
+    scopes: Arc<BTreeSet<Scope>>,
     /// The highest class it may ask.
     pub priority: Priority,
     members: Option<Arc<BTreeSet<String>>>,
@@ -208,9 +212,14 @@ impl Principal {
         }
     }
 
-    /// Whether it may ask some members only.
-    pub fn is_limited(&self) -> bool {
-        self.members.is_some()
+    /// What it may do.
+    pub fn scopes(&self) -> &BTreeSet<Scope> {
+        &self.scopes
+    }
+
+    /// The members it may ask; `None` for all.
+    pub fn members(&self) -> Option<&BTreeSet<String>> {
+        self.members.as_deref()
     }
 
     /// Whether it may ask `member`.
@@ -249,7 +258,6 @@ type Limits = HashMap<String, Arc<Limit>>;
 
 struct Key {
     principal: Principal,
-    scopes: BTreeSet<Scope>,
     expires: Option<jiff::Timestamp>,
     limits: Vec<Arc<Limit>>,
 }
@@ -408,7 +416,7 @@ impl Access {
             return Err(Refusal::Expired);
         }
         if let Needs::Scope(scope) = needs
-            && !key.scopes.contains(&scope)
+            && !key.principal.scopes.contains(&scope)
         {
             return Err(Refusal::Scope(scope));
         }
@@ -469,10 +477,10 @@ impl Table {
             table.add(name, entry, &before.key_limits);
         }
         if let Some(own) = own {
+            let scopes = Arc::new(Scope::ALL.into());
             let (key, tenant) = (OWN.to_owned(), OWN.to_owned());
-            let principal = Principal { key, tenant, priority: Priority::High, members: None };
-            let scopes = [Scope::Infer, Scope::Observe, Scope::Track, Scope::Deploy].into();
-            table.keys.insert(digest(own), Key { principal, scopes, expires: None, limits: Vec::new() });
+            let principal = Principal { key, tenant, scopes, priority: Priority::High, members: None };
+            table.keys.insert(digest(own), Key { principal, expires: None, limits: Vec::new() });
         }
         table
     }
@@ -484,9 +492,10 @@ impl Table {
         }
         let tenant = entry.tenant(&name).to_owned();
         let limits = self.key_limits.get(&name).into_iter().chain(self.tenant_limits.get(&tenant)).cloned().collect();
+        let (scopes, members) = (Arc::new(entry.scopes), entry.members.map(Arc::new));
         let priority = entry.priority.unwrap_or(Priority::High);
-        let principal = Principal { key: name, tenant, priority, members: entry.members.map(Arc::new) };
-        self.keys.insert(digest, Key { principal, scopes: entry.scopes, expires: entry.expires, limits });
+        let principal = Principal { key: name, tenant, scopes, priority, members };
+        self.keys.insert(digest, Key { principal, expires: entry.expires, limits });
     }
 }
 

@@ -71,6 +71,12 @@ pub fn ranked(answers: &[Answer]) -> Vec<Ranked> {
     documents
 }
 
+/// The label and the scores that a row of logits means; `None` unless there is one finite logit for each of `labels`.
+pub fn class_of_logits(labels: &[String], logits: &[f32]) -> Option<Answer> {
+    let fits = !labels.is_empty() && labels.len() == logits.len() && logits.iter().all(|logit| logit.is_finite());
+    fits.then(|| decide(labels, logits))
+}
+
 /// The label of the highest of `logits` and their softmax. `labels` and `logits` have one length, at least 1, and all
 /// logits are finite.
 ///

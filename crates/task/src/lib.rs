@@ -12,13 +12,13 @@ mod predictor;
 mod signature;
 pub mod vector;
 
-pub use answer::{Answer, Ranked, ranked};
+pub use answer::{Answer, Ranked, class_of_logits, ranked};
 pub use batching::{Flow, TurnQueue, Waiting};
 pub use error::TaskError;
 pub use highroad_data::{Piece, Special};
 pub use image::pixel_values;
 pub use input::{Cut, Input, Prepared};
-pub use parity::{ParityCase, ParityReport, check_cases, verify_parity};
+pub use parity::{ParityCase, ParityReport, check_cases, check_parity_on, verify_parity};
 pub use predictor::{Engine, Predictor, PredictorOptions};
 pub use signature::Sharing;
 

@@ -5,7 +5,7 @@ use highroad_runtime::{Program, RunOptions};
 use highroad_tensor::{DType, Storage, Tensor};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 
-use crate::{Predictor, PredictorOptions, TaskError};
+use crate::{Engine, Predictor, PredictorOptions, TaskError};
 
 /// How far a program is from what eager PyTorch computed at export.
 #[derive(Clone, Debug, PartialEq)]
@@ -39,6 +39,14 @@ impl ParityReport {
         self.worst().relative_rms <= self.limit
     }
 
+    /// This, with disagreement as an error.
+    fn checked(self) -> Result<Self, TaskError> {
+        match self.passed() {
+            true => Ok(self),
+            false => Err(TaskError::NoParity { worst: *self.worst(), limit: self.limit }),
+        }
+    }
+
     /// The output with the largest relative root mean square.
     pub fn worst(&self) -> &ParityCase {
         let by_rms = |a: &&ParityCase, b: &&ParityCase| a.relative_rms.total_cmp(&b.relative_rms);
@@ -54,11 +62,7 @@ pub fn verify_parity(package: &VerifiedPackage, options: &PredictorOptions) -> R
 impl Predictor {
     /// [`Predictor::parity`], with disagreement as an error: what must hold before a package answers for anyone.
     pub fn check_parity(&self) -> Result<ParityReport, TaskError> {
-        let report = self.parity()?;
-        match report.passed() {
-            true => Ok(report),
-            false => Err(TaskError::NoParity { worst: *report.worst(), limit: report.limit }),
-        }
+        self.parity()?.checked()
     }
 
     /// Replays the package's parity cases. Errors if they cannot be run; disagreement is in the report.
@@ -76,6 +80,28 @@ pub fn check_cases(
     check: Check,
     options: &RunOptions,
 ) -> Result<ParityReport, TaskError> {
+    let run = |inputs: &[Tensor]| Ok(program.run(inputs, options)?);
+    compare(run, safetensors, check, program.numerics_id())
+}
+
+/// Replays the parity cases of `package` on another engine than the package's own runtime, whose numerics are `numerics_id`. Errors if they
+/// cannot be run, and where an output is further off than the package accepts.
+pub fn check_parity_on(
+    engine: &impl Engine,
+    package: &VerifiedPackage,
+    numerics_id: &str,
+) -> Result<ParityReport, TaskError> {
+    let parity = &package.manifest().parity;
+    let run = |inputs: &[Tensor]| engine.run(inputs);
+    compare(run, &package.read(&parity.file)?, parity.check, numerics_id.to_owned())?.checked()
+}
+
+fn compare(
+    run: impl Fn(&[Tensor]) -> Result<Vec<Tensor>, TaskError>,
+    safetensors: &[u8],
+    check: Check,
+    numerics_id: String,
+) -> Result<ParityReport, TaskError> {
     let file = SafeTensors::deserialize(safetensors).map_err(|e| TaskError::Parity(e.to_string()))?;
     let tensors: BTreeMap<String, TensorView<'_>> = file.tensors().into_iter().collect();
     let side = |case: u32, side: &str| -> Result<Vec<Tensor>, TaskError> {
@@ -87,7 +113,7 @@ pub fn check_cases(
         if inputs.is_empty() || expected.is_empty() {
             break;
         }
-        let found = program.run(&inputs, options)?;
+        let found = run(&inputs)?;
         if found.len() != expected.len() {
             let (found, expected) = (found.len(), expected.len());
             return Err(TaskError::Parity(format!("case {case} has {expected} outputs, the program {found}")));
@@ -100,7 +126,7 @@ pub fn check_cases(
     if cases.is_empty() {
         return Err(TaskError::Parity("there is no case `0.input.0`, `0.output.0`".to_owned()));
     }
-    Ok(ParityReport { cases, limit: check.relative_rms, numerics_id: program.numerics_id() })
+    Ok(ParityReport { cases, limit: check.relative_rms, numerics_id })
 }
 
 /// Relative root mean square and largest difference, in f64; infinite where the two cannot be compared.

@@ -258,7 +258,12 @@ impl Predictor {
 
     /// Answers a short input, so that no request pays for the first run's page faults.
     pub fn warm_up(&self) -> Result<(), TaskError> {
-        self.answer(&[self.short()?]).map(drop)
+        self.warm_up_on(self)
+    }
+
+    /// [`Predictor::warm_up`] with the program run by `engine`.
+    pub fn warm_up_on(&self, engine: &impl Engine) -> Result<(), TaskError> {
+        self.answer_on(engine, &[self.short()?]).map(drop)
     }
 
     /// Runs the program on tensors by name, past tokenizer and task, and gives its outputs by name.

@@ -19,6 +19,7 @@ mod experiments;
 mod models;
 mod runs;
 mod series;
+mod viewer;
 
 #[derive(OpenApi)]
 #[openapi(info(
@@ -52,6 +53,7 @@ fn described() -> OpenApiRouter<Tracker> {
         .routes(routes!(models::list))
         .routes(routes!(models::get))
         .routes(routes!(models::moves))
+        .routes(routes!(viewer::get))
 }
 
 /// An embedded file, or the page for every address that a person may have in the address bar.

@@ -1,5 +1,5 @@
 import { expect, test } from 'vitest';
-import { ago, compact, duration, number, plural, size } from './format';
+import { ago, compact, duration, number, plural, shortDigests, size } from './format';
 
 test('numbers are short and honest', () => {
   for (const [value, text] of [
@@ -39,4 +39,11 @@ test('durations and times read as a person says them', () => {
     '2 min ago',
     '2 h ago',
   ]);
+});
+
+test('digests within a text are cut', () => {
+  const digest = `sha256:0123456789ab${'c'.repeat(52)}`;
+  expect(shortDigests(`router@${digest} and ${digest}, not sha256:0123`)).toBe(
+    'router@sha256:0123456789ab and sha256:0123456789ab, not sha256:0123',
+  );
 });

@@ -42,6 +42,11 @@ export function Frame(props: RouteSectionProps): JSX.Element {
     '?': () => help?.showModal(),
     'g e': () => navigate('/'),
     'g m': () => navigate('/models'),
+    'g p': () => navigate('/portfolio'),
+    'g r': () => navigate('/rollouts'),
+    'g b': () => navigate('/budgets'),
+    'g d': () => navigate('/monitor'),
+    'g q': () => navigate('/requests'),
     t: toggleTheme,
     '/': () => document.querySelector<HTMLInputElement>('[data-search]')?.focus(),
   });
@@ -62,6 +67,11 @@ export function Frame(props: RouteSectionProps): JSX.Element {
             Experiments
           </A>
           <A href="/models">Models</A>
+          <A href="/portfolio">Portfolio</A>
+          <A href="/rollouts">Rollouts</A>
+          <A href="/budgets">Budgets</A>
+          <A href="/monitor">Monitoring</A>
+          <A href="/requests">Requests</A>
         </nav>
         <span class="grow" />
         <button

@@ -65,6 +65,15 @@ const tones: Record<string, string> = {
   rollback: 'odd',
   override: 'bad',
   deleted: 'bad',
+  running: 'live',
+  passed: 'odd',
+  promoted: 'good',
+  aborted: 'bad',
+  drifted: 'bad',
+  same: 'good',
+  collecting: 'live',
+  critical: 'bad',
+  warning: 'odd',
 };
 
 export function Pill(props: { text: string }): JSX.Element {

@@ -16,6 +16,7 @@ use crate::tracking::{self, TrackingArgs};
 
 mod fix;
 mod gpu;
+mod portfolio;
 
 use fix::Fix;
 
@@ -112,6 +113,7 @@ fn examine(root: &Path) -> Vec<Finding> {
     findings.extend([git(root), disk(root), cpu(), tracking(), golden(root, &standard)]);
     findings.extend(ignored(root, &standard));
     findings.extend(template(root));
+    findings.extend(portfolio::examine(root));
     findings.push(gates(root, &standard));
     findings.push(match &standard.model.hosted {
         Some(file) => hosted(root, file),

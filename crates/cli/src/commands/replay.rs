@@ -9,10 +9,9 @@ use highroad_package::registry::{RegistryClient, ResolvedVersion};
 use highroad_package::{Digest, Manifest, PackageError, Reference, Selector, Verdicts, VerifiedPackage};
 use highroad_serve::case;
 use highroad_serve::protocol::oip::Query;
+use highroad_serve::replay::{self, Answers, Comparison};
 use highroad_serve::request_log::{self, Record};
-use highroad_serve::{row_major_bytes, tensors_digest};
-use highroad_task::raw::RunOptions;
-use highroad_task::{Answer, Input, Predictor, PredictorOptions};
+use highroad_task::{Input, Predictor, PredictorOptions};
 use serde_json::{Value, json};
 
 use crate::outln;
@@ -57,10 +56,10 @@ impl Args {
         let case = std::fs::read(&self.input).with_context(|| format!("cannot read `{}`", self.input.display()))?;
         let record = find_record(&self.request_id, self.server.as_deref(), &sources.home).await?;
         let package = sources.served(&record).await?;
-        let answers = Answers::of(&package, &case)?;
-        let comparison = Comparison::of(&record, &answers);
+        let answers = Answered::of(&package, &case)?;
+        let comparison = Comparison::of(&record, &answers.answers);
         let other = match &self.with {
-            Some(with) => Some((with.clone(), Answers::of(&sources.package(with).await?, &case)?)),
+            Some(with) => Some((with.clone(), Answered::of(&sources.package(with).await?, &case)?)),
             None => None,
         };
         let chain = Chain::find(sources, &record, package.manifest()).await;
@@ -114,7 +113,7 @@ pub fn served(id: &str, input: &Path, server: Option<&str>) -> anyhow::Result<Se
         let package = sources.served(&record).await?;
         anyhow::Ok((record, package))
     })?;
-    let comparison = Comparison::of(&record, &Answers::of(&package, &case)?);
+    let comparison = Comparison::of(&record, &Answered::of(&package, &case)?.answers);
     if !comparison.same_bits {
         bail!("`{}` is not what request `{id}` asked: {}", input.display(), comparison.why);
     }
@@ -225,70 +224,19 @@ fn model_name(version: &str) -> &str {
     version.split(['@', ':']).next().unwrap_or(version)
 }
 
-/// What one package answers to the case, each input alone.
-struct Answers {
+/// What one package answers to the case.
+struct Answered {
     label: String,
     package: Digest,
-    numerics_id: String,
-    rows: Vec<(Digest, Value)>,
+    answers: Answers,
 }
 
-impl Answers {
+impl Answered {
     fn of(package: &VerifiedPackage, case: &[u8]) -> anyhow::Result<Self> {
         let predictor = Predictor::open(package, &PredictorOptions::default())
             .with_context(|| format!("package {} does not load", package.digest()))?;
-        let rows = match case::query(case, predictor.program().inputs())? {
-            Query::Rows(inputs) => inputs
-                .iter()
-                .map(|input| Ok(row(&predictor.predict(std::slice::from_ref(input))?)))
-                .collect::<anyhow::Result<Vec<_>>>()?
-                .concat(),
-            Query::Program(tensors) => {
-                let outputs = predictor.program().run(&tensors, &RunOptions::default())?;
-                let shapes: Vec<Value> = outputs
-                    .iter()
-                    .map(|output| json!({ "dtype": output.dtype().name(), "shape": output.shape(), "bytes": row_major_bytes(output).len() }))
-                    .collect();
-                vec![(tensors_digest(&outputs), json!({ "tensors": shapes }))]
-            }
-        };
-        let label = package.manifest().name.clone();
-        Ok(Self { label, package: package.digest(), numerics_id: predictor.numerics_id(), rows })
-    }
-}
-
-fn row(answers: &[Answer]) -> Vec<(Digest, Value)> {
-    answers.iter().map(|answer| (answer.digest(), serde_json::to_value(answer).unwrap_or_default())).collect()
-}
-
-/// Whether the replay gave the served bits.
-struct Comparison {
-    same_bits: bool,
-    why: String,
-}
-
-impl Comparison {
-    fn of(record: &Record, answers: &Answers) -> Self {
-        let replayed: Vec<Digest> = answers.rows.iter().map(|(digest, _)| *digest).collect();
-        // A case may hold the one interesting input of a longer request.
-        let same_bits = match replayed.as_slice() {
-            [one] => record.outputs.contains(one),
-            all => all == record.outputs.as_slice(),
-        };
-        let why = if same_bits {
-            "the same bits".to_owned()
-        } else if record.numerics_id != answers.numerics_id {
-            format!(
-                "other bits: this machine computes on `{}`, the server on `{}`, so bits may differ for the same input",
-                answers.numerics_id, record.numerics_id
-            )
-        } else if replayed.len() > 1 && replayed.len() != record.outputs.len() {
-            format!("the case has {} inputs, the request had {}", replayed.len(), record.outputs.len())
-        } else {
-            "other bits from the same package on the same numerics: the case is not the input that was served"
-                .to_owned()
-        };
-        Self { same_bits, why }
+        let answers = Answers::of(&predictor, case)?;
+        Ok(Self { label: package.manifest().name.clone(), package: package.digest(), answers })
     }
 }
 
@@ -309,17 +257,7 @@ impl Chain {
     }
 
     fn json(&self, record: &Record) -> Value {
-        let provenance = &self.manifest.provenance;
-        json!({
-            "answer": record.request_id,
-            "verdict": { "digest": record.verdict, "file": self.verdict },
-            "override": record.overridden,
-            "package": { "digest": record.package, "version": record.version, "owner": self.manifest.owner },
-            "run": { "id": provenance.run_id, "tracked": self.run },
-            "commit": provenance.git_commit,
-            "environment": provenance.environment,
-            "data": provenance.data,
-        })
+        replay::chain(record, Some(&self.manifest), self.verdict.as_ref(), self.run.as_ref())
     }
 
     fn lines(&self, record: &Record) -> Vec<(&'static str, String)> {
@@ -379,32 +317,29 @@ fn run_line(id: &str, run: Option<&Value>) -> String {
     if metrics.is_empty() { format!("{id} {status}") } else { format!("{id} {status}: {metrics}") }
 }
 
-type Other = Option<(String, Answers)>;
+type Other = Option<(String, Answered)>;
 
-fn report(record: &Record, answers: &Answers, comparison: &Comparison, other: &Other, chain: &Chain) -> Value {
-    let rows = |answers: &Answers| -> Vec<Value> {
-        answers.rows.iter().map(|(digest, answer)| json!({ "answer": answer, "digest": digest })).collect()
-    };
+fn report(record: &Record, answers: &Answered, comparison: &Comparison, other: &Other, chain: &Chain) -> Value {
     json!({
         "request": record,
         "same_bits": comparison.same_bits,
         "why": comparison.why,
-        "numerics_id": answers.numerics_id,
-        "answers": rows(answers),
+        "numerics_id": answers.answers.numerics_id,
+        "answers": answers.answers.json(),
         "with": other.as_ref().map(|(reference, answers)| json!({
-            "reference": reference, "package": answers.package, "answers": rows(answers),
+            "reference": reference, "package": answers.package, "answers": answers.answers.json(),
         })),
         "chain": chain.json(record),
     })
 }
 
-fn print_report(record: &Record, answers: &Answers, comparison: &Comparison, other: &Other, chain: &Chain) {
+fn print_report(record: &Record, answers: &Answered, comparison: &Comparison, other: &Other, chain: &Chain) {
     outln!("{}", comparison.why);
-    for (digest, answer) in &answers.rows {
+    for (digest, answer) in &answers.answers.rows {
         outln!("  {:<10} {}  {}", record.version, brief(answer), digest.short());
     }
     if let Some((reference, answers)) = other {
-        for (digest, answer) in &answers.rows {
+        for (digest, answer) in &answers.answers.rows {
             outln!("  {reference:<10} {}  {}", brief(answer), digest.short());
         }
         outln!("  ({} is package {} of `{}`)", reference, answers.package.short(), answers.label);

@@ -8,6 +8,7 @@ use highroad_service::{Bound, stop_signal};
 use highroad_track::{Schema, Setup, Tracker};
 
 use crate::access::Guard;
+use crate::pages::{self, Servers};
 use crate::resolve::Home;
 use crate::tracking::Storage;
 
@@ -25,6 +26,9 @@ pub struct Args {
     places: Places,
     #[command(flatten)]
     guard: Guard,
+    /// A `highroad serve` that the pages look into, read only and with the key of who looks; may be given several times.
+    #[arg(long, value_name = "URL")]
+    serving: Vec<String>,
 }
 
 /// What else there is to do with a tracking database.
@@ -86,7 +90,10 @@ impl Args {
         telemetry::init(LogFormat::from_env(), "info")?;
         let runtime = tokio::runtime::Runtime::new()?;
         match self.command {
-            None => runtime.block_on(serve(&self.listen, self.places, &self.guard)),
+            None => {
+                let servers = Servers::others(&self.serving)?;
+                runtime.block_on(serve(&self.listen, self.places, &self.guard, servers))
+            }
             Some(Command::Migrate(migrate)) => runtime.block_on(migrate.run(self.places)),
             Some(Command::Import(import)) => {
                 runtime.block_on(async { import.run(Tracker::open(self.places.setup()).await?).await })
@@ -96,7 +103,7 @@ impl Args {
     }
 }
 
-async fn serve(listen: &str, places: Places, guard: &Guard) -> anyhow::Result<ExitCode> {
+async fn serve(listen: &str, places: Places, guard: &Guard, servers: Servers) -> anyhow::Result<ExitCode> {
     let setup = places.setup();
     let (database, artifacts) = (setup.database.clone(), setup.artifacts.clone());
     let tracker =
@@ -109,7 +116,8 @@ async fn serve(listen: &str, places: Places, guard: &Guard) -> anyhow::Result<Ex
     stdout.flush()?;
     guard.warn_if_open(bound.address());
     eprintln!("tracking in `{database}`, artifacts in `{artifacts}`; dashboard at {url}/ui");
-    let result = bound.serve(tracker.server(), shell, stop_signal()).await;
+    let app = tracker.server().merge(pages::routes(tracker.clone(), servers));
+    let result = bound.serve(app, shell, stop_signal()).await;
     tracker.close().await;
     result?;
     Ok(ExitCode::SUCCESS)

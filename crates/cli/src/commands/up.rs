@@ -16,6 +16,7 @@ use highroad_track::Tracker;
 use tokio::sync::Notify;
 
 use crate::access::Guard;
+use crate::pages::{self, Servers};
 use crate::resolve::Home;
 use crate::serving::{self, Asked, Members};
 use crate::tracking::Storage;
@@ -77,6 +78,7 @@ impl Args {
         let tracking = tracker.router().layer(middleware::from_fn_with_state(listeners.clone(), tell));
         let app = router(Arc::clone(&portfolio), log.clone())
             .merge(tracking)
+            .merge(pages::routes(tracker.clone(), Servers::This))
             .merge(probes(Arc::clone(&portfolio)))
             .merge(highroad_service::metrics::route())
             .route("/", get(|| async { Redirect::to("/ui") }));

@@ -3,10 +3,14 @@
 use std::time::Duration;
 
 use reqwest::Response;
-use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
+use reqwest::header::{CONTENT_TYPE, HeaderMap};
 use serde::Deserialize;
 
-use super::{Client, Failed, MAX_ERROR_BYTES, MAX_REPLY_BYTES, Wrong, backoff, message, retry_after};
+use super::{
+    Client, Failed, MAX_ERROR_BYTES, MAX_REPLY_BYTES, Wrong, backoff, headed, json_bytes_of, message, retry_after,
+};
+
+const MAX_LOOK_BYTES: usize = 1 << 20;
 
 /// How one request to a host went wrong.
 #[derive(Clone, Debug, PartialEq)]
@@ -84,12 +88,17 @@ pub fn pause_before_retry(n_tries: u32) -> Duration {
 }
 
 impl Client {
-    /// Posts `body` (JSON) to `path` below the base URL and gives the answer as soon as its head is there. Errors where the status is
+    /// Posts `body` (JSON, or of tensors `json_bytes` of it and then binary data) to `path` below the base URL and gives the answer as soon as its head is there. Errors where the status is
     /// none of success, and where no head came within the description's `timeout_s`.
     /// `headers` go with it, as those that name a trace.
-    pub async fn forward(&self, path: &str, headers: HeaderMap, body: Vec<u8>) -> Result<Incoming, Fault> {
-        let request = self.http.post(self.url(path)).headers(headers);
-        let mut request = request.header(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    pub async fn forward(
+        &self,
+        path: &str,
+        headers: HeaderMap,
+        body: Vec<u8>,
+        json_bytes: Option<usize>,
+    ) -> Result<Incoming, Fault> {
+        let mut request = headed(self.http.post(self.url(path)).headers(headers), json_bytes);
         if let Some(key) = &self.key {
             request = request.bearer_auth(key.expose());
         }
@@ -103,6 +112,20 @@ impl Client {
             return Ok(Incoming { response, n_bytes: 0, idle, redacted: self.clone() });
         }
         Err(self.refusal(response).await)
+    }
+
+    /// What `GET path` below the base URL answers within `within`, at most 1 MiB of it. Errors where the status is none of success.
+    pub async fn look(&self, path: &str, within: Duration) -> Result<Vec<u8>, Fault> {
+        let mut request = self.http.get(self.url(path)).timeout(within);
+        if let Some(key) = &self.key {
+            request = request.bearer_auth(key.expose());
+        }
+        let response = request.send().await.map_err(|error| self.fault(&error))?;
+        if !response.status().is_success() {
+            return Err(self.refusal(response).await);
+        }
+        let body = self.body(response, MAX_LOOK_BYTES).await;
+        body.map_err(|_| Fault::malformed("its answer breaks off or is too long"))
     }
 
     /// Text of the host as it may be told: short, on one line and without the key.
@@ -156,6 +179,11 @@ impl Incoming {
     pub fn is_event_stream(&self) -> bool {
         let kind = self.response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
         kind.is_some_and(|kind| kind.trim_start().to_ascii_lowercase().starts_with("text/event-stream"))
+    }
+
+    /// How many bytes of it are JSON, where binary data follows.
+    pub fn json_bytes(&self) -> Option<usize> {
+        json_bytes_of(self.response.headers())
     }
 
     /// The next bytes, `None` at the end. Errors where none come for the description's `timeout_s`, where the connection breaks and

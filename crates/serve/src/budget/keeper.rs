@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
-use super::{Amount, Books, BudgetsConfig, Entry, Ledger, Meter, Most, Payer, Refused};
+use super::{Amount, Books, BudgetsConfig, Entry, Ledger, Meter, Most, Payer, Refused, Scope, Standing};
 use crate::error::AskError;
 use crate::telemetry::{BUDGET_LOST, BUDGET_REFUSED};
 
@@ -199,10 +199,10 @@ impl Budgets {
         self.shared.lock().ledger.standings(now())
     }
 
-    /// Every account with its limits and what it has spent.
+    /// Every account with its limits and what it has spent; within a request of a key for some members theirs, its own and its tenant's.
     pub fn view(&self) -> Value {
         let standings = self.standings();
-        let rows = standings.iter().map(|standing| {
+        let rows = standings.iter().filter(|standing| is_shown(standing)).map(|standing| {
             let value = |value: u64| if standing.meter.is_cost() { json!(value as f64 / 1e9) } else { json!(value) };
             json!({
                 "scope": standing.scope, "name": standing.name, "limit": standing.meter,
@@ -211,6 +211,16 @@ impl Budgets {
             })
         });
         json!({ "currency": self.currency(), "budgets": rows.collect::<Vec<_>>() })
+    }
+}
+
+/// A key for some members must not learn of others by what they spend, nor who else asks.
+fn is_shown(standing: &Standing) -> bool {
+    let Some(principal) = Principal::current().filter(|principal| principal.members().is_some()) else { return true };
+    match standing.scope {
+        Scope::Member => principal.may_ask(&standing.name),
+        Scope::Tenant => principal.tenant == standing.name,
+        Scope::Key => principal.key == standing.name,
     }
 }
 

@@ -22,9 +22,11 @@ use crate::traced;
 /// What is to be asked.
 pub(crate) struct Wanted {
     /// Below the host's base URL.
-    pub path: &'static str,
-    /// JSON.
+    pub path: String,
+    /// JSON, or of tensors JSON and binary data.
     pub body: Vec<u8>,
+    /// How much of it is JSON, where binary data follows.
+    pub json_bytes: Option<usize>,
     /// What it may take.
     pub most: Tokens,
     /// Whether the answer comes in events.
@@ -35,6 +37,8 @@ pub(crate) struct Wanted {
 pub(crate) enum Received {
     /// All of it.
     Whole(Vec<u8>),
+    /// All of it, of which so many bytes are JSON and the rest is binary data.
+    Tensors(Vec<u8>, usize),
     /// The first bytes of a stream, and the rest of it.
     Events(Vec<u8>, Incoming),
 }
@@ -179,7 +183,8 @@ impl Serving {
         span: &Span,
         read: impl Fn(Received) -> Result<T, String>,
     ) -> Result<T, Fault> {
-        let mut incoming = self.client.forward(wanted.path, span.headers(), wanted.body.clone()).await?;
+        let (body, json_bytes) = (wanted.body.clone(), wanted.json_bytes);
+        let mut incoming = self.client.forward(&wanted.path, span.headers(), body, json_bytes).await?;
         let received = if wanted.events {
             if !incoming.is_event_stream() {
                 return Err(Fault::malformed("it answered with no stream of events"));
@@ -187,7 +192,12 @@ impl Serving {
             let first = incoming.chunk().await?.ok_or_else(|| Fault::malformed("its stream is empty"))?;
             Received::Events(first, incoming)
         } else {
-            Received::Whole(incoming.whole().await?)
+            let json_bytes = incoming.json_bytes();
+            let body = incoming.whole().await?;
+            match json_bytes {
+                Some(json_bytes) => Received::Tensors(body, json_bytes),
+                None => Received::Whole(body),
+            }
         };
         read(received).map_err(|reason| Fault::malformed(self.client.told(&reason)))
     }

@@ -64,11 +64,6 @@ impl HostedTable {
     pub(crate) fn config(self, base: &Path) -> Result<HostedConfig, String> {
         let file = base.join(&self.hosted);
         let hosted = Hosted::read(&file).map_err(|error| error.to_string())?;
-        if hosted.task == HostedTask::Classify {
-            return Err(
-                "a hosted model that classifies is evaluated but not served: no route has a place for it".to_owned()
-            );
-        }
         let ranges = [
             ("retries", self.retries.map(u64::from), 0, u64::from(MAX_RETRIES)),
             ("retry_wait_ms", self.retry_wait_ms, 0, MAX_MS),
@@ -142,6 +137,7 @@ fn unfit(
     let Some(fallback) = hosted.get(other) else {
         return match config.hosted.task {
             _ if !is_member(other) => Some("there is no such member"),
+            HostedTask::Infer => Some("tensors of another model cannot stand for this one's"),
             // Vectors of two models cannot be compared.
             HostedTask::Embed => Some("vectors of another model cannot stand for this one's"),
             HostedTask::Generate => Some("no package generates text"),
@@ -151,6 +147,7 @@ fn unfit(
     match (config.hosted.task, fallback.hosted.task) {
         _ if other == name => Some("it is the member itself"),
         (own, others) if own != others => Some("it is for another task"),
+        (HostedTask::Classify, _) if config.hosted.labels != fallback.hosted.labels => Some("it has other labels"),
         (HostedTask::Embed, _) if config.hosted.model != fallback.hosted.model => {
             Some("vectors of another model cannot stand for this one's")
         }

@@ -18,6 +18,7 @@ use crate::protocol::chat::{Event, Events, Tally, error_event};
 use crate::request_log::{Record, RequestLog};
 use crate::telemetry::{HOSTED_COST, HOSTED_FIRST_BYTE_SECONDS, HOSTED_TOKENS, REQUEST_SECONDS, REQUESTS};
 use crate::traced;
+use crate::traffic;
 
 /// What the request log has of a hosted answer beside what it has of every answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -115,8 +116,10 @@ impl Exchange {
         if let Some(watch) = self.watch.take() {
             watch.member(member_name, outcome, self.first_byte);
         }
+        let took = self.began.begun.elapsed();
+        traffic::count(member.name(), outcome, (outcome == "ok").then_some(took));
         counter!(REQUESTS, "member" => name(), "outcome" => outcome).increment(1);
-        histogram!(REQUEST_SECONDS, "member" => name()).record(self.began.begun.elapsed().as_secs_f64());
+        histogram!(REQUEST_SECONDS, "member" => name()).record(took.as_secs_f64());
         if let Some(usage) = usage {
             counter!(HOSTED_TOKENS, "member" => name(), "direction" => "input").increment(usage.input);
             counter!(HOSTED_TOKENS, "member" => name(), "direction" => "output").increment(usage.output);

@@ -16,31 +16,33 @@ use highroad_hosted::{Hosted, HostedTask};
 use highroad_service::{Kind as ProblemKind, Problem, RequestId};
 use metrics::counter;
 use serde_json::{Value, json};
+use tower::ServiceExt as _;
 
 use super::HostedMember;
+use super::answers::Asker;
 use super::ask::{Began, Declined, Failure, Received, Wanted};
 use super::exchange::{self, Asked, Exchange};
-use super::tasks::{self, Read};
+use super::shared::Shared;
 use crate::alerts::watch::{self, Watch};
 use crate::error::AskError;
 use crate::http;
 use crate::portfolio::Portfolio;
 use crate::protocol::chat::{ChatRequest, Kind, Tally};
 use crate::protocol::error_shape;
-use crate::protocol::openai::{self, EmbeddingsRequest, ModerationsRequest};
-use crate::protocol::rerank::{self, RerankRequest};
+use crate::protocol::openai;
 use crate::request_log::RequestLog;
 use crate::revision::{Facts, check_limit};
 use crate::telemetry::{HOSTED_FALLBACKS, REQUESTS};
+use crate::traffic;
 use crate::urgency::Urgency;
 
 const TRIES: HeaderName = HeaderName::from_static("x-highroad-tries");
 const FALLBACK: HeaderName = HeaderName::from_static("x-highroad-fallback");
 
 #[derive(Clone)]
-struct App {
-    portfolio: Arc<Portfolio>,
-    log: RequestLog,
+pub(super) struct App {
+    pub portfolio: Arc<Portfolio>,
+    pub log: RequestLog,
 }
 
 /// Every inference route of `portfolio` and the reading of its request log.
@@ -105,38 +107,8 @@ async fn front(State(app): State<App>, mut request: Request, next: Next) -> Resp
     portfolio.pinned(answering).await
 }
 
-/// A route that hosted members share.
-#[derive(Clone, Copy)]
-struct Shared {
-    task: HostedTask,
-    route: &'static str,
-    /// Of Cohere's interface.
-    version: &'static str,
-}
-
-impl Shared {
-    fn of(method: &Method, path: &str) -> Option<Self> {
-        let (task, route, version) = match path {
-            _ if *method != Method::POST => return None,
-            "/v1/embeddings" => (HostedTask::Embed, "/v1/embeddings", "1"),
-            "/v1/moderations" => (HostedTask::Moderate, "/v1/moderations", "1"),
-            "/rerank" | "/v1/rerank" => (HostedTask::Rerank, "/v1/rerank", "1"),
-            "/v2/rerank" => (HostedTask::Rerank, "/v2/rerank", "2"),
-            _ => return None,
-        };
-        Some(Self { task, route, version })
-    }
-
-    fn refuse(self, declined: &Declined) -> Response {
-        declined.problem.respond(|problem| match self.task {
-            HostedTask::Rerank => rerank::error_body(problem),
-            _ => declined.body(),
-        })
-    }
-}
-
 /// Who answers.
-enum Answer<T> {
+pub(super) enum Answer<T> {
     /// A host.
     Hosted(Began<T>),
     /// A model of our own, in place of a host.
@@ -151,9 +123,9 @@ struct Generated {
 }
 
 /// An answer, and the members that could not give one before it, each with the reason.
-struct InOrder<T> {
-    answer: Answer<T>,
-    passed: Vec<String>,
+pub(super) struct InOrder<T> {
+    pub answer: Answer<T>,
+    pub passed: Vec<String>,
 }
 
 /// A pipeline's step that generates: one message to a hosted member.
@@ -240,46 +212,51 @@ impl App {
     }
 
     async fn answer(&self, request: Request, next: Next) -> Response {
+        if *request.method() == Method::GET
+            && let Some(response) = self.look(request.uri().path())
+        {
+            return response;
+        }
         let shared = Shared::of(request.method(), request.uri().path());
-        let Some(shared) = shared.filter(|shared| self.portfolio.hosted().has(shared.task)) else {
+        let Some(shared) = shared.filter(|shared| shared.concerns(&self.portfolio.hosted())) else {
             return next.run(request).await;
         };
-        let (parts, body) = request.into_parts();
+        let (mut parts, body) = request.into_parts();
         let limit = self.portfolio.limits().body_bytes;
         let Ok(bytes) = to_bytes(body, limit).await else {
             let message = format!("the body has more bytes than the limit of {limit}, or breaks off");
             let problem = Problem::new(ProblemKind::TooLarge, message);
             return problem.respond(|problem| error_shape(parts.uri.path(), problem));
         };
-        let Some(member) = self.named(shared, &bytes) else { return next.run(again(parts, bytes)).await };
-        match self.shared(shared, &parts, &member, &bytes).await {
+        let Some(member) = shared.named(self, &bytes) else { return next.run(again(parts, bytes)).await };
+        let id = parts.extensions.get::<RequestId>().cloned().unwrap_or_else(|| RequestId(String::new()));
+        let answered = match self.portfolio.hosted_member(member.name()).map_err(counted) {
+            Ok(member) => self.shared(&shared, (&id.0, &parts.headers), &member, &bytes).await,
+            Err(error) => Err(error.into()),
+        };
+        match answered {
             Ok(Ok(response)) => response,
             Ok(Err((own, passed))) => {
-                let mut response = next.run(again(parts, with_model(&bytes, &own))).await;
+                let mut response = match shared.path_for(&parts.uri, &own) {
+                    None => next.run(again(parts, with_model(&bytes, &own))).await,
+                    Some(uri) => {
+                        // The route was chosen before, and its parameters are in the request: the one for the other path is chosen anew.
+                        parts.uri = uri;
+                        parts.extensions.clear();
+                        parts.extensions.insert(id);
+                        let mut request = again(parts, bytes);
+                        DefaultBodyLimit::max(limit).apply(&mut request);
+                        let own_routes = http::router(Arc::clone(&self.portfolio), self.log.clone());
+                        match own_routes.oneshot(request).await {
+                            Ok(response) => response,
+                            Err(never) => match never {},
+                        }
+                    }
+                };
                 put_fallback(response.headers_mut(), &passed);
                 response
             }
-            Err(declined) => shared.refuse(&declined),
-        }
-    }
-
-    /// The hosted member that a body names; the only one for the task where it names none and no model of our own may be meant.
-    fn named(&self, shared: Shared, body: &[u8]) -> Option<Arc<HostedMember>> {
-        #[derive(serde::Deserialize)]
-        struct Named {
-            model: Option<String>,
-        }
-        let hosted = self.portfolio.hosted();
-        // What cannot be read is refused by the route itself.
-        match serde_json::from_slice::<Named>(body).ok()?.model {
-            Some(model) => hosted.get(&model).cloned(),
-            None if shared.task == HostedTask::Embed => None,
-            None => {
-                let all = hosted.all();
-                let mut fitting = all.into_iter().filter(|member| member.hosted().task == shared.task);
-                let only = fitting.next().filter(|_| fitting.next().is_none());
-                only.filter(|_| !self.portfolio.deployments().iter().any(|own| http::is_for(own, shared.task)))
-            }
+            Err(declined) => shared.refuse(parts.uri.path(), &bytes, &declined),
         }
     }
 
@@ -296,7 +273,7 @@ impl App {
         let mut headers = origin(&began, &passed);
         let (exchange, (received, tally)) = Exchange::new(began, asked);
         let body = match received {
-            Received::Whole(body) => {
+            Received::Whole(body) | Received::Tensors(body, _) => {
                 let digests = tally.digests();
                 exchange.whole(tally, digests);
                 headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -313,13 +290,13 @@ impl App {
     /// Asks the member that `request` names to generate.
     async fn generated(&self, request: &ChatRequest, kind: Kind, mut asked: Asked) -> Result<Generated, Declined> {
         let member = self.portfolio.hosted_member(&request.model).map_err(counted)?;
-        fits(&member, HostedTask::Generate, "generation")?;
+        fits(&member, &[HostedTask::Generate], "generation")?;
         let prepare = |hosted: &Hosted| {
             let (body, most) = request.upstream(hosted)?;
-            Ok(Wanted { path: kind.path(), body, most, events: request.stream })
+            Ok(Wanted { path: kind.path().to_owned(), body, json_bytes: None, most, events: request.stream })
         };
-        let read = |received: Received| match received {
-            Received::Whole(body) => {
+        let read = |_: &Hosted, received: Received| match received {
+            Received::Whole(body) | Received::Tensors(body, _) => {
                 let mut tally = Tally::default();
                 tally.whole(&body)?;
                 Ok((Received::Whole(body), tally))
@@ -334,86 +311,20 @@ impl App {
         Ok(Generated { began, passed, asked })
     }
 
-    /// A request on a shared route; `Err` within `Ok` is the model of our own that answers instead.
-    async fn shared(
-        &self,
-        shared: Shared,
-        parts: &Parts,
-        member: &Arc<HostedMember>,
-        body: &[u8],
-    ) -> Result<Result<Response, (String, Vec<String>)>, Declined> {
-        let id = parts.extensions.get::<RequestId>().cloned().unwrap_or_else(|| RequestId(String::new()));
-        let member = self.portfolio.hosted_member(member.name()).map_err(counted)?;
-        let limits = self.portfolio.limits();
-        match shared.task {
-            HostedTask::Embed => {
-                let request = EmbeddingsRequest::parse(body)?;
-                fits(&member, shared.task, "embeddings")?;
-                self.check(&request.inputs)?;
-                let prepare = |hosted: &Hosted| Ok(tasks::embeddings(hosted, &request.inputs, request.dimensions));
-                let read = |received| tasks::read_embeddings(received, request.inputs.len());
-                self.finish(shared, &id, self.ask_in_order(&member, prepare, read).await?, |read| {
-                    let n_tokens = n_tokens(read);
-                    let vectors: Vec<Vec<f32>> = read.answers.iter().map(|answer| answer.values().to_vec()).collect();
-                    openai::embeddings_reply(&request.model, &vectors, n_tokens, request.encoding)
-                })
-            }
-            HostedTask::Moderate => {
-                let request = ModerationsRequest::parse(body)?;
-                fits(&member, shared.task, "moderations")?;
-                self.check(&request.inputs)?;
-                let prepare = |hosted: &Hosted| Ok(tasks::moderations(hosted, &request.inputs));
-                let read = |received| tasks::read_moderations(received, request.inputs.len());
-                self.finish(shared, &id, self.ask_in_order(&member, prepare, read).await?, |read| {
-                    let reply =
-                        json!({ "id": format!("modr-{}", id.0), "model": member.name(), "results": read.results });
-                    reply.to_string().into_bytes()
-                })
-            }
-            _ => {
-                let request = RerankRequest::parse(body, shared.version)?;
-                fits(&member, shared.task, "reranking")?;
-                check_limit("bytes in its pairs", request.pairs_bytes(), limits.body_bytes)?;
-                let prepare = |hosted: &Hosted| Ok(tasks::rerank(hosted, &request.query, &request.documents));
-                let read = |received| tasks::read_rerank(received, request.documents.len());
-                self.finish(shared, &id, self.ask_in_order(&member, prepare, read).await?, |read| {
-                    request.reply(&id.0, member.name(), &read.answers, n_tokens(read))
-                })
-            }
-        }
-    }
-
-    fn finish(
-        &self,
-        shared: Shared,
-        id: &RequestId,
-        InOrder { answer, passed }: InOrder<Read>,
-        reply: impl FnOnce(&Read) -> Vec<u8>,
-    ) -> Result<Result<Response, (String, Vec<String>)>, Declined> {
-        let began = match answer {
-            Answer::Hosted(began) => began,
-            Answer::Own(name) => return Ok(Err((name, passed))),
-        };
-        let mut headers = origin(&began, &passed);
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        let (exchange, read) = Exchange::new(began, self.asked(id, shared.route, passed));
-        let body = reply(&read);
-        exchange.whole(read.tally, read.digests);
-        Ok(Ok((headers, body).into_response()))
-    }
-
     /// Asks `member`, and where it cannot answer those that stand in for it, in order.
-    async fn ask_in_order<T>(
+    pub(super) async fn ask_in_order<T>(
         &self,
         member: &Arc<HostedMember>,
         prepare: impl Fn(&Hosted) -> Result<Wanted, openai::Refused>,
-        read: impl Fn(Received) -> Result<T, String>,
+        read: impl Fn(&Hosted, Received) -> Result<T, String>,
     ) -> Result<InOrder<T>, Declined> {
         let (mut next, mut passed) = (Arc::clone(member), Vec::new());
         let mut others = member.config.fallback.iter();
         loop {
             let wanted = prepare(next.hosted())?;
-            let failure = match next.ask(&wanted, self.portfolio.budgets().as_ref(), &read).await {
+            let budgets = self.portfolio.budgets();
+            let asking = next.ask(&wanted, budgets.as_ref(), |received| read(next.hosted(), received));
+            let failure = match asking.await {
                 Ok(began) => return Ok(InOrder { answer: Answer::Hosted(began), passed }),
                 Err(failure) => failure,
             };
@@ -433,7 +344,7 @@ impl App {
         }
     }
 
-    fn check(&self, inputs: &[highroad_task::Input]) -> Result<(), AskError> {
+    pub(super) fn check(&self, inputs: &[highroad_task::Input]) -> Result<(), AskError> {
         let limits = self.portfolio.limits();
         check_limit("inputs", inputs.len(), limits.inputs)?;
         let n_bytes = |input: &highroad_task::Input| match input {
@@ -443,8 +354,8 @@ impl App {
         check_limit("bytes in one input", inputs.iter().map(n_bytes).max().unwrap_or(0), limits.input_bytes)
     }
 
-    fn asked(&self, id: &RequestId, route: &'static str, passed: Vec<String>) -> Asked {
-        Asked { passed, ..self.asking(id, route) }
+    pub(super) fn asked(&self, asker: Asker<'_>, passed: Vec<String>) -> Asked {
+        Asked { request_id: asker.id.to_owned(), route: asker.route, log: self.log.clone(), passed }
     }
 
     fn asking(&self, id: &RequestId, route: &'static str) -> Asked {
@@ -454,33 +365,31 @@ impl App {
 
 fn count(member: &HostedMember, failure: &Failure) {
     watch::member(member.name(), failure.reason(), Duration::ZERO);
+    traffic::count(member.name(), failure.reason(), None);
     counter!(REQUESTS, "member" => member.name().to_owned(), "outcome" => failure.reason()).increment(1);
 }
 
 // Names that clients make up are no labels.
-fn counted(error: AskError) -> AskError {
+pub(super) fn counted(error: AskError) -> AskError {
     counter!(REQUESTS, "member" => "unknown", "outcome" => error.outcome()).increment(1);
     error
 }
 
-fn fits(member: &HostedMember, task: HostedTask, wanted: &'static str) -> Result<(), AskError> {
+pub(super) fn fits(member: &HostedMember, tasks: &[HostedTask], wanted: &'static str) -> Result<(), AskError> {
     let own = match member.hosted().task {
-        own if own == task => return Ok(()),
+        own if tasks.contains(&own) => return Ok(()),
         HostedTask::Generate => "generation",
         HostedTask::Classify => "classification",
         HostedTask::Moderate => "moderations",
         HostedTask::Embed => "embeddings",
         HostedTask::Rerank => "reranking",
+        HostedTask::Infer => "tensors",
     };
     Err(AskError::WrongTask { member: member.name().to_owned(), task: own, wanted })
 }
 
-fn n_tokens(read: &Read) -> usize {
-    read.tally.usage.map_or(0, |usage| usage.input as usize)
-}
-
 /// Where an answer comes from.
-fn origin<T>(began: &Began<T>, passed: &[String]) -> HeaderMap {
+pub(super) fn origin<T>(began: &Began<T>, passed: &[String]) -> HeaderMap {
     let mut headers = HeaderMap::new();
     http::origin(&began.serving.facts, &mut headers);
     headers.insert(TRIES, began.n_tries.into());

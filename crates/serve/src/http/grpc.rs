@@ -19,7 +19,7 @@ use crate::protocol::oip::grpc::proto::{
     ModelReadyResponse, ServerLiveRequest, ServerLiveResponse, ServerMetadataRequest, ServerMetadataResponse,
     ServerReadyRequest, ServerReadyResponse,
 };
-use crate::protocol::oip::grpc::{infer_request, model_metadata_message, server_metadata_message};
+use crate::protocol::oip::grpc::{infer_request, metadata_message, model_metadata_message, server_metadata_message};
 use crate::revision::{Revision, Terms};
 
 /// Where gRPC has its methods.
@@ -54,7 +54,10 @@ impl GrpcInferenceService for Inference {
 
     async fn model_ready(&self, request: Request<ModelReadyRequest>) -> Result<Response<ModelReadyResponse>, Status> {
         let ModelReadyRequest { name, version } = request.into_inner();
-        let ready = self.0.versioned(&model_path(name, version)).is_ok();
+        let ready = match self.0.portfolio.hosted().get(&name) {
+            Some(member) => self.0.portfolio.hosted_member(member.name()).and_then(|m| m.check_ready()).is_ok(),
+            None => self.0.versioned(&model_path(name, version)).is_ok(),
+        };
         Ok(Response::new(ModelReadyResponse { ready }))
     }
 
@@ -70,6 +73,11 @@ impl GrpcInferenceService for Inference {
         request: Request<ModelMetadataRequest>,
     ) -> Result<Response<ModelMetadataResponse>, Status> {
         let ModelMetadataRequest { name, version } = request.into_inner();
+        if let Some(member) = self.0.portfolio.hosted().get(&name) {
+            let metadata = self.0.portfolio.hosted_member(member.name()).and_then(|member| member.metadata());
+            let metadata = metadata.map_err(|error| status(&error.problem()))?;
+            return Ok(Response::new(metadata_message(&name, &metadata)));
+        }
         let path = model_path(name, version);
         let revision = self.0.versioned(&path).map_err(|problem| status(&problem))?;
         let (facts, manifest) = (revision.facts(), revision.manifest());
@@ -96,8 +104,14 @@ impl Inference {
     async fn infer(
         &self,
         asker: &Asker,
-        message: ModelInferRequest,
+        mut message: ModelInferRequest,
     ) -> Result<(ModelInferResponse, HeaderMap), Problem> {
+        if self.0.portfolio.hosted().get(&message.model_name).is_some() {
+            match crate::hosted::infer(&self.0.portfolio, &self.0.log, &asker.id.0, &message).await? {
+                Ok(answered) => return Ok(answered),
+                Err(own) => (message.model_name, message.model_version) = (own, String::new()),
+            }
+        }
         let path = model_path(message.model_name.clone(), message.model_version.clone());
         let assigned = self.0.assigned_version(&path, asker)?;
         let (request, form) = infer_request(message)?;

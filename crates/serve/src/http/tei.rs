@@ -111,7 +111,7 @@ async fn health(State(app): State<App>, Path(at): Path<At>) -> Response {
 }
 
 /// The response that says `refused`.
-pub(super) fn refuse(refused: Refused) -> Response {
+pub(crate) fn refuse(refused: Refused) -> Response {
     let mut response = refused.problem.respond(|_| refused.body());
     *response.status_mut() = StatusCode::from_u16(refused.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     response

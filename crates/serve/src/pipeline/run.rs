@@ -22,6 +22,7 @@ use crate::portfolio::Portfolio;
 use crate::request_log::RequestLog;
 use crate::revision::{Asked, Facts, Revision, Terms};
 use crate::rollout::{Key, Served};
+use crate::traffic;
 
 /// What a step gave.
 #[derive(Clone, Debug, Serialize)]
@@ -494,11 +495,18 @@ fn reordered(documents: &[Found], answers: &[Answer], top: usize) -> Vec<Found> 
     best.map(|best| Found { score: best.score, document: Arc::clone(&documents[best.index].document) }).collect()
 }
 
-/// Counts a step's answer for the objectives of who gave it.
+/// Counts a step's answer for who gave it, and for their objectives.
 fn watched<A>(member: &str, result: &Result<Asked<A>, AskError>, begun: Instant) {
+    let took = begun.elapsed();
     match result {
-        Ok(_) => watch::member(member, "ok", begun.elapsed()),
-        Err(error) => watch::refused(Some(member), error),
+        Ok(_) => {
+            watch::member(member, "ok", took);
+            traffic::count(member, "ok", Some(took));
+        }
+        Err(error) => {
+            watch::refused(Some(member), error);
+            traffic::count(member, error.outcome(), None);
+        }
     }
 }
 

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use highroad_package::{Manifest, Task, TaskKind};
-use highroad_service::Problem;
 use highroad_service::access::Priority;
+use highroad_service::{Kind, Problem};
 use highroad_task::raw::{DType, Dim, Program, Storage, Tensor, TensorSpec};
 use highroad_task::{Answer, Input};
 use serde::Deserialize;
@@ -88,6 +88,8 @@ pub struct Output {
 #[derive(Debug)]
 enum OutputData {
     Texts(Vec<String>),
+    /// Of another server, which may be no texts.
+    Bytes(Vec<Vec<u8>>),
     Elements(DType, Vec<u8>),
 }
 
@@ -154,6 +156,11 @@ impl InferRequest {
         let priority = priority(header.parameters.get("priority"))?;
         let binary_outputs = flag(&header.parameters, "binary_data_output")?.unwrap_or(false);
         Ok(Self { id: header.id, timeout, priority, inputs, outputs, binary_outputs })
+    }
+
+    /// Whether it is about texts, and not about tensors.
+    pub fn is_texts(&self) -> bool {
+        matches!(self.inputs.as_slice(), [(name, Contents::Texts(_) | Contents::Bytes(_))] if name == TEXT)
     }
 
     fn raw(body: &[u8]) -> Self {
@@ -422,6 +429,83 @@ fn micros(value: &Value) -> Result<Duration, Problem> {
     Ok(Duration::from_micros(micros))
 }
 
+/// A reply of another server with the name and the version that a member has here. Errors if it is none.
+pub fn rename(
+    body: &[u8],
+    json_bytes: Option<usize>,
+    member: &str,
+    facts: &Facts,
+) -> Result<(Vec<u8>, Option<usize>), Problem> {
+    let error = || Problem::new(Kind::BadGateway, format!("the host of `{member}` answered with no tensors"));
+    let (json, binary) = body.split_at_checked(json_bytes.unwrap_or(body.len())).ok_or_else(error)?;
+    let mut reply: Map<String, Value> = serde_json::from_slice(json).map_err(|_| error())?;
+    if !reply.get("outputs").is_some_and(Value::is_array) {
+        return Err(error());
+    }
+    reply.insert("model_name".to_owned(), member.into());
+    reply.insert("model_version".to_owned(), version(facts).into());
+    let mut renamed = serde_json::to_vec(&reply).map_err(|_| error())?;
+    let json_bytes = json_bytes.map(|_| renamed.len());
+    renamed.extend_from_slice(binary);
+    Ok((renamed, json_bytes))
+}
+
+/// A request whose tensors are binary data, of which the first `json_bytes` are JSON, as a host takes it that reads JSON alone. Errors as
+/// [`InferRequest::parse`], and for datatypes that JSON has no place for.
+pub fn as_json(body: &[u8], json_bytes: usize) -> Result<Vec<u8>, Problem> {
+    let split = body.split_at_checked(json_bytes).filter(|_| json_bytes > 0);
+    let (json, mut binary) =
+        split.ok_or_else(|| invalid("the host of this model takes JSON, and the body has none"))?;
+    let not_valid = |error: serde_json::Error| invalid(format!("the request's JSON is not valid: {error}"));
+    let header: Header = serde_json::from_slice(json).map_err(not_valid)?;
+    let mut request: Map<String, Value> = serde_json::from_slice(json).map_err(not_valid)?;
+    let mut tensors = Vec::with_capacity(header.inputs.len());
+    for input in &header.inputs {
+        let (name, contents) = input.read(&mut binary)?;
+        let shape = input.shape.iter().map(|&size| usize::try_from(size).unwrap_or(usize::MAX)).collect();
+        tensors.push(Output { name, shape, data: contents.output() }.json_data()?);
+    }
+    let entries = request.get_mut("inputs").and_then(Value::as_array_mut);
+    for (entry, data) in entries.into_iter().flatten().zip(tensors) {
+        entry["data"] = data;
+        without(entry, "binary_data_size");
+    }
+    for entry in request.get_mut("outputs").and_then(Value::as_array_mut).into_iter().flatten() {
+        without(entry, "binary_data");
+    }
+    let mut request = Value::Object(request);
+    without(&mut request, "binary_data_output");
+    Ok(request.to_string().into_bytes())
+}
+
+fn without(entry: &mut Value, parameter: &str) {
+    if let Some(parameters) = entry.get_mut("parameters").and_then(Value::as_object_mut) {
+        parameters.remove(parameter);
+    }
+}
+
+impl Contents {
+    fn write_binary(&self, to: &mut Vec<u8>) {
+        let mut element = |bytes: &[u8]| {
+            to.extend(u32::try_from(bytes.len()).unwrap_or(u32::MAX).to_le_bytes());
+            to.extend(bytes);
+        };
+        match self {
+            Self::Texts(texts) => texts.iter().for_each(|text| element(text.as_bytes())),
+            Self::Bytes(rows) => rows.iter().for_each(|row| element(row)),
+            Self::Tensor(tensor) => to.extend(row_major_bytes(tensor)),
+        }
+    }
+
+    fn output(self) -> OutputData {
+        match self {
+            Self::Texts(texts) => OutputData::Bytes(texts.into_iter().map(String::into_bytes).collect()),
+            Self::Bytes(rows) => OutputData::Bytes(rows),
+            Self::Tensor(tensor) => OutputData::Elements(tensor.dtype(), row_major_bytes(&tensor)),
+        }
+    }
+}
+
 /// The outputs of a task's answers: `label` and `scores`, or `embedding`.
 pub fn task_outputs(task: &TaskKind, answers: &[Answer]) -> Vec<Output> {
     let n_rows = answers.len();
@@ -521,7 +605,7 @@ fn select(requested: &[Requested], outputs: Vec<Output>, task: &TaskKind) -> Res
 impl Output {
     fn datatype(&self) -> &'static str {
         match &self.data {
-            OutputData::Texts(_) => "BYTES",
+            OutputData::Texts(_) | OutputData::Bytes(_) => "BYTES",
             OutputData::Elements(dtype, _) => datatype(*dtype),
         }
     }
@@ -532,6 +616,12 @@ impl Output {
                 for text in texts {
                     to.extend(u32::try_from(text.len()).unwrap_or(u32::MAX).to_le_bytes());
                     to.extend(text.as_bytes());
+                }
+            }
+            OutputData::Bytes(rows) => {
+                for row in rows {
+                    to.extend(u32::try_from(row.len()).unwrap_or(u32::MAX).to_le_bytes());
+                    to.extend(row);
                 }
             }
             OutputData::Elements(_, bytes) => to.extend_from_slice(bytes),
@@ -545,6 +635,10 @@ impl Output {
         };
         match &self.data {
             OutputData::Texts(texts) => Ok(json!(texts)),
+            OutputData::Bytes(rows) => {
+                let texts: Result<Vec<&str>, _> = rows.iter().map(|row| std::str::from_utf8(row)).collect();
+                texts.map(|texts| json!(texts)).map_err(|_| not_json())
+            }
             OutputData::Elements(dtype, bytes) => bytes
                 .chunks_exact(dtype.size_bytes())
                 .map(|element| json_element(*dtype, element))
@@ -645,7 +739,7 @@ fn task_input_specs(task: &Task) -> &'static [(&'static str, &'static str, &'sta
     }
 }
 
-fn task_output_specs(task: &TaskKind) -> Vec<(&'static str, &'static str, &'static [i64])> {
+pub(crate) fn task_output_specs(task: &TaskKind) -> Vec<(&'static str, &'static str, &'static [i64])> {
     match task {
         TaskKind::Classify { .. } => vec![("label", "BYTES", &[-1]), ("scores", "FP32", &[-1, -1])],
         TaskKind::Embed { .. } => vec![("embedding", "FP32", &[-1, -1])],

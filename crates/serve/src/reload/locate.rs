@@ -48,7 +48,9 @@ pub fn locate(text: &str, reason: &str) -> ConfigProblem {
             key_at(root, name).or_else(|| named.into_iter().find_map(|table| key_at(table, name)))
         }),
     };
-    ConfigProblem { line: found.map(|at| line_at(text, at)), reason: reason.replace('\n', " ") }
+    // Keys may hold anything: nothing of them reaches a log or a terminal but what can be seen.
+    let reason = reason.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    ConfigProblem { line: found.map(|at| line_at(text, at)), reason }
 }
 
 fn line_at(text: &str, at: usize) -> usize {
@@ -128,6 +130,14 @@ steps = [{ name = "s", classify = "nobody" }]
         assert_eq!(locate(TEXT, "pipeline `p`, step `s`: `ok` is for another task").line, Some(13));
         assert_eq!(locate(TEXT, "something else").line, None);
         assert_eq!(locate(TEXT, "[budgets] cannot be opened").line, None);
+    }
+
+    #[test]
+    fn a_key_that_is_no_text_does_not_reach_a_terminal() {
+        let text = "\"a\\u001b[31m\\nb\" = 1\n[members.a]\nmodel = 'm:1'\n";
+        let problems = PortfolioConfig::parse(text, Path::new("")).unwrap_err().0;
+        let problem = locate(text, &problems[0]);
+        assert!(!problem.reason.contains(char::is_control) && problem.line == Some(1), "{problem:?}");
     }
 
     #[test]

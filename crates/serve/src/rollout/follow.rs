@@ -88,10 +88,10 @@ struct Memory {
 }
 
 /// What a look at the registry works with.
-struct Look<'a> {
-    registry: &'a dyn Registry,
-    model: &'a str,
-    alias: &'a str,
+pub(super) struct Look<'a> {
+    pub(super) registry: &'a dyn Registry,
+    pub(super) model: &'a str,
+    pub(super) alias: &'a str,
 }
 
 impl Rollouts {
@@ -169,6 +169,11 @@ impl Rollouts {
         since.is_some_and(|since| since < 3 * self.settings.tell_every())
     }
 
+    /// Wakes who follows the registry.
+    pub(super) fn look_now(&self) {
+        self.wake.notify_one();
+    }
+
     fn drop_cold(&self) {
         let cold = self.memory().warm.take_if(|warm| warm.until <= Instant::now());
         if cold.is_some() {
@@ -182,9 +187,10 @@ impl Rollouts {
 }
 
 impl Trial {
-    /// Whether its candidate may answer clients: a shadow may have been loaded without a verdict.
+    /// Whether its candidate may take the place of what serves: a shadow may have been loaded without a verdict, and a candidate on another
+    /// engine than the member's is loaded anew.
     pub(crate) fn may_serve(&self) -> bool {
-        self.candidate.facts().development.is_none()
+        self.candidate.facts().development.is_none() && self.runs_as_member
     }
 }
 
@@ -333,16 +339,24 @@ impl Deployment {
             Plan::Shadow { .. } => Unverified::ServeAsDevelopment,
             Plan::Canary { .. } => self.unverified(),
         };
-        let revision = self.load_beside(candidate, unverified).await?;
+        let revision = self.load_candidate(candidate, unverified).await?;
         let stable = self.revision().map_err(|error| DeployError::Registry(error.to_string()))?;
         if stable.manifest().task.kind != revision.manifest().task.kind {
             return Err(DeployError::OtherTask(resolved.label()));
         }
+        let as_member = self.candidates_run_as_member();
         let (settings, dir) = (Arc::clone(&self.rollouts.settings), self.local().rollouts.clone());
         let wake = Arc::clone(&self.rollouts.wake);
-        let trial =
-            Trial::begin(self.name(), rollout.clone(), step.clone(), (revision, resolved), (settings, dir), wake)
-                .map_err(|source| DeployError::Io { path: "a thread for the shadow".to_owned(), source })?;
+        let trial = Trial::begin(
+            self.name(),
+            rollout.clone(),
+            step.clone(),
+            (revision, resolved),
+            (settings, dir),
+            wake,
+            as_member,
+        )
+        .map_err(|source| DeployError::Io { path: "a thread for the shadow".to_owned(), source })?;
         self.rollouts.trial.store(Some(Arc::clone(&trial)));
         info!(
             member.name = %self.name(), rollout.id = %rollout.id,
@@ -442,33 +456,42 @@ impl Deployment {
             let end = End { counts: trial.all_counts(), checks: trial.judge().checks, ..end };
             look.set(&end_tag(&rollout.id, look.alias), &end).await
         };
-        let rehearsal = match self.rehearse(rollout).await {
-            Ok(rehearsal) => rehearsal,
-            Err(reason) => return refuse(format!("the way back was rehearsed and failed: {reason}")).await,
-        };
-        // Somebody may have stopped it while the way back was walked.
-        let tags = look.registry.tags(look.model).await?;
-        if Book::read(&tags, look.alias).running().is_none_or(|running| running.id != rollout.id) {
-            return Ok(());
-        }
-        let promotion = Promotion {
-            name: look.model.to_owned(),
-            version: rollout.candidate.version,
-            alias: look.alias.to_owned(),
-            by: rollout.by.clone(),
-            why: format!("rollout {}: {}", rollout.id, rollout.why),
-            rehearsal,
-        };
-        match look.registry.promote(&promotion).await? {
-            Ok(()) => {
+        let why = format!("rollout {}: {}", rollout.id, rollout.why);
+        match self.walk_and_promote(look, trial, rollout.by.clone(), why).await? {
+            None => Ok(()),
+            Some(Ok(())) => {
                 let end = self.end(rollout, Ended::Promoted, "it kept every rule".to_owned());
                 let end = End { counts: trial.all_counts(), checks: trial.judge().checks, ..end };
                 look.set(&end_tag(&rollout.id, look.alias), &end).await?;
                 self.rollouts.wake.notify_one();
                 Ok(())
             }
-            Err(refusal) => refuse(refusal).await,
+            Some(Err(refusal)) => refuse(refusal).await,
         }
+    }
+
+    /// Walks the way back and moves the alias to the candidate: why it was refused, if it was; `None` where somebody ended the rollout
+    /// in the meantime.
+    pub(super) async fn walk_and_promote(
+        &self,
+        look: &Look<'_>,
+        trial: &Trial,
+        by: String,
+        why: String,
+    ) -> Result<Option<Result<(), String>>, DeployError> {
+        let rollout = &trial.rollout;
+        let rehearsal = match self.rehearse(rollout).await {
+            Ok(rehearsal) => rehearsal,
+            Err(reason) => return Ok(Some(Err(format!("the way back was rehearsed and failed: {reason}")))),
+        };
+        // Somebody may have stopped it while the way back was walked.
+        let tags = look.registry.tags(look.model).await?;
+        if Book::read(&tags, look.alias).running().is_none_or(|running| running.id != rollout.id) {
+            return Ok(None);
+        }
+        let (name, alias) = (look.model.to_owned(), look.alias.to_owned());
+        let promotion = Promotion { name, version: rollout.candidate.version, alias, by, why, rehearsal };
+        look.registry.promote(&promotion).await.map(Some)
     }
 
     /// The way back: what serves now is loaded here, and answers its parity cases here and now.
@@ -479,7 +502,7 @@ impl Deployment {
         }
         let begun = Instant::now();
         let revision = Arc::clone(&stable);
-        let parity = tokio::task::spawn_blocking(move || revision.predictor().check_parity()).await;
+        let parity = tokio::task::spawn_blocking(move || revision.model().check_parity()).await;
         let parity = parity.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
         Ok(json!({
             "kind": "previous",
@@ -517,7 +540,7 @@ impl Deployment {
     }
 
     /// Puts onto the disk that this process stopped a rollout, so that no crash can undo it.
-    fn save_own_end(&self) {
+    pub(super) fn save_own_end(&self) {
         let Some(trial) = self.rollouts.trial.load_full() else { return };
         if let Some(end) = trial.ended() {
             self.save(Some(trial.saved(Some(end.clone()))));
@@ -541,7 +564,7 @@ impl Trial {
 }
 
 impl Look<'_> {
-    async fn set(&self, key: &str, value: &impl Serialize) -> Result<(), DeployError> {
+    pub(super) async fn set(&self, key: &str, value: &impl Serialize) -> Result<(), DeployError> {
         let text = serde_json::to_string(value).map_err(|error| DeployError::Registry(error.to_string()))?;
         self.registry.set_tag(self.model, key, Some(&text)).await
     }

@@ -3,7 +3,6 @@
 //! Nothing of it is on the request's way: a request only puts a copy into a bounded queue, and drops it where that is full.
 //! The thread has the lowest priority and runs programs on itself alone, past the batcher that clients wait for.
 
-use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,7 +11,7 @@ use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
 use std::time::{Duration, Instant};
 
 use highroad_service::trace::Current;
-use highroad_task::raw::{RunOptions, Tensor};
+use highroad_task::raw::Tensor;
 use highroad_task::{Answer, Cut, Engine, Input, Prepared, TaskError};
 use metrics::{counter, gauge, histogram};
 
@@ -131,10 +130,14 @@ impl Worker {
             return;
         }
         let member = job.trial.member.clone();
-        let (begun, begun_at) = (cpu_time(), Instant::now());
+        let (begun, began) = (cpu_time(), Instant::now());
         let answered = catch_unwind(AssertUnwindSafe(|| ask(&job.other, &job.inputs, job.cut)));
-        let took = cpu_time().saturating_sub(begun);
-        traced::shadow(&job.cause, &member, &job.other, &job.request_id, begun_at);
+        // The processor time of another process is not this thread's.
+        let took = match job.other.crew() {
+            None => cpu_time().saturating_sub(begun),
+            Some(_) => began.elapsed(),
+        };
+        traced::shadow(&job.cause, &member, &job.other, &job.request_id, began);
         histogram!(SHADOW_SECONDS, "member" => member.clone()).record(took.as_secs_f64());
         let second = answered.unwrap_or_else(|_| Err(TaskError::Tensors("it panicked".to_owned())));
         let of_candidate = job.answered == Side::Stable;
@@ -204,12 +207,12 @@ fn ask(revision: &Revision, inputs: &[Input], cut: Cut) -> Result<(Vec<Answer>, 
     Ok((answers, n_tokens))
 }
 
-/// Runs a program on this thread alone.
+/// Runs a program on this thread alone, or on the PyTorch processes that it has.
 struct OneThread<'a>(&'a Revision);
 
 impl Engine for OneThread<'_> {
     fn run(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>, TaskError> {
-        Ok(self.0.program().run(inputs, &RunOptions::with_threads(NonZeroUsize::MIN))?)
+        self.0.model().run_aside(inputs)
     }
 }
 

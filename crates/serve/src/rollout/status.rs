@@ -2,7 +2,7 @@ use highroad_eval::{CheckResult, RolloutCounts};
 use serde::Serialize;
 
 use crate::rollout::trial::{Sums, Trial};
-use crate::rollout::{End, Pair, Rollout, Step};
+use crate::rollout::{Course, CourseShown, End, Pair, Rollout, Step, now_ms};
 
 /// Where a rollout stands in this process.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -33,6 +33,11 @@ pub struct RolloutStatus {
     pub switch_ms: Option<f64>,
     /// The requests whose answers were furthest apart here, worst first.
     pub worst: Vec<Pair>,
+    /// What was seen in the course of it, since this process began to try it.
+    #[serde(skip)]
+    pub(crate) course: Course,
+    #[serde(skip)]
+    as_of_ms: i64,
 }
 
 impl RolloutStatus {
@@ -51,6 +56,13 @@ impl RolloutStatus {
             n_dropped: trial.shadow.n_dropped(),
             switch_ms: trial.switch_ms(),
             worst: trial.worst(),
+            course: trial.course(),
+            as_of_ms: now_ms(),
         }
+    }
+
+    /// What each rule said in the course of it. Takes some tens of milliseconds.
+    pub fn course(&self) -> CourseShown {
+        self.course.shown(&self.rollout.rules, (self.as_of_ms, self.counts))
     }
 }

@@ -14,7 +14,7 @@ use crate::registry::Resolved;
 use crate::revision::Revision;
 use crate::rollout::pairs::{Pair, Worst};
 use crate::rollout::shadow::Shadow;
-use crate::rollout::{Compared, End, Ended, Rollout, RolloutSettings, Step, now};
+use crate::rollout::{Compared, Course, End, Ended, Rollout, RolloutSettings, Step, now, now_ms};
 use crate::telemetry::{
     ROLLOUT_ASKED, ROLLOUT_COMPARED, ROLLOUT_DIFFER, ROLLOUT_ERRORS, ROLLOUT_SHARE, ROLLOUT_SWITCH,
 };
@@ -33,6 +33,8 @@ pub(crate) struct Trial {
     pub(crate) resolved: Resolved,
     pub(crate) candidate: Arc<Revision>,
     pub(crate) shadow: Shadow,
+    /// Whether the candidate runs on the engine that the member serves with.
+    pub(crate) runs_as_member: bool,
     /// Parts of the traffic that take part now, of [`PARTS`]; none once it was stopped.
     parts: AtomicU32,
     /// How it ended here, which the registry may not know yet.
@@ -50,7 +52,21 @@ struct SeenHere {
     step: Step,
     worst: Worst,
     sums: Sums,
+    course: Course,
     awaiting: Awaiting,
+}
+
+impl SeenHere {
+    fn all(&self) -> RolloutCounts {
+        let mut sum = self.others;
+        sum.add(&self.counts);
+        sum
+    }
+
+    fn note(&mut self) {
+        let all = self.all();
+        self.course.note(now_ms(), all);
+    }
 }
 
 /// How far answers are apart, over all compared requests.
@@ -98,6 +114,7 @@ impl Trial {
         (candidate, resolved): (Arc<Revision>, Resolved),
         (settings, dir): (Arc<RolloutSettings>, PathBuf),
         wake: Arc<Notify>,
+        runs_as_member: bool,
     ) -> std::io::Result<Arc<Self>> {
         let shadow = Shadow::start(member, settings, dir.join(&rollout.id))?;
         let trial = Self {
@@ -105,6 +122,7 @@ impl Trial {
             resolved,
             candidate,
             shadow,
+            runs_as_member,
             parts: AtomicU32::new(0),
             stopped: OnceLock::new(),
             switched_ns: AtomicU64::new(0),
@@ -114,6 +132,7 @@ impl Trial {
                 step: Step::default(),
                 worst: Worst::new(N_WORST),
                 sums: Sums::default(),
+                course: Course::default(),
                 awaiting: Awaiting::default(),
             }),
             wake,
@@ -160,14 +179,17 @@ impl Trial {
 
     /// What all replicas have seen, as far as this one knows.
     pub(crate) fn all_counts(&self) -> RolloutCounts {
-        let seen = self.lock();
-        let mut sum = seen.others;
-        sum.add(&seen.counts);
-        sum
+        self.lock().all()
     }
 
     pub(crate) fn set_others(&self, counts: RolloutCounts) {
-        self.lock().others = counts;
+        let mut seen = self.lock();
+        seen.others = counts;
+        seen.note();
+    }
+
+    pub(crate) fn course(&self) -> Course {
+        self.lock().course.clone()
     }
 
     pub(crate) fn worst(&self) -> Vec<Pair> {
@@ -232,7 +254,11 @@ impl Trial {
     /// Adds to what was seen and, where that speaks against the candidate, judges at once: the next request must not wait for
     /// the next look at the registry.
     fn count(&self, more: RolloutCounts, speaks_against: bool) {
-        self.lock().counts.add(&more);
+        {
+            let mut seen = self.lock();
+            seen.counts.add(&more);
+            seen.note();
+        }
         if !speaks_against || self.stopped.get().is_some() {
             return;
         }

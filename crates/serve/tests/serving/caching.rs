@@ -15,12 +15,16 @@ async fn rig(keys: &str) -> Arc<Rig> {
         rig.registry.release("moderation", version, package, Verdicted::Pass);
     }
     rig.registry.promote("moderation", 1);
+    edit(&rig, keys).await;
+    rig
+}
+
+async fn edit(rig: &Rig, keys: &str) {
     let text = format!(
         "poll_interval_ms = 50\n[members.moderation]\nmodel = 'moderation@champion'\nthreads = 1\n{keys}\n\
          [budgets.members.moderation]\ntokens_per_day = 1000000\n"
     );
     rig.portfolio.reload(PortfolioConfig::parse(&text, Path::new("")).unwrap()).await.unwrap();
-    rig
 }
 
 async fn ask(rig: &Rig, inputs: Value) -> (String, String, Vec<Vec<u32>>) {
@@ -95,6 +99,10 @@ async fn versions_have_answers_of_their_own_and_find_them_again() {
     };
     assert_eq!(serves(2, TinyPackage::ClassifyB).await, "miss");
     assert_eq!(serves(1, TinyPackage::ClassifyA).await, "hit", "after a rollback they are still there");
+    edit(&rig, "replicas = 2\ncache = { bytes = 1048576 }").await;
+    assert_eq!(ask(&rig, json!("hello")).await.0, "hit", "and after an edit of something else");
+    edit(&rig, "cache = { bytes = 65536 }").await;
+    assert_eq!(ask(&rig, json!("hello")).await.0, "miss");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -16,7 +16,7 @@ fn rules() -> RolloutRules {
 }
 
 /// Tries version 2 of `model`, which holds `candidate`.
-fn deploy(rig: &Rig, model: &str, plan: Plan, [stable, candidate]: [Digest; 2]) -> Rollout {
+pub fn deploy(rig: &Rig, model: &str, plan: Plan, [stable, candidate]: [Digest; 2]) -> Rollout {
     let rollout = Rollout {
         highroad_rollout: 1,
         id: new_id(),

@@ -59,7 +59,7 @@ async fn a_request_is_given_up_at_its_deadline_and_a_client_that_left_is_not_com
     let busy: Vec<_> = (0..3)
         .map(|_| {
             let rig = Arc::clone(&rig);
-            tokio::spawn(async move { post(&rig, "/v1/moderations", &[], many(2000)).await.0 })
+            tokio::spawn(async move { post(&rig, "/v1/moderations", &[], many(1000)).await.0 })
         })
         .collect();
     let (mut late, mut n) = (false, 0);

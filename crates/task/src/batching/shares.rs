@@ -33,6 +33,9 @@ pub(super) struct Shares {
     owners_now: BTreeMap<NonZeroU32, u64>,
 }
 
+/// Who goes before whom: by the time of the class, its weight, and the time of the owner.
+pub(super) type Order = (u64, std::cmp::Reverse<NonZeroU32>, u64);
+
 /// Virtual time of a token, divided by weights: large enough that rounding does not matter.
 const TOKEN: u64 = 1 << 16;
 /// Owners that are remembered though they have nothing to pay for.
@@ -59,7 +62,7 @@ impl Shares {
     }
 
     /// Who goes first: the smallest.
-    pub(super) fn order(&self, flow: Flow) -> (u64, std::cmp::Reverse<NonZeroU32>, u64) {
+    pub(super) fn order(&self, flow: Flow) -> Order {
         let class = self.classes.get(&flow.weight).copied().unwrap_or(self.now);
         (class, std::cmp::Reverse(flow.weight), self.owners.get(&flow).copied().unwrap_or_default())
     }

@@ -31,6 +31,11 @@ pub fn examine(standard: &Standard, installed: &Installed) -> Finding {
     judge(Gpus::find().ok().as_ref(), torch_cuda, standard.training.precision)
 }
 
+/// GPUs that the driver knows.
+pub fn n_devices() -> usize {
+    Gpus::find().map_or(0, |gpus| gpus.devices.len())
+}
+
 impl Gpus {
     fn find() -> Result<Self, NvmlError> {
         let nvml = Nvml::init()?;

@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use highroad_assess::{OnTorch, TorchOptions};
+use highroad_assess::OnTorch;
 use highroad_task::Predictor;
+use highroad_torch::{Compile, Device, TorchOptions};
 
 use crate::repo::Python;
 
@@ -30,9 +31,12 @@ pub struct EngineArgs {
     /// What runs the program; tokens in and answers out are the same code either way.
     #[arg(long, value_enum, default_value = "native")]
     engine: Kind,
-    /// With `--engine torch`: where PyTorch computes: `cpu` (unless told), `cuda` or `cuda:1`.
-    #[arg(long, value_parser = device)]
-    device: Option<String>,
+    /// With `--engine torch`: where PyTorch computes: `cpu` (unless told), `cuda`, `cuda:1`, or `auto`.
+    #[arg(long)]
+    device: Option<Device>,
+    /// With `--engine torch`: how the program is compiled first: `eager` (not at all), `inductor` or `aot`.
+    #[arg(long)]
+    compile: Option<Compile>,
     /// With `--engine torch`: the interpreter; that of the repo or the active environment unless told.
     #[arg(long, value_name = "FILE")]
     python: Option<PathBuf>,
@@ -41,8 +45,8 @@ pub struct EngineArgs {
 impl EngineArgs {
     /// Whether it is this process. Errors where an option is about another engine than the one that is asked for.
     pub fn is_native(&self) -> anyhow::Result<bool> {
-        if self.engine == Kind::Native && (self.python.is_some() || self.device.is_some()) {
-            bail!("--device and --python are PyTorch's\nhint: add `--engine torch`");
+        if self.engine == Kind::Native && (self.python.is_some() || self.device.is_some() || self.compile.is_some()) {
+            bail!("--device, --compile and --python are PyTorch's\nhint: add `--engine torch`");
         }
         Ok(self.engine == Kind::Native)
     }
@@ -51,21 +55,15 @@ impl EngineArgs {
     pub fn start_torch(&self, predictor: Predictor, n_threads: usize) -> anyhow::Result<OnTorch> {
         let python = self.python.clone().map_or_else(|| Python::find(Path::new(".")), |path| Ok(Python::at(path)))?;
         let options = TorchOptions {
-            device: self.device.clone().unwrap_or_else(|| "cpu".to_owned()),
+            python: python.path().to_owned(),
+            device: self.device.clone().unwrap_or_else(Device::cpu),
             n_threads,
+            compile: self.compile.unwrap_or_default(),
+            memory_bytes: None,
             start_timeout: START_TIMEOUT,
             run_timeout: RUN_TIMEOUT,
         };
-        OnTorch::start(predictor, python.command(), &options)
+        OnTorch::start(predictor, &options)
             .with_context(|| format!("cannot load the program with the PyTorch of `{}`", python.path().display()))
-    }
-}
-
-fn device(text: &str) -> Result<String, String> {
-    let index = text.strip_prefix("cuda").map(|rest| rest.strip_prefix(':').unwrap_or(rest));
-    let is_cuda = index.is_some_and(|digits| digits.len() <= 2 && digits.bytes().all(|byte| byte.is_ascii_digit()));
-    match text == "cpu" || is_cuda {
-        true => Ok(text.to_owned()),
-        false => Err("expected `cpu`, `cuda` or `cuda:1`".to_owned()),
     }
 }

@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 
 use highroad_package::{Manifest, TaskKind};
-use highroad_service::Problem;
+use highroad_service::{Kind, Problem};
 use highroad_task::raw::{DType, Program};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::{
     Contents, HeaderInput, HeaderOutput, InferRequest, Output, OutputData, Wanted, dtype, invalid, micros,
@@ -174,6 +174,10 @@ impl Output {
         }
         let mut contents = InferTensorContents::default();
         let (dtype, bytes) = match &self.data {
+            OutputData::Bytes(rows) => {
+                contents.bytes_contents.clone_from(rows);
+                return Some(contents);
+            }
             OutputData::Texts(texts) => {
                 contents.bytes_contents = texts.iter().map(|text| text.clone().into_bytes()).collect();
                 return Some(contents);
@@ -195,6 +199,71 @@ impl Output {
     }
 }
 
+/// A request as REST has it, all tensors as binary data; how many bytes of it are JSON. The values are those of `request`, which was read
+/// of the same `message`.
+pub fn rest_body(message: &ModelInferRequest, request: InferRequest) -> (Vec<u8>, usize) {
+    let (mut inputs, mut binary) = (Vec::new(), Vec::new());
+    for (input, (name, contents)) in message.inputs.iter().zip(request.inputs) {
+        let before = binary.len();
+        contents.write_binary(&mut binary);
+        let mut parameters = json_parameters(input.parameters.clone());
+        parameters.insert("binary_data_size".to_owned(), (binary.len() - before).into());
+        inputs.push(json!({
+            "name": name, "datatype": input.datatype, "shape": input.shape, "parameters": parameters,
+        }));
+    }
+    let output = |output: &proto::model_infer_request::InferRequestedOutputTensor| {
+        let mut parameters = json_parameters(output.parameters.clone());
+        // A classification is text.
+        parameters.insert("binary_data".to_owned(), true.into());
+        json!({ "name": output.name, "parameters": parameters })
+    };
+    let outputs: Vec<Value> = message.outputs.iter().map(output).collect();
+    let mut parameters = json_parameters(message.parameters.clone());
+    if outputs.is_empty() {
+        parameters.insert("binary_data_output".to_owned(), true.into());
+    }
+    let mut json = json!({ "inputs": inputs, "parameters": parameters });
+    if !outputs.is_empty() {
+        json["outputs"] = outputs.into();
+    }
+    if !message.id.is_empty() {
+        json["id"] = message.id.clone().into();
+    }
+    let mut body = json.to_string().into_bytes();
+    let json_bytes = body.len();
+    body.extend_from_slice(&binary);
+    (body, json_bytes)
+}
+
+/// A reply as REST has it, of which `json_bytes` are JSON, as an answer to `message`. Errors if it is none.
+pub fn reply_message(
+    (body, json_bytes): (&[u8], Option<usize>),
+    form: Form,
+    message: &ModelInferRequest,
+    facts: &Facts,
+) -> Result<ModelInferResponse, Problem> {
+    let error = |reason: String| Problem::new(Kind::BadGateway, format!("the host answered with no tensors: {reason}"));
+    let split = body.split_at_checked(json_bytes.unwrap_or(body.len()));
+    let (json, mut binary) = split.ok_or_else(|| error("its header says more JSON than there is".to_owned()))?;
+    let reply: RestReply = serde_json::from_slice(json).map_err(|problem| error(problem.to_string()))?;
+    let mut outputs = Vec::new();
+    for output in &reply.outputs {
+        let (name, contents) = output.read(&mut binary).map_err(|problem| error(problem.message))?;
+        let shape = output.shape.iter().map(|&size| usize::try_from(size).unwrap_or(usize::MAX)).collect();
+        outputs.push(Output { name, shape, data: contents.output() });
+    }
+    let wanted = Wanted { id: Some(message.id.clone()), outputs: Vec::new(), binary_outputs: true };
+    // No task: what the host calls its outputs stands.
+    let task = TaskKind::Classify { labels: Vec::new(), flagged: None };
+    wanted.message(form, &message.model_name, facts, &task, outputs)
+}
+
+#[derive(serde::Deserialize)]
+struct RestReply {
+    outputs: Vec<HeaderInput>,
+}
+
 /// The reply to `ServerMetadata`, which says what `GET /v2` says.
 pub fn server_metadata_message() -> ServerMetadataResponse {
     let metadata = server_metadata();
@@ -212,7 +281,11 @@ pub fn model_metadata_message(
     manifest: &Manifest,
     program: &Program,
 ) -> ModelMetadataResponse {
-    let metadata = model_metadata(name, facts, manifest, program);
+    metadata_message(name, &model_metadata(name, facts, manifest, program))
+}
+
+/// The same of metadata as REST has it.
+pub fn metadata_message(name: &str, metadata: &Value) -> ModelMetadataResponse {
     let tensor = |tensor: &Value| TensorMetadata {
         name: text(&tensor["name"]),
         datatype: text(&tensor["datatype"]),

@@ -1,6 +1,6 @@
-"""Runs a program on PyTorch for `highroad eval --engine torch`: PROGRAM DEVICE THREADS.
+"""Runs a program on PyTorch, as one JSON argument says: `program`, `device`, `threads`, `compile`.
 
-Speaks frames over stdin and stdout (see torch.rs): a length in eight little-endian bytes, then a safetensors file. The first
+Speaks frames over stdin and stdout (see frame.rs): a length in eight little-endian bytes, then a safetensors file. The first
 frame says what computes; then each frame of inputs `0`, `1`, ... is answered by one of outputs `0`, `1`, ..., or of an error.
 """
 
@@ -9,8 +9,12 @@ import io
 import json
 import os
 import re
+import signal
 import struct
 import sys
+import tempfile
+import threading
+import time
 import zipfile
 
 DTYPES = {"BOOL": "bool", "U8": "uint8", "I8": "int8", "I16": "int16", "I32": "int32", "I64": "int64",
@@ -99,9 +103,61 @@ def refuse_pickles(torch):
     torch._C._pickle_load_obj = refuse
 
 
+def end_with_parent():
+    """A process that computes does not see its pipes close, so the kernel ends it with the thread that started it; elsewhere it looks."""
+    parent = os.getppid()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+    def look():
+        while os.getppid() == parent:
+            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=look, daemon=True).start()
+
+
+def found_device(torch, name):
+    """The device of that name. Errors where it is not there, which torch would tell later and in other words."""
+    n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        return torch.device("cuda" if n_gpus else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= n_gpus:
+        built = f"is built for CUDA {torch.version.cuda}" if torch.version.cuda else "is built for CPUs alone"
+        raise ValueError(f"`{name}` is not there: torch {torch.__version__} {built} and sees {n_gpus} GPUs")
+    return device
+
+
+def example_inputs(torch, program):
+    """Inputs of sizes that the program takes: those of its export are a pickle, which is not read."""
+    least = {symbol: max(2, int(limits.lower)) for symbol, limits in program.range_constraints.items()}
+
+    def tensor(value):
+        shape = [size if isinstance(size, int) else int(size.node.expr.subs(least)) for size in value.shape]
+        return torch.ones(shape, dtype=value.dtype, device=value.device)
+
+    named = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
+    values = [named[spec.arg.name] for spec in program.graph_signature.input_specs if spec.kind.name in ("USER_INPUT", "CONSTANT_INPUT")]
+    leaves = [tensor(value) if isinstance(value, torch.Tensor) else value for value in values]
+    return torch.utils._pytree.tree_unflatten(leaves, program.call_spec.in_spec)
+
+
+def compiled(torch, program, how):
+    """The program as inductor makes it. Its caches are pickles, so it has none, and it compiles in this process."""
+    torch._inductor.config.force_disable_caches = True
+    torch._inductor.config.compile_threads = 1
+    if how == "inductor":
+        return torch.compile(program.module(), dynamic=True, fullgraph=True)
+    program.example_inputs = example_inputs(torch, program)
+    folder = tempfile.mkdtemp(dir=os.environ.get("TORCHINDUCTOR_CACHE_DIR"))
+    made = torch._inductor.aoti_compile_and_package(program, package_path=os.path.join(folder, "program.pt2"))
+    return torch._inductor.aoti_load_package(made)
+
+
 class Runner:
-    def __init__(self, torch, path, device):
-        self.torch, self.device = torch, torch.device(device)
+    def __init__(self, torch, path, device, how):
+        self.torch, self.device, self.how = torch, found_device(torch, device), how
         archive = plain_archive(path)
         refuse_pickles(torch)
         program = torch.export.load(archive)
@@ -111,7 +167,7 @@ class Runner:
             program = move_to_device_pass(program, self.device)
         self.leaves = [spec.arg for spec in program.graph_signature.input_specs if spec.kind.name in ("USER_INPUT", "CONSTANT_INPUT")]
         self.structure = program.call_spec.in_spec
-        self.module = program.module()
+        self.module = program.module() if how == "eager" else compiled(torch, program, how)
 
     def describe(self):
         torch, on = self.torch, self.device
@@ -120,7 +176,8 @@ class Runner:
             precision = "tf32" if torch.backends.cuda.matmul.allow_tf32 else "f32"
         else:
             kind, precision = torch.backends.cpu.get_cpu_capability().replace(" ", "-").lower(), "f32"
-        return {"torch": torch.__version__, "device": on.type, "kind": kind, "precision": precision, "threads": str(torch.get_num_threads())}
+        said = {"torch": torch.__version__, "device": on.type, "kind": kind, "precision": precision, "threads": str(torch.get_num_threads())}
+        return said if self.how == "eager" else said | {"compiled": self.how}
 
     def run(self, inputs):
         """The output tensors, on the CPU, and the seconds that the GPU worked; none without one."""
@@ -180,14 +237,15 @@ def send(stream, metadata, tensors=()):
 
 
 def main():
-    path, device, n_threads = sys.argv[1:]
+    asked = json.loads(sys.argv[1])
+    end_with_parent()
     answers, questions = os.fdopen(os.dup(1), "wb"), sys.stdin.buffer
     os.dup2(2, 1)  # what libraries print must not get among the frames
     try:
         import torch
 
-        torch.set_num_threads(int(n_threads))
-        runner = Runner(torch, path, device)
+        torch.set_num_threads(asked["threads"])
+        runner = Runner(torch, asked["program"], asked["device"], asked["compile"])
     except Exception as error:
         send(answers, {"error": f"{type(error).__name__}: {error}"})
         return

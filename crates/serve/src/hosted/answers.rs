@@ -1,0 +1,243 @@
+//! Hosted members asked for vectors, labels, relevances or tensors, in no protocol's words.
+
+use std::sync::Arc;
+
+use axum::http::HeaderMap;
+use futures_util::future::try_join_all;
+use highroad_hosted::{Hosted, HostedTask, NO_LABEL, Protocol};
+use highroad_package::{Digest, TaskKind};
+use highroad_service::Problem;
+use highroad_task::{Answer, Cut, Input};
+use serde_json::Value;
+
+use super::HostedMember;
+use super::ask::{Declined, Received, Wanted};
+use super::exchange::Exchange;
+use super::routes::{Answer as Answered, App, InOrder, fits, origin};
+use super::tasks::{self, Read};
+use crate::protocol::chat::Tally;
+use crate::protocol::openai;
+use crate::revision::Facts;
+
+/// Most texts that one request has a chat label, each by a request of its own to the host.
+const MAX_CHATS: usize = 64;
+
+/// Who asks, and where.
+#[derive(Clone, Copy)]
+pub(super) struct Asker<'a> {
+    pub id: &'a str,
+    pub route: &'static str,
+}
+
+/// What a host answered.
+pub(super) struct Told {
+    pub answers: Vec<Answer>,
+    /// Results in the host's own shape.
+    pub results: Vec<Value>,
+    /// What the answers are of.
+    pub task: TaskKind,
+    pub n_tokens: usize,
+    pub facts: Facts,
+    /// Where they come from.
+    pub headers: HeaderMap,
+}
+
+/// The model of our own that answers instead, and the members that could not.
+pub(super) type Instead = (String, Vec<String>);
+
+/// Tensors as the host sent them, and how many bytes of them are JSON where binary data follows.
+pub(super) struct Tensors {
+    pub body: Vec<u8>,
+    pub json_bytes: Option<usize>,
+    pub facts: Facts,
+    pub headers: HeaderMap,
+}
+
+impl App {
+    /// A vector for each of `inputs`.
+    pub(super) async fn vectors(
+        &self,
+        asker: Asker<'_>,
+        member: &Arc<HostedMember>,
+        inputs: &[Input],
+        dimensions: Option<u64>,
+    ) -> Result<Result<Told, Instead>, Declined> {
+        fits(member, &[HostedTask::Embed], "embeddings")?;
+        self.check(inputs)?;
+        let prepare = |hosted: &Hosted| match hosted.protocol {
+            Protocol::Openai => Ok(tasks::embeddings(hosted, inputs, dimensions)),
+            _ => tasks::texts(hosted, inputs, dimensions),
+        };
+        let read = |hosted: &Hosted, received| match hosted.protocol {
+            Protocol::Openai => tasks::read_embeddings(received, inputs.len()),
+            _ => tasks::read_texts(hosted, received, inputs.len()),
+        };
+        Ok(self.told(asker, self.ask_in_order(member, prepare, read).await?))
+    }
+
+    /// A label and its scores for each of `inputs`, by a classifier or a moderation.
+    pub(super) async fn labels(
+        &self,
+        asker: Asker<'_>,
+        member: &Arc<HostedMember>,
+        inputs: &[Input],
+    ) -> Result<Result<Told, Instead>, Declined> {
+        fits(member, &[HostedTask::Classify, HostedTask::Moderate], "classification")?;
+        self.check(inputs)?;
+        let chats = |hosted: &Hosted| hosted.protocol == Protocol::Openai && hosted.task == HostedTask::Classify;
+        // Who stands in may be another kind of host: one that is asked text by text sets how all are.
+        let mut fallbacks = member.config.fallback.iter().filter_map(|name| self.portfolio.hosted().get(name).cloned());
+        if !chats(member.hosted()) && !fallbacks.any(|other| chats(other.hosted())) {
+            return self.labels_together(asker, member, inputs).await;
+        }
+        if inputs.len() > MAX_CHATS {
+            let message =
+                format!("{} texts, and a model that is asked by chat labels {MAX_CHATS} at once", inputs.len());
+            return Err(Problem::invalid(message).into());
+        }
+        let ids: Vec<String> = (0..inputs.len()).map(|idx| format!("{}.{idx}", asker.id)).collect();
+        let alone = ids.iter().zip(inputs).map(|(id, input)| {
+            let id = if inputs.len() == 1 { asker.id } else { id.as_str() };
+            self.labels_together(Asker { id, ..asker }, member, std::slice::from_ref(input))
+        });
+        let told = try_join_all(alone).await?;
+        Ok(told.into_iter().collect::<Result<Vec<_>, _>>().map(|parts| joined(parts, member.hosted())))
+    }
+
+    async fn labels_together(
+        &self,
+        asker: Asker<'_>,
+        member: &Arc<HostedMember>,
+        inputs: &[Input],
+    ) -> Result<Result<Told, Instead>, Declined> {
+        let prepare = |hosted: &Hosted| match (hosted.protocol, hosted.task) {
+            (_, HostedTask::Moderate) => Ok(tasks::moderations(hosted, inputs)),
+            (Protocol::Openai, _) => tasks::chat(hosted, inputs),
+            _ => tasks::texts(hosted, inputs, None),
+        };
+        let read = |hosted: &Hosted, received| match (hosted.protocol, hosted.task) {
+            (_, HostedTask::Moderate) => tasks::read_moderations(hosted, received, inputs.len()),
+            (Protocol::Openai, _) => tasks::read_chat(hosted, received),
+            _ => tasks::read_texts(hosted, received, inputs.len()),
+        };
+        Ok(self.told(asker, self.ask_in_order(member, prepare, read).await?))
+    }
+
+    /// The relevance of each document.
+    pub(super) async fn relevances(
+        &self,
+        asker: Asker<'_>,
+        member: &Arc<HostedMember>,
+        (query, documents): (&str, &[String]),
+    ) -> Result<Result<Told, Instead>, Declined> {
+        fits(member, &[HostedTask::Rerank], "reranking")?;
+        let prepare = |hosted: &Hosted| match hosted.protocol {
+            Protocol::Openai => Ok(tasks::rerank(hosted, query, documents)),
+            _ => tasks::documents(hosted, query, documents),
+        };
+        let read = |hosted: &Hosted, received| match hosted.protocol {
+            Protocol::Openai => tasks::read_rerank(received, documents.len()),
+            _ => tasks::read_documents(hosted, received, documents.len()),
+        };
+        Ok(self.told(asker, self.ask_in_order(member, prepare, read).await?))
+    }
+
+    /// Tensors passed on as they are, to a host that speaks the Open Inference Protocol. What stands in must too.
+    pub(super) async fn tensors(
+        &self,
+        asker: Asker<'_>,
+        member: &Arc<HostedMember>,
+        body: &[u8],
+        json_bytes: Option<usize>,
+    ) -> Result<Result<Tensors, Instead>, Declined> {
+        if member.hosted().protocol != Protocol::Oip {
+            let message = format!("`{}` takes no tensors: give the one input `text`", member.name());
+            return Err(Problem::invalid(message).into());
+        }
+        let prepare = |hosted: &Hosted| tasks::tensors(hosted, body, json_bytes);
+        let InOrder { answer, passed } = self.ask_in_order(member, prepare, |_, received| Ok(received)).await?;
+        let began = match answer {
+            Answered::Hosted(began) => began,
+            Answered::Own(name) => return Ok(Err((name, passed))),
+        };
+        let (facts, headers) = (began.serving.facts.clone(), origin(&began, &passed));
+        let (exchange, received) = Exchange::new(began, self.asked(asker, passed));
+        let (body, json_bytes) = match received {
+            Received::Whole(body) => (body, None),
+            Received::Tensors(body, json_bytes) => (body, Some(json_bytes)),
+            Received::Events(..) => return Err(Problem::internal(&"tensors came as events").into()),
+        };
+        exchange.whole(Tally::of(None, None), vec![Digest::of(&body)]);
+        Ok(Ok(Tensors { body, json_bytes, facts, headers }))
+    }
+
+    fn told(&self, asker: Asker<'_>, InOrder { answer, passed }: InOrder<Read>) -> Result<Told, Instead> {
+        let began = match answer {
+            Answered::Hosted(began) => began,
+            Answered::Own(name) => return Err((name, passed)),
+        };
+        let (facts, headers) = (began.serving.facts.clone(), origin(&began, &passed));
+        let member = Arc::clone(&began.member);
+        let (exchange, read) = Exchange::new(began, self.asked(asker, passed));
+        let n_tokens = read.tally.usage.map_or(0, |usage| usage.input as usize);
+        let Read { answers, digests, tally, results } = read;
+        exchange.whole(tally, digests);
+        let (task, answers) = of_task(member.hosted(), answers);
+        Ok(Told { answers, results, task, n_tokens, facts, headers })
+    }
+}
+
+/// One request's answers that came by several.
+fn joined(parts: Vec<Told>, hosted: &Hosted) -> Told {
+    let n_tokens = parts.iter().map(|part| part.n_tokens).sum();
+    let mut parts = parts.into_iter();
+    let mut all = parts.next().expect("a request has an input");
+    let rest: Vec<Told> = parts.collect();
+    all.answers.extend(rest.into_iter().flat_map(|part| part.answers));
+    let (task, answers) = of_task(hosted, all.answers);
+    Told { answers, task, n_tokens, ..all }
+}
+
+/// What the answers are of. Where a text named no label, that is one of the labels.
+fn of_task(hosted: &Hosted, mut answers: Vec<Answer>) -> (TaskKind, Vec<Answer>) {
+    let mut labels = hosted.labels.clone();
+    if answers.iter().any(|answer| matches!(answer, Answer::Class { label, .. } if label == NO_LABEL)) {
+        labels.push(NO_LABEL.to_owned());
+    }
+    for answer in &mut answers {
+        if let Answer::Class { label, scores } = answer {
+            let named_none = label == NO_LABEL;
+            scores.resize(labels.len(), if named_none { 1.0 } else { 0.0 });
+        }
+    }
+    let task = match hosted.task {
+        HostedTask::Embed => TaskKind::Embed {
+            dimensions: answers.first().map_or(0, |answer| answer.values().len() as u32),
+            normalized: false,
+            matryoshka_dimensions: Vec::new(),
+        },
+        HostedTask::Rerank => TaskKind::Rerank,
+        HostedTask::Moderate => TaskKind::Classify { flagged: labels.get(1).cloned(), labels },
+        _ => TaskKind::Classify { flagged: hosted.flagged.clone(), labels },
+    };
+    (task, answers)
+}
+
+/// Whether a text that is too long loses its end is its host's to say: a client that asks for anything else is refused.
+pub(super) fn only_end(cut: Cut) -> Result<(), Problem> {
+    match cut {
+        Cut::End => Ok(()),
+        _ => Err(Problem::invalid("the host of this model decides what happens to texts that are too long")),
+    }
+}
+
+/// Of a request that was prepared wrongly.
+pub(super) fn unaskable(reason: String) -> openai::Refused {
+    Problem::invalid(reason).into()
+}
+
+/// What goes out.
+pub(super) fn wanted(question: &highroad_hosted::Question) -> Wanted {
+    let (body, json_bytes) = question.body();
+    Wanted { path: question.path().to_owned(), body, json_bytes, most: question.worst(), events: false }
+}

@@ -1,0 +1,152 @@
+//! What the host of a member says of itself: whether its model is ready, and its tensors, where it speaks the Open Inference Protocol.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use highroad_hosted::{HostedTask, Protocol};
+use highroad_package::TaskKind;
+use serde_json::{Value, json};
+
+use super::{HostedMember, lock};
+use crate::config::RequestLimits;
+use crate::error::AskError;
+use crate::protocol::oip::{self, task_output_specs};
+
+/// Between two looks at a host.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// How long one may take.
+const LOOK_WITHIN: Duration = Duration::from_secs(5);
+
+/// What is known of a host.
+#[derive(Default)]
+pub(super) struct Host {
+    looked_at: Option<Instant>,
+    /// Why its model is not ready.
+    pub(super) failure: Option<String>,
+    metadata: Option<Value>,
+}
+
+impl HostedMember {
+    /// Looks at the host where that is due, and waits for it the first time only.
+    pub(super) async fn look_at_host(self: &Arc<Self>) {
+        if self.hosted().protocol != Protocol::Oip {
+            return;
+        }
+        let before = {
+            let mut host = lock(&self.host);
+            if host.looked_at.is_some_and(|at| at.elapsed() < LOOK_EVERY) {
+                return;
+            }
+            host.looked_at.replace(Instant::now())
+        };
+        let this = Arc::clone(self);
+        let looking = async move { this.look().await };
+        match before {
+            None => looking.await,
+            // A host that does not answer holds up no other member.
+            Some(_) => drop(tokio::spawn(looking)),
+        }
+    }
+
+    async fn look(&self) {
+        let Ok(serving) = self.serving() else { return };
+        let oip = self.hosted().oip.as_ref();
+        let version = oip.and_then(|oip| oip.version.as_ref()).map(|version| format!("/versions/{version}"));
+        let path = format!("v2/models/{}{}", self.hosted().model, version.unwrap_or_default());
+        let ready = serving.client.look(&format!("{path}/ready"), LOOK_WITHIN).await;
+        let metadata = match &ready {
+            Ok(_) => serving.client.look(&path, LOOK_WITHIN).await.ok(),
+            Err(_) => None,
+        };
+        let failure = match &ready {
+            // OpenVINO and others say in the body what Triton says by the status.
+            Ok(body) => {
+                let says = serde_json::from_slice::<Value>(body).ok().and_then(|body| body.get("ready")?.as_bool());
+                (says == Some(false)).then(|| "its host says that the model is not ready".to_owned())
+            }
+            Err(fault) => Some(format!("its host does not have it ready: {}", fault.message)),
+        };
+        let mut host = lock(&self.host);
+        if host.failure.is_some() != failure.is_some() {
+            match &failure {
+                Some(reason) => tracing::warn!(member.name = %self.name, "`{}`: {reason}", self.name),
+                None => tracing::info!(member.name = %self.name, "The host of `{}` has it ready again", self.name),
+            }
+        }
+        host.failure = failure;
+        if let Some(metadata) = metadata.and_then(|body| serde_json::from_slice(&body).ok()) {
+            host.metadata = Some(metadata);
+        }
+    }
+
+    /// Errors where it may not be asked, or its host says that it is not ready.
+    pub(crate) fn check_ready(&self) -> Result<(), AskError> {
+        self.serving()?;
+        match lock(&self.host).failure.clone() {
+            None => Ok(()),
+            Some(reason) => Err(AskError::NotReady { member: self.name.clone(), reason }),
+        }
+    }
+
+    /// `GET /v2/models/{m}`: what the task takes and gives, then the tensors of the host's own.
+    pub(crate) fn metadata(&self) -> Result<Value, AskError> {
+        let serving = self.serving()?;
+        let metadata = lock(&self.host).metadata.clone().unwrap_or_default();
+        let tensors = |key: &str| metadata[key].as_array().cloned().unwrap_or_default();
+        let named = |(name, datatype, shape): (&str, &str, &[i64])| json!({ "name": name, "datatype": datatype, "shape": shape });
+        let inputs = self.has_task().then(|| json!({ "name": oip::TEXT, "datatype": "BYTES", "shape": [-1] }));
+        let outputs = self.task().map(|task| task_output_specs(&task).into_iter().map(named).collect::<Vec<_>>());
+        let has = |own: &[Value], tensor: &Value| own.iter().any(|known| known["name"] == tensor["name"]);
+        let joined = |own: Vec<Value>, others: Vec<Value>| -> Vec<Value> {
+            let others: Vec<Value> = others.into_iter().filter(|tensor| !has(&own, tensor)).collect();
+            own.into_iter().chain(others).collect()
+        };
+        Ok(json!({
+            "name": self.name, "versions": [oip::version(&serving.facts)], "platform": "hosted",
+            "inputs": joined(inputs.into_iter().collect(), tensors("inputs")),
+            "outputs": joined(outputs.unwrap_or_default(), tensors("outputs")),
+        }))
+    }
+
+    /// `GET /tei/{m}/info`
+    pub(crate) fn tei_info(&self, limits: &RequestLimits) -> Result<Value, AskError> {
+        let serving = self.serving()?;
+        let hosted = self.hosted();
+        let classifier = |labels: &[String]| {
+            let named = labels.iter().enumerate();
+            let id2label: serde_json::Map<_, _> = named.map(|(id, label)| (id.to_string(), json!(label))).collect();
+            let named = labels.iter().enumerate();
+            let label2id: serde_json::Map<_, _> = named.map(|(id, label)| (label.clone(), json!(id))).collect();
+            json!({ "id2label": id2label, "label2id": label2id })
+        };
+        let model_type = match hosted.task {
+            HostedTask::Classify | HostedTask::Moderate => json!({ "classifier": classifier(&hosted.labels) }),
+            HostedTask::Rerank => json!({ "reranker": classifier(&["relevance".to_owned()]) }),
+            HostedTask::Embed => json!({ "embedding": { "pooling": "host" } }),
+            HostedTask::Generate | HostedTask::Infer => {
+                let (member, task) = (self.name.clone(), "another task");
+                return Err(AskError::WrongTask { member, task, wanted: "embeddings, classification or reranking" });
+            }
+        };
+        Ok(json!({
+            "model_id": hosted.model, "model_sha": serving.facts.package.hex(), "served_model_name": self.name,
+            "model_dtype": "unknown", "model_type": model_type, "max_concurrent_requests": hosted.limits.concurrency,
+            "max_input_length": limits.input_bytes, "max_batch_tokens": limits.tokens, "max_batch_requests": null,
+            "max_client_batch_size": limits.inputs, "auto_truncate": true, "tokenization_workers": 1,
+            "version": env!("CARGO_PKG_VERSION"), "sha": null, "docker_label": null,
+            "highroad": { "task": hosted.task, "facts": serving.facts },
+        }))
+    }
+
+    /// What its answers to texts are of.
+    fn task(&self) -> Option<TaskKind> {
+        let labels = || self.hosted().labels.clone();
+        match self.hosted().task {
+            HostedTask::Classify | HostedTask::Moderate => Some(TaskKind::Classify { labels: labels(), flagged: None }),
+            HostedTask::Embed => {
+                Some(TaskKind::Embed { dimensions: 0, normalized: false, matryoshka_dimensions: Vec::new() })
+            }
+            _ => None,
+        }
+    }
+}

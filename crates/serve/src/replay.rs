@@ -1,0 +1,111 @@
+//! A served answer computed again: whether it has the same bits, and what stands behind it.
+
+use highroad_eval::Verdict;
+use highroad_package::{Digest, Manifest};
+use highroad_service::Problem;
+use highroad_task::raw::RunOptions;
+use highroad_task::{Answer, Predictor};
+use serde_json::{Value, json};
+
+use crate::case;
+use crate::model::{row_major_bytes, tensors_digest};
+use crate::protocol::oip::Query;
+use crate::request_log::Record;
+
+/// What one package answers to a case, each input alone.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Answers {
+    /// What decided the bits.
+    pub numerics_id: String,
+    /// The digest of each answer and the answer; of program tensors one digest over all, and their shapes.
+    pub rows: Vec<(Digest, Value)>,
+}
+
+impl Answers {
+    /// Asks `predictor` what the case asks; see [`case::query`]. Blocks while the program runs. Errors if the case cannot be read or is
+    /// not for this program.
+    pub fn of(predictor: &Predictor, case: &[u8]) -> Result<Self, Problem> {
+        let fail = |error: &dyn std::fmt::Display| Problem::invalid(error.to_string());
+        let rows = match case::query(case, predictor.program().inputs())? {
+            Query::Rows(inputs) => {
+                let mut rows = Vec::with_capacity(inputs.len());
+                for input in &inputs {
+                    let answers = predictor.predict(std::slice::from_ref(input)).map_err(|error| fail(&error))?;
+                    rows.extend(answers.iter().map(row));
+                }
+                rows
+            }
+            Query::Program(tensors) => {
+                let outputs = predictor.program().run(&tensors, &RunOptions::default());
+                let outputs = outputs.map_err(|error| fail(&error))?;
+                let shapes: Vec<Value> = outputs
+                    .iter()
+                    .map(|output| json!({ "dtype": output.dtype().name(), "shape": output.shape(), "bytes": row_major_bytes(output).len() }))
+                    .collect();
+                vec![(tensors_digest(&outputs), json!({ "tensors": shapes }))]
+            }
+        };
+        Ok(Self { numerics_id: predictor.numerics_id(), rows })
+    }
+
+    /// The same as JSON: a list of `answer` and `digest`.
+    pub fn json(&self) -> Vec<Value> {
+        self.rows.iter().map(|(digest, answer)| json!({ "answer": answer, "digest": digest })).collect()
+    }
+}
+
+fn row(answer: &Answer) -> (Digest, Value) {
+    (answer.digest(), serde_json::to_value(answer).unwrap_or_default())
+}
+
+/// Whether a replay gave the served bits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Comparison {
+    /// Whether it did.
+    pub same_bits: bool,
+    /// In words; where it did not, why that may be.
+    pub why: String,
+}
+
+impl Comparison {
+    /// Compares by digests alone: the log keeps no answers.
+    pub fn of(record: &Record, answers: &Answers) -> Self {
+        let replayed: Vec<Digest> = answers.rows.iter().map(|(digest, _)| *digest).collect();
+        // A case may hold the one interesting input of a longer request.
+        let same_bits = match replayed.as_slice() {
+            [one] => record.outputs.contains(one),
+            all => all == record.outputs.as_slice(),
+        };
+        let why = if same_bits {
+            "the same bits".to_owned()
+        } else if record.numerics_id != answers.numerics_id {
+            format!(
+                "other bits: this machine computes on `{}`, the server on `{}`, so bits may differ for the same input",
+                answers.numerics_id, record.numerics_id
+            )
+        } else if replayed.len() > 1 && replayed.len() != record.outputs.len() {
+            format!("the case has {} inputs, the request had {}", replayed.len(), record.outputs.len())
+        } else {
+            "other bits from the same package on the same numerics: the case is not the input that was served"
+                .to_owned()
+        };
+        Self { same_bits, why }
+    }
+}
+
+/// From the answer back to the data, as far as it is known here: `manifest` of the package, the verdict's file, the tracked run.
+pub fn chain(record: &Record, manifest: Option<&Manifest>, verdict: Option<&Verdict>, run: Option<&Value>) -> Value {
+    let provenance = manifest.map(|manifest| &manifest.provenance);
+    json!({
+        "answer": record.request_id,
+        "verdict": { "digest": record.verdict, "file": verdict },
+        "override": record.overridden,
+        "package": {
+            "digest": record.package, "version": record.version, "owner": manifest.map(|manifest| &manifest.owner),
+        },
+        "run": { "id": provenance.and_then(|provenance| provenance.run_id.as_ref()), "tracked": run },
+        "commit": provenance.and_then(|provenance| provenance.git_commit.as_ref()),
+        "environment": provenance.and_then(|provenance| provenance.environment.as_ref()),
+        "data": provenance.map(|provenance| &provenance.data),
+    })
+}
