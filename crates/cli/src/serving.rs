@@ -8,6 +8,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, anyhow, bail};
 use highroad_package::registry::{RegistryClient, RegistryError};
 use highroad_package::{Package, Verdicts};
+use highroad_serve::alerts::Alerts;
 use highroad_serve::budget::keeper::Budgets;
 use highroad_serve::budget::shared::{LOOK_EVERY, Leases};
 use highroad_serve::config::{ModelSource, PortfolioConfig};
@@ -163,6 +164,10 @@ fn check_budgets(config: &PortfolioConfig, asks_for_keys: bool) -> Result<(), St
         let reason = "of tenants and keys need keys: `--access FILE` asks for them, `highroad access add` makes them";
         return Err(format!("[budgets] budgets {reason}"));
     }
+    if config.alerts.needs_keys() && !asks_for_keys {
+        let reason = "of tenants and keys need keys: `--access FILE` asks for them, `highroad access add` makes them";
+        return Err(format!("[objectives] objectives {reason}"));
+    }
     Ok(())
 }
 
@@ -208,7 +213,9 @@ pub fn open(
     let keeper = client.map(|client| Arc::new(client.clone()) as Arc<dyn Leases>);
     let open = || Budgets::open_shared(&local.budgets, config.budgets.clone(), keeper.clone());
     let budgets = limited.then(open).transpose()?;
-    let portfolio = Portfolio::new(config, unverified, registry, local).with_budgets(budgets).with_keeper(keeper);
+    let alerts = Alerts::open(&config.alerts, Some(home.path().join("alerts")));
+    let portfolio = Portfolio::new(config, unverified, registry, local);
+    let portfolio = portfolio.with_budgets(budgets).with_keeper(keeper).with_alerts(alerts);
     Ok((Arc::new(portfolio), log))
 }
 
@@ -220,6 +227,7 @@ pub fn registry(client: &RegistryClient, home: &Home) -> anyhow::Result<Arc<dyn 
 /// Starts logging and metrics.
 pub fn start_telemetry() -> anyhow::Result<()> {
     highroad_service::telemetry::init(LogFormat::from_env(), "info")?;
+    highroad_service::trace::init();
     highroad_service::metrics::install();
     highroad_serve::telemetry::describe();
     Ok(())
@@ -238,8 +246,10 @@ pub async fn keep_leases(portfolio: &Portfolio) {
 
 /// Writes down what is still to be written.
 pub fn close(portfolio: &Portfolio, log: &RequestLog) {
+    highroad_service::trace::flush();
     log.flush();
     portfolio.monitor().flush();
+    portfolio.alerts().flush();
     if let Some(budgets) = portfolio.budgets() {
         budgets.flush();
     }

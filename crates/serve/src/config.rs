@@ -15,6 +15,7 @@ use highroad_package::{ParseReferenceError, Reference};
 use highroad_task::PredictorOptions;
 use serde::{Deserialize, Serialize};
 
+use crate::alerts::AlertsConfig;
 use crate::batcher::BatchLimits;
 use crate::budget::BudgetsConfig;
 use crate::cache::CacheConfig;
@@ -33,6 +34,8 @@ pub struct PortfolioConfig {
     pub hosted: BTreeMap<String, HostedConfig>,
     /// What may be spent.
     pub budgets: BudgetsConfig,
+    /// What is promised, and who is told.
+    pub alerts: AlertsConfig,
     /// What a single request may ask.
     pub limits: RequestLimits,
     /// Pause between two looks at the registry's aliases.
@@ -59,12 +62,14 @@ pub struct RolloutConfig {
     pub queue: NonZeroUsize,
     /// How long a version stays loaded after its candidate took its place, seconds.
     pub warm_s: u64,
+    /// Whether a version that has just taken another's place gives it back by itself where it fails what that one answers.
+    pub auto_rollback: bool,
 }
 
 impl Default for RolloutConfig {
-    /// No inputs, a tenth of what is alike, 256 waiting, ten minutes.
+    /// No inputs, a tenth of what is alike, 256 waiting, ten minutes, and back where it fails.
     fn default() -> Self {
-        Self { keep_inputs: false, keep: 0.1, queue: DEFAULT_SHADOW_QUEUE, warm_s: 600 }
+        Self { keep_inputs: false, keep: 0.1, queue: DEFAULT_SHADOW_QUEUE, warm_s: 600, auto_rollback: true }
     }
 }
 
@@ -166,10 +171,16 @@ impl PortfolioConfig {
         }
         let indexes = pipeline::index_configs(&table, base, &members, &mut problems);
         let pipelines = pipeline::pipeline_configs(&table, &members, &hosted, &indexes, &mut problems);
+        let alerts = AlertsConfig::parse(&table, base, &mut problems);
+        alerts.check(
+            |name| members.contains_key(name) || hosted.contains_key(name),
+            |name| pipelines.contains_key(name),
+            &mut problems,
+        );
         if !problems.is_empty() {
             return Err(ConfigErrors(problems));
         }
-        Ok(Self { members, hosted, budgets, limits, poll_interval, rollouts, monitor, indexes, pipelines })
+        Ok(Self { members, hosted, budgets, alerts, limits, poll_interval, rollouts, monitor, indexes, pipelines })
     }
 
     /// A portfolio without a file: one member for each reference or package directory, under its model's name.
@@ -238,9 +249,19 @@ pub fn is_member_name(name: &str) -> bool {
     (1..=64).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
 }
 
-const TOP_KEYS: &[&str] =
-    &["members", "budgets", "limits", "monitor", "poll_interval_ms", "rollouts", "indexes", "pipelines"];
-const ROLLOUT_KEYS: &[&str] = &["keep_inputs", "keep", "queue", "warm_s"];
+const TOP_KEYS: &[&str] = &[
+    "members",
+    "budgets",
+    "objectives",
+    "webhooks",
+    "limits",
+    "monitor",
+    "poll_interval_ms",
+    "rollouts",
+    "indexes",
+    "pipelines",
+];
+const ROLLOUT_KEYS: &[&str] = &["keep_inputs", "keep", "queue", "warm_s", "auto_rollback"];
 const LIMIT_KEYS: &[&str] = &["body_bytes", "inputs", "input_bytes", "tokens"];
 const MEMBER_KEYS: &[&str] = &[
     "model",

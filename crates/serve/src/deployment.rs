@@ -289,10 +289,12 @@ impl Deployment {
 
     /// Who answers a request, and its part in a rollout where there is one. Errors if nothing serves.
     pub fn assign(&self, key: &Key) -> Result<Assigned, AskError> {
+        self.go_back();
         let stable = self.revision()?;
-        Ok(match self.rollouts.trial.load_full() {
-            Some(trial) => Assigned::of(trial, stable, key),
-            None => Assigned::plain(stable, key),
+        Ok(match (self.rollouts.trial.load_full(), self.rollouts.probation.load_full()) {
+            (Some(trial), _) => Assigned::of(trial, stable, key),
+            (None, Some(probation)) if !probation.is_over() => Assigned::watched(probation, stable, key),
+            (None, _) => Assigned::plain(stable, key),
         })
     }
 
@@ -339,6 +341,7 @@ impl Deployment {
         if self.is(Stage::Left) {
             return Ok(Refreshed::Unchanged);
         }
+        self.go_back();
         self.watch_override();
         match &self.config.source {
             ModelSource::Directory(dir) => self.refresh_from_directory(dir.clone()).await,
@@ -381,6 +384,10 @@ impl Deployment {
             }
             Err(error) => return Err(self.fail(None, error)),
         };
+        if self.rollouts.ways_back.waits_for_registry(&resolved) {
+            self.tell_way_back(reference, registry).await;
+            return Ok(Refreshed::Unchanged);
+        }
         if self.memory().serving.as_ref() == Some(&resolved) {
             self.forget_failure();
             return Ok(Refreshed::Unchanged);
@@ -408,7 +415,7 @@ impl Deployment {
             let saved = SavedVersion { resolved: resolved.clone(), overridden: None, admitted_at: Some(now()) };
             let switched = self.switch_to(Arc::clone(&trial.candidate), Some(saved));
             trial.switched(switched.duration_since(begun));
-            self.rollouts.keep_warm(served);
+            self.keep_before(&trial.candidate, resolved, served);
             return true;
         }
         let Some(revision) = self.rollouts.take_warm(resolved) else { return false };
@@ -417,6 +424,14 @@ impl Deployment {
         let took = switched.duration_since(begun);
         histogram!(ROLLOUT_SWITCH, "member" => self.name.clone()).record(took.as_secs_f64());
         true
+    }
+
+    /// Keeps what served before a version loaded, and watches the version that took its place.
+    fn keep_before(&self, new: &Revision, resolved: &Resolved, served: Option<(Arc<Revision>, Resolved)>) {
+        self.rollouts.keep_warm(served.clone());
+        if let Some(before) = served {
+            self.begin_probation(new, resolved, before);
+        }
     }
 
     /// What served last here, where nobody can say what should serve now.
@@ -529,18 +544,24 @@ impl Deployment {
     }
 
     async fn load(&self, candidate: Candidate, resolved: Option<Resolved>) -> Result<Refreshed, DeployError> {
-        let saved = resolved.map(|resolved| SavedVersion::of(&candidate, &resolved));
+        let saved = resolved.as_ref().map(|resolved| SavedVersion::of(&candidate, resolved));
         let revision = self.load_beside(candidate, self.unverified).await?;
-        self.switch_to(revision, saved);
+        let served = self.current.load_full().zip(self.serving());
+        self.switch_to(Arc::clone(&revision), saved);
+        if let Some(resolved) = resolved {
+            self.keep_before(&revision, &resolved, served);
+        }
         Ok(Refreshed::Switched)
     }
 
     /// Lets a loaded version serve: the moment from which on it takes the requests.
-    fn switch_to(&self, revision: Arc<Revision>, saved: Option<SavedVersion>) -> Instant {
+    pub(crate) fn switch_to(&self, revision: Arc<Revision>, saved: Option<SavedVersion>) -> Instant {
         let facts = revision.facts().clone();
         self.monitor.serves(&self.name, &facts.version, &facts.package);
         let before = self.current.swap(Some(revision));
         let switched = Instant::now();
+        // What was watched serves no more, or has proved itself enough.
+        self.rollouts.probation.store(None);
         let serving = saved.as_ref().map(|saved| saved.resolved.clone());
         *self.memory() = Memory { serving, saved, ..Memory::new(State::Ready) };
         if self.is(Stage::Member) {

@@ -292,6 +292,15 @@ impl HostedMember {
         }
     }
 
+    /// `open` or `half_open` while its host is left alone.
+    pub(crate) fn circuit_open(&self) -> Option<&'static str> {
+        match lock(&self.breaker).circuit() {
+            Circuit::Closed => None,
+            Circuit::HalfOpen => Some("half_open"),
+            Circuit::Open => Some("open"),
+        }
+    }
+
     /// Its entry in `GET /v1/models`, where it is ready.
     pub(crate) fn entry(&self) -> Option<Value> {
         let serving = self.serving.load_full()?;

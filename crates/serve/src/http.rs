@@ -21,7 +21,7 @@ use axum::{Json, Router};
 use highroad_hosted::HostedTask;
 use highroad_package::TaskKind;
 use highroad_service::access::Principal;
-use highroad_service::{Kind, Problem, RequestId};
+use highroad_service::{Kind, Problem, RequestId, trace};
 use highroad_task::vector::{embedding_width, shortened};
 use highroad_task::{Answer, Input};
 use metrics::{counter, histogram};
@@ -30,6 +30,7 @@ use tower_http::CompressionLevel;
 use tower_http::compression::CompressionLayer;
 use tower_http::compression::predicate::SizeAbove;
 
+use crate::alerts::{self, watch};
 use crate::config::RequestLimits;
 use crate::deployment::{Deployment, State as DeploymentState};
 use crate::error::AskError;
@@ -234,6 +235,8 @@ fn own_routes() -> Routes {
         .get("/v1/highroad/rollouts", get(rollouts).fallback(openai_method))
         .get("/v1/highroad/rollouts/{member}", get(rollout).fallback(openai_method))
         .post("/v1/highroad/rollouts/{member}/labels", post(labels).fallback(openai_method))
+        .get("/v1/highroad/alerts", get(alerts).fallback(openai_method))
+        .get("/v1/highroad/objectives", get(objectives).fallback(openai_method))
         .get("/v1/highroad/status", get(status).fallback(openai_method))
         .get("/v1/highroad/requests/{id}", get(records::record_of).fallback(openai_method))
         .get("/v1/highroad/definitions/{digest}", get(records::definition).fallback(openai_method))
@@ -406,6 +409,14 @@ async fn repository_action(Path((model, action)): Path<(String, String)>) -> Pro
 async fn status(State(app): State<App>) -> Json<Value> {
     let portfolio = &app.portfolio;
     Json(json!({ "ready": portfolio.is_ready(), "members": portfolio.statuses(), "portfolio": portfolio.told() }))
+}
+
+async fn alerts(State(app): State<App>) -> Json<Value> {
+    Json(alerts::route(&app.portfolio))
+}
+
+async fn objectives(State(app): State<App>) -> Json<Value> {
+    Json(alerts::objectives_route(&app.portfolio))
 }
 
 async fn rollouts(State(app): State<App>) -> Json<Value> {
@@ -610,7 +621,14 @@ impl App {
         counter!(PIPELINE_REQUESTS, "pipeline" => name.to_owned(), "outcome" => outcome).increment(1);
         traffic::count(&overview::of_pipeline(name), outcome, finished.is_ok().then(|| begun.elapsed()));
         histogram!(PIPELINE_SECONDS, "pipeline" => name.to_owned()).record(begun.elapsed().as_secs_f64());
-        let finished = finished.map_err(|error| error.problem())?;
+        let finished = match finished.map_err(|error| error.problem()) {
+            Ok(finished) => finished,
+            Err(problem) => {
+                watch::pipeline(name, watch::Went::of_problem(&problem));
+                return Err(problem);
+            }
+        };
+        watch::pipeline(name, watch::Went::Well);
         self.log_steps(&asker.id, name, &finished);
         if let Some(definition) = pipelines.digest(name) {
             self.log.put(records::of_pipeline(
@@ -913,6 +931,7 @@ fn wrong_task(revision: &Revision, wanted: &'static str) -> AskError {
 // Names that clients make up are no labels.
 fn count(revision: Option<&Revision>, error: AskError) -> AskError {
     let member = revision.map_or("unknown".to_owned(), |revision| revision.facts().member.clone());
+    watch::refused(revision.map(|revision| revision.facts().member.as_str()), &error);
     traffic::count(&member, error.outcome(), None);
     counter!(REQUESTS, "member" => member, "outcome" => error.outcome()).increment(1);
     if let Some((revision, kind)) = revision.zip(error.violation()) {
@@ -943,8 +962,17 @@ impl<'a> Call<'a> {
             Ok(asked) => {
                 counter!(REQUESTS, "member" => member.clone(), "outcome" => "ok").increment(1);
                 let took = self.begun.elapsed();
+                watch::member(&member, "ok", took);
                 traffic::count(&member, "ok", Some(took));
-                histogram!(REQUEST_SECONDS, "member" => member).record(took.as_secs_f64());
+                let (seconds, trace_id) = (took.as_secs_f64(), trace::ids().map(|(trace, _)| trace));
+                highroad_service::metrics::exemplar(
+                    REQUEST_SECONDS,
+                    &[("member", &member)],
+                    seconds,
+                    &self.id.0,
+                    trace_id,
+                );
+                histogram!(REQUEST_SECONDS, "member" => member).record(seconds);
                 Ok(asked)
             }
             Err(error) => Err(count(Some(&self.revision), error)),

@@ -4,6 +4,7 @@
 //! protocols are thin conversions to and from it, and [`router`] puts them on HTTP.
 
 pub mod admission;
+pub mod alerts;
 mod attestation;
 pub mod batcher;
 pub mod budget;
@@ -34,6 +35,7 @@ pub mod rollout;
 mod saved;
 mod served;
 pub mod telemetry;
+mod traced;
 pub mod traffic;
 mod urgency;
 

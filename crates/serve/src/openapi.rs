@@ -123,6 +123,8 @@ const ROUTES: &[Route] = &[
     get("/v1/highroad/monitor", OWN, "How what members meet compares with their baselines", &[]),
     get("/v1/highroad/monitor/{member}", OWN, "The same of one member, with distributions", &[403, 404]),
     post("/v1/highroad/labels", OWN, "Right answers to earlier requests", Takes::Json("Labels"), &[400, 413, 500]),
+    get("/v1/highroad/alerts", OWN, "What fires, and what ended lately", &[]),
+    get("/v1/highroad/objectives", OWN, "What is promised, and what is left of it", &[]),
     get("/v1/highroad/rollouts/{member}/course", OWN, "What each rule said in the course of a rollout", &[404]),
     post(
         "/v1/highroad/rollouts/{member}/abort",

@@ -4,6 +4,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::sync::Notify;
 
+use crate::alerts::Alerts;
+use crate::alerts::objectives::Objectives;
 use crate::budget::keeper::Budgets;
 use crate::budget::shared::Leases;
 use crate::config::{MemberConfig, PortfolioConfig, RequestLimits};
@@ -30,6 +32,8 @@ pub struct Portfolio {
     rollouts: Arc<RolloutSettings>,
     look_now: Arc<Notify>,
     monitor: Arc<Monitor>,
+    alerts: Arc<Alerts>,
+    objectives: Arc<ArcSwapOption<Objectives>>,
     /// Whether a reference that means nothing yet is waited for.
     waits: AtomicBool,
     reloading: tokio::sync::Mutex<()>,
@@ -57,8 +61,11 @@ impl Portfolio {
         local: LocalState,
     ) -> Self {
         let rollouts = Arc::new(RolloutSettings::new(config.rollouts, config.poll_interval.0));
+        let alerts = Alerts::open(&config.alerts, None);
         let portfolio = Self {
             monitor: Monitor::new(local.monitor.clone(), local.baselines.clone()),
+            objectives: Arc::new(ArcSwapOption::new(Some(alerts.objectives()))),
+            alerts: Arc::new(alerts),
             served: ArcSwap::from_pointee(Served::default()),
             unverified,
             registry,
@@ -98,6 +105,18 @@ impl Portfolio {
     /// Answers a request by what is served now, whatever is edited meanwhile.
     pub(crate) async fn pinned<F: Future>(&self, answering: F) -> F::Output {
         PINNED.scope(self.served.load_full(), answering).await
+    }
+
+    /// The same with objectives and alerts that survive it.
+    #[must_use]
+    pub fn with_alerts(self, alerts: Alerts) -> Self {
+        self.objectives.store(Some(alerts.objectives()));
+        Self { alerts: Arc::new(alerts), ..self }
+    }
+
+    /// What is promised, and what fires.
+    pub fn alerts(&self) -> &Alerts {
+        &self.alerts
     }
 
     /// What may be spent, where anything is limited.
@@ -149,7 +168,8 @@ impl Portfolio {
     fn deployment_of(&self, name: &str, config: MemberConfig, before: Option<&Deployment>) -> Arc<Deployment> {
         let (registry, local, monitor) = (self.registry.clone(), self.local.clone(), Arc::clone(&self.monitor));
         let around = Surroundings { registry, local, monitor };
-        let rollouts = Rollouts::new(Arc::clone(&self.rollouts), Arc::clone(&self.look_now));
+        let rollouts =
+            Rollouts::new(Arc::clone(&self.rollouts), Arc::clone(&self.look_now), Arc::clone(&self.objectives));
         Arc::new(Deployment::new(name.to_owned(), config, self.unverified, around, rollouts, before))
     }
 
@@ -252,6 +272,8 @@ impl Portfolio {
             budgets.set_config(now.config.budgets.clone());
         }
         self.rollouts.set(now.config.rollouts, now.config.poll_interval.0);
+        self.alerts.take_up(&now.config.alerts);
+        self.objectives.store(Some(self.alerts.objectives()));
         self.look_now.notify_one();
     }
 
@@ -366,8 +388,12 @@ impl Portfolio {
     }
 
     /// Follows the registry for as long as the future is polled: every poll interval, and at once after
-    /// [`Portfolio::look_now`].
+    /// [`Portfolio::look_now`]. Looks beside it for what somebody should be told.
     pub async fn follow(&self) {
+        tokio::join!(self.follow_registry(), self.alerts.run(self));
+    }
+
+    async fn follow_registry(&self) {
         loop {
             let pause = self.config().poll_interval.0;
             tokio::select! {

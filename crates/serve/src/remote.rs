@@ -1,6 +1,6 @@
 use std::collections::BTreeMap;
 
-use highroad_package::registry::{Promotion, RegistryClient, RegistryError, ResolvedVersion};
+use highroad_package::registry::{Promotion, RegistryClient, RegistryError, ResolvedVersion, Rollback};
 use highroad_package::{Digest, Reference, Selector};
 use serde_json::json;
 use tracing::warn;
@@ -94,6 +94,17 @@ impl Registry for RemoteRegistry {
         Box::pin(async move {
             let moved = match self.client.promote(promotion).await {
                 Err(RegistryError::NoGate(_)) => admission::promote(&self.client, promotion).await,
+                Err(RegistryError::Refused { status: 403, message, .. }) => Ok(Err(message)),
+                moved => moved.map(Ok),
+            };
+            moved.map(|moved| moved.map(drop)).map_err(|error| unanswered(&error))
+        })
+    }
+
+    fn roll_back<'a>(&'a self, rollback: &'a Rollback) -> BoxFuture<'a, Result<Result<(), String>, DeployError>> {
+        Box::pin(async move {
+            let moved = match self.client.rollback(rollback).await {
+                Err(RegistryError::NoGate(_)) => admission::roll_back(&self.client, rollback).await,
                 Err(RegistryError::Refused { status: 403, message, .. }) => Ok(Err(message)),
                 moved => moved.map(Ok),
             };

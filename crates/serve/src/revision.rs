@@ -25,6 +25,7 @@ use crate::error::{AskError, DeployError};
 use crate::model::{Model, ModelError, Work, Yield, tensors_digest};
 use crate::monitor::{Monitor, MonitorConfig, Seen, Watch};
 use crate::telemetry::{BatchMetrics, TOKENS};
+use crate::traced;
 use crate::urgency::{Urgency, flow};
 
 /// A package that a member could serve, every byte of it verified.
@@ -309,6 +310,18 @@ impl Revision {
 
     /// Answers `inputs` through the task, in order.
     pub async fn ask(
+        self: &Arc<Self>,
+        inputs: Vec<Input>,
+        limits: &RequestLimits,
+        terms: Terms,
+    ) -> Result<Asked<Vec<Answer>>, AskError> {
+        let begun = Instant::now();
+        let result = self.answer(inputs, limits, terms).await;
+        traced::own(self, begun, &result);
+        result
+    }
+
+    async fn answer(
         self: &Arc<Self>,
         inputs: Vec<Input>,
         limits: &RequestLimits,

@@ -11,6 +11,7 @@ mod compare;
 mod course;
 mod follow;
 pub(crate) mod pairs;
+mod probation;
 mod shadow;
 mod status;
 pub(crate) mod trial;
@@ -28,6 +29,7 @@ pub(crate) use course::Course;
 pub use course::{CourseShown, PointShown, RuleShown};
 pub(crate) use follow::{RolloutSettings, Rollouts};
 pub use pairs::{Pair, Side, read_pairs};
+pub(crate) use probation::{Probation, Promised, WaysBack};
 pub use status::RolloutStatus;
 pub(crate) use trial::Trial;
 

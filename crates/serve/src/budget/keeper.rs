@@ -257,9 +257,14 @@ impl Budgets {
         self.shared.lock().ledger.set_config(config);
     }
 
+    /// Where every limit stands.
+    pub(crate) fn standings(&self) -> Vec<super::Standing> {
+        self.shared.lock().ledger.standings(now())
+    }
+
     /// Every account with its limits and what it has spent; within a request of a key for some members theirs, its own and its tenant's.
     pub fn view(&self) -> Value {
-        let standings = self.shared.lock().ledger.standings(now());
+        let standings = self.standings();
         let rows = standings.iter().filter(|standing| is_shown(standing)).map(|standing| {
             let value = |value: u64| if standing.meter.is_cost() { json!(value as f64 / 1e9) } else { json!(value) };
             json!({

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use highroad_hosted::{Fault, FaultKind, Incoming, Tokens, pause_before_retry};
 use highroad_package::Digest;
+use highroad_service::trace::Span;
 use highroad_service::{Kind, Problem};
 use metrics::{Gauge, counter, gauge};
 use serde_json::Value;
@@ -17,6 +18,7 @@ use crate::budget::keeper::{Budgets, Hold};
 use crate::error::AskError;
 use crate::protocol::openai::Refused;
 use crate::telemetry::{HOSTED_IN_FLIGHT, HOSTED_TRIES};
+use crate::traced;
 
 /// What is to be asked.
 pub(crate) struct Wanted {
@@ -67,6 +69,7 @@ pub(crate) struct Began<T> {
     pub begun: Instant,
     /// [`Wanted::digest`]
     pub request: Digest,
+    pub span: Span,
 }
 
 /// One of a member's places, for as long as its answer comes.
@@ -96,19 +99,22 @@ impl HostedMember {
         read: impl Fn(Received) -> Result<T, String>,
     ) -> Result<Began<T>, Failure> {
         let serving = self.serving().map_err(Failure::Ask)?;
-        let begun = Instant::now();
+        let (begun, span) = (Instant::now(), traced::hosted(self.hosted(), &wanted.path));
         let place = self.place().await?;
         lock(&self.retries).deposit();
         let (mut n_tries, mut waited, mut last) = (0, Duration::ZERO, None);
         loop {
             let attempt = match (self.admit(), last) {
                 (Ok(attempt), _) => attempt,
-                (Err(_), Some(fault)) => return Err(Failure::Fault(fault, n_tries)),
+                (Err(_), Some(fault)) => {
+                    span.failed(reason(&fault));
+                    return Err(Failure::Fault(fault, n_tries));
+                }
                 (Err(wait), None) => return Err(Failure::Open(wait)),
             };
             n_tries += 1;
             let hold = self.hold(budgets, wanted.most).await.map_err(Failure::Ask)?;
-            let fault = match serving.receive(wanted, &read).await {
+            let fault = match serving.receive(wanted, &span, &read).await {
                 Ok(value) => {
                     self.count_try("ok");
                     attempt.end(Outcome::Worked);
@@ -122,6 +128,7 @@ impl HostedMember {
                         n_tries,
                         begun,
                         request,
+                        span,
                     });
                 }
                 Err(fault) => fault,
@@ -135,6 +142,7 @@ impl HostedMember {
             let wait = fault.retry_after.unwrap_or_else(|| pause_before_retry(n_tries));
             let fits = n_tries <= self.config.retries && waited.saturating_add(wait) <= self.config.retry_wait;
             if !fault.is_passing() || !fits || !lock(&self.retries).withdraw() {
+                span.failed(reason(&fault));
                 return Err(Failure::Fault(fault, n_tries));
             }
             (waited, last) = (waited + wait, Some(fault));
@@ -197,8 +205,14 @@ impl Drop for Place {
 }
 
 impl Serving {
-    async fn receive<T>(&self, wanted: &Wanted, read: impl Fn(Received) -> Result<T, String>) -> Result<T, Fault> {
-        let mut incoming = self.client.forward(&wanted.path, wanted.body.clone(), wanted.json_bytes).await?;
+    async fn receive<T>(
+        &self,
+        wanted: &Wanted,
+        span: &Span,
+        read: impl Fn(Received) -> Result<T, String>,
+    ) -> Result<T, Fault> {
+        let (body, json_bytes) = (wanted.body.clone(), wanted.json_bytes);
+        let mut incoming = self.client.forward(&wanted.path, span.headers(), body, json_bytes).await?;
         let received = if wanted.events {
             if !incoming.is_event_stream() {
                 return Err(Fault::malformed("it answered with no stream of events"));

@@ -1,7 +1,7 @@
 //! Hosted members on HTTP: routes of their own where only they answer, and a look before our own models' routes for who is asked.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::rejection::BytesRejection;
@@ -24,6 +24,7 @@ use super::ask::{Began, Declined, Failure, Received, Wanted};
 use super::exchange::{self, Asked, Exchange};
 use super::shared::Shared;
 use super::trial::Part;
+use crate::alerts::watch::{self, Watch};
 use crate::error::AskError;
 use crate::http;
 use crate::portfolio::Portfolio;
@@ -101,7 +102,7 @@ async fn front(State(app): State<App>, mut request: Request, next: Next) -> Resp
             Err(problem) => return http::refusal(request.uri().path(), &problem),
         };
         let budgets = app.portfolio.budgets();
-        let answering = urgency.scope(app.answer(request, next));
+        let answering = urgency.scope(app.watched(request, next));
         match budgets {
             Some(budgets) => budgets.scope(answering).await,
             None => answering.await,
@@ -218,6 +219,18 @@ fn put_event_headers(headers: &mut HeaderMap) {
 }
 
 impl App {
+    /// Answers, and counts for the objectives how it went.
+    async fn watched(&self, request: Request, next: Next) -> Response {
+        let objectives = self.portfolio.alerts().objectives();
+        if objectives.is_empty() {
+            return self.answer(request, next).await;
+        }
+        let watch = Watch::begin(&objectives);
+        let response = watch.scope(self.answer(request, next)).await;
+        watch.answered(response.status());
+        response
+    }
+
     async fn answer(&self, request: Request, next: Next) -> Response {
         if *request.method() == Method::GET
             && let Some(response) = self.look(request.uri().path())
@@ -415,6 +428,7 @@ fn was_not_asked(passed: &str) -> bool {
 }
 
 fn count(member: &HostedMember, failure: &Failure) {
+    watch::member(member.name(), failure.reason(), Duration::ZERO);
     traffic::count(member.name(), failure.reason(), None);
     counter!(REQUESTS, "member" => member.name().to_owned(), "outcome" => failure.reason()).increment(1);
 }

@@ -9,11 +9,13 @@ use axum::http::HeaderMap;
 use futures_util::future::try_join_all;
 use highroad_package::Digest;
 use highroad_service::Problem;
+use highroad_service::trace::{Side, Span};
 use highroad_task::{Answer, Input, ranked};
 use serde::Serialize;
 use tokio::sync::SetOnce;
 
 use super::{Action, OnError, PipelineConfig, Pipelines, Query, Step, Template, check_index, check_package};
+use crate::alerts::watch;
 use crate::error::AskError;
 use crate::hosted::{Declined, Generation, Text};
 use crate::index::{Document, Index};
@@ -272,10 +274,15 @@ impl Run<'_> {
         }
         let begun = Instant::now();
         let limit = step.timeout.unwrap_or(self.config.timeout);
-        let outcome = match tokio::time::timeout(limit, self.answer(step)).await {
+        let span = Span::within(|| format!("step {}", step.name), Side::Internal);
+        let outcome = match tokio::time::timeout(limit, span.scope(self.answer(step))).await {
             Ok(outcome) => outcome,
             Err(_) => Err(PipelineError::StepTimeout { step: step.name.clone(), limit }),
         };
+        if outcome.is_err() {
+            span.failed("failed");
+        }
+        drop(span);
         let outcome = outcome.or_else(|error| self.skip(step, error)).map_err(Early::Failed)?;
         let report = StepReport {
             name: step.name.clone(),
@@ -529,11 +536,18 @@ pub(super) fn reordered(documents: &[Found], answers: &[Answer], top: usize) -> 
     best.map(|best| Found { score: best.score, document: Arc::clone(&documents[best.index].document) }).collect()
 }
 
-/// Counts a step's answer for who gave it.
+/// Counts a step's answer for who gave it, and for their objectives.
 fn watched<A>(member: &str, result: &Result<Asked<A>, AskError>, begun: Instant) {
+    let took = begun.elapsed();
     match result {
-        Ok(_) => traffic::count(member, "ok", Some(begun.elapsed())),
-        Err(error) => traffic::count(member, error.outcome(), None),
+        Ok(_) => {
+            watch::member(member, "ok", took);
+            traffic::count(member, "ok", Some(took));
+        }
+        Err(error) => {
+            watch::refused(Some(member), error);
+            traffic::count(member, error.outcome(), None);
+        }
     }
 }
 

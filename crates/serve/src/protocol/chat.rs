@@ -333,6 +333,10 @@ impl Serialize for Fields {
     }
 }
 
+/// Reasons that are kept, and characters of one: they come from a host.
+const MAX_FINISH_REASONS: usize = 16;
+const MAX_REASON_CHARS: usize = 40;
+
 /// What is kept of an answer: how many tokens it took, and what it says, for its digests.
 #[derive(Debug, Default)]
 pub struct Tally {
@@ -341,7 +345,7 @@ pub struct Tally {
     /// What the host says it is.
     pub served_by: Option<String>,
     choices: BTreeMap<u64, Choice>,
-    finished: bool,
+    finish_reasons: Vec<String>,
 }
 
 #[derive(Debug, Default)]
@@ -456,7 +460,12 @@ impl Tally {
 
     /// Whether every answer came to its end.
     pub fn is_finished(&self) -> bool {
-        self.finished
+        !self.finish_reasons.is_empty()
+    }
+
+    /// Why answers ended, as the host says, short and few.
+    pub fn finish_reasons(&self) -> &[String] {
+        &self.finish_reasons
     }
 
     /// One digest for each answer: SHA-256 of its text, followed by the names and arguments of the tools it calls. It is the same
@@ -474,7 +483,9 @@ impl Tally {
             if index >= MAX_CHOICES * MAX_PROMPTS as u64 {
                 continue;
             }
-            self.finished |= finish_reason.is_some();
+            if let Some(reason) = finish_reason.filter(|_| self.finish_reasons.len() < MAX_FINISH_REASONS) {
+                self.finish_reasons.push(reason.chars().filter(|c| !c.is_control()).take(MAX_REASON_CHARS).collect());
+            }
             let choice = self.choices.entry(index).or_default();
             choice.text.extend(text);
             let Some(Said { content, refusal, tool_calls }) = delta else { continue };

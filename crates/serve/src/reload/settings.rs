@@ -10,8 +10,18 @@ use crate::hosted::config::HostedConfig;
 /// Everything that `config` says, as data: what two of them have in common and what not can be seen without their files.
 pub fn settings(config: &PortfolioConfig) -> Value {
     // How members are watched is told of each of them.
-    let PortfolioConfig { members, hosted, budgets, limits, poll_interval, indexes, pipelines, rollouts, monitor: _ } =
-        config;
+    let PortfolioConfig {
+        members,
+        hosted,
+        budgets,
+        alerts,
+        limits,
+        poll_interval,
+        indexes,
+        pipelines,
+        rollouts,
+        monitor: _,
+    } = config;
     let indexes = indexes
         .iter()
         .map(|(name, index)| (name.clone(), json!({ "path": absolute(&index.path), "embedder": index.embedder })));
@@ -24,6 +34,8 @@ pub fn settings(config: &PortfolioConfig) -> Value {
         "indexes": indexes.collect::<Map<_, _>>(),
         "pipelines": pipelines.iter().map(|(name, config)| (name.clone(), digest(config))).collect::<Map<_, _>>(),
         "budgets": budgets.told(),
+        "objectives": alerts.objectives.iter().map(|(name, config)| (name.clone(), digest(config))).collect::<Map<_, _>>(),
+        "webhooks": alerts.webhooks.iter().map(|(name, config)| (name.clone(), digest(config))).collect::<Map<_, _>>(),
     })
 }
 
