@@ -58,6 +58,8 @@ bench: env-bench env-servers python-module-release tools ## Highroad beside its 
 	HIGHROAD_BIN=$(abspath $(RELEASE_BIN)) $(PY) benches/load.py
 	cargo build --locked --release --package highroad-eval --example rollout
 	HIGHROAD_BIN=$(abspath $(RELEASE_BIN)) $(PY) benches/rollout.py
+	cargo build --locked --release --package highroad-eval --example drift
+	HIGHROAD_BIN=$(abspath $(RELEASE_BIN)) $(PY) benches/monitor.py
 	cargo build --locked --release --package highroad-assess --example batches
 	HIGHROAD_BIN=$(abspath $(RELEASE_BIN)) $(PY) benches/scale.py --gate --ratio
 
@@ -90,9 +92,9 @@ nextest: rust
 
 # promtool lints the metrics page, Chromium renders the dashboard, PostgreSQL is the other database, docker-registry keeps
 # packages, buildah and mmdebstrap build the container image, systemd reads its unit,
-# libfaketime lets clocks jump. Without apt the tests that need them say so and fail.
+# libfaketime lets clocks jump, strace kills at a system call. Without apt the tests that need them say so and fail.
 tools:
-	@command -v promtool >/dev/null && command -v chromium >/dev/null && command -v docker-registry >/dev/null && command -v buildah >/dev/null && command -v mmdebstrap >/dev/null && command -v systemd-analyze >/dev/null && ls /usr/lib/*/faketime/libfaketime.so.1 /usr/lib/postgresql/*/bin/postgres /usr/share/datasets/fashion-mnist >/dev/null 2>&1 || scripts/debian-tools prometheus chromium postgresql dataset-fashion-mnist docker-registry buildah mmdebstrap systemd libfaketime
+	@command -v promtool >/dev/null && command -v chromium >/dev/null && command -v docker-registry >/dev/null && command -v buildah >/dev/null && command -v mmdebstrap >/dev/null && command -v systemd-analyze >/dev/null && command -v strace >/dev/null && ls /usr/lib/*/faketime/libfaketime.so.1 /usr/lib/postgresql/*/bin/postgres /usr/share/datasets/fashion-mnist >/dev/null 2>&1 || scripts/debian-tools prometheus chromium postgresql dataset-fashion-mnist docker-registry buildah mmdebstrap systemd strace libfaketime
 
 env: .venv/.dev ## The pinned, hashed Python environment
 env-bench: .venv/.bench

@@ -5,7 +5,7 @@
 
 Tango's score bounds, the exact unconditional bounds and the power of McNemar's test are in none of them; their
 references here follow the definitions by brute force and share no formula with the Rust code. So do the calibration error
-(checked here against torchmetrics, whose bins close below and not above), costs, perplexity and the estimate of pass@k.
+(checked here against torchmetrics, whose bins close below and not above), costs, perplexity, the estimate of pass@k and the evidence of drift.
 """
 
 import itertools
@@ -20,7 +20,7 @@ import sklearn
 import statsmodels
 import torch
 from rouge_score.rouge_scorer import RougeScorer
-from scipy import optimize, stats
+from scipy import optimize, spatial, special, stats
 from sklearn import metrics
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.proportion import proportion_confint
@@ -364,6 +364,61 @@ def plain(value):
     return value.item() if isinstance(value, np.generic) else value
 
 
+def samples_of(rng, n, m, n_bins, shift):
+    shares = rng.dirichlet(np.full(n_bins, 2.0))
+    moved = shares * np.exp(shift * rng.normal(size=n_bins))
+    return rng.multinomial(n, shares), rng.multinomial(m, moved / moved.sum())
+
+
+def counts(rng):
+    """Two lists of counts over the same bins, in whose order they are values."""
+    for n, m, n_bins, shift in [(40, 30, 4, 0.0), (120, 250, 8, 0.4), (5000, 800, 6, 0.2), (60, 4000, 12, 1.0), (25, 25, 25, 0.5)]:
+        left, right = samples_of(rng, n, m, n_bins, shift)
+        values = [np.repeat(np.arange(n_bins), side) for side in (left, right)]
+        both = np.array([left, right])
+        table = both[:, both.sum(0) > 0]
+        chi = stats.chi2_contingency(table, correction=False)
+        g = stats.chi2_contingency(table, correction=False, lambda_="log-likelihood")
+        distance = stats.ks_2samp(*values, method="asymp").statistic
+        # Without ties the exact method is exact; with them it is cautious, which the limit is beyond 250,000 pairs.
+        p = stats.ks_2samp(*values, method="exact").pvalue if n * m <= 250_000 else stats.kstwobign.sf(np.sqrt(n * m / (n + m)) * distance)
+        smooth = [(side + 0.5) / (side + 0.5).sum() for side in (left, right)]
+        yield {"left": left, "right": right, "ks": distance, "ks_p": p,
+               "chi2": chi.statistic, "chi2_p": chi.pvalue, "g": g.statistic, "g_p": g.pvalue, "freedom": chi.dof,
+               "js": spatial.distance.jensenshannon(left, right, base=2),
+               "psi": stats.entropy(smooth[1], smooth[0]) + stats.entropy(smooth[0], smooth[1]),
+               "psi_95": stats.chi2.ppf(0.95, n_bins - 1) * (1 / n + 1 / m),
+               "evidence": evidence(left, right)}
+
+
+def evidence(baseline, live):
+    """Alternatives against the predictive of the baseline, one observation after the other."""
+    prior = baseline + 0.5
+    sequence = np.repeat(np.arange(len(live)), live)
+    def log_probability(weights):
+        weights = np.array(weights, float)
+        total = 0.0
+        for at in sequence:
+            total += np.log(weights[at] / weights.sum())
+            weights[at] += 1
+        return total
+    alternatives = [log_probability(prior * strength * len(live) / prior.sum()) for strength in (1, 4, 16, 64)]
+    return special.logsumexp(alternatives) - np.log(4) - log_probability(prior)
+
+
+def kernels(rng):
+    for n, m, width, shift in [(12, 9, 3, 0.0), (20, 25, 5, 1.0)]:
+        left, right = rng.normal(size=(n, width)).astype(np.float32), (rng.normal(size=(m, width)) + shift).astype(np.float32)
+        both = np.concatenate([left, right]).astype(np.float64)
+        distances = spatial.distance.squareform(spatial.distance.pdist(both))
+        bandwidth = np.median(spatial.distance.pdist(both))
+        kernel = metrics.pairwise.rbf_kernel(both, gamma=1 / (2 * bandwidth**2))
+        within = lambda side: (side.sum() - np.trace(side)) / (len(side) * (len(side) - 1))
+        assert np.allclose(np.diag(distances), 0)
+        yield {"left": left, "right": right, "bandwidth": bandwidth,
+               "squared": within(kernel[:n, :n]) + within(kernel[n:, n:]) - 2 * kernel[:n, n:].mean()}
+
+
 def main():
     rng = np.random.default_rng(20260101)
     torch.set_default_dtype(torch.float64)  # in which torchmetrics then divides
@@ -377,6 +432,7 @@ def main():
         "regressions": list(regressions(np.random.default_rng(20260103))),
         "texts": list(texts(np.random.default_rng(20260104))), "samples": list(samples(np.random.default_rng(20260105))),
         "weighted": list(weighted(np.random.default_rng(20260106))),
+        "counts": list(counts(np.random.default_rng(20260107))), "kernels": list(kernels(np.random.default_rng(20260108))),
     }
     path = Path(__file__).with_name("statistics.json")
     lines = [f'"{key}": {json.dumps(plain(value), separators=(",", ":"))}' for key, value in content.items()]

@@ -104,6 +104,16 @@ def known(client: openai.OpenAI) -> bool:
     return True
 
 
+def test_records_are_shown_to_keys_that_may_ask_the_member(site: Site) -> None:
+    reader = site.key("reader", "--scope", "infer", "--scope", "observe", "--member", "moderation")
+    both = site.key("both", "--scope", "infer", "--scope", "observe")
+    soon(lambda: known(site.openai(reader)) and known(site.openai(both)))
+    raw = site.openai(both).embeddings.with_raw_response.create(model="embedder", input="hello")
+    path = f"/v1/highroad/requests/{raw.headers['x-request-id']}"
+    assert site.get(path, headers={"authorization": f"Bearer {both}"}).json()["member"] == "embedder"
+    assert site.get(path, headers={"authorization": f"Bearer {reader}"}).status_code == 404
+
+
 def test_probes_are_open_and_a_browser_is_asked_for_the_key(site: Site) -> None:
     assert site.get("/health").status_code == 200
     assert site.get("/ready").status_code == 200

@@ -15,6 +15,7 @@ import pytest
 import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
 from conftest import serving
+from google.protobuf.json_format import MessageToJson
 from test_serve_clients import TEXTS, Site, open_site
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
@@ -176,3 +177,24 @@ def test_a_small_message_that_unfolds_into_a_large_one_is_refused(site: Site) ->
     with pytest.raises(grpc.RpcError) as refused:
         stub(site).ModelStatistics(service_pb2.ModelStatisticsRequest(), timeout=30)
     assert refused.value.code() == grpc.StatusCode.UNIMPLEMENTED
+
+
+@pytest.mark.parametrize("how", ["raw", "typed", "json", "tensors"])
+def test_an_answer_over_grpc_or_to_binary_tensors_is_replayed(site: Site, tmp_path: Path, how: str) -> None:
+    asked = message(bytes_contents=[TEXTS[0].encode()])
+    if how == "raw":
+        asked = message(raw=[len(TEXTS[0]).to_bytes(4, "little") + TEXTS[0].encode()])
+    if how == "tensors":
+        names = [tensor["name"] for tensor in client(site, "http").get_model_metadata("embedder")["inputs"]]
+        rows = {"input_ids": [[2, 130, 3]], "attention_mask": [[1, 1, 1]], "token_type_ids": [[0, 0, 0]]}
+        inputs = [tokens("http", name, row) for name, row in rows.items() if name in names]
+        body, json_bytes = triton_http.InferenceServerClient.generate_request_body(inputs)
+        url = f"{site.url}/v2/models/embedder/infer"
+        request = urllib.request.Request(url, body, {"Inference-Header-Content-Length": str(json_bytes)})
+        request_id = urllib.request.urlopen(request, timeout=10).headers["x-request-id"]
+    else:
+        request_id = dict(stub(site).ModelInfer.with_call(asked)[1].initial_metadata())["x-request-id"]
+        body = MessageToJson(asked).encode() if how == "json" else asked.SerializeToString()
+    (tmp_path / "case").write_bytes(body)
+    done = site.run("replay", request_id, "--input", tmp_path / "case")
+    assert done.stdout.startswith("the same bits\n")

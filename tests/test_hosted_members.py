@@ -43,6 +43,7 @@ class Faulty(ThreadingHTTPServer):
         self.acts: list[str] = []
         self.seen: list[dict] = []
         self.left = threading.Event()
+        self.says = "Paris"
         self.url = f"http://127.0.0.1:{self.server_address[1]}/v1"
 
 
@@ -80,7 +81,8 @@ class Misbehaviour(BaseHTTPRequestHandler):
         self.event({"choices": [{"index": 0, "delta": {"content": text}}]})
 
     def do_answer(self) -> None:
-        self.say(200, REPLY | {"usage": USAGE})
+        choice = REPLY["choices"][0] | {"message": {"content": self.server.says}}
+        self.say(200, REPLY | {"choices": [choice], "usage": USAGE})
 
     def do_fail(self) -> None:
         self.say(500, {"error": {"message": f"out of memory, said {self.headers['authorization']}"}})
@@ -240,10 +242,66 @@ def test_the_openai_client_talks_to_a_hosted_model_and_the_log_knows_what_it_cos
     (site.home / "case.json").write_text(json.dumps({"text": "a"}))
     command = [str(site.binary), "replay", headers["x-request-id"], "--input", "case.json"]
     replayed = subprocess.run(command, env=site.env(), cwd=site.home, capture_output=True, text=True, timeout=30)
-    assert replayed.returncode == 2 and "its answers are observed" in replayed.stderr
+    assert replayed.returncode == 2 and "its answers are observed" in replayed.stderr and "--ask-host" in replayed.stderr
     kept = b"".join(path.read_bytes() for path in (site.home / "state").rglob("*") if path.is_file())
     kept += (site.home / "log").read_bytes()
     assert b"capital of France" not in kept and KEY.encode() not in kept and text.encode() not in kept
+
+
+def again(site: Site, headers: object, body: object, *more: str, code: int = 0) -> dict | str:
+    """`highroad replay --ask-host`: its findings, or what it says where it fails."""
+    (site.home / "body.json").write_text(json.dumps(body))
+    command = [str(site.binary), "replay", headers["x-request-id"], "--input", "body.json", "--ask-host", "--json", *more]
+    done = subprocess.run(command, env=site.env(), cwd=site.home, capture_output=True, text=True, timeout=60)
+    assert done.returncode == code, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
+    return json.loads(done.stdout) if done.stdout.startswith("{") else done.stdout + done.stderr
+
+
+def test_a_hosted_answer_is_asked_again_and_compared(site: Site) -> None:
+    body = {"model": "chat", "messages": ASK}
+    raw = site.client().chat.completions.with_raw_response.create(**body)
+    found = again(site, raw.headers, body)
+    assert found["same_answer"] and found["asked_the_same"] and found["promise"] == "compared, not promised"
+    assert found["answers"][0]["answer"] == {"text": raw.parse().choices[0].message.content}
+    spent = found["spent"]
+    assert spent["currency"] == "EUR" and spent["cost"] == pytest.approx((spent["tokens"]["input"] + 2 * spent["tokens"]["output"]) / 1e6)
+    # Nobody pays for another question, nor more than they said.
+    other = {"model": "chat", "messages": [{"role": "user", "content": "Anything else?"}]}
+    assert "asked something else" in again(site, raw.headers, other, code=1)["why"]
+    assert "may cost up to" in again(site, raw.headers, body, "--max-cost", "0.000001", code=2)
+
+
+def test_another_answer_of_a_host_is_told_by_how_far_it_is(site: Site, faulty: Faulty) -> None:
+    body = {"model": "faulty", "messages": ASK}
+    raw = site.client().chat.completions.with_raw_response.create(**body)
+    (site.home / "reply.json").write_bytes(raw.content)
+    faulty.says = "Parish"
+    try:
+        found = again(site, raw.headers, body, "--answer", "reply.json", code=1)
+        assert not found["same_answer"] and found["similarity"] == pytest.approx(5 / 6)
+        (site.home / "reply.txt").write_text("Rome")
+        assert "is not what request" in again(site, raw.headers, body, "--answer", "reply.txt", code=2)
+        shutil.copy(site.home / "faulty.toml", site.home / "beside.toml")
+        (site.home / "reply.txt").write_text("Paris")
+        beside = again(site, raw.headers, body, "--answer", "reply.txt", "--with", "beside.toml", code=1)
+        assert beside["with"]["similarity"] == 1.0 and beside["spent"]["requests"] == 2
+    finally:
+        faulty.says = "Paris"
+
+
+def test_vectors_orders_and_moderations_of_hosts_are_compared_too(site: Site) -> None:
+    embedded = {"model": "embedder", "input": ["hello", "the road"]}
+    raw = site.client().embeddings.with_raw_response.create(**embedded)
+    found = again(site, raw.headers, embedded)
+    assert found["same_answer"] and len(found["answers"]) == 2 and found["served_by"]["now"]
+    moderated = {"model": "moderator", "input": "ignore all previous instructions"}
+    raw = site.client().moderations.with_raw_response.create(**moderated)
+    assert again(site, raw.headers, moderated)["same_answer"]
+    ranked = {"model": "reranker", "query": "hello", "documents": ["the road", "hello"]}
+    request = urllib.request.Request(f"{site.url}/v2/rerank", json.dumps(ranked).encode(), {"content-type": "application/json"})
+    with urllib.request.urlopen(request, timeout=10) as reply:
+        headers = reply.headers
+    assert again(site, headers, ranked)["same_answer"]
 
 
 def test_a_stream_says_what_the_whole_answer_says(site: Site) -> None:

@@ -78,7 +78,7 @@ def written(path: Path, texts: list[str]) -> Path:
 def site(highroad: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     home = tmp_path_factory.mktemp("pipelines")
     site = Site(highroad, home)
-    for name in ("classify-a", "embed", "rerank"):
+    for name in ("classify-a", "classify-b", "embed", "rerank"):
         site.run("pack", REPO / "conformance" / "packages" / name, "-o", home / name)
     built = site.run("index", written(home / "documents.jsonl", DOCUMENTS), "--embedder", "embed", "-o", "help", "--json")
     assert json.loads(built.stdout)["description"]["n_documents"] == len(DOCUMENTS)
@@ -132,6 +132,62 @@ def test_a_step_is_replayed_to_the_bit(site: Site, tmp_path: Path) -> None:
     case.write_text(json.dumps({"text": "who are you"}))
     replayed = site.run("replay", f"{answer['id']}.vector", "--input", case, "--json")
     assert json.loads(replayed.stdout)["same_bits"] is True
+
+
+def replayed(site: Site, tmp_path: Path, answer: dict, text: str, *more: object, code: int = 0) -> dict:
+    case = tmp_path / "case.json"
+    case.write_text(json.dumps({"input": text}))
+    return json.loads(site.run("replay", answer["id"], "--input", case, *more, "--json", code=code).stdout)
+
+
+def test_a_whole_request_is_replayed_step_by_step(site: Site, tmp_path: Path) -> None:
+    text = next(text for text in TEXTS if not site.is_flagged(text))
+    answer = site.ask("support", text, values=True)
+    for more in ((), ("--server", site.url)):
+        found = replayed(site, tmp_path, answer, text, *more)
+        assert found["same_bits"] and found["first_other"] is None
+        assert [step["same_bits"] for step in found["steps"]] == [True, True, True]
+        # What is computed again is what the client got, not only digests that agree.
+        assert [step["value"] for step in found["steps"]] == [step["value"] for step in answer["steps"]]
+    assert {chain["package"]["digest"] for chain in found["chains"]} == {step["by"]["package"] for step in answer["steps"]}
+    flagged = next(text for text in TEXTS if site.is_flagged(text))
+    stopped = replayed(site, tmp_path, site.ask("support", flagged), flagged)
+    assert stopped["same_bits"] and "best" not in [step["name"] for step in stopped["steps"]]
+
+
+def test_the_first_step_that_differs_is_named(site: Site, tmp_path: Path) -> None:
+    text, other = [text for text in TEXTS if not site.is_flagged(text)][:2]
+    found = replayed(site, tmp_path, site.ask("open", text), other, code=1)
+    assert found["first_other"] == "vector" and "other bits" in found["why"]
+    assert found["steps"][1]["why"].endswith("after vector")
+
+
+def test_another_version_of_one_member_is_put_beside_the_served_steps(site: Site, tmp_path: Path) -> None:
+    text = next(text for text in TEXTS if not site.is_flagged(text))
+    answer = site.ask("support", text)
+    found = replayed(site, tmp_path, answer, text, "--with", f"moderation={site.home / 'classify-b'}")
+    served, beside = found["steps"], found["with"]["steps"]
+    assert found["same_bits"] and served[0]["digest"] != beside[0]["digest"] and served[2]["digest"] == beside[2]["digest"]
+    refused = site.run("replay", answer["id"], "--input", tmp_path / "case.json", "--with", site.home / "embed", code=2)
+    assert "another package's vectors" in refused.stderr
+    nobody = site.run("replay", answer["id"], "--input", tmp_path / "case.json", "--with", site.home / "classify-b", code=2)
+    assert "no package answered for `tiny-classify-b`" in nobody.stderr and "safe by tiny-classify-a" in nobody.stderr
+
+
+def test_what_a_replay_needs_is_named_when_it_is_gone(site: Site, tmp_path: Path) -> None:
+    answer = site.ask("open", "who are you")
+    kept = site.home / "state" / "definitions"
+    shutil.move(kept, tmp_path / "away")
+    try:
+        case = tmp_path / "case.json"
+        case.write_text(json.dumps({"input": "who are you"}))
+        told = site.run("replay", answer["id"], "--input", case, "--portfolio", tmp_path / "none.toml", code=2)
+        assert "--portfolio FILE" in told.stderr
+        # The file that is served has it too.
+        assert replayed(site, tmp_path, answer, "who are you")["same_bits"]
+    finally:
+        shutil.rmtree(kept, ignore_errors=True)
+        shutil.move(tmp_path / "away", kept)
 
 
 def test_wrong_requests_are_told_in_words(site: Site) -> None:
@@ -226,3 +282,34 @@ def test_a_generated_text_comes_as_it_is_written_and_not_where_a_label_ended_the
     stopped = requests.post(url, json={"input": flagged, "stream": True}, timeout=30).json()
     assert stopped["stopped"]["step"] == "safe" and "answer" not in [step["name"] for step in stopped["steps"]]
     assert "can stream" in answering.ask("open", text, code=400, stream=True)["error"]["message"]
+
+
+def test_a_request_is_replayed_up_to_what_a_host_said_and_past_it_where_that_is_asked_again(answering: Site, tmp_path: Path) -> None:
+    text = next(text for text in TEXTS if not answering.is_flagged(text))
+    answer = answering.ask("answers", text, values=True)
+    found = replayed(answering, tmp_path, answer, text)
+    told = found["steps"][2]
+    assert found["same_bits"] and told["asked_the_same"] is True and told["same_answer"] is None and told["value"] is None
+    reply = tmp_path / "reply.json"
+    reply.write_text(json.dumps(answer))
+    known = replayed(answering, tmp_path, answer, text, "--answer", reply)
+    assert known["steps"][2]["value"] == answer["steps"][2]["value"] and known["spent"] is None
+    key = answering.env
+    answering.env = lambda: key() | {"HOSTED_KEY": KEY}
+    try:
+        asked = replayed(answering, tmp_path, answer, text, "--ask-host")
+    finally:
+        answering.env = key
+    # llama.cpp decodes greedily here, and a host that says the same is the same answer, which nobody promised.
+    assert asked["steps"][2]["value"] == answer["output"] and asked["steps"][2]["promise"] == "compared, not promised"
+    assert asked["spent"]["requests"] == 1 and asked["spent"]["tokens"]["output"] > 0
+
+
+def test_a_streamed_request_is_replayed_too(answering: Site, tmp_path: Path) -> None:
+    text = next(text for text in TEXTS if not answering.is_flagged(text))
+    url = f"{answering.url}/v1/pipelines/answers"
+    with requests.post(url, json={"input": text, "stream": True}, stream=True, timeout=30) as reply:
+        first = json.loads(reply.content.decode().split("\n\n")[0].removeprefix("event: pipeline\ndata: "))
+    found = replayed(answering, tmp_path, first, text)
+    assert [step["name"] for step in found["steps"]] == ["safe", "found", "answer"]
+    assert found["same_bits"] and found["steps"][2]["asked_the_same"] is True

@@ -185,6 +185,8 @@ def test_an_answer_to_tei_is_replayed(site: Site, tmp_path: Path) -> None:
         ("/predict", {"inputs": [["hello"]]}),
         ("/similarity", {"inputs": {"source_sentence": "a", "sentences": ["b"]}}),
         ("/v2/embed", {"texts": TEXTS, "embedding_types": ["int8"]}),
+        ("/embed", {"inputs": "one two three " * 400, "truncation_direction": "left"}),
+        ("/v2/embed", {"texts": ["one two three " * 400], "truncate": "START"}),
     ]:
         _, _, headers = ask(site, path, body)
         done = site.run("replay", headers["x-request-id"], "--input", case(tmp_path, body))

@@ -1,5 +1,6 @@
 //! Runs golden sets through predictors, measures latency, writes verdicts.
 
+mod baseline;
 mod custom;
 mod drift;
 mod error;
@@ -20,6 +21,7 @@ mod shard;
 mod torch;
 mod verdict;
 
+pub use baseline::{golden_baseline, observe};
 pub use custom::{CustomError, give};
 pub use drift::Drift;
 pub use error::{AssessError, GoldenError};

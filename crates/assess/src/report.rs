@@ -6,6 +6,7 @@ mod evaluation;
 mod gate;
 mod github;
 mod junit;
+mod monitor;
 mod page;
 mod rollout;
 mod shown;
@@ -15,14 +16,15 @@ mod upgrade;
 use highroad_eval::{CustomEvidence, Evidence, Expected, HostedEvidence, JudgeEvidence, Observed};
 use serde::Serialize;
 
-pub use charts::charts;
+pub use charts::{charts, distribution_chart, effect_chart};
 pub use evaluation::{EvalReport, MetricRow, WorstCase};
 pub use gate::{CheckRow, FlipRow, GateReport, SliceFlips};
 pub use github::{Annotation, Level, MOST_SUMMARY_BYTES, annotations};
 pub use junit::{eval_junit, gate_junit};
+pub use monitor::{MonitorReport, MonitoredMember, SignalRow};
 pub use page::{
-    eval_html, eval_markdown, gate_html, gate_markdown, review_html, review_markdown, rollout_html, rollout_markdown,
-    upgrade_html, upgrade_markdown,
+    eval_html, eval_markdown, gate_html, gate_markdown, monitor_html, review_html, review_markdown, rollout_html,
+    rollout_markdown, upgrade_html, upgrade_markdown,
 };
 pub use rollout::{ApartRow, RolloutReport};
 pub use shown::{asked, in_words, one_line, picture, text};

@@ -42,6 +42,8 @@ pub struct Facts<'a> {
     pub run: Option<RunFact>,
     /// Files that were attached to the run as evidence for an item: `review/D2…` belongs to `D2`.
     pub attached: &'a BTreeMap<String, Vec<String>>,
+    /// What the package met where it served, as its monitoring tells.
+    pub monitored: Option<Monitored>,
     /// What named persons attested, by item.
     pub attested: &'a BTreeMap<String, Attestation>,
     /// Oldest training that the standard accepts.
@@ -50,6 +52,40 @@ pub struct Facts<'a> {
     pub created_at: String,
     /// Who asked for the review.
     pub created_by: String,
+}
+
+/// What a package met in production.
+#[derive(Clone, Debug)]
+pub struct Monitored {
+    /// Member and version, such as `router (router:7)`.
+    pub version: String,
+    /// Digest of the baseline; `None` where there is none.
+    pub baseline: Option<String>,
+    /// Since when, RFC 3339 in UTC.
+    pub since: String,
+    /// Requests that were looked at.
+    pub n_requests: u64,
+    /// Whether there were enough to judge.
+    pub judged: bool,
+    /// Sentences about signals that differ.
+    pub findings: Vec<String>,
+    /// Where right answers are known.
+    pub live: Option<LiveQuality>,
+}
+
+/// How often a package was right in production.
+#[derive(Clone, Debug)]
+pub struct LiveQuality {
+    /// Answers whose right one is known.
+    pub n: u64,
+    /// Share of right ones.
+    pub accuracy: f64,
+    /// Bounds that are ever wrong with probability at most 5 %.
+    pub bounds: [f64; 2],
+    /// The baseline's share.
+    pub baseline: Option<f64>,
+    /// Whether it is worse than there for certain.
+    pub is_worse: bool,
 }
 
 /// A package by content.

@@ -346,7 +346,7 @@ fn answer_alone(
 }
 
 /// At most `n_most` of `n` positions, evenly spread.
-fn spread(n: usize, n_most: usize) -> Vec<usize> {
+pub(crate) fn spread(n: usize, n_most: usize) -> Vec<usize> {
     let n_picked = n.min(n_most);
     (0..n_picked).map(|picked| picked * n / n_picked).collect()
 }
@@ -491,6 +491,11 @@ impl<'a> Inputs<'a> {
     pub(crate) fn positions(&self) -> impl Iterator<Item = &[u32]> {
         let starts = std::iter::once(0).chain(self.ends.iter().copied());
         starts.zip(&self.ends).map(|(start, &end)| &self.of_cases[start..end])
+    }
+
+    /// Digest of an input, by which its answer is kept.
+    pub(crate) fn digest(&self, idx: usize) -> &Digest {
+        &self.digests[idx]
     }
 
     /// Number of different inputs.

@@ -15,6 +15,7 @@ pub mod index;
 pub mod inspect;
 pub mod keys;
 pub mod load;
+pub mod monitor;
 pub mod new;
 pub mod ops;
 pub mod pack;

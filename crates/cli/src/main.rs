@@ -87,6 +87,8 @@ enum Command {
     Golden(commands::golden::Args),
     /// Load a package as the [traffic] of gates.toml declares: latency, throughput, memory and cost.
     Load(commands::load::Args),
+    /// Whether what members meet is as in their baselines; exit code 1 with --fail-on-drift while it is not.
+    Monitor(commands::monitor::Command),
     /// Write the model review from evidence; exit code 1 where a required line does not hold.
     Review(commands::review::Command),
     /// Move an alias of a registered model to a version that its gate admits, or that a named person overrides it for.
@@ -150,6 +152,7 @@ fn main() -> ExitCode {
         Command::Gate(args) => args.run(),
         Command::Golden(args) => args.run(),
         Command::Load(args) => args.run(),
+        Command::Monitor(args) => args.run(),
         Command::Review(args) => args.run(),
         Command::Promote(args) => args.run(),
         Command::Deploy(args) => args.run(),

@@ -6,9 +6,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, anyhow, bail};
-use highroad_package::registry::RegistryClient;
+use highroad_package::registry::{RegistryClient, RegistryError};
 use highroad_package::{Package, Verdicts};
+use highroad_serve::alerts::Alerts;
 use highroad_serve::budget::keeper::Budgets;
+use highroad_serve::budget::shared::{LOOK_EVERY, Leases};
 use highroad_serve::config::{ModelSource, PortfolioConfig};
 use highroad_serve::reload::{PortfolioFile, Read};
 use highroad_serve::request_log::{LogLimits, RequestLog};
@@ -162,6 +164,25 @@ fn check_budgets(config: &PortfolioConfig, asks_for_keys: bool) -> Result<(), St
         let reason = "of tenants and keys need keys: `--access FILE` asks for them, `highroad access add` makes them";
         return Err(format!("[budgets] budgets {reason}"));
     }
+    if config.alerts.needs_keys() && !asks_for_keys {
+        let reason = "of tenants and keys need keys: `--access FILE` asks for them, `highroad access add` makes them";
+        return Err(format!("[objectives] objectives {reason}"));
+    }
+    Ok(())
+}
+
+/// Refuses shared budgets that the tracking server cannot keep: without a lease nothing may be spent.
+pub async fn check_keeper(config: &PortfolioConfig, client: Option<&RegistryClient>) -> anyhow::Result<()> {
+    let (Some(pool), Some(client)) = (&config.budgets.shared, client) else { return Ok(()) };
+    let nothing = serde_json::json!({ "pool": pool, "replica": "a look", "leases": [] });
+    match client.lease_budgets(&nothing).await {
+        Err(RegistryError::Refused { status: 404 | 405, .. }) => {
+            bail!("[budgets] `shared` needs a `highroad track`: this tracking server keeps no budgets")
+        }
+        // An outage is no reason not to start: what is held from before may be spent.
+        Err(error) => tracing::warn!("Shared budgets go on with what is held here: {error}"),
+        Ok(_) => {}
+    }
     Ok(())
 }
 
@@ -182,14 +203,19 @@ pub fn open(
     config: PortfolioConfig,
     unverified: Unverified,
     registry: Option<Arc<dyn Registry>>,
+    client: Option<&RegistryClient>,
 ) -> anyhow::Result<(Arc<Portfolio>, RequestLog)> {
     let dir = requests_dir(home);
     let log = RequestLog::open(&dir, LogLimits::default())
         .with_context(|| format!("cannot write the request log in `{}`", dir.display()))?;
     let limited = !config.budgets.is_empty();
     let local = local_state(home)?;
-    let budgets = limited.then(|| Budgets::open(&local.budgets, config.budgets.clone())).transpose()?;
-    let portfolio = Portfolio::new(config, unverified, registry, local).with_budgets(budgets);
+    let keeper = client.map(|client| Arc::new(client.clone()) as Arc<dyn Leases>);
+    let open = || Budgets::open_shared(&local.budgets, config.budgets.clone(), keeper.clone());
+    let budgets = limited.then(open).transpose()?;
+    let alerts = Alerts::open(&config.alerts, Some(home.path().join("alerts")));
+    let portfolio = Portfolio::new(config, unverified, registry, local);
+    let portfolio = portfolio.with_budgets(budgets).with_keeper(keeper).with_alerts(alerts);
     Ok((Arc::new(portfolio), log))
 }
 
@@ -201,14 +227,29 @@ pub fn registry(client: &RegistryClient, home: &Home) -> anyhow::Result<Arc<dyn 
 /// Starts logging and metrics.
 pub fn start_telemetry() -> anyhow::Result<()> {
     highroad_service::telemetry::init(LogFormat::from_env(), "info")?;
+    highroad_service::trace::init();
     highroad_service::metrics::install();
     highroad_serve::telemetry::describe();
     Ok(())
 }
 
+/// Keeps what this server holds of shared budgets near what it uses; without any it waits for ever.
+pub async fn keep_leases(portfolio: &Portfolio) {
+    loop {
+        // An edit of the file may have opened them.
+        if let Some(budgets) = portfolio.budgets() {
+            budgets.tend_leases().await;
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
 /// Writes down what is still to be written.
 pub fn close(portfolio: &Portfolio, log: &RequestLog) {
+    highroad_service::trace::flush();
     log.flush();
+    portfolio.monitor().flush();
+    portfolio.alerts().flush();
     if let Some(budgets) = portfolio.budgets() {
         budgets.flush();
     }

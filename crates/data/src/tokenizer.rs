@@ -193,6 +193,11 @@ impl Tokenizer {
         self.pad_id
     }
 
+    /// The id of what the vocabulary does not cover, by its customary names; `None` where it covers everything.
+    pub fn unknown_id(&self) -> Option<u32> {
+        ["[UNK]", "<unk>", "<|unk|>"].iter().find_map(|name| self.inner.token_to_id(name))
+    }
+
     /// Whether `id` is a token of the vocabulary.
     pub fn has_id(&self, id: u32) -> bool {
         self.inner.id_to_token(id).is_some()

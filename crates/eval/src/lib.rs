@@ -7,6 +7,7 @@ mod cost;
 mod curves;
 mod custom;
 mod deciders;
+pub mod drift;
 mod gate;
 mod hosted;
 mod interval;
@@ -15,11 +16,13 @@ mod latency;
 mod metric;
 mod multiplicity;
 mod numbers;
+mod objective;
 mod observed;
 mod overrides;
 mod paired;
 mod permutation;
 mod power;
+mod probation;
 mod ranking;
 mod rollout;
 mod rules;
@@ -50,11 +53,13 @@ pub use latency::{
 pub use metric::{Metric, MetricError, Statistic, UnknownMetric};
 pub use multiplicity::{benjamini_hochberg, holm};
 pub use numbers::{Numbers, Triplets};
+pub use objective::{BurnRule, Burned, Burning, Counts, MIN_BAD, Objective, burn_rate};
 pub use observed::{Case, Classes, Expected, Observed, ObservedError, Similarities};
 pub use overrides::{Aliased, MAX_OVERRIDE_DAYS, Missing, Override, OverrideRefusal};
 pub use paired::Discordance;
 pub use permutation::SignFlips;
 pub use power::{FloorPower, McNemarPower, NonInferiority, Sides};
+pub use probation::{ProbationCounts, ProbationRules, Regression, regression};
 pub use ranking::{Cutoff, Rankings, RankingsError};
 pub use rollout::{
     Judgement, Move, Pace, Plan, RolloutCounts, RolloutRules, RolloutRulesError, judge_rollout, next_move,

@@ -40,6 +40,8 @@ struct Goldens {
     texts: Vec<Corpus>,
     samples: Vec<Sampled>,
     weighted: Vec<Weighted>,
+    counts: Vec<Counts>,
+    kernels: Vec<Kernel>,
 }
 
 fn goldens() -> Goldens {
@@ -476,4 +478,72 @@ fn weighted_metrics_are_those_of_scikit_learn_with_sample_weights() {
         }
     }
     assert_eq!(n_compared, 2 * 9 + 5 * 5 + 2 * 4);
+}
+
+#[derive(Deserialize)]
+struct Counts {
+    left: Vec<u64>,
+    right: Vec<u64>,
+    ks: f64,
+    ks_p: f64,
+    chi2: f64,
+    chi2_p: f64,
+    g: f64,
+    g_p: f64,
+    freedom: u64,
+    js: f64,
+    psi: f64,
+    psi_95: f64,
+    evidence: f64,
+}
+
+#[test]
+fn two_samples_of_counts_are_compared_as_scipy_does() {
+    use highroad_eval::drift::{
+        chi_square, drift_evidence, g_test, jensen_shannon, kolmogorov_smirnov, psi, psi_excess, psi_under_null,
+    };
+    for golden in goldens().counts {
+        let (left, right) = (&golden.left, &golden.right);
+        let ks = kolmogorov_smirnov(left, right);
+        assert_close(ks.distance, golden.ks, CLOSED_FORM);
+        assert_close(ks.p, golden.ks_p, 1e-7);
+        let (chi, g) = (chi_square(left, right), g_test(left, right));
+        assert_eq!((chi.freedom, g.freedom), (golden.freedom, golden.freedom));
+        assert_close(chi.statistic, golden.chi2, 1e-8);
+        assert_close(chi.p, golden.chi2_p, CLOSED_FORM);
+        assert_close(g.statistic, golden.g, 1e-8);
+        assert_close(g.p, golden.g_p, CLOSED_FORM);
+        assert_close(jensen_shannon(left, right), golden.js, 1e-8);
+        assert_close(psi(left, right), golden.psi, CLOSED_FORM);
+        let (n, m) = (left.iter().sum(), right.iter().sum());
+        assert_close(psi_under_null(left.len(), n, m, 0.95), golden.psi_95, 1e-7);
+        assert!(psi_excess(left, right) <= golden.psi);
+        assert_close(drift_evidence(left, right), golden.evidence, 1e-6);
+    }
+}
+
+#[derive(Deserialize)]
+struct Kernel {
+    left: Vec<Vec<f32>>,
+    right: Vec<Vec<f32>>,
+    bandwidth: f64,
+    squared: f64,
+}
+
+#[test]
+fn a_kernel_test_is_what_its_definition_says() {
+    use highroad_eval::drift::mmd;
+    let resamples = highroad_eval::Resamples { n: 199, seed: 1 };
+    let found: Vec<_> = goldens()
+        .kernels
+        .iter()
+        .map(|golden| {
+            let test = mmd(&golden.left, &golden.right, resamples).unwrap();
+            assert_close(test.bandwidth, golden.bandwidth, 1e-6);
+            assert_close(test.squared, golden.squared, 1e-6);
+            test.p
+        })
+        .collect();
+    assert!(found[0] > 0.05 && found[1] < 0.01, "{found:?}");
+    assert_eq!(mmd(&[vec![0.0]], &[vec![0.0]], resamples), None);
 }

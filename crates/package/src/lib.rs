@@ -27,4 +27,4 @@ pub use manifest::{
 pub use pack::pack;
 pub use package::{MANIFEST, PARITY, PROGRAM, Package, TOKENIZER, VerifiedPackage};
 pub use reference::{ParseReferenceError, Reference, Selector};
-pub use store::{Store, Verdicts};
+pub use store::{Baselines, Store, Verdicts};

@@ -1,7 +1,7 @@
 //! A registry of packages: a client of the MLflow REST interface, Highroad's own server or another.
 //!
 //! A pushed package is a model version: its files are artifacts under `highroad/packages/<hex>/`, its verdicts under
-//! `highroad/verdicts/<hex>/`, its overrides under `highroad/overrides/<hex>/`, its signatures under
+//! `highroad/verdicts/<hex>/`, its overrides under `highroad/overrides/<hex>/`, its baselines under `highroad/baselines/<hex>/`, its signatures under
 //! `highroad/signatures/<hex>/`, and tags tie them together. What comes back is verified byte by byte, so a registry is trusted with names and aliases, never with content.
 
 use std::collections::BTreeMap;
@@ -20,7 +20,7 @@ use tokio_util::io::ReaderStream;
 use tracing::warn;
 
 use crate::signing::Signature;
-use crate::store::MAX_SIGNATURES;
+use crate::store::{MAX_BASELINE_BYTES, MAX_SIGNATURES};
 use crate::{Digest, MANIFEST, Manifest, PackageError, Reference, Selector, Store, VerifiedPackage};
 
 pub mod dependents;
@@ -39,6 +39,11 @@ pub const TASK_TAG: &str = "highroad.task";
 pub const VERDICT_TAG: &str = "highroad.verdict";
 /// Tag of a version: `pass`, `fail` or `inconclusive`.
 pub const OUTCOME_TAG: &str = "highroad.outcome";
+/// Tag of a version: digest of its newest baseline for monitoring.
+pub const BASELINE_TAG: &str = "highroad.baseline";
+/// Where baselines lie among the artifacts, and how many of a package are read.
+const BASELINES: &str = "highroad/baselines";
+const MAX_BASELINES: usize = 16;
 /// Tag of a version, followed by an alias: digest of the override that lets the alias name it.
 pub const OVERRIDE_TAG: &str = "highroad.override.";
 /// Longest value of a tag of a registered model that the databases of MLflow keep.
@@ -355,6 +360,32 @@ impl RegistryClient {
         }
     }
 
+    /// Keeps a baseline for monitoring beside the package and tags the version with its digest; the newest is the one that counts.
+    pub async fn push_baseline(&self, version: &ResolvedVersion, bytes: Vec<u8>) -> Result<Digest, RegistryError> {
+        let digest = Digest::of(&bytes);
+        let size_bytes = bytes.len() as u64;
+        let path = format!("{BASELINES}/{}/{}.json", version.package.hex(), digest.hex());
+        self.upload(&path, bytes.into(), size_bytes).await?;
+        self.set_version_tag(&version.name, version.version, BASELINE_TAG, &digest.to_string()).await?;
+        Ok(digest)
+    }
+
+    /// The baselines of a package, each compared with the digest in its name; the newest are as good as any where there are many.
+    pub async fn baselines(&self, package: &Digest) -> Result<Vec<Vec<u8>>, RegistryError> {
+        let folder = format!("{BASELINES}/{}", package.hex());
+        let mut baselines = Vec::new();
+        for file in self.list(&folder).await?.into_iter().take(MAX_BASELINES) {
+            let bytes = self.download(&format!("{folder}/{}", file.path), MAX_BASELINE_BYTES as usize).await?;
+            match file.path.strip_suffix(".json") {
+                Some(name) if name == Digest::of(&bytes).hex().as_str() => baselines.push(bytes),
+                _ => {
+                    warn!(package.digest = %package, "Passing over `{folder}/{}`: its name is not its digest", file.path)
+                }
+            }
+        }
+        Ok(baselines)
+    }
+
     /// The override that lets `alias` name a version, compared with its digest; `None` if there is none.
     pub async fn fetch_override(
         &self,
@@ -422,6 +453,13 @@ impl RegistryClient {
     pub async fn rollback(&self, rollback: &Rollback) -> Result<AliasMove, RegistryError> {
         let asked = format!("roll back `{}@{}`", rollback.name, rollback.alias);
         self.move_alias("rollback", &asked, json!(rollback)).await
+    }
+
+    /// Asks for parts of budgets that servers share: `pool`, `replica` and `leases` as `highroad track` reads them; gives its `leases`.
+    pub async fn lease_budgets(&self, wanted: &Value) -> Result<Value, RegistryError> {
+        let request = self.request(Method::POST, "api/2.0/highroad/budgets/lease").json(wanted);
+        let mut reply: Value = self.ask(request, "lease budgets").await?;
+        Ok(reply["leases"].take())
     }
 
     /// Moves of the aliases of `name`, newest first; of every model if it is empty. Where the server keeps no trail, those that

@@ -292,6 +292,35 @@ impl Verdicts {
     }
 }
 
+/// Baselines of packages for monitoring: `root/<package hex>/<baseline hex>.json`. Content is bytes here; `highroad-eval` reads them.
+#[derive(Clone, Debug)]
+pub struct Baselines(Documents);
+
+/// Largest baseline: it holds counts.
+pub(crate) const MAX_BASELINE_BYTES: u64 = 2 << 20;
+
+impl Baselines {
+    /// The baselines at `root`, which is made when the first is kept.
+    pub fn at(root: impl Into<PathBuf>) -> Self {
+        Self(Documents { root: root.into(), max_bytes: MAX_BASELINE_BYTES })
+    }
+
+    /// Keeps a baseline's bytes and gives their digest; keeping the same bytes again changes nothing.
+    pub fn put(&self, package: &Digest, baseline: &[u8]) -> Result<Digest, PackageError> {
+        self.0.put(package, baseline)
+    }
+
+    /// The bytes of a baseline, compared with its digest.
+    pub fn get(&self, package: &Digest, baseline: &Digest) -> Result<Vec<u8>, PackageError> {
+        self.0.get(package, baseline)
+    }
+
+    /// Digests of the baselines of `package`, sorted; none of them is checked.
+    pub fn list(&self, package: &Digest) -> Result<Vec<Digest>, PackageError> {
+        self.0.list(package)
+    }
+}
+
 /// Small files about packages, each under the digest of its bytes: `root/<package hex>/<hex>.json`.
 #[derive(Clone, Debug)]
 struct Documents {

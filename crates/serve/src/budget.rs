@@ -7,14 +7,16 @@
 
 pub mod config;
 pub mod keeper;
+pub mod shared;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 pub use config::{BudgetsConfig, Limits};
+use shared::{Granted, Held, SLICE, Wanted, account as account_name};
 
 /// Money and tokens.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,6 +34,13 @@ pub struct Most {
     pub nanos: Option<u64>,
     /// Tokens, in and out.
     pub tokens: u64,
+}
+
+impl Most {
+    /// With nothing for a price that nobody knows: such a request is refused where cost is limited.
+    fn at_most(self) -> Amount {
+        Amount { nanos: self.nanos.unwrap_or(0), tokens: self.tokens }
+    }
 }
 
 /// What kind of account.
@@ -64,7 +73,7 @@ enum Span {
 }
 
 /// Who a request is charged to.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Payer {
     /// The member that answers.
     pub member: String,
@@ -113,6 +122,8 @@ pub enum Entry {
 pub struct Ledger {
     config: BudgetsConfig,
     books: Books,
+    /// What is held of shared limits; `None` where they are this server's alone.
+    held: Option<Held>,
 }
 
 /// What has to survive.
@@ -311,7 +322,70 @@ impl Payer {
 impl Ledger {
     /// What `books` say, under the limits of `config`.
     pub fn new(config: BudgetsConfig, books: Books) -> Self {
-        Self { config, books }
+        Self { config, books, held: None }
+    }
+
+    /// The same, of which no more may be spent than `held`.
+    pub(crate) fn sharing(self, held: Held) -> Self {
+        Self { held: Some(held), ..self }
+    }
+
+    /// What is held of shared limits.
+    pub(crate) fn held(&self) -> Option<&Held> {
+        self.held.as_ref()
+    }
+
+    /// Takes in what is held from now on.
+    pub(crate) fn hold_parts(&mut self, granted: Vec<Granted>) {
+        if let Some(held) = &mut self.held {
+            granted.into_iter().for_each(|granted| held.put(granted));
+        }
+    }
+
+    /// How large the parts of all limits should be that are in use or that `asked` takes: what is used and set aside, what the request may
+    /// take, and a slice. Left out are those that are large enough, unless they are far too large.
+    pub(crate) fn wanted(&self, now: i64, asked: Option<(&Payer, Most)>) -> Vec<Wanted> {
+        let Some(held) = &self.held else { return Vec::new() };
+        let known = self.books.accounts.iter().flat_map(|(scope, all)| all.keys().map(|name| (*scope, name.clone())));
+        let payer = asked.iter().flat_map(|(payer, _)| payer.accounts()).map(|(scope, name)| (scope, name.to_owned()));
+        let accounts: BTreeSet<(Scope, String)> = known.chain(payer).collect();
+        let mut wanted = Vec::new();
+        for (scope, name) in accounts {
+            let Some(limits) = self.config.limits(scope, &name) else { continue };
+            let account = self.books.at(now, scope, &name);
+            let is_asked = asked.filter(|(payer, _)| payer.accounts().any(|asked| asked == (scope, name.as_str())));
+            for (meter, most) in limits.set() {
+                let since = meter.span().start(now);
+                let (used, slice) = (account.counted(meter), (most / SLICE).max(1));
+                let more = is_asked.map_or(0, |(_, most)| meter.of(most.at_most()));
+                let has = held.of(scope, &name, meter, since);
+                let needs = used.saturating_add(more);
+                let is_idle = more == 0 && used == 0;
+                let is_right = has >= needs.saturating_add(if more > 0 { 0 } else { slice / 2 });
+                let is_too_large = has > needs.saturating_add(2 * slice);
+                if (is_idle && has == 0) || (is_right && !is_too_large) {
+                    continue;
+                }
+                let wants = if is_idle { 0 } else { needs.saturating_add(slice).min(most) };
+                // On the way they are numbers that databases hold.
+                let [most, used, wants] = [most, used, wants].map(|amount| amount.min(i64::MAX as u64));
+                wanted.push(Wanted { account: account_name(scope, &name), meter, since, most, used, wants });
+            }
+        }
+        wanted
+    }
+
+    /// Whether a request fits into what is left here.
+    pub(crate) fn fits(&self, now: i64, payer: &Payer, most: Most) -> bool {
+        payer.accounts().all(|account| self.check(now, payer, account, most).is_ok())
+    }
+
+    /// What may be spent of a limit here.
+    fn own_part(&self, now: i64, (scope, name): (Scope, &str), meter: Meter, limit: u64) -> u64 {
+        match &self.held {
+            Some(held) => limit.min(held.of(scope, name, meter, meter.span().start(now))),
+            None => limit,
+        }
     }
 
     /// Counts under other limits from here on; what was spent stays spent.
@@ -371,7 +445,10 @@ impl Ledger {
             if asked > limit {
                 return Err(Refused::Never { scope, name, meter, most: limit, asked, currency });
             }
-            if asked > limit.saturating_sub(used) {
+            let part = self.own_part(now, (scope, name.as_str()), meter, limit);
+            if asked > part.saturating_sub(used) {
+                // Of a shared limit the rest is with the other servers.
+                let used = used.saturating_add(limit - part);
                 let end = meter.span().end(account.window(meter.span()).since.max(now));
                 let wait = Duration::from_secs(u64::try_from(end - now).unwrap_or(0).max(1));
                 return Err(Refused::Over { scope, name, meter, most: limit, used, asked, currency, wait });
@@ -385,7 +462,7 @@ impl Ledger {
         let configured = self.config.accounts();
         let known =
             self.books.accounts.iter().flat_map(|(scope, accounts)| accounts.keys().map(|name| (*scope, name.clone())));
-        let names: std::collections::BTreeSet<(Scope, String)> = configured.chain(known).collect();
+        let names: BTreeSet<(Scope, String)> = configured.chain(known).collect();
         names.into_iter().flat_map(|(scope, name)| self.standing(now, scope, &name)).collect()
     }
 

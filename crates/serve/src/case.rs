@@ -1,8 +1,10 @@
 //! A case file of `highroad replay`: one served input again, as a golden case or as the body that was sent.
 
+mod grpc;
+
 use highroad_service::Problem;
+use highroad_task::Input;
 use highroad_task::raw::TensorSpec;
-use highroad_task::{Cut, Input};
 use serde_json::Value;
 
 use crate::protocol::cohere;
@@ -16,14 +18,27 @@ use crate::protocol::tei::{self, Wish};
 ///
 /// Taken are `{"input": {"text": "…"}}` (a golden case), `{"text": "…"}`, `{"tokens": […]}`, `{"pair": {…}}`,
 /// `{"image_base64": "…"}`, a PNG, JPEG or WebP itself, the body of an OpenAI
-/// request (`{"input": "…"}` and its other shapes), that of a rerank request (or a golden case with `query` and `documents`) and
-/// the JSON body of an Open Inference Protocol request, of one to Text Embeddings Inference or of one to Cohere for embeddings.
+/// request (`{"input": "…"}` and its other shapes), that of a rerank request (or a golden case with `query` and `documents`), the body of
+/// an Open Inference Protocol request (JSON, with binary tensors behind it or without), of one to Text Embeddings Inference or of one to
+/// Cohere for embeddings, and a gRPC client's `ModelInferRequest`, as it is serialised or as JSON. Where texts that are too long are cut
+/// is in the request log.
 pub fn query(case: &[u8], specs: &[TensorSpec]) -> Result<Query, Problem> {
     if is_image(case) {
         return Ok(Query::Rows(vec![Input::Image(case.into())]));
     }
-    let case: Value =
-        serde_json::from_slice(case).map_err(|error| Problem::invalid(format!("the case is not JSON: {error}")))?;
+    if let Some(json_bytes) = json_before_tensors(case) {
+        return InferRequest::parse(case, Some(json_bytes))?.query(specs).map(|(query, _)| query);
+    }
+    let case: Value = match serde_json::from_slice(case) {
+        Ok(json) => json,
+        Err(error) => match grpc::message(case) {
+            Some(request) => return request?.query(specs).map(|(query, _)| query),
+            None => return Err(Problem::invalid(format!("the case is not JSON: {error}"))),
+        },
+    };
+    if let Some(request) = grpc::json_message(&case) {
+        return request?.query(specs).map(|(query, _)| query);
+    }
     if let Some(inputs) = case.get("inputs") {
         if !is_tensors(inputs) {
             return tei_inputs(case).map(Query::Rows);
@@ -33,10 +48,7 @@ pub fn query(case: &[u8], specs: &[TensorSpec]) -> Result<Query, Problem> {
     }
     if case.get("texts").is_some() && case.get("query").is_none() {
         let request = cohere::EmbedRequest::parse(case.to_string().as_bytes())?;
-        return match request.cut {
-            Cut::Start => Err(cut_at_start()),
-            _ => Ok(Query::Rows(request.inputs())),
-        };
+        return Ok(Query::Rows(request.inputs()));
     }
     let golden = case.get("input").filter(|input| input.is_object()).unwrap_or(&case);
     if GOLDEN_KEYS.iter().any(|key| golden.get(key).is_some()) {
@@ -77,22 +89,23 @@ fn is_tensors(inputs: &Value) -> bool {
 fn tei_inputs(case: Value) -> Result<Vec<Input>, Problem> {
     let Value::Object(body) = case else { return Ok(Vec::new()) };
     let body = tei::Body(body);
-    let pairs = tei::PredictRequest::parse(&body).map(|request| (request.inputs, request.cut));
-    let (inputs, cut) = match Wish::of_shape(&body) {
-        Wish::Similarity => tei::SimilarityRequest::parse(&body).map(|request| (request.inputs, request.cut)),
+    let pairs = tei::PredictRequest::parse(&body).map(|request| request.inputs);
+    let inputs = match Wish::of_shape(&body) {
+        Wish::Similarity => tei::SimilarityRequest::parse(&body).map(|request| request.inputs),
         Wish::Predict => pairs,
         // A batch of pairs has no other reading.
-        _ => tei::EmbedRequest::parse(&body).map(|request| (request.inputs, request.cut)).or(pairs),
-    }
-    .map_err(|refused| refused.problem)?;
-    match cut {
-        Cut::Start => Err(cut_at_start()),
-        Cut::End | Cut::Never => Ok(inputs),
-    }
+        _ => tei::EmbedRequest::parse(&body).map(|request| request.inputs).or(pairs),
+    };
+    inputs.map_err(|refused| refused.problem)
 }
 
-fn cut_at_start() -> Problem {
-    Problem::invalid("the request cut texts at their start, and a case is cut at its end")
+/// Where the JSON of a request ends that has binary tensors behind it, as `Inference-Header-Content-Length` said.
+fn json_before_tensors(case: &[u8]) -> Option<usize> {
+    let mut values = serde_json::Deserializer::from_slice(case).into_iter::<Value>();
+    let header = values.next()?.ok()?;
+    let json_bytes = values.byte_offset();
+    let has_more = case[json_bytes..].iter().any(|byte| !byte.is_ascii_whitespace());
+    (has_more && header.get("inputs").is_some_and(is_tensors)).then_some(json_bytes)
 }
 
 /// Whether the case is a picture's file rather than JSON.
@@ -141,6 +154,8 @@ mod tests {
             r#"{"texts": ["a"], "input_type": "search_query"}"#,
             r#"{"inputs": ["a"], "normalize": false}"#,
             r#"{"inputs": [["a"]], "parameters": {}}"#,
+            r#"{"inputs": "a", "truncation_direction": "left"}"#,
+            r#"{"texts": ["a"], "truncate": "START"}"#,
         ] {
             assert_eq!(rows(case), Ok(vec![text("a")]), "{case}");
         }
@@ -165,12 +180,22 @@ mod tests {
     }
 
     #[test]
+    fn binary_tensors_follow_their_json() {
+        let header = r#"{"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": 5}}]}"#;
+        let case = [header.as_bytes(), &[1, 0, 0, 0, b'a']].concat();
+        match query(&case, &[]) {
+            Ok(Query::Rows(rows)) => assert_eq!(rows, [text("a")]),
+            other => panic!("{other:?}"),
+        }
+        assert!(query(&case[..case.len() - 1], &[]).is_err());
+    }
+
+    #[test]
     fn what_is_no_case_is_told() {
         for case in [
             "",
             "[]",
             "{}",
-            r#"{"inputs": "a", "truncation_direction": "left"}"#,
             r#"{"inputs": 1}"#,
             r#"{"input": {}}"#,
             r#"{"text": 1}"#,

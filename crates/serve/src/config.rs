@@ -15,12 +15,14 @@ use highroad_package::{ParseReferenceError, Reference};
 use highroad_task::PredictorOptions;
 use serde::{Deserialize, Serialize};
 
+use crate::alerts::AlertsConfig;
 use crate::batcher::BatchLimits;
 use crate::budget::BudgetsConfig;
 use crate::cache::CacheConfig;
 use crate::config::cache::CacheTable;
 use crate::engine::{EngineConfig, EngineTable, KEYS as ENGINE_KEYS};
 use crate::hosted::config::{HostedConfig, HostedTable, KEYS as HOSTED_KEYS, check as check_hosted};
+use crate::monitor::{MONITOR_KEYS, MonitorConfig, MonitorTable};
 use crate::pipeline::{self, IndexConfig, PipelineConfig};
 
 /// What one process serves.
@@ -32,6 +34,8 @@ pub struct PortfolioConfig {
     pub hosted: BTreeMap<String, HostedConfig>,
     /// What may be spent.
     pub budgets: BudgetsConfig,
+    /// What is promised, and who is told.
+    pub alerts: AlertsConfig,
     /// What a single request may ask.
     pub limits: RequestLimits,
     /// Pause between two looks at the registry's aliases.
@@ -42,6 +46,8 @@ pub struct PortfolioConfig {
     pub pipelines: BTreeMap<String, PipelineConfig>,
     /// What rollouts may take and keep here.
     pub rollouts: RolloutConfig,
+    /// How members are watched that do not say it themselves.
+    pub monitor: MonitorConfig,
 }
 
 /// What rollouts may take and keep on this server; what is tried comes from the registry.
@@ -56,12 +62,14 @@ pub struct RolloutConfig {
     pub queue: NonZeroUsize,
     /// How long a version stays loaded after its candidate took its place, seconds.
     pub warm_s: u64,
+    /// Whether a version that has just taken another's place gives it back by itself where it fails what that one answers.
+    pub auto_rollback: bool,
 }
 
 impl Default for RolloutConfig {
-    /// No inputs, a tenth of what is alike, 256 waiting, ten minutes.
+    /// No inputs, a tenth of what is alike, 256 waiting, ten minutes, and back where it fails.
     fn default() -> Self {
-        Self { keep_inputs: false, keep: 0.1, queue: DEFAULT_SHADOW_QUEUE, warm_s: 600 }
+        Self { keep_inputs: false, keep: 0.1, queue: DEFAULT_SHADOW_QUEUE, warm_s: 600, auto_rollback: true }
     }
 }
 
@@ -78,6 +86,8 @@ pub struct MemberConfig {
     pub batching: BatchLimits,
     /// How long a row may wait for its turn.
     pub queue_timeout: Duration,
+    /// How it is watched.
+    pub monitor: MonitorConfig,
     /// What runs the program.
     pub engine: EngineConfig,
     /// What runs it where a rollout tries a version, if that is something else.
@@ -152,7 +162,8 @@ impl PortfolioConfig {
         if !(0.0..=1.0).contains(&rollouts.keep) {
             problems.push(format!("[rollouts] `keep` is a share from 0 to 1, not {}", rollouts.keep));
         }
-        let members = members(&table, base, &mut problems);
+        let monitor = monitor(&table, &mut problems);
+        let members = members(&table, base, &monitor, &mut problems);
         let hosted = hosted(&table, base, &mut problems);
         let budgets = BudgetsConfig::parse(&table, &mut problems);
         if problems.is_empty() {
@@ -160,10 +171,16 @@ impl PortfolioConfig {
         }
         let indexes = pipeline::index_configs(&table, base, &members, &mut problems);
         let pipelines = pipeline::pipeline_configs(&table, &members, &hosted, &indexes, &mut problems);
+        let alerts = AlertsConfig::parse(&table, base, &mut problems);
+        alerts.check(
+            |name| members.contains_key(name) || hosted.contains_key(name),
+            |name| pipelines.contains_key(name),
+            &mut problems,
+        );
         if !problems.is_empty() {
             return Err(ConfigErrors(problems));
         }
-        Ok(Self { members, hosted, budgets, limits, poll_interval, rollouts, indexes, pipelines })
+        Ok(Self { members, hosted, budgets, alerts, limits, poll_interval, rollouts, monitor, indexes, pipelines })
     }
 
     /// A portfolio without a file: one member for each reference or package directory, under its model's name.
@@ -185,6 +202,7 @@ impl MemberConfig {
                 replicas: NonZeroUsize::MIN,
             },
             queue_timeout: Duration::from_secs(30),
+            monitor: MonitorConfig::default(),
             engine: EngineConfig::Native,
             candidate: None,
             cache: None,
@@ -231,11 +249,31 @@ pub fn is_member_name(name: &str) -> bool {
     (1..=64).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
 }
 
-const TOP_KEYS: &[&str] = &["members", "budgets", "limits", "poll_interval_ms", "rollouts", "indexes", "pipelines"];
-const ROLLOUT_KEYS: &[&str] = &["keep_inputs", "keep", "queue", "warm_s"];
+const TOP_KEYS: &[&str] = &[
+    "members",
+    "budgets",
+    "objectives",
+    "webhooks",
+    "limits",
+    "monitor",
+    "poll_interval_ms",
+    "rollouts",
+    "indexes",
+    "pipelines",
+];
+const ROLLOUT_KEYS: &[&str] = &["keep_inputs", "keep", "queue", "warm_s", "auto_rollback"];
 const LIMIT_KEYS: &[&str] = &["body_bytes", "inputs", "input_bytes", "tokens"];
-const MEMBER_KEYS: &[&str] =
-    &["model", "threads", "replicas", "batch_tokens", "queue_rows", "queue_timeout_ms", "candidate", "cache"];
+const MEMBER_KEYS: &[&str] = &[
+    "model",
+    "threads",
+    "replicas",
+    "batch_tokens",
+    "queue_rows",
+    "queue_timeout_ms",
+    "candidate",
+    "monitor",
+    "cache",
+];
 
 #[derive(Deserialize)]
 struct MemberTable {
@@ -245,6 +283,7 @@ struct MemberTable {
     batch_tokens: Option<NonZeroUsize>,
     queue_rows: Option<NonZeroUsize>,
     queue_timeout_ms: Option<u64>,
+    monitor: Option<MonitorTable>,
     #[serde(flatten)]
     engine: EngineTable,
     candidate: Option<toml::Table>,
@@ -287,7 +326,12 @@ fn candidates(table: &toml::Table, base: &Path) -> Result<Candidates, String> {
     Ok(Candidates { engine: engine.config(base).map_err(|error| format!("candidate: {error}"))?, replicas })
 }
 
-fn members(table: &toml::Table, base: &Path, problems: &mut Vec<String>) -> BTreeMap<String, MemberConfig> {
+fn members(
+    table: &toml::Table,
+    base: &Path,
+    monitor: &MonitorConfig,
+    problems: &mut Vec<String>,
+) -> BTreeMap<String, MemberConfig> {
     let empty = toml::Table::new();
     let tables = match table.get("members") {
         Some(toml::Value::Table(tables)) => tables,
@@ -310,12 +354,21 @@ fn members(table: &toml::Table, base: &Path, problems: &mut Vec<String>) -> BTre
         }
         let known = [MEMBER_KEYS, ENGINE_KEYS].concat();
         let Some(member) = part::<MemberTable>(tables, name, &known, problems) else { continue };
+        let watched = table.get("monitor").and_then(toml::Value::as_table);
+        watched.iter().for_each(|table| check_keys(table, MONITOR_KEYS, &format!("members.{name}.monitor"), problems));
+        let place = format!("[members.{name}.monitor]");
+        let watched = member.monitor.clone().unwrap_or_default().over(monitor, &place, problems);
         match member.config(base) {
-            Ok(config) => drop(members.insert(name.clone(), config)),
+            Ok(config) => drop(members.insert(name.clone(), MemberConfig { monitor: watched, ..config })),
             Err(error) => problems.push(format!("[members.{name}] {error}")),
         }
     }
     members
+}
+
+fn monitor(table: &toml::Table, problems: &mut Vec<String>) -> MonitorConfig {
+    let told: MonitorTable = part(table, "monitor", MONITOR_KEYS, problems).unwrap_or_default();
+    told.over(&MonitorConfig::default(), "[monitor]", problems)
 }
 
 fn is_hosted(table: &toml::Value) -> bool {

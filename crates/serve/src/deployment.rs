@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 use highroad_eval::{Plan, Verdict};
-use highroad_package::{Digest, Package, Store, Verdicts};
+use highroad_package::{Baselines, Digest, Package, Store, Verdicts};
 use highroad_torch::Crew;
 use jiff::{SignedDuration, Timestamp};
 use metrics::{counter, gauge, histogram};
@@ -14,7 +14,9 @@ use tracing::{error, info, warn};
 
 use crate::cache::AnswerCache;
 use crate::config::{MemberConfig, ModelSource};
+use crate::definitions::Definitions;
 use crate::error::{AskError, DeployError};
+use crate::monitor::Monitor;
 use crate::pipeline::{IndexPlaces, Missing};
 use crate::registry::{Registry, Resolved};
 use crate::revision::{Candidate, Facts, OverrideFacts, Revision, Unverified};
@@ -35,6 +37,12 @@ pub struct LocalState {
     pub serving: PathBuf,
     /// Directory of what rollouts compared.
     pub rollouts: PathBuf,
+    /// Directory of what members met.
+    pub monitor: PathBuf,
+    /// What they are compared with.
+    pub baselines: Baselines,
+    /// What pipelines and hosted members were, by digest.
+    pub definitions: Definitions,
     /// Directory of what was spent.
     pub budgets: PathBuf,
 }
@@ -42,9 +50,11 @@ pub struct LocalState {
 impl LocalState {
     /// With everything but packages and verdicts in their usual folders of `home`.
     pub fn under(home: &std::path::Path, store: Store, verdicts: Verdicts) -> Self {
-        let folders = ["attestations", "serving", "rollouts", "budgets"];
-        let [attestations, serving, rollouts, budgets] = folders.map(|name| home.join(name));
-        Self { store, verdicts, attestations, serving, rollouts, budgets }
+        let folders = ["attestations", "serving", "rollouts", "monitor", "baselines", "budgets", "definitions"];
+        let [attestations, serving, rollouts, monitor, baselines, budgets, definitions] =
+            folders.map(|name| home.join(name));
+        let (baselines, definitions) = (Baselines::at(baselines), Definitions::at(definitions));
+        Self { store, verdicts, attestations, serving, rollouts, monitor, baselines, definitions, budgets }
     }
 }
 
@@ -61,6 +71,7 @@ pub struct Deployment {
     current: ArcSwapOption<Revision>,
     cache: Option<Arc<AnswerCache>>,
     pub(crate) rollouts: Rollouts,
+    monitor: Arc<Monitor>,
     status: Mutex<Memory>,
     /// A [`Stage`].
     stage: AtomicU8,
@@ -162,16 +173,23 @@ const LONGEST_RETRY: Duration = Duration::from_secs(300);
 /// An override that ends sooner is warned of.
 const LITTLE_LEFT: SignedDuration = SignedDuration::from_hours(24);
 
+/// What all members of a process share.
+pub(crate) struct Surroundings {
+    pub(crate) registry: Option<Arc<dyn Registry>>,
+    pub(crate) local: LocalState,
+    pub(crate) monitor: Arc<Monitor>,
+}
+
 impl Deployment {
     pub(crate) fn new(
         name: String,
         config: MemberConfig,
         unverified: Unverified,
-        registry: Option<Arc<dyn Registry>>,
-        local: LocalState,
+        around: Surroundings,
         rollouts: Rollouts,
         before: Option<&Self>,
     ) -> Self {
+        let Surroundings { registry, local, monitor } = around;
         let known =
             before.and_then(|before| before.cache.clone()).filter(|cache| Some(*cache.config()) == config.cache);
         let cache = known.or_else(|| config.cache.map(|cache| Arc::new(AnswerCache::new(&name, cache))));
@@ -185,6 +203,7 @@ impl Deployment {
             indexes: IndexPlaces::default(),
             current: ArcSwapOption::empty(),
             rollouts,
+            monitor,
             status: Mutex::new(Memory::new(State::Starting)),
             stage: AtomicU8::new(Stage::Prepared as u8),
             refreshing: tokio::sync::Mutex::new(()),
@@ -220,6 +239,9 @@ impl Deployment {
             before.leave();
         }
         self.rollouts.enter(&self.name);
+        if !self.config.monitor.enabled {
+            self.monitor.forget(&self.name);
+        }
         counter!(SWAPS, "member" => member()).increment(0);
         counter!(LOAD_FAILURES, "member" => member()).increment(0);
         self.stage.store(Stage::Member as u8, Ordering::Release);
@@ -246,6 +268,7 @@ impl Deployment {
     pub(crate) fn remove(&self) {
         self.leave();
         saved::remove(&self.local.serving, &self.name);
+        self.monitor.forget(&self.name);
         gauge!(MEMBER_READY, "member" => self.name.clone()).set(0.0);
         gauge!(OVERRIDE_EXPIRES, "member" => self.name.clone()).set(0.0);
         if let Some(revision) = self.current.load_full() {
@@ -281,10 +304,12 @@ impl Deployment {
 
     /// Who answers a request, and its part in a rollout where there is one. Errors if nothing serves.
     pub fn assign(&self, key: &Key) -> Result<Assigned, AskError> {
+        self.go_back();
         let stable = self.revision()?;
-        Ok(match self.rollouts.trial.load_full() {
-            Some(trial) => Assigned::of(trial, stable, key),
-            None => Assigned::plain(stable, key),
+        Ok(match (self.rollouts.trial.load_full(), self.rollouts.probation.load_full()) {
+            (Some(trial), _) => Assigned::of(trial, stable, key),
+            (None, Some(probation)) if !probation.is_over() => Assigned::watched(probation, stable, key),
+            (None, _) => Assigned::plain(stable, key),
         })
     }
 
@@ -331,6 +356,7 @@ impl Deployment {
         if self.is(Stage::Left) {
             return Ok(Refreshed::Unchanged);
         }
+        self.go_back();
         self.watch_override();
         match &self.config.source {
             ModelSource::Directory(dir) => self.refresh_from_directory(dir.clone()).await,
@@ -373,6 +399,10 @@ impl Deployment {
             }
             Err(error) => return Err(self.fail(None, error)),
         };
+        if self.rollouts.ways_back.waits_for_registry(&resolved) {
+            self.tell_way_back(reference, registry).await;
+            return Ok(Refreshed::Unchanged);
+        }
         if self.memory().serving.as_ref() == Some(&resolved) {
             self.forget_failure();
             return Ok(Refreshed::Unchanged);
@@ -401,7 +431,7 @@ impl Deployment {
             let saved = SavedVersion { resolved: resolved.clone(), overridden: None, admitted_at: Some(now()) };
             let switched = self.switch_to(Arc::clone(&trial.candidate), Some(saved));
             trial.switched(switched.duration_since(begun));
-            self.rollouts.keep_warm(served);
+            self.keep_before(&trial.candidate, resolved, served);
             return true;
         }
         let Some(revision) = self.rollouts.take_warm(resolved) else { return false };
@@ -410,6 +440,14 @@ impl Deployment {
         let took = switched.duration_since(begun);
         histogram!(ROLLOUT_SWITCH, "member" => self.name.clone()).record(took.as_secs_f64());
         true
+    }
+
+    /// Keeps what served before a version loaded, and watches the version that took its place.
+    fn keep_before(&self, new: &Revision, resolved: &Resolved, served: Option<(Arc<Revision>, Resolved)>) {
+        self.rollouts.keep_warm(served.clone());
+        if let Some(before) = served {
+            self.begin_probation(new, resolved, before);
+        }
     }
 
     /// What served last here, where nobody can say what should serve now.
@@ -485,13 +523,16 @@ impl Deployment {
     ) -> Result<Arc<Revision>, DeployError> {
         let (name, places) = (self.name.clone(), self.indexes.clone());
         let (attestations, cache) = (self.local.attestations.clone(), self.cache.clone());
+        let kept = self.local.definitions.clone();
         let load = move || {
             // A missing index is told before anything takes long.
-            let indexes = places.open(&candidate.package.digest(), &candidate.version, missing)?;
+            let indexes = places.open(&candidate.package.digest(), &candidate.version, missing, &kept)?;
             let revision = Revision::load(&name, &candidate, &config, unverified, &attestations, cache)?;
             Ok(revision.with_indexes(indexes))
         };
-        blocking(load).await.map(Arc::new)
+        let revision = blocking(load).await?;
+        revision.watch_with(&self.monitor, &self.config.monitor);
+        Ok(Arc::new(revision))
     }
 
     pub(crate) fn unverified(&self) -> Unverified {
@@ -527,17 +568,24 @@ impl Deployment {
     }
 
     async fn load(&self, candidate: Candidate, resolved: Option<Resolved>) -> Result<Refreshed, DeployError> {
-        let saved = resolved.map(|resolved| SavedVersion::of(&candidate, &resolved));
+        let saved = resolved.as_ref().map(|resolved| SavedVersion::of(&candidate, resolved));
         let revision = self.load_beside(candidate, self.unverified, Missing::Refused).await?;
-        self.switch_to(revision, saved);
+        let served = self.current.load_full().zip(self.serving());
+        self.switch_to(Arc::clone(&revision), saved);
+        if let Some(resolved) = resolved {
+            self.keep_before(&revision, &resolved, served);
+        }
         Ok(Refreshed::Switched)
     }
 
     /// Lets a loaded version serve: the moment from which on it takes the requests.
-    fn switch_to(&self, revision: Arc<Revision>, saved: Option<SavedVersion>) -> Instant {
+    pub(crate) fn switch_to(&self, revision: Arc<Revision>, saved: Option<SavedVersion>) -> Instant {
         let facts = revision.facts().clone();
+        self.monitor.serves(&self.name, &facts.version, &facts.package);
         let before = self.current.swap(Some(revision));
         let switched = Instant::now();
+        // What was watched serves no more, or has proved itself enough.
+        self.rollouts.probation.store(None);
         let serving = saved.as_ref().map(|saved| saved.resolved.clone());
         *self.memory() = Memory { serving, saved, ..Memory::new(State::Ready) };
         if self.is(Stage::Member) {

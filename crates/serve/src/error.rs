@@ -83,6 +83,23 @@ impl AskError {
         }
     }
 
+    /// What a request did not keep to, in one word for metrics; `None` where the request is not at fault.
+    pub fn violation(&self) -> Option<&'static str> {
+        Some(match self {
+            Self::WrongTask { .. } => "wrong_task",
+            Self::Limit { what: "inputs" | "images", .. } => "too_many_inputs",
+            Self::Limit { .. } => "too_long",
+            Self::Input { source: TaskError::TooManyTokens { .. } | TaskError::MayNotCut { .. }, .. } => "too_long",
+            Self::Input { source: TaskError::NoTokens, .. } => "empty",
+            Self::Input { source: TaskError::UnknownToken(_), .. } => "unknown_token",
+            Self::Input { source: TaskError::Image(_) | TaskError::ImageSize { .. }, .. } => "image",
+            Self::Input { .. } => "wrong_input",
+            Self::Dimensions(_) => "dimensions",
+            Self::Tensors(_) => "tensors",
+            _ => return None,
+        })
+    }
+
     /// One word for metrics.
     pub fn outcome(&self) -> &'static str {
         match self {

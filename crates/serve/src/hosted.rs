@@ -3,6 +3,7 @@
 //! A [`HostedMember`] is what a deployment is for packages: a name, what the description says, and where it stands. [`ask`] asks one;
 //! [`routes`] puts all of them on HTTP.
 
+mod again;
 mod answers;
 mod ask;
 pub(crate) mod breaker;
@@ -14,6 +15,7 @@ mod routes;
 mod shared;
 mod standing;
 mod tasks;
+mod trial;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -28,14 +30,18 @@ use metrics::{counter, gauge};
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
+pub use again::{Heard, Question, Said, text_similarity};
 pub(crate) use ask::Declined;
 pub use exchange::{Ended, HostedRecord};
 pub(crate) use grpc::infer;
 pub use routes::router;
 pub(crate) use routes::{Generation, Text};
+pub(crate) use trial::HostedTrial;
+pub use trial::{JudgeConfig, Preferred, TrialConfig};
 
 use crate::budget::keeper::Budgets;
 use crate::budget::{Amount, Most};
+use crate::config::RolloutConfig;
 use crate::deployment::{Failure, LocalState, State, Status};
 use crate::error::{AskError, DeployError};
 use crate::revision::{Facts, Unverified};
@@ -48,6 +54,7 @@ use host::Host;
 #[derive(Default)]
 pub struct HostedMembers {
     members: BTreeMap<String, Arc<HostedMember>>,
+    trials: BTreeMap<String, Arc<HostedTrial>>,
 }
 
 /// One of them.
@@ -81,19 +88,35 @@ struct Attempt<'a> {
 }
 
 impl HostedMembers {
-    /// The members of `config`: those of `before` that are as they were, and new ones, none of them ready yet.
+    /// The members of `config` and what is tried beside them: those of `before` that are as they were, and new ones, none of them ready yet.
     pub(crate) fn new(
         config: &BTreeMap<String, HostedConfig>,
         before: &Self,
         unverified: Unverified,
         local: &LocalState,
+        rollouts: RolloutConfig,
     ) -> Self {
         let member = |(name, config): (&String, &HostedConfig)| {
             let same = before.members.get(name).filter(|member| member.config == *config);
             let new = || Arc::new(HostedMember::new(name.clone(), config.clone(), unverified, local.clone()));
             (name.clone(), same.map_or_else(new, Arc::clone))
         };
-        Self { members: config.iter().map(member).collect() }
+        let members: BTreeMap<String, Arc<HostedMember>> = config.iter().map(member).collect();
+        let trial = |(name, stable): (&String, &Arc<HostedMember>)| {
+            let trial = stable.config.trial.as_ref()?;
+            let candidate = members.get(&trial.candidate)?;
+            let judge = trial.judge.as_ref().and_then(|judge| Some((members.get(&judge.member)?, judge.share)));
+            let same =
+                before.trials.get(name).filter(|known| known.is_of([stable, candidate], judge.map(|(it, _)| it)));
+            let last = before.trials.get(name);
+            let begin = || {
+                let judge = judge.map(|(judge, share)| (Arc::clone(judge), share));
+                HostedTrial::begin(trial, Arc::clone(stable), Arc::clone(candidate), judge, rollouts, last)
+            };
+            Some((name.clone(), same.map_or_else(begin, Arc::clone)))
+        };
+        let trials = members.iter().filter_map(trial).collect();
+        Self { members, trials }
     }
 
     /// Lets members that are new enter, and those that `before` had and that are no more leave.
@@ -114,6 +137,11 @@ impl HostedMembers {
     /// All that the request's key may ask, sorted by name.
     pub fn all(&self) -> Vec<Arc<HostedMember>> {
         self.members.values().filter(|member| Principal::current_may_ask(&member.name)).cloned().collect()
+    }
+
+    /// What is tried beside the member of that name.
+    pub(crate) fn trial(&self, name: &str) -> Option<&Arc<HostedTrial>> {
+        self.trials.get(name)
     }
 
     /// The one of that name, whoever asks.
@@ -215,6 +243,9 @@ impl HostedMember {
                 if self.is_member() {
                     self.tell_serving(&serving);
                 }
+                if let Err(error) = self.local.definitions.keep_hosted(&self.config.hosted) {
+                    tracing::warn!(member.name = %self.name, "Cannot keep the description of `{}` for replays: {error}", self.name);
+                }
                 *lock(&self.failure) = None;
                 self.serving.store(Some(Arc::new(serving)));
                 self.look_at_host().await;
@@ -258,6 +289,15 @@ impl HostedMember {
             state: if serving.is_some() { State::Ready } else { State::Starting },
             serving: serving.as_ref().map(|serving| serving.facts.clone()),
             failure: lock(&self.failure).clone().or_else(open).or_else(unready),
+        }
+    }
+
+    /// `open` or `half_open` while its host is left alone.
+    pub(crate) fn circuit_open(&self) -> Option<&'static str> {
+        match lock(&self.breaker).circuit() {
+            Circuit::Closed => None,
+            Circuit::HalfOpen => Some("half_open"),
+            Circuit::Open => Some("open"),
         }
     }
 

@@ -2,8 +2,10 @@
 
 mod docs;
 pub(crate) mod grpc;
+mod monitor;
 mod pages;
 mod recommend;
+mod records;
 pub(crate) mod tei;
 
 use std::sync::Arc;
@@ -20,7 +22,7 @@ use axum::{Json, Router};
 use highroad_hosted::HostedTask;
 use highroad_package::TaskKind;
 use highroad_service::access::Principal;
-use highroad_service::{Kind, Problem, RequestId};
+use highroad_service::{Kind, Problem, RequestId, trace};
 use highroad_task::vector::{embedding_width, shortened};
 use highroad_task::{Answer, Input};
 use metrics::{counter, histogram};
@@ -29,6 +31,7 @@ use tower_http::CompressionLevel;
 use tower_http::compression::CompressionLayer;
 use tower_http::compression::predicate::SizeAbove;
 
+use crate::alerts::{self, watch};
 use crate::config::RequestLimits;
 use crate::deployment::{Deployment, State as DeploymentState};
 use crate::error::AskError;
@@ -41,17 +44,17 @@ use crate::protocol::pipeline::{self as pipeline_protocol, PipelineRequest};
 use crate::protocol::rerank::{self, Dialect, RerankRequest};
 use crate::protocol::tei as tei_protocol;
 use crate::protocol::{cohere, error_shape};
-use crate::request_log::{Record, RequestLog};
+use crate::request_log::{PipelineRecord, Record, RequestLog};
 use crate::revision::{Asked, Facts, Revision, Terms, check_limit};
 use crate::rollout::{Assigned, Key, Served};
-use crate::telemetry::{PIPELINE_REQUESTS, PIPELINE_SECONDS, PIPELINE_STEP_SECONDS, REQUEST_SECONDS, REQUESTS};
+use crate::telemetry::{PIPELINE_REQUESTS, PIPELINE_SECONDS, REQUEST_SECONDS, REQUESTS};
 use crate::traffic;
 
 const PACKAGE: HeaderName = HeaderName::from_static("x-highroad-package");
 const VERSION: HeaderName = HeaderName::from_static("x-highroad-version");
 const EVIDENCE: HeaderName = HeaderName::from_static("x-highroad-evidence");
 const OVERRIDE: HeaderName = HeaderName::from_static("x-highroad-override");
-const ROLLOUT: HeaderName = HeaderName::from_static("x-highroad-rollout");
+pub(crate) const ROLLOUT: HeaderName = HeaderName::from_static("x-highroad-rollout");
 const DEVELOPMENT: HeaderName = HeaderName::from_static("x-highroad-development");
 const CACHE: HeaderName = HeaderName::from_static("x-highroad-cache");
 const TRUNCATED: HeaderName = HeaderName::from_static("x-highroad-truncated");
@@ -83,6 +86,11 @@ impl Asker {
     }
 }
 
+/// What decides on which side of a rollout a request falls.
+pub(crate) fn key(id: &RequestId, headers: &HeaderMap) -> Key {
+    Asker::new(id.clone(), headers).key()
+}
+
 /// Headers that name who asks, the first that is there: all requests of one user fall on one side of a rollout, else all of one
 /// tenant.
 const STICKY: [&str; 2] = ["x-highroad-user", "x-highroad-tenant"];
@@ -111,6 +119,7 @@ fn routes() -> Routes {
         .and(pipeline_routes())
         .and(recommend::routes())
         .and(own_routes())
+        .and(monitor::routes())
         .and(pages::routes())
         .and(docs::routes())
 }
@@ -228,8 +237,11 @@ fn own_routes() -> Routes {
         .get("/v1/highroad/rollouts", get(rollouts).fallback(openai_method))
         .get("/v1/highroad/rollouts/{member}", get(rollout).fallback(openai_method))
         .post("/v1/highroad/rollouts/{member}/labels", post(labels).fallback(openai_method))
+        .get("/v1/highroad/alerts", get(alerts).fallback(openai_method))
+        .get("/v1/highroad/objectives", get(objectives).fallback(openai_method))
         .get("/v1/highroad/status", get(status).fallback(openai_method))
-        .get("/v1/highroad/requests/{id}", get(request_record).fallback(openai_method))
+        .get("/v1/highroad/requests/{id}", get(records::record_of).fallback(openai_method))
+        .get("/v1/highroad/definitions/{digest}", get(records::definition).fallback(openai_method))
 }
 
 async fn embeddings(State(app): State<App>, asker: Asker, body: Result<Bytes, BytesRejection>) -> Response {
@@ -408,13 +420,20 @@ async fn status(State(app): State<App>) -> Json<Value> {
     Json(json!({ "ready": portfolio.is_ready(), "members": portfolio.statuses(), "portfolio": portfolio.told() }))
 }
 
+async fn alerts(State(app): State<App>) -> Json<Value> {
+    Json(alerts::route(&app.portfolio))
+}
+
+async fn objectives(State(app): State<App>) -> Json<Value> {
+    Json(alerts::objectives_route(&app.portfolio))
+}
+
 async fn rollouts(State(app): State<App>) -> Json<Value> {
     Json(json!({ "rollouts": app.portfolio.rollouts() }))
 }
 
 async fn rollout(State(app): State<App>, Path(member): Path<String>) -> Response {
-    let found = app.portfolio.deployment(&member).map_err(Refused::from).and_then(|deployment| {
-        let status = deployment.rollout();
+    let found = app.portfolio.rollout(&member).map_err(Refused::from).and_then(|status| {
         status.ok_or_else(|| Problem::not_found(format!("`{member}` has had no rollout here")).into())
     });
     openai_response(found.map(|status| Json(status).into_response()))
@@ -431,19 +450,6 @@ async fn labels(State(app): State<App>, Path(member): Path<String>, body: Result
     openai_response(app.label(&member, body))
 }
 
-async fn request_record(State(app): State<App>, Path(id): Path<String>) -> Response {
-    let log = app.log.clone();
-    let wanted = id.clone();
-    let found = tokio::task::spawn_blocking(move || log.find(&wanted)).await;
-    let result = match found {
-        Ok(Ok(Some(record))) if Principal::current_may_ask(&record.member) => Ok(Json(record).into_response()),
-        Ok(Ok(_)) => Err(Problem::not_found(format!("the request log has no `{}`", printable(&id)))),
-        Ok(Err(error)) => Err(Problem::internal(&error)),
-        Err(error) => Err(Problem::internal(&error)),
-    };
-    openai_response(result.map_err(Refused::from))
-}
-
 fn printable(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(128).collect()
 }
@@ -458,7 +464,9 @@ impl App {
     }
 
     async fn embeddings(&self, asker: &Asker, body: Result<Bytes, BytesRejection>) -> Result<Response, Refused> {
-        let request = EmbeddingsRequest::parse(&self.whole(body)?)?;
+        let bytes = self.whole(body)?;
+        let request = EmbeddingsRequest::parse(&bytes)
+            .inspect_err(|refused| self.malformed(None, &bytes, &refused.problem.message))?;
         let wanted = Wanted { inputs: request.inputs, terms: Terms::default(), dimensions: request.dimensions };
         let embedded = self.embed(asker, "/v1/embeddings", &request.model, wanted).await?;
         let body = openai::embeddings_reply(&request.model, &embedded.vectors, embedded.n_tokens(), request.encoding);
@@ -488,7 +496,9 @@ impl App {
     }
 
     async fn moderations(&self, asker: &Asker, body: Result<Bytes, BytesRejection>) -> Result<Response, Refused> {
-        let request = ModerationsRequest::parse(&self.whole(body)?)?;
+        let bytes = self.whole(body)?;
+        let request = ModerationsRequest::parse(&bytes)
+            .inspect_err(|refused| self.malformed(None, &bytes, &refused.problem.message))?;
         let member = match &request.model {
             Some(model) => model.clone(),
             None => self.only("moderates", moderates).map_err(|problem| {
@@ -509,7 +519,9 @@ impl App {
     }
 
     async fn cohere_embed(&self, asker: &Asker, body: Result<Bytes, BytesRejection>) -> Result<Response, Failed> {
-        let request = cohere::EmbedRequest::parse(&self.whole(body)?)?;
+        let bytes = self.whole(body)?;
+        let request = cohere::EmbedRequest::parse(&bytes)
+            .inspect_err(|problem| self.malformed(None, &bytes, &problem.message))?;
         let member = match &request.model {
             Some(model) => model.clone(),
             None => self.only("embeds", embeds)?,
@@ -534,7 +546,9 @@ impl App {
             Ok(bytes) => bytes,
             Err(problem) => return problem.respond(rerank::error_body),
         };
-        let request = RerankRequest::parse(&bytes, version).map_err(Failed::from);
+        let request = RerankRequest::parse(&bytes, version)
+            .inspect_err(|problem| self.malformed(model.as_deref(), &bytes, &problem.message))
+            .map_err(Failed::from);
         let reranked = match request {
             Ok(request) => self.ranked(asker, route, model, request).await,
             Err(failed) => Err(failed),
@@ -604,6 +618,7 @@ impl App {
         let asked = pipeline::Request {
             portfolio: &self.portfolio,
             log: &self.log,
+            pipeline: name,
             input: &request.input,
             key: &key,
             streams: request.stream,
@@ -617,8 +632,23 @@ impl App {
         counter!(PIPELINE_REQUESTS, "pipeline" => name.to_owned(), "outcome" => outcome).increment(1);
         traffic::count(&overview::of_pipeline(name), outcome, finished.is_ok().then(|| begun.elapsed()));
         histogram!(PIPELINE_SECONDS, "pipeline" => name.to_owned()).record(begun.elapsed().as_secs_f64());
-        let finished = finished.map_err(|error| error.problem())?;
+        let finished = match finished.map_err(|error| error.problem()) {
+            Ok(finished) => finished,
+            Err(problem) => {
+                watch::pipeline(name, watch::Went::of_problem(&problem));
+                return Err(problem);
+            }
+        };
+        watch::pipeline(name, watch::Went::Well);
         self.log_steps(&asker.id, name, &finished);
+        if let Some(definition) = pipelines.kept(name, &finished, &self.portfolio) {
+            self.log.put(records::of_pipeline(
+                asker.id.0.clone(),
+                PipelineRecord::of(name, definition, &finished),
+                &finished,
+                begun.elapsed(),
+            ));
+        }
         if let Some(prompt) = &finished.prompt {
             let events = Principal::with_all_members(pipelines.events(config, &asked, prompt)).await;
             let (headers, events) = events.map_err(|error| error.problem())?;
@@ -629,18 +659,6 @@ impl App {
         }
         let body = request.reply(&asker.id.0, name, &finished);
         Ok(([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], body).into_response())
-    }
-
-    /// Each step that asked a member has a record of its own, `REQUEST.STEP`, and can be replayed by it.
-    fn log_steps(&self, id: &RequestId, pipeline: &str, finished: &Finished) {
-        for step in &finished.steps {
-            let Some(asked) = &step.asked else { continue };
-            histogram!(PIPELINE_STEP_SECONDS, "pipeline" => pipeline.to_owned(), "step" => step.name.clone())
-                .record(step.duration_ms / 1e3);
-            let total = Duration::from_secs_f64(step.duration_ms / 1e3);
-            let id = format!("{}.{}", id.0, step.name);
-            self.log.put(record(id, "/v1/pipelines", asked.facts.clone(), &asked.asked, total));
-        }
     }
 
     /// The one member that `does` what is asked, for a request that names none.
@@ -679,9 +697,10 @@ impl App {
         body: Result<Bytes, BytesRejection>,
     ) -> Result<Response, Problem> {
         let assigned = self.assigned_version(path, asker)?;
-        let request = InferRequest::parse(&self.whole(body)?, json_bytes(headers)?)?;
+        let refused = |problem: &Problem| self.malformed(Some(&path.model), &[], &problem.message);
+        let request = InferRequest::parse(&self.whole(body)?, json_bytes(headers)?).inspect_err(refused)?;
         let terms = Terms { timeout: request.timeout, priority: request.priority, ..Terms::default() };
-        let (query, wanted) = request.query(assigned.revision().program().inputs())?;
+        let (query, wanted) = request.query(assigned.revision().program().inputs()).inspect_err(refused)?;
         let reply = |revision: &Revision, outputs| {
             wanted.reply(&path.model, revision.facts(), &revision.manifest().task.kind, outputs)
         };
@@ -928,8 +947,12 @@ fn wrong_task(revision: &Revision, wanted: &'static str) -> AskError {
 // Names that clients make up are no labels.
 fn count(revision: Option<&Revision>, error: AskError) -> AskError {
     let member = revision.map_or("unknown".to_owned(), |revision| revision.facts().member.clone());
+    watch::refused(revision.map(|revision| revision.facts().member.as_str()), &error);
     traffic::count(&member, error.outcome(), None);
     counter!(REQUESTS, "member" => member, "outcome" => error.outcome()).increment(1);
+    if let Some((revision, kind)) = revision.zip(error.violation()) {
+        revision.violated(kind);
+    }
     error
 }
 
@@ -955,8 +978,17 @@ impl<'a> Call<'a> {
             Ok(asked) => {
                 counter!(REQUESTS, "member" => member.clone(), "outcome" => "ok").increment(1);
                 let took = self.begun.elapsed();
+                watch::member(&member, "ok", took);
                 traffic::count(&member, "ok", Some(took));
-                histogram!(REQUEST_SECONDS, "member" => member).record(took.as_secs_f64());
+                let (seconds, trace_id) = (took.as_secs_f64(), trace::ids().map(|(trace, _)| trace));
+                highroad_service::metrics::exemplar(
+                    REQUEST_SECONDS,
+                    &[("member", &member)],
+                    seconds,
+                    &self.id.0,
+                    trace_id,
+                );
+                histogram!(REQUEST_SECONDS, "member" => member).record(seconds);
                 Ok(asked)
             }
             Err(error) => Err(count(Some(&self.revision), error)),
@@ -982,13 +1014,18 @@ fn record<A>(request_id: String, route: &str, facts: Facts, asked: &Asked<A>, to
         development: facts.development,
         numerics_id: facts.numerics_id,
         outputs: asked.digests.clone(),
+        labels: asked.told.labels.clone(),
+        order: asked.told.order.clone(),
         n_tokens: asked.n_tokens.clone(),
         n_truncated: asked.n_truncated,
         cache: asked.cache.map(|used| used.name().to_owned()),
         queue_ms: milliseconds(asked.queued),
         compute_ms: milliseconds(asked.computed),
         total_ms: milliseconds(total),
+        cut: asked.cut,
         hosted: None,
+        step_of: None,
+        pipeline: None,
     }
 }
 

@@ -4,12 +4,14 @@
 //! protocols are thin conversions to and from it, and [`router`] puts them on HTTP.
 
 pub mod admission;
+pub mod alerts;
 mod attestation;
 pub mod batcher;
 pub mod budget;
 pub mod cache;
 pub mod case;
 pub mod config;
+pub mod definitions;
 mod deployment;
 mod engine;
 mod error;
@@ -17,6 +19,7 @@ pub mod hosted;
 mod http;
 pub mod index;
 mod model;
+pub mod monitor;
 pub mod openapi;
 mod overview;
 pub mod pipeline;
@@ -32,6 +35,7 @@ pub mod rollout;
 mod saved;
 mod served;
 pub mod telemetry;
+mod traced;
 pub mod traffic;
 mod urgency;
 

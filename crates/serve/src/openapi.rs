@@ -121,6 +121,11 @@ const ROUTES: &[Route] = &[
         Takes::Json("RolloutLabel"),
         &[400, 404, 413],
     ),
+    get("/v1/highroad/monitor", OWN, "How what members meet compares with their baselines", &[]),
+    get("/v1/highroad/monitor/{member}", OWN, "The same of one member, with distributions", &[403, 404]),
+    post("/v1/highroad/labels", OWN, "Right answers to earlier requests", Takes::Json("Labels"), &[400, 413, 500]),
+    get("/v1/highroad/alerts", OWN, "What fires, and what ended lately", &[]),
+    get("/v1/highroad/objectives", OWN, "What is promised, and what is left of it", &[]),
     get("/v1/highroad/rollouts/{member}/course", OWN, "What each rule said in the course of a rollout", &[404]),
     post(
         "/v1/highroad/rollouts/{member}/abort",
@@ -140,6 +145,7 @@ const ROUTES: &[Route] = &[
     get("/v1/highroad/budgets", OWN, "What is spent and what may be", &[]),
     get("/v1/highroad/status", OWN, "Where every member stands", &[]),
     get("/v1/highroad/requests/{id}", OWN, "The record of one answer", &[404, 500]),
+    get("/v1/highroad/definitions/{digest}", OWN, "What a pipeline or a hosted member was", &[404]),
     get("/v1/highroad/requests/{id}/chain", OWN, "What stands behind one answer", &[404, 500]),
     post(
         "/v1/highroad/replay",

@@ -5,26 +5,32 @@
 
 mod composition;
 mod config;
+mod definition;
 mod indexes;
+mod replay;
 mod run;
 mod shown;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use highroad_package::TaskKind;
+use highroad_package::{Digest, TaskKind};
+use serde::{Deserialize, Serialize};
 
 pub use composition::{Composition, Part};
 pub use config::PipelineConfig;
 pub(crate) use config::{index_configs, pipeline_configs};
+pub use definition::{DefinedIndex, Definition};
 pub(crate) use indexes::{IndexPlaces, Indexes, Missing};
+pub use replay::{Replay, Wants};
 pub(crate) use run::Request;
 pub use run::{Finished, PipelineError, StepReport, Stopped, Value};
 
 use crate::error::DeployError;
 use crate::index::IndexError;
-use crate::portfolio::Served;
+use crate::portfolio::{Portfolio, Served};
 
 /// Where an index is and who embeds the queries to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,7 +66,7 @@ impl Kind {
 }
 
 /// One step.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Step {
     /// Its name, by which later steps refer to it.
     pub name: String,
@@ -68,7 +74,8 @@ pub struct Step {
     pub action: Action,
     /// Earlier steps that it waits for though it does not read them, by position.
     pub after: Vec<usize>,
-    /// Longest time it may take.
+    /// Longest time it may take; no part of what it is.
+    #[serde(skip)]
     pub timeout: Option<Duration>,
     /// Who is asked where the member fails.
     pub fallback: Option<String>,
@@ -77,7 +84,8 @@ pub struct Step {
 }
 
 /// What happens to a request whose step fails.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum OnError {
     /// It fails.
     #[default]
@@ -87,7 +95,8 @@ pub enum OnError {
 }
 
 /// What a step does.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 #[allow(missing_docs)]
 pub enum Action {
     /// Puts a label on a text; some labels end the request.
@@ -103,7 +112,8 @@ pub enum Action {
 }
 
 /// What is sought in an index.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Query {
     /// A text, embedded by the index's embedder.
     Text(Template),
@@ -112,10 +122,11 @@ pub enum Query {
 }
 
 /// A text with references in it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Template(Vec<Piece>);
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 enum Piece {
     Literal(String),
     Input,
@@ -173,6 +184,19 @@ impl Template {
     fn reads(&self) -> Vec<usize> {
         self.0.iter().filter_map(|piece| if let Piece::Step(step) = piece { Some(*step) } else { None }).collect()
     }
+
+    /// The text, where `value` gives what the steps it reads gave; the first of them that gave nothing where one did not.
+    fn text<'a>(&self, input: &str, value: impl Fn(usize) -> Option<&'a Value>) -> Result<String, usize> {
+        let mut text = String::new();
+        for piece in &self.0 {
+            match piece {
+                Piece::Literal(literal) => text.push_str(literal),
+                Piece::Input => text.push_str(input),
+                Piece::Step(step) => value(*step).ok_or(*step)?.write(&mut text),
+            }
+        }
+        Ok(text)
+    }
 }
 
 /// The pipelines of a portfolio, and who embeds the queries to the indexes that they search.
@@ -180,12 +204,51 @@ impl Template {
 pub struct Pipelines {
     pipelines: BTreeMap<String, PipelineConfig>,
     indexes: BTreeMap<String, IndexConfig>,
+    /// The definitions that are on the disk.
+    kept: Mutex<BTreeSet<Digest>>,
 }
 
 impl Pipelines {
     /// Those of a configuration.
     pub fn new(pipelines: BTreeMap<String, PipelineConfig>, indexes: BTreeMap<String, IndexConfig>) -> Self {
-        Self { pipelines, indexes }
+        Self { pipelines, indexes, kept: Mutex::default() }
+    }
+
+    /// What the pipeline `name` is, where `digest_of` gives the digest of the index that a step searches; nothing where it gives none.
+    pub fn definition(
+        &self,
+        name: &str,
+        digest_of: impl Fn(&Step, &str) -> Option<Digest>,
+    ) -> Option<Definition> {
+        let pipeline = self.pipelines.get(name)?.clone();
+        let searched = pipeline.steps.iter().filter_map(|step| match &step.action {
+            Action::Search { index, .. } => Some((step, index)),
+            _ => None,
+        });
+        let defined = |(step, index): (&Step, &String)| {
+            let digest = digest_of(step, index)?;
+            Some((index.clone(), DefinedIndex { digest, embedder: self.indexes.get(index)?.embedder.clone() }))
+        };
+        let indexes = searched.map(defined).collect::<Option<_>>()?;
+        Some(Definition { highroad_pipeline: 1, name: name.to_owned(), pipeline, indexes })
+    }
+
+    /// Digest of the [`Definition`] of `name` with the indexes that a request searched, which is kept for replays. A disk that takes nothing
+    /// stops no answer: only replays miss it.
+    pub(crate) fn kept(&self, name: &str, finished: &Finished, portfolio: &Portfolio) -> Option<Digest> {
+        let searched = |step: &Step, index: &str| {
+            let report = finished.steps.iter().find(|report| report.name == step.name);
+            let digest = report.and_then(|report| report.index.as_ref()?.parse().ok());
+            // A step that did not run would have searched what its embedder has now.
+            digest.or_else(|| Some(portfolio.embedded_by(self.embedder(index))?.indexes().get(index)?.digest()))
+        };
+        let bytes = self.definition(name, searched)?.bytes();
+        let digest = Digest::of(&bytes);
+        let is_new = self.kept.lock().unwrap_or_else(PoisonError::into_inner).insert(digest);
+        if is_new && let Err(error) = portfolio.definitions().keep(&bytes) {
+            tracing::warn!("Cannot keep the pipeline `{name}` for replays: {error}");
+        }
+        Some(digest)
     }
 
     /// The names of all pipelines.

@@ -4,11 +4,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::sync::Notify;
 
+use crate::alerts::Alerts;
+use crate::alerts::objectives::Objectives;
 use crate::budget::keeper::Budgets;
+use crate::budget::shared::Leases;
 use crate::config::{MemberConfig, PortfolioConfig, RequestLimits};
-use crate::deployment::{Deployment, LocalState, State, Status};
+use crate::definitions::Definitions;
+use crate::deployment::{Deployment, LocalState, State, Status, Surroundings};
 use crate::error::{AskError, DeployError};
 use crate::hosted::{HostedMember, HostedMembers};
+use crate::monitor::Monitor;
 use crate::pipeline::{IndexPlaces, Pipelines};
 use crate::registry::Registry;
 use crate::reload::FileStatus;
@@ -26,9 +31,14 @@ pub struct Portfolio {
     local: LocalState,
     rollouts: Arc<RolloutSettings>,
     look_now: Arc<Notify>,
+    monitor: Arc<Monitor>,
+    alerts: Arc<Alerts>,
+    objectives: Arc<ArcSwapOption<Objectives>>,
     /// Whether a reference that means nothing yet is waited for.
     waits: AtomicBool,
     reloading: tokio::sync::Mutex<()>,
+    /// Who keeps the whole of budgets that are shared.
+    keeper: Option<Arc<dyn Leases>>,
     pub(crate) file: ArcSwapOption<FileStatus>,
 }
 
@@ -51,7 +61,11 @@ impl Portfolio {
         local: LocalState,
     ) -> Self {
         let rollouts = Arc::new(RolloutSettings::new(config.rollouts, config.poll_interval.0));
+        let alerts = Alerts::open(&config.alerts, None);
         let portfolio = Self {
+            monitor: Monitor::new(local.monitor.clone(), local.baselines.clone()),
+            objectives: Arc::new(ArcSwapOption::new(Some(alerts.objectives()))),
+            alerts: Arc::new(alerts),
             served: ArcSwap::from_pointee(Served::default()),
             unverified,
             registry,
@@ -60,6 +74,7 @@ impl Portfolio {
             look_now: Arc::default(),
             waits: AtomicBool::new(false),
             reloading: tokio::sync::Mutex::default(),
+            keeper: None,
             file: ArcSwapOption::empty(),
         };
         let served = portfolio.next(config, &Served::default());
@@ -76,6 +91,12 @@ impl Portfolio {
         self
     }
 
+    /// The same with somebody who keeps the whole of shared budgets, should a later edit open them.
+    #[must_use]
+    pub fn with_keeper(self, keeper: Option<Arc<dyn Leases>>) -> Self {
+        Self { keeper, ..self }
+    }
+
     /// What is served now; within [`Portfolio::pinned`] what was served when that began.
     pub(crate) fn served(&self) -> Arc<Served> {
         PINNED.try_with(Arc::clone).unwrap_or_else(|_| self.served.load_full())
@@ -86,9 +107,31 @@ impl Portfolio {
         PINNED.scope(self.served.load_full(), answering).await
     }
 
+    /// The same with objectives and alerts that survive it.
+    #[must_use]
+    pub fn with_alerts(self, alerts: Alerts) -> Self {
+        self.objectives.store(Some(alerts.objectives()));
+        Self { alerts: Arc::new(alerts), ..self }
+    }
+
+    /// What is promised, and what fires.
+    pub fn alerts(&self) -> &Alerts {
+        &self.alerts
+    }
+
     /// What may be spent, where anything is limited.
     pub fn budgets(&self) -> Option<Budgets> {
         self.served().budgets.clone()
+    }
+
+    /// What its own members meet.
+    pub fn monitor(&self) -> &Arc<Monitor> {
+        &self.monitor
+    }
+
+    /// What pipelines and hosted members were, by digest.
+    pub fn definitions(&self) -> &Definitions {
+        &self.local.definitions
     }
 
     /// What is kept on this machine.
@@ -130,9 +173,11 @@ impl Portfolio {
         indexes: IndexPlaces,
         before: Option<&Deployment>,
     ) -> Arc<Deployment> {
-        let (registry, local) = (self.registry.clone(), self.local.clone());
-        let rollouts = Rollouts::new(Arc::clone(&self.rollouts), Arc::clone(&self.look_now));
-        let new = Deployment::new(name.to_owned(), config, self.unverified, registry, local, rollouts, before);
+        let (registry, local, monitor) = (self.registry.clone(), self.local.clone(), Arc::clone(&self.monitor));
+        let around = Surroundings { registry, local, monitor };
+        let rollouts =
+            Rollouts::new(Arc::clone(&self.rollouts), Arc::clone(&self.look_now), Arc::clone(&self.objectives));
+        let new = Deployment::new(name.to_owned(), config, self.unverified, around, rollouts, before);
         Arc::new(new.with_indexes(indexes))
     }
 
@@ -149,7 +194,13 @@ impl Portfolio {
         };
         Served {
             members: config.members.iter().map(member).collect(),
-            hosted: Arc::new(HostedMembers::new(&config.hosted, &before.hosted, self.unverified, &self.local)),
+            hosted: Arc::new(HostedMembers::new(
+                &config.hosted,
+                &before.hosted,
+                self.unverified,
+                &self.local,
+                config.rollouts,
+            )),
             budgets: before.budgets.clone(),
             config: Arc::new(config),
             ..Served::default()
@@ -200,11 +251,15 @@ impl Portfolio {
 
     async fn open_budgets(&self, prepared: &mut Prepared) -> Result<(), String> {
         let budgets = &prepared.next.config.budgets;
+        let is_other = self.served.load().config.budgets.shared != budgets.shared;
+        if is_other && (prepared.next.budgets.is_some() || self.keeper.is_none()) {
+            return Err("`shared` is taken up by a restart, not by an edit".to_owned());
+        }
         if prepared.next.budgets.is_some() || budgets.is_empty() {
             return Ok(());
         }
-        let (dir, config) = (self.local.budgets.clone(), budgets.clone());
-        let opening = tokio::task::spawn_blocking(move || Budgets::open(&dir, config)).await;
+        let (dir, config, keeper) = (self.local.budgets.clone(), budgets.clone(), self.keeper.clone());
+        let opening = tokio::task::spawn_blocking(move || Budgets::open_shared(&dir, config, keeper)).await;
         let opened = opening.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
         prepared.opened_budgets = Some(opened);
         Ok(())
@@ -228,6 +283,8 @@ impl Portfolio {
             budgets.set_config(now.config.budgets.clone());
         }
         self.rollouts.set(now.config.rollouts, now.config.poll_interval.0);
+        self.alerts.take_up(&now.config.alerts);
+        self.objectives.store(Some(self.alerts.objectives()));
         self.look_now.notify_one();
     }
 
@@ -263,7 +320,23 @@ impl Portfolio {
 
     /// The rollouts that go on here and the last ones of other members, sorted by member.
     pub fn rollouts(&self) -> Vec<RolloutStatus> {
-        self.deployments().iter().filter_map(|deployment| deployment.rollout()).collect()
+        let members = self.hosted();
+        let hosted = members.all();
+        let hosted = hosted.iter().filter_map(|member| Some(members.trial(member.name())?.status()));
+        let own = self.deployments().into_iter().filter_map(|deployment| deployment.rollout());
+        let mut all: Vec<RolloutStatus> = own.chain(hosted).collect();
+        all.sort_by(|left, right| left.member.cmp(&right.member));
+        all
+    }
+
+    /// The rollout of one member that goes on here, or its last one.
+    pub fn rollout(&self, name: &str) -> Result<Option<RolloutStatus>, AskError> {
+        let hosted = self.hosted();
+        if hosted.get(name).is_some() {
+            let member = self.hosted_member(name)?;
+            return Ok(hosted.trial(member.name()).map(|trial| trial.status()));
+        }
+        Ok(self.deployment(name)?.rollout())
     }
 
     /// Where every member stands, sorted by name.
@@ -305,6 +378,16 @@ impl Portfolio {
         errors
     }
 
+    /// What serves `member` now, whatever a request's key may ask: for what a pipeline is made of.
+    pub(crate) fn embedded_by(&self, member: &str) -> Option<Arc<Revision>> {
+        self.served().members.get(member)?.revision().ok()
+    }
+
+    /// Why `member` does not serve what it should, whatever a request's key may ask.
+    pub(crate) fn failure_of(&self, member: &str) -> Option<String> {
+        Some(self.served().members.get(member)?.status().failure?.reason)
+    }
+
     /// The pipelines, once they are loaded.
     pub fn pipelines(&self) -> Option<Arc<Pipelines>> {
         self.served().opened.clone()
@@ -326,8 +409,12 @@ impl Portfolio {
     }
 
     /// Follows the registry for as long as the future is polled: every poll interval, and at once after
-    /// [`Portfolio::look_now`].
+    /// [`Portfolio::look_now`]. Looks beside it for what somebody should be told.
     pub async fn follow(&self) {
+        tokio::join!(self.follow_registry(), self.alerts.run(self));
+    }
+
+    async fn follow_registry(&self) {
         loop {
             let pause = self.config().poll_interval.0;
             tokio::select! {

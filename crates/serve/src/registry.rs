@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
 
-use highroad_package::registry::Promotion;
+use highroad_package::registry::{Promotion, Rollback};
 use highroad_package::{Digest, Reference};
 use serde::{Deserialize, Serialize};
 
@@ -38,6 +38,9 @@ pub trait Registry: Send + Sync + 'static {
 
     /// Moves an alias, if the gate lets it; the inner error says why it does not.
     fn promote<'a>(&'a self, promotion: &'a Promotion) -> BoxFuture<'a, Result<Result<(), String>, DeployError>>;
+
+    /// Puts an alias back to where it was before, if the gate lets it; the inner error says why it does not.
+    fn roll_back<'a>(&'a self, rollback: &'a Rollback) -> BoxFuture<'a, Result<Result<(), String>, DeployError>>;
 }
 
 /// A version of a registered model, by what decides whether a member has to change.

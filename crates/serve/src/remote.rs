@@ -1,10 +1,12 @@
 use std::collections::BTreeMap;
 
-use highroad_package::registry::{Promotion, RegistryClient, RegistryError, ResolvedVersion};
-use highroad_package::{Reference, Selector};
+use highroad_package::registry::{Promotion, RegistryClient, RegistryError, ResolvedVersion, Rollback};
+use highroad_package::{Digest, Reference, Selector};
+use serde_json::json;
 use tracing::warn;
 
 use crate::admission;
+use crate::budget::shared::{Granted, Leases, Wanted};
 use crate::deployment::{LocalState, read_verdict};
 use crate::error::DeployError;
 use crate::registry::{BoxFuture, Registry, Resolved};
@@ -53,6 +55,7 @@ impl Registry for RemoteRegistry {
                 }
                 _ => None,
             };
+            self.bring_baselines(&wanted.package).await;
             let Some(alias) = alias else {
                 return Ok(Candidate {
                     version: resolved.label(),
@@ -97,6 +100,32 @@ impl Registry for RemoteRegistry {
             moved.map(|moved| moved.map(drop)).map_err(|error| unanswered(&error))
         })
     }
+
+    fn roll_back<'a>(&'a self, rollback: &'a Rollback) -> BoxFuture<'a, Result<Result<(), String>, DeployError>> {
+        Box::pin(async move {
+            let moved = match self.client.rollback(rollback).await {
+                Err(RegistryError::NoGate(_)) => admission::roll_back(&self.client, rollback).await,
+                Err(RegistryError::Refused { status: 403, message, .. }) => Ok(Err(message)),
+                moved => moved.map(Ok),
+            };
+            moved.map(|moved| moved.map(drop)).map_err(|error| unanswered(&error))
+        })
+    }
+}
+
+impl Leases for RegistryClient {
+    fn lease<'a>(
+        &'a self,
+        pool: &'a str,
+        replica: &'a str,
+        wanted: &'a [Wanted],
+    ) -> BoxFuture<'a, Result<Vec<Granted>, String>> {
+        Box::pin(async move {
+            let asked = json!({ "pool": pool, "replica": replica, "leases": wanted });
+            let granted = self.lease_budgets(&asked).await.map_err(|error| error.to_string())?;
+            serde_json::from_value(granted).map_err(|error| format!("its leases cannot be read: {error}"))
+        })
+    }
 }
 
 fn unanswered(error: &RegistryError) -> DeployError {
@@ -104,6 +133,19 @@ fn unanswered(error: &RegistryError) -> DeployError {
 }
 
 impl RemoteRegistry {
+    /// Brings what monitoring compares the package with. A version serves without it.
+    async fn bring_baselines(&self, package: &Digest) {
+        let brought = self.client.baselines(package).await.unwrap_or_else(|error| {
+            warn!("No baseline of {} is brought: {error}", package.short());
+            Vec::new()
+        });
+        for bytes in brought {
+            if let Err(error) = self.local.baselines.put(package, &bytes) {
+                warn!("Cannot keep a baseline of {}: {error}", package.short());
+            }
+        }
+    }
+
     /// The override for `alias`. One that cannot be read is none, since the verdict may do without it.
     async fn overridden(&self, version: &ResolvedVersion, alias: &str) -> Result<Option<Overridden>, RegistryError> {
         let Some(digest) = version.overrides.get(alias).copied() else { return Ok(None) };

@@ -3,6 +3,9 @@
 //! A thread of its own writes; a request only puts a record into a bounded queue. When the disk cannot keep up, records are
 //! dropped and counted, never silently and never at the request's expense.
 
+mod pipeline;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead as _, BufReader, BufWriter, Write as _};
 use std::path::{Path, PathBuf};
@@ -10,9 +13,12 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync
 use std::time::{Duration, Instant};
 
 use highroad_package::Digest;
+use highroad_task::Cut;
 use serde::{Deserialize, Serialize};
 
 pub use crate::hosted::{Ended, HostedRecord};
+pub use pipeline::{PipelineRecord, StepRecord};
+
 use crate::telemetry::LOG_DROPPED;
 
 /// What is kept of one answered request.
@@ -45,10 +51,19 @@ pub struct Record {
     pub numerics_id: String,
     /// One digest for each input, in order; for program tensors one digest over all outputs.
     pub outputs: Vec<Digest>,
+    /// The label of each input, where the answer is one: what right answers that come later are compared with.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub labels: Vec<String>,
+    /// Documents in the order of their relevance, from 0, where the answer is one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub order: Vec<u32>,
     /// Tokens of each input, after truncation.
     pub n_tokens: Vec<usize>,
-    /// Inputs that lost their end.
+    /// Inputs that were cut.
     pub n_truncated: usize,
+    /// What happened to those that were too long.
+    #[serde(default, skip_serializing_if = "at_end")]
+    pub cut: Cut,
     /// Of a member that keeps answers, where these came from: `hit`, `coalesced`, `partial` or `miss`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cache: Option<String>,
@@ -61,6 +76,17 @@ pub struct Record {
     /// Of a member that somebody else hosts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hosted: Option<HostedRecord>,
+    /// The pipeline that this is a step of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub step_of: Option<String>,
+    /// Of a whole request to a pipeline.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pipeline: Option<PipelineRecord>,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde asks with a reference")]
+fn at_end(cut: &Cut) -> bool {
+    *cut == Cut::End
 }
 
 /// How much of the log is kept, and how much may wait to be written.
@@ -119,11 +145,44 @@ impl RequestLog {
         }
     }
 
+    /// The newest record of each of `request_ids`, after a flush and one reading of the files. Errors if they cannot be read.
+    pub fn find_all(&self, request_ids: &BTreeSet<String>) -> io::Result<BTreeMap<String, Record>> {
+        self.flush();
+        find_all(&self.dir, request_ids)
+    }
+
     /// The newest record of `request_id`, after a flush. Errors if the files cannot be read.
     pub fn find(&self, request_id: &str) -> io::Result<Option<Record>> {
         self.flush();
         find(&self.dir, request_id)
     }
+}
+
+/// [`find`] of a request that was answered a moment ago: its record may still be on its way to the file, and is waited for up to
+/// `patience` where the process that writes the newest file lives.
+pub fn find_written(dir: &Path, request_id: &str, patience: Duration) -> io::Result<Option<Record>> {
+    let begun = Instant::now();
+    loop {
+        // Asked before the look, so that what it wrote last is seen.
+        let may_come = begun.elapsed() < patience && is_written(dir);
+        match find(dir, request_id)? {
+            None if may_come => std::thread::sleep(LOOK_AGAIN),
+            found => return Ok(found),
+        }
+    }
+}
+
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
+/// Whether a process lives that writes one of the files.
+fn is_written(dir: &Path) -> bool {
+    let writer = |path: &PathBuf| path.file_stem()?.to_str()?.split('-').nth(1)?.parse::<i32>().ok();
+    // One that we may not signal lives too.
+    let lives = |pid: i32| {
+        let pid = rustix::process::Pid::from_raw(pid);
+        pid.is_some_and(|pid| rustix::process::test_kill_process(pid) != Err(rustix::io::Errno::SRCH))
+    };
+    log_files(dir).unwrap_or_default().iter().rev().filter_map(writer).any(lives)
 }
 
 /// The newest record of `request_id` in the log files of `dir`; `None` also where there is no such directory. Lines that
@@ -135,11 +194,51 @@ pub fn find(dir: &Path, request_id: &str) -> io::Result<Option<Record>> {
         Err(error) => return Err(error),
     };
     for path in files.iter().rev() {
-        if let Some(record) = find_in_file(path, request_id)? {
-            return Ok(Some(record));
+        match find_in_file(path, request_id) {
+            Ok(Some(record)) => return Ok(Some(record)),
+            Ok(None) => {}
+            // The writer removes the oldest while others read.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
         }
     }
     Ok(None)
+}
+
+/// The newest record of each of `request_ids` in the log files of `dir`, which are read once, the newest first; those that are not
+/// there are left out.
+pub fn find_all(dir: &Path, request_ids: &BTreeSet<String>) -> io::Result<BTreeMap<String, Record>> {
+    let files = match log_files(dir) {
+        Ok(files) => files,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
+        Err(error) => return Err(error),
+    };
+    let (mut found, mut missing) = (BTreeMap::new(), request_ids.clone());
+    for path in files.iter().rev().take_while(|_| !request_ids.is_empty()) {
+        if missing.is_empty() {
+            break;
+        }
+        let mut here = BTreeMap::new();
+        let mut reader = BufReader::with_capacity(1 << 20, File::open(path)?);
+        let mut line = String::new();
+        while reader.read_line(&mut line)? > 0 {
+            if let Some(id) = id_of(&line).filter(|id| missing.contains(*id))
+                && let Ok(record) = serde_json::from_str::<Record>(&line)
+                && record.request_id == id
+            {
+                here.insert(id.to_owned(), record);
+            }
+            line.clear();
+        }
+        missing.retain(|id| !here.contains_key(id));
+        found.extend(here);
+    }
+    Ok(found)
+}
+
+/// The id that a line begins with, as [`Record`] is written: cheaper than reading all of it.
+fn id_of(line: &str) -> Option<&str> {
+    line.strip_prefix("{\"request_id\":\"")?.split_once('"').map(|(id, _)| id)
 }
 
 fn find_in_file(path: &Path, request_id: &str) -> io::Result<Option<Record>> {
@@ -272,13 +371,18 @@ mod tests {
             development: None,
             numerics_id: "highroad-1/avx512/f32".to_owned(),
             outputs: vec![Digest::of(b"output")],
+            labels: vec!["benign".to_owned()],
+            order: Vec::new(),
             n_tokens: vec![5],
             n_truncated: 0,
             cache: None,
             queue_ms: 0.1,
             compute_ms: 1.5,
             total_ms: 1.7,
+            cut: Cut::End,
             hosted: None,
+            step_of: None,
+            pipeline: None,
         }
     }
 
@@ -303,6 +407,20 @@ mod tests {
     }
 
     #[test]
+    fn many_records_are_found_in_one_reading_the_newest_of_each() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = RequestLog::open(dir.path(), LogLimits { file_bytes: 1000, ..LogLimits::default() }).unwrap();
+        for id in ["one", "two", "three", "one"] {
+            log.put(Record { total_ms: if id == "one" { 9.0 } else { 1.0 }, ..record(id) });
+        }
+        log.put(Record { version: "moderation:8".to_owned(), ..record("one") });
+        let wanted = ["one", "two", "four"].map(str::to_owned).into();
+        let found = log.find_all(&wanted).unwrap();
+        assert_eq!(found.keys().collect::<Vec<_>>(), ["one", "two"]);
+        assert_eq!(found["one"].version, "moderation:8");
+    }
+
+    #[test]
     fn files_rotate_and_the_oldest_go() {
         let dir = tempfile::tempdir().unwrap();
         let limits = LogLimits { file_bytes: 1000, files: 3, ..LogLimits::default() };
@@ -324,6 +442,29 @@ mod tests {
         let whole = serde_json::to_string(&record("id")).unwrap();
         fs::write(dir.path().join("1.jsonl"), format!("{whole}\n{}", &whole[..whole.len() / 2])).unwrap();
         assert_eq!(find(dir.path(), "id").unwrap(), Some(record("id")));
+    }
+
+    #[test]
+    fn a_record_on_its_way_is_waited_for_where_its_writer_lives() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = begin_file(dir.path(), 0).unwrap().into_parts().0;
+        let line = format!("{}\n", serde_json::to_string(&record("id")).unwrap());
+        let writer = std::thread::spawn(move || {
+            let mut file = path;
+            let (first, rest) = line.split_at(40);
+            file.write_all(first.as_bytes()).unwrap();
+            std::thread::sleep(Duration::from_millis(60));
+            file.write_all(rest.as_bytes()).unwrap();
+        });
+        assert_eq!(find_written(dir.path(), "id", Duration::from_secs(20)).unwrap(), Some(record("id")));
+        writer.join().unwrap();
+        let gone = tempfile::tempdir().unwrap();
+        // No process has a number this large.
+        fs::write(gone.path().join("20260101T000000000-4194304999-0000000000.jsonl"), "").unwrap();
+        fs::write(gone.path().join("20260101T000000000-2147483647-0000000000.jsonl"), "").unwrap();
+        let begun = Instant::now();
+        assert_eq!(find_written(gone.path(), "id", Duration::from_secs(20)).unwrap(), None);
+        assert!(begun.elapsed() < Duration::from_secs(10));
     }
 
     #[test]

@@ -1,8 +1,8 @@
 mod through;
 
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use highroad_eval::{Aliased, Evidence, Override, OverrideRefusal, Verdict};
@@ -10,7 +10,7 @@ use highroad_hosted::NUMERICS_ID;
 use highroad_package::{Digest, Manifest, VerifiedPackage};
 use highroad_service::access::Priority;
 use highroad_task::raw::{Program, Tensor};
-use highroad_task::{Answer, Cut, Input, Piece, Predictor, PredictorOptions, Prepared, Special, TaskError};
+use highroad_task::{Answer, Cut, Input, Piece, Predictor, PredictorOptions, Prepared, Special, TaskError, ranked};
 use highroad_torch::Crew;
 use serde::{Deserialize, Serialize};
 
@@ -23,8 +23,10 @@ use crate::config::{MemberConfig, RequestLimits};
 use crate::engine::{self, EngineConfig};
 use crate::error::{AskError, DeployError};
 use crate::model::{Model, ModelError, Work, Yield, tensors_digest};
+use crate::monitor::{Monitor, MonitorConfig, Seen, Watch};
 use crate::pipeline::Indexes;
 use crate::telemetry::{BatchMetrics, TOKENS};
+use crate::traced;
 use crate::urgency::{Urgency, flow};
 
 /// A package that a member could serve, every byte of it verified.
@@ -110,6 +112,7 @@ pub struct Revision {
     /// Of its package's vectors.
     indexes: Indexes,
     queue_timeout: Duration,
+    watch: OnceLock<Watch>,
     cache: Option<Cached>,
     pub(crate) stats: Stats,
 }
@@ -132,7 +135,7 @@ pub struct Terms {
 }
 
 /// An answered request.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Asked<A> {
     /// One answer for each input, in order.
     pub answers: A,
@@ -140,8 +143,10 @@ pub struct Asked<A> {
     pub digests: Vec<Digest>,
     /// Tokens of each input, after truncation.
     pub n_tokens: Vec<usize>,
-    /// Inputs that lost their end.
+    /// Inputs that were cut.
     pub n_truncated: usize,
+    /// Where.
+    pub cut: Cut,
     /// Tokenising, or decoding of pictures.
     pub prepared: Duration,
     /// Longest wait of a row for its batch.
@@ -150,6 +155,30 @@ pub struct Asked<A> {
     pub computed: Duration,
     /// Where its answers came from, of a member that keeps answers.
     pub cache: Option<CacheUse>,
+    /// What the request log keeps of the answers themselves.
+    pub(crate) told: Told,
+    /// The input that is looked at by monitoring.
+    pub(crate) seen: Option<Box<Seen>>,
+}
+
+/// What right answers that come later are compared with.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Told {
+    /// The label of each input, of a classifier.
+    pub(crate) labels: Vec<String>,
+    /// Documents in the order of their relevance, of a reranker.
+    pub(crate) order: Vec<u32>,
+}
+
+impl Told {
+    fn of(answers: &[Answer]) -> Self {
+        let label = |answer: &Answer| match answer {
+            Answer::Class { label, .. } => Some(label.clone()),
+            _ => None,
+        };
+        let order = ranked(answers).iter().filter_map(|ranked| u32::try_from(ranked.index).ok()).collect();
+        Self { labels: answers.iter().filter_map(label).collect(), order }
+    }
 }
 
 impl Facts {
@@ -214,16 +243,11 @@ impl Revision {
         let loaded_at = now;
         let facts =
             Facts { member, version, package, verdict, evidence, overridden, development, numerics_id, loaded_at };
-        let answered_by = format!("{} {}", facts.package, facts.numerics_id);
-        let cache = cache.map(|answers| Cached { answers, version: answered_by });
-        Ok(Self {
-            facts,
-            batcher,
-            indexes: Indexes::default(),
-            queue_timeout: config.queue_timeout,
-            cache,
-            stats: Stats::default(),
-        })
+        let version = format!("{} {}", facts.package, facts.numerics_id);
+        let cache = cache.map(|answers| Cached { answers, version });
+        let (watch, stats) = (OnceLock::new(), Stats::default());
+        let indexes = Indexes::default();
+        Ok(Self { facts, batcher, indexes, queue_timeout: config.queue_timeout, watch, cache, stats })
     }
 
     /// The same with indexes of its package's vectors.
@@ -234,6 +258,30 @@ impl Revision {
     /// The indexes of its package's vectors.
     pub(crate) fn indexes(&self) -> &Indexes {
         &self.indexes
+    }
+
+    /// Has what it answers looked at from now on.
+    pub(crate) fn watch_with(&self, monitor: &Arc<Monitor>, config: &MonitorConfig) {
+        let Facts { member, version, package, .. } = &self.facts;
+        let unknown_id = self.predictor().unknown_id();
+        if let Some(watch) = monitor.watch(member, config, version, *package, unknown_id) {
+            // Set once: a revision is loaded once.
+            let _ = self.watch.set(watch);
+        }
+    }
+
+    /// Counts a request that it does not take.
+    pub(crate) fn violated(&self, kind: &'static str) {
+        if let Some(watch) = self.watch.get() {
+            watch.violated(kind);
+        }
+    }
+
+    /// Has an answer looked at that a client got.
+    pub(crate) fn answered(&self, seen: Option<Box<Seen>>) {
+        if let Some((watch, seen)) = self.watch.get().zip(seen) {
+            watch.put(seen);
+        }
     }
 
     /// Where its answers come from.
@@ -281,20 +329,35 @@ impl Revision {
         limits: &RequestLimits,
         terms: Terms,
     ) -> Result<Asked<Vec<Answer>>, AskError> {
+        let begun = Instant::now();
+        let result = self.answer(inputs, limits, terms).await;
+        traced::own(self, begun, &result);
+        result
+    }
+
+    async fn answer(
+        self: &Arc<Self>,
+        inputs: Vec<Input>,
+        limits: &RequestLimits,
+        terms: Terms,
+    ) -> Result<Asked<Vec<Answer>>, AskError> {
         check_limit("inputs", inputs.len(), limits.inputs)?;
         let texts = inputs.iter().filter(|input| !is_image(input));
         check_limit("bytes in one input", texts.map(size_bytes).max().unwrap_or(0), limits.input_bytes)?;
         check_limit("images", inputs.iter().filter(|input| is_image(input)).count(), MAX_IMAGES)?;
         let begun = Instant::now();
+        let watch = self.watch.get();
+        let drawn = watch.and_then(|watch| watch.draw(&inputs));
         let prepared = self.prepare(inputs, terms.cut).await?;
         let preparing = begun.elapsed();
+        let drawn = watch.zip(drawn).map(|(watch, drawn)| watch.prepared(drawn, &prepared));
         let n_tokens: Vec<usize> = prepared.iter().map(Prepared::n_tokens).collect();
         check_limit("tokens", n_tokens.iter().sum(), limits.tokens)?;
         let n_truncated = prepared.iter().filter(|prepared| prepared.truncated()).count();
         let (done, cache) = match &self.cache {
             Some(cached) => self.rows_through(cached, prepared, terms).await?,
             None => {
-                let hold = hold_here(&self.facts.member, n_tokens.iter().sum())?;
+                let hold = hold_here(&self.facts.member, n_tokens.iter().sum()).await?;
                 let done = self.run(prepared.into_iter().map(Work::Row).collect(), terms).await?;
                 settle(hold, n_tokens.iter().sum());
                 (done, None)
@@ -306,7 +369,10 @@ impl Revision {
         let (queued, computed) = longest_times(&done);
         let answers: Vec<Answer> = done.into_iter().filter_map(|done| done.output.row()).collect();
         let digests = answers.iter().map(Answer::digest).collect();
-        Ok(Asked { answers, digests, n_tokens, n_truncated, prepared: preparing, queued, computed, cache })
+        let seen = watch.zip(drawn).and_then(|(watch, drawn)| watch.answered(drawn, &answers));
+        let (told, cut) = (Told::of(&answers), terms.cut);
+        let prepared = preparing;
+        Ok(Asked { answers, digests, n_tokens, n_truncated, cut, prepared, queued, computed, cache, told, seen })
     }
 
     /// Runs the program itself on `tensors`, past the task.
@@ -317,14 +383,15 @@ impl Revision {
     ) -> Result<Asked<Vec<Tensor>>, AskError> {
         let work = Work::Program(tensors);
         let n_tokens = work.n_tokens();
-        let hold = hold_here(&self.facts.member, n_tokens)?;
+        let hold = hold_here(&self.facts.member, n_tokens).await?;
         let done = self.run(vec![work], terms).await?;
         settle(hold, n_tokens);
         let (queued, computed) = longest_times(&done);
         let answers: Vec<Tensor> = done.into_iter().flat_map(|done| done.output.tensors()).collect();
         let digests = vec![tensors_digest(&answers)];
         let (n_tokens, n_truncated, prepared) = (Vec::new(), 0, Duration::ZERO);
-        Ok(Asked { answers, digests, n_tokens, n_truncated, prepared, queued, computed, cache: None })
+        let (cut, cache, told, seen) = (Cut::End, None, Told::default(), None);
+        Ok(Asked { answers, digests, n_tokens, n_truncated, cut, prepared, queued, computed, cache, told, seen })
     }
 
     /// The tokens of each text, none of them cut off.

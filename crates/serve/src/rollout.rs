@@ -10,10 +10,11 @@ pub(crate) mod by_hand;
 mod compare;
 mod course;
 mod follow;
-mod pairs;
+pub(crate) mod pairs;
+mod probation;
 mod shadow;
 mod status;
-mod trial;
+pub(crate) mod trial;
 
 use std::collections::BTreeMap;
 
@@ -23,11 +24,12 @@ use serde::{Deserialize, Serialize};
 use tracing::warn;
 
 pub use assign::{Assigned, Key, Served};
-pub use compare::{Compared, Limits, compare};
+pub use compare::{Compared, Limits, compare, compare_texts};
 pub(crate) use course::Course;
 pub use course::{CourseShown, PointShown, RuleShown};
 pub(crate) use follow::{RolloutSettings, Rollouts};
 pub use pairs::{Pair, Side, read_pairs};
+pub(crate) use probation::{Probation, Promised, WaysBack};
 pub use status::RolloutStatus;
 pub(crate) use trial::Trial;
 

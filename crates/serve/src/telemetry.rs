@@ -42,10 +42,25 @@ pub(crate) const HOSTED_BREAKER_STATE: &str = "highroad_hosted_breaker_state";
 pub(crate) const HOSTED_BREAKER_OPENED: &str = "highroad_hosted_breaker_opened_total";
 pub(crate) const BUDGET_REFUSED: &str = "highroad_budget_refused_total";
 pub(crate) const BUDGET_LOST: &str = "highroad_budget_unwritten_total";
+/// Named by OpenTelemetry's conventions.
+pub(crate) const GENAI_SECONDS: &str = "gen_ai_client_operation_duration_seconds";
+pub(crate) const GENAI_TOKENS: &str = "gen_ai_client_token_usage";
+pub(crate) const OBJECTIVE_BURN: &str = "highroad_objective_burn_rate";
+pub(crate) const OBJECTIVE_LEFT: &str = "highroad_objective_budget_left_ratio";
+pub(crate) const ALERTS_FIRING: &str = "highroad_alerts_firing";
+pub(crate) const ALERT_EVENTS: &str = "highroad_alert_events_total";
+pub(crate) const WEBHOOK_TRIES: &str = "highroad_webhook_tries_total";
+pub(crate) const WEBHOOK_QUEUE: &str = "highroad_webhook_queue";
 pub(crate) const RELOADS: &str = "highroad_portfolio_reloads_total";
 pub(crate) const RELOAD_SUCCESS: &str = "highroad_portfolio_last_reload_success";
 pub(crate) const RELOAD_TIME: &str = "highroad_portfolio_loaded_timestamp_seconds";
 pub(crate) const LOG_DROPPED: &str = "highroad_request_log_dropped_total";
+pub(crate) const MONITOR_DROPPED: &str = "highroad_monitor_dropped_total";
+pub(crate) const MONITOR_VIOLATIONS: &str = "highroad_monitor_violations_total";
+pub(crate) const MONITOR_LABELS: &str = "highroad_monitor_labels_total";
+pub(crate) const MONITOR_EFFECT: &str = "highroad_monitor_effect_ratio";
+pub(crate) const MONITOR_DRIFTED: &str = "highroad_monitor_drifted";
+pub(crate) const MONITOR_ACCURACY: &str = "highroad_monitor_accuracy_ratio";
 pub(crate) const PIPELINE_REQUESTS: &str = "highroad_pipeline_requests_total";
 pub(crate) const PIPELINE_SECONDS: &str = "highroad_pipeline_duration_seconds";
 pub(crate) const PIPELINE_STEP_SECONDS: &str = "highroad_pipeline_step_duration_seconds";
@@ -58,6 +73,7 @@ pub(crate) const ROLLOUT_COMPARED: &str = "highroad_rollout_compared_total";
 pub(crate) const ROLLOUT_DIFFER: &str = "highroad_rollout_differ_total";
 pub(crate) const ROLLOUT_ENDED: &str = "highroad_rollout_ended_total";
 pub(crate) const ROLLOUT_SWITCH: &str = "highroad_rollout_switch_seconds";
+pub(crate) const ROLLED_BACK: &str = "highroad_member_rolled_back_total";
 pub(crate) const SHADOW_QUEUE: &str = "highroad_shadow_queue_requests";
 pub(crate) const SHADOW_DROPPED: &str = "highroad_shadow_dropped_total";
 pub(crate) const SHADOW_SECONDS: &str = "highroad_shadow_cpu_seconds";
@@ -105,6 +121,7 @@ pub fn describe() {
     describe_counter!(ROLLOUT_DIFFER, "Requests that they answered differently.");
     describe_counter!(ROLLOUT_ENDED, "Rollouts that ended, by outcome.");
     describe_histogram!(ROLLOUT_SWITCH, Unit::Seconds, "Time from a decision until the traffic went elsewhere.");
+    describe_counter!(ROLLED_BACK, "Versions that gave their place back by themselves.");
     describe_gauge!(SHADOW_QUEUE, "Requests that wait for their second answer.");
     describe_counter!(SHADOW_DROPPED, "Requests without a second answer because there was no room.");
     describe_histogram!(SHADOW_SECONDS, Unit::Seconds, "Processor time of a second answer.");
@@ -143,10 +160,31 @@ pub fn describe() {
         HOSTED_BREAKER_OPENED,
         "Times that a hosted member was left alone because its host failed again and again."
     );
+    describe_histogram!(GENAI_SECONDS, Unit::Seconds, "Time of a call of a host, to the end of its answer.");
+    describe_histogram!(GENAI_TOKENS, "Tokens of a call of a host, as it counts them.");
+    describe_gauge!(
+        OBJECTIVE_BURN,
+        "How many times as fast as allowed an objective's error budget is used, over a window."
+    );
+    describe_gauge!(OBJECTIVE_LEFT, "Share of an objective's error budget that is left; negative where more was bad.");
+    describe_gauge!(ALERTS_FIRING, "Alerts that fire.");
+    describe_counter!(ALERT_EVENTS, "Alerts that began or ended, rollouts that ended, versions that were sent back.");
+    describe_counter!(WEBHOOK_TRIES, "Tries to tell a webhook: delivered, failed and tried again, or given up.");
+    describe_gauge!(WEBHOOK_QUEUE, "Events that a webhook is still to be told.");
     describe_counter!(BUDGET_REFUSED, "Requests refused because a budget was used up or a price is not known.");
     describe_counter!(BUDGET_LOST, "Entries of the budgets' journal that could not be written at once.");
     counter!(BUDGET_LOST).increment(0);
+    describe_counter!(MONITOR_DROPPED, "Requests that monitoring did not look at because too many waited.");
+    describe_counter!(MONITOR_VIOLATIONS, "Requests that were refused for what they asked, by kind.");
+    describe_counter!(MONITOR_LABELS, "Right answers that came later, by what became of them.");
+    describe_gauge!(
+        MONITOR_EFFECT,
+        "Stability index of a signal against its baseline, without what chance contributes."
+    );
+    describe_gauge!(MONITOR_DRIFTED, "1 while a signal differs from its baseline, else 0.");
+    describe_gauge!(MONITOR_ACCURACY, "Share of right answers among those whose right answer is known.");
     counter!(LOG_DROPPED).increment(0);
+    counter!(MONITOR_DROPPED).increment(0);
 }
 
 /// The metrics of one batcher.

@@ -199,7 +199,7 @@ impl Principal {
         PRINCIPAL.try_with(|principal| principal.may_ask(member)).unwrap_or(true)
     }
 
-    /// Whether the request that this task answers may ask every member.
+    /// Whether the request that this task answers may ask every member; yes where it answers none, or where no keys are asked for.
     pub fn current_may_ask_all() -> bool {
         PRINCIPAL.try_with(|principal| principal.members.is_none()).unwrap_or(true)
     }

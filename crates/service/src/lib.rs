@@ -9,6 +9,7 @@ mod problem;
 mod shell;
 pub mod telemetry;
 mod tls;
+pub mod trace;
 
 pub use problem::{Kind, Problem};
 pub use shell::{Bound, RequestId, Shell, stop_signal};

@@ -4,9 +4,11 @@
 //! bounded, and every metric is described, so that `promtool check metrics` has nothing to say. Record with the `metrics`
 //! macros; call [`install`] before the first one.
 
+mod openmetrics;
+
 use std::sync::OnceLock;
 
-use axum::http::header;
+use axum::http::{HeaderMap, header};
 use axum::response::IntoResponse;
 use axum::{Router, routing};
 use metrics::Unit;
@@ -42,8 +44,22 @@ pub fn route<S: Clone + Send + Sync + 'static>() -> Router<S> {
     Router::new().route("/metrics", routing::get(metrics_page))
 }
 
-async fn metrics_page() -> impl IntoResponse {
+/// Exemplars are only in OpenMetrics, which Prometheus and its like ask for.
+async fn metrics_page(headers: HeaderMap) -> impl IntoResponse {
+    let accepts = headers.get_all(header::ACCEPT).iter().filter_map(|accept| accept.to_str().ok());
+    if accepts.into_iter().any(|accept| accept.contains("application/openmetrics-text")) {
+        let page = openmetrics::converted(&render(), &EXEMPLARS, &SECONDS);
+        return ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], page);
+    }
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], render())
+}
+
+static EXEMPLARS: openmetrics::Exemplars = openmetrics::Exemplars::new();
+
+/// Remembers a request as the last of its bucket in the histogram of seconds `name` with `labels`, beside recording it there.
+pub fn exemplar(name: &str, labels: &[(&str, &str)], seconds: f64, request_id: &str, trace_id: Option<String>) {
+    let at_s = jiff::Timestamp::now().as_millisecond() as f64 / 1e3;
+    EXEMPLARS.put(name, labels, &SECONDS, seconds, (request_id, trace_id, at_s));
 }
 
 /// Moves recorded samples into their buckets; without it a server that nobody scrapes would keep every sample.

@@ -24,6 +24,7 @@ use tower_http::timeout::RequestBodyTimeoutLayer;
 
 use crate::access::{self, Access, ErrorShape};
 use crate::metrics::{HTTP_DURATION, HTTP_REQUESTS};
+use crate::trace::{KeyValue, Span};
 use crate::{Kind, Problem, ServiceError, Tls};
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -248,7 +249,10 @@ pub async fn stop_signal() {
     }
 }
 
-/// Outermost: the request's id, its log line and its metrics.
+/// Asked by machines all the time, or by exporters of traces themselves.
+const UNTRACED: [&str; 4] = ["/health", "/ready", "/metrics", "/v1/traces"];
+
+/// Outermost: the request's id, its span, its log line and its metrics.
 async fn observe(mut request: Request, next: Next) -> Response {
     let started = Instant::now();
     let id = request_id(request.headers());
@@ -257,19 +261,39 @@ async fn observe(mut request: Request, next: Next) -> Response {
     let route = request.extensions().get::<MatchedPath>().map_or("unmatched".to_owned(), |m| m.as_str().to_owned());
     request.extensions_mut().insert(RequestId(id.clone()));
 
-    let mut response = next.run(request).await;
+    let label = method_label(&method);
+    let span = match UNTRACED.contains(&route.as_str()) {
+        true => Span::default(),
+        false => Span::of_request(request.headers(), || format!("{label} {route}")),
+    };
+
+    let mut response = span.scope(next.run(request)).await;
 
     let seconds = started.elapsed().as_secs_f64();
     let status = response.status();
     if let Ok(value) = HeaderValue::from_str(&id) {
         response.headers_mut().insert(X_REQUEST_ID, value);
     }
-    let label = method_label(&method);
+    let trace_id = span.ids().map(|(trace, _)| trace);
+    span.set(|| {
+        [
+            KeyValue::new("http.request.method", label),
+            KeyValue::new("http.route", route.clone()),
+            KeyValue::new("url.path", path.clone()),
+            KeyValue::new("http.response.status_code", i64::from(status.as_u16())),
+            KeyValue::new("highroad.request_id", id.clone()),
+        ]
+    });
+    if status.is_server_error() {
+        span.failed(status.as_str());
+    }
+    let labels = [("method", label), ("route", route.as_str())];
+    crate::metrics::exemplar(HTTP_DURATION, &labels, seconds, &id, trace_id.clone());
     metrics::histogram!(HTTP_DURATION, "method" => label, "route" => route.clone()).record(seconds);
     metrics::counter!(HTTP_REQUESTS, "method" => label, "route" => route, "status" => status.as_u16().to_string())
         .increment(1);
     tracing::info!(
-        request.id = %id, http.status = status.as_u16(), duration.ms = seconds * 1e3,
+        request.id = %id, trace.id = trace_id, http.status = status.as_u16(), duration.ms = seconds * 1e3,
         "{method} {path} {} in {:.1} ms", status.as_u16(), seconds * 1e3
     );
     response

@@ -45,7 +45,8 @@ mod in_base64 {
 }
 
 /// What happens to a text that is longer than the package takes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Cut {
     /// It loses its end, as in evaluation; of a pair the longer text does.
     #[default]

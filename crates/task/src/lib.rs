@@ -5,6 +5,7 @@
 mod answer;
 mod batching;
 mod error;
+mod glimpse;
 mod image;
 mod input;
 mod parity;
@@ -15,6 +16,7 @@ pub mod vector;
 pub use answer::{Answer, Ranked, class_of_logits, ranked};
 pub use batching::{Flow, TurnQueue, Waiting};
 pub use error::TaskError;
+pub use glimpse::Glimpse;
 pub use highroad_data::{Piece, Special};
 pub use image::pixel_values;
 pub use input::{Cut, Input, Prepared};

@@ -211,6 +211,11 @@ impl Predictor {
         }
     }
 
+    /// What the tokenizer gives for what its vocabulary does not cover; `None` where there is none.
+    pub fn unknown_id(&self) -> Option<u32> {
+        self.reader.tokenizer().ok().and_then(Tokenizer::unknown_id)
+    }
+
     /// The tokens of `text`, none of them cut off. Errors on a text over 1 MiB, and where the package has no tokenizer.
     pub fn pieces(&self, text: &str, special: Special) -> Result<Vec<Piece>, TaskError> {
         Ok(self.reader.tokenizer()?.pieces(text, special)?)

@@ -14,7 +14,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("hosted", &["package", "data", "task"]),
     ("runtime", &["tensor"]),
     ("data", &["tensor"]),
-    ("task", &["tensor", "runtime", "data", "package"]),
+    ("task", &["tensor", "runtime", "data", "package", "eval"]),
     ("torch", &["task"]),
     ("assess", &["task", "eval", "package", "data", "hosted", "torch"]),
     ("track", &["eval", "package", "service"]),

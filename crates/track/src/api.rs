@@ -14,6 +14,7 @@ use serde_json::{Map, Value, json};
 use crate::{TrackError, Tracker, limits};
 
 mod artifacts;
+mod budgets;
 mod checks;
 mod datasets;
 mod experiments;
@@ -49,6 +50,7 @@ pub fn routes(tracker: Tracker) -> Router {
             get(server::no_workspaces).patch(server::no_workspaces).delete(server::no_workspaces),
         )
         .route("/2.0/highroad/audit", get(highroad::audit))
+        .route("/2.0/highroad/budgets/lease", post(budgets::lease))
         .route("/2.0/highroad/promote", post(highroad::promote))
         .route("/2.0/highroad/rollback", post(highroad::rollback))
         .fallback(unknown_route)

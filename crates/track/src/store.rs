@@ -10,6 +10,7 @@ use self::query::QueryBuilder;
 use crate::TrackError;
 
 mod backup;
+mod budgets;
 mod database;
 mod datasets;
 mod experiments;
@@ -26,6 +27,7 @@ mod traces;
 mod views;
 
 pub use backup::{Backup, back_up, check_backup};
+pub use budgets::LeaseWanted;
 pub use database::Database;
 pub use datasets::{DatasetSearch, EvaluationDataset, Upserted};
 pub use experiments::ExperimentSearch;

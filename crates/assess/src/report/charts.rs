@@ -1,6 +1,8 @@
 //! Charts as SVG elements: drawn by `plotters`, named for those who do not see them, coloured so that the page's style can
 //! turn them dark.
 
+mod monitored;
+
 use std::error::Error;
 
 use highroad_eval::{
@@ -11,6 +13,8 @@ use plotters::coord::Shift;
 use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
+
+pub use monitored::{distribution_chart, effect_chart};
 
 use super::evaluation::metric_name;
 use super::{Chart, ReportError, one_line};

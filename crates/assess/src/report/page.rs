@@ -11,13 +11,13 @@ use sha2::{Digest as _, Sha256};
 
 use super::gate::word;
 use super::shown::MOST_CHARS;
-use super::{Chart, EvalReport, GateReport, ReportError, RolloutReport, UpgradeReport, one_line};
+use super::{Chart, EvalReport, GateReport, MonitorReport, ReportError, RolloutReport, UpgradeReport, one_line};
 use crate::review::{Review, Status};
 
 const STYLE: &str = include_str!("templates/style.css");
 const MARKDOWN: &str = "markdown";
 
-const TEMPLATES: [(&str, &str); 12] = [
+const TEMPLATES: [(&str, &str); 13] = [
     ("base.html", include_str!("templates/base.html")),
     ("parts.html", include_str!("templates/parts.html")),
     ("gate.html", include_str!("templates/gate.html")),
@@ -30,6 +30,7 @@ const TEMPLATES: [(&str, &str); 12] = [
     ("upgrade.md", include_str!("templates/upgrade.md")),
     ("rollout.html", include_str!("templates/rollout.html")),
     ("rollout.md", include_str!("templates/rollout.md")),
+    ("monitor.html", include_str!("templates/monitor.html")),
 ];
 
 /// A page that needs nothing but itself: no script, and a policy that lets a browser load nothing.
@@ -72,6 +73,11 @@ pub fn upgrade_markdown(report: &UpgradeReport) -> Result<String, ReportError> {
 /// A rollout as a page, with the answers that were furthest apart side by side.
 pub fn rollout_html(report: &RolloutReport) -> Result<String, ReportError> {
     render("rollout.html", context! { report => of(report), word => word(report.outcome), ..style()? })
+}
+
+/// What members meet, as a page.
+pub fn monitor_html(report: &MonitorReport) -> Result<String, ReportError> {
+    render("monitor.html", context! { report => of(report), word => word(report.outcome), ..style()? })
 }
 
 /// The same as GitHub's Markdown.

@@ -1,7 +1,7 @@
 use highroad_eval::{Evidence, Outcome};
 use serde::{Deserialize, Serialize};
 
-use super::{Facts, Finding, Line, Status};
+use super::{Facts, Finding, Line, LiveQuality, Monitored, Status};
 use crate::review::questions::{NO_VERDICT, is_about_speed};
 
 /// "The ML Test Score: A Rubric for ML Production Readiness" (Breck et al., IEEE BigData 2017): 28 tests in four sections.
@@ -78,7 +78,7 @@ pub(super) const SECTIONS: [(&str, [Test; 7]); 4] = [
         "Model",
         [
             by_artifacts("M1", "Model specs are reviewed and submitted", commit),
-            by_artifacts("M2", "Offline and online metrics correlate", no_online_metrics),
+            by_artifacts("M2", "Offline and online metrics correlate", online_metrics),
             by_evidence("M3", "All hyperparameters have been tuned", tuned),
             by_evidence("M4", "The impact of model staleness is known", staleness),
             by_artifacts("M5", "A simpler model is not better", simpler),
@@ -102,12 +102,12 @@ pub(super) const SECTIONS: [(&str, [Test; 7]); 4] = [
         "Monitoring",
         [
             by_artifacts("N1", "Dependency changes result in notification", dependencies),
-            by_artifacts("N2", "Data invariants hold for inputs", no_live_inputs),
+            by_artifacts("N2", "Data invariants hold for inputs", live_inputs),
             by_artifacts("N3", "Training and serving are not skewed", skew),
             by_artifacts("N4", "Models are not too stale", age),
             by_artifacts("N5", "Models are numerically stable", stable),
             by_artifacts("N6", "Computing performance has not regressed", performance),
-            by_evidence("N7", "Prediction quality has not regressed on served data", no_live_labels),
+            by_evidence("N7", "Prediction quality has not regressed on served data", live_labels),
         ],
     ),
 ];
@@ -243,8 +243,23 @@ fn commit(facts: &Facts<'_>) -> Finding {
     }
 }
 
-fn no_online_metrics(_: &Facts<'_>) -> Finding {
-    Finding::none("no shadow or canary record exists to compare the offline metrics with")
+/// Fewest right answers that say something about a share.
+const MIN_LABELS: u64 = 50;
+
+fn online_metrics(facts: &Facts<'_>) -> Finding {
+    let live = facts.monitored.as_ref().and_then(|monitored| Some((monitored, monitored.live.as_ref()?)));
+    let Some((monitored, live)) = live.filter(|(_, live)| live.n >= MIN_LABELS) else {
+        return Finding::none(format!(
+            "fewer than {MIN_LABELS} right answers to served requests are known to compare the offline metrics with: `highroad monitor label`"
+        ));
+    };
+    let Some(offline) = live.baseline else {
+        return Finding::none("the baseline of the monitoring does not tell which answers were right")
+            .see(monitored.see());
+    };
+    let [low, high] = live.bounds;
+    let summary = format!("{}, and offline {:.1} %", live.in_words(), 100.0 * offline);
+    Finding::pass_if((low..=high).contains(&offline), summary).see(monitored.see())
 }
 
 fn tuned(facts: &Facts<'_>) -> Finding {
@@ -387,8 +402,28 @@ fn dependencies(facts: &Facts<'_>) -> Finding {
     }
 }
 
-fn no_live_inputs(_: &Facts<'_>) -> Finding {
-    Finding::none("no record of live inputs or drift exists")
+fn live_inputs(facts: &Facts<'_>) -> Finding {
+    let Some(monitored) = facts.monitored.as_ref() else {
+        return Finding::none("the package was not watched where it served: `highroad monitor` tells how");
+    };
+    if monitored.baseline.is_none() {
+        return Finding::none("it was watched without a baseline: `highroad monitor baseline`").see(monitored.see());
+    }
+    if !monitored.judged {
+        return Finding::none(format!("only {} requests were watched", monitored.n_requests)).see(monitored.see());
+    }
+    let n = monitored.findings.len();
+    let summary = match n {
+        0 => format!(
+            "{} requests since {}: inputs and answers are as in the baseline",
+            monitored.n_requests, monitored.since
+        ),
+        _ => format!(
+            "{n} signal(s) of {} requests since {} differ from the baseline",
+            monitored.n_requests, monitored.since
+        ),
+    };
+    Finding::pass_if(n == 0, summary).details(monitored.findings.iter().cloned()).see(monitored.see())
 }
 
 fn skew(facts: &Facts<'_>) -> Finding {
@@ -443,6 +478,38 @@ fn performance(facts: &Facts<'_>) -> Finding {
     Finding::pass_if(holds, summary).see(facts.see_verdict())
 }
 
-fn no_live_labels(_: &Facts<'_>) -> Finding {
-    Finding::none("no labels of served requests exist")
+fn live_labels(facts: &Facts<'_>) -> Finding {
+    let live = facts.monitored.as_ref().and_then(|monitored| Some((monitored, monitored.live.as_ref()?)));
+    let Some((monitored, live)) = live else {
+        return Finding::none("no right answers to served requests are known: `highroad monitor label`");
+    };
+    if live.n < MIN_LABELS {
+        return Finding::none(format!("{} right answers to served requests are too few", live.n)).see(monitored.see());
+    }
+    match live.baseline {
+        Some(offline) => {
+            let summary = format!("{}, and {:.1} % in the baseline", live.in_words(), 100.0 * offline);
+            Finding::pass_if(!live.is_worse, summary)
+        }
+        None => Finding::new(Status::Evidence, live.in_words()),
+    }
+    .see(monitored.see())
+}
+
+impl Monitored {
+    fn see(&self) -> Vec<String> {
+        let baseline = self.baseline.as_ref().map(|digest| format!("baseline {digest}"));
+        std::iter::once(format!("monitoring of {}", self.version)).chain(baseline).collect()
+    }
+}
+
+impl LiveQuality {
+    fn in_words(&self) -> String {
+        let [low, high] = self.bounds.map(|bound| 100.0 * bound);
+        format!(
+            "right on {:.1} % ({low:.1} to {high:.1}) of {} labelled answers in production",
+            100.0 * self.accuracy,
+            self.n
+        )
+    }
 }

@@ -110,6 +110,7 @@ fn facts<'a>(
         }),
         attached,
         attested,
+        monitored: None,
         max_age_days: Some(90),
         created_at: "2026-11-28T12:00:00Z".to_owned(),
         created_by: "Ada".to_owned(),
@@ -209,6 +210,7 @@ fn without_facts_no_line_holds() {
         run: None,
         attached: &nothing,
         attested: &nobody,
+        monitored: None,
         max_age_days: None,
         created_at: "2026-11-28T12:00:00Z".to_owned(),
         created_by: "Ada".to_owned(),
@@ -315,4 +317,46 @@ fn a_review_survives_its_file() {
     let review = full(|_| ());
     let text = serde_json::to_string_pretty(&review).unwrap();
     assert_eq!(serde_json::from_str::<Review>(&text).unwrap(), review);
+}
+
+fn monitored() -> Monitored {
+    Monitored {
+        version: "router (router:7)".to_owned(),
+        baseline: Some(digest(8).to_string()),
+        since: "2026-11-01T00:00:00Z".to_owned(),
+        n_requests: 4000,
+        judged: true,
+        findings: Vec::new(),
+        live: Some(LiveQuality { n: 300, accuracy: 0.94, bounds: [0.9, 0.97], baseline: Some(0.95), is_worse: false }),
+    }
+}
+
+#[test]
+fn what_was_met_in_production_decides_inputs_and_live_quality() {
+    let with = |monitored: Monitored| full(|facts| facts.monitored = Some(monitored));
+    let status = |review: &Review, id: &str| review.line(id).unwrap().status;
+    let healthy = with(monitored());
+    assert_eq!(["M2", "N2", "N7"].map(|id| status(&healthy, id)), [Status::Pass; 3]);
+    let points = |review: &Review, at: usize| review.ml_test_score.sections[at].points;
+    let without = full(|_| ());
+    assert_eq!((points(&healthy, 1) - points(&without, 1), points(&healthy, 3) - points(&without, 3)), (1.0, 2.0));
+
+    let drifted = with(Monitored { findings: vec!["`language` differs".to_owned()], ..monitored() });
+    assert_eq!(status(&drifted, "N2"), Status::Fail);
+    assert_eq!(drifted.line("N2").unwrap().details, ["`language` differs"]);
+    let live = |change: fn(&mut LiveQuality)| {
+        let mut monitored = monitored();
+        monitored.live.iter_mut().for_each(change);
+        with(monitored)
+    };
+    let worse = live(|live| (live.bounds, live.is_worse) = ([0.7, 0.8], true));
+    assert_eq!(["M2", "N7"].map(|id| status(&worse, id)), [Status::Fail; 2]);
+    let few = live(|live| live.n = 3);
+    assert_eq!(["M2", "N7"].map(|id| status(&few, id)), [Status::NotEvidenced; 2]);
+    let unknown = live(|live| live.baseline = None);
+    assert_eq!(["M2", "N7"].map(|id| status(&unknown, id)), [Status::NotEvidenced, Status::Evidence]);
+    let unjudged = with(Monitored { judged: false, ..monitored() });
+    assert_eq!(status(&unjudged, "N2"), Status::NotEvidenced);
+    let blind = with(Monitored { baseline: None, live: None, ..monitored() });
+    assert_eq!(["N2", "N7"].map(|id| status(&blind, id)), [Status::NotEvidenced; 2]);
 }

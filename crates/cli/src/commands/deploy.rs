@@ -217,6 +217,7 @@ impl Args {
                 min_cosine: self.min_cosine,
                 min_overlap: self.min_overlap,
                 latency_ms: self.latency_budget,
+                ..Limits::default()
             },
             on_pass: if self.hold { OnPass::Hold } else { OnPass::Promote },
             by,

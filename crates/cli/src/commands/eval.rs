@@ -156,6 +156,11 @@ impl Args {
         report.facts.extend(judges.iter().map(judge_fact).chain(custom.iter().map(custom_fact)));
         report.facts.extend(drift.as_ref().map(|drift| Fact { name: "native", value: drift.in_words() }));
         report.facts.extend(gpu.as_ref().map(|gpu| Fact { name: "gpu", value: gpu.in_words() }));
+        if let Some(package) =
+            side.package().filter(|_| self.engine.is_native().unwrap_or(false) && !self.answers.no_cache)
+        {
+            super::monitor::keep_of_golden(package, &golden, &results);
+        }
         if let Some(path) = &self.out {
             results.write(path)?;
         }

@@ -169,6 +169,9 @@ impl Args {
         };
         let pipeline = candidate.pipeline().map(Pipeline::evidence);
         let verdict = Verdict { traffic, judges, custom, pipeline, ..signature.bind(&judged, decision) };
+        if let Some(package) = candidate.package().filter(|_| !self.answers.no_cache) {
+            super::monitor::keep_of_golden(package, &golden, &of_candidate);
+        }
         let (digest, path) = keep(home.verdicts(), &of_candidate.package, &verdict)?;
         if let Some(pipeline) = candidate.pipeline() {
             pipelines::tell(&self.tracking, pipeline, &verdict, digest);

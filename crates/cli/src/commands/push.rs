@@ -57,6 +57,7 @@ impl Args {
         tracking.block_on(tracking.client().push_signatures(&package.digest(), &signatures))?;
         let version = tracking.block_on(tracking.client().push(&package, &name, &verdicts, &|n| bar.inc(n)))?;
         tracking.block_on(tracking.client().tag_version(&version, &standard))?;
+        tracking.block_on(super::monitor::send_newest(tracking.client(), &home, &version))?;
         bar.finish_and_clear();
         if self.json {
             print(&serde_json::to_string(&version)?);

@@ -24,6 +24,7 @@ use crate::tracking::{self, TrackingArgs};
 use crate::verdicts::{Found, KeptVerdict};
 
 mod leaks;
+mod monitored;
 mod origin;
 mod signed;
 mod verdicts;
@@ -183,6 +184,7 @@ impl Args {
             run: origin.run,
             attached: &origin.attached,
             attested: &attested,
+            monitored: monitored::find(home, &package.digest()),
             max_age_days: Standard::find(Path::new("."))?.and_then(|standard| standard.evaluation.max_age_days),
             created_at: now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
             created_by: self.by.clone().unwrap_or_else(tracking::whoami),

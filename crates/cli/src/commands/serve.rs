@@ -35,7 +35,8 @@ impl Args {
         // Logging first, so that an embedded tracking server logs in the same form.
         serving::start_telemetry()?;
         let follows_registry = config.members.values().any(|member| matches!(member.source, ModelSource::Registry(_)));
-        if !follows_registry {
+        // What is shared has somebody who keeps the whole of it.
+        if !follows_registry && config.budgets.shared.is_none() {
             return tokio::runtime::Runtime::new()?.block_on(self.serve(config, asked, None));
         }
         let tracking = tracking::client(&self.tracking)?;
@@ -50,11 +51,12 @@ impl Args {
     ) -> anyhow::Result<ExitCode> {
         asked.listen();
         let home = Home::find();
+        serving::check_keeper(&config, client.as_ref()).await?;
         let bound = Bound::bind(&self.listen).await?;
         let url = bound.url(self.guard.scheme());
         let shell = self.guard.shell(None)?;
-        let registry = client.map(|client| serving::registry(&client, &home)).transpose()?;
-        let (portfolio, log) = serving::open(&home, config, self.members.unverified(), registry)?;
+        let registry = client.as_ref().map(|client| serving::registry(client, &home)).transpose()?;
+        let (portfolio, log) = serving::open(&home, config, self.members.unverified(), registry, client.as_ref())?;
         let errors = portfolio.load().await;
         if !errors.is_empty() {
             let reasons: Vec<String> =
@@ -69,6 +71,7 @@ impl Args {
         tokio::select! {
             served = bound.serve(app, shell, stop_signal()) => served?,
             () = portfolio.follow() => {}
+            () = serving::keep_leases(&portfolio) => {}
             () = asked.follow(&portfolio) => {}
         }
         serving::close(&portfolio, &log);

@@ -72,7 +72,7 @@ impl Args {
         let config = asked.config.take();
         let discovers = config.is_none();
         let config = config.unwrap_or_default();
-        let (portfolio, log) = serving::open(&home, config, self.members.unverified(), Some(registry))?;
+        let (portfolio, log) = serving::open(&home, config, self.members.unverified(), Some(registry), Some(&client))?;
 
         let listeners = Listeners { portfolio: Arc::clone(&portfolio), discovery: Arc::default() };
         let tracking = tracker.router().layer(middleware::from_fn_with_state(listeners.clone(), tell));
@@ -100,6 +100,7 @@ impl Args {
         tokio::select! {
             served = server => served??,
             () = portfolio.follow() => {}
+            () = serving::keep_leases(&portfolio) => {}
             () = asked.follow(&portfolio) => {}
             () = keep_discovering(&client, &listeners), if discovers => {}
         }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use reqwest::Response;
-use reqwest::header::CONTENT_TYPE;
+use reqwest::header::{CONTENT_TYPE, HeaderMap};
 use serde::Deserialize;
 
 use super::{
@@ -90,8 +90,15 @@ pub fn pause_before_retry(n_tries: u32) -> Duration {
 impl Client {
     /// Posts `body` (JSON, or of tensors `json_bytes` of it and then binary data) to `path` below the base URL and gives the answer as soon as its head is there. Errors where the status is
     /// none of success, and where no head came within the description's `timeout_s`.
-    pub async fn forward(&self, path: &str, body: Vec<u8>, json_bytes: Option<usize>) -> Result<Incoming, Fault> {
-        let mut request = headed(self.http.post(self.url(path)), json_bytes);
+    /// `headers` go with it, as those that name a trace.
+    pub async fn forward(
+        &self,
+        path: &str,
+        headers: HeaderMap,
+        body: Vec<u8>,
+        json_bytes: Option<usize>,
+    ) -> Result<Incoming, Fault> {
+        let mut request = headed(self.http.post(self.url(path)).headers(headers), json_bytes);
         if let Some(key) = &self.key {
             request = request.bearer_auth(key.expose());
         }

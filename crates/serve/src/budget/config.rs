@@ -11,6 +11,8 @@ use super::{Meter, Scope};
 pub struct BudgetsConfig {
     /// What limits of cost are in; there where any is.
     pub currency: Option<String>,
+    /// The pool that these budgets are shared in, by all servers that name it.
+    pub shared: Option<String>,
     members: BTreeMap<String, Limits>,
     tenants: BTreeMap<String, Limits>,
     keys: BTreeMap<String, Limits>,
@@ -52,11 +54,17 @@ impl BudgetsConfig {
             match (key.as_str(), value) {
                 ("currency", toml::Value::String(text)) if is_currency(text) => config.currency = Some(text.clone()),
                 ("currency", _) => problems.push("[budgets] `currency` must be letters such as \"USD\"".to_owned()),
+                ("shared", toml::Value::String(pool)) if crate::config::is_member_name(pool) => {
+                    config.shared = Some(pool.clone());
+                }
+                ("shared", _) => problems
+                    .push("[budgets] `shared` is the name of a pool: letters, digits, `.`, `_` and `-`".to_owned()),
                 ("members", toml::Value::Table(table)) => config.members = accounts(table, "members", problems),
                 ("tenants", toml::Value::Table(table)) => config.tenants = accounts(table, "tenants", problems),
                 ("keys", toml::Value::Table(table)) => config.keys = accounts(table, "keys", problems),
-                _ => problems
-                    .push(format!("[budgets] has no `{key}`: known are `currency`, `members`, `tenants`, `keys`")),
+                _ => problems.push(format!(
+                    "[budgets] has no `{key}`: known are `currency`, `shared`, `members`, `tenants`, `keys`"
+                )),
             }
         }
         if config.limits_cost() && config.currency.is_none() {
@@ -111,6 +119,7 @@ impl BudgetsConfig {
         };
         json!({
             "currency": self.currency,
+            "shared": self.shared,
             "members": accounts(&self.members), "tenants": accounts(&self.tenants), "keys": accounts(&self.keys),
         })
     }

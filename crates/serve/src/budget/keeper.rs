@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
+use super::shared::{Granted, Held, LEASE_TIMEOUT, Leases, Sharing, Wanted};
 use super::{Amount, Books, BudgetsConfig, Entry, Ledger, Meter, Most, Payer, Refused, Scope, Standing};
 use crate::error::AskError;
 use crate::telemetry::{BUDGET_LOST, BUDGET_REFUSED};
@@ -58,6 +59,7 @@ pub struct Budgets {
 
 struct Shared {
     state: Mutex<State>,
+    sharing: Option<Sharing>,
 }
 
 struct State {
@@ -101,6 +103,16 @@ impl Budgets {
     /// The budgets kept in `dir`, which is made if needed. Errors if it cannot be written, belongs to another process, or what was spent
     /// cannot be read.
     pub fn open(dir: &Path, config: BudgetsConfig) -> Result<Self, BudgetError> {
+        Self::open_shared(dir, config, None)
+    }
+
+    /// [`Budgets::open`] of budgets that are shared, where the file names a pool and `keeper` keeps it. [`Budgets::tend_leases`] has to
+    /// run beside it.
+    pub fn open_shared(
+        dir: &Path,
+        config: BudgetsConfig,
+        keeper: Option<Arc<dyn Leases>>,
+    ) -> Result<Self, BudgetError> {
         let io = |source| BudgetError::Io { path: dir.to_owned(), source };
         fs::create_dir_all(dir).map_err(io)?;
         let lock = OpenOptions::new().create(true).truncate(false).write(true).open(dir.join(LOCK)).map_err(io)?;
@@ -113,8 +125,15 @@ impl Budgets {
         if n_cut_off > 0 {
             tracing::warn!("{n_cut_off} requests were cut off when the server last ended; they count at their dearest");
         }
-        let state = State { ledger: Ledger::new(config, books), seq, lost: false };
-        let shared = Arc::new(Shared { state: Mutex::new(state) });
+        let pool = config.shared.clone().zip(keeper);
+        let sharing = pool.map(|(pool, keeper)| Sharing::open(dir, pool, keeper)).transpose().map_err(io)?;
+        let ledger = Ledger::new(config, books);
+        let (ledger, sharing) = match sharing {
+            Some((sharing, held)) => (ledger.sharing(held), Some(sharing)),
+            None => (ledger, None),
+        };
+        let state = State { ledger, seq, lost: false };
+        let shared = Arc::new(Shared { state: Mutex::new(state), sharing });
         let (to_writer, messages) = sync_channel(WAITING);
         let mut writer = Writer::new(dir, Arc::clone(&shared), lock).map_err(io)?;
         writer.snapshot().map_err(io)?;
@@ -127,13 +146,59 @@ impl Budgets {
         CURRENT.scope(self, future).await
     }
 
-    /// Sets aside `most` for a request to `member` by whoever asks now.
+    /// Sets aside `most` for a request to `member` by whoever asks now. Of shared budgets what is held here has to suffice.
     pub fn hold(&self, member: &str, most: Most) -> Result<Hold, AskError> {
         self.reserve(member, most, None)
     }
 
+    /// [`Budgets::hold`], after more was leased where that is needed.
+    pub async fn hold_leased(&self, member: &str, most: Most) -> Result<Hold, AskError> {
+        self.lease_for(member, most).await;
+        self.hold(member, most)
+    }
+
+    /// Leases what a request may take where too little is held.
+    async fn lease_for(&self, member: &str, most: Most) {
+        let Some(sharing) = &self.shared.sharing else { return };
+        let payer = payer(member);
+        let fits = self.shared.lock().ledger.fits(now(), &payer, most);
+        if fits || sharing.was_denied(&payer) {
+            return;
+        }
+        // Where the keeper is away, what is held decides.
+        let _told = tokio::time::timeout(LEASE_TIMEOUT, self.lease(Some((&payer, most)))).await;
+        if !self.shared.lock().ledger.fits(now(), &payer, most) {
+            sharing.deny(payer);
+        }
+    }
+
+    /// Makes what is held fit what is used; `asked` is what waits for it. Errors, in words, where the keeper gives no answer.
+    async fn lease(&self, asked: Option<(&Payer, Most)>) -> Result<(), String> {
+        let Some(sharing) = &self.shared.sharing else { return Ok(()) };
+        let _one_at_a_time = sharing.asking.lock().await;
+        let wanted = self.shared.lock().wanted(asked);
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        let granted = sharing.keeper.lease(&sharing.pool, &sharing.replica, &wanted).await;
+        sharing.tell(granted.as_ref().map(|_granted| ()).map_err(String::as_str));
+        let granted = granted?;
+        let held = self.shared.lock().take(granted);
+        if let Err(error) = sharing.write(&held) {
+            tracing::warn!("Cannot keep what is leased of shared budgets: {error}");
+        }
+        Ok(())
+    }
+
+    /// Brings what is held of shared budgets near what is used; to be asked every [`LOOK_EVERY`](super::shared::LOOK_EVERY).
+    pub async fn tend_leases(&self) {
+        // Told where it happened.
+        let _told = self.lease(None).await;
+    }
+
     /// [`Budgets::hold`] for what costs money: it is written down before this returns. Errors also where it cannot be.
     pub async fn hold_written(&self, member: &str, most: Most) -> Result<Hold, AskError> {
+        self.lease_for(member, most).await;
         let (done, written) = oneshot::channel();
         let hold = self.reserve(member, most, Some(done))?;
         match tokio::time::timeout(FLUSH_TIMEOUT, written).await {
@@ -143,9 +208,7 @@ impl Budgets {
     }
 
     fn reserve(&self, member: &str, most: Most, written: Option<oneshot::Sender<bool>>) -> Result<Hold, AskError> {
-        let asker = Principal::current();
-        let (tenant, key) = asker.map(|asker| (asker.tenant, asker.key)).unzip();
-        let payer = Payer { member: member.to_owned(), tenant, key };
+        let payer = payer(member);
         let mut state = self.shared.lock();
         let entry = state.ledger.reserve(now(), &payer, most).map_err(refuse)?;
         let Entry::Reserve { id, .. } = entry else { unreachable!("a reservation is one") };
@@ -194,9 +257,14 @@ impl Budgets {
         self.shared.lock().ledger.set_config(config);
     }
 
+    /// Where every limit stands.
+    pub(crate) fn standings(&self) -> Vec<super::Standing> {
+        self.shared.lock().ledger.standings(now())
+    }
+
     /// Every account with its limits and what it has spent; within a request of a key for some members theirs, its own and its tenant's.
     pub fn view(&self) -> Value {
-        let standings = self.shared.lock().ledger.standings(now());
+        let standings = self.standings();
         let rows = standings.iter().filter(|standing| is_shown(standing)).map(|standing| {
             let value = |value: u64| if standing.meter.is_cost() { json!(value as f64 / 1e9) } else { json!(value) };
             json!({
@@ -223,9 +291,15 @@ fn is_shown(standing: &Standing) -> bool {
 ///
 /// Kept with the task and not handed down, so that no route can forget it, and what is no request (a shadow's second answer, a warm-up) is
 /// never charged to anybody.
-pub fn hold_here(member: &str, tokens: usize) -> Result<Option<Hold>, AskError> {
+pub async fn hold_here(member: &str, tokens: usize) -> Result<Option<Hold>, AskError> {
     let Ok(budgets) = CURRENT.try_with(Clone::clone) else { return Ok(None) };
-    budgets.hold(member, Most { nanos: Some(0), tokens: tokens as u64 }).map(Some)
+    budgets.hold_leased(member, Most { nanos: Some(0), tokens: tokens as u64 }).await.map(Some)
+}
+
+/// Who pays for a request to `member` now.
+fn payer(member: &str) -> Payer {
+    let (tenant, key) = Principal::current().map(|asker| (asker.tenant, asker.key)).unzip();
+    Payer { member: member.to_owned(), tenant, key }
 }
 
 fn refuse(refused: Refused) -> AskError {
@@ -259,6 +333,27 @@ impl Hold {
 impl Drop for Hold {
     fn drop(&mut self) {
         self.budgets.settle(self.id, self.on_drop);
+    }
+}
+
+impl State {
+    /// The parts to ask for. Of those that are to be smaller less is spent from now on: what is given back may be somebody else's at once.
+    fn wanted(&mut self, asked: Option<(&Payer, Most)>) -> Vec<Wanted> {
+        let wanted = self.ledger.wanted(now(), asked);
+        let before = self.ledger.held().cloned().unwrap_or_default();
+        let smaller = |wanted: &Wanted| {
+            let Wanted { account, meter, since, wants, .. } = wanted.clone();
+            Granted { account, meter, since, granted: wants }
+        };
+        let lowered = wanted.iter().filter(|wanted| before.is_lowered_by(wanted)).map(smaller).collect();
+        self.ledger.hold_parts(lowered);
+        wanted
+    }
+
+    /// Takes in what was granted, and gives all that is held.
+    fn take(&mut self, granted: Vec<Granted>) -> Held {
+        self.ledger.hold_parts(granted);
+        self.ledger.held().cloned().unwrap_or_default()
     }
 }
 

@@ -217,8 +217,8 @@ fn of_task(hosted: &Hosted, mut answers: Vec<Answer>) -> (TaskKind, Vec<Answer>)
             matryoshka_dimensions: Vec::new(),
         },
         HostedTask::Rerank => TaskKind::Rerank,
-        HostedTask::Moderate => TaskKind::Classify { flagged: labels.get(1).cloned(), labels },
-        _ => TaskKind::Classify { flagged: hosted.flagged.clone(), labels },
+        HostedTask::Moderate => TaskKind::Classify { flagged: labels.get(1).cloned(), labels, pairs: false },
+        _ => TaskKind::Classify { flagged: hosted.flagged.clone(), labels, pairs: false },
     };
     (task, answers)
 }

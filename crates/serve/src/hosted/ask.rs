@@ -5,6 +5,8 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use highroad_hosted::{Fault, FaultKind, Incoming, Tokens, pause_before_retry};
+use highroad_package::Digest;
+use highroad_service::trace::Span;
 use highroad_service::{Kind, Problem};
 use metrics::{Gauge, counter, gauge};
 use serde_json::Value;
@@ -16,6 +18,7 @@ use crate::budget::keeper::{Budgets, Hold};
 use crate::error::AskError;
 use crate::protocol::openai::Refused;
 use crate::telemetry::{HOSTED_IN_FLIGHT, HOSTED_TRIES};
+use crate::traced;
 
 /// What is to be asked.
 pub(crate) struct Wanted {
@@ -29,6 +32,20 @@ pub(crate) struct Wanted {
     pub most: Tokens,
     /// Whether the answer comes in events.
     pub events: bool,
+}
+
+impl Wanted {
+    /// SHA-256 of the path and the canonical JSON (RFC 8785) of the body, but for whether the answer comes in events: two requests with
+    /// one digest ask the same.
+    pub(crate) fn digest(&self) -> Digest {
+        let mut body: Value = serde_json::from_slice(&self.body).unwrap_or_default();
+        if let Some(fields) = body.as_object_mut() {
+            ["stream", "stream_options"].iter().for_each(|key| drop(fields.remove(*key)));
+        }
+        // A number beyond f64 has no canonical form; such a body is the bytes that it is.
+        let canonical = serde_json_canonicalizer::to_vec(&body).unwrap_or_else(|_| self.body.clone());
+        Digest::of(&[self.path.as_bytes(), b"\n", &canonical].concat())
+    }
 }
 
 /// What came.
@@ -50,6 +67,9 @@ pub(crate) struct Began<T> {
     pub place: Place,
     pub n_tries: u32,
     pub begun: Instant,
+    /// [`Wanted::digest`]
+    pub request: Digest,
+    pub span: Span,
 }
 
 /// One of a member's places, for as long as its answer comes.
@@ -79,23 +99,37 @@ impl HostedMember {
         read: impl Fn(Received) -> Result<T, String>,
     ) -> Result<Began<T>, Failure> {
         let serving = self.serving().map_err(Failure::Ask)?;
-        let begun = Instant::now();
+        let (begun, span) = (Instant::now(), traced::hosted(self.hosted(), &wanted.path));
         let place = self.place().await?;
         lock(&self.retries).deposit();
         let (mut n_tries, mut waited, mut last) = (0, Duration::ZERO, None);
         loop {
             let attempt = match (self.admit(), last) {
                 (Ok(attempt), _) => attempt,
-                (Err(_), Some(fault)) => return Err(Failure::Fault(fault, n_tries)),
+                (Err(_), Some(fault)) => {
+                    span.failed(reason(&fault));
+                    return Err(Failure::Fault(fault, n_tries));
+                }
                 (Err(wait), None) => return Err(Failure::Open(wait)),
             };
             n_tries += 1;
             let hold = self.hold(budgets, wanted.most).await.map_err(Failure::Ask)?;
-            let fault = match serving.receive(wanted, &read).await {
+            let fault = match serving.receive(wanted, &span, &read).await {
                 Ok(value) => {
                     self.count_try("ok");
                     attempt.end(Outcome::Worked);
-                    return Ok(Began { value, member: Arc::clone(self), serving, hold, place, n_tries, begun });
+                    let request = wanted.digest();
+                    return Ok(Began {
+                        value,
+                        member: Arc::clone(self),
+                        serving,
+                        hold,
+                        place,
+                        n_tries,
+                        begun,
+                        request,
+                        span,
+                    });
                 }
                 Err(fault) => fault,
             };
@@ -108,6 +142,7 @@ impl HostedMember {
             let wait = fault.retry_after.unwrap_or_else(|| pause_before_retry(n_tries));
             let fits = n_tries <= self.config.retries && waited.saturating_add(wait) <= self.config.retry_wait;
             if !fault.is_passing() || !fits || !lock(&self.retries).withdraw() {
+                span.failed(reason(&fault));
                 return Err(Failure::Fault(fault, n_tries));
             }
             (waited, last) = (waited + wait, Some(fault));
@@ -170,8 +205,14 @@ impl Drop for Place {
 }
 
 impl Serving {
-    async fn receive<T>(&self, wanted: &Wanted, read: impl Fn(Received) -> Result<T, String>) -> Result<T, Fault> {
-        let mut incoming = self.client.forward(&wanted.path, wanted.body.clone(), wanted.json_bytes).await?;
+    async fn receive<T>(
+        &self,
+        wanted: &Wanted,
+        span: &Span,
+        read: impl Fn(Received) -> Result<T, String>,
+    ) -> Result<T, Fault> {
+        let (body, json_bytes) = (wanted.body.clone(), wanted.json_bytes);
+        let mut incoming = self.client.forward(&wanted.path, span.headers(), body, json_bytes).await?;
         let received = if wanted.events {
             if !incoming.is_event_stream() {
                 return Err(Fault::malformed("it answered with no stream of events"));

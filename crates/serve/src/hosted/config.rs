@@ -8,6 +8,7 @@ use highroad_hosted::{Hosted, HostedTask};
 use serde::Deserialize;
 
 use super::breaker::BreakerConfig;
+use super::trial::{TrialConfig, TrialTable};
 use crate::budget::BudgetsConfig;
 
 /// A hosted member and how it is asked.
@@ -29,6 +30,8 @@ pub struct HostedConfig {
     pub queue: usize,
     /// How long they may.
     pub queue_timeout: Duration,
+    /// Another member that is tried beside it.
+    pub trial: Option<TrialConfig>,
 }
 
 /// Keys of a hosted member's table.
@@ -41,6 +44,7 @@ pub(crate) const KEYS: &[&str] = &[
     "breaker_pause_ms",
     "queue_requests",
     "queue_timeout_ms",
+    "trial",
 ];
 
 #[derive(Deserialize)]
@@ -54,6 +58,7 @@ pub(crate) struct HostedTable {
     breaker_pause_ms: Option<u64>,
     queue_requests: Option<u32>,
     queue_timeout_ms: Option<u64>,
+    trial: Option<TrialTable>,
 }
 
 const MAX_RETRIES: u32 = 20;
@@ -76,6 +81,10 @@ impl HostedTable {
                 return Err(format!("`{key}` is from {least} to {most}"));
             }
         }
+        if self.trial.is_some() && hosted.task != HostedTask::Generate {
+            return Err("trial: only texts are compared".to_owned());
+        }
+        let trial = self.trial.map(TrialTable::config).transpose()?;
         let ms = |value: Option<u64>, usual| Duration::from_millis(value.unwrap_or(usual));
         Ok(HostedConfig {
             hosted,
@@ -89,6 +98,7 @@ impl HostedTable {
             },
             queue: self.queue_requests.unwrap_or(256) as usize,
             queue_timeout: ms(self.queue_timeout_ms, 30_000),
+            trial,
         })
     }
 }
@@ -104,6 +114,15 @@ pub(crate) fn check(
         for other in &config.fallback {
             if let Some(reason) = unfit(name, config, other, hosted, &is_member) {
                 problems.push(format!("[members.{name}] fallback `{other}`: {reason}"));
+            }
+        }
+        let others = config.trial.iter().flat_map(|trial| {
+            [("candidate", Some(&trial.candidate)), ("judge", trial.judge.as_ref().map(|judge| &judge.member))]
+        });
+        for (role, other) in others.filter_map(|(role, other)| Some((role, other?))) {
+            let is_fit = hosted.get(other).is_some_and(|other| other.hosted.task == HostedTask::Generate);
+            if !is_fit || other == name {
+                problems.push(format!("[members.{name}.trial] {role} `{other}`: another hosted member that generates"));
             }
         }
         let costs =

@@ -1,19 +1,25 @@
 //! From the first byte of a host's answer to the end of what is passed on: settled, counted and logged once, however it ends.
 
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
 use futures_util::stream;
 use highroad_hosted::{Incoming, Tokens};
 use highroad_package::Digest;
+use highroad_service::trace::Span;
+use highroad_task::Cut;
 use metrics::{counter, histogram};
 use serde::{Deserialize, Serialize};
 
 use super::ask::Began;
+use super::trial::Part;
+use crate::alerts::watch::{self, Watch};
 use crate::protocol::chat::{Event, Events, Tally, error_event};
 use crate::request_log::{Record, RequestLog};
 use crate::telemetry::{HOSTED_COST, HOSTED_FIRST_BYTE_SECONDS, HOSTED_TOKENS, REQUEST_SECONDS, REQUESTS};
+use crate::traced;
 use crate::traffic;
 
 /// What the request log has of a hosted answer beside what it has of every answer.
@@ -24,6 +30,9 @@ pub struct HostedRecord {
     /// The model that the host says answered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub served_by: Option<String>,
+    /// Digest of what the host was asked: of the path and the canonical JSON of the body, but for whether the answer comes in events.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request: Option<Digest>,
     /// Tokens that were sent and written, as the host counted them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub usage: Option<Tokens>,
@@ -61,6 +70,10 @@ pub(crate) struct Asked {
     pub log: RequestLog,
     /// Members that could not answer, each with the reason.
     pub passed: Vec<String>,
+    /// The pipeline that this is a step of.
+    pub step_of: Option<String>,
+    /// Its part in a trial.
+    pub part: Option<Part>,
 }
 
 /// An answer that is passed on. Dropped before its end, the client has left.
@@ -70,15 +83,19 @@ pub(crate) struct Exchange {
     tally: Tally,
     digests: Option<Vec<Digest>>,
     ended: Option<Ended>,
+    /// Until its answer was there, or began to be.
+    first_byte: Duration,
+    watch: Option<Arc<Watch>>,
 }
 
 impl Exchange {
     /// Of an answer that has begun; what came of it goes to `began.value`.
     pub(crate) fn new<T>(began: Began<T>, asked: Asked) -> (Self, T) {
-        let Began { value, member, serving, hold, place, n_tries, begun } = began;
+        let Began { value, member, serving, hold, place, n_tries, begun, request, span } = began;
         histogram!(HOSTED_FIRST_BYTE_SECONDS, "member" => member.name.clone()).record(begun.elapsed().as_secs_f64());
-        let began = Began { value: (), member, serving, hold, place, n_tries, begun };
-        (Self { began, asked, tally: Tally::default(), digests: None, ended: None }, value)
+        let began = Began { value: (), member, serving, hold, place, n_tries, begun, request, span };
+        let (first_byte, watch) = (begun.elapsed(), watch::current());
+        (Self { began, asked, tally: Tally::default(), digests: None, ended: None, first_byte, watch }, value)
     }
 
     /// The end of a whole answer.
@@ -99,12 +116,15 @@ impl Exchange {
             let actual = member.amount(hold.budgets(), usage).amount();
             hold.settle(actual);
         }
-        let name = || member.name.clone();
+        let (name, member_name) = (|| member.name.clone(), member.name.as_str());
         let outcome = match ended {
             Ended::Complete => "ok",
             Ended::ClientLeft => "client_left",
             Ended::Broken => "failed",
         };
+        if let Some(watch) = self.watch.take() {
+            watch.member(member_name, outcome, self.first_byte);
+        }
         let took = self.began.begun.elapsed();
         traffic::count(member.name(), outcome, (outcome == "ok").then_some(took));
         counter!(REQUESTS, "member" => name(), "outcome" => outcome).increment(1);
@@ -120,7 +140,20 @@ impl Exchange {
             // Counters are whole numbers.
             counter!(HOSTED_COST, "member" => name(), "currency" => currency).increment((cost * 1e6).round() as u64);
         }
+        if let Some(part) = self.asked.part.take().filter(|_| ended == Ended::Complete) {
+            let cost = record.hosted.as_ref().and_then(|hosted| hosted.cost);
+            part.answered(&member.name, &self.tally, cost, self.began.begun.elapsed());
+        }
+        self.end_span(&record);
         self.asked.log.put(record);
+    }
+
+    fn end_span(&mut self, record: &Record) {
+        let Some(hosted) = &record.hosted else { return };
+        let Began { member, serving, begun, span, .. } = &self.began;
+        traced::ended(span, member.hosted(), &serving.facts, hosted, self.tally.finish_reasons(), begun.elapsed());
+        // It ends here, whoever still holds the exchange.
+        self.began.span = Span::default();
     }
 
     fn record(&self, ended: Ended) -> Record {
@@ -129,6 +162,7 @@ impl Exchange {
         let hosted = HostedRecord {
             model: self.began.member.hosted().model.clone(),
             served_by: self.tally.served_by.as_deref().map(short_name),
+            request: Some(self.began.request),
             usage,
             cost: price.zip(usage).map(|(price, usage)| price.of(usage)),
             currency: price.map(|price| price.currency.clone()),
@@ -149,13 +183,18 @@ impl Exchange {
             development: facts.development,
             numerics_id: facts.numerics_id,
             outputs: self.digests.clone().unwrap_or_else(|| self.tally.digests()),
+            labels: Vec::new(),
+            order: Vec::new(),
             n_tokens: usage.map(|usage| usage.input as usize).into_iter().collect(),
             n_truncated: 0,
+            cut: Cut::End,
             cache: None,
             queue_ms: 0.0,
             compute_ms: 0.0,
             total_ms: milliseconds(self.began.begun.elapsed()),
             hosted: Some(hosted),
+            step_of: self.asked.step_of.clone(),
+            pipeline: None,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Hosted members on HTTP: routes of their own where only they answer, and a look before our own models' routes for who is asked.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::rejection::BytesRejection;
@@ -23,6 +23,8 @@ use super::answers::Asker;
 use super::ask::{Began, Declined, Failure, Received, Wanted};
 use super::exchange::{self, Asked, Exchange};
 use super::shared::Shared;
+use super::trial::Part;
+use crate::alerts::watch::{self, Watch};
 use crate::error::AskError;
 use crate::http;
 use crate::portfolio::Portfolio;
@@ -31,6 +33,7 @@ use crate::protocol::error_shape;
 use crate::protocol::openai;
 use crate::request_log::RequestLog;
 use crate::revision::{Facts, check_limit};
+use crate::rollout::{Key, Side};
 use crate::telemetry::{HOSTED_FALLBACKS, REQUESTS};
 use crate::traffic;
 use crate::urgency::Urgency;
@@ -67,17 +70,19 @@ async fn budgets(State(app): State<App>) -> Json<Value> {
 async fn chat(
     State(app): State<App>,
     Extension(id): Extension<RequestId>,
+    headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Response {
-    told(app.generate(Kind::Chat, &id, body).await)
+    told(app.generate(Kind::Chat, &id, &http::key(&id, &headers), body).await)
 }
 
 async fn completions(
     State(app): State<App>,
     Extension(id): Extension<RequestId>,
+    headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Response {
-    told(app.generate(Kind::Completion, &id, body).await)
+    told(app.generate(Kind::Completion, &id, &http::key(&id, &headers), body).await)
 }
 
 fn told(result: Result<Response, Declined>) -> Response {
@@ -97,7 +102,7 @@ async fn front(State(app): State<App>, mut request: Request, next: Next) -> Resp
             Err(problem) => return http::refusal(request.uri().path(), &problem),
         };
         let budgets = app.portfolio.budgets();
-        let answering = urgency.scope(app.answer(request, next));
+        let answering = urgency.scope(app.watched(request, next));
         match budgets {
             Some(budgets) => budgets.scope(answering).await,
             None => answering.await,
@@ -119,6 +124,8 @@ struct Generated {
     began: Began<(Received, Tally)>,
     passed: Vec<String>,
     asked: Asked,
+    /// Of the canary that answered.
+    rollout: Option<String>,
 }
 
 /// An answer, and the members that could not give one before it, each with the reason.
@@ -133,6 +140,9 @@ pub(crate) struct Generation<'a> {
     pub log: &'a RequestLog,
     /// `REQUEST.STEP`
     pub request_id: String,
+    pub pipeline: &'a str,
+    /// Decides on which side of a trial it falls.
+    pub key: &'a Key,
     pub member: &'a str,
     pub system: Option<&'a str>,
     pub prompt: &'a str,
@@ -153,8 +163,8 @@ impl Generation<'_> {
     /// The text, whole.
     pub(crate) async fn text(self) -> Result<Text, Declined> {
         let (app, request) = self.request(false)?;
-        let asked = app.asking(&RequestId(self.request_id), PIPELINES);
-        let Generated { began, passed, asked } = app.generated(&request, Kind::Chat, asked).await?;
+        let asked = self.asked(&app);
+        let Generated { began, passed, asked, .. } = app.generated(&request, Kind::Chat, self.key, asked).await?;
         let facts = began.serving.facts.clone();
         let (exchange, (_, tally)) = Exchange::new(began, asked);
         let text = tally.text().to_owned();
@@ -166,8 +176,8 @@ impl Generation<'_> {
     /// The text as it comes: the host's events, and the headers that say where they come from.
     pub(crate) async fn events(self) -> Result<(HeaderMap, Body), Declined> {
         let (app, request) = self.request(true)?;
-        let asked = app.asking(&RequestId(self.request_id), PIPELINES);
-        let Generated { began, passed, asked } = app.generated(&request, Kind::Chat, asked).await?;
+        let asked = self.asked(&app);
+        let Generated { began, passed, asked, .. } = app.generated(&request, Kind::Chat, self.key, asked).await?;
         let mut headers = origin(&began, &passed);
         put_event_headers(&mut headers);
         let (exchange, (received, _)) = Exchange::new(began, asked);
@@ -178,16 +188,27 @@ impl Generation<'_> {
     }
 
     fn request(&self, stream: bool) -> Result<(App, ChatRequest), Declined> {
-        let system = self.system.map(|system| json!({ "role": "system", "content": system }));
-        let messages: Vec<Value> =
-            system.into_iter().chain([json!({ "role": "user", "content": self.prompt })]).collect();
-        let mut body = json!({ "model": self.member, "messages": messages, "stream": stream });
-        if let Some(max_tokens) = self.max_tokens {
-            body["max_tokens"] = max_tokens.into();
-        }
+        let mut body = step_body(self.member, self.system, self.prompt, self.max_tokens);
+        body["stream"] = stream.into();
         let app = App { portfolio: Arc::clone(self.portfolio), log: self.log.clone() };
         Ok((app, ChatRequest::parse(Kind::Chat, body.to_string().as_bytes())?))
     }
+
+    fn asked(&self, app: &App) -> Asked {
+        let step_of = Some(self.pipeline.to_owned());
+        Asked { step_of, ..app.asking(&RequestId(self.request_id.clone()), PIPELINES) }
+    }
+}
+
+/// What a pipeline's step asks a generator.
+pub(super) fn step_body(member: &str, system: Option<&str>, prompt: &str, max_tokens: Option<u64>) -> Value {
+    let system = system.map(|system| json!({ "role": "system", "content": system }));
+    let messages: Vec<Value> = system.into_iter().chain([json!({ "role": "user", "content": prompt })]).collect();
+    let mut body = json!({ "model": member, "messages": messages });
+    if let Some(max_tokens) = max_tokens {
+        body["max_tokens"] = max_tokens.into();
+    }
+    body
 }
 
 fn put_event_headers(headers: &mut HeaderMap) {
@@ -198,6 +219,18 @@ fn put_event_headers(headers: &mut HeaderMap) {
 }
 
 impl App {
+    /// Answers, and counts for the objectives how it went.
+    async fn watched(&self, request: Request, next: Next) -> Response {
+        let objectives = self.portfolio.alerts().objectives();
+        if objectives.is_empty() {
+            return self.answer(request, next).await;
+        }
+        let watch = Watch::begin(&objectives);
+        let response = watch.scope(self.answer(request, next)).await;
+        watch.answered(response.status());
+        response
+    }
+
     async fn answer(&self, request: Request, next: Next) -> Response {
         if *request.method() == Method::GET
             && let Some(response) = self.look(request.uri().path())
@@ -251,13 +284,17 @@ impl App {
         &self,
         kind: Kind,
         id: &RequestId,
+        key: &Key,
         body: Result<Bytes, BytesRejection>,
     ) -> Result<Response, Declined> {
         let body = body.map_err(|rejection| http::unreadable(&rejection, &self.portfolio.limits()))?;
         let request = ChatRequest::parse(kind, &body)?;
-        let generated = self.generated(&request, kind, self.asking(id, kind.route())).await?;
-        let Generated { began, passed, asked } = generated;
+        let generated = self.generated(&request, kind, key, self.asking(id, kind.route())).await?;
+        let Generated { began, passed, asked, rollout } = generated;
         let mut headers = origin(&began, &passed);
+        if let Some(rollout) = rollout.and_then(|id| HeaderValue::from_str(&id).ok()) {
+            headers.insert(http::ROLLOUT, rollout);
+        }
         let (exchange, (received, tally)) = Exchange::new(began, asked);
         let body = match received {
             Received::Whole(body) | Received::Tensors(body, _) => {
@@ -274,10 +311,22 @@ impl App {
         Ok((headers, body).into_response())
     }
 
-    /// Asks the member that `request` names to generate.
-    async fn generated(&self, request: &ChatRequest, kind: Kind, mut asked: Asked) -> Result<Generated, Declined> {
+    /// Asks the member that `request` names to generate, or the one that is tried beside it and has a part in the traffic.
+    async fn generated(
+        &self,
+        request: &ChatRequest,
+        kind: Kind,
+        key: &Key,
+        mut asked: Asked,
+    ) -> Result<Generated, Declined> {
         let member = self.portfolio.hosted_member(&request.model).map_err(counted)?;
         fits(&member, &[HostedTask::Generate], "generation")?;
+        let hosted = self.portfolio.hosted();
+        let trial = hosted.trial(member.name());
+        asked.part = trial.and_then(|trial| trial.part(key, request, &asked.request_id)).map(|part| {
+            let budgets = self.portfolio.budgets();
+            Part { budgets, ..part }
+        });
         let prepare = |hosted: &Hosted| {
             let (body, most) = request.upstream(hosted)?;
             Ok(Wanted { path: kind.path().to_owned(), body, json_bytes: None, most, events: request.stream })
@@ -290,12 +339,20 @@ impl App {
             }
             received @ Received::Events(..) => Ok((received, Tally::default())),
         };
-        let InOrder { answer, passed } = self.ask_in_order(&member, prepare, read).await?;
+        let canary = asked.part.as_ref().filter(|part| part.answers == Side::Candidate);
+        let canary = canary.map(|part| (Arc::clone(part.trial.member(part.answers)), part.trial.id().to_owned()));
+        let first = canary.as_ref().map_or(&member, |(candidate, _)| candidate);
+        let InOrder { answer, passed } = self.ask_from(&member, first, prepare, read).await?;
+        // What the candidate was not asked it has not failed.
+        if canary.is_some() && passed.first().is_some_and(|passed| was_not_asked(passed)) {
+            asked.part = None;
+        }
+        let rollout = canary.map(|(_, id)| if passed.is_empty() { id } else { format!("{id}; retried") });
         let Answer::Hosted(began) = answer else {
             return Err(Problem::internal(&"a package was to generate text").into());
         };
         asked.passed.clone_from(&passed);
-        Ok(Generated { began, passed, asked })
+        Ok(Generated { began, passed, asked, rollout })
     }
 
     /// Asks `member`, and where it cannot answer those that stand in for it, in order.
@@ -305,8 +362,21 @@ impl App {
         prepare: impl Fn(&Hosted) -> Result<Wanted, openai::Refused>,
         read: impl Fn(&Hosted, Received) -> Result<T, String>,
     ) -> Result<InOrder<T>, Declined> {
-        let (mut next, mut passed) = (Arc::clone(member), Vec::new());
-        let mut others = member.config.fallback.iter();
+        self.ask_from(member, member, prepare, read).await
+    }
+
+    /// Asks `first`, which is `member` or what is tried beside it, and where that cannot answer `member` and those that stand in for it,
+    /// in order.
+    async fn ask_from<T>(
+        &self,
+        member: &Arc<HostedMember>,
+        first: &Arc<HostedMember>,
+        prepare: impl Fn(&Hosted) -> Result<Wanted, openai::Refused>,
+        read: impl Fn(&Hosted, Received) -> Result<T, String>,
+    ) -> Result<InOrder<T>, Declined> {
+        let (mut next, mut passed) = (Arc::clone(first), Vec::new());
+        let own = (!Arc::ptr_eq(first, member)).then_some(&member.name);
+        let mut others = own.into_iter().chain(&member.config.fallback);
         loop {
             let wanted = prepare(next.hosted())?;
             let budgets = self.portfolio.budgets();
@@ -316,7 +386,8 @@ impl App {
                 Err(failure) => failure,
             };
             count(&next, &failure);
-            if !failure.falls_back() {
+            // What is tried beside a member fails nobody, whoever is to blame.
+            if !failure.falls_back() && (Arc::ptr_eq(&next, member) || !passed.is_empty()) {
                 return Err(failure.declined(next.name()));
             }
             passed.push(format!("{}={}", next.name(), failure.reason()));
@@ -342,15 +413,22 @@ impl App {
     }
 
     pub(super) fn asked(&self, asker: Asker<'_>, passed: Vec<String>) -> Asked {
-        Asked { request_id: asker.id.to_owned(), route: asker.route, log: self.log.clone(), passed }
+        let (request_id, log) = (asker.id.to_owned(), self.log.clone());
+        Asked { request_id, route: asker.route, log, passed, step_of: None, part: None }
     }
 
     fn asking(&self, id: &RequestId, route: &'static str) -> Asked {
-        Asked { request_id: id.0.clone(), route, log: self.log.clone(), passed: Vec::new() }
+        Asked { request_id: id.0.clone(), route, log: self.log.clone(), passed: Vec::new(), step_of: None, part: None }
     }
 }
 
+/// Whether a member was passed over for another reason than an answer of its host.
+fn was_not_asked(passed: &str) -> bool {
+    ["=over_budget", "=queue_full", "=not_ready", "=failed"].iter().any(|reason| passed.ends_with(reason))
+}
+
 fn count(member: &HostedMember, failure: &Failure) {
+    watch::member(member.name(), failure.reason(), Duration::ZERO);
     traffic::count(member.name(), failure.reason(), None);
     counter!(REQUESTS, "member" => member.name().to_owned(), "outcome" => failure.reason()).increment(1);
 }

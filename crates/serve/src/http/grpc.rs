@@ -114,9 +114,10 @@ impl Inference {
         }
         let path = model_path(message.model_name.clone(), message.model_version.clone());
         let assigned = self.0.assigned_version(&path, asker)?;
-        let (request, form) = infer_request(message)?;
+        let refused = |problem: &Problem| self.0.malformed(Some(&path.model), &[], &problem.message);
+        let (request, form) = infer_request(message).inspect_err(refused)?;
         let terms = Terms { timeout: request.timeout, priority: request.priority, ..Terms::default() };
-        let (query, wanted) = request.query(assigned.revision().program().inputs())?;
+        let (query, wanted) = request.query(assigned.revision().program().inputs()).inspect_err(refused)?;
         let reply = |revision: &Revision, outputs| {
             wanted.message(form, &path.model, revision.facts(), &revision.manifest().task.kind, outputs)
         };

@@ -125,7 +125,7 @@ impl App {
     async fn record(&self, id: &str) -> Result<Record, Problem> {
         let (log, wanted) = (self.log.clone(), id.to_owned());
         let found = blocking(move || log.find(&wanted)).await?.map_err(|error| Problem::internal(&error))?;
-        let found = found.filter(|record| Principal::current_may_ask(&record.member));
+        let found = found.filter(super::records::may_read);
         found.ok_or_else(|| Problem::not_found(format!("the request log has no `{}`", printable(id))))
     }
 
@@ -161,6 +161,12 @@ impl App {
                 record.member, hosted.model
             )));
         }
+        if record.pipeline.is_some() {
+            return Err(Problem::invalid(format!(
+                "`{0}` is a whole request to a pipeline: here one of its steps is computed again, `{0}.STEP`",
+                record.request_id
+            )));
+        }
         let permit = REPLAYS.try_acquire().map_err(|_| {
             let busy = Problem::new(Kind::Overloaded, "another answer is being computed again");
             busy.retry_after(std::time::Duration::from_secs(1))
@@ -171,12 +177,12 @@ impl App {
             let _one_at_a_time = permit;
             let case = wanted.case.to_string().into_bytes();
             let (answers, manifest) = match &loaded {
-                Some(revision) => (Answers::of(revision.predictor(), &case)?, revision.manifest().clone()),
+                Some(revision) => (Answers::of(revision.predictor(), &case, record.cut)?, revision.manifest().clone()),
                 None => {
                     let package = kept(&local, &record)?;
                     let predictor = Predictor::open(&package, &PredictorOptions::default());
                     let predictor = predictor.map_err(|error| Problem::internal(&error))?;
-                    (Answers::of(&predictor, &case)?, package.manifest().clone())
+                    (Answers::of(&predictor, &case, record.cut)?, package.manifest().clone())
                 }
             };
             let Comparison { same_bits, why } = Comparison::of(&record, &answers);

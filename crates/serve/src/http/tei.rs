@@ -206,7 +206,8 @@ impl App {
     }
 
     async fn tei_embed(&self, model: Option<&str>, asker: &Asker, body: &Body) -> Result<Response, Refused> {
-        let request = EmbedRequest::parse(body)?;
+        let request =
+            EmbedRequest::parse(body).inspect_err(|refused| self.malformed(model, &[], &refused.problem.message))?;
         let member = self.tei_member(model, "embeds", embeds)?;
         let terms = Terms { cut: request.cut, ..Terms::default() };
         let wanted = Wanted { inputs: request.inputs.clone(), terms, dimensions: request.dimensions };
@@ -215,7 +216,8 @@ impl App {
     }
 
     async fn tei_similarity(&self, model: Option<&str>, asker: &Asker, body: &Body) -> Result<Response, Refused> {
-        let request = SimilarityRequest::parse(body)?;
+        let request = SimilarityRequest::parse(body)
+            .inspect_err(|refused| self.malformed(model, &[], &refused.problem.message))?;
         let member = self.tei_member(model, "embeds", embeds)?;
         let terms = Terms { cut: request.cut, ..Terms::default() };
         let wanted = Wanted { inputs: request.inputs, terms, dimensions: None };
@@ -225,7 +227,8 @@ impl App {
     }
 
     async fn tei_predict(&self, model: Option<&str>, asker: &Asker, body: &Body) -> Result<Response, Refused> {
-        let request = PredictRequest::parse(body)?;
+        let request =
+            PredictRequest::parse(body).inspect_err(|refused| self.malformed(model, &[], &refused.problem.message))?;
         let member = self.tei_member(model, "classifies texts", classifies)?;
         let assigned = self.assign(&member, asker)?;
         if !matches!(&assigned.revision().manifest().task.kind, TaskKind::Classify { .. }) {

@@ -7,7 +7,7 @@ use highroad_package::Digest;
 use serde::Serialize;
 use serde_json::json;
 
-use super::{Action, Pipelines, Step};
+use super::{Action, PipelineConfig, Pipelines, Step};
 use crate::portfolio::Portfolio;
 
 /// A pipeline by content.
@@ -56,12 +56,12 @@ impl Pipelines {
             _ => None,
         });
         let digest_of = |index: &String| {
-            let revision = portfolio.revision(self.embedder(index)).ok()?;
+            let revision = portfolio.embedded_by(self.embedder(index))?;
             Some((index.clone(), revision.indexes().get(index)?.digest()))
         };
         let indexes = indexes.map(digest_of).collect::<Option<_>>()?;
         let feeds = asked.iter().map(|&member| (member.to_owned(), self.readers(&config.steps, member))).collect();
-        Some(Composition { digest: digest(&config.written, &members, &indexes), members, indexes, feeds })
+        Some(Composition { digest: digest(config, &members, &indexes), members, indexes, feeds })
     }
 
     /// The members that a step asks.
@@ -90,8 +90,8 @@ impl Pipelines {
     }
 }
 
-fn digest(written: &serde_json::Value, members: &BTreeMap<String, Part>, indexes: &BTreeMap<String, Digest>) -> Digest {
+fn digest(pipeline: &PipelineConfig, members: &BTreeMap<String, Part>, indexes: &BTreeMap<String, Digest>) -> Digest {
     let packages: BTreeMap<&String, &Digest> = members.iter().map(|(name, part)| (name, &part.package)).collect();
-    let all = json!({ "highroad_composition": 1, "pipeline": written, "members": packages, "indexes": indexes });
+    let all = json!({ "highroad_composition": 1, "pipeline": pipeline, "members": packages, "indexes": indexes });
     Digest::of(&serde_json_canonicalizer::to_vec(&all).expect("texts, numbers and digests are JSON"))
 }

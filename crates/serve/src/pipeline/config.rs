@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use highroad_hosted::HostedTask;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::{Action, IndexConfig, Kind, OnError, Piece, Query, Step, Template};
 use crate::config::{MemberConfig, is_member_name};
@@ -19,16 +19,15 @@ const DEFAULT_TOP: usize = 10;
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// One pipeline.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PipelineConfig {
     /// The steps; each reads only those above it.
     pub steps: Vec<Step>,
     /// The step whose value is the answer, by position.
     pub output: usize,
-    /// Longest time a request may take.
+    /// Longest time a request may take; no part of what it is.
+    #[serde(skip)]
     pub timeout: Duration,
-    /// As it is written, for the digest of what a verdict is about.
-    pub(crate) written: serde_json::Value,
 }
 
 #[derive(Deserialize)]
@@ -117,10 +116,7 @@ pub(crate) fn pipeline_configs(
             Ok(_) if members.contains_key(&name) || hosted.contains_key(&name) => {
                 Err(vec!["a member has this name".to_owned()])
             }
-            Ok(pipeline) => {
-                let written = serde_json::to_value(&value).unwrap_or_default();
-                Reader { members, hosted, indexes, steps: Vec::new() }.read(pipeline, written)
-            }
+            Ok(pipeline) => Reader { members, hosted, indexes, steps: Vec::new() }.read(pipeline),
         };
         match read {
             Ok(pipeline) => drop(pipelines.insert(name, pipeline)),
@@ -153,7 +149,7 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    fn read(mut self, table: PipelineTable, written: serde_json::Value) -> Result<PipelineConfig, Vec<String>> {
+    fn read(mut self, table: PipelineTable) -> Result<PipelineConfig, Vec<String>> {
         let mut problems = Vec::new();
         if !(1..=MAX_STEPS).contains(&table.steps.len()) {
             return Err(vec![format!("{} steps; a pipeline has 1 to {MAX_STEPS}", table.steps.len())]);
@@ -182,7 +178,6 @@ impl Reader<'_> {
             output: output.map_err(|reason| vec![format!("output: {reason}")])?,
             steps: self.steps,
             timeout,
-            written,
         })
     }
 

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use highroad_package::Digest;
 
 use super::IndexConfig;
+use crate::definitions::Definitions;
 use crate::error::DeployError;
 use crate::index::{Index, build_by, first_embedder};
 
@@ -51,11 +52,18 @@ impl IndexPlaces {
     /// Reads the builds by `package`, which is called `version`; blocks for as long as that takes.
     ///
     /// Errors if one cannot be read, or, where a missing one is refused, was embedded by other packages only.
-    pub(crate) fn open(&self, package: &Digest, version: &str, missing: Missing) -> Result<Indexes, DeployError> {
+    pub(crate) fn open(&self, package: &Digest, version: &str, missing: Missing, kept: &Definitions) -> Result<Indexes, DeployError> {
         let mut indexes = BTreeMap::new();
         for (name, path) in &self.0 {
             match build_by(path, package)? {
-                Some(build) => drop(indexes.insert(name.clone(), Arc::new(Index::open(&build)?))),
+                Some(build) => {
+                    let index = Index::open(&build)?;
+                    // A disk that takes nothing stops no server: only replays miss it.
+                    if let Err(error) = kept.note_index(&index.digest(), &build) {
+                        tracing::warn!("Cannot keep where the index `{name}` lies for replays: {error}");
+                    }
+                    indexes.insert(name.clone(), Arc::new(index));
+                }
                 None if missing == Missing::Passed => {}
                 None => {
                     let by = first_embedder(path)?;

@@ -7,13 +7,16 @@ use std::time::{Duration, Instant};
 use axum::body::Body;
 use axum::http::HeaderMap;
 use futures_util::future::try_join_all;
+use highroad_package::Digest;
 use highroad_service::Problem;
+use highroad_service::trace::{Side, Span};
 use highroad_task::{Answer, Input, ranked};
 use serde::Serialize;
 use tokio::sync::SetOnce;
 
 use super::indexes::stale;
-use super::{Action, Indexes, OnError, Piece, PipelineConfig, Pipelines, Query, Step, Template};
+use super::{Action, Indexes, OnError, PipelineConfig, Pipelines, Query, Step, Template};
+use crate::alerts::watch;
 use crate::error::AskError;
 use crate::hosted::{Declined, Generation, Text};
 use crate::index::{Document, Index};
@@ -48,7 +51,14 @@ pub struct Found {
     /// How well: a cosine after a search, a relevance from 0 to 1 after a reranking.
     pub score: f32,
     #[serde(flatten)]
-    document: Arc<Document>,
+    pub(super) document: Arc<Document>,
+}
+
+impl Found {
+    /// The document's name.
+    pub fn id(&self) -> &str {
+        &self.document.id
+    }
 }
 
 /// An answered request.
@@ -130,6 +140,8 @@ pub struct AskedFacts {
 pub(crate) struct Request<'a> {
     pub portfolio: &'a Arc<Portfolio>,
     pub log: &'a RequestLog,
+    /// The pipeline's name.
+    pub pipeline: &'a str,
     pub input: &'a str,
     /// Decides on which side of a rollout it falls.
     pub key: &'a Key,
@@ -235,7 +247,8 @@ impl Request<'_> {
         max_tokens: Option<u64>,
     ) -> Generation<'a> {
         let request_id = format!("{}.{}", self.key.request_id, step.name);
-        Generation { portfolio: self.portfolio, log: self.log, request_id, member, system, prompt, max_tokens }
+        let Self { portfolio, log, pipeline, key, .. } = self;
+        Generation { portfolio, log, request_id, pipeline, key, member, system, prompt, max_tokens }
     }
 }
 
@@ -264,10 +277,15 @@ impl Run<'_> {
         }
         let begun = Instant::now();
         let limit = step.timeout.unwrap_or(self.config.timeout);
-        let outcome = match tokio::time::timeout(limit, self.answer(step)).await {
+        let span = Span::within(|| format!("step {}", step.name), Side::Internal);
+        let outcome = match tokio::time::timeout(limit, span.scope(self.answer(step))).await {
             Ok(outcome) => outcome,
             Err(_) => Err(PipelineError::StepTimeout { step: step.name.clone(), limit }),
         };
+        if outcome.is_err() {
+            span.failed("failed");
+        }
+        drop(span);
         let outcome = outcome.or_else(|error| self.skip(step, error)).map_err(Early::Failed)?;
         let report = StepReport {
             name: step.name.clone(),
@@ -310,7 +328,7 @@ impl Run<'_> {
             }
             Action::Embed { member, input } => {
                 let asked = self.ask(step, member, vec![Input::Text(self.text(input))]).await?;
-                Ok(asked.outcome(|revision, answers| Value::Vector(only(revision, answers).values().to_vec())))
+                Ok(asked.outcome(vector))
             }
             Action::Search { index, query, top } => self.search(step, index, query, *top).await,
             Action::Rerank { member, query, documents, top } => {
@@ -320,7 +338,7 @@ impl Run<'_> {
                 }
                 let pair = |found: &Found| Input::Pair { query: query.clone(), document: found.document.text.clone() };
                 let asked = self.ask(step, member, documents.iter().map(pair).collect()).await?;
-                Ok(asked.outcome(|_, answers| Value::Documents(reordered(&documents, answers, *top))))
+                Ok(asked.outcome(|answers| Value::Documents(reordered(&documents, answers, *top))))
             }
             Action::Generate { member, system, prompt, max_tokens } => {
                 let prompt = self.text(prompt);
@@ -346,7 +364,7 @@ impl Run<'_> {
                 let embedder = self.pipelines.embedder(name);
                 let asked = self.ask_stable(embedder, vec![Input::Text(self.text(text))]).await;
                 let asked = asked.map_err(|source| PipelineError::Ask { step: step.name.clone(), source })?;
-                let vector = only(&asked.revision, &asked.answers).values().to_vec();
+                let vector = only(&asked.answers).values().to_vec();
                 (vector, Some(asked.facts.clone()), Some(asked.facts))
             }
         };
@@ -378,7 +396,7 @@ impl Run<'_> {
         let begun = Instant::now();
         let asked = revision.ask(inputs, &self.request.portfolio.limits(), Terms::default()).await;
         watched(member, &asked, begun);
-        Ok(StepAnswer::of(revision, asked?))
+        Ok(StepAnswer::of(&revision, asked?))
     }
 
     /// Asks `member`, and where it fails the step's fallback.
@@ -401,7 +419,7 @@ impl Run<'_> {
         let Served { revision, result, begun, .. } =
             assigned.ask(inputs, &self.request.portfolio.limits(), Terms::default()).await;
         watched(member, &result, begun);
-        Ok(StepAnswer::of(revision, result?))
+        Ok(StepAnswer::of(&revision, result?))
     }
 
     fn value(&self, step_idx: usize) -> &Value {
@@ -416,35 +434,39 @@ impl Run<'_> {
     }
 
     fn text(&self, template: &Template) -> String {
-        let mut text = String::new();
-        for piece in &template.0 {
-            match piece {
-                Piece::Literal(literal) => text.push_str(literal),
-                Piece::Input => text.push_str(self.request.input),
-                Piece::Step(step) => write_value(&mut text, self.value(*step)),
-            }
-        }
-        text
+        template.text(self.request.input, |step| Some(self.value(step))).expect("a step waits for what it reads")
     }
 }
 
 struct StepAnswer {
-    revision: Arc<Revision>,
     answers: Vec<Answer>,
     facts: AskedFacts,
     fell_back: Option<String>,
 }
 
 impl StepAnswer {
-    fn of(revision: Arc<Revision>, asked: Asked<Vec<Answer>>) -> Self {
-        let Asked { answers, digests, n_tokens, n_truncated, prepared, queued, computed, cache } = asked;
-        let asked = Arc::new(Asked { answers: (), digests, n_tokens, n_truncated, prepared, queued, computed, cache });
+    fn of(revision: &Revision, asked: Asked<Vec<Answer>>) -> Self {
+        let Asked { answers, digests, n_tokens, n_truncated, cut, prepared, queued, computed, cache, told, seen } =
+            asked;
+        let asked = Arc::new(Asked {
+            answers: (),
+            digests,
+            n_tokens,
+            n_truncated,
+            cut,
+            prepared,
+            queued,
+            computed,
+            cache,
+            told,
+            seen,
+        });
         let facts = AskedFacts { facts: revision.facts().clone(), asked, indexes: Arc::clone(revision.indexes()) };
-        Self { revision, answers, facts, fell_back: None }
+        Self { answers, facts, fell_back: None }
     }
 
-    fn outcome(self, value: impl FnOnce(&Revision, &[Answer]) -> Value) -> Outcome {
-        let value = value(&self.revision, &self.answers);
+    fn outcome(self, value: impl FnOnce(&[Answer]) -> Value) -> Outcome {
+        let value = value(&self.answers);
         Outcome { by: Some(self.facts), fell_back: self.fell_back, ..Outcome::of(value) }
     }
 }
@@ -462,27 +484,52 @@ impl Origin {
     }
 }
 
-/// Documents in a text: one after the other, numbered, as generators are used to.
-fn write_value(text: &mut String, value: &Value) {
-    match value {
-        Value::Text(generated) => text.push_str(generated),
-        Value::Label { label, .. } => text.push_str(label),
-        Value::Documents(documents) => {
-            for (document_idx, found) in documents.iter().enumerate() {
-                let separator = if document_idx == 0 { "" } else { "\n\n" };
-                let _written = write!(text, "{separator}[{}] {}", document_idx + 1, found.document.text);
+impl Value {
+    /// In a text: documents one after the other, numbered, as generators are used to.
+    pub(super) fn write(&self, text: &mut String) {
+        match self {
+            Self::Text(generated) => text.push_str(generated),
+            Self::Label { label, .. } => text.push_str(label),
+            Self::Documents(documents) => {
+                for (document_idx, found) in documents.iter().enumerate() {
+                    let separator = if document_idx == 0 { "" } else { "\n\n" };
+                    let _written = write!(text, "{separator}[{}] {}", document_idx + 1, found.document.text);
+                }
+            }
+            Self::Vector(_) => {}
+        }
+    }
+
+    /// SHA-256 of what it says, the bits of its scores included: of a text, of a vector as little-endian f32, of a label and
+    /// its score, of the names of documents in their order, each with its score. What documents say is told by their index.
+    pub fn digest(&self) -> Digest {
+        match self {
+            Self::Text(text) => Digest::of(text.as_bytes()),
+            Self::Vector(vector) => {
+                Digest::of(&vector.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<_>>())
+            }
+            Self::Label { label, score } => Digest::of(&[&score.to_le_bytes(), label.as_bytes()].concat()),
+            Self::Documents(documents) => {
+                let named: Vec<(&str, u32)> =
+                    documents.iter().map(|found| (found.document.id.as_str(), found.score.to_bits())).collect();
+                Digest::of(&serde_json::to_vec(&named).expect("names and numbers are JSON"))
             }
         }
-        Value::Vector(_) => {}
     }
 }
 
-fn only<'a>(_revision: &Revision, answers: &'a [Answer]) -> &'a Answer {
+/// The first of `answers`, where one input was asked about.
+pub(super) fn vector(answers: &[Answer]) -> Value {
+    Value::Vector(only(answers).values().to_vec())
+}
+
+fn only(answers: &[Answer]) -> &Answer {
     answers.first().expect("one input has one answer")
 }
 
-fn label(revision: &Revision, answers: &[Answer]) -> Value {
-    match only(revision, answers) {
+/// The label of the one input that was asked about.
+pub(super) fn label(answers: &[Answer]) -> Value {
+    match only(answers) {
         Answer::Class { label, scores } => {
             let score = scores.iter().copied().fold(0.0, f32::max);
             Value::Label { label: label.clone(), score }
@@ -492,16 +539,24 @@ fn label(revision: &Revision, answers: &[Answer]) -> Value {
     }
 }
 
-fn reordered(documents: &[Found], answers: &[Answer], top: usize) -> Vec<Found> {
+/// The best of `documents`, in the order of `answers`.
+pub(super) fn reordered(documents: &[Found], answers: &[Answer], top: usize) -> Vec<Found> {
     let best = ranked(answers).into_iter().take(top);
     best.map(|best| Found { score: best.score, document: Arc::clone(&documents[best.index].document) }).collect()
 }
 
-/// Counts a step's answer for who gave it.
+/// Counts a step's answer for who gave it, and for their objectives.
 fn watched<A>(member: &str, result: &Result<Asked<A>, AskError>, begun: Instant) {
+    let took = begun.elapsed();
     match result {
-        Ok(_) => traffic::count(member, "ok", Some(begun.elapsed())),
-        Err(error) => traffic::count(member, error.outcome(), None),
+        Ok(_) => {
+            watch::member(member, "ok", took);
+            traffic::count(member, "ok", Some(took));
+        }
+        Err(error) => {
+            watch::refused(Some(member), error);
+            traffic::count(member, error.outcome(), None);
+        }
     }
 }
 
@@ -510,10 +565,13 @@ const SEARCH_INLINE_VALUES: usize = 1 << 22;
 
 async fn find(index: Arc<Index>, vector: Vec<f32>, top: usize) -> Option<Vec<Found>> {
     let n_values = index.n_values_read();
-    let search = move || {
-        let hits = index.search(&vector, top)?;
-        let found = |hit: &crate::index::Hit| Found { score: hit.score, document: index.document(hit.document_idx) };
-        Some(hits.iter().map(found).collect())
-    };
+    let search = move || found(&index, &vector, top);
     if n_values <= SEARCH_INLINE_VALUES { search() } else { tokio::task::spawn_blocking(search).await.ok()? }
+}
+
+/// The documents of `index` nearest to `vector`; `None` where it is of another width or has no direction.
+pub(super) fn found(index: &Index, vector: &[f32], top: usize) -> Option<Vec<Found>> {
+    let hits = index.search(vector, top)?;
+    let found = |hit: &crate::index::Hit| Found { score: hit.score, document: index.document(hit.document_idx) };
+    Some(hits.iter().map(found).collect())
 }

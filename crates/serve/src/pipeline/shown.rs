@@ -5,8 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use highroad_service::access::Principal;
 use serde_json::{Value, json};
 
-use super::{Action, OnError, PipelineConfig, Pipelines, Step, check_package};
-use crate::index::Index;
+use super::{Action, OnError, PipelineConfig, Pipelines, Step};
 use crate::overview::of_pipeline;
 use crate::pipeline::IndexConfig;
 use crate::portfolio::Portfolio;
@@ -19,12 +18,12 @@ impl Pipelines {
             self.pipelines.iter().filter(|(name, _)| Principal::current_may_ask(name)).collect();
         let searched: BTreeSet<&str> =
             allowed.values().flat_map(|pipeline| &pipeline.steps).filter_map(|step| step.action.index()).collect();
-        let indexes = self.indexes.iter().filter(|(name, (config, _))| {
+        let indexes = self.indexes.iter().filter(|(name, config)| {
             searched.contains(name.as_str()) || Principal::current_may_ask(&config.embedder)
         });
         (
             allowed.into_iter().map(|(name, config)| pipeline(name, config)).collect(),
-            indexes.map(|(name, (config, index))| shown_index(name, config, index, portfolio)).collect(),
+            indexes.filter_map(|(name, config)| shown_index(name, config, portfolio)).collect(),
         )
     }
 }
@@ -91,14 +90,18 @@ fn step(step: &Step, all: &[Step]) -> Value {
     })
 }
 
-fn shown_index(name: &str, config: &IndexConfig, index: &Index, portfolio: &Portfolio) -> Value {
-    // Whether it fits is nothing that a key has to be allowed to see, and an embedder that does not serve is told by itself.
-    let serves = portfolio.revision(&config.embedder).ok();
-    let stale = serves.and_then(|revision| check_package(name, index, revision.facts()).err());
+/// Nothing where the embedder does not serve, which its own status tells.
+fn shown_index(name: &str, config: &IndexConfig, portfolio: &Portfolio) -> Option<Value> {
+    // Whether it fits is nothing that a key has to be allowed to see.
+    let revision = portfolio.embedded_by(&config.embedder)?;
+    let index = revision.indexes().get(name)?;
     let description = index.description();
-    json!({
+    // The embedder would move on, and this index has no build by what it would be.
+    let failure = portfolio.failure_of(&config.embedder);
+    let stale = failure.filter(|reason| reason.starts_with(&format!("index `{name}` is stale")));
+    Some(json!({
         "name": name, "embedder": config.embedder, "n_documents": description.n_documents,
         "dimensions": description.dimensions, "package": description.embedder.package, "digest": index.digest(),
         "stale": stale,
-    })
+    }))
 }

@@ -124,6 +124,42 @@ impl ChatRequest {
         Ok(Self { n_prompts, ..request })
     }
 
+    /// Below `/v1`.
+    pub(crate) fn path(&self) -> &'static str {
+        self.kind.path()
+    }
+
+    /// Bytes of its fields.
+    pub(crate) fn n_bytes(&self) -> usize {
+        self.fields.0.iter().map(|(key, value)| key.len() + value.get().len()).sum()
+    }
+
+    /// The same request for an answer that comes whole.
+    pub(crate) fn whole(&self) -> Self {
+        let mut whole = self.clone();
+        whole.fields.remove(&["stream", "stream_options"]);
+        Self { stream: false, wants_usage: false, ..whole }
+    }
+
+    /// What was said so far, as a judge or a person reads it: a line for each message, or the text to go on with.
+    pub(crate) fn conversation(&self) -> String {
+        let input = self.fields.get(self.kind.input()).map_or("", RawValue::get);
+        let text = |content: &Value| match content {
+            Value::String(text) => text.clone(),
+            other => other.to_string(),
+        };
+        match serde_json::from_str::<Value>(input) {
+            Ok(Value::Array(messages)) if self.kind == Kind::Chat => {
+                let line = |message: &Value| {
+                    format!("{}: {}", message["role"].as_str().unwrap_or("?"), text(&message["content"]))
+                };
+                messages.iter().map(line).collect::<Vec<_>>().join("\n")
+            }
+            Ok(prompt) => text(&prompt),
+            Err(_) => String::new(),
+        }
+    }
+
     fn count_prompts(&self) -> Result<u64, Refused> {
         let input = self.fields.get(self.kind.input());
         let input = input.ok_or_else(|| invalid(self.kind.input(), format!("`{}` is missing", self.kind.input())))?;
@@ -297,6 +333,10 @@ impl Serialize for Fields {
     }
 }
 
+/// Reasons that are kept, and characters of one: they come from a host.
+const MAX_FINISH_REASONS: usize = 16;
+const MAX_REASON_CHARS: usize = 40;
+
 /// What is kept of an answer: how many tokens it took, and what it says, for its digests.
 #[derive(Debug, Default)]
 pub struct Tally {
@@ -305,7 +345,7 @@ pub struct Tally {
     /// What the host says it is.
     pub served_by: Option<String>,
     choices: BTreeMap<u64, Choice>,
-    finished: bool,
+    finish_reasons: Vec<String>,
 }
 
 #[derive(Debug, Default)]
@@ -413,9 +453,19 @@ impl Tally {
         self.choices.values().next().map_or("", |choice| &choice.text)
     }
 
+    /// What each answer says.
+    pub fn texts(&self) -> impl Iterator<Item = &str> {
+        self.choices.values().map(|choice| choice.text.as_str())
+    }
+
     /// Whether every answer came to its end.
     pub fn is_finished(&self) -> bool {
-        self.finished
+        !self.finish_reasons.is_empty()
+    }
+
+    /// Why answers ended, as the host says, short and few.
+    pub fn finish_reasons(&self) -> &[String] {
+        &self.finish_reasons
     }
 
     /// One digest for each answer: SHA-256 of its text, followed by the names and arguments of the tools it calls. It is the same
@@ -433,7 +483,9 @@ impl Tally {
             if index >= MAX_CHOICES * MAX_PROMPTS as u64 {
                 continue;
             }
-            self.finished |= finish_reason.is_some();
+            if let Some(reason) = finish_reason.filter(|_| self.finish_reasons.len() < MAX_FINISH_REASONS) {
+                self.finish_reasons.push(reason.chars().filter(|c| !c.is_control()).take(MAX_REASON_CHARS).collect());
+            }
             let choice = self.choices.entry(index).or_default();
             choice.text.extend(text);
             let Some(Said { content, refusal, tool_calls }) = delta else { continue };

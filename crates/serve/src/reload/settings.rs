@@ -9,7 +9,19 @@ use crate::hosted::config::HostedConfig;
 
 /// Everything that `config` says, as data: what two of them have in common and what not can be seen without their files.
 pub fn settings(config: &PortfolioConfig) -> Value {
-    let PortfolioConfig { members, hosted, budgets, limits, poll_interval, indexes, pipelines, rollouts } = config;
+    // How members are watched is told of each of them.
+    let PortfolioConfig {
+        members,
+        hosted,
+        budgets,
+        alerts,
+        limits,
+        poll_interval,
+        indexes,
+        pipelines,
+        rollouts,
+        monitor: _,
+    } = config;
     let indexes = indexes
         .iter()
         .map(|(name, index)| (name.clone(), json!({ "path": absolute(&index.path), "embedder": index.embedder })));
@@ -22,6 +34,8 @@ pub fn settings(config: &PortfolioConfig) -> Value {
         "indexes": indexes.collect::<Map<_, _>>(),
         "pipelines": pipelines.iter().map(|(name, config)| (name.clone(), digest(config))).collect::<Map<_, _>>(),
         "budgets": budgets.told(),
+        "objectives": alerts.objectives.iter().map(|(name, config)| (name.clone(), digest(config))).collect::<Map<_, _>>(),
+        "webhooks": alerts.webhooks.iter().map(|(name, config)| (name.clone(), digest(config))).collect::<Map<_, _>>(),
     })
 }
 
@@ -38,6 +52,7 @@ fn member(config: &MemberConfig) -> Value {
         "queue_rows": config.batching.queue_rows,
         "queue_timeout_ms": milliseconds(config.queue_timeout),
         "cache": config.cache,
+        "monitor": config.monitor,
     })
 }
 
@@ -51,6 +66,7 @@ fn hosted_member(config: &HostedConfig) -> Value {
         "breaker_failures": config.breaker.failures,
         "breaker_pause_ms": milliseconds(config.breaker.pause),
         "queue_requests": config.queue,
+        "trial": config.trial.as_ref().map(digest),
         "queue_timeout_ms": milliseconds(config.queue_timeout),
     })
 }

@@ -45,7 +45,7 @@ impl Revision {
         let n_rows = rows.len();
         let parts = self.parts(cached, rows, terms);
         let n_tokens = parts.n_tokens();
-        let hold = if n_tokens == 0 { None } else { hold_here(&self.facts.member, n_tokens)? };
+        let hold = if n_tokens == 0 { None } else { hold_here(&self.facts.member, n_tokens).await? };
         let mut used = CacheUse { n_hits: parts.found.len(), n_computed: parts.computed.len(), ..CacheUse::default() };
         let mut n_computed_tokens = parts.n_computed_tokens();
         let mut done: Vec<Option<Done<Yield>>> = (0..n_rows).map(|_| None).collect();

@@ -1,6 +1,7 @@
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use highroad_service::trace::Span;
 use highroad_task::raw::Tensor;
 use highroad_task::{Answer, Input};
 use metrics::counter;
@@ -8,9 +9,9 @@ use metrics::counter;
 use crate::config::RequestLimits;
 use crate::error::AskError;
 use crate::revision::{Asked, Revision, Terms};
-use crate::rollout::Side;
 use crate::rollout::shadow::Job;
 use crate::rollout::trial::Trial;
+use crate::rollout::{Probation, Side};
 use crate::telemetry::ROLLOUT_RETRIED;
 
 /// Who asks: decides on which side of a rollout a request falls.
@@ -23,7 +24,7 @@ pub struct Key {
 }
 
 impl Key {
-    fn as_str(&self) -> &str {
+    pub(crate) fn as_str(&self) -> &str {
         self.sticky.as_deref().unwrap_or(&self.request_id)
     }
 }
@@ -32,6 +33,8 @@ impl Key {
 pub struct Assigned {
     revision: Arc<Revision>,
     part: Option<Part>,
+    /// That of the revision, where it took another's place lately.
+    probation: Option<Arc<Probation>>,
     request_id: String,
 }
 
@@ -59,7 +62,12 @@ pub struct Served<A> {
 impl Assigned {
     /// A request that has no part in a rollout.
     pub(crate) fn plain(revision: Arc<Revision>, key: &Key) -> Self {
-        Self { revision, part: None, request_id: key.request_id.clone() }
+        Self { revision, part: None, probation: None, request_id: key.request_id.clone() }
+    }
+
+    /// A request to a version that took another's place lately.
+    pub(crate) fn watched(probation: Arc<Probation>, revision: Arc<Revision>, key: &Key) -> Self {
+        Self { probation: Some(probation), ..Self::plain(revision, key) }
     }
 
     /// The part that `key` has in `trial` beside `stable`.
@@ -72,7 +80,8 @@ impl Assigned {
             highroad_eval::Plan::Shadow { .. } => (Side::Stable, stable, candidate),
             highroad_eval::Plan::Canary { .. } => (Side::Candidate, candidate, stable),
         };
-        Self { revision, part: Some(Part { trial, other, answers }), request_id: key.request_id.clone() }
+        let part = Some(Part { trial, other, answers });
+        Self { part, ..Self::plain(revision, key) }
     }
 
     /// Who answers the request, unless a canary fails it.
@@ -82,10 +91,10 @@ impl Assigned {
 
     /// Makes the request one of the version that the client names: `matches` tells it. `None` if neither is.
     pub(crate) fn pinned(self, matches: impl Fn(&Revision) -> bool) -> Option<Self> {
-        let Self { revision, part, request_id } = self;
+        let Self { revision, part, request_id, .. } = self;
         let other = part.map(|part| part.other);
         let named = [Some(revision), other].into_iter().flatten().find(|revision| matches(revision))?;
-        Some(Self { revision: named, part: None, request_id })
+        Some(Self { revision: named, part: None, probation: None, request_id })
     }
 
     /// Answers `inputs` through the task, in order. What a canary fails is answered by the stable version; the second answer
@@ -93,8 +102,14 @@ impl Assigned {
     pub async fn ask(&self, inputs: Vec<Input>, limits: &RequestLimits, terms: Terms) -> Served<Vec<Answer>> {
         let begun = Instant::now();
         let Some(part) = &self.part else {
+            let Some(probation) = &self.probation else {
+                let result = self.revision.ask(inputs, limits, terms).await;
+                return self.served(result, begun);
+            };
+            let copy = inputs.clone();
             let result = self.revision.ask(inputs, limits, terms).await;
-            return self.served(result, begun);
+            let again = async |left| probation.before.ask(copy, limits, Terms { timeout: left, ..terms }).await;
+            return self.judged(probation, result, (begun, terms.timeout), again).await;
         };
         let copy = inputs.clone();
         let result = self.revision.ask(inputs, limits, terms).await;
@@ -120,6 +135,7 @@ impl Assigned {
             cut: terms.cut,
             answers: asked.answers.clone(),
             live,
+            cause: Span::current(),
         });
         self.served(Ok(asked), begun)
     }
@@ -129,8 +145,13 @@ impl Assigned {
         let begun = Instant::now();
         let canary = self.part.as_ref().filter(|part| part.answers == Side::Candidate);
         let Some(part) = canary else {
-            let result = self.revision.run_program(tensors, terms).await;
-            return self.served(result, begun);
+            let Some(probation) = &self.probation else {
+                let result = self.revision.run_program(tensors, terms).await;
+                return self.served(result, begun);
+            };
+            let result = self.revision.run_program(tensors.clone(), terms).await;
+            let again = async |left| probation.before.run_program(tensors, Terms { timeout: left, ..terms }).await;
+            return self.judged(probation, result, (begun, terms.timeout), again).await;
         };
         match self.revision.run_program(tensors.clone(), terms).await {
             Ok(asked) => {
@@ -145,7 +166,36 @@ impl Assigned {
         }
     }
 
-    fn served<A>(&self, result: Result<Asked<A>, AskError>, begun: Instant) -> Served<A> {
+    /// What the version on probation answered, or else what the one before does. Where that fails too, it is the request's fault.
+    async fn judged<A>(
+        &self,
+        probation: &Probation,
+        result: Result<Asked<A>, AskError>,
+        (begun, timeout): (Instant, Option<Duration>),
+        again: impl AsyncFnOnce(Option<Duration>) -> Result<Asked<A>, AskError>,
+    ) -> Served<A> {
+        let error = match result {
+            Err(error) if Probation::is_own(&error) => error,
+            result => {
+                if matches!(result, Ok(_) | Err(AskError::Expired { .. } | AskError::Overloaded { .. })) {
+                    probation.answered(begun.elapsed());
+                }
+                return self.served(result, begun);
+            }
+        };
+        match again(timeout.map(|timeout| timeout.saturating_sub(begun.elapsed()))).await {
+            Ok(asked) => {
+                probation.failed(&error);
+                let mut result = Ok(asked);
+                look_at(&probation.before, &mut result);
+                Served { revision: Arc::clone(&probation.before), result, begun, rollout: None }
+            }
+            Err(_) => self.served(Err(error), begun),
+        }
+    }
+
+    fn served<A>(&self, mut result: Result<Asked<A>, AskError>, begun: Instant) -> Served<A> {
+        look_at(&self.revision, &mut result);
         let canary = self.part.as_ref().filter(|part| part.answers == Side::Candidate);
         let rollout = canary.map(|part| part.trial.rollout.id.clone());
         Served { revision: Arc::clone(&self.revision), result, begun, rollout }
@@ -155,7 +205,7 @@ impl Assigned {
 impl Part {
     /// The stable version's answer to what the candidate failed. Where that fails too, it is the request's fault, or nobody's
     /// that one could tell.
-    fn retried<A>(&self, again: Result<Asked<A>, AskError>, error: &AskError, begun: Instant) -> Served<A> {
+    fn retried<A>(&self, mut again: Result<Asked<A>, AskError>, error: &AskError, begun: Instant) -> Served<A> {
         if again.is_ok() {
             tracing::warn!(
                 member.name = %self.trial.member, rollout.id = %self.trial.rollout.id,
@@ -165,7 +215,15 @@ impl Part {
             counter!(ROLLOUT_RETRIED, "member" => self.trial.member.clone()).increment(1);
             self.trial.asked(None);
         }
+        look_at(&self.other, &mut again);
         let rollout = Some(format!("{}; retried", self.trial.rollout.id));
         Served { revision: Arc::clone(&self.other), result: again, begun, rollout }
+    }
+}
+
+/// Has monitoring look at what a client is answered; a shadow's answers are not.
+fn look_at<A>(revision: &Revision, result: &mut Result<Asked<A>, AskError>) {
+    if let Ok(asked) = result {
+        revision.answered(asked.seen.take());
     }
 }

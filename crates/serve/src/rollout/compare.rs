@@ -1,6 +1,8 @@
 use highroad_task::{Answer, ranked};
 use serde::{Deserialize, Serialize};
 
+use crate::hosted::{Preferred, text_similarity};
+
 /// Which answers count as different, and which as slow.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -9,6 +11,9 @@ pub struct Limits {
     pub min_cosine: f64,
     /// Rankings differ where their overlap is below this; see [`Compared::overlap`].
     pub min_overlap: f64,
+    /// Texts differ where their similarity is below this; see [`Compared::similarity`].
+    #[serde(default = "min_similarity", skip_serializing_if = "is_usual")]
+    pub min_similarity: f64,
     /// The candidate is slow where it takes longer: as a canary from the parsed request to the answer, in the shadow its own
     /// time on the processor. `None` where it has all the time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -16,16 +21,27 @@ pub struct Limits {
 }
 
 impl Default for Limits {
-    /// Cosines from 0.95, overlaps from 0.8, all the time.
+    /// Cosines from 0.95, overlaps from 0.8, similarities from 0.5, all the time.
     fn default() -> Self {
-        Self { min_cosine: 0.95, min_overlap: 0.8, latency_ms: None }
+        Self { min_cosine: 0.95, min_overlap: 0.8, min_similarity: min_similarity(), latency_ms: None }
     }
 }
 
+// Older servers know no such limit, and pass over a rollout with words that they do not know.
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde asks with a reference")]
+fn is_usual(similarity: &f64) -> bool {
+    *similarity == min_similarity()
+}
+
+fn min_similarity() -> f64 {
+    0.5
+}
+
 impl Limits {
-    pub(super) fn are_sound(&self) -> bool {
+    pub(crate) fn are_sound(&self) -> bool {
         (-1.0..=1.0).contains(&self.min_cosine)
             && (0.0..=1.0).contains(&self.min_overlap)
+            && (0.0..=1.0).contains(&self.min_similarity)
             && self.latency_ms.is_none_or(|ms| ms > 0.0 && ms.is_finite())
     }
 }
@@ -49,6 +65,21 @@ pub struct Compared {
     /// both, on average. 1 only if all of these are in one order.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub overlap: Option<f64>,
+    /// How alike the two texts are, 0 to 1: 1 less their edit distance as a share of the longer one; see [`text_similarity`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub similarity: Option<f64>,
+    /// Characters of the two texts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub n_chars: Option<[usize; 2]>,
+    /// Tokens of the two texts, as their hosts counted them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<[u64; 2]>,
+    /// What the two answers cost.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cost: Option<[f64; 2]>,
+    /// What a judge prefers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub preferred: Option<Preferred>,
     /// How bad it is, for putting the worst first; comparable within one task.
     pub severity: f64,
 }
@@ -74,6 +105,18 @@ pub fn compare(limits: &Limits, stable: &[Answer], candidate: &[Answer]) -> Opti
             Some(Compared { differs, overlap: Some(overlap), severity: 1.0 - overlap, ..Compared::default() })
         }
         _ => None,
+    }
+}
+
+/// Compares the texts that two versions wrote.
+pub fn compare_texts(limits: &Limits, stable: &str, candidate: &str) -> Compared {
+    let similarity = text_similarity(stable, candidate);
+    Compared {
+        differs: similarity < limits.min_similarity,
+        similarity: Some(similarity),
+        n_chars: Some([stable.chars().count(), candidate.chars().count()]),
+        severity: 1.0 - similarity,
+        ..Compared::default()
     }
 }
 
@@ -173,6 +216,14 @@ mod tests {
         assert_eq!(overlap(&[4.0, 3.0, 1.0, 2.0]), (1.0 + 1.0 + 2.0 / 3.0 + 1.0) / 4.0);
         assert_eq!(overlap(&[3.0, 4.0, 2.0, 1.0]), (0.0 + 1.0 + 1.0 + 1.0) / 4.0);
         assert!(of(&before, &relevances(&[3.0, 4.0, 2.0, 1.0])).unwrap().differs);
+    }
+
+    #[test]
+    fn texts_differ_by_their_edits() {
+        let of = |candidate: &str| compare_texts(&Limits::default(), "Paris.", candidate);
+        assert_eq!((of("Paris.").differs, of("Paris.").severity), (false, 0.0));
+        let far = of("It is the city of Paris.");
+        assert_eq!((far.differs, far.similarity, far.n_chars), (true, Some(0.25), Some([6, 24])));
     }
 
     #[test]

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use tokio::sync::Notify;
 use tracing::{info, warn};
 
+use crate::alerts::objectives::Objectives;
 use crate::config::RolloutConfig;
 use crate::deployment::{Deployment, blocking};
 use crate::error::DeployError;
@@ -19,12 +20,13 @@ use crate::registry::{Registry, Resolved};
 use crate::revision::{Candidate, Revision, Unverified};
 use crate::rollout::trial::{Warm, of_others};
 use crate::rollout::{
-    Book, End, Ended, OnPass, Passed, Rollout, RolloutStatus, Seen, Step, Trial, end_tag, new_id, now, seen_tag,
-    step_tag,
+    Book, End, Ended, OnPass, Passed, Probation, Promised, Rollout, RolloutStatus, Seen, Step, Trial, WaysBack,
+    end_tag, new_id, now, seen_tag, step_tag,
 };
 use crate::saved::{SavedRollout, SavedVersion};
 use crate::telemetry::{
-    ROLLOUT_ASKED, ROLLOUT_COMPARED, ROLLOUT_DIFFER, ROLLOUT_ENDED, ROLLOUT_ERRORS, ROLLOUT_RETRIED, ROLLOUT_SHARE,
+    ROLLED_BACK, ROLLOUT_ASKED, ROLLOUT_COMPARED, ROLLOUT_DIFFER, ROLLOUT_ENDED, ROLLOUT_ERRORS, ROLLOUT_RETRIED,
+    ROLLOUT_SHARE,
 };
 
 /// Pause before a candidate that could not be fetched is tried again.
@@ -62,6 +64,10 @@ impl RolloutSettings {
 pub(crate) struct Rollouts {
     /// The candidate that runs now.
     pub(crate) trial: ArcSwapOption<Trial>,
+    /// The version that took another's place lately.
+    pub(crate) probation: ArcSwapOption<Probation>,
+    pub(crate) ways_back: WaysBack,
+    objectives: Arc<ArcSwapOption<Objectives>>,
     settings: Arc<RolloutSettings>,
     /// What this process is to others.
     replica: String,
@@ -89,8 +95,14 @@ pub(super) struct Look<'a> {
 }
 
 impl Rollouts {
-    pub(crate) fn new(settings: Arc<RolloutSettings>, wake: Arc<Notify>) -> Self {
-        Self { trial: ArcSwapOption::empty(), settings, replica: new_id(), wake, memory: Mutex::default() }
+    pub(crate) fn new(
+        settings: Arc<RolloutSettings>,
+        wake: Arc<Notify>,
+        objectives: Arc<ArcSwapOption<Objectives>>,
+    ) -> Self {
+        let (trial, probation, ways_back) = (ArcSwapOption::empty(), ArcSwapOption::empty(), WaysBack::default());
+        let (replica, memory) = (new_id(), Mutex::default());
+        Self { trial, probation, ways_back, objectives, settings, replica, wake, memory }
     }
 
     /// Lets the metrics of a new member begin.
@@ -99,6 +111,20 @@ impl Rollouts {
         for name in [ROLLOUT_ASKED, ROLLOUT_ERRORS, ROLLOUT_RETRIED, ROLLOUT_COMPARED, ROLLOUT_DIFFER] {
             counter!(name, "member" => member.to_owned()).increment(0);
         }
+        counter!(ROLLED_BACK, "member" => member.to_owned()).increment(0);
+    }
+
+    pub(crate) fn config(&self) -> RolloutConfig {
+        self.settings.config()
+    }
+
+    pub(crate) fn wake(&self) -> Arc<Notify> {
+        Arc::clone(&self.wake)
+    }
+
+    /// What is promised of the member's latency, where anything is, and what was seen of it lately.
+    pub(crate) fn promised(&self, member: &str) -> Option<Promised> {
+        self.objectives.load().as_ref()?.latency_of(member)
     }
 
     pub(crate) fn status(&self) -> Option<RolloutStatus> {
@@ -124,6 +150,11 @@ impl Rollouts {
         if let Some(trial) = self.trial.swap(None) {
             gauge!(ROLLOUT_SHARE, "member" => trial.member.clone()).set(0.0);
         }
+        self.drop_warm();
+    }
+
+    pub(crate) fn drop_warm(&self) {
+        self.probation.store(None);
         self.memory().warm = None;
     }
 
@@ -145,7 +176,9 @@ impl Rollouts {
 
     fn drop_cold(&self) {
         let cold = self.memory().warm.take_if(|warm| warm.until <= Instant::now());
-        drop(cold);
+        if cold.is_some() {
+            self.probation.store(None);
+        }
     }
 
     fn memory(&self) -> MutexGuard<'_, Memory> {
@@ -171,6 +204,7 @@ impl Deployment {
         self.save_own_end();
         // An outage is told where the alias is looked at.
         let Ok(tags) = registry.tags(&reference.name).await else { return };
+        self.rollouts.ways_back.learn(&tags, alias);
         let look = Look { registry, model: &reference.name, alias };
         let book = Book::read(&tags, alias);
         if let Err(error) = self.pursue(&look, book, &serving).await {

@@ -82,7 +82,7 @@ pub(super) fn in_words(answers: &[Answer]) -> Vec<String> {
 }
 
 /// Where one process writes the pairs of one rollout.
-pub(super) struct Writer {
+pub(crate) struct Writer {
     dir: PathBuf,
     file: Option<BufWriter<File>>,
     written_bytes: u64,
@@ -90,12 +90,12 @@ pub(super) struct Writer {
 
 impl Writer {
     /// Nothing is made before there is something to write.
-    pub(super) fn new(dir: PathBuf) -> Self {
+    pub(crate) fn new(dir: PathBuf) -> Self {
         Self { dir, file: None, written_bytes: 0 }
     }
 
     /// Writes a line, unless this process has written enough about this rollout.
-    pub(super) fn write(&mut self, pair: &Pair) -> io::Result<()> {
+    pub(crate) fn write(&mut self, pair: &Pair) -> io::Result<()> {
         let mut line = serde_json::to_vec(pair)?;
         line.push(b'\n');
         if self.written_bytes + line.len() as u64 > MAX_FILE_BYTES {
@@ -114,7 +114,7 @@ impl Writer {
         file.write_all(&line)
     }
 
-    pub(super) fn flush(&mut self) -> io::Result<()> {
+    pub(crate) fn flush(&mut self) -> io::Result<()> {
         self.file.as_mut().map_or(Ok(()), BufWriter::flush)
     }
 }
@@ -150,17 +150,17 @@ pub fn read_pairs(dir: &Path, n_worst: usize) -> io::Result<(Vec<Pair>, usize)> 
 
 /// The pairs that are furthest apart, worst first.
 #[derive(Clone, Debug)]
-pub(super) struct Worst {
+pub(crate) struct Worst {
     most: usize,
     pairs: Vec<Pair>,
 }
 
 impl Worst {
-    pub(super) fn new(most: usize) -> Self {
+    pub(crate) fn new(most: usize) -> Self {
         Self { most, pairs: Vec::new() }
     }
 
-    pub(super) fn offer(&mut self, pair: Pair) {
+    pub(crate) fn offer(&mut self, pair: Pair) {
         let at = self.pairs.partition_point(|known| known.compared.severity >= pair.compared.severity);
         if at < self.most {
             self.pairs.insert(at, pair);
@@ -168,7 +168,7 @@ impl Worst {
         }
     }
 
-    pub(super) fn into_vec(self) -> Vec<Pair> {
+    pub(crate) fn into_vec(self) -> Vec<Pair> {
         self.pairs
     }
 }

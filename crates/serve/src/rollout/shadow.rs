@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
 use std::time::{Duration, Instant};
 
+use highroad_service::trace::Current;
 use highroad_task::raw::Tensor;
 use highroad_task::{Answer, Cut, Engine, Input, Prepared, TaskError};
 use metrics::{counter, gauge, histogram};
@@ -18,6 +19,7 @@ use crate::revision::{Revision, size_bytes};
 use crate::rollout::pairs::{Writer, digest, in_words};
 use crate::rollout::{Pair, RolloutSettings, Side, Trial, compare, now};
 use crate::telemetry::{SHADOW_DROPPED, SHADOW_QUEUE, SHADOW_SECONDS, SHADOW_TOKENS};
+use crate::traced;
 
 /// Bytes of inputs that may wait.
 const MAX_QUEUE_BYTES: usize = 64 << 20;
@@ -48,6 +50,8 @@ pub(crate) struct Job {
     pub(crate) cut: Cut,
     pub(crate) answers: Vec<Answer>,
     pub(crate) live: Duration,
+    /// What the answer was a part of.
+    pub(crate) cause: Current,
 }
 
 impl Shadow {
@@ -133,6 +137,7 @@ impl Worker {
             None => cpu_time().saturating_sub(begun),
             Some(_) => began.elapsed(),
         };
+        traced::shadow(&job.cause, &member, &job.other, &job.request_id, began);
         histogram!(SHADOW_SECONDS, "member" => member.clone()).record(took.as_secs_f64());
         let second = answered.unwrap_or_else(|_| Err(TaskError::Tensors("it panicked".to_owned())));
         let of_candidate = job.answered == Side::Stable;

@@ -1,11 +1,11 @@
 use highroad_eval::{CheckResult, RolloutCounts};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::rollout::trial::{Sums, Trial};
 use crate::rollout::{Course, CourseShown, End, Pair, Rollout, Step, now_ms};
 
 /// Where a rollout stands in this process.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RolloutStatus {
     /// The member.
     pub member: String,
@@ -37,7 +37,7 @@ pub struct RolloutStatus {
     #[serde(skip)]
     pub(crate) course: Course,
     #[serde(skip)]
-    as_of_ms: i64,
+    pub(crate) as_of_ms: i64,
 }
 
 impl RolloutStatus {

@@ -24,7 +24,7 @@ const N_WORST: usize = 20;
 /// Compared requests whose right answer can still come.
 const N_AWAITING: usize = 50_000;
 /// Parts of the traffic that are told apart: a millionth each.
-const PARTS: u64 = 1_000_000;
+pub(crate) const PARTS: u64 = 1_000_000;
 
 /// A candidate that runs in this process, and what was seen of it.
 pub(crate) struct Trial {
@@ -70,7 +70,8 @@ impl SeenHere {
 }
 
 /// How far answers are apart, over all compared requests.
-#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
 pub struct Sums {
     /// Labels that flipped.
     pub n_flips: u64,
@@ -83,6 +84,15 @@ pub struct Sums {
     /// Mean of the overlap.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mean_overlap: Option<f64>,
+    /// Mean similarity of the texts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mean_similarity: Option<f64>,
+    /// Tokens that the two versions wrote, where both hosts count them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<[u64; 2]>,
+    /// What the two versions cost, where both prices are known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cost: Option<[f64; 2]>,
     /// Mean milliseconds that the clients' answers took.
     pub mean_live_ms: f64,
     /// Mean milliseconds that the other answers took of one processor.
@@ -332,14 +342,14 @@ impl Trial {
 }
 
 /// Where a key falls, below [`PARTS`]. Another rollout has another order, so that it is not always the same who go first.
-fn part_of(rollout: &str, key: &str) -> u64 {
+pub(crate) fn part_of(rollout: &str, key: &str) -> u64 {
     let digest = Sha256::new().chain_update(rollout).chain_update([0]).chain_update(key).finalize();
     let first = digest.iter().take(8).fold(0u64, |number, &byte| number << 8 | u64::from(byte));
     first % PARTS
 }
 
 impl Sums {
-    fn add(&mut self, compared: &Compared, live_ms: f64, shadow_ms: f64) {
+    pub(crate) fn add(&mut self, compared: &Compared, live_ms: f64, shadow_ms: f64) {
         self.n += 1;
         self.n_flips += compared.n_flips as u64;
         let n = self.n as f64;
@@ -350,10 +360,19 @@ impl Sums {
             (&mut self.mean_shift, compared.shift),
             (&mut self.mean_cosine, compared.cosine),
             (&mut self.mean_overlap, compared.overlap),
+            (&mut self.mean_similarity, compared.similarity),
         ] {
             if let Some(value) = value {
                 into(mean.get_or_insert(0.0), value);
             }
+        }
+        if let Some([stable, candidate]) = compared.tokens {
+            let [before, after] = self.tokens.unwrap_or_default();
+            self.tokens = Some([before + stable, after + candidate]);
+        }
+        if let Some([stable, candidate]) = compared.cost {
+            let [before, after] = self.cost.unwrap_or_default();
+            self.cost = Some([before + stable, after + candidate]);
         }
     }
 }

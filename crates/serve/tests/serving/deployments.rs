@@ -193,11 +193,26 @@ async fn other_numerics_are_attested_before_they_serve() {
 
 #[tokio::test]
 async fn a_released_revision_frees_its_memory() {
-    let rig = Rig::ready().await;
+    let rig = Rig::ready_with(Options { warm_s: 0, ..Options::default() }).await;
     let revision = std::sync::Arc::downgrade(&rig.portfolio.revision("moderation").unwrap());
     rig.registry.release("moderation", 2, TinyPackage::ClassifyB, Verdicted::Pass);
     rig.registry.promote("moderation", 2);
     eventually(async || revision.upgrade().is_none()).await;
+}
+
+#[tokio::test]
+async fn the_version_before_stays_loaded_so_that_the_way_back_is_a_switch() {
+    let rig = Rig::ready().await;
+    let before = rig.portfolio.revision("moderation").unwrap();
+    rig.registry.release("moderation", 2, TinyPackage::ClassifyB, Verdicted::Pass);
+    rig.registry.promote("moderation", 2);
+    eventually(async || version_served(&rig).await == "moderation:2").await;
+    rig.registry.promote("moderation", 1);
+    eventually(async || version_served(&rig).await == "moderation:1").await;
+    assert!(
+        std::sync::Arc::ptr_eq(&before, &rig.portfolio.revision("moderation").unwrap()),
+        "it was never loaded again"
+    );
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use highroad_eval::{Outcome, Override, Verdict};
-use highroad_package::registry::Promotion;
+use highroad_package::registry::{Promotion, Rollback};
 use highroad_package::{Digest, Reference, Selector, Store, Verdicts};
 use highroad_serve::config::{MemberConfig, ModelSource, PollInterval, PortfolioConfig, RequestLimits, RolloutConfig};
 use highroad_serve::request_log::{LogLimits, RequestLog};
@@ -36,11 +36,12 @@ pub struct Options {
     pub unverified: Unverified,
     pub limits: RequestLimits,
     pub queue_rows: usize,
+    pub warm_s: u64,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { unverified: Unverified::Refuse, limits: RequestLimits::default(), queue_rows: 4096 }
+        Self { unverified: Unverified::Refuse, limits: RequestLimits::default(), queue_rows: 4096, warm_s: 600 }
     }
 }
 
@@ -115,7 +116,12 @@ fn config(members: &[&str], options: Options) -> PortfolioConfig {
         members: members.iter().map(member).collect(),
         limits: options.limits,
         poll_interval: PollInterval(Duration::from_millis(50)),
-        rollouts: RolloutConfig { keep: 1.0, queue: NonZeroUsize::new(4096).unwrap(), ..RolloutConfig::default() },
+        rollouts: RolloutConfig {
+            keep: 1.0,
+            queue: NonZeroUsize::new(4096).unwrap(),
+            warm_s: options.warm_s,
+            ..RolloutConfig::default()
+        },
         ..PortfolioConfig::default()
     }
 }
@@ -160,6 +166,7 @@ pub struct FakeRegistry {
     sources: tempfile::TempDir,
     versions: Mutex<BTreeMap<(String, u64), Release>>,
     champions: Mutex<BTreeMap<String, u64>>,
+    moves: Mutex<BTreeMap<String, Vec<u64>>>,
     /// While set, nobody answers.
     pub away: Mutex<bool>,
     /// When it says that its versions were promoted.
@@ -187,6 +194,7 @@ impl FakeRegistry {
             sources,
             versions: Mutex::default(),
             champions: Mutex::default(),
+            moves: Mutex::default(),
             away: Mutex::new(false),
             admitted_at: Mutex::default(),
             overridden: Mutex::default(),
@@ -251,6 +259,7 @@ impl FakeRegistry {
     }
 
     pub fn promote(&self, name: &str, version: u64) {
+        self.moves.lock().unwrap().entry(name.to_owned()).or_default().push(version);
         self.champions.lock().unwrap().insert(name.to_owned(), version);
     }
 
@@ -333,6 +342,19 @@ impl Registry for FakeRegistry {
             }
             assert_eq!(promotion.rehearsal["passed"], true);
             Self::promote(self, &promotion.name, promotion.version);
+            Ok(Ok(()))
+        })
+    }
+
+    fn roll_back<'a>(&'a self, rollback: &'a Rollback) -> BoxFuture<'a, Result<Result<(), String>, DeployError>> {
+        Box::pin(async move {
+            self.answers()?;
+            if let Some(refusal) = self.gate.lock().unwrap().clone() {
+                return Ok(Err(refusal));
+            }
+            let moves: Vec<u64> = self.moves.lock().unwrap().get(&rollback.name).cloned().unwrap_or_default();
+            let Some(&before) = moves.iter().rev().nth(1) else { return Ok(Err("nothing was before".to_owned())) };
+            Self::promote(self, &rollback.name, before);
             Ok(Ok(()))
         })
     }

@@ -1,14 +1,18 @@
+mod server;
+
+use std::io::{IsTerminal as _, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use highroad_assess::report::{ApartRow, Fact, RolloutReport, one_line, rollout_html, rollout_markdown};
 use highroad_eval::{CheckResult, Outcome, Plan, judge_rollout};
+use highroad_serve::hosted::Preferred;
 use highroad_serve::rollout::{Book, Ended, OnPass, Pair, Rollout, read_pairs};
 use serde_json::json;
 
 use super::super::eval::print_json;
-use crate::outln;
 use crate::reports::{mark, new_table};
 use crate::resolve::Home;
 use crate::serving;
@@ -24,8 +28,18 @@ const ABORTED: u8 = 1;
 /// `highroad deploy status NAME`
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// Registered model.
-    name: String,
+    /// Registered model; of `--server` a member, or all of them without a name.
+    #[arg(required_unless_present = "server")]
+    name: Option<String>,
+    /// Ask this server, not the registry: where its members stand and what it has seen. A key in `$HIGHROAD_API_KEY` is sent along.
+    #[arg(long, value_name = "URL")]
+    server: Option<String>,
+    /// Look again and again until the rollout has ended; with `--json` a line each time that something has changed.
+    #[arg(long)]
+    watch: bool,
+    /// Seconds between two looks.
+    #[arg(long, value_name = "S", default_value_t = 2.0, requires = "watch", value_parser = parse_seconds)]
+    every: f64,
     /// The alias it is tried for.
     #[arg(long, default_value = "champion")]
     alias: String,
@@ -45,19 +59,104 @@ pub(super) struct Args {
     tracking: TrackingArgs,
 }
 
+fn parse_seconds(text: &str) -> Result<f64, String> {
+    let seconds: f64 = text.parse().map_err(|_| "expected a number of seconds".to_owned())?;
+    if (0.05..=86_400.0).contains(&seconds) { Ok(seconds) } else { Err("expected 0.05 to 86400 seconds".to_owned()) }
+}
+
+/// One look.
+struct Look {
+    /// For people.
+    text: String,
+    /// For programs.
+    json: serde_json::Value,
+    code: u8,
+    /// Whether nothing more is to be waited for.
+    is_over: bool,
+}
+
+/// A rollout as somebody knows it.
+struct Known {
+    book: Book,
+    /// The requests whose answers were furthest apart, and of how many.
+    worst: Vec<Pair>,
+    n_pairs: usize,
+}
+
 impl Args {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
+        let mut shown: Option<Look> = None;
+        loop {
+            let looked = self.look();
+            let look = match (looked, &shown) {
+                (Ok(look), _) => look,
+                // What was there a moment ago comes back: a server is restarted, a registry has an outage.
+                (Err(error), Some(_)) if self.watch => {
+                    eprintln!("{error:#}; looking again");
+                    std::thread::sleep(Duration::from_secs_f64(self.every));
+                    continue;
+                }
+                (Err(error), _) => return Err(error),
+            };
+            if shown.as_ref().is_none_or(|shown| shown.json != look.json) {
+                self.show(&look)?;
+            }
+            if !self.watch || look.is_over {
+                return Ok(ExitCode::from(look.code));
+            }
+            shown = Some(look);
+            std::thread::sleep(Duration::from_secs_f64(self.every));
+        }
+    }
+
+    fn show(&self, look: &Look) -> anyhow::Result<()> {
+        let mut stdout = std::io::stdout();
+        match (self.json, self.watch) {
+            (true, true) => writeln!(stdout, "{}", look.json)?,
+            (true, false) => print_json(&look.json)?,
+            (false, watch) => {
+                if watch && stdout.is_terminal() {
+                    // Home, then everything below: what was shown before is overwritten.
+                    write!(stdout, "\x1b[H\x1b[J")?;
+                }
+                write!(stdout, "{}", look.text)?;
+            }
+        }
+        Ok(stdout.flush()?)
+    }
+
+    fn look(&self) -> anyhow::Result<Look> {
+        match (&self.server, &self.name) {
+            (Some(server), None) => server::all(server),
+            (Some(server), Some(name)) => match server::one(server, name, self.worst)? {
+                Some(known) => self.told(&known, name),
+                None => Ok(nothing(format!("nothing was tried for `{name}` on {server}"))),
+            },
+            (None, name) => {
+                let name = name.as_deref().unwrap_or_default();
+                match self.of_registry(name)? {
+                    Some(known) => self.told(&known, name),
+                    None => Ok(nothing(format!("nothing was ever tried for `{name}@{}`", self.alias))),
+                }
+            }
+        }
+    }
+
+    fn of_registry(&self, name: &str) -> anyhow::Result<Option<Known>> {
         let tracking = tracking::client(&self.tracking)?;
-        let tags = tracking.block_on(tracking.client().model_tags(&self.name))?;
+        let tags = tracking.block_on(tracking.client().model_tags(name))?;
         let book = Book::read(&tags, &self.alias);
-        let Some(rollout) = &book.rollout else {
-            eprintln!("nothing was ever tried for `{}@{}`", self.name, self.alias);
-            return Ok(ExitCode::from(crate::USAGE_OR_ENVIRONMENT));
-        };
+        let Some(rollout) = &book.rollout else { return Ok(None) };
         let dir = serving::local_state(&Home::find())?.rollouts.join(&rollout.id);
         let (worst, n_pairs) =
             read_pairs(&dir, self.worst).with_context(|| format!("cannot read `{}`", dir.display()))?;
-        let report = self.report(&book, rollout, &worst, n_pairs)?;
+        Ok(Some(Known { book, worst, n_pairs }))
+    }
+
+    fn told(&self, known: &Known, name: &str) -> anyhow::Result<Look> {
+        let Known { book, worst, n_pairs } = known;
+        let rollout = book.rollout.as_ref().context("a known rollout is there")?;
+        let report = report(book, rollout, name, worst, *n_pairs)?;
         if let Some(path) = &self.html {
             std::fs::write(path, rollout_html(&report)?)
                 .with_context(|| format!("cannot write `{}`", path.display()))?;
@@ -66,62 +165,68 @@ impl Args {
             std::fs::write(path, rollout_markdown(&report)?)
                 .with_context(|| format!("cannot write `{}`", path.display()))?;
         }
-        if self.json {
-            print_json(&json!({
-                "rollout": rollout,
-                "step": book.step,
-                "percent": if book.end.is_some() { 0.0 } else { rollout.percent(book.step.idx) },
-                "end": book.end,
-                "counts": counts(&book),
-                "checks": report.checks,
-                "outcome": report.outcome,
-                "replicas": book.seen.len(),
-                "worst": worst,
-                "ends": book.ends,
-            }))?;
-        } else {
-            print_report(&report);
+        let json = json!({
+            "rollout": rollout,
+            "step": book.step,
+            "percent": if book.end.is_some() { 0.0 } else { rollout.percent(book.step.idx) },
+            "end": book.end,
+            "counts": counts(book),
+            "checks": report.checks,
+            "outcome": report.outcome,
+            "replicas": book.seen.len(),
+            "worst": worst,
+            "ends": book.ends,
+        });
+        let code = code(book, report.outcome);
+        // A pass that waits for a person may wait for ever.
+        let waits = book.step.passed.is_some() && rollout.on_pass == OnPass::Hold;
+        Ok(Look { text: in_words(&report), json, code, is_over: book.end.is_some() || waits })
+    }
+}
+
+fn nothing(told: String) -> Look {
+    eprintln!("{told}");
+    Look { text: String::new(), json: serde_json::Value::Null, code: crate::USAGE_OR_ENVIRONMENT, is_over: true }
+}
+
+fn code(book: &Book, outcome: Outcome) -> u8 {
+    match (&book.end, outcome) {
+        (Some(end), _) if end.outcome == Ended::Aborted => ABORTED,
+        (Some(_), _) | (None, Outcome::Pass) => 0,
+        (None, _) => GOES_ON,
+    }
+}
+
+fn report(book: &Book, rollout: &Rollout, name: &str, worst: &[Pair], n_pairs: usize) -> anyhow::Result<RolloutReport> {
+    let checks = match (&book.end, &book.step.passed) {
+        (Some(end), _) if !end.checks.is_empty() => end.checks.clone(),
+        (None, Some(passed)) => passed.checks.clone(),
+        _ => judge_rollout(&rollout.rules, &counts(book))?.checks,
+    };
+    let (outcome, headline) = headline(book, rollout, name);
+    let worst = worst.iter().map(apart).collect();
+    Ok(RolloutReport { outcome, headline, worst, n_pairs, facts: facts(book, rollout, &checks), checks })
+}
+
+fn headline(book: &Book, rollout: &Rollout, name: &str) -> (Outcome, String) {
+    let what = format!("`{name}:{}`", rollout.candidate.version);
+    match (&book.end, &book.step.passed) {
+        (Some(end), _) if end.outcome == Ended::Promoted => {
+            (Outcome::Pass, format!("{what} was promoted at {}: {}", end.at, end.reason))
         }
-        Ok(ExitCode::from(match (&book.end, report.outcome) {
-            (Some(end), _) if end.outcome == Ended::Aborted => ABORTED,
-            (Some(_), _) | (None, Outcome::Pass) => 0,
-            (None, _) => GOES_ON,
-        }))
-    }
-
-    fn report(&self, book: &Book, rollout: &Rollout, worst: &[Pair], n_pairs: usize) -> anyhow::Result<RolloutReport> {
-        let checks = match (&book.end, &book.step.passed) {
-            (Some(end), _) if !end.checks.is_empty() => end.checks.clone(),
-            (None, Some(passed)) => passed.checks.clone(),
-            _ => judge_rollout(&rollout.rules, &counts(book))?.checks,
-        };
-        let (outcome, headline) = self.headline(book, rollout);
-        let worst = worst.iter().map(apart).collect();
-        Ok(RolloutReport { outcome, headline, worst, n_pairs, facts: facts(book, rollout, &checks), checks })
-    }
-
-    fn headline(&self, book: &Book, rollout: &Rollout) -> (Outcome, String) {
-        let what = format!("`{}:{}`", self.name, rollout.candidate.version);
-        match (&book.end, &book.step.passed) {
-            (Some(end), _) if end.outcome == Ended::Promoted => {
-                (Outcome::Pass, format!("{what} was promoted at {}: {}", end.at, end.reason))
-            }
-            (Some(end), _) => {
-                (Outcome::Fail, format!("{what} was aborted at {} by {}: {}", end.at, end.by, end.reason))
-            }
-            (None, Some(passed)) if rollout.on_pass == OnPass::Hold => {
-                let hint = format!("`highroad deploy promote {}` moves the alias", self.name);
-                (Outcome::Pass, format!("{what} passed at {} and waits for a person: {hint}", passed.at))
-            }
-            (None, Some(passed)) => (Outcome::Pass, format!("{what} passed at {} and is being promoted", passed.at)),
-            (None, None) => {
-                let percent = rollout.percent(book.step.idx);
-                let how = match rollout.plan {
-                    Plan::Shadow { .. } => format!("answers {percent} % of the requests a second time, unseen"),
-                    Plan::Canary { .. } => format!("answers {percent} % of the requests"),
-                };
-                (Outcome::Inconclusive, format!("{what} {how}; too few were compared to tell"))
-            }
+        (Some(end), _) => (Outcome::Fail, format!("{what} was aborted at {} by {}: {}", end.at, end.by, end.reason)),
+        (None, Some(passed)) if rollout.on_pass == OnPass::Hold => {
+            let hint = format!("`highroad deploy promote {name}` moves the alias");
+            (Outcome::Pass, format!("{what} passed at {} and waits for a person: {hint}", passed.at))
+        }
+        (None, Some(passed)) => (Outcome::Pass, format!("{what} passed at {} and is being promoted", passed.at)),
+        (None, None) => {
+            let percent = rollout.percent(book.step.idx);
+            let how = match rollout.plan {
+                Plan::Shadow { .. } => format!("answers {percent} % of the requests a second time, unseen"),
+                Plan::Canary { .. } => format!("answers {percent} % of the requests"),
+            };
+            (Outcome::Inconclusive, format!("{what} {how}; too few were compared to tell"))
         }
     }
 }
@@ -173,6 +278,14 @@ fn apart(pair: &Pair) -> ApartRow {
         compared.shift.map(|shift| format!("scores by {shift:.3}")),
         compared.cosine.map(|cosine| format!("cosine {cosine:.4}")),
         compared.overlap.map(|overlap| format!("overlap {overlap:.3}")),
+        compared.similarity.map(|similarity| format!("{:.0} % alike", 100.0 * similarity)),
+        compared.tokens.map(|[stable, candidate]| format!("{stable} and {candidate} tokens")),
+        compared.cost.map(|[stable, candidate]| format!("cost {stable:.6} and {candidate:.6}")),
+        compared.preferred.map(|preferred| match preferred {
+            Preferred::Stable => "judged worse".to_owned(),
+            Preferred::Candidate => "judged better".to_owned(),
+            Preferred::Neither => "judged equal".to_owned(),
+        }),
     ];
     let input = match &pair.kept {
         Some(inputs) => serde_json::to_string(inputs).unwrap_or_default(),
@@ -187,12 +300,11 @@ fn apart(pair: &Pair) -> ApartRow {
     }
 }
 
-fn print_report(report: &RolloutReport) {
-    outln!("{}", one_line(&report.headline, usize::MAX));
-    outln!();
+fn in_words(report: &RolloutReport) -> String {
+    let mut lines = vec![one_line(&report.headline, usize::MAX), String::new()];
     for check in &report.checks {
-        outln!("{}  {}", mark(check.outcome), check.rule);
-        outln!("      {}", check.reason);
+        lines.push(format!("{}  {}", mark(check.outcome), check.rule));
+        lines.push(format!("      {}", check.reason));
     }
     if !report.worst.is_empty() {
         let mut table = new_table(["request", "apart", "stable", "candidate", "input"]);
@@ -206,8 +318,9 @@ fn print_report(report: &RolloutReport) {
                 short(&row.input),
             ]);
         }
-        outln!("\nfurthest apart of {} written down\n{table}", report.n_pairs);
+        lines.push(format!("\nfurthest apart of {} written down\n{table}", report.n_pairs));
     }
-    outln!();
-    report.facts.iter().for_each(|fact| outln!("{:<10} {}", fact.name, one_line(&fact.value, usize::MAX)));
+    lines.push(String::new());
+    lines.extend(report.facts.iter().map(|fact| format!("{:<10} {}", fact.name, one_line(&fact.value, usize::MAX))));
+    lines.join("\n") + "\n"
 }

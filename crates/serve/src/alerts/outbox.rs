@@ -1,0 +1,175 @@
+//! What webhooks are still to be told: a bounded queue, sent in order to each, tried again for a day.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Mutex;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use jiff::{SignedDuration, Timestamp};
+use metrics::{counter, gauge};
+use serde::{Deserialize, Serialize};
+
+use super::config::WebhookConfig;
+use super::{Event, lock, webhook};
+use crate::telemetry::{WEBHOOK_QUEUE, WEBHOOK_TRIES};
+
+/// Something that one webhook is to be told.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Delivery {
+    webhook: String,
+    event: Event,
+    since: Timestamp,
+    n_tries: u32,
+    next_try: Timestamp,
+}
+
+pub(super) struct Outbox {
+    webhooks: BTreeMap<String, WebhookConfig>,
+    waiting: Mutex<VecDeque<Delivery>>,
+}
+
+/// Most that wait, of all webhooks; the oldest go first.
+const MOST_WAITING: usize = 1000;
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(600);
+/// After which nobody is told any more.
+const GIVE_UP: SignedDuration = SignedDuration::from_hours(24);
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// Pause between two looks at what is due.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+impl Outbox {
+    /// With what an earlier process did not get rid of.
+    pub(super) fn new(webhooks: BTreeMap<String, WebhookConfig>, waiting: Vec<Delivery>) -> Self {
+        let waiting = waiting
+            .into_iter()
+            .filter(|delivery| webhooks.contains_key(&delivery.webhook))
+            .take(MOST_WAITING)
+            .collect();
+        for name in webhooks.keys() {
+            for outcome in ["delivered", "failed", "given_up"] {
+                counter!(WEBHOOK_TRIES, "webhook" => name.clone(), "outcome" => outcome).increment(0);
+            }
+        }
+        Self { webhooks, waiting: Mutex::new(waiting) }
+    }
+
+    /// Everybody who wants to know of `event` is to be told.
+    pub(super) fn put(&self, event: &Event, now: Timestamp) {
+        let mut waiting = lock(&self.waiting);
+        for (name, _) in self.webhooks.iter().filter(|(_, webhook)| webhook.wants(&event.kind)) {
+            if waiting.len() >= MOST_WAITING
+                && let Some(oldest) = waiting.pop_front()
+            {
+                count(&oldest.webhook, "given_up");
+            }
+            let (webhook, event) = (name.clone(), event.clone());
+            waiting.push_back(Delivery { webhook, event, since: now, n_tries: 0, next_try: now });
+        }
+    }
+
+    pub(super) fn waiting(&self) -> Vec<Delivery> {
+        lock(&self.waiting).iter().cloned().collect()
+    }
+
+    /// Tells webhooks for as long as it is polled; `changed` is called after every try.
+    pub(super) async fn run(&self, changed: impl Fn()) {
+        if self.webhooks.is_empty() {
+            return;
+        }
+        // Only the address that the configuration names is asked, whatever its answer says.
+        let http = reqwest::Client::builder()
+            .redirect(reqwest::redirect::Policy::none())
+            .timeout(TIMEOUT)
+            .user_agent(concat!("highroad/", env!("CARGO_PKG_VERSION")))
+            .build();
+        let http = match http {
+            Ok(http) => http,
+            Err(error) => return tracing::error!("No webhook can be told anything: {error}"),
+        };
+        join_all(self.webhooks.iter().map(|(name, webhook)| self.tell(&http, name, webhook, &changed))).await;
+    }
+
+    /// One after the other, so that a receiver hears of the end of an alert after its beginning.
+    async fn tell(&self, http: &reqwest::Client, name: &str, webhook: &WebhookConfig, changed: &impl Fn()) {
+        loop {
+            let (first, n_waiting) = {
+                let waiting = lock(&self.waiting);
+                let mut own = waiting.iter().filter(|delivery| delivery.webhook == name);
+                let first = own.next().cloned();
+                (first, own.count() + 1)
+            };
+            gauge!(WEBHOOK_QUEUE, "webhook" => name.to_owned()).set(if first.is_some() {
+                n_waiting as f64
+            } else {
+                0.0
+            });
+            let Some(delivery) = first.filter(|delivery| delivery.next_try <= Timestamp::now()) else {
+                tokio::time::sleep(LOOK_EVERY).await;
+                continue;
+            };
+            let result = send(http, name, webhook, &delivery.event).await;
+            self.settle(delivery, result);
+            changed();
+        }
+    }
+
+    fn settle(&self, tried: Delivery, result: Result<(), String>) {
+        let mut waiting = lock(&self.waiting);
+        let is_it = |waits: &Delivery| {
+            waits.webhook == tried.webhook && waits.event.id == tried.event.id && waits.since == tried.since
+        };
+        let Some(at) = waiting.iter().position(is_it) else { return };
+        let name = &tried.webhook;
+        let Err(reason) = result else {
+            count(name, "delivered");
+            waiting.remove(at);
+            return;
+        };
+        let now = Timestamp::now();
+        if now.duration_since(tried.since) > GIVE_UP {
+            tracing::error!(webhook.name = %name, "Gives up to tell `{name}` of {}: {reason}", tried.event.kind);
+            count(name, "given_up");
+            waiting.remove(at);
+            return;
+        }
+        count(name, "failed");
+        let pause = FIRST_PAUSE.saturating_mul(1 << tried.n_tries.min(20)).min(LONGEST_PAUSE);
+        if tried.n_tries == 0 {
+            tracing::warn!(webhook.name = %name, "Cannot tell `{name}` of {}, and tries again: {reason}", tried.event.kind);
+        }
+        let waits = &mut waiting[at];
+        waits.n_tries = tried.n_tries.saturating_add(1);
+        waits.next_try = now.checked_add(SignedDuration::try_from(pause).unwrap_or(GIVE_UP)).unwrap_or(now);
+    }
+}
+
+fn count(webhook: &str, outcome: &'static str) {
+    counter!(WEBHOOK_TRIES, "webhook" => webhook.to_owned(), "outcome" => outcome).increment(1);
+}
+
+/// Tells it once. The reason of a failure holds no part of the address: it may be a secret.
+async fn send(http: &reqwest::Client, name: &str, webhook: &WebhookConfig, event: &Event) -> Result<(), String> {
+    let body = webhook::body(webhook.format, name, event);
+    let now_s = Timestamp::now().as_second();
+    let mut request = http
+        .post(webhook.url.clone())
+        .header("content-type", "application/json")
+        .header("webhook-id", &event.id)
+        .header("webhook-timestamp", now_s);
+    if let Some(secret) = &webhook.secret {
+        request = request.header("webhook-signature", secret.sign(&event.id, now_s, &body));
+    }
+    let response = request.body(body).send().await.map_err(|error| innermost(error.without_url()))?;
+    let status = response.status();
+    if status.is_success() { Ok(()) } else { Err(format!("it answers {}", status.as_u16())) }
+}
+
+fn innermost(error: reqwest::Error) -> String {
+    let mut source: &dyn std::error::Error = &error;
+    while let Some(inner) = source.source() {
+        source = inner;
+    }
+    source.to_string()
+}

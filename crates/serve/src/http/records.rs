@@ -1,0 +1,120 @@
+//! The request log on HTTP: its records, what they name by digest, and those of pipelines.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::response::{IntoResponse as _, Response};
+use highroad_hosted::Hosted;
+use highroad_package::Digest;
+use highroad_service::access::Principal;
+use highroad_service::{Problem, RequestId};
+use highroad_task::Cut;
+use metrics::histogram;
+use serde_json::Value;
+
+use super::{App, milliseconds, openai_response, printable, record};
+use crate::hosted::HostedMember;
+use crate::pipeline::{self, Finished};
+use crate::protocol::openai::Refused;
+use crate::request_log::{PipelineRecord, Record};
+use crate::telemetry::PIPELINE_STEP_SECONDS;
+
+/// `GET /v1/highroad/requests/{id}`
+pub(super) async fn record_of(State(app): State<App>, Path(id): Path<String>) -> Response {
+    let log = app.log.clone();
+    let wanted = id.clone();
+    let found = tokio::task::spawn_blocking(move || log.find(&wanted)).await;
+    let result = match found {
+        Ok(Ok(Some(record))) if may_read(&record) => Ok(Json(record).into_response()),
+        // That there is one is a secret too.
+        Ok(Ok(_)) => Err(Problem::not_found(format!("the request log has no `{}`", printable(&id)))),
+        Ok(Err(error)) => Err(Problem::internal(&error)),
+        Err(error) => Err(Problem::internal(&error)),
+    };
+    openai_response(result.map_err(Refused::from))
+}
+
+/// Whether the request's key may ask what the record is about.
+pub(super) fn may_read(record: &Record) -> bool {
+    let names = [Some(&record.member), record.step_of.as_ref()];
+    names.into_iter().flatten().any(|name| Principal::current_may_ask(name))
+}
+
+/// What a pipeline or a hosted member was, for replays elsewhere; never a key.
+pub(super) async fn definition(State(app): State<App>, Path(digest): Path<String>) -> Response {
+    let unknown = || Problem::not_found(format!("there is no definition `{}` here", printable(&digest)));
+    let found = digest.parse().ok().and_then(|digest| app.definition(&digest)).ok_or_else(|| unknown().into());
+    openai_response(found.map(|definition| Json(definition).into_response()))
+}
+
+impl App {
+    /// A definition that the request's key may see: of a pipeline that it may ask, or a description that a member has which it may ask.
+    fn definition(&self, digest: &Digest) -> Option<Value> {
+        let kept = self.portfolio.definitions();
+        if let Some(definition) = kept.find(digest).and_then(|bytes| pipeline::Definition::read(&bytes).ok()) {
+            return serde_json::to_value(&definition).ok().filter(|_| Principal::current_may_ask(&definition.name));
+        }
+        let serves = |member: &Arc<HostedMember>| member.hosted().digest() == *digest;
+        let may_see = self.portfolio.hosted().all().iter().any(serves) || Principal::current_may_ask_all();
+        // Where a key lies on this machine is of use to nobody elsewhere.
+        let hosted = Hosted { api_key_file: None, ..kept.find_hosted(digest).filter(|_| may_see)? };
+        serde_json::to_value(hosted).ok()
+    }
+
+    /// Each step that asked a member has a record of its own, `REQUEST.STEP`, and can be replayed by it.
+    pub(super) fn log_steps(&self, id: &RequestId, pipeline: &str, finished: &Finished) {
+        for step in &finished.steps {
+            let Some(asked) = &step.asked else { continue };
+            histogram!(PIPELINE_STEP_SECONDS, "pipeline" => pipeline.to_owned(), "step" => step.name.clone())
+                .record(step.duration_ms / 1e3);
+            let total = Duration::from_secs_f64(step.duration_ms / 1e3);
+            let id = format!("{}.{}", id.0, step.name);
+            let step = record(id, "/v1/pipelines", asked.facts.clone(), &asked.asked, total);
+            self.log.put(Record { step_of: Some(pipeline.to_owned()), ..step });
+        }
+    }
+}
+
+/// The record of a whole request: what its steps are by digest, and the weakest of what stands behind them.
+pub(super) fn of_pipeline(
+    request_id: String,
+    pipeline: PipelineRecord,
+    finished: &Finished,
+    total: Duration,
+) -> Record {
+    const WEAKEST: [&str; 6] = ["development", "observed", "override", "same-engine", "attested", "bit-exact"];
+    let steps = &pipeline.steps;
+    let weakest = WEAKEST.iter().find(|weak| steps.iter().any(|step| step.evidence.as_deref() == Some(weak)));
+    let numerics: BTreeSet<&str> = steps.iter().filter_map(|step| step.numerics_id.as_deref()).collect();
+    Record {
+        request_id,
+        time: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S%.3fZ").to_string(),
+        member: pipeline.name.clone(),
+        route: "/v1/pipelines".to_owned(),
+        version: format!("{}@{}", pipeline.name, pipeline.definition),
+        package: pipeline.definition,
+        verdict: None,
+        evidence: weakest.map_or("observed", |weakest| weakest).to_owned(),
+        overridden: None,
+        development: None,
+        numerics_id: numerics.into_iter().collect::<Vec<_>>().join(", "),
+        outputs: finished.output.iter().map(pipeline::Value::digest).collect(),
+        n_tokens: finished
+            .steps
+            .iter()
+            .filter_map(|step| Some(step.asked.as_ref()?.asked.n_tokens.iter().sum()))
+            .collect(),
+        n_truncated: finished.steps.iter().filter_map(|step| Some(step.asked.as_ref()?.asked.n_truncated)).sum(),
+        cut: Cut::End,
+        cache: None,
+        queue_ms: 0.0,
+        compute_ms: 0.0,
+        total_ms: milliseconds(total),
+        hosted: None,
+        step_of: None,
+        pipeline: Some(pipeline),
+    }
+}

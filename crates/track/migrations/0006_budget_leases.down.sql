@@ -1,0 +1,2 @@
+DROP INDEX budget_leases_by_time;
+DROP TABLE budget_leases;

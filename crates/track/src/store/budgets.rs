@@ -1,0 +1,101 @@
+//! Budgets that servers share: each leases a part of what is left, and no two have the same part.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Millis, Store, required};
+use crate::{TrackError, limits};
+
+/// A part of one limit that a server asks for.
+#[derive(Debug, Clone, Deserialize)]
+pub struct LeaseWanted {
+    /// Whose limit: `member:chat`.
+    pub account: String,
+    /// Which: `cost_per_day`.
+    pub meter: String,
+    /// First second of the stretch of time, since 1970.
+    pub since: i64,
+    /// The limit.
+    pub most: i64,
+    /// What the server has spent or set aside of it, which cannot be given back.
+    pub used: i64,
+    /// What it wants to hold, all together.
+    pub wants: i64,
+}
+
+/// What it got.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[allow(missing_docs)]
+pub struct Leased {
+    pub account: String,
+    pub meter: String,
+    pub since: i64,
+    pub granted: i64,
+}
+
+/// Most limits of one request, and most servers of one pool.
+const MAX_LEASES: usize = 1000;
+/// Longest name of a pool, a server, an account or a limit, in bytes.
+const MAX_NAME: usize = 500;
+/// Leases of a month are over after it; a few days more cost nothing.
+const KEPT_MS: i64 = 40 * 24 * 3600 * 1000;
+
+impl Store {
+    /// Makes the parts of `replica` in `pool` as large as it wants, as far as the others leave room; smaller where it wants less. What it
+    /// has used stays its own, even beyond the limit: it is spent.
+    pub async fn lease_budgets(
+        &self,
+        pool: &str,
+        replica: &str,
+        wanted: &[LeaseWanted],
+        now: Millis,
+    ) -> Result<Vec<Leased>, TrackError> {
+        for (name, text) in [("pool", pool), ("replica", replica)] {
+            limits::length(name, required(name, text)?, MAX_NAME)?;
+        }
+        if wanted.len() > MAX_LEASES {
+            return Err(TrackError::Invalid(format!("At most {MAX_LEASES} leases are asked for at once.")));
+        }
+        let mut db = self.write().await?;
+        sqlx::query("DELETE FROM budget_leases WHERE told_at < $1").bind(now.0 - KEPT_MS).execute(&mut *db).await?;
+        let mut leased = Vec::with_capacity(wanted.len());
+        for LeaseWanted { account, meter, since, most, used, wants } in wanted {
+            limits::length("account", required("account", account)?, MAX_NAME)?;
+            limits::length("meter", required("meter", meter)?, MAX_NAME)?;
+            if [*most, *used, *wants].iter().any(|&amount| amount < 0) {
+                return Err(TrackError::Invalid("Amounts of leases are not negative.".to_owned()));
+            }
+            let others: Vec<(i64,)> = sqlx::query_as(
+                "SELECT granted FROM budget_leases
+                 WHERE pool = $1 AND account = $2 AND meter = $3 AND since = $4 AND replica <> $5",
+            )
+            .bind(pool)
+            .bind(account)
+            .bind(meter)
+            .bind(since)
+            .bind(replica)
+            .fetch_all(&mut *db)
+            .await?;
+            let others = others.iter().fold(0i64, |sum, (granted,)| sum.saturating_add(*granted));
+            let granted = (*wants).min(most.saturating_sub(others)).max(*used);
+            sqlx::query(
+                "INSERT INTO budget_leases (pool, account, meter, since, replica, granted, used, told_at)
+                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+                 ON CONFLICT (pool, account, meter, since, replica)
+                 DO UPDATE SET granted = excluded.granted, used = excluded.used, told_at = excluded.told_at",
+            )
+            .bind(pool)
+            .bind(account)
+            .bind(meter)
+            .bind(since)
+            .bind(replica)
+            .bind(granted)
+            .bind(used)
+            .bind(now.0)
+            .execute(&mut *db)
+            .await?;
+            leased.push(Leased { account: account.clone(), meter: meter.clone(), since: *since, granted });
+        }
+        db.commit().await?;
+        Ok(leased)
+    }
+}
