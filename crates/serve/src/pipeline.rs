@@ -215,11 +215,7 @@ impl Pipelines {
     }
 
     /// What the pipeline `name` is, where `digest_of` gives the digest of the index that a step searches; nothing where it gives none.
-    pub fn definition(
-        &self,
-        name: &str,
-        digest_of: impl Fn(&Step, &str) -> Option<Digest>,
-    ) -> Option<Definition> {
+    pub fn definition(&self, name: &str, digest_of: impl Fn(&Step, &str) -> Option<Digest>) -> Option<Definition> {
         let pipeline = self.pipelines.get(name)?.clone();
         let searched = pipeline.steps.iter().filter_map(|step| match &step.action {
             Action::Search { index, .. } => Some((step, index)),

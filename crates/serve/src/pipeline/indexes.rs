@@ -52,7 +52,13 @@ impl IndexPlaces {
     /// Reads the builds by `package`, which is called `version`; blocks for as long as that takes.
     ///
     /// Errors if one cannot be read, or, where a missing one is refused, was embedded by other packages only.
-    pub(crate) fn open(&self, package: &Digest, version: &str, missing: Missing, kept: &Definitions) -> Result<Indexes, DeployError> {
+    pub(crate) fn open(
+        &self,
+        package: &Digest,
+        version: &str,
+        missing: Missing,
+        kept: &Definitions,
+    ) -> Result<Indexes, DeployError> {
         let mut indexes = BTreeMap::new();
         for (name, path) in &self.0 {
             match build_by(path, package)? {

@@ -18,9 +18,10 @@ impl Pipelines {
             self.pipelines.iter().filter(|(name, _)| Principal::current_may_ask(name)).collect();
         let searched: BTreeSet<&str> =
             allowed.values().flat_map(|pipeline| &pipeline.steps).filter_map(|step| step.action.index()).collect();
-        let indexes = self.indexes.iter().filter(|(name, config)| {
-            searched.contains(name.as_str()) || Principal::current_may_ask(&config.embedder)
-        });
+        let indexes = self
+            .indexes
+            .iter()
+            .filter(|(name, config)| searched.contains(name.as_str()) || Principal::current_may_ask(&config.embedder));
         (
             allowed.into_iter().map(|(name, config)| pipeline(name, config)).collect(),
             indexes.filter_map(|(name, config)| shown_index(name, config, portfolio)).collect(),
