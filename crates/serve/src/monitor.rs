@@ -67,8 +67,8 @@ pub(crate) struct Member {
     /// What serves last.
     books: Mutex<Vec<Arc<Mutex<Book>>>>,
     labels: Mutex<Labels>,
-    /// Ids of findings that were told in the log.
-    told: Mutex<BTreeMap<String, String>>,
+    /// Findings that were told in the log, by id.
+    told: Mutex<BTreeMap<String, Finding>>,
 }
 
 impl Monitor {
@@ -240,6 +240,11 @@ impl Monitor {
         self.reports(|_| true).into_iter().flat_map(|report| report.findings).collect()
     }
 
+    /// What [`Monitor::findings`] said as the last pane ended, without any arithmetic.
+    pub(crate) fn last_findings(&self) -> Vec<Finding> {
+        self.all().iter().flat_map(|member| lock(&member.told).values().cloned().collect::<Vec<_>>()).collect()
+    }
+
     /// Takes in right answers. `records` are what the request log has of them.
     pub fn label(
         &self,
@@ -342,11 +347,11 @@ impl Member {
         if let Some(accuracy) = report.quality.as_ref().and_then(|quality| quality.accuracy) {
             gauge!(MONITOR_ACCURACY, "member" => member()).set(accuracy.value);
         }
-        let now: BTreeMap<String, String> =
-            report.findings.iter().map(|finding| (finding.id.clone(), finding.message.clone())).collect();
+        let now: BTreeMap<String, Finding> =
+            report.findings.into_iter().map(|finding| (finding.id.clone(), finding)).collect();
         let mut told = lock(&self.told);
-        for (id, message) in now.iter().filter(|(id, _)| !told.contains_key(*id)) {
-            warn!(member.name = %self.name, finding.id = %id, "{message}");
+        for (id, finding) in now.iter().filter(|(id, _)| !told.contains_key(*id)) {
+            warn!(member.name = %self.name, finding.id = %id, "{}", finding.message);
         }
         for id in told.keys().filter(|id| !now.contains_key(*id)) {
             info!(member.name = %self.name, finding.id = %id, "{id} is as in the baseline again, or is not watched any more");

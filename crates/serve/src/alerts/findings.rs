@@ -9,6 +9,7 @@ use super::Event;
 use super::book::{Finding, Severity};
 use crate::budget::{Meter, Standing};
 use crate::deployment::Status;
+use crate::monitor;
 use crate::portfolio::Portfolio;
 use crate::rollout::Ended;
 
@@ -44,7 +45,14 @@ pub(super) fn of(portfolio: &Portfolio, now: Timestamp) -> Vec<Finding> {
             found.push(Finding { hold: SignedDuration::from_secs(60), ..finding });
         }
     }
+    found.extend(portfolio.monitor().last_findings().into_iter().map(drift));
     found
+}
+
+fn drift(finding: monitor::Finding) -> Finding {
+    let found = Finding::new("drift", Severity::Warning, finding.message).label("member", finding.member);
+    let found = found.label("version", finding.version).label("signal", finding.signal);
+    found.value("effect", finding.effect).value("requests", finding.n as f64)
 }
 
 fn load_failure(status: &Status) -> Option<Finding> {

@@ -102,6 +102,8 @@ pub(super) fn of_pipeline(
         development: None,
         numerics_id: numerics.into_iter().collect::<Vec<_>>().join(", "),
         outputs: finished.output.iter().map(pipeline::Value::digest).collect(),
+        labels: Vec::new(),
+        order: Vec::new(),
         n_tokens: finished
             .steps
             .iter()

@@ -53,7 +53,7 @@ impl Asking {
         for n_tries in 1.. {
             self.reserve(hosted, question.most())?;
             let (body, json_bytes) = question.body();
-            let came = match client.forward(question.path(), body, json_bytes).await {
+            let came = match client.forward(question.path(), Default::default(), body, json_bytes).await {
                 Ok(incoming) => {
                     let json_bytes = incoming.json_bytes();
                     incoming.whole().await.map(|body| (body, json_bytes))
