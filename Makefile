@@ -106,11 +106,13 @@ env-servers: target/bench/servers/.done ## Servers that benches/load.py runs bes
 	$(PY) -m pip install --quiet --require-hashes -r requirements/uv.txt
 	@touch $@
 
-.venv/.dev: .venv/.uv requirements/dev.txt requirements/assets.txt requirements/mlflow2.txt
+.venv/.dev: .venv/.uv requirements/dev.txt requirements/assets.txt requirements/mlflow2.txt requirements/mlserver.txt
 	@echo "Installing the Python environment (torch is about 5 GB unpacked)"
 	$(UV) pip install --quiet --python $(PY) --require-hashes -r requirements/dev.txt
 	$(UV) pip install --quiet --python $(PY) --require-hashes --no-deps -r requirements/assets.txt
 	$(UV) pip install --quiet --python $(PY) --require-hashes --target .venv/mlflow2 -r requirements/mlflow2.txt
+	$(UV) venv --quiet --clear --python $(PYTHON) .venv/mlserver
+	$(UV) pip install --quiet --python .venv/mlserver/bin/python --require-hashes -r requirements/mlserver.txt
 	@touch $@
 
 .venv/.bench: .venv/.dev requirements/bench.txt
@@ -139,7 +141,7 @@ cd crates/python && $(abspath .venv/bin/maturin) pep517 write-dist-info --metada
 endef
 
 lock: .venv/.uv ## Resolve requirements/*.in again
-	cd requirements && for f in uv dev bench servers mlflow2; do ../$(UV) pip compile --quiet --upgrade --generate-hashes --no-emit-index-url --python-version 3.11 $$f.in -o $$f.txt; done
+	cd requirements && for f in uv dev bench servers mlflow2 mlserver; do ../$(UV) pip compile --quiet --upgrade --generate-hashes --no-emit-index-url --python-version 3.11 $$f.in -o $$f.txt; done
 	cd requirements && ../$(UV) pip compile --quiet --no-deps --generate-hashes --no-emit-index-url --python-version 3.11 assets.in -o assets.txt
 
 clean: ## Remove what was built, trained and installed

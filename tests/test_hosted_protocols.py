@@ -1,5 +1,5 @@
 """Hosted members in every protocol where their kind makes sense, behind hosts of three protocols: our own server as one of OpenAI's, of Text
-Embeddings Inference's and of the Open Inference Protocol's, and MLServer where `HIGHROAD_MLSERVER` names a Python that has it."""
+Embeddings Inference's and of the Open Inference Protocol's, and MLServer, which has an environment of its own."""
 
 from __future__ import annotations
 
@@ -271,7 +271,7 @@ def test_what_was_evaluated_through_a_protocol_is_what_its_package_answers(call,
         assert reason in call("eval", broken, "--golden", "golden.jsonl", cwd=tmp_path, code=2).stderr
 
 
-MLSERVER = os.environ.get("HIGHROAD_MLSERVER")
+MLSERVER = ROOT / ".venv" / "mlserver" / "bin" / "mlserver"
 MODEL = '''
 import numpy as np
 from mlserver import MLModel
@@ -293,7 +293,6 @@ class Mean(MLModel):
 '''
 
 
-@pytest.mark.skipif(not MLSERVER, reason="HIGHROAD_MLSERVER names no Python with mlserver")
 def test_mlserver_is_a_member_and_its_readiness_is_followed(highroad, tmp_path) -> None:
     models = tmp_path / "models" / "mean"
     models.mkdir(parents=True)
@@ -317,7 +316,7 @@ def test_mlserver_is_a_member_and_its_readiness_is_followed(highroad, tmp_path) 
         site = Site(url, host)
         member = lambda: site.get("/v1/highroad/status")["members"][0]  # noqa: E731
         assert "its host does not have it ready" in member()["failure"]["reason"]
-        mlserver = subprocess.Popen([Path(MLSERVER).parent / "mlserver", "start", str(tmp_path / "models")], stdout=log, stderr=log)
+        mlserver = subprocess.Popen([MLSERVER, "start", str(tmp_path / "models")], stdout=log, stderr=log)
         try:
             deadline = time.monotonic() + 60
             while member()["failure"]:
