@@ -66,7 +66,10 @@ class Site:
         return sum(float(line.rsplit(" ", 1)[1]) for line in self.get("/metrics").splitlines() if line.startswith(start))
 
     def workers(self) -> list[psutil.Process]:
-        return [child for child in self.process.children() if "-P" in child.cmdline()]
+        alive = [child for child in self.process.children() if child.status() != psutil.STATUS_ZOMBIE]
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return [child for child in alive if "-P" in child.cmdline()]
+        return self.workers()  # one ended while it was looked at
 
 
 @pytest.fixture(scope="module")

@@ -170,7 +170,7 @@ impl<E: Engine> Shared<E> {
             queue.give_up_rows(&self.metrics);
             if !queue.make_room(flow, jobs.len(), most, &self.metrics) {
                 self.metrics.rejected.increment(1);
-                return Err(Overloaded { retry_after: queue.pace.time_for(queue.rows.n_tokens()) });
+                return Err(Overloaded { retry_after: queue.retry_after() });
             }
         }
         let submitted = Instant::now();
@@ -202,7 +202,7 @@ impl<E: Engine> Shared<E> {
             queue.give_up_rows(&self.metrics);
             let budget = queue.budget(self.limits.batch_tokens.get());
             if let Some(batch) = queue.rows.take_batch(budget) {
-                queue.running_tokens += batch.iter().map(Waiting::n_tokens).sum::<usize>();
+                queue.running = queue.running + Tokens::of(batch.iter().map(|row| &row.job));
                 self.metrics.queue_rows.set(queue.rows.len() as f64);
                 return Some(batch);
             }
@@ -217,11 +217,11 @@ impl<E: Engine> Shared<E> {
         let started = Instant::now();
         let (jobs, replies): (Vec<_>, Vec<_>) = batch.into_iter().map(Row::split).unzip();
         let (n_rows, n_tokens) = (jobs.len(), padded_tokens(&jobs));
-        let real_tokens = jobs.iter().map(Job::n_tokens).sum();
+        let tokens = Tokens::of(&jobs);
         let result = catch_unwind(AssertUnwindSafe(|| self.engine.run(jobs)));
         let computed = started.elapsed();
         self.metrics.batch(n_rows, n_tokens, computed);
-        self.lock().finished(real_tokens, computed);
+        self.lock().finished(tokens, computed);
         match result {
             Ok(Ok(outputs)) if outputs.len() == replies.len() => {
                 let batch_rows = outputs.len();
@@ -281,23 +281,26 @@ impl<E: Engine> Row<E> {
 struct Queue<E: Engine> {
     rows: TurnQueue<Row<E>>,
     /// Of the batches that run now.
-    running_tokens: usize,
+    running: Tokens,
     pace: Pace,
     closed: bool,
 }
 
 impl<E: Engine> Queue<E> {
     fn of_workers(replicas: NonZeroUsize) -> Self {
-        Self { rows: TurnQueue::default(), running_tokens: 0, pace: Pace::of_workers(replicas), closed: false }
+        Self { rows: TurnQueue::default(), running: Tokens::default(), pace: Pace::of_workers(replicas), closed: false }
     }
 }
 
 impl<E: Engine> Queue<E> {
-    // Drops rows whose client left and rows that cannot be done by their deadline, before any work is spent on them.
+    // Drops rows whose client left and rows that cannot be done by their deadline, before any work is spent on them. Where that would
+    // be all of them the pace may be wrong, and only work can tell: those whose deadline has not passed stay.
     fn give_up_rows(&mut self, metrics: &BatchMetrics) {
-        let now = Instant::now();
-        let pace = self.pace;
-        let expired = |row: &Row<E>| row.deadline.is_some_and(|deadline| deadline <= now + pace.alone(row.n_tokens()));
+        let (now, pace) = (Instant::now(), self.pace);
+        let past = |row: &Row<E>, by: Duration| row.deadline.is_some_and(|deadline| deadline <= now + by);
+        let hopeless = |row: &Row<E>| past(row, pace.alone(Tokens::of([&row.job])));
+        let all = self.rows.iter().all(|row| row.reply.is_closed() || hopeless(row));
+        let expired = |row: &Row<E>| past(row, Duration::ZERO) || (!all && hopeless(row));
         for row in self.rows.take_out(|row| row.reply.is_closed() || expired(row)) {
             if row.reply.is_closed() {
                 metrics.cancelled.increment(1);
@@ -316,7 +319,7 @@ impl<E: Engine> Queue<E> {
             return true;
         }
         let Some(out) = self.rows.make_room(flow, n_rows, most.saturating_sub(n_rows)) else { return false };
-        let retry_after = self.pace.time_for(self.rows.n_tokens());
+        let retry_after = self.retry_after();
         for row in out {
             metrics.shed.increment(1);
             let _ = row.reply.send(Err(RowError::Shed(retry_after)));
@@ -326,18 +329,22 @@ impl<E: Engine> Queue<E> {
 }
 
 impl<E: Engine> Queue<E> {
-    fn finished(&mut self, n_tokens: usize, computed: Duration) {
-        self.running_tokens = self.running_tokens.saturating_sub(n_tokens);
-        self.pace.record(n_tokens, computed);
+    fn finished(&mut self, tokens: Tokens, computed: Duration) {
+        self.running = self.running - tokens;
+        self.pace.record(tokens, computed);
     }
 
-    /// How long a new request would take from `now` on, if that is past its deadline: what waits with at least its weight, half of what
-    /// runs, and itself. A request that nothing is before is never refused.
+    /// When what waits now should be done.
+    fn retry_after(&self) -> Duration {
+        self.pace.time_for(Tokens::of(self.rows.iter().map(|row| &row.job)))
+    }
+
+    /// When to try again, if a new request would not be done by its deadline: what waits with at least its weight, half of what runs, and
+    /// itself. A request that nothing is before is never refused.
     fn too_long_for(&self, flow: Flow, jobs: &[E::Job], deadline: Option<Instant>, now: Instant) -> Option<Duration> {
-        let before = self.rows.n_tokens_before(flow) + self.running_tokens / 2;
-        let own: usize = jobs.iter().map(Job::n_tokens).sum();
-        let takes = self.pace.spent_on(before + own);
-        (before > 0 && deadline? < now + takes.mul_f64(MARGIN)).then(|| self.pace.time_for(before))
+        let before = Tokens::of(self.rows.before(flow).map(|row| &row.job)) + self.running.half();
+        let takes = self.pace.spent_on(before + Tokens::of(jobs));
+        (!before.is_none() && deadline? < now + takes.mul_f64(MARGIN)).then(|| self.pace.time_for(before))
     }
 
     /// Tokens of the next batch: no more than its first row's deadline leaves time for.
@@ -351,11 +358,54 @@ impl<E: Engine> Queue<E> {
 /// How much longer than expected a request may take and still be in time: service times vary, and the reply has to travel.
 const MARGIN: f64 = 1.2;
 
+/// Tokens of rows that share batches, and of those that run alone, whose tokens are elements and take another time each.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Tokens {
+    shared: f64,
+    alone: f64,
+}
+
+impl Tokens {
+    fn of<'a, J: Job>(jobs: impl IntoIterator<Item = &'a J>) -> Self {
+        jobs.into_iter().fold(Self::default(), |sum, job| {
+            let n_tokens = job.n_tokens().max(1) as f64;
+            match job.sharing() {
+                Sharing::WithOthers => Self { shared: sum.shared + n_tokens, ..sum },
+                Sharing::Alone => Self { alone: sum.alone + n_tokens, ..sum },
+            }
+        })
+    }
+
+    fn half(self) -> Self {
+        Self { shared: self.shared / 2.0, alone: self.alone / 2.0 }
+    }
+
+    fn is_none(self) -> bool {
+        self.shared + self.alone <= 0.0
+    }
+}
+
+impl std::ops::Add for Tokens {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self { shared: self.shared + other.shared, alone: self.alone + other.alone }
+    }
+}
+
+impl std::ops::Sub for Tokens {
+    type Output = Self;
+
+    fn sub(self, other: Self) -> Self {
+        Self { shared: (self.shared - other.shared).max(0.0), alone: (self.alone - other.alone).max(0.0) }
+    }
+}
+
 /// What recent batches took: sums that forget a tenth with each batch, so that large batches count for what they are.
 #[derive(Clone, Copy)]
 struct Pace {
-    seconds: f64,
-    tokens: f64,
+    seconds: Tokens,
+    tokens: Tokens,
     workers: f64,
 }
 
@@ -365,38 +415,46 @@ const KEPT: f64 = 0.9;
 
 impl Pace {
     fn of_workers(workers: NonZeroUsize) -> Self {
-        Self { seconds: 0.0, tokens: 0.0, workers: workers.get() as f64 }
+        Self { seconds: Tokens::default(), tokens: Tokens::default(), workers: workers.get() as f64 }
     }
 
-    fn record(&mut self, n_tokens: usize, computed: Duration) {
-        self.seconds = KEPT * self.seconds + computed.as_secs_f64();
-        self.tokens = KEPT * self.tokens + n_tokens.max(1) as f64;
+    fn record(&mut self, tokens: Tokens, computed: Duration) {
+        let computed = computed.as_secs_f64();
+        if tokens.alone > 0.0 {
+            self.seconds.alone = KEPT * self.seconds.alone + computed;
+            self.tokens.alone = KEPT * self.tokens.alone + tokens.alone;
+        } else {
+            self.seconds.shared = KEPT * self.seconds.shared + computed;
+            self.tokens.shared = KEPT * self.tokens.shared + tokens.shared;
+        }
     }
 
-    /// Seconds that one worker takes for a token; none before the first batch.
-    fn seconds_per_token(self) -> f64 {
-        if self.tokens > 0.0 { self.seconds / self.tokens } else { 0.0 }
+    /// Seconds that one worker takes for a token of each kind; none before the first batch.
+    fn seconds_per_token(self) -> Tokens {
+        let of = |seconds: f64, tokens: f64| if tokens > 0.0 { seconds / tokens } else { 0.0 };
+        Tokens { shared: of(self.seconds.shared, self.tokens.shared), alone: of(self.seconds.alone, self.tokens.alone) }
     }
 
     /// Time that one worker takes.
-    fn alone(self, n_tokens: usize) -> Duration {
-        seconds(self.seconds_per_token() * n_tokens as f64)
+    fn alone(self, tokens: Tokens) -> Duration {
+        let each = self.seconds_per_token();
+        seconds(each.shared * tokens.shared + each.alone * tokens.alone)
     }
 
     /// Time that all workers together take.
-    fn spent_on(self, n_tokens: usize) -> Duration {
-        seconds(self.seconds_per_token() * n_tokens as f64 / self.workers)
+    fn spent_on(self, tokens: Tokens) -> Duration {
+        self.alone(tokens).div_f64(self.workers)
     }
 
-    /// What one worker does in a time.
+    /// What one worker does in a time, of rows that share batches.
     fn tokens_in(self, time: Duration) -> usize {
-        let per_token = self.seconds_per_token();
+        let per_token = self.seconds_per_token().shared;
         if per_token > 0.0 { (time.as_secs_f64() / (MARGIN * per_token)) as usize } else { usize::MAX }
     }
 
-    /// When it is worth trying again behind so many tokens.
-    fn time_for(self, n_tokens: usize) -> Duration {
-        self.spent_on(n_tokens).clamp(SHORTEST_RETRY, LONGEST_RETRY)
+    /// When it is worth trying again behind so much.
+    fn time_for(self, tokens: Tokens) -> Duration {
+        self.spent_on(tokens).clamp(SHORTEST_RETRY, LONGEST_RETRY)
     }
 }
 
@@ -655,8 +713,9 @@ mod tests {
     fn rows_past_their_deadline_are_given_up_before_any_work() {
         let rig = Rig::new(1024, 8);
         let _busy = rig.occupy();
-        let late = rig.batcher.submit(Flow::default(), vec![Length(3)], Some(Instant::now())).unwrap().pop().unwrap();
+        let late = rig.batcher.submit(Flow::default(), vec![Length(3)], Some(Instant::now() + Duration::from_millis(30))).unwrap().pop().unwrap();
         let _other = rig.submit(&[4]);
+        std::thread::sleep(Duration::from_millis(50));
         rig.finish_batch();
         assert_eq!(rig.next_batch(), [4]);
         rig.finish_batch();
@@ -689,16 +748,42 @@ mod tests {
     }
 
     #[test]
+    fn a_pace_that_was_too_slow_does_not_keep_everybody_out() {
+        let rig = Rig::new(10_000, 64);
+        let slow = rig.submit(&[1]);
+        rig.next_batch();
+        std::thread::sleep(Duration::from_millis(200));
+        rig.finish_batch();
+        slow.into_iter().for_each(|ticket| drop(get(ticket)));
+        // 20 tokens would take 4 s.
+        let deadline = Some(Instant::now() + Duration::from_secs(2));
+        let ticket = rig.batcher.submit(Flow::default(), vec![Length(20)], deadline).unwrap().pop().unwrap();
+        assert_eq!(rig.next_batch(), [20]);
+        rig.finish_batch();
+        assert_eq!(get(ticket), Ok(20));
+    }
+
+    #[test]
     fn a_pace_counts_large_batches_for_what_they_are() {
+        let shared = |n: f64| Tokens { shared: n, alone: 0.0 };
         let mut pace = Pace::of_workers(NonZeroUsize::new(2).unwrap());
-        assert_eq!((pace.spent_on(1000), pace.tokens_in(Duration::from_secs(1))), (Duration::ZERO, usize::MAX));
-        pace.record(1000, Duration::from_secs(1));
-        pace.record(10, Duration::from_millis(100));
-        assert_eq!(pace.alone(910).as_millis(), 1000);
-        assert_eq!(pace.spent_on(910).as_millis(), 500);
+        assert_eq!(
+            (pace.spent_on(shared(1000.0)), pace.tokens_in(Duration::from_secs(1))),
+            (Duration::ZERO, usize::MAX)
+        );
+        pace.record(shared(1000.0), Duration::from_secs(1));
+        pace.record(shared(10.0), Duration::from_millis(100));
+        pace.record(Tokens { shared: 0.0, alone: 150_000.0 }, Duration::from_millis(150));
+        assert_eq!(pace.alone(shared(910.0)).as_millis(), 1000);
+        assert_eq!(pace.spent_on(shared(910.0)).as_millis(), 500);
+        assert_eq!(
+            pace.alone(Tokens { shared: 0.0, alone: 150_000.0 }).as_millis(),
+            150,
+            "elements have a pace of their own"
+        );
         assert_eq!(pace.tokens_in(Duration::from_millis(1200)), 910);
-        assert_eq!(pace.time_for(1), SHORTEST_RETRY);
-        assert_eq!(pace.time_for(usize::MAX), LONGEST_RETRY);
+        assert_eq!(pace.time_for(shared(1.0)), SHORTEST_RETRY);
+        assert_eq!(pace.time_for(shared(1e18)), LONGEST_RETRY);
     }
 
     #[test]

@@ -75,9 +75,9 @@ impl<R: Waiting> TurnQueue<R> {
         self.iter().map(R::n_tokens).sum()
     }
 
-    /// Tokens of the rows that a new request of `flow` would wait for if all of its class and of higher ones came first.
-    pub fn n_tokens_before(&self, flow: Flow) -> usize {
-        self.rows.iter().filter(|entry| entry.flow.weight >= flow.weight).map(|entry| entry.row.n_tokens()).sum()
+    /// The rows that a new request of `flow` would wait for if all of its class and of higher ones came first.
+    pub fn before(&self, flow: Flow) -> impl Iterator<Item = &R> {
+        self.rows.iter().filter(move |entry| entry.flow.weight >= flow.weight).map(|entry| &entry.row)
     }
 
     /// The row that the next batch is anchored at.

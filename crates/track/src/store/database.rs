@@ -26,6 +26,12 @@ pub enum Database {
     Postgres(String),
 }
 
+/// A pool that no task looks after. sqlx 0.9's goes over `num_idle` connections, a count that a race can leave below zero, which as an
+/// unsigned number is without end: the thread it runs on is lost, and a command that has finished never exits.
+fn unattended() -> AnyPoolOptions {
+    AnyPoolOptions::new().idle_timeout(None).max_lifetime(None)
+}
+
 impl Database {
     /// What begins a transaction that will write.
     ///
@@ -79,7 +85,7 @@ impl Database {
                 options.connect().await?.close().await?;
             }
             let settings = self.settings();
-            let pool = AnyPoolOptions::new().max_connections(n_connections).acquire_timeout(BUSY_TIMEOUT);
+            let pool = unattended().max_connections(n_connections).acquire_timeout(BUSY_TIMEOUT);
             // A connection over a network may have broken while it was idle. One to a file does not, and asking it would
             // double the way between threads that most calls consist of.
             let pool = pool.test_before_acquire(matches!(self, Self::Postgres(_)));
@@ -100,7 +106,7 @@ impl Database {
             let options =
                 SqliteConnectOptions::new().filename(std::path::absolute(file)?).read_only(true).immutable(true);
             let options = AnyConnectOptions::from_url(&options.to_url_lossy())?;
-            AnyPoolOptions::new().max_connections(1).connect_with(options).await
+            unattended().max_connections(1).connect_with(options).await
         };
         connected.await.map_err(|source| TrackError::Open { database: Self::from(file), source })
     }
