@@ -713,7 +713,12 @@ mod tests {
     fn rows_past_their_deadline_are_given_up_before_any_work() {
         let rig = Rig::new(1024, 8);
         let _busy = rig.occupy();
-        let late = rig.batcher.submit(Flow::default(), vec![Length(3)], Some(Instant::now() + Duration::from_millis(30))).unwrap().pop().unwrap();
+        let late = rig
+            .batcher
+            .submit(Flow::default(), vec![Length(3)], Some(Instant::now() + Duration::from_millis(30)))
+            .unwrap()
+            .pop()
+            .unwrap();
         let _other = rig.submit(&[4]);
         std::thread::sleep(Duration::from_millis(50));
         rig.finish_batch();
