@@ -92,9 +92,9 @@ nextest: rust
 
 # promtool lints the metrics page, Chromium renders the dashboard, PostgreSQL is the other database, docker-registry keeps
 # packages, buildah and mmdebstrap build the container image, systemd reads its unit,
-# libfaketime lets clocks jump, strace kills at a system call. Without apt the tests that need them say so and fail.
+# libfaketime lets clocks jump, strace kills at a system call, g++ compiles what inductor writes. Without apt the tests that need them say so and fail.
 tools:
-	@command -v promtool >/dev/null && command -v chromium >/dev/null && command -v docker-registry >/dev/null && command -v buildah >/dev/null && command -v mmdebstrap >/dev/null && command -v systemd-analyze >/dev/null && command -v strace >/dev/null && ls /usr/lib/*/faketime/libfaketime.so.1 /usr/lib/postgresql/*/bin/postgres /usr/share/datasets/fashion-mnist >/dev/null 2>&1 || scripts/debian-tools prometheus chromium postgresql dataset-fashion-mnist docker-registry buildah mmdebstrap systemd strace libfaketime
+	@command -v promtool >/dev/null && command -v chromium >/dev/null && command -v docker-registry >/dev/null && command -v buildah >/dev/null && command -v mmdebstrap >/dev/null && command -v systemd-analyze >/dev/null && command -v strace >/dev/null && command -v g++ >/dev/null && ls /usr/lib/*/faketime/libfaketime.so.1 /usr/lib/postgresql/*/bin/postgres /usr/share/datasets/fashion-mnist >/dev/null 2>&1 || scripts/debian-tools prometheus chromium postgresql dataset-fashion-mnist docker-registry buildah mmdebstrap systemd strace g++ libfaketime
 
 env: .venv/.dev ## The pinned, hashed Python environment
 env-bench: .venv/.bench

@@ -309,7 +309,6 @@ def test_a_rollout_compares_the_native_engine_with_pytorch(highroad, desk, call,
         wait(lambda: not found.workers())
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
 def test_a_program_that_aotinductor_compiled_is_served(highroad, desk, tmp_path) -> None:
     portfolio = on_torch("torch", desk / "a", compile="aot") + member("native", desk / "a")
     (tmp_path / "home").mkdir()
