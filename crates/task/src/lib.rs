@@ -14,7 +14,7 @@ mod signature;
 pub mod vector;
 
 pub use answer::{Answer, Ranked, class_of_logits, ranked};
-pub use batching::{Flow, TurnQueue, Waiting};
+pub use batching::{Flow, RunCost, TurnQueue, Waiting};
 pub use error::TaskError;
 pub use glimpse::Glimpse;
 pub use highroad_data::{Piece, Special};
