@@ -50,6 +50,8 @@ export interface Member {
   state: 'starting' | 'ready' | 'undeployed';
   serving: Facts | null;
   failure: { version: string | null; reason: string; attempts: number; since: string } | null;
+  /** Where a rollback leads, once that was walked. */
+  way_back: { version: string; package: string; evidence: string | null; failure: string | null } | null;
   model: { name: string; reference: string } | null;
   task: string | null;
   queue: { used: number; most: number; of: string } | null;
@@ -214,7 +216,7 @@ export interface Registered {
 }
 
 export interface Budget {
-  scope: 'member' | 'tenant' | 'key';
+  scope: 'member' | 'pipeline' | 'tenant' | 'key';
   name: string;
   limit: 'cost_per_day' | 'cost_per_month' | 'tokens_per_minute' | 'tokens_per_day';
   most: number | null;

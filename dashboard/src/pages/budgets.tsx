@@ -15,6 +15,7 @@ import { step } from './experiments';
 const EVERY_MS = 3000;
 const SCOPES = [
   ['member', 'Members'],
+  ['pipeline', 'Pipelines'],
   ['tenant', 'Tenants'],
   ['key', 'Keys'],
 ] as const;

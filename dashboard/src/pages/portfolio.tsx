@@ -190,6 +190,13 @@ function MemberRow(props: { member: Member }): JSX.Element {
             </div>
           )}
         </Show>
+        <Show when={props.member.way_back}>
+          {(back) => (
+            <div class="soft reason">
+              way back <bdi>{back().version}</bdi>: <bdi>{back().evidence ?? back().failure ?? 'brought, not loaded'}</bdi>
+            </div>
+          )}
+        </Show>
       </td>
       <td>
         <Spark traffic={props.member.traffic} />
