@@ -264,7 +264,7 @@ def test_sets_of_labels_are_judged_and_what_no_gate_judges_serves_by_a_named_per
     # In any order; an empty list is that none holds.
     cases = [{"id": f"c{i}", "input": {"text": text}, "expected": labels[::-1]} for i, (text, labels) in enumerate(zip(TEXTS, expected, strict=True))]
     golden.write_text("".join(json.dumps(case) + "\n" for case in cases))
-    rules.write_text("[[rule]]\nmetric = 'exact_match'\nfloor = 0.5\nmargin = 0.1\n[[rule]]\nmetric = 'token_f1'\nfloor = 0.5\nmargin = 0.1\n")
+    rules.write_text("[[rule]]\nmetric = 'exact_match'\nfloor = 0.5\nmargin = 0.1\n")
     bless(call, golden, site.folder)
     summaries = json.loads(site.run("eval", "tagger", "--golden", golden, "--json").stdout)["summaries"]
     measured = {metric["metric"]: metric["value"] for metric in summaries[0]["metrics"]}

@@ -59,6 +59,14 @@ export interface Member {
   owner?: string;
   run_id?: string | null;
   hosted?: Standing;
+  /** Another description that is tried beside a hosted member's. */
+  trial?: {
+    id: string;
+    candidate: string;
+    percent: number;
+    passed: boolean;
+    ended: { by: string; reason: string } | null;
+  } | null;
   traffic: Traffic;
 }
 

@@ -153,7 +153,8 @@ impl WayBack {
                 warn!(member.name = %member, "The way back of `{member}` from {from} is not there now: {reason}");
             }
         }
-        let is_there = matches!(&found, Ok(Some(WayBackStatus { evidence: Some(_), .. })));
+        let is_there =
+            matches!(&found, Ok(Some(WayBackStatus { evidence: Some(evidence), .. })) if *evidence != "development");
         gauge!(WAY_BACK, "member" => self.member.clone()).set(f64::from(u8::from(is_there)));
         if let Ok(found) = found {
             if let Some(WayBackStatus { version, evidence: Some(evidence), .. }) = &found {
