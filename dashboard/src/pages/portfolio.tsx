@@ -12,6 +12,7 @@ import { PipelineGraph } from '../parts/pipeline-graph';
 import { ServerPicker, useServers, WithServer } from '../parts/server';
 import { Empty } from '../parts/states';
 import { useTitle } from '../parts/title';
+import { useViewer } from '../parts/viewer';
 import { type Index, type Member, type Pipeline, type Server, type Portfolio as Shown, serving } from '../serving';
 
 const EVERY_MS = 2000;
@@ -222,6 +223,7 @@ function MemberRow(props: { member: Member }): JSX.Element {
 
 /** What is tried beside a hosted member, and the button that stops it. */
 function HostedTrial(props: { member: Member; server: Server; again: () => void }): JSX.Element {
+  const viewer = useViewer();
   return (
     <Show when={props.member.trial}>
       {(trial) => (
@@ -238,14 +240,17 @@ function HostedTrial(props: { member: Member; server: Server; again: () => void 
             trying <bdi>{trial().candidate}</bdi>
             {trial().passed ? ', passed' : ` at ${number(trial().percent)} %`}
           </div>
-          <ActButton
-            title="Stop trial"
-            does={`Stop trying ${trial().candidate}`}
-            tone="danger"
-            explains={`${trial().candidate} is asked no more beside ${props.member.member}, by this serving process.`}
-            act={(given) => serving.abort(props.server, props.member.member, trial().id, given)}
-            done={props.again}
-          />
+          <Show when={props.server.acts}>
+            <ActButton
+              title="Stop trial"
+              does={`Stop trying ${trial().candidate}`}
+              tone="danger"
+              disabled={viewer.may('deploy') ? undefined : 'Your key has no scope `deploy`'}
+              explains={`${trial().candidate} is asked no more beside ${props.member.member}, by this serving process.`}
+              act={(given) => serving.abort(props.server, props.member.member, trial().id, given)}
+              done={props.again}
+            />
+          </Show>
         </Show>
       )}
     </Show>

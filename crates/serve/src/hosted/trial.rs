@@ -319,13 +319,7 @@ impl HostedTrial {
         })
     }
 
-    fn end(
-        &self,
-        by: String,
-        reason: String,
-        counts: RolloutCounts,
-        checks: Vec<highroad_eval::CheckResult>,
-    ) -> End {
+    fn end(&self, by: String, reason: String, counts: RolloutCounts, checks: Vec<highroad_eval::CheckResult>) -> End {
         End {
             rollout: self.rollout.id.clone(),
             outcome: Ended::Aborted,
