@@ -171,6 +171,9 @@ impl PortfolioConfig {
         }
         let indexes = pipeline::index_configs(&table, base, &members, &mut problems);
         let pipelines = pipeline::pipeline_configs(&table, &members, &hosted, &indexes, &mut problems);
+        for name in budgets.pipelines().filter(|name| !pipelines.contains_key(*name)) {
+            problems.push(format!("[budgets.pipelines.{name}] there is no pipeline `{name}`"));
+        }
         let alerts = AlertsConfig::parse(&table, base, &mut problems);
         alerts.check(
             |name| members.contains_key(name) || hosted.contains_key(name),
