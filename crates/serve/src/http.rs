@@ -200,7 +200,9 @@ fn rerank_routes() -> Routes {
 }
 
 fn cohere_routes() -> Routes {
-    Routes::default().post("/v2/embed", post(cohere_embed).fallback(rerank_method))
+    Routes::default()
+        .post("/v1/embed", post(cohere_embed).fallback(rerank_method))
+        .post("/v2/embed", post(cohere_embed).fallback(rerank_method))
 }
 
 fn oip_routes() -> Routes {
@@ -262,8 +264,17 @@ async fn documents(
     app.rerank(&asker, route, version, None, body).await
 }
 
-async fn cohere_embed(State(app): State<App>, asker: Asker, body: Result<Bytes, BytesRejection>) -> Response {
-    let answered = app.cohere_embed(&asker, body).await;
+async fn cohere_embed(
+    State(app): State<App>,
+    asker: Asker,
+    OriginalUri(uri): OriginalUri,
+    body: Result<Bytes, BytesRejection>,
+) -> Response {
+    let (route, version) = match uri.path() {
+        "/v1/embed" => ("/v1/embed", cohere::Version::V1),
+        _ => ("/v2/embed", cohere::Version::V2),
+    };
+    let answered = app.cohere_embed(&asker, (route, version), body).await;
     answered.unwrap_or_else(|failed| failed.problem().respond(rerank::error_body))
 }
 
@@ -467,7 +478,8 @@ impl App {
         let bytes = self.whole(body)?;
         let request = EmbeddingsRequest::parse(&bytes)
             .inspect_err(|refused| self.malformed(None, &bytes, &refused.problem.message))?;
-        let wanted = Wanted { inputs: request.inputs, terms: Terms::default(), dimensions: request.dimensions };
+        let terms = Terms { cut: request.cut, ..Terms::default() };
+        let wanted = Wanted { inputs: request.inputs, terms, dimensions: request.dimensions };
         let embedded = self.embed(asker, "/v1/embeddings", &request.model, wanted).await?;
         let body = openai::embeddings_reply(&request.model, &embedded.vectors, embedded.n_tokens(), request.encoding);
         Ok(self.answer(&embedded.call, &embedded.asked, "application/json", body))
@@ -518,9 +530,14 @@ impl App {
         Ok(self.answer(&call, &asked, "application/json", body))
     }
 
-    async fn cohere_embed(&self, asker: &Asker, body: Result<Bytes, BytesRejection>) -> Result<Response, Failed> {
+    async fn cohere_embed(
+        &self,
+        asker: &Asker,
+        (route, version): (&'static str, cohere::Version),
+        body: Result<Bytes, BytesRejection>,
+    ) -> Result<Response, Failed> {
         let bytes = self.whole(body)?;
-        let request = cohere::EmbedRequest::parse(&bytes)
+        let request = cohere::EmbedRequest::parse(&bytes, version)
             .inspect_err(|problem| self.malformed(None, &bytes, &problem.message))?;
         let member = match &request.model {
             Some(model) => model.clone(),
@@ -528,7 +545,7 @@ impl App {
         };
         let terms = Terms { cut: request.cut, ..Terms::default() };
         let wanted = Wanted { inputs: request.inputs(), terms, dimensions: request.dimensions };
-        let embedded = self.embed(asker, "/v2/embed", &member, wanted).await?;
+        let embedded = self.embed(asker, route, &member, wanted).await?;
         let body = request.reply(&asker.id.0, &embedded.vectors, embedded.n_tokens());
         Ok(self.answer(&embedded.call, &embedded.asked, "application/json", body))
     }
@@ -577,6 +594,8 @@ impl App {
             return Err(wrong_task(assigned.revision(), "reranking").into());
         }
         let limits = self.portfolio.limits();
+        check_limit("documents", request.documents.len(), assigned.revision().limits(&limits).documents)
+            .map_err(|error| count(Some(assigned.revision()), error))?;
         check_limit("bytes in its pairs", request.pairs_bytes(), limits.body_bytes)
             .map_err(|error| count(Some(assigned.revision()), error))?;
         let terms = Terms { cut: request.cut, ..Terms::default() };
@@ -1023,6 +1042,7 @@ fn record<A>(request_id: String, route: &str, facts: Facts, asked: &Asked<A>, to
         compute_ms: milliseconds(asked.computed),
         total_ms: milliseconds(total),
         cut: asked.cut,
+        prompts: asked.prompts.clone(),
         hosted: None,
         step_of: None,
         pipeline: None,

@@ -68,6 +68,7 @@ const ROUTES: &[Route] = &[
     post("/rerank", COHERE, "The best documents, in the dialect of the body", Takes::Json("RerankRequest"), RERANKS),
     post("/v1/rerank", COHERE, "The best documents", Takes::Json("RerankRequest"), RERANKS),
     post("/v2/rerank", COHERE, "The best documents", Takes::Json("RerankRequest"), RERANKS),
+    post("/v1/embed", COHERE, "Embeddings", Takes::Json("CohereEmbedRequest"), ASKS),
     post("/v2/embed", COHERE, "Embeddings of several kinds", Takes::Json("CohereEmbedRequest"), ASKS),
     post("/", TEI, "What the model is for", Takes::Json("TeiRootRequest"), TEI_ASKS),
     post("/embed", TEI, "Embeddings", Takes::Json("TeiEmbedRequest"), TEI_ASKS),
@@ -297,7 +298,7 @@ mod tests {
         openai::ModerationsRequest::parse(example("ModerationsRequest").as_bytes()).unwrap();
         rerank::RerankRequest::parse(example("RerankRequest").as_bytes(), "2").unwrap();
         rerank::RerankRequest::parse(example("TeiRerankRequest").as_bytes(), "2").unwrap();
-        cohere::EmbedRequest::parse(example("CohereEmbedRequest").as_bytes()).unwrap();
+        cohere::EmbedRequest::parse(example("CohereEmbedRequest").as_bytes(), cohere::Version::V2).unwrap();
         oip::InferRequest::parse(example("InferRequest").as_bytes(), None).unwrap();
         tei::EmbedRequest::parse(&body("TeiEmbedRequest")).unwrap();
         tei::EmbedRequest::parse(&body("TeiRootRequest")).unwrap();

@@ -10,7 +10,7 @@ use futures_util::future::try_join_all;
 use highroad_package::Digest;
 use highroad_service::Problem;
 use highroad_service::trace::{Side, Span};
-use highroad_task::{Answer, Input, ranked};
+use highroad_task::{Answer, Input, Prompt, Purpose, ranked};
 use serde::Serialize;
 use tokio::sync::SetOnce;
 
@@ -326,8 +326,9 @@ impl Run<'_> {
                 let asked = self.ask(step, member, vec![Input::Text(self.text(input))]).await?;
                 Ok(asked.outcome(label))
             }
+            // Vectors of a step are for searches.
             Action::Embed { member, input } => {
-                let asked = self.ask(step, member, vec![Input::Text(self.text(input))]).await?;
+                let asked = self.ask(step, member, vec![sought(self.text(input))]).await?;
                 Ok(asked.outcome(vector))
             }
             Action::Search { index, query, top } => self.search(step, index, query, *top).await,
@@ -362,7 +363,7 @@ impl Run<'_> {
             }
             Query::Text(text) => {
                 let embedder = self.pipelines.embedder(name);
-                let asked = self.ask_stable(embedder, vec![Input::Text(self.text(text))]).await;
+                let asked = self.ask_stable(embedder, vec![sought(self.text(text))]).await;
                 let asked = asked.map_err(|source| PipelineError::Ask { step: step.name.clone(), source })?;
                 let vector = only(&asked.answers).values().to_vec();
                 (vector, Some(asked.facts.clone()), Some(asked.facts))
@@ -446,14 +447,27 @@ struct StepAnswer {
 
 impl StepAnswer {
     fn of(revision: &Revision, asked: Asked<Vec<Answer>>) -> Self {
-        let Asked { answers, digests, n_tokens, n_truncated, cut, prepared, queued, computed, cache, told, seen } =
-            asked;
+        let Asked {
+            answers,
+            digests,
+            n_tokens,
+            n_truncated,
+            cut,
+            prompts,
+            prepared,
+            queued,
+            computed,
+            cache,
+            told,
+            seen,
+        } = asked;
         let asked = Arc::new(Asked {
             answers: (),
             digests,
             n_tokens,
             n_truncated,
             cut,
+            prompts,
             prepared,
             queued,
             computed,
@@ -516,6 +530,11 @@ impl Value {
             }
         }
     }
+}
+
+/// A text that documents are found by.
+pub(super) fn sought(text: String) -> Input {
+    Input::Prompted { text, prompt: Prompt::For(Purpose::Query) }
 }
 
 /// The first of `answers`, where one input was asked about.

@@ -13,12 +13,12 @@ use highroad_package::{Manifest, Task, TaskKind};
 use highroad_service::access::Priority;
 use highroad_service::{Kind, Problem};
 use highroad_task::raw::{DType, Dim, Program, Storage, Tensor, TensorSpec};
-use highroad_task::{Answer, Input};
+use highroad_task::{Answer, Input, Prompt};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::model::row_major_bytes;
-use crate::protocol::rerank;
+use crate::protocol::{prompts, rerank};
 use crate::revision::{Facts, Stats};
 
 /// The header that says where the JSON ends and binary data begins.
@@ -45,6 +45,8 @@ pub struct InferRequest {
     pub timeout: Option<Duration>,
     /// How urgent the client says it is.
     pub priority: Option<Priority>,
+    /// The package's prompt that goes before texts.
+    prompt: Option<Prompt>,
     inputs: Vec<(String, Contents)>,
     outputs: Vec<Requested>,
     binary_outputs: bool,
@@ -161,8 +163,9 @@ impl InferRequest {
             Some(value) => Some(micros(value)?),
         };
         let priority = priority(header.parameters.get("priority"))?;
+        let prompt = prompts::named(&header.parameters)?;
         let binary_outputs = flag(&header.parameters, "binary_data_output")?.unwrap_or(false);
-        Ok(Self { id: header.id, timeout, priority, inputs, outputs, binary_outputs })
+        Ok(Self { id: header.id, timeout, priority, prompt, inputs, outputs, binary_outputs })
     }
 
     /// Whether it is about texts, and not about tensors.
@@ -174,13 +177,35 @@ impl InferRequest {
         // No PNG and no JPEG is UTF-8: both begin with a byte that is not.
         let name = if std::str::from_utf8(body).is_ok() { TEXT } else { IMAGE };
         let inputs = vec![(name.to_owned(), Contents::Bytes(vec![body.to_vec()]))];
-        Self { id: None, timeout: None, priority: None, inputs, outputs: Vec::new(), binary_outputs: true }
+        Self {
+            id: None,
+            timeout: None,
+            priority: None,
+            prompt: None,
+            inputs,
+            outputs: Vec::new(),
+            binary_outputs: true,
+        }
     }
 
     /// Splits the request into what it asks of a model with these inputs and how it wants the answer.
     pub fn query(self, specs: &[TensorSpec]) -> Result<(Query, Wanted), Problem> {
-        let Self { id, inputs, outputs, binary_outputs, .. } = self;
-        Ok((query(inputs, specs)?, Wanted { id, outputs, binary_outputs }))
+        let Self { id, inputs, outputs, binary_outputs, prompt, .. } = self;
+        let query = query(inputs, specs)?.prompted(prompt)?;
+        Ok((query, Wanted { id, outputs, binary_outputs }))
+    }
+}
+
+impl Query {
+    fn prompted(self, prompt: Option<Prompt>) -> Result<Self, Problem> {
+        let is_text = |rows: &[Input]| rows.iter().all(|row| matches!(row, Input::Text(_)));
+        match (self, prompt) {
+            (query, None) => Ok(query),
+            (Self::Rows(rows), prompt) if is_text(&rows) => {
+                Ok(Self::Rows(rows.into_iter().map(|row| row.prompted(prompt.as_ref())).collect()))
+            }
+            _ => Err(invalid(format!("parameter `prompt_name` goes with the input `{TEXT}` of a model that embeds"))),
+        }
     }
 }
 

@@ -102,7 +102,7 @@ async fn openai_errors_are_objects_with_a_code() {
 
 #[tokio::test]
 async fn hostile_bodies_are_4xx_in_the_protocols_shape() {
-    let limits = RequestLimits { body_bytes: 4096, inputs: 4, input_bytes: 64, tokens: 40 };
+    let limits = RequestLimits { body_bytes: 4096, inputs: 4, input_bytes: 64, tokens: 40, ..RequestLimits::default() };
     let rig = Rig::ready_with(Options { limits, ..Options::default() }).await;
     let deep = "[".repeat(2000);
     let embed = |input: Value| json!({ "model": "embedder", "input": input }).to_string();
