@@ -42,6 +42,7 @@ class Faulty(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Misbehaviour)
         self.acts: list[str] = []
         self.seen: list[dict] = []
+        self.waits: list[str | None] = []
         self.left = threading.Event()
         self.says = "Paris"
         self.url = f"http://127.0.0.1:{self.server_address[1]}/v1"
@@ -55,6 +56,7 @@ class Misbehaviour(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         self.server.seen.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
+        self.server.waits.append(self.headers["x-highroad-timeout-ms"])
         act = self.server.acts.pop(0) if self.server.acts else "answer"
         getattr(self, f"do_{act}")()
 
@@ -427,6 +429,41 @@ def test_what_passes_is_asked_again_and_what_the_host_says_is_told(site: Site, f
     with pytest.raises(openai.InternalServerError, match="refuses this server's key") as refused:
         create(model="faulty", messages=ASK)
     assert "sk-other-secret" not in str(refused.value) + (site.home / "log").read_text()
+
+
+def test_a_deadline_ends_what_is_under_way_and_what_would_come_after_it(site: Site, faulty: Faulty) -> None:
+    def ask(timeout_ms: int, model: str = "faulty") -> tuple[object, float]:
+        headers, begun = {"x-highroad-timeout-ms": str(timeout_ms)}, time.monotonic()
+        try:
+            said = site.client().chat.completions.create(model=model, messages=ASK, extra_headers=headers)
+        except openai.APIStatusError as error:
+            said = error
+        return said, time.monotonic() - begun
+
+    tries = 'highroad_hosted_tries_total{member="faulty",outcome="%s"}'
+    late, broken = site.metric(tries % "deadline"), site.metric('highroad_hosted_breaker_opened_total{member="faulty"}')
+    # The host would take three seconds, and the description allows one and another try.
+    faulty.acts = ["stall"]
+    said, took = ask(300)
+    assert (said.status_code, len(faulty.seen)) == (503, 1) and "given up" in str(said) and 0.25 < took < 0.9
+    assert 1 <= int(faulty.waits[-1]) <= 300
+    soon(lambda: site.metric('highroad_hosted_in_flight{member="faulty"}') == 0)
+    assert site.metric(tries % "deadline") == late + 1
+    # A pause that would end after it is not begun: what failed is told at once.
+    faulty.acts = ["busy"]
+    said, took = ask(5000)
+    assert said.status_code == 429 and took < 1
+    faulty.acts = ["fail"]
+    said, took = ask(10)
+    assert said.status_code in (502, 503) and took < 0.4 and len(faulty.seen) == 3
+    # Who may wait gets the second try, and one that stands in has what is left.
+    faulty.acts = ["fail"]
+    said, _ = ask(10_000)
+    assert said.choices[0].message.content == "Paris" and int(faulty.waits[-1]) < int(faulty.waits[-2]) <= 10_000
+    assert faulty.waits[-1] != faulty.waits[-2]
+    faulty.acts = ["answer"]
+    assert site.client().chat.completions.create(model="faulty", messages=ASK).choices and faulty.waits[-1] is None
+    assert site.metric('highroad_hosted_breaker_opened_total{member="faulty"}') == broken
 
 
 def test_others_stand_in_and_a_host_that_fails_is_left_alone_until_it_works(site: Site, faulty: Faulty) -> None:

@@ -238,7 +238,7 @@ def test_a_golden_set_is_asked_with_prompts(site: Site, tmp_path: Path) -> None:
 
     def rankings(query: str = "", document: str = "", **more: str) -> list[dict]:
         documents = [document + text for text in DOCUMENTS]
-        return [{"input": {"query": query + text, "documents": documents}, "expected": [1], **more} for text in TEXTS[:2]]
+        return [{"input": {"query": query + text, "documents": documents}, "expected": [0, 1, 0, 0, 0], **more} for text in TEXTS[:2]]
 
     def pairs(prompt: str = "", **more: str) -> list[dict]:
         return [{"input": {"a": prompt + text, "b": prompt + TEXTS[0]}, "expected": 0.5, **more} for text in TEXTS[1:]]
@@ -254,6 +254,111 @@ def test_a_golden_set_is_asked_with_prompts(site: Site, tmp_path: Path) -> None:
     (tmp_path / "golden.jsonl").write_text(json.dumps({"id": "x", **pairs(prompt_name="quary")[0]}))
     refused = site.run("eval", site.packages["asked"], "--golden", tmp_path / "golden.jsonl", code=2)
     assert "no prompt `quary`" in refused.stderr
+
+
+def program(site: Site, name: str, encoding: object) -> np.ndarray:
+    """What the program of a package gives for the tokens of Hugging Face's tokenizers."""
+    ids = {"input_ids": encoding.ids, "attention_mask": encoding.attention_mask, "token_type_ids": encoding.type_ids}
+    run = highroad.load(site.packages[name] / "program.pt2")
+    return run(*(np.int64([ids[input_name]]) for input_name, _ in run.inputs))[0]
+
+
+@pytest.mark.parametrize("direction", ["right", "left"])
+@pytest.mark.parametrize(("model", "strategy"), [("unasked", "longest_first"), ("second", "only_second")])
+def test_pairs_are_cut_as_tokenizers_cuts_them(site: Site, model: str, strategy: str, direction: str) -> None:
+    tokenizer = Tokenizer.from_file(str(PACKAGES / "rerank" / "tokenizer.json"))
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(48, strategy=strategy, direction=direction)
+    for query, document in [("the road", LONG), ("who goes on the road", "short"), ("one two three four five", LONG)]:
+        body = {"query": query, "texts": [document], "raw_scores": True, "truncate": True, "truncation_direction": direction}
+        reply = post(site, f"/tei/{model}/rerank", body)
+        [expected] = program(site, model, tokenizer.encode(query, document))
+        assert np.float32(reply.json()[0]["score"]) == expected
+        assert ("x-highroad-truncated" in reply.headers) == (document == LONG)
+
+
+def test_a_query_that_leaves_no_room_is_refused_where_the_document_alone_is_cut(site: Site) -> None:
+    refused = post(site, "/v2/rerank", {"model": "second", "query": LONG, "documents": ["a"]})
+    assert refused.status_code == 400 and "leave none of the second one" in refused.json()["message"]
+    assert post(site, "/v2/rerank", {"model": "unasked", "query": LONG, "documents": ["a"]}).status_code == 200
+
+
+@pytest.mark.parametrize(("model", "policy"), [("plain", "right"), ("left", "left")])
+def test_texts_are_cut_where_the_package_says(site: Site, model: str, policy: str) -> None:
+    tokenizer = Tokenizer.from_file(str(PACKAGES / "embed" / "tokenizer.json"))
+    tokenizer.no_padding()
+    for direction in ["left", "right"]:
+        tokenizer.enable_truncation(48, direction=direction)
+        expected = program(site, model, tokenizer.encode(LONG))
+        reply = post(site, f"/tei/{model}/embed", {"inputs": LONG, "truncate": True, "truncation_direction": direction})
+        np.testing.assert_array_equal(np.float32(reply.json()[0]), expected)
+        if direction == policy:
+            for path, body in [("/v1/embeddings", {"input": LONG}), ("/v2/embed", {"texts": [LONG], "input_type": "clustering"})]:
+                reply = post(site, path, {"model": model, **body})
+                found = reply.json()["data"][0]["embedding"] if "input" in body else reply.json()["embeddings"]["float"][0]
+                np.testing.assert_array_equal(np.float32(found), expected)
+                assert reply.headers["x-highroad-truncated"] == "1"
+                record = requests.get(f"{site.url}/v1/highroad/requests/{reply.headers['x-request-id']}", timeout=10).json()
+                assert record["n_truncated"] == 1 and record.get("cut", "end") == ("start" if policy == "left" else "end")
+            np.testing.assert_array_equal(highroad.load(site.packages[model])(LONG), expected)
+
+
+def test_a_package_may_refuse_what_is_too_long_and_a_request_may_ask_for_it(site: Site) -> None:
+    def status(path: str, **body: object) -> tuple[int, str | None]:
+        reply = post(site, path, {"model": "default", **body})
+        return reply.status_code, reply.headers.get("x-highroad-truncated")
+
+    assert status("/v1/embeddings", input=LONG) == (400, None)
+    assert status("/v1/embeddings", input=LONG, truncate=True) == (200, "1")
+    assert status("/v1/embeddings", input=LONG, truncate=False) == (400, None)
+    assert status("/tei/default/embed", inputs=LONG) == (422, None)
+    assert status("/tei/default/embed", inputs=LONG, truncation_direction="left") == (422, None)
+    assert status("/tei/default/embed", inputs=LONG, truncate=True) == (200, "1")
+    assert status("/v2/embed", texts=[LONG], input_type="clustering") == (400, None)
+    assert status("/v2/embed", texts=[LONG], input_type="clustering", truncate="START") == (200, "1")
+    assert status("/v1/embeddings", model="plain", input=LONG, truncate="NONE") == (400, None)
+    metrics = requests.get(f"{site.url}/metrics", timeout=10).text
+    assert 'highroad_truncated_inputs_total{member="default"} 3' in metrics
+
+
+def test_a_member_has_limits_of_its_own(site: Site) -> None:
+    def refusal(path: str, body: dict) -> str:
+        reply = post(site, path, {"model": "kept", **body})
+        assert reply.status_code in (400, 413), reply.text
+        return reply.text
+
+    assert "4 inputs; the limit is 3" in refusal("/v1/embeddings", {"input": ["a"] * 4})
+    assert "51 bytes in one input; the limit is 50" in refusal("/v1/embeddings", {"input": "a" * 51})
+    assert "tokens; the limit is 40" in refusal("/v1/embeddings", {"input": [LONG[:50]] * 2})
+    assert "3 documents; the limit is 2" in refusal("/v2/rerank", {"query": "a", "documents": ["a"] * 3})
+    assert post(site, "/v1/embeddings", {"model": "plain", "input": ["a"] * 4}).status_code == 200
+    info = requests.get(f"{site.url}/tei/kept/info", timeout=10).json()
+    assert (info["max_client_batch_size"], info["max_batch_tokens"]) == (3, 40)
+    shown = requests.get(f"{site.url}/v1/highroad/portfolio", timeout=10).json()["members"]
+    (kept,) = [member for member in shown if member["member"] == "kept"]
+    assert kept["limits"] == {"body_bytes": 16 << 20, "inputs": 3, "input_bytes": 50, "tokens": 40, "documents": 2}
+    assert kept["prompts"] == sorted(PROMPTS)
+
+
+def test_pairs_are_compared_over_both_protocols(site: Site, tmp_path: Path) -> None:
+    pairs = [[TEXTS[0], text] for text in TEXTS]
+    for prompt, more in [("", {}), ("told: ", {"prompt_name": "passage"})]:
+        body = {"model": "asked", "pairs": pairs, **more}
+        reply = post(site, "/v1/similarity", body)
+        vectors = np.float64(plain(site, TEXTS, prompt))
+        found = [entry["similarity"] for entry in reply.json()["data"]]
+        np.testing.assert_allclose(found, vectors @ vectors[0], atol=1e-6)
+        assert site.run("replay", reply.headers["x-request-id"], "--input", case(tmp_path, body)).stdout.startswith("the same bits\n")
+        for triton in [tritonclient.http, tritonclient.grpc]:
+            client = triton.InferenceServerClient(site.url.removeprefix("http://"))
+            inputs = []
+            for name, texts in [("text", [TEXTS[0]] * len(TEXTS)), ("text_pair", TEXTS)]:
+                inputs.append(triton.InferInput(name, [len(texts)], "BYTES"))
+                inputs[-1].set_data_from_numpy(np.array([text.encode() for text in texts], dtype=object))
+            reply = client.infer("asked", inputs, parameters=more)
+            np.testing.assert_array_equal(reply.as_numpy("similarity"), np.float32(found))
+    assert post(site, "/v1/similarity", {"model": "unasked", "pairs": pairs}).status_code == 400
+    assert post(site, "/v1/similarity", {"model": "asked", "pairs": []}).status_code == 400
 
 
 def test_kept_answers_know_the_prompt(site: Site) -> None:

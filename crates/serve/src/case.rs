@@ -12,6 +12,7 @@ use crate::protocol::oip::{InferRequest, Query};
 use crate::protocol::openai;
 use crate::protocol::recommend::RecommendRequest;
 use crate::protocol::rerank::{self, RerankRequest};
+use crate::protocol::similarity::SimilarityRequest;
 use crate::protocol::tei::{self, Wish};
 
 /// What a case asks, of a program with inputs `specs`.
@@ -56,6 +57,9 @@ pub fn query(case: &[u8], specs: &[TensorSpec]) -> Result<Query, Problem> {
     }
     if golden.get("image").is_some() {
         return Err(Problem::invalid("the case names an image's file: give that file itself as the input"));
+    }
+    if case.get("pairs").is_some() {
+        return SimilarityRequest::parse(case.to_string().as_bytes()).map(|request| Query::Pairs(request.pairs));
     }
     if golden.get("history").is_some() {
         let request = RecommendRequest::parse(golden.to_string().as_bytes())?;
@@ -145,6 +149,7 @@ mod tests {
     fn rows(case: &str) -> Result<Vec<Input>, String> {
         match query(case.as_bytes(), &[]) {
             Ok(Query::Rows(rows)) => Ok(rows),
+            Ok(Query::Pairs(pairs)) => Ok(pairs.texts().0),
             Ok(Query::Program(_)) => Err("a program query".to_owned()),
             Err(problem) => Err(problem.message),
         }
@@ -171,6 +176,13 @@ mod tests {
             r#"{"texts": ["a"], "truncate": "START"}"#,
         ] {
             assert_eq!(rows(case), Ok(vec![text("a")]), "{case}");
+        }
+        for case in [
+            r#"{"pairs": [["a", "b"], ["a", "a"]]}"#,
+            r#"{"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": ["a"]},
+                           {"name": "text_pair", "datatype": "BYTES", "shape": [1], "data": ["b"]}]}"#,
+        ] {
+            assert_eq!(rows(case), Ok(vec![text("a"), text("b")]), "{case}");
         }
         let sought = text("a").prompted(Some(&Prompt::For(Purpose::Query)));
         for case in [

@@ -6,6 +6,7 @@ mod monitor;
 mod pages;
 mod recommend;
 mod records;
+mod similarity;
 pub(crate) mod tei;
 
 use std::sync::Arc;
@@ -43,7 +44,7 @@ use crate::protocol::openai::{self, EmbeddingsRequest, ModerationsRequest, Refus
 use crate::protocol::pipeline::{self as pipeline_protocol, PipelineRequest};
 use crate::protocol::rerank::{self, Dialect, RerankRequest};
 use crate::protocol::tei as tei_protocol;
-use crate::protocol::{cohere, error_shape};
+use crate::protocol::{cohere, error_shape, similarity as alike};
 use crate::request_log::{PipelineRecord, Record, RequestLog};
 use crate::revision::{Asked, Facts, Revision, Terms, check_limit};
 use crate::rollout::{Assigned, Key, Served};
@@ -118,6 +119,7 @@ fn routes() -> Routes {
         .and(tei::routes())
         .and(pipeline_routes())
         .and(recommend::routes())
+        .and(similarity::routes())
         .and(own_routes())
         .and(monitor::routes())
         .and(pages::routes())
@@ -744,23 +746,30 @@ impl App {
         reply: impl FnOnce(&Revision, Vec<oip::Output>) -> Result<R, Problem>,
     ) -> Result<(R, HeaderMap), Problem> {
         const ROUTE: &str = "/v2/models/infer";
-        match query {
-            Query::Rows(inputs) => {
-                let served = assigned.ask(inputs, &self.portfolio.limits(), terms).await;
-                let (call, result) = Call::of(asker, ROUTE, served);
-                let asked = call.finish(result).map_err(|error| error.problem())?;
-                let outputs = oip::task_outputs(&call.revision.manifest().task.kind, &asked.answers);
-                let reply = reply(&call.revision, outputs)?;
-                Ok((reply, self.answered(&call, &asked)))
+        let limits = self.portfolio.limits();
+        let (rows, places) = match query {
+            Query::Rows(rows) => (rows, None),
+            Query::Pairs(pairs) if embeds(assigned.revision()) => {
+                let (texts, places) = pairs.texts();
+                (texts, Some(places))
             }
+            Query::Pairs(pairs) => (pairs.rows()?, None),
             Query::Program(tensors) => {
                 let (call, result) = Call::of(asker, ROUTE, assigned.run_program(tensors, terms).await);
                 let asked = call.finish(result).map_err(|error| error.problem())?;
                 let outputs = oip::program_outputs(call.revision.program().outputs(), &asked.answers);
                 let reply = reply(&call.revision, outputs)?;
-                Ok((reply, self.answered(&call, &asked)))
+                return Ok((reply, self.answered(&call, &asked)));
             }
-        }
+        };
+        let (call, result) = Call::of(asker, ROUTE, assigned.ask(rows, &limits, terms).await);
+        let asked = call.finish(result).map_err(|error| error.problem())?;
+        let outputs = match places {
+            Some(places) => vec![oip::similarity_output(&alike::cosines(&places, &asked.answers))],
+            None => oip::task_outputs(&call.revision.manifest().task.kind, &asked.answers),
+        };
+        let reply = reply(&call.revision, outputs)?;
+        Ok((reply, self.answered(&call, &asked)))
     }
 
     /// Who answers a request for the path's model: of two versions in a rollout the one that the path names.

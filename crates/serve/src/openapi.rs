@@ -111,6 +111,7 @@ const ROUTES: &[Route] = &[
     ),
     post("/inference.GRPCInferenceService/{method}", OIP, "gRPC, over HTTP/2", Takes::Protobuf, &[]),
     post("/v1/recommend", OWN, "What comes next after a history of items", Takes::Json("RecommendRequest"), ASKS),
+    post("/v1/similarity", OWN, "How alike pairs of texts are", Takes::Json("SimilarityRequest"), ASKS),
     get("/v1/pipelines", OWN, "The pipelines", &[]),
     post("/v1/pipelines/{pipeline}", OWN, "Several members answer one text", Takes::Json("PipelineRequest"), ASKS),
     get("/v1/highroad/rollouts", OWN, "Candidates that are tried", &[]),
@@ -290,7 +291,7 @@ mod tests {
 
     #[test]
     fn examples_are_requests_that_are_read() {
-        use crate::protocol::{cohere, oip, openai, rerank, tei};
+        use crate::protocol::{cohere, oip, openai, rerank, similarity, tei};
         let schemas = document()["components"]["schemas"].clone();
         let example = |name: &str| schemas[name]["example"].to_string();
         let body = |name: &str| tei::Body::parse(example(name).as_bytes()).unwrap();
@@ -303,6 +304,7 @@ mod tests {
         tei::EmbedRequest::parse(&body("TeiEmbedRequest")).unwrap();
         tei::EmbedRequest::parse(&body("TeiRootRequest")).unwrap();
         tei::PredictRequest::parse(&body("TeiPredictRequest")).unwrap();
+        similarity::SimilarityRequest::parse(example("SimilarityRequest").as_bytes()).unwrap();
         tei::SimilarityRequest::parse(&body("TeiSimilarityRequest")).unwrap();
         tei::TokenizeRequest::parse(&body("TeiTokenizeRequest")).unwrap();
         tei::DecodeRequest::parse(&body("TeiDecodeRequest")).unwrap();

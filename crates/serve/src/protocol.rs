@@ -8,6 +8,7 @@ pub mod pipeline;
 pub(crate) mod prompts;
 pub mod recommend;
 pub mod rerank;
+pub mod similarity;
 pub mod tei;
 
 use highroad_service::Problem;

@@ -26,11 +26,16 @@ impl Answers {
     /// not for this program.
     pub fn of(predictor: &Predictor, case: &[u8], asked: &Record) -> Result<Self, Problem> {
         let fail = |error: &dyn std::fmt::Display| Problem::invalid(error.to_string());
-        let rows = match case::query(case, predictor.program().inputs())? {
+        let embeds = matches!(predictor.manifest().task.kind, TaskKind::Embed { .. });
+        let query = match case::query(case, predictor.program().inputs())? {
+            Query::Pairs(pairs) => Query::Rows(pairs.asked(embeds)?),
+            // An embedder that reranked was asked the query once, and each document by itself.
+            Query::Rows(inputs) if embeds => Query::Rows(case::for_embedder(inputs)),
+            query => query,
+        };
+        let rows = match query {
+            Query::Pairs(_) => Vec::new(),
             Query::Rows(inputs) => {
-                // An embedder that reranked was asked the query once, and each document by itself.
-                let embeds = matches!(predictor.manifest().task.kind, TaskKind::Embed { .. });
-                let inputs = if embeds { case::for_embedder(inputs) } else { inputs };
                 // Another version may have other prompts than the one that answered; one without any has to be asked without.
                 let has_prompts = !predictor.manifest().task.prompts.is_empty();
                 let inputs = if has_prompts { case::with_logged_prompt(inputs, &asked.prompts) } else { inputs };

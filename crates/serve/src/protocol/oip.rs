@@ -18,6 +18,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::model::row_major_bytes;
+use crate::protocol::similarity::Pairs;
 use crate::protocol::{prompts, rerank};
 use crate::revision::{Facts, Stats};
 
@@ -66,6 +67,8 @@ enum Contents {
 pub enum Query {
     /// Texts or images for the task.
     Rows(Vec<Input>),
+    /// Pairs of texts, for a classifier of them or to be compared by an embedder.
+    Pairs(Pairs),
     /// Inputs of the program, in its order.
     Program(Vec<Tensor>),
 }
@@ -201,6 +204,7 @@ impl Query {
         let is_text = |rows: &[Input]| rows.iter().all(|row| matches!(row, Input::Text(_)));
         match (self, prompt) {
             (query, None) => Ok(query),
+            (Self::Pairs(pairs), prompt) => Ok(Self::Pairs(Pairs { prompt, ..pairs })),
             (Self::Rows(rows), prompt) if is_text(&rows) => {
                 Ok(Self::Rows(rows.into_iter().map(|row| row.prompted(prompt.as_ref())).collect()))
             }
@@ -210,8 +214,8 @@ impl Query {
 }
 
 fn query(mut inputs: Vec<(String, Contents)>, specs: &[TensorSpec]) -> Result<Query, Problem> {
-    if let Some(rows) = pairs(&mut inputs)? {
-        return Ok(Query::Rows(rows));
+    if let Some(query) = pairs(&mut inputs)? {
+        return Ok(query);
     }
     if let [(name, contents @ (Contents::Texts(_) | Contents::Bytes(_)))] = inputs.as_mut_slice()
         && (name == TEXT || name == IMAGE)
@@ -244,7 +248,7 @@ fn query(mut inputs: Vec<(String, Contents)>, specs: &[TensorSpec]) -> Result<Qu
 }
 
 /// Two texts side by side: `text` and `text_pair`, row by row, or one `query` beside each of `documents`.
-fn pairs(inputs: &mut [(String, Contents)]) -> Result<Option<Vec<Input>>, Problem> {
+fn pairs(inputs: &mut [(String, Contents)]) -> Result<Option<Query>, Problem> {
     inputs.sort_by(|(left, _), (right, _)| left.cmp(right));
     let (first, second, is_query) = match inputs {
         [(documents, seconds), (query, firsts)] if documents == DOCUMENTS && query == QUERY => (firsts, seconds, true),
@@ -273,8 +277,12 @@ fn pairs(inputs: &mut [(String, Contents)]) -> Result<Option<Vec<Input>>, Proble
         }
         firsts = vec![firsts.remove(0); seconds.len()];
     }
+    let pairs = firsts.into_iter().zip(seconds);
     let pair = |(query, document)| Input::Pair { query, document };
-    Ok(Some(firsts.into_iter().zip(seconds).map(pair).collect()))
+    Ok(Some(match is_query {
+        true => Query::Rows(pairs.map(pair).collect()),
+        false => Query::Pairs(Pairs { pairs: pairs.map(|(first, second)| [first, second]).collect(), prompt: None }),
+    }))
 }
 
 fn texts(contents: &mut Contents) -> Result<Vec<Input>, Problem> {
@@ -575,6 +583,13 @@ impl Contents {
     }
 }
 
+/// The output of an embedder that compared pairs: `similarity`, the cosine of each.
+pub fn similarity_output(cosines: &[f32]) -> Output {
+    let bytes = cosines.iter().flat_map(|cosine| cosine.to_le_bytes()).collect();
+    let data = OutputData::Elements(DType::F32, bytes);
+    Output { name: "similarity".to_owned(), shape: vec![cosines.len()], data }
+}
+
 /// The outputs of a task's answers: `label` and `scores`, `embedding`, or `relevance` and `logit`.
 pub fn task_outputs(task: &TaskKind, answers: &[Answer]) -> Vec<Output> {
     let n_rows = answers.len();
@@ -810,7 +825,9 @@ pub fn model_metadata(name: &str, facts: &Facts, manifest: &Manifest, program: &
 fn task_input_specs(task: &Task) -> &'static [(&'static str, &'static str, &'static [i64])] {
     match task.kind {
         TaskKind::Rerank => &[(QUERY, "BYTES", &[1]), (DOCUMENTS, "BYTES", &[-1])],
-        TaskKind::Classify { pairs: true, .. } => &[(TEXT, "BYTES", &[-1]), (TEXT_PAIR, "BYTES", &[-1])],
+        TaskKind::Classify { pairs: true, .. } | TaskKind::Embed { .. } => {
+            &[(TEXT, "BYTES", &[-1]), (TEXT_PAIR, "BYTES", &[-1])]
+        }
         _ if task.image.is_some() => &[(IMAGE, "BYTES", &[-1])],
         _ => &[(TEXT, "BYTES", &[-1])],
     }
@@ -822,7 +839,7 @@ pub(crate) fn task_output_specs(task: &TaskKind) -> Vec<(&'static str, &'static 
         TaskKind::Classify { .. } | TaskKind::Recommend { .. } => {
             vec![("label", "BYTES", &[-1]), ("scores", "FP32", &[-1, -1])]
         }
-        TaskKind::Embed { .. } => vec![("embedding", "FP32", &[-1, -1])],
+        TaskKind::Embed { .. } => vec![("embedding", "FP32", &[-1, -1]), ("similarity", "FP32", &[-1])],
         _ => Vec::new(),
     }
 }
@@ -949,7 +966,7 @@ mod tests {
     fn rows(query: Query) -> Vec<Input> {
         match query {
             Query::Rows(rows) => rows,
-            Query::Program(_) => panic!("not rows"),
+            Query::Pairs(_) | Query::Program(_) => panic!("not rows"),
         }
     }
 
