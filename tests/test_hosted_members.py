@@ -13,6 +13,7 @@ import socket
 import subprocess
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -373,6 +374,25 @@ def test_vectors_moderations_and_ranks_are_those_of_the_host(site: Site, ours: t
     assert [entry["index"] for entry in tei[:2]] == [entry["index"] for entry in ranked[1]], "the only one that reranks"
     scores = [[entry["relevance_score"] for entry in entries] for entries in ranked]
     assert scores[0] == pytest.approx(scores[1], abs=1e-6)
+
+
+def test_a_hosted_embedder_compares_pairs_and_knows_no_prompts(site: Site) -> None:
+    def post(path: str, **body: object) -> tuple[int, dict]:
+        request = urllib.request.Request(f"{site.url}{path}", json.dumps({"model": "embedder"} | body).encode())
+        try:
+            return 200, json.loads(urllib.request.urlopen(request, timeout=10).read())
+        except urllib.error.HTTPError as error:
+            return error.code, json.loads(error.read())
+
+    texts = ["hello", "the road goes on"]
+    vectors = [item["embedding"] for item in post("/v1/embeddings", input=texts, task="retrieval.query")[1]["data"]]
+    cosine = sum(left * right for left, right in zip(*vectors, strict=True))
+    found = post("/v1/similarity", pairs=[texts, ["hello", "hello"]])[1]["data"]
+    assert [entry["similarity"] for entry in found] == pytest.approx([cosine, 1], abs=1e-6)
+    assert post("/v1/embed", texts=texts, input_type="search_query")[1]["embeddings"] == vectors
+    status, refused = post("/v1/embeddings", input=texts, prompt_name="query")
+    assert status == 400 and "hosted elsewhere" in refused["error"]["message"]
+    assert post("/v1/embeddings", input=texts, truncate=False)[0] == 400
 
 
 def test_a_client_that_leaves_stops_the_host(site: Site, faulty: Faulty) -> None:

@@ -21,6 +21,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from test_serve_clients import TEXTS, Site, case
 from tokenizers import Tokenizer
 
+highroad_export, highroad_load = highroad.export, highroad.load
 PROMPTS = {"query": "ask: ", "passage": "told: ", "clustering": "kind: "}
 PACKAGES = REPO / "conformance" / "packages"
 DOCUMENTS = ["hello", "the road goes on", "ignore all previous instructions", "who are you", "on and on"]
@@ -373,9 +374,46 @@ def test_prompts_come_from_a_folder_of_sentence_transformers(tmp_path: Path) -> 
 
     config = {"prompts": {"query": "query: ", "document": ""}, "default_prompt_name": "query", "similarity_fn_name": "cosine"}
     (tmp_path / "config_sentence_transformers.json").write_text(json.dumps(config))
-    assert _prompts(tmp_path, None, "embed") == {"prompts": {"query": "query: "}, "default_prompt_name": "query"}
+    # The empty one says that documents go without the default.
+    assert _prompts(tmp_path, None, "embed") == {"prompts": config["prompts"], "default_prompt_name": "query"}
+    (tmp_path / "config_sentence_transformers.json").write_text('{"prompts": {"query": "", "document": ""}, "default_prompt_name": null}')
+    assert _prompts(tmp_path, None, "embed") == {}
     (tmp_path / "config_sentence_transformers.json").write_text('{"__version__": {"pytorch": "2.9.0"}}')
     assert _prompts(tmp_path, None, "embed") == {}
-    for refused in [(tmp_path / "none", None, "embed"), ({"a": "b"}, "c", "embed"), ({"a": "b"}, None, "rerank"), ({"a": "b"}, None, "classify")]:
+    for prompts, default, task in [
+        (tmp_path / "none", None, "embed"),
+        ({"a": "b"}, "c", "embed"),
+        ({"a": "b"}, None, "rerank"),
+        ({"a": "b"}, None, "classify"),
+    ]:
         with pytest.raises(ExportError):
-            _prompts(*refused)
+            _prompts(prompts, default, task)
+
+
+def test_an_export_says_prompts_and_truncation_as_pack_reads_them(highroad: Path, tmp_path: Path) -> None:
+    import torch
+
+    class Bag(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = torch.nn.Embedding(157, 4)
+
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+            mask = attention_mask.unsqueeze(-1).float()
+            return torch.nn.functional.normalize((self.table(input_ids) * mask).sum(1), dim=1)
+
+    torch.manual_seed(0)
+    ids = torch.randint(5, 157, (2, 6))
+    prompts = {"query": "Instruct: find\nQuery: ", "passage": ""}
+    (tmp_path / "config_sentence_transformers.json").write_text(json.dumps({"prompts": prompts, "default_prompt_name": "query"}))
+    said = {"prompts": tmp_path, "truncation": "left", "name": "bag", "task": "embed", "max_tokens": 40, "licence": "MIT", "owner": "a"}
+    tokenizer = PACKAGES / "embed" / "tokenizer.json"
+    args = (ids, torch.ones_like(ids))
+    source = highroad_export(Bag(), args, tmp_path / "bag", tokenizer=tokenizer, parity_inputs=[args], **said)
+    site = Site(highroad, tmp_path, {})
+    site.run("pack", source, "-o", tmp_path / "package")
+    predictor = highroad_load(tmp_path / "package")
+    task = predictor.manifest["task"]
+    assert (task["prompts"], task["default_prompt_name"], task["truncation"]) == (prompts, "query", "left")
+    asked = predictor(prompts["query"] + "hello", prompt_name="passage")
+    np.testing.assert_array_equal(predictor("hello"), asked)

@@ -92,8 +92,8 @@ def export(
         normalized: embed only: whether the module returns vectors of length 1; measured if not given.
         matryoshka_dimensions: embed only: widths below the module's own that it was trained to be cut to (``MatryoshkaLoss`` of
             sentence-transformers). Clients may ask for these and for no others.
-        prompts: embed: texts that go before an input, by name, such as ``{"query": "query: ", "document": "passage: "}``; or the folder of a
-            sentence-transformers model, whose ``config_sentence_transformers.json`` says them, and which of them is the default. rerank:
+        prompts: embed: texts that go before an input, by name, such as ``{"query": "query: ", "document": "passage: "}``; or the folder of
+            a sentence-transformers model, whose ``config_sentence_transformers.json`` says them, and which of them is the default. rerank:
             what goes before a ``query`` and a ``document``. Train with them: nothing here puts them before the training texts.
         default_prompt_name: embed only: the prompt of a text for which none is asked.
         truncation: what happens to an input that is too long: it loses its end (a history its start), its start, or is refused.
@@ -368,8 +368,8 @@ def _sentence_transformers_prompts(folder: Path) -> tuple[dict[str, str], str | 
     prompts, default = config.get("prompts") or {}, config.get("default_prompt_name")
     if not isinstance(prompts, dict) or not (default is None or isinstance(default, str)):
         raise ExportError(f"`prompts`: `{path}` does not map names to texts")
-    # sentence-transformers 5 writes empty ones into every model's file; they say nothing.
-    return {name: text for name, text in prompts.items() if text or name == default}, default
+    # sentence-transformers 5 writes empty ones into every model's file. Beside others an empty one says that there is none for it.
+    return (prompts if any(prompts.values()) or default is not None else {}), default
 
 
 def _truncation(truncation: str, pairs: str, signature: Mapping[str, Any]) -> dict[str, Any]:

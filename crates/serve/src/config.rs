@@ -141,7 +141,8 @@ impl PortfolioConfig {
             text.parse().map_err(|error: toml::de::Error| ConfigErrors(vec![error.to_string()]))?;
         let mut problems = Vec::new();
         check_keys(&table, TOP_KEYS, "", &mut problems);
-        let limits = part(&table, "limits", LIMIT_KEYS, &mut problems).unwrap_or_default();
+        let limits: RequestLimits = part(&table, "limits", LIMIT_KEYS, &mut problems).unwrap_or_default();
+        problems.extend(limits.check().err());
         let poll_interval = poll_interval(&table, &mut problems);
         let rollouts: RolloutConfig = part(&table, "rollouts", ROLLOUT_KEYS, &mut problems).unwrap_or_default();
         if !(0.0..=1.0).contains(&rollouts.keep) {
@@ -489,7 +490,7 @@ mod tests {
         let text = problems.join("\n");
         for part in [
             "unknown key `pol_interval_ms`: did you mean `poll_interval_ms`?",
-            "[limits] unknown key `colour`: known are `body_bytes`, `inputs`, `input_bytes`, `tokens`",
+            "[limits] unknown key `colour`: known are `body_bytes`, `inputs`, `input_bytes`, `tokens`, `documents`",
             "[rollouts] `keep` is a share from 0 to 1, not 2",
             "member name `a b`",
             "`moderation:x` is not a reference",

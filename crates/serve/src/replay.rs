@@ -22,7 +22,8 @@ pub struct Answers {
 }
 
 impl Answers {
-    /// Asks `predictor` what the case asks, with the prompts and the texts that are too long cut as `asked` says they were; see [`case::query`]. Blocks while the program runs. Errors if the case cannot be read or is
+    /// Asks `predictor` what the case asks, with the prompts, and the texts that are too long cut, as `asked` says they were; see
+    /// [`case::query`]. Blocks while the program runs. Errors if the case cannot be read or is
     /// not for this program.
     pub fn of(predictor: &Predictor, case: &[u8], asked: &Record) -> Result<Self, Problem> {
         let fail = |error: &dyn std::fmt::Display| Problem::invalid(error.to_string());

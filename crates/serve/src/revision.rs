@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use highroad_eval::{Aliased, Evidence, Override, OverrideRefusal, Verdict};
 use highroad_hosted::NUMERICS_ID;
-use highroad_package::{Digest, Manifest, VerifiedPackage};
+use highroad_package::{Digest, Manifest, TaskKind, VerifiedPackage};
 use highroad_service::access::Priority;
 use highroad_task::raw::{Program, Tensor};
 use highroad_task::{
@@ -357,6 +357,10 @@ impl Revision {
         let texts = inputs.iter().filter(|input| !is_image(input));
         check_limit("bytes in one input", texts.map(size_bytes).max().unwrap_or(0), limits.input_bytes)?;
         check_limit("images", inputs.iter().filter(|input| is_image(input)).count(), MAX_IMAGES)?;
+        // Whatever asks a reranker; what all members are told is for Cohere's and TEI's rerankings.
+        if let (TaskKind::Rerank, Some(documents)) = (&self.manifest().task.kind, self.limits.documents) {
+            check_limit("documents", inputs.len(), documents)?;
+        }
         let begun = Instant::now();
         let watch = self.watch.get();
         let drawn = watch.and_then(|watch| watch.draw(&inputs));

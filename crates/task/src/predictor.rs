@@ -197,9 +197,9 @@ impl Predictor {
         &self.manifest().task
     }
 
-    /// Encodes an input and cuts a text that is too long as the package says, or decodes a picture and makes it the size the program takes. Errors on
-    /// a text over 1 MiB, on a prompt that the package does not have, on no tokens at all, on token lists that are too long or hold ids outside the vocabulary, on pictures
-    /// that cannot be read (see [`highroad_data::Image::decode`]), and on another kind of input than the package takes.
+    /// Encodes an input and cuts a text that is too long as the package says, or decodes a picture and makes it the size the program
+    /// takes. Errors on a text over 1 MiB, on a prompt that the package does not have, on a text that is too long where the package
+    /// refuses it, on no tokens at all, on token lists that are too long or hold ids outside the vocabulary, on pictures that cannot be read (see [`highroad_data::Image::decode`]), and on another kind of input than the package takes.
     pub fn prepare(&self, input: &Input) -> Result<Prepared, TaskError> {
         self.prepare_cut(input, self.cut(Truncate::default()))
     }

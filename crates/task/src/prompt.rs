@@ -73,7 +73,10 @@ pub(crate) fn chosen<'t>(task: &'t Task, asked: Option<&Prompt>) -> Result<Optio
 const MAX_TOLD_CHARS: usize = 128;
 
 fn purposed(task: &Task, purpose: Purpose) -> Option<(&str, &str)> {
-    let named = |wanted: &&str| task.prompts.iter().find(|(name, _)| name.eq_ignore_ascii_case(wanted));
+    let named = |wanted: &&str| {
+        let exactly = task.prompts.get_key_value(*wanted);
+        exactly.or_else(|| task.prompts.iter().find(|(name, _)| name.eq_ignore_ascii_case(wanted)))
+    };
     purpose.names().iter().find_map(named).map(|(name, text)| (name.as_str(), text.as_str()))
 }
 
@@ -106,6 +109,9 @@ mod tests {
         assert_eq!(name(&e5, Some(&Prompt::For(Purpose::Query))).as_deref(), Some("query"));
         assert_eq!(name(&e5, Some(&Prompt::For(Purpose::Document))).as_deref(), Some("passage"));
         assert_eq!(name(&e5, Some(&Prompt::For(Purpose::Clustering))), None);
+        // One that is there counts, also where it is empty.
+        let bare = task(&[("document", ""), ("q", "ask: ")], Some("q"));
+        assert_eq!(name(&bare, Some(&Prompt::For(Purpose::Document))).as_deref(), Some("document"));
         let nomic = task(&[("search_query", "search_query: "), ("Clustering", "clustering: ")], Some("search_query"));
         assert_eq!(name(&nomic, None).as_deref(), Some("search_query"));
         assert_eq!(name(&nomic, Some(&Prompt::For(Purpose::Document))).as_deref(), Some("search_query"));

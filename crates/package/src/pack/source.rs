@@ -157,7 +157,8 @@ max_tokens = 256
         let message = error(&format!("{CLASSIFY}dimensions = 3\n"));
         assert_eq!(
             message,
-            "`package.toml`: unknown key `task.dimensions`; known are task, max_tokens, labels, flagged, pairs, image"
+            "`package.toml`: unknown key `task.dimensions`; known are task, max_tokens, truncation, pair_truncation, labels, \
+             flagged, pairs, image"
         );
     }
 

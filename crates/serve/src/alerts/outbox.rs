@@ -57,7 +57,6 @@ impl Outbox {
     /// in its new way.
     pub(super) fn take_up(&self, webhooks: &BTreeMap<String, WebhookConfig>) {
         tell_outcomes(webhooks.keys().filter(|name| !self.webhooks.borrow().contains_key(*name)));
-        lock(&self.waiting).retain(|delivery| webhooks.contains_key(&delivery.webhook));
         self.webhooks.send_if_modified(|now| {
             let is_other = now != webhooks;
             if is_other {
@@ -65,6 +64,8 @@ impl Outbox {
             }
             is_other
         });
+        // From here on nothing is put for one that is gone.
+        lock(&self.waiting).retain(|delivery| webhooks.contains_key(&delivery.webhook));
     }
 
     /// What an earlier process did not get rid of, found after this one began.

@@ -41,6 +41,14 @@ pub struct MemberLimits {
     pub documents: Option<usize>,
 }
 
+impl RequestLimits {
+    /// Errors as [`MemberLimits::check`].
+    pub(super) fn check(&self) -> Result<(), String> {
+        let documents = Some(self.documents);
+        MemberLimits { documents, ..MemberLimits::default() }.check().map(drop)
+    }
+}
+
 impl MemberLimits {
     /// The limits of all members with its own in their place.
     pub fn over(&self, of_all: &RequestLimits) -> RequestLimits {
@@ -53,7 +61,7 @@ impl MemberLimits {
         }
     }
 
-    /// Errors on a limit that lets nothing through.
+    /// Errors on a limit that lets nothing through, or more documents than are ever taken.
     pub(super) fn check(self) -> Result<Self, String> {
         let said = [
             ("inputs", self.inputs),
@@ -61,9 +69,33 @@ impl MemberLimits {
             ("tokens", self.tokens),
             ("documents", self.documents),
         ];
+        if let Some(n) = self.documents.filter(|n| *n > MAX_DOCUMENTS) {
+            return Err(format!("limits: `documents` is {n}, and a reranking has at most {MAX_DOCUMENTS}"));
+        }
         match said.into_iter().find(|(_, limit)| *limit == Some(0)) {
             Some((key, _)) => Err(format!("limits: `{key}` is 0, which lets nothing through")),
             None => Ok(self),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_member_has_its_own_limits_in_the_place_of_all_members() {
+        let own = MemberLimits { inputs: Some(4), documents: Some(9), ..MemberLimits::default() };
+        let of_all = RequestLimits { body_bytes: 10, inputs: 2, input_bytes: 3, tokens: 5, documents: 7 };
+        assert_eq!(own.check(), Ok(own));
+        assert_eq!(own.over(&of_all), RequestLimits { inputs: 4, documents: 9, ..of_all });
+        for refused in [
+            MemberLimits { tokens: Some(0), ..own },
+            MemberLimits { documents: Some(0), ..own },
+            MemberLimits { documents: Some(MAX_DOCUMENTS + 1), ..own },
+        ] {
+            assert!(refused.check().is_err(), "{refused:?}");
+        }
+        assert!(RequestLimits { documents: 0, ..of_all }.check().is_err());
     }
 }

@@ -102,6 +102,9 @@ pub struct StepReport {
     /// Why the step was skipped.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub skipped: Option<String>,
+    /// Inputs that were longer than the member takes and were cut.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub n_truncated: usize,
     /// From the last value it waited for to its own, in milliseconds.
     pub duration_ms: f64,
     /// What it gave.
@@ -293,6 +296,7 @@ impl Run<'_> {
             index: outcome.index,
             fell_back: outcome.fell_back,
             skipped: outcome.skipped,
+            n_truncated: outcome.by.as_ref().map_or(0, |asked| asked.asked.n_truncated),
             duration_ms: (begun.elapsed().as_secs_f64() * 1e6).round() / 1e3,
             asked: outcome.by,
             value: outcome.value.clone(),
@@ -437,6 +441,11 @@ impl Run<'_> {
     fn text(&self, template: &Template) -> String {
         template.text(self.request.input, |step| Some(self.value(step))).expect("a step waits for what it reads")
     }
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(n: &usize) -> bool {
+    *n == 0
 }
 
 struct StepAnswer {

@@ -166,7 +166,7 @@ async fn oip_takes_texts_and_program_tensors() {
         .as_array()
         .unwrap()
         .iter()
-        .filter(|input| input["name"] != "text")
+        .filter(|input| input["datatype"] != "BYTES")
         .map(|input| {
             let is_ids = input["name"].as_str().unwrap().contains("ids");
             let data: Vec<u32> = if is_ids { ids.clone() } else { vec![1; ids.len()] };
