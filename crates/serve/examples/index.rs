@@ -20,7 +20,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         recall => Some(Wanted { recall: recall.parse()?, n_threads }),
     };
     let built = folder.join(format!("index-{recall}"));
-    let embedder = Embedder { package: Digest::of(b"bench"), name: "bench".to_owned(), numerics_id: String::new() };
+    let embedder =
+        Embedder { package: Digest::of(b"bench"), name: "bench".to_owned(), numerics_id: String::new(), prompt: None };
     let begun = Instant::now();
     let mut builder = Builder::new(&built, embedder, dimensions)?.approximate(wanted);
     for (idx, vector) in read(&folder.join("vectors.f32"), dimensions)?.iter().enumerate() {

@@ -11,7 +11,7 @@ use highroad_serve::config::is_member_name;
 use highroad_serve::index::{
     Approximate, Builder, DESCRIPTION, Document, Embedder, Index, MAX_DOCUMENT_BYTES, Wanted, build_by,
 };
-use highroad_task::{Answer, Input, Predictor, PredictorOptions};
+use highroad_task::{Answer, Input, Predictor, PredictorOptions, Prompt, Purpose, document_prompt};
 use serde_json::json;
 
 use super::gate::REQUIRED;
@@ -131,6 +131,7 @@ impl Args {
             package: predictor.digest(),
             name: predictor.manifest().name.clone(),
             numerics_id: predictor.numerics_id(),
+            prompt: document_prompt(&predictor.manifest().task).map(str::to_owned),
         };
         let there = if declaration.is_some() { self.build_there(&predictor.digest())? } else { None };
         let (folder, n_truncated) = match there {
@@ -290,7 +291,8 @@ fn embed(path: &Path, predictor: &Predictor, builder: &mut Builder) -> anyhow::R
 }
 
 fn add(predictor: &Predictor, builder: &mut Builder, documents: &[Document]) -> anyhow::Result<usize> {
-    let prepare = |document: &Document| predictor.prepare(&Input::Text(document.text.clone()));
+    let input = |text: &String| Input::Prompted { text: text.clone(), prompt: Prompt::For(Purpose::Document) };
+    let prepare = |document: &Document| predictor.prepare(&input(&document.text));
     let prepared = documents.iter().map(prepare).collect::<Result<Vec<_>, _>>()?;
     let n_truncated = prepared.iter().filter(|prepared| prepared.truncated()).count();
     for (document, answer) in documents.iter().zip(predictor.predict_prepared(&prepared)?) {
