@@ -1,6 +1,8 @@
 use std::num::NonZeroUsize;
 use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::available_parallelism;
+use std::time::Instant;
 
 use highroad_data::{Budget, Encoder, Tokenizer, batches, in_order};
 use highroad_package::{Digest, Manifest, PROGRAM, TOKENIZER, TaskKind, VerifiedPackage};
@@ -11,7 +13,7 @@ use crate::answer::{Ranked, decide, hold, ranked};
 use crate::image::Pictures;
 use crate::parity::first_inputs;
 use crate::signature::{Sharing, Signature, mismatch};
-use crate::{Answer, Cut, Input, Piece, Prepared, Special, TaskError};
+use crate::{Answer, Cut, Input, Piece, Prepared, RunCost, Special, TaskError};
 
 /// How a predictor uses the machine; none of it changes an answer.
 #[derive(Clone, Copy, Debug)]
@@ -45,6 +47,8 @@ pub struct Predictor {
     signature: Signature,
     sharing: Sharing,
     options: PredictorOptions,
+    /// Of [`Predictor::predict`]'s runs.
+    cost: Mutex<RunCost>,
 }
 
 /// Makes rows of inputs.
@@ -128,7 +132,8 @@ impl Predictor {
         let program = Program::open(Path::new(&package.path(PROGRAM)?))?;
         let signature = Signature::of(program.inputs(), program.outputs(), &package.manifest().task)?;
         let sharing = signature.sharing(program.row_independence());
-        let mut predictor = Self { package: package.clone(), reader, program, signature, sharing, options: *options };
+        let (package, options, cost) = (package.clone(), *options, Mutex::default());
+        let mut predictor = Self { package, reader, program, signature, sharing, options, cost };
         predictor.probe()?;
         Ok(predictor)
     }
@@ -267,12 +272,16 @@ impl Predictor {
     /// [`Predictor::predict_prepared`] with the program run by `engine`.
     pub fn predict_prepared_on(&self, engine: &impl Engine, prepared: &[Prepared]) -> Result<Vec<Answer>, TaskError> {
         let lengths: Vec<usize> = prepared.iter().map(Prepared::n_tokens).collect();
-        let budget = Budget { max_tokens: self.options.max_batch_tokens, max_rows: self.options.max_batch_tokens };
+        let most = self.options.max_batch_tokens;
+        let budget = Budget { max_tokens: most, max_rows: most, max_padding: self.cost().run_tokens() };
         let groups = batches(&lengths, budget);
         let mut answers = Vec::with_capacity(prepared.len());
         for group in &groups {
             let batch: Vec<Prepared> = group.iter().map(|&i| prepared[i].clone()).collect();
+            let n_padded = batch.len() * batch.iter().map(Prepared::n_tokens).max().unwrap_or(0);
+            let begun = Instant::now();
             answers.extend(self.answer_on(engine, &batch)?);
+            self.cost().record(n_padded, begun.elapsed().as_secs_f64());
         }
         Ok(in_order(&groups.concat(), answers))
     }
@@ -322,6 +331,10 @@ impl Predictor {
         let inputs = ordered.collect::<Result<Vec<_>, _>>()?;
         let outputs = self.program.run(&inputs, &self.run_options())?;
         Ok(self.program.outputs().iter().map(|spec| spec.name.clone()).zip(outputs).collect())
+    }
+
+    fn cost(&self) -> MutexGuard<'_, RunCost> {
+        self.cost.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn run_options(&self) -> RunOptions {
