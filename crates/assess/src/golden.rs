@@ -146,7 +146,7 @@ impl GoldenKind {
     fn of(input: &GoldenInput, expected: &Expected) -> Self {
         match (input, expected) {
             (GoldenInput::One(_), Expected::Number(_)) => Self::Numbers,
-            (GoldenInput::One(_), Expected::References(_)) => Self::LabelSets,
+            (GoldenInput::One(_), Expected::Labels(_)) => Self::LabelSets,
             (GoldenInput::One(_), _) => Self::Labels,
             (GoldenInput::Pair(_), _) => Self::Similarities,
             (GoldenInput::Triplet(_), _) => Self::Triplets,
@@ -407,7 +407,8 @@ impl Reader {
             // Whether it is answered rightly is for a program or a judge to say.
             (GoldenInput::Prompt(_), Expected::Implied) => Expected::References(Vec::new()),
             // An empty list reads as one of numbers; here it is that no label holds.
-            (GoldenInput::One(_), Expected::Relevances(none)) if none.is_empty() => Expected::References(Vec::new()),
+            (GoldenInput::One(_), Expected::Relevances(none)) if none.is_empty() => Expected::Labels(Vec::new()),
+            (GoldenInput::One(_), Expected::References(labels)) => Expected::Labels(labels),
             (_, expected) => expected,
         };
         check_expected(&input, &expected, must_pass)?;
@@ -514,7 +515,7 @@ fn check_expected(input: &GoldenInput, expected: &Expected, must_pass: bool) -> 
             Err("`must_pass` needs a case that can be right: a number never just is".to_owned())
         }
         (GoldenInput::One(_), Expected::Label(_) | Expected::Number(_)) => Ok(()),
-        (GoldenInput::One(_), Expected::References(labels)) => check_labels(labels),
+        (GoldenInput::One(_), Expected::Labels(labels)) => check_labels(labels),
         (GoldenInput::One(_), _) => Err("a text or an image expects a label, a list of labels or a number".to_owned()),
         (GoldenInput::Triplet(_), Expected::Implied) => Ok(()),
         (GoldenInput::Triplet(_), _) => {

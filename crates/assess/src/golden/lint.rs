@@ -317,6 +317,8 @@ pub fn in_words(expected: &Expected) -> String {
             [one] => format!("\"{one}\""),
             several => format!("{} references", several.len()),
         },
+        Expected::Labels(labels) if labels.is_empty() => "no label".to_owned(),
+        Expected::Labels(labels) => labels.join(", "),
         Expected::Implied => "the positive text".to_owned(),
         Expected::Relevances(relevances) => {
             let relevant = relevances.iter().filter(|&&relevance| relevance > 0).count();

@@ -36,11 +36,11 @@ impl Args {
         serving::start_telemetry()?;
         let follows_registry = config.members.values().any(|member| matches!(member.source, ModelSource::Registry(_)));
         // What is shared has somebody who keeps the whole of it.
-        if !follows_registry && config.budgets.shared.is_none() {
-            return tokio::runtime::Runtime::new()?.block_on(self.serve(config, asked, None));
-        }
-        let tracking = tracking::client(&self.tracking)?;
-        tracking.block_on(self.serve(config, asked, Some(tracking.client().clone())))
+        let needs_registry = follows_registry || config.budgets.shared.is_some();
+        let tracking = needs_registry.then(|| tracking::client(&self.tracking)).transpose()?;
+        let client = tracking.as_ref().map(|tracking| tracking.client().clone());
+        // Not on the client's runtime, which has two threads, as commands need.
+        serving::runtime()?.block_on(self.serve(config, asked, client))
     }
 
     async fn serve(
