@@ -138,7 +138,12 @@ mod tests {
         let items = TaskKind::Recommend { items: vec!["a".to_owned(), "b".to_owned()] };
         let recommend = Task { truncation: Truncation::Left, ..Task::new(items, 8) };
         assert!(refusal(&recommend).contains("of a history"));
-        let labels = TaskKind::Classify { labels: vec!["a".to_owned(), "b".to_owned()], flagged: None, pairs: false };
+        let labels = TaskKind::Classify {
+            labels: vec!["a".to_owned(), "b".to_owned()],
+            flagged: None,
+            pairs: false,
+            thresholds: Vec::new(),
+        };
         let prompted = Task { kind: labels, ..embed(&[("query", "x")], None) };
         assert!(refusal(&prompted).ends_with("`prompts` are for the tasks `embed` and `rerank`"));
         let single = Task { pair_truncation: PairTruncation::OnlySecond, ..embed(&[], None) };

@@ -62,9 +62,17 @@ fn check_keys(table: &toml::Table) -> Result<(), PackageError> {
     refuse_unknown("", table, &["name", "licence", "owner", "task", "parity", "provenance"])?;
     let task = table.get("task").and_then(|task| task.get("task")).and_then(toml::Value::as_str);
     let task_keys: &[&str] = match task {
-        Some("classify") => {
-            &["task", "max_tokens", "truncation", "pair_truncation", "labels", "flagged", "pairs", "thresholds", "image"]
-        }
+        Some("classify") => &[
+            "task",
+            "max_tokens",
+            "truncation",
+            "pair_truncation",
+            "labels",
+            "flagged",
+            "pairs",
+            "thresholds",
+            "image",
+        ],
         Some("embed") => &EMBED_KEYS,
         Some("rerank") => &["task", "max_tokens", "truncation", "pair_truncation", "prompts"],
         Some("recommend") => &["task", "max_tokens", "truncation", "items"],
