@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwapOption;
 use highroad_eval::{Plan, Verdict};
 use highroad_package::{Baselines, Digest, Package, Store, Verdicts};
-use highroad_torch::Crew;
+use highroad_worker::Crew;
 use jiff::{SignedDuration, Timestamp};
 use metrics::{counter, gauge, histogram};
 use serde::Serialize;
@@ -747,10 +747,10 @@ pub(crate) async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work).await.unwrap_or(Err(DeployError::Panicked))
 }
 
-/// What is told of a member whose PyTorch processes do not all run.
+/// What is told of a member whose processes do not all run.
 fn short_of_workers(crew: Crew, serving: Option<&Facts>) -> Option<Failure> {
-    let Crew { n_live, n_wanted, reason } = crew;
-    let reason = format!("{n_live} of {n_wanted} PyTorch processes run: {}", reason?);
+    let Crew { what, n_live, n_wanted, reason } = crew;
+    let reason = format!("{n_live} of {n_wanted} {what} processes run: {}", reason?);
     let (version, package) = (serving.map(|facts| facts.version.clone()), serving.map(|facts| facts.package));
     Some(Failure { version, package, reason, attempts: 1, since: now() })
 }

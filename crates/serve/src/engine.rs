@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use highroad_package::{PROGRAM, VerifiedPackage};
 use highroad_task::{TaskError, check_parity_on};
-use highroad_torch::{Event, Ready, Tell, TorchError, TorchOptions, TorchProcess, Workers, find_python};
+use highroad_torch::{Ready, TorchOptions, TorchProcess, Workers};
+use highroad_worker::{Event, Tell, find_python};
 use metrics::{counter, gauge};
 
 use crate::config::MemberConfig;
@@ -61,7 +62,7 @@ fn tell(member: &str) -> Tell {
     Arc::new(move |event| match event {
         Event::Line(line) => tracing::info!(member.name = %member, "PyTorch of `{member}`: {line}"),
         Event::Ended { error, pause } => {
-            counter!(TORCH_ENDS, "member" => member.clone(), "reason" => reason(error)).increment(1);
+            counter!(TORCH_ENDS, "member" => member.clone(), "reason" => error.reason()).increment(1);
             tracing::error!(member.name = %member, "A PyTorch process of `{member}` is started again in {pause:?}: {error}");
         }
         Event::Started => tracing::info!(member.name = %member, "A PyTorch process of `{member}` is ready again"),
@@ -74,12 +75,4 @@ fn tell(member: &str) -> Tell {
         }
         Event::Live(n_live) => gauge!(TORCH_WORKERS, "member" => member.clone()).set(n_live as f64),
     })
-}
-
-fn reason(error: &TorchError) -> &'static str {
-    match error {
-        TorchError::TimedOut { .. } => "hung",
-        TorchError::Memory { .. } => "memory",
-        _ => "ended",
-    }
 }

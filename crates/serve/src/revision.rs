@@ -11,7 +11,7 @@ use highroad_package::{Digest, Manifest, VerifiedPackage};
 use highroad_service::access::Priority;
 use highroad_task::raw::{Program, Tensor};
 use highroad_task::{Answer, Cut, Input, Piece, Predictor, PredictorOptions, Prepared, Special, TaskError, ranked};
-use highroad_torch::Crew;
+use highroad_worker::Crew;
 use serde::{Deserialize, Serialize};
 
 use crate::attestation;
