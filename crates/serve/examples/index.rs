@@ -32,9 +32,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let (mut found, mut ms) = (Vec::new(), Vec::new());
     for query in read(&folder.join("queries.f32"), dimensions)? {
         let begun = Instant::now();
-        let hits = index.search(&query, top).ok_or("a query without a direction")?;
+        let nearest = index.find(&query, top)?;
         ms.push(begun.elapsed().as_secs_f64() * 1e3);
-        found.push(hits.iter().map(|hit| hit.document_idx).collect::<Vec<_>>());
+        // Documents are called after their lines.
+        let lines = nearest.iter().map(|nearest| nearest.document.id.parse::<usize>());
+        found.push(lines.map(|line| Ok(line? - 1)).collect::<Result<Vec<_>, std::num::ParseIntError>>()?);
     }
     let told = serde_json::json!({
         "found": found, "ms": ms, "build_s": build_s, "peak_rss_bytes": peak_rss_bytes()?,

@@ -334,15 +334,18 @@ impl Deployment {
     pub fn status(&self) -> Status {
         let memory = self.memory();
         let current = self.current.load();
-        let crew = current.as_ref().and_then(|revision| revision.crew());
-        // Where no PyTorch process lives it answers nothing, until one does again.
-        let is_down = crew.as_ref().is_some_and(|crew| crew.n_live == 0);
+        let crews = current.as_ref().map(|revision| revision.crews()).unwrap_or_default();
+        // Where no PyTorch process lives it answers nothing, until one does again; where none of an index does, nothing is found there.
+        let is_down = crews.iter().any(|crew| crew.n_live == 0);
         let serving = current.as_ref().map(|revision| revision.facts().clone());
         Status {
             member: self.name.clone(),
             source: self.config.source.to_string(),
             state: if is_down { State::Starting } else { memory.state },
-            failure: memory.failure.clone().or_else(|| short_of_workers(crew?, serving.as_ref())),
+            failure: memory
+                .failure
+                .clone()
+                .or_else(|| crews.into_iter().find_map(|crew| short_of_workers(crew, serving.as_ref()))),
             serving,
         }
     }

@@ -317,6 +317,12 @@ impl Revision {
         self.model().crew()
     }
 
+    /// The same, and of each index in LanceDB how many processes search it.
+    pub fn crews(&self) -> Vec<Crew> {
+        let of_indexes = self.indexes.values().filter_map(|index| index.crew());
+        self.crew().into_iter().chain(of_indexes).collect()
+    }
+
     /// Rows that wait for a worker.
     pub fn n_waiting(&self) -> usize {
         self.batcher.n_waiting()

@@ -32,6 +32,8 @@ pub(crate) const SWAPS: &str = "highroad_member_swaps_total";
 pub(crate) const LOAD_FAILURES: &str = "highroad_member_load_failures_total";
 pub(crate) const TORCH_WORKERS: &str = "highroad_torch_workers";
 pub(crate) const TORCH_ENDS: &str = "highroad_torch_worker_ends_total";
+pub(crate) const INDEX_WORKERS: &str = "highroad_index_workers";
+pub(crate) const INDEX_ENDS: &str = "highroad_index_worker_ends_total";
 pub(crate) const HOSTED_TRIES: &str = "highroad_hosted_tries_total";
 pub(crate) const HOSTED_FALLBACKS: &str = "highroad_hosted_fallbacks_total";
 pub(crate) const HOSTED_TOKENS: &str = "highroad_hosted_tokens_total";
@@ -134,6 +136,11 @@ pub fn describe() {
         "When the text of the portfolio's file that serves was taken up, in seconds since 1970."
     );
     describe_counter!(LOG_DROPPED, "Request records lost because the log's writer could not keep up.");
+    describe_gauge!(INDEX_WORKERS, "LanceDB processes of an index that run.");
+    describe_counter!(
+        INDEX_ENDS,
+        "LanceDB processes of an index that ended, hung, took too much memory or did not start, by `reason`."
+    );
     describe_gauge!(TORCH_WORKERS, "PyTorch processes of a member that run.");
     describe_counter!(
         TORCH_ENDS,
