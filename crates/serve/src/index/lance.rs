@@ -259,26 +259,15 @@ impl Lance {
 
 /// Documents in the order of their products with `query`, equally near ones by their position. Errors, in words, where one is there twice.
 fn nearest(query: &[f32], rows: Answered, top: usize) -> Result<Vec<Nearest>, String> {
-    let order = order(query, &rows);
-    if order.windows(2).any(|pair| pair[0].1 == pair[1].1) {
+    let vectors = rows.vectors.chunks_exact(query.len());
+    let scored = rows.positions.into_iter().zip(vectors).zip(rows.documents);
+    let mut found: Vec<_> =
+        scored.map(|((position, vector), document)| (dot(query, vector), position, document)).collect();
+    found.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+    if found.windows(2).any(|pair| pair[0].1 == pair[1].1) {
         return Err("a document came twice".to_owned());
     }
-    let found = order.into_iter().take(top);
-    Ok(found.map(|(score, _, row)| Nearest { score, document: Arc::clone(&rows.documents[row]) }).collect())
-}
-
-/// Positions in that order.
-fn nearest_positions(query: &[f32], rows: &Answered) -> Vec<i64> {
-    order(query, rows).into_iter().map(|(_, position, _)| position).collect()
-}
-
-/// Score, position and row of each.
-fn order(query: &[f32], rows: &Answered) -> Vec<(f32, i64, usize)> {
-    let vectors = rows.vectors.chunks_exact(query.len());
-    let scored = rows.positions.iter().zip(vectors).enumerate();
-    let mut order: Vec<_> = scored.map(|(row, (&position, vector))| (dot(query, vector), position, row)).collect();
-    order.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
-    order
+    Ok(found.into_iter().take(top).map(|(score, _, document)| Nearest { score, document }).collect())
 }
 
 /// Where the table of the index in `folder` is.

@@ -12,7 +12,7 @@ use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
 use super::process::{Answered, Ask, Batch, LanceProcess, Opened, There};
-use super::{Ann, AnnKind, LanceConfig, Surveyed, Table, nearest_positions, python, refused, uri_problem};
+use super::{Ann, AnnKind, LanceConfig, Surveyed, Table, python, refused, uri_problem};
 use crate::index::lists::{N_NEIGHBOURS, N_QUERIES, Recall, spread};
 use crate::index::{
     DESCRIPTION, Description, Document, Embedder, FORMAT_LANCE, IndexError, dot, io, line_of, place, unit,
@@ -21,8 +21,14 @@ use crate::index::{
 /// Rows that go into the table at one time. Each time makes a file of it, and of few large files more are read at once.
 const APPEND_ROWS: usize = 1 << 16;
 const APPEND_BYTES: usize = 32 << 20;
-/// Rows that are read back at one time.
+/// About what a process takes by itself, and how many times the rows of an append while it writes them: within a limit of memory fewer
+/// go at one time.
+const PROCESS_BYTES: u64 = 220 << 20;
+const COPIES: u64 = 8;
+/// Rows that are read back at one time, as many as have about these bytes, also where some are much longer than others.
 const READ_ROWS: usize = 1024;
+const READ_BYTES: usize = 1 << 20;
+const MAX_READ_BYTES: usize = 32 << 20;
 /// Longest time that one step of a build may take: an approximate index over very many rows.
 const STEP_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
 /// About how many documents a graph holds.
@@ -92,7 +98,11 @@ impl LanceBuilder {
         let (python, table) = (python(plan.config.python.as_deref())?, format!("highroad-{key}"));
         let opened = Opened { uri: uri.clone(), table: table.clone(), version: None };
         let begun = LanceProcess::build(&python, &opened, &plan.config, plan.dimensions);
-        let (process, There { n_rows, dimensions, .. }) = begun.map_err(|error| refused(&uri, &error))?;
+        let (process, There { n_rows, dimensions, .. }) = begun.map_err(|error| {
+            // Where nothing was begun there is nothing to go on with: a folder that holds something stays.
+            _ = std::fs::remove_dir(&staging);
+            refused(&uri, &error)
+        })?;
         let n_most = plan.surveyed.n_documents;
         if dimensions != plan.dimensions || n_rows > n_most {
             let reason =
@@ -116,7 +126,14 @@ impl LanceBuilder {
         }
         let unit = unit(vector).ok_or_else(|| error("its vector has no direction".to_owned()))?;
         self.batch.add(document, &unit);
-        if self.batch.n_rows() >= APPEND_ROWS || self.batch.n_bytes() >= APPEND_BYTES { self.append() } else { Ok(()) }
+        let is_full = self.batch.n_rows() >= APPEND_ROWS || self.batch.n_bytes() >= self.append_bytes();
+        if is_full { self.append() } else { Ok(()) }
+    }
+
+    fn append_bytes(&self) -> usize {
+        let Some(limit_mb) = self.plan.config.memory_mb else { return APPEND_BYTES };
+        let left = (limit_mb << 20).saturating_sub(PROCESS_BYTES) / COPIES;
+        usize::try_from(left).unwrap_or(APPEND_BYTES).clamp(1 << 20, APPEND_BYTES)
     }
 
     fn append(&mut self) -> Result<(), IndexError> {
@@ -203,10 +220,11 @@ impl LanceBuilder {
     ) -> Result<Read, IndexError> {
         let dimensions = self.plan.dimensions;
         let (mut vectors, mut documents, mut n_read) = (Sha256::new(), Sha256::new(), 0);
+        let n_rows = self.rows_at_once();
         let mut neighbours = vec![Vec::new(); queries.positions.len()];
         loop {
             tell(Phase::Reading, [n_read, self.n_rows]);
-            let rows = self.process.rows(&Ask::Next { n_rows: READ_ROWS }, dimensions, STEP_TIMEOUT);
+            let rows = self.process.rows(&Ask::Next { n_rows }, dimensions, STEP_TIMEOUT);
             let rows = rows.map_err(|error| refused(&self.uri, &error))?;
             if rows.positions.is_empty() {
                 break;
@@ -225,6 +243,13 @@ impl LanceBuilder {
         }
         let neighbours = neighbours.into_iter().map(|near| near.into_iter().map(|(_, id)| id).collect()).collect();
         Ok(Read { vectors, documents, neighbours })
+    }
+
+    fn rows_at_once(&self) -> usize {
+        let Surveyed { n_documents, n_bytes, n_bytes_longest, .. } = self.plan.surveyed;
+        let wide = 4 * self.plan.dimensions;
+        let usual = READ_BYTES / (n_bytes / n_documents.max(1) + wide);
+        usual.min(MAX_READ_BYTES / (n_bytes_longest + wide)).clamp(1, READ_ROWS)
     }
 
     /// Chooses the fewest partitions that reach the wanted recall, and as little refinement.
@@ -274,12 +299,10 @@ impl LanceBuilder {
     fn recall(&self, ann: Ann, queries: &Queries, neighbours: &[Vec<i64>]) -> Result<f64, IndexError> {
         let dimensions = self.plan.dimensions;
         let (mut n_found, mut n_all) = (0, 0);
-        for ((query, &own), near) in queries.vectors.chunks_exact(dimensions).zip(&queries.positions).zip(neighbours) {
-            let ask = Ask::Search { top: N_NEIGHBOURS + 1, ann: Some(ann), query };
-            let rows = self.process.rows(&ask, dimensions, STEP_TIMEOUT);
-            let rows = rows.map_err(|error| refused(&self.uri, &error))?;
-            let found = nearest_positions(query, &rows).into_iter().filter(|&position| position != own as i64);
-            let found: Vec<i64> = found.take(N_NEIGHBOURS).collect();
+        let found = self.process.positions(&queries.vectors, (N_NEIGHBOURS + 1, ann), dimensions, STEP_TIMEOUT);
+        let found = found.map_err(|error| refused(&self.uri, &error))?;
+        for ((found, &own), near) in found.into_iter().zip(&queries.positions).zip(neighbours) {
+            let found: Vec<i64> = found.into_iter().filter(|&one| one != own as i64).take(N_NEIGHBOURS).collect();
             n_found += near.iter().filter(|position| found.contains(position)).count();
             n_all += near.len();
         }

@@ -28,6 +28,9 @@ const SECRETS: &[&str] = &[
     "AZURE_STORAGE_TOKEN",
 ];
 
+/// What a scan may read before it is asked for: Lance's own limit is 2 GiB.
+const READ_AHEAD_BYTES: u64 = 64 << 20;
+
 /// The table that a process opens.
 #[derive(Clone, Debug)]
 pub(super) struct Opened {
@@ -48,6 +51,7 @@ pub(super) struct There {
 
 /// What is asked for rows.
 pub(super) enum Ask<'a> {
+    /// The nearest to `query`.
     Search { top: usize, ann: Option<Ann>, query: &'a [f32] },
     /// The next ones of all.
     Next { n_rows: usize },
@@ -105,7 +109,7 @@ impl LanceProcess {
         let launch = Launch {
             what: WHAT,
             python: python.to_owned(),
-            variables: Vec::new(),
+            variables: vec![("LANCE_DEFAULT_IO_BUFFER_SIZE".to_owned(), READ_AHEAD_BYTES.to_string().into())],
             secrets: if opened.uri.contains("://") { SECRETS } else { &[] },
             memory_bytes: config.memory_mb.map(|mb| mb << 20),
             start_timeout: config.start_timeout,
@@ -122,8 +126,7 @@ impl LanceProcess {
     pub(super) fn rows(&self, ask: &Ask<'_>, dimensions: usize, timeout: Duration) -> Result<Answered, WorkerError> {
         let (said, query, n_most) = match ask {
             Ask::Search { top, ann, query } => {
-                let ann = ann.map(|ann| json!({ "kind": ann.kind, "n_probes": ann.n_probes, "refine": ann.refine }));
-                (json!({ "op": "search", "top": top, "ann": ann }), Some(*query), *top)
+(json!({ "op": "search", "top": top, "ann": ann.map(searched) }), Some(*query), *top)
             }
             Ask::Next { n_rows } => (json!({ "op": "next", "rows": n_rows }), None, *n_rows),
         };
@@ -131,6 +134,28 @@ impl LanceProcess {
         let tensors = query.iter().map(|query| (Dtype::F32, vec![query.len() / 4], query.as_slice())).collect();
         let (frame, _) = self.ask(&said, tensors, timeout)?;
         rows(&frame, dimensions, n_most).map_err(|reason| self.0.garbage(reason))
+    }
+
+    /// Of each of `queries` (`[n, dimensions]`) the positions of the `top` that are found, in LanceDB's own order.
+    pub(super) fn positions(
+        &self,
+        queries: &[f32],
+        (top, ann): (usize, Ann),
+        dimensions: usize,
+        timeout: Duration,
+    ) -> Result<Vec<Vec<i64>>, WorkerError> {
+        let n_queries = queries.len() / dimensions;
+        let said = json!({ "op": "positions", "top": top, "ann": searched(ann) });
+        let (frame, _) = self.ask(&said, vec![(Dtype::F32, vec![n_queries, dimensions], &bytes(queries))], timeout)?;
+        let read = || {
+            let tensors = SafeTensors::deserialize(&frame).map_err(|error| error.to_string())?;
+            let all = i64s(&tensors, "0")?;
+            match all.len() == n_queries * top {
+                true => Ok(all.chunks_exact(top).map(<[i64]>::to_vec).collect()),
+                false => Err(format!("{} positions of {n_queries} queries", all.len())),
+            }
+        };
+        read().map_err(|reason: String| self.0.garbage(reason))
     }
 
     /// Adds rows, in order, and says how many there are now.
@@ -219,6 +244,10 @@ impl Batch {
     pub(super) fn n_bytes(&self) -> usize {
         self.lines.len() + 4 * self.vectors.len()
     }
+}
+
+fn searched(Ann { kind, n_partitions, n_probes, refine, .. }: Ann) -> Value {
+    json!({ "kind": kind, "n_partitions": n_partitions, "n_probes": n_probes, "refine": refine })
 }
 
 fn bytes(values: &[f32]) -> Vec<u8> {

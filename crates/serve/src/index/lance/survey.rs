@@ -21,6 +21,8 @@ pub struct Survey {
     folder: TempDir,
     sha256: Sha256,
     n_documents: usize,
+    n_bytes: usize,
+    n_bytes_longest: usize,
 }
 
 /// What a corpus is.
@@ -30,6 +32,10 @@ pub struct Surveyed {
     pub n_documents: usize,
     /// SHA-256 of all of them, a line of JSON each.
     pub documents: Digest,
+    /// Of all those lines.
+    pub n_bytes: usize,
+    /// Of the longest.
+    pub n_bytes_longest: usize,
 }
 
 impl Survey {
@@ -42,7 +48,7 @@ impl Survey {
             Ok(BufWriter::with_capacity(4096, File::create(&path).map_err(io(&path))?))
         };
         let files = (0..N_FILES).map(create).collect::<Result<_, IndexError>>()?;
-        Ok(Self { files, folder, sha256: Sha256::new(), n_documents: 0 })
+        Ok(Self { files, folder, sha256: Sha256::new(), n_documents: 0, n_bytes: 0, n_bytes_longest: 0 })
     }
 
     /// Counts a document.
@@ -52,7 +58,10 @@ impl Survey {
             return Err(IndexError::Document { line: self.n_documents + 1, reason });
         }
         self.n_documents += 1;
-        self.sha256.update(line_of(document));
+        let line = line_of(document);
+        self.sha256.update(&line);
+        self.n_bytes += line.len();
+        self.n_bytes_longest = self.n_bytes_longest.max(line.len());
         let hash = Sha256::digest(document.id.as_bytes());
         let file = &mut self.files[usize::from(hash[0])];
         file.write_all(&hash[..HASH_BYTES]).map_err(io(self.folder.path()))
@@ -64,8 +73,8 @@ impl Survey {
     }
 
     /// What they are. Errors if two have one name.
-    pub fn finish(self) -> Result<Surveyed, IndexError> {
-        for (idx, file) in self.files.into_iter().enumerate() {
+    pub fn finish(mut self) -> Result<Surveyed, IndexError> {
+        for (idx, file) in std::mem::take(&mut self.files).into_iter().enumerate() {
             let path = self.folder.path().join(idx.to_string());
             file.into_inner().map_err(|error| io(&path)(error.into_error()))?;
             let mut bytes = Vec::new();
@@ -77,7 +86,8 @@ impl Survey {
                 return Err(IndexError::Twice { hash: twice[0].to_vec() });
             }
         }
-        Ok(Surveyed { n_documents: self.n_documents, documents: Digest::finish(self.sha256) })
+        let Self { n_documents, n_bytes, n_bytes_longest, .. } = self;
+        Ok(Surveyed { n_documents, documents: Digest::finish(self.sha256), n_bytes, n_bytes_longest })
     }
 }
 

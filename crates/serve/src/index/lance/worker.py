@@ -5,6 +5,7 @@
 # f32 `[n, dimensions]`, and lines of JSON, `[id, text, more]` each, where `more` is JSON in a text, or null: nothing here reads it.
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 
 def storage_options(uri):
@@ -102,20 +103,38 @@ class Store:
         return {}, self.rows(batch)
 
     def op_search(self, ask, query):
-        vector = list(memoryview(bytes(query[2])).cast("f"))
-        search = self.table.search(vector, vector_column_name="vector").distance_type("l2").limit(ask["top"])
-        search = search.select(["position", "id", "text", "more", "vector", "_distance"])
-        ann = ask.get("ann")
+        return {}, self.rows(self.found(memoryview(bytes(query[2])).cast("f"), ask, ["position", "id", "text", "more", "vector"]))
+
+    def op_positions(self, ask, queries):
+        """Of each of many queries the positions that are found, -1 where there are fewer. Several at a time: a bucket is far away."""
+        n, top = queries[1][0], ask["top"]
+        flat = memoryview(bytes(queries[2])).cast("f")
+        each = [flat[row * self.dimensions : (row + 1) * self.dimensions] for row in range(n)]
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(lambda query: self.found(query, ask, ["position"])["position"].to_pylist(), each))
+        padded = [(positions + [-1] * top)[:top] for positions in found]
+        return {}, [("I64", [n * top], struct.pack(f"<{n * top}q", *(position for row in padded for position in row)))]
+
+    def found(self, query, ask, columns):
+        vector, top, ann = list(query), ask["top"], ask.get("ann")
+        found = self.search(vector, top, ann, columns, ann and ann["n_probes"])
+        if ann and len(found) < top and ann["n_probes"] < ann["n_partitions"]:
+            # Those lists hold too few documents, so further ones are read. Never of Lance's own accord: without a limit it reads as many
+            # as it thinks good, and what was measured would not be what is searched.
+            found = self.search(vector, top, ann, columns, ann["n_partitions"])
+        return found
+
+    def search(self, vector, top, ann, columns, n_probes):
+        search = self.table.search(vector, vector_column_name="vector").distance_type("l2").limit(top)
+        search = search.select([*columns, "_distance"])
         if ann is None:
-            search = search.bypass_vector_index()
-        else:
-            # Where those lists hold too few documents, further ones are read.
-            search = search.minimum_nprobes(ann["n_probes"]).maximum_nprobes(0)
-            if ann["refine"] > 1:
-                search = search.refine_factor(ann["refine"])
-            if ann["kind"] == "ivf-hnsw-sq":
-                search = search.ef(max(2 * ask["top"] * ann["refine"], 64))
-        return {}, self.rows(search.to_arrow().combine_chunks())
+            return search.bypass_vector_index().to_arrow().combine_chunks()
+        search = search.minimum_nprobes(n_probes).maximum_nprobes(n_probes)
+        if ann["refine"] > 1:
+            search = search.refine_factor(ann["refine"])
+        if ann["kind"] == "ivf-hnsw-sq":
+            search = search.ef(max(2 * top * ann["refine"], 64))
+        return search.to_arrow().combine_chunks()
 
     def rows(self, batch):
         text = lines(batch)
