@@ -11,7 +11,7 @@ use metrics::{counter, gauge};
 
 use crate::config::MemberConfig;
 use crate::error::DeployError;
-use crate::telemetry::{TORCH_ENDS, TORCH_WORKERS};
+use crate::telemetry::{TORCH_ENDS, TORCH_WORKERS, live};
 
 mod config;
 
@@ -55,7 +55,7 @@ pub(crate) fn start(
 /// What happens to the processes goes to the log and the metrics. What they write holds no inputs: they never write any.
 fn tell(member: &str) -> Tell {
     let member = member.to_owned();
-    gauge!(TORCH_WORKERS, "member" => member.clone()).set(0.0);
+    let live = live(gauge!(TORCH_WORKERS, "member" => member.clone()));
     for reason in ["ended", "hung", "memory", "start"] {
         counter!(TORCH_ENDS, "member" => member.clone(), "reason" => reason).increment(0);
     }
@@ -73,6 +73,6 @@ fn tell(member: &str) -> Tell {
                 "A PyTorch process of `{member}` did not start and is tried again in {pause:?}: {error}"
             );
         }
-        Event::Live(n_live) => gauge!(TORCH_WORKERS, "member" => member.clone()).set(n_live as f64),
+        Event::Live(n_live) => live(n_live),
     })
 }

@@ -3,6 +3,7 @@
 //! Base units, `_total` for counters, labels bounded by the portfolio: member, route, status, and the versions promoted
 //! while the process lives.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use metrics::{Counter, Gauge, Histogram, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge};
@@ -80,6 +81,13 @@ pub(crate) const SHADOW_QUEUE: &str = "highroad_shadow_queue_requests";
 pub(crate) const SHADOW_DROPPED: &str = "highroad_shadow_dropped_total";
 pub(crate) const SHADOW_SECONDS: &str = "highroad_shadow_cpu_seconds";
 pub(crate) const SHADOW_TOKENS: &str = "highroad_shadow_tokens_total";
+
+/// Keeps in `gauge` how many processes of a pool live, beside those of another pool: while an edit is taken up there are two.
+pub(crate) fn live(gauge: Gauge) -> impl Fn(usize) + Send + Sync {
+    let before = AtomicUsize::new(0);
+    gauge.increment(0.0);
+    move |n_live: usize| gauge.increment(n_live as f64 - before.swap(n_live, Ordering::Relaxed) as f64)
+}
 
 /// Gives every metric its help text; call once the recorder is installed.
 pub fn describe() {

@@ -36,7 +36,8 @@ impl Args {
         serving::start_telemetry()?;
         let follows_registry = config.members.values().any(|member| matches!(member.source, ModelSource::Registry(_)));
         // What is shared has somebody who keeps the whole of it.
-        if !follows_registry && config.budgets.shared.is_none() {
+        let rates = self.guard.rates_pool()?;
+        if !follows_registry && config.budgets.shared.is_none() && rates.is_none() {
             return tokio::runtime::Runtime::new()?.block_on(self.serve(config, asked, None));
         }
         let tracking = tracking::client(&self.tracking)?;
@@ -51,10 +52,15 @@ impl Args {
     ) -> anyhow::Result<ExitCode> {
         asked.listen();
         let home = Home::find();
-        serving::check_keeper(&config, client.as_ref()).await?;
+        let rates = self.guard.rates_pool()?;
+        let pools = [("[budgets]", config.budgets.shared.as_deref()), ("[rates]", rates.as_deref())];
+        serving::check_keeper(pools, client.as_ref()).await?;
         let bound = Bound::bind(&self.listen).await?;
         let url = bound.url(self.guard.scheme());
         let shell = self.guard.shell(None)?;
+        if let Some((access, client)) = shell.access.as_ref().zip(client.as_ref()) {
+            access.share_with(Arc::new(client.clone()));
+        }
         let registry = client.as_ref().map(|client| serving::registry(client, &home)).transpose()?;
         let (portfolio, log) = serving::open(&home, config, self.members.unverified(), registry, client.as_ref())?;
         let errors = portfolio.load().await;

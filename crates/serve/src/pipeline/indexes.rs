@@ -12,7 +12,7 @@ use metrics::{counter, gauge};
 use super::IndexConfig;
 use crate::definitions::Definitions;
 use crate::error::DeployError;
-use crate::telemetry::{INDEX_ENDS, INDEX_WORKERS};
+use crate::telemetry::{INDEX_ENDS, INDEX_WORKERS, live};
 use crate::index::lance::LanceConfig;
 use crate::index::{Index, IndexError, build_by, describe, first_embedder};
 
@@ -111,7 +111,7 @@ fn open(name: &str, build: &Path, lance: Option<&LanceConfig>) -> Result<Index, 
 /// document, and what they were given to open a bucket is not in it.
 fn tell(index: &str) -> Tell {
     let index = index.to_owned();
-    gauge!(INDEX_WORKERS, "index" => index.clone()).set(0.0);
+    let live = live(gauge!(INDEX_WORKERS, "index" => index.clone()));
     for reason in ["ended", "hung", "memory", "start"] {
         counter!(INDEX_ENDS, "index" => index.clone(), "reason" => reason).increment(0);
     }
@@ -128,7 +128,7 @@ fn tell(index: &str) -> Tell {
                 index.name = %index, "A LanceDB process of `{index}` did not start and is tried again in {pause:?}: {error}"
             );
         }
-        Event::Live(n_live) => gauge!(INDEX_WORKERS, "index" => index.clone()).set(n_live as f64),
+        Event::Live(n_live) => live(n_live),
     })
 }
 

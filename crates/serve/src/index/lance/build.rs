@@ -239,7 +239,7 @@ impl LanceBuilder {
         }
         let (vectors, documents) = (Digest::finish(vectors), Digest::finish(documents));
         if n_read != self.n_rows || documents != self.plan.surveyed.documents {
-            return Err(self.other("what was read back is not what the corpus says: has it changed meanwhile?".to_owned()));
+            return Err(self.other("what was read back is not what the corpus says: delete it, and build anew".to_owned()));
         }
         let neighbours = neighbours.into_iter().map(|near| near.into_iter().map(|(_, id)| id).collect()).collect();
         Ok(Read { vectors, documents, neighbours })
