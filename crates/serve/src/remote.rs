@@ -129,7 +129,17 @@ impl Leases for RegistryClient {
     }
 }
 
-impl RateKeeper for RegistryClient {
+/// A tracking server that keeps the whole of shared rates.
+pub struct RemoteRates(RegistryClient);
+
+impl RemoteRates {
+    /// The server behind `client`.
+    pub fn new(client: RegistryClient) -> Self {
+        Self(client)
+    }
+}
+
+impl RateKeeper for RemoteRates {
     fn lease<'a>(&'a self, wanted: &'a WantedRate) -> BoxFuture<'a, Result<u64, String>> {
         let WantedRate { pool, replica, account, since, most, used, wants } = wanted;
         Box::pin(async move {
@@ -137,7 +147,7 @@ impl RateKeeper for RegistryClient {
                 "account": account, "meter": METER, "since": since, "most": most, "used": used, "wants": wants,
             });
             let asked = json!({ "pool": pool, "replica": replica, "leases": [lease] });
-            let granted = self.lease_budgets(&asked).await.map_err(|error| error.to_string())?;
+            let granted = self.0.lease_budgets(&asked).await.map_err(|error| error.to_string())?;
             granted[0]["granted"].as_u64().ok_or_else(|| "its lease cannot be read".to_owned())
         })
     }

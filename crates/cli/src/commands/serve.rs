@@ -4,7 +4,7 @@ use std::sync::Arc;
 use anyhow::bail;
 use highroad_package::registry::RegistryClient;
 use highroad_serve::config::{ModelSource, PortfolioConfig};
-use highroad_serve::{probes, router};
+use highroad_serve::{RemoteRates, probes, router};
 use highroad_service::{Bound, stop_signal};
 
 use crate::access::Guard;
@@ -59,7 +59,7 @@ impl Args {
         let url = bound.url(self.guard.scheme());
         let shell = self.guard.shell(None)?;
         if let Some((access, client)) = shell.access.as_ref().zip(client.as_ref()) {
-            access.share_with(Arc::new(client.clone()));
+            access.share_with(Arc::new(RemoteRates::new(client.clone())));
         }
         let registry = client.as_ref().map(|client| serving::registry(client, &home)).transpose()?;
         let (portfolio, log) = serving::open(&home, config, self.members.unverified(), registry, client.as_ref())?;

@@ -157,7 +157,7 @@ def main():
         import pyarrow as pa
         from lancedb.index import HnswSq, IvfFlat, IvfPq
     except ImportError as error:
-        message = f"{error}; `{sys.executable}` needs the package `lancedb`, 0.40 or newer: pip install 'highroad[lance]', or pip install lancedb"
+        message = f"{error}; `{sys.executable}` needs the package `lancedb`: pip install 'lancedb>=0.40' (the extra `lance` of highroad)"
         return write_frame(answers, {"error": message})
     try:
         store = Store(asked)
