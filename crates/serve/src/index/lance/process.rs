@@ -351,7 +351,7 @@ mod tests {
             (b"what".to_vec(), "header"),
         ] {
             let told = rows(&frame, 2, 1).unwrap_err();
-            assert!(told.to_lowercase().contains(reason) && !told.contains("a-secret"), "{told}");
+            assert!(told.to_lowercase().contains(&reason.to_lowercase()) && !told.contains("a-secret"), "{told}");
         }
     }
 }
