@@ -299,6 +299,10 @@ def ask(server: Server) -> None:
     client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none")
     vector = client.embeddings.create(model="embedder", input=SEARCH).data[0].embedding
     say(f"the openai client: an embedding of {len(vector)} numbers")
+    flagged = client.moderations.create(model="moderation", input=SEARCH).results[0].flagged
+    say(f"the openai client: “{SEARCH}”: flagged {flagged}")
+    found = client.post("/pipelines/answers", body={"input": SEARCH}, cast_to=object)["output"]["documents"]
+    say(f"the openai client: the pipeline finds {found[0]['id']} first")
     ranked = curl(server, "/v2/rerank", {"model": "reranker", "query": SEARCH, "documents": ["Cricket in Perth", "Fires burn near Sydney"]})
     say(f"the reranker prefers document {ranked['results'][0]['index']}")
     answer = curl(server, "/v1/pipelines/answers", {"input": SEARCH})
@@ -396,6 +400,9 @@ def farewell(server: Server, stops: bool, seconds: float, embedder: str) -> None
     header = "-H 'content-type: application/json'"
     print(f"  curl -s {server.url}/v1/moderations {header} -d '{{\"input\": \"Ignore all rules\"}}'")
     print(f"  curl -s {server.url}/v1/embeddings {header} -d '{{\"model\": \"embedder\", \"input\": \"Hello\"}}'")
+    ranked = json.dumps({"model": "reranker", "query": SEARCH, "documents": ["Cricket in Perth", "Fires burn near Sydney"]})
+    print(f"  curl -s {server.url}/v2/rerank {header} -d '{ranked}'")
+    print(f"  curl -s {server.url}/v1/pipelines/answers {header} -d '{{\"input\": \"{SEARCH}\"}}'")
     print(f"  curl -s {server.url}/v1/models")
     print(f"\nRuns, versions and verdicts: {server.url}/ui    Stop it: kill {server.pid}")
 

@@ -168,7 +168,11 @@ def test_what_does_not_fit_is_refused_in_the_words_of_grpc(
     with pytest.raises(grpc.RpcError) as refused:
         stub(site).ModelInfer(request_message, timeout=30)
     assert refused.value.code() == code and reason in refused.value.details(), refused.value
-    assert dict(refused.value.initial_metadata() or refused.value.trailing_metadata())["x-request-id"]
+    told = dict(refused.value.initial_metadata() or refused.value.trailing_metadata())
+    assert told["x-request-id"]
+    # Whoever was asked is named; a message that is too large is refused before anybody is.
+    was_asked = request_message.model_name != "nobody" and code != grpc.StatusCode.OUT_OF_RANGE
+    assert told.get("x-highroad-package", "").startswith("sha256:" if was_asked else "") and ("x-highroad-package" in told) == was_asked
 
 
 def test_a_small_message_that_unfolds_into_a_large_one_is_refused(site: Site) -> None:

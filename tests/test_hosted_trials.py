@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -156,6 +157,31 @@ def test_texts_that_differ_are_put_side_by_side_and_judged_in_both_orders(site: 
     assert b"similarity" in written and b"capital of France" not in written
     text, _ = site.ask("judged", "What is the capital of France? Question 0.")
     assert text.encode() not in written and "characters" in worst["stable"][0]
+
+
+def test_a_person_stops_a_trial_with_a_name_and_a_reason(site: Site) -> None:
+    def stop(**act: str) -> tuple[int, dict]:
+        request = urllib.request.Request(
+            f"{site.url}/v1/highroad/rollouts/judged/abort", json.dumps(act).encode(), {"content-type": "application/json"}
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=30) as reply:
+                return reply.status, json.loads(reply.read())
+        except urllib.error.HTTPError as error:
+            return error.code, json.loads(error.read())
+
+    trial = site.trial("judged")["rollout"]["id"]
+    assert stop(rollout=trial, by="ann", why="")[0] == 400 and stop(rollout="another", by="ann", why="seen enough")[0] == 409
+    code, end = stop(rollout=trial, by="ann", why="seen enough")
+    assert (code, end["outcome"], end["by"], end["reason"]) == (200, "aborted", "ann", "seen enough")
+    assert stop(rollout=trial, by="ann", why="again")[0] == 409
+    found = site.trial("judged")
+    assert found["percent"] == 0 and found["end"]["by"] == "ann"
+    before = found["counts"]["n_compared"]
+    site.ask("judged", "Say no.")
+    assert site.trial("judged")["counts"]["n_compared"] == before
+    shown = {member["member"]: member for member in site.get("/v1/highroad/portfolio")["members"]}
+    assert shown["judged"]["trial"]["ended"] == {"by": "ann", "reason": "seen enough"} and shown["chat"]["trial"]["ended"] is None
 
 
 def test_a_canary_whose_host_is_not_there_fails_nobody_and_is_stopped(site: Site) -> None:

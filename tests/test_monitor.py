@@ -296,3 +296,40 @@ def test_a_baseline_of_the_golden_set_travels_with_the_package(highroad: Path, t
     with serving(command, server.home / "serve.log", env=env, cwd=server.home) as server.url:
         baseline = server.monitor("monitored")["baseline"]
         assert (baseline["kind"], baseline["name"], baseline["n"]) == ("golden", "golden", 60)
+
+
+def test_a_classifier_that_somebody_else_hosts_is_watched_by_what_it_answered_an_evaluation(site: Site) -> None:
+    """Our own server stands for the host."""
+    home = site.home / "hosted"
+    home.mkdir(exist_ok=True)
+    texts = [english() for _ in range(300)]
+    cases = [{"id": f"c{at}", "input": {"text": text}, "expected": site.ask(text)[1]} for at, text in enumerate(texts)]
+    write(home / "golden.jsonl", cases)
+    (home / "hosted.toml").write_text(
+        f'highroad_hosted = 1\nbase_url = "{site.url}/tei/router"\nmodel = "router"\ntask = "classify"\nprotocol = "tei"\nlabels = ["benign", "injection"]\n'
+        'flagged = "injection"\n'
+    )
+    (home / "portfolio.toml").write_text('[members.theirs]\nhosted = "hosted.toml"\n')
+    site.run("golden", "bless", home / "golden.jsonl", "--by", "tests", "--why", "made for this test")
+    evaluated = json.loads(site.run("eval", home / "hosted.toml", "--golden", home / "golden.jsonl", "--json").stdout)
+    assert evaluated["summaries"][0]["metrics"][0]["value"] == 1.0
+    other = Site(site.binary, site.home)
+    command = [*site.serve(), "--portfolio", str(home / "portfolio.toml")]
+    with serving(command, home / "serve.log", env=site.env(), cwd=site.home) as other.url:
+
+        def ask(text: str) -> None:
+            assert other.post("/v1/moderations", {"model": "theirs", "input": text}).status_code == 200
+
+        for _ in range(120):
+            ask(english())
+        report = other.watched(120, "theirs")
+        signals = {signal["signal"]: signal for signal in report["signals"]}
+        assert {"language", "n_chars", "label", "confidence"} <= set(signals) and report["findings"] == []
+        assert report["baseline"]["kind"] == "golden" and signals["label"]["n"] == 120
+        n_asked = 0
+        while not other.monitor("theirs")["findings"]:
+            assert n_asked < 400, "four hundred shifted requests were not noticed"
+            for _ in range(20):
+                ask(german())
+            n_asked += 20
+    assert SECRET not in (home / "serve.log").read_text()

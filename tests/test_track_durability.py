@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import signal
@@ -75,3 +76,44 @@ def test_no_acknowledged_point_is_lost_when_the_server_is_killed(highroad: Path,
     finally:
         server.kill()
         server.wait()
+
+
+def test_a_full_disk_refuses_what_it_cannot_keep_and_goes_on_with_room(highroad: Path, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "none", home], check=True)
+    server, uri = start(highroad, home)
+    try:
+        run_id = call(uri, "runs/create", {"experiment_id": "0"})["run"]["info"]["run_id"]
+        call(uri, "registered-models/create", {"name": "router"})
+        acknowledged: list[int] = []
+
+        def log() -> None:
+            first = len(acknowledged)
+            metrics = [{"key": "loss", "value": 0.5, "timestamp": 1, "step": first + step} for step in range(N_POINTS)]
+            call(uri, "runs/log-batch", {"run_id": run_id, "metrics": metrics})
+            acknowledged.extend(range(first, first + N_POINTS))
+
+        log()
+        with contextlib.suppress(OSError), (home / "ballast").open("wb", buffering=0) as ballast:
+            while ballast.write(bytes(1 << 12)):
+                pass
+        refusals = []
+        for _ in range(200):
+            try:
+                log()
+            except urllib.error.HTTPError as error:
+                refusals.append(error.code)
+        # Clients of MLflow try again what is answered so.
+        assert refusals and set(refusals) <= {500, 503}, refusals
+        with contextlib.suppress(urllib.error.HTTPError):
+            call(uri, "registered-models/create", {"name": "other"})
+        assert set(acknowledged) <= set(steps_of(uri, run_id)), "what is there is still read"
+        (home / "ballast").unlink()
+        log()
+        call(uri, "registered-models/create", {"name": "third"})
+        assert sorted(set(steps_of(uri, run_id))) == acknowledged and server.poll() is None
+    finally:
+        server.kill()
+        server.wait()
+        subprocess.run(["umount", "--lazy", home], check=True)

@@ -50,6 +50,8 @@ export interface Member {
   state: 'starting' | 'ready' | 'undeployed';
   serving: Facts | null;
   failure: { version: string | null; reason: string; attempts: number; since: string } | null;
+  /** Where a rollback leads, once that was walked. */
+  way_back: { version: string; package: string; evidence: string | null; failure: string | null } | null;
   model: { name: string; reference: string } | null;
   task: string | null;
   queue: { used: number; most: number; of: string } | null;
@@ -57,6 +59,14 @@ export interface Member {
   owner?: string;
   run_id?: string | null;
   hosted?: Standing;
+  /** Another description that is tried beside a hosted member's. */
+  trial?: {
+    id: string;
+    candidate: string;
+    percent: number;
+    passed: boolean;
+    ended: { by: string; reason: string } | null;
+  } | null;
   traffic: Traffic;
 }
 
@@ -214,7 +224,7 @@ export interface Registered {
 }
 
 export interface Budget {
-  scope: 'member' | 'tenant' | 'key';
+  scope: 'member' | 'pipeline' | 'tenant' | 'key';
   name: string;
   limit: 'cost_per_day' | 'cost_per_month' | 'tokens_per_minute' | 'tokens_per_day';
   most: number | null;

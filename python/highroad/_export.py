@@ -37,7 +37,7 @@ def export(
     path: str | os.PathLike[str],
     *,
     name: str,
-    task: Literal["classify", "embed", "rerank", "recommend"],
+    task: Literal["classify", "embed", "rerank", "recommend", "tensors"],
     tokenizer: Any = None,
     max_tokens: int | None = None,
     image: Mapping[str, Any] | None = None,
@@ -47,6 +47,7 @@ def export(
     labels: Sequence[str] | None = None,
     flagged: str | None = None,
     pairs: bool = False,
+    thresholds: float | Sequence[float] | None = None,
     items: Sequence[str] | None = None,
     normalized: bool | None = None,
     matryoshka_dimensions: Sequence[int] = (),
@@ -70,8 +71,9 @@ def export(
             1 in an example would be exported as the constant 1. A model that sees takes ``(pixel_values,)``, float32 ``[B, C, H, W]``.
         name: the model's name, a suggestion for the registry.
         task: ``"classify"`` (the module returns logits ``[B, labels]``), ``"embed"`` (vectors ``[B, D]``), ``"rerank"`` (one
-            logit for each pair of query and document, ``[B, 1]``) or ``"recommend"`` (a logit for each item after a history of items,
-            ``[B, items]``; the tokenizer splits a history at its spaces).
+            logit for each pair of query and document, ``[B, 1]``), ``"recommend"`` (a logit for each item after a history of items,
+            ``[B, items]``; the tokenizer splits a history at its spaces) or ``"tensors"``: any tensors in and out, by name, without a
+            tokenizer; give ``dynamic_shapes`` where sizes vary.
         tokenizer: a ``tokenizer.json``, a ``tokenizers.Tokenizer`` or a fast transformers tokenizer.
         max_tokens: longest input in tokens, special tokens included; longer ones are truncated.
         image: classify only, instead of ``tokenizer`` and ``max_tokens``: how a picture becomes ``pixel_values``. ``height`` and ``width``
@@ -82,8 +84,10 @@ def export(
         licence: SPDX expression of the weights' licence.
         owner: who answers for the model.
         labels: classify only: the label of each logit.
-        flagged: classify only: the label that a moderation endpoint flags.
+        flagged: classify only: the label that a moderation endpoint flags; with ``thresholds`` ``"*"`` for each of them.
         pairs: classify only: an input is two texts side by side, such as a premise and a hypothesis.
+        thresholds: classify only: makes it multi-label. Each score is the logistic function of its own logit (train with
+            ``BCEWithLogitsLoss``), and a label holds from its threshold on: one number for all, or one for each label.
         items: recommend only: the item of each logit, words without spaces.
         normalized: embed only: whether the module returns vectors of length 1; measured if not given.
         matryoshka_dimensions: embed only: widths below the module's own that it was trained to be cut to (``MatryoshkaLoss`` of
@@ -122,18 +126,22 @@ def export(
 
     state = _Production(module)
     with state, torch.no_grad():
-        cases = [(inputs, _answer(module, inputs, f"parity case {i}")) for i, inputs in enumerate(parity_inputs)]
-        reads = _input_signature(task, tokenizer, max_tokens, image, args, flagged)
-        signature = _task_signature(task, labels, flagged, normalized, items, [output for _, output in cases]) | reads
+        answered = _answer if task != "tensors" else _outputs
+        cases = [(inputs, answered(module, inputs, f"parity case {i}")) for i, inputs in enumerate(parity_inputs)]
+        if task == "tensors":
+            signature = _tensors_signature(tokenizer, max_tokens, image, labels, flagged, items)
+        else:
+            reads = _input_signature(task, tokenizer, max_tokens, image, args, flagged)
+            signature = _task_signature(task, labels, flagged, normalized, items, thresholds, [outputs[0] for _, outputs in cases]) | reads
         signature |= _matryoshka(matryoshka_dimensions, signature) | _pairs(pairs, signature)
-        program = _exported(module, args, dynamic_shapes, max_tokens)
-        _check_program(program, cases, relative_rms)
+        program = _exported(module, args, dynamic_shapes, max_tokens, task)
+        _check_program(program, cases, relative_rms, answered)
 
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
         _save_program(program, staging / "program.pt2")
-        if image is None:
+        if image is None and task != "tensors":
             _save_tokenizer(tokenizer, staging / "tokenizer.json")
         _save_cases(cases, staging / "parity.safetensors")
         _copy_notices(notices, staging)
@@ -192,8 +200,8 @@ class _Production:
             part.training = training
 
 
-def _answer(module: Any, inputs: tuple[Any, ...], what: str) -> torch.Tensor:
-    """Eager PyTorch's answer: one float32 tensor ``[B, …]`` of finite numbers."""
+def _outputs(module: Any, inputs: tuple[Any, ...], what: str) -> list[torch.Tensor]:
+    """Eager PyTorch's outputs, flattened: tensors, at least one."""
     import torch
     from torch.utils import _pytree as pytree
 
@@ -203,14 +211,31 @@ def _answer(module: Any, inputs: tuple[Any, ...], what: str) -> torch.Tensor:
         leaves = pytree.tree_leaves(module(*inputs))
     except Exception as error:
         raise ExportError(f"the module fails on {what}: {error}") from error
-    if len(leaves) != 1 or not isinstance(leaves[0], torch.Tensor):
+    if not leaves or not all(isinstance(leaf, torch.Tensor) for leaf in leaves):
+        raise ExportError(f"the module returns {[type(leaf).__name__ for leaf in leaves]} on {what}: expected tensors")
+    return leaves
+
+
+def _answer(module: Any, inputs: tuple[Any, ...], what: str) -> list[torch.Tensor]:
+    """Eager PyTorch's answer: one float32 tensor ``[B, …]`` of finite numbers."""
+    import torch
+
+    leaves = _outputs(module, inputs, what)
+    if len(leaves) != 1:
         raise ExportError(f"the module returns {len(leaves)} values on {what}: expected one tensor")
     output = leaves[0]
     if output.dtype != torch.float32 or output.ndim != 2:
         raise ExportError(f"the module returns {output.dtype} {list(output.shape)} on {what}: expected float32 [B, N]")
     if not bool(torch.isfinite(output).all()):
         raise ExportError(f"the module returns NaN or infinity on {what}: training diverged, or the case is broken")
-    return output
+    return leaves
+
+
+def _tensors_signature(*others: Any) -> dict[str, Any]:
+    """Nothing stands between a client and the program, so nothing is said about it."""
+    if any(other is not None for other in others):
+        raise ExportError("the task `tensors` has no `tokenizer`, `max_tokens`, `image`, `labels`, `flagged` and `items`")
+    return {"task": "tensors"}
 
 
 _IMAGE_KEYS = {"height", "width", "resize", "interpolation", "mean", "std"}
@@ -254,6 +279,7 @@ def _task_signature(
     flagged: str | None,
     normalized: bool | None,
     items: Sequence[str] | None,
+    thresholds: float | Sequence[float] | None,
     outputs: list[torch.Tensor],
 ) -> dict[str, Any]:
     widths = {output.shape[1] for output in outputs}
@@ -266,22 +292,36 @@ def _task_signature(
     if items is not None:
         raise ExportError("`items` is for the task `recommend`")
     if task == "classify":
-        return signature | _classify_signature(labels, flagged, width)
+        return signature | _classify_signature(labels, flagged, thresholds, width)
+    if thresholds is not None:
+        raise ExportError("`thresholds` is for the task `classify`")
     if task == "embed":
         return signature | _embed_signature(labels, flagged, normalized, outputs)
     if task == "rerank":
         return signature | _rerank_signature(labels, flagged, width)
-    raise ExportError(f"`{task}` is not a task: expected `classify`, `embed`, `rerank` or `recommend`")
+    raise ExportError(f"`{task}` is not a task: expected `classify`, `embed`, `rerank`, `recommend` or `tensors`")
 
 
-def _classify_signature(labels: Sequence[str] | None, flagged: str | None, width: int) -> dict[str, Any]:
+def _classify_signature(
+    labels: Sequence[str] | None, flagged: str | None, thresholds: float | Sequence[float] | None, width: int
+) -> dict[str, Any]:
     if labels is None or len(set(labels)) != len(labels) or not all(labels):
         raise ExportError("a classifier needs `labels`: one different name for each logit")
     if len(labels) != width:
         raise ExportError(f"the module returns {width} logits and `labels` has {len(labels)}")
-    if flagged is not None and flagged not in labels:
+    multi = {} if thresholds is None else {"thresholds": _checked_thresholds(thresholds, labels)}
+    if flagged is not None and flagged not in labels and not (multi and flagged == "*"):
         raise ExportError(f"`flagged` is `{flagged}`, which is not one of the labels {list(labels)}")
-    return {"labels": list(labels)} | ({"flagged": flagged} if flagged is not None else {})
+    return {"labels": list(labels)} | ({"flagged": flagged} if flagged is not None else {}) | multi
+
+
+def _checked_thresholds(thresholds: float | Sequence[float], labels: Sequence[str]) -> list[float]:
+    each = [thresholds] * len(labels) if isinstance(thresholds, int | float) else list(thresholds)
+    if len(each) != len(labels) or not all(0 < threshold < 1 for threshold in each):
+        raise ExportError(f"`thresholds` is {thresholds}: one number between 0 and 1, or one for each of the {len(labels)} labels")
+    if spaced := next((label for label in labels if "," in label), None):
+        raise ExportError(f"label `{spaced}` has a comma, which is what stands between labels that hold at once")
+    return [float(threshold) for threshold in each]
 
 
 def _embed_signature(
@@ -332,10 +372,10 @@ def _rerank_signature(labels: Sequence[str] | None, flagged: str | None, width: 
     return {}
 
 
-def _exported(module: Any, args: tuple[Any, ...], dynamic_shapes: Any, max_tokens: int | None) -> Any:
+def _exported(module: Any, args: tuple[Any, ...], dynamic_shapes: Any, max_tokens: int | None, task: str) -> Any:
     import torch
 
-    if dynamic_shapes is None:
+    if dynamic_shapes is None and task != "tensors":
         dynamic_shapes = _batch(args) if max_tokens is None else _batch_and_tokens(args, max_tokens)
     try:
         return torch.export.export(module, args, dynamic_shapes=dynamic_shapes, strict=False)
@@ -371,17 +411,22 @@ def _batch_and_tokens(args: tuple[Any, ...], max_tokens: int) -> tuple[Any, ...]
     return tuple({0: batch, 1: tokens} for _ in args)
 
 
-def _check_program(program: Any, cases: list[tuple[tuple[Any, ...], torch.Tensor]], relative_rms: float) -> None:
+def _check_program(program: Any, cases: list[tuple[tuple[Any, ...], list[torch.Tensor]]], relative_rms: float, answered: Any) -> None:
     """Export can bake in what the example happened to show; the parity cases would then disagree already here."""
     exported = program.module()
     for i, (inputs, expected) in enumerate(cases):
-        difference = _answer(exported, inputs, f"parity case {i} of the exported program") - expected
-        error = float(difference.square().mean().sqrt() / expected.square().mean().sqrt().clamp(min=1e-30))
+        found = answered(exported, inputs, f"parity case {i} of the exported program")
+        error = max(_relative_rms(mine, theirs) for mine, theirs in zip(found, expected, strict=True))
         if error > relative_rms:
             raise ExportError(
                 f"the exported program differs from the module on parity case {i}: relative rms {error:.2e}, "
                 f"accepted {relative_rms:.0e}; something in `forward` depends on the example's values or sizes"
             )
+
+
+def _relative_rms(found: torch.Tensor, expected: torch.Tensor) -> float:
+    difference, expected = found.double() - expected.double(), expected.double()
+    return float(difference.square().mean().sqrt() / expected.square().mean().sqrt().clamp(min=1e-30)) if expected.numel() else 0.0
 
 
 def _save_program(program: Any, path: Path) -> None:
@@ -425,14 +470,14 @@ def _save_tokenizer(tokenizer: Any, path: Path) -> None:
     path.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
 
 
-def _save_cases(cases: list[tuple[tuple[Any, ...], torch.Tensor]], path: Path) -> None:
+def _save_cases(cases: list[tuple[tuple[Any, ...], list[torch.Tensor]]], path: Path) -> None:
     from safetensors.torch import save_file
     from torch.utils import _pytree as pytree
 
     tensors = {}
-    for i, (inputs, output) in enumerate(cases):
+    for i, (inputs, outputs) in enumerate(cases):
         tensors |= {f"{i}.input.{j}": leaf for j, leaf in enumerate(pytree.tree_leaves(inputs))}
-        tensors[f"{i}.output.0"] = output
+        tensors |= {f"{i}.output.{j}": output for j, output in enumerate(outputs)}
     save_file({key: value.detach().cpu().clone().contiguous() for key, value in tensors.items()}, path)
 
 

@@ -111,7 +111,8 @@ class Program:
 
 @dataclass(frozen=True)
 class Classification:
-    """What a classifier answers: the label with the highest score, and every label's score."""
+    """What a classifier answers: the label with the highest score (of a multi-label one those that hold, with ``, `` between them), and every
+    label's score."""
 
     label: str
     scores: dict[str, float]

@@ -5,7 +5,7 @@ use highroad_eval::drift::{BaselineBuilder, Observation};
 use highroad_task::{Answer, Glimpse, Input, Predictor};
 
 use crate::run::{Inputs, spread};
-use crate::{AssessError, GoldenSet, KeptAnswers, Results};
+use crate::{AssessError, GoldenInput, GoldenSet, KeptAnswers, Results, Value};
 
 /// Most inputs of a golden set that are looked at, evenly spread.
 const MOST_INPUTS: usize = 5_000;
@@ -35,6 +35,26 @@ pub fn golden_baseline(
         classes.correct().into_iter().for_each(|right| builder.judged(right));
     }
     Ok(builder)
+}
+
+/// The same of a classifier that somebody else hosts: of the labels that it gave in `results`. `None` where it gives others.
+pub fn hosted_baseline(
+    golden: &GoldenSet,
+    results: &Results,
+    mut builder: BaselineBuilder,
+) -> Result<Option<BaselineBuilder>, AssessError> {
+    for idx in spread(golden.cases.len().min(MOST_CASES), MOST_INPUTS) {
+        let asked = golden.input(idx)?;
+        let (GoldenInput::One(input), Value::Class { label, scores }) = (&*asked, &results.cases[idx].value) else {
+            return Ok(None);
+        };
+        let answer = Answer::Class { label: label.clone(), scores: scores.clone() };
+        builder.add(Glimpse::of(input).observe(&answer, None));
+    }
+    if let Observed::Classes(classes) = results.observed(golden, &[])? {
+        classes.correct().into_iter().for_each(|right| builder.judged(right));
+    }
+    Ok(Some(builder))
 }
 
 /// What there is to count of `inputs`; they are answered unless `answers` are.

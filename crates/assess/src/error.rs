@@ -87,6 +87,8 @@ pub enum AssessError {
     Package(#[from] PackageError),
     #[error("the model is made to {package}, but the golden set asks for {golden}")]
     OtherTask { package: &'static str, golden: &'static str },
+    #[error("case `{case}` expects the label `{label}`, which the package does not have")]
+    UnknownLabel { case: String, label: String },
     #[error("case `{case}` got an answer of another kind than its task gives")]
     OtherAnswer { case: String },
     #[error("cannot read or write `{}`", path.display())]

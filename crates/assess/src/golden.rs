@@ -132,6 +132,7 @@ pub struct Message {
 #[allow(missing_docs)]
 pub enum GoldenKind {
     Labels,
+    LabelSets,
     Similarities,
     Triplets,
     Rankings,
@@ -143,6 +144,7 @@ impl GoldenKind {
     fn of(input: &GoldenInput, expected: &Expected) -> Self {
         match (input, expected) {
             (GoldenInput::One(_), Expected::Number(_)) => Self::Numbers,
+            (GoldenInput::One(_), Expected::References(_)) => Self::LabelSets,
             (GoldenInput::One(_), _) => Self::Labels,
             (GoldenInput::Pair(_), _) => Self::Similarities,
             (GoldenInput::Triplet(_), _) => Self::Triplets,
@@ -155,6 +157,7 @@ impl GoldenKind {
     pub fn in_words(self) -> &'static str {
         match self {
             Self::Labels => "labels",
+            Self::LabelSets => "sets of labels",
             Self::Similarities => "similarities of pairs",
             Self::Triplets => "comparisons of triplets",
             Self::Rankings => "rankings of documents",
@@ -316,7 +319,9 @@ impl GoldenInput {
     /// The same, where a pair of texts is one input of a classifier: it expects a label, as no two vectors have.
     fn for_(self, expected: &Expected) -> Self {
         match (self, expected) {
-            (Self::Pair([query, document]), Expected::Label(_)) => Self::One(Input::Pair { query, document }),
+            (Self::Pair([query, document]), Expected::Label(_) | Expected::References(_)) => {
+                Self::One(Input::Pair { query, document })
+            }
             (input, _) => input,
         }
     }
@@ -397,6 +402,8 @@ impl Reader {
             (GoldenInput::Prompt(_), Expected::Label(text)) => Expected::References(vec![text]),
             // Whether it is answered rightly is for a program or a judge to say.
             (GoldenInput::Prompt(_), Expected::Implied) => Expected::References(Vec::new()),
+            // An empty list reads as one of numbers; here it is that no label holds.
+            (GoldenInput::One(_), Expected::Relevances(none)) if none.is_empty() => Expected::References(Vec::new()),
             (_, expected) => expected,
         };
         check_expected(&input, &expected, must_pass)?;
@@ -498,7 +505,8 @@ fn check_expected(input: &GoldenInput, expected: &Expected, must_pass: bool) -> 
             Err("`must_pass` needs a case that can be right: a number never just is".to_owned())
         }
         (GoldenInput::One(_), Expected::Label(_) | Expected::Number(_)) => Ok(()),
-        (GoldenInput::One(_), _) => Err("a text or an image expects a label or a number".to_owned()),
+        (GoldenInput::One(_), Expected::References(labels)) => check_labels(labels),
+        (GoldenInput::One(_), _) => Err("a text or an image expects a label, a list of labels or a number".to_owned()),
         (GoldenInput::Triplet(_), Expected::Implied) => Ok(()),
         (GoldenInput::Triplet(_), _) => {
             Err("a triplet needs no `expected`: its positive text is the closer one".to_owned())
@@ -511,6 +519,14 @@ fn check_expected(input: &GoldenInput, expected: &Expected, must_pass: bool) -> 
         (GoldenInput::Ranking { .. }, _) => Err("a query expects a list: the relevance of each document".to_owned()),
         (GoldenInput::Pair(_), Expected::Number(_)) => Ok(()),
         (GoldenInput::Pair(_), _) => Err("a pair expects a number, or a label".to_owned()),
+    }
+}
+
+fn check_labels(labels: &[String]) -> Result<(), String> {
+    let repeated = (1..labels.len()).find(|&idx| labels[..idx].contains(&labels[idx]));
+    match repeated {
+        Some(idx) => Err(format!("label `{}` is expected twice", labels[idx])),
+        None => Ok(()),
     }
 }
 

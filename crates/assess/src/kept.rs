@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use highroad_hosted::Reply;
 use highroad_package::Digest;
-use highroad_task::Answer;
+use highroad_task::{Answer, apart, joined};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -153,6 +153,7 @@ struct Record {
 #[serde(rename_all = "snake_case")]
 enum Kind {
     Class,
+    Labels,
     Embedding,
     Relevance,
 }
@@ -242,6 +243,7 @@ fn parse(json: &[u8]) -> Option<(Digest, Kept)> {
     let values: Vec<f32> = record.bits.into_iter().map(f32::from_bits).collect();
     let answer = match (record.kind, record.label, values.as_slice()) {
         (Kind::Class, Some(label), _) => Answer::Class { label, scores: values },
+        (Kind::Labels, Some(labels), _) => Answer::Labels { labels: apart(&labels), scores: values },
         (Kind::Embedding, None, _) => Answer::Embedding { vector: values },
         (Kind::Relevance, None, &[logit]) => Answer::Relevance { logit },
         _ => return None,
@@ -252,6 +254,7 @@ fn parse(json: &[u8]) -> Option<(Digest, Kept)> {
 fn record(input: Digest, (answer, Truncated(truncated)): &Kept) -> Record {
     let (kind, label) = match answer {
         Answer::Class { label, .. } => (Kind::Class, Some(label.clone())),
+        Answer::Labels { labels, .. } => (Kind::Labels, Some(joined(labels))),
         Answer::Embedding { .. } => (Kind::Embedding, None),
         Answer::Relevance { .. } => (Kind::Relevance, None),
     };
@@ -272,6 +275,8 @@ mod tests {
         let vector = vec![0.1, -0.0, f32::MIN_POSITIVE, 1.0 / 3.0];
         let kinds = [
             Answer::Class { label: "a\n\"b".to_owned(), scores: vec![0.7, 0.3] },
+            Answer::Labels { labels: vec!["a".to_owned(), "b".to_owned()], scores: vec![0.7, 0.6, 0.1] },
+            Answer::Labels { labels: Vec::new(), scores: vec![0.1] },
             Answer::Embedding { vector },
             Answer::Relevance { logit: -3.25 },
         ];

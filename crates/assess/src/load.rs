@@ -12,7 +12,7 @@ use highroad_eval::{
     Arrival, AtRate, BlockAtRate, BlockSaturated, Gates, Load, Loaded, RequestDraw, Traffic, capacity, pair_orders,
     poisson_arrivals,
 };
-use highroad_task::{Input, Predictor, Prepared, TaskError, TurnQueue, Waiting};
+use highroad_task::{Input, Predictor, Prepared, RunCost, TaskError, TurnQueue, Waiting};
 
 use crate::{AssessError, Mix, Truncated};
 
@@ -257,6 +257,7 @@ struct Line<R> {
 
 struct State<R> {
     queue: TurnQueue<Row<R>>,
+    cost: RunCost,
     /// In order of arrival.
     requests: Vec<Request>,
     finished: Vec<Finished>,
@@ -314,6 +315,7 @@ impl<R: Waiting> Line<R> {
     fn new(most_wait: Option<Duration>) -> Self {
         let state = State {
             queue: TurnQueue::default(),
+            cost: RunCost::default(),
             requests: Vec::new(),
             finished: Vec::new(),
             batches: Vec::new(),
@@ -384,9 +386,16 @@ impl<R: Waiting> Line<R> {
     fn work<S: Served<Row = R>>(&self, served: &S, batch_tokens: NonZeroUsize, clock: &impl Clock) {
         while let Some(batch) = self.next_batch(batch_tokens.get(), clock) {
             self.room.notify_all();
+            let n_padded = batch.len() * batch.iter().map(Waiting::n_tokens).max().unwrap_or(0);
             let (rows, requests): (Vec<R>, Vec<usize>) = batch.into_iter().map(|row| (row.row, row.request)).unzip();
+            let begun = clock.now();
             match served.answer(rows) {
-                Ok(()) => self.lock().finish(&requests, clock.now()),
+                Ok(()) => {
+                    let now = clock.now();
+                    let mut state = self.lock();
+                    state.cost.record(n_padded, now.saturating_sub(begun).as_secs_f64());
+                    state.finish(&requests, now);
+                }
                 Err(error) => self.end(End::Failed(error)),
             }
         }
@@ -403,7 +412,8 @@ impl<R: Waiting> Line<R> {
                 self.end(End::RanAway { waited });
                 return None;
             }
-            if let Some(batch) = state.queue.take_batch(batch_tokens) {
+            let run_tokens = state.cost.run_tokens();
+            if let Some(batch) = state.queue.take_batch(batch_tokens, run_tokens) {
                 return Some(batch);
             }
             if matches!(state.end, End::Closed) {

@@ -194,7 +194,7 @@ mod tests {
     }
 
     fn classify() -> TaskKind {
-        TaskKind::Classify { labels: vec!["x".to_owned()], flagged: None, pairs: false }
+        TaskKind::Classify { labels: vec!["x".to_owned()], flagged: None, pairs: false, thresholds: Vec::new() }
     }
 
     fn lengths(shares: &[(usize, f64)]) -> Lengths {

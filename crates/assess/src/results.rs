@@ -8,6 +8,7 @@ use highroad_eval::{
     Triplets, quantile,
 };
 use highroad_package::Digest;
+use highroad_task::joined;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
@@ -176,6 +177,7 @@ impl Results {
         self.check_golden(golden)?;
         match golden.kind() {
             GoldenKind::Labels => self.classes(golden, more_labels),
+            GoldenKind::LabelSets => self.label_sets(golden),
             GoldenKind::Similarities => self.similarities(golden),
             GoldenKind::Triplets => self.triplets(),
             GoldenKind::Rankings => self.rankings(golden),
@@ -203,6 +205,24 @@ impl Results {
             Expected::References(references) => Some(references.clone()),
             _ => None,
         });
+        Ok(Observed::Texts(Texts::new(references, generated)?))
+    }
+
+    /// Sets of labels as texts: the labels of the answer beside those expected, both in the order of the package. Errors if a case expects a
+    /// label that the package does not have.
+    fn label_sets(&self, golden: &GoldenSet) -> Result<Observed, AssessError> {
+        let generated =
+            self.values(|value| if let Value::Generated(generated) = value { Some(generated.clone()) } else { None })?;
+        let mut references = Vec::with_capacity(generated.len());
+        for case in &golden.cases {
+            let Expected::References(expected) = &case.case.expected else { continue };
+            if let Some(label) = expected.iter().find(|label| !self.labels.contains(label)) {
+                let (case, label) = (case.case.id.clone(), label.clone());
+                return Err(AssessError::UnknownLabel { case, label });
+            }
+            let in_order: Vec<String> = self.labels.iter().filter(|label| expected.contains(label)).cloned().collect();
+            references.push(vec![joined(&in_order)]);
+        }
         Ok(Observed::Texts(Texts::new(references, generated)?))
     }
 

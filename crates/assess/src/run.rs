@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use highroad_data::in_parallel;
-use highroad_eval::Evidence;
+use highroad_eval::{Evidence, Generated};
 use highroad_package::{Digest, TaskKind};
-use highroad_task::{Answer, Input, Predictor, TaskError};
+use highroad_task::{Answer, Input, Predictor, TaskError, joined};
 use sha2::{Digest as _, Sha256};
 
 use crate::kept::{Kept, KeptAnswers};
@@ -604,6 +604,13 @@ fn ask_batch(model: &impl Model, asked: &[Asked<'_>]) -> Result<(Vec<Kept>, f64)
 fn labels_for(task: &TaskKind, golden: &GoldenSet) -> Result<Vec<String>, AssessError> {
     let (kind, asked) = (golden.kind(), golden.kind().in_words());
     match (task, kind) {
+        (TaskKind::Classify { labels, thresholds, .. }, GoldenKind::LabelSets) if !thresholds.is_empty() => {
+            Ok(labels.clone())
+        }
+        (TaskKind::Classify { thresholds, .. }, _) if !thresholds.is_empty() => {
+            Err(AssessError::OtherTask { package: "classify with any number of labels", golden: asked })
+        }
+        (TaskKind::Tensors, _) => Err(AssessError::OtherTask { package: "compute tensors", golden: asked }),
         (TaskKind::Classify { labels, .. } | TaskKind::Recommend { items: labels }, GoldenKind::Labels) => {
             Ok(labels.clone())
         }
@@ -622,6 +629,9 @@ pub(crate) fn case_answer(case: &GoldenCase, given: &[Kept]) -> Result<CaseAnswe
     let value = match (case.kind, answers.as_slice()) {
         (GoldenKind::Labels, [Answer::Class { label, scores }]) => {
             Some(Value::Class { label: label.clone(), scores: scores.clone() })
+        }
+        (GoldenKind::LabelSets, [Answer::Labels { labels, .. }]) => {
+            Some(Value::Generated(Generated::text(joined(labels))))
         }
         (GoldenKind::Similarities, [a, b]) => similarity(a, b).map(Value::Similarity),
         (GoldenKind::Triplets, [anchor, positive, negative]) => similarity(anchor, positive)

@@ -140,9 +140,12 @@ fn what_is_wrong_is_told_with_its_line() {
     refused(&format!("{A}\n\n{{"), "golden/slabs.jsonl:3: ");
     refused(&A.replace("must_pass", "mustpass"), "unknown field `mustpass`");
     refused(&A.replace("text", "txt"), r#"expected {"text": …}"#);
-    refused(&A.replace("\"benign\"", "[0, 1]"), "a text or an image expects a label or a number");
+    refused(&A.replace("\"benign\"", "[0, 1]"), "a text or an image expects a label, a list of labels or a number");
     refused(&A.replace("\"benign\"", "0.5"), "`must_pass` needs a case that can be right");
-    refused(&A.replace("\"expected\": \"benign\", ", ""), "a text or an image expects a label or a number");
+    refused(
+        &A.replace("\"expected\": \"benign\", ", ""),
+        "a text or an image expects a label, a list of labels or a number",
+    );
     refused(&format!("{B}\n{NUMBER}"), "golden/slabs.jsonl:2: a golden set asks for one kind of answer");
     refused(&PAIR.replace("0.73", "[1, 0]"), "a pair expects a number, or a label");
     refused(&PAIR.replace("0.73", "0.73, \"must_pass\": true"), "`must_pass` needs a case that can be right");

@@ -29,7 +29,7 @@ struct Rule {
 impl Rule {
     fn classifier(word: &'static str) -> Self {
         let labels = ["benign", "injection"].map(str::to_owned).to_vec();
-        let task = TaskKind::Classify { labels, flagged: None, pairs: false };
+        let task = TaskKind::Classify { labels, flagged: None, pairs: false, thresholds: Vec::new() };
         Self {
             task,
             word,

@@ -14,7 +14,7 @@ use highroad_serve::budget::shared::{LOOK_EVERY, Leases};
 use highroad_serve::config::{ModelSource, PortfolioConfig};
 use highroad_serve::reload::{PortfolioFile, Read};
 use highroad_serve::request_log::{LogLimits, RequestLog};
-use highroad_serve::{LocalState, Portfolio, Registry, RemoteRegistry, Unverified};
+use highroad_serve::{LocalState, Portfolio, Registry, RemoteRegistry, Unverified, is_bare_program};
 use highroad_service::telemetry::LogFormat;
 use tokio::sync::Notify;
 
@@ -141,12 +141,17 @@ fn read(file: &PortfolioFile) -> anyhow::Result<Read> {
 /// The member's name beside its source: the registered model's, or the one the package's manifest suggests.
 fn named(model: &str) -> anyhow::Result<(String, ModelSource)> {
     let path = Path::new(model);
-    if path.is_file() {
-        bail!("`{model}` is a file; `highroad export` and `highroad pack` make a package directory of a program");
+    if path.is_file() && !is_bare_program(path) {
+        bail!(
+            "`{model}` is a file and no `.pt2`; `highroad export` and `highroad pack` make a package directory of a program"
+        );
     }
-    let source = if path.is_dir() { ModelSource::Directory(path.to_owned()) } else { model.parse()? };
+    let source = if path.exists() { ModelSource::Directory(path.to_owned()) } else { model.parse()? };
     let name = match &source {
         ModelSource::Registry(reference) => reference.name.clone(),
+        ModelSource::Directory(file) if is_bare_program(file) => {
+            file.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default()
+        }
         ModelSource::Directory(dir) => {
             let package = Package::open(dir).with_context(|| format!("`{}` is not a package", dir.display()))?;
             package.manifest().name.clone()

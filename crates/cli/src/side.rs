@@ -8,7 +8,7 @@ use anyhow::{Context as _, bail};
 use highroad_assess::{GoldenSet, HostedJudge, HostedModel, KeptReplies, Results, give, run_hosted};
 use highroad_eval::{CustomEvidence, Gates, Given, JudgeEvidence};
 use highroad_hosted::Budget;
-use highroad_package::VerifiedPackage;
+use highroad_package::{Digest, VerifiedPackage};
 
 use crate::commands::eval::{AnswerArgs, EngineArgs, Pipeline};
 use crate::progress;
@@ -64,6 +64,11 @@ impl Side {
     /// The package, where it is one.
     pub fn package(&self) -> Option<&VerifiedPackage> {
         if let Self::Package(resolved) = self { Some(&resolved.package) } else { None }
+    }
+
+    /// The digest of the description, where somebody else hosts it.
+    pub fn hosted(&self) -> Option<Digest> {
+        if let Self::Hosted(model) = self { Some(model.digest()) } else { None }
     }
 
     /// The pipeline, where it is one.

@@ -7,6 +7,8 @@ pub struct Budget {
     pub max_tokens: NonZeroUsize,
     /// Most rows.
     pub max_rows: NonZeroUsize,
+    /// Most tokens of padding that a row may bring to a group: what a run costs beside its tokens.
+    pub max_padding: usize,
 }
 
 /// Groups of items of similar length, for padding: each group's `len * longest` is within the budget, except that an
@@ -22,7 +24,10 @@ pub fn batches(lengths: &[usize], budget: Budget) -> Vec<Vec<usize>> {
         // Sorted, so the newcomer is the longest of its group.
         let fits = |group: &Vec<usize>| {
             let n_rows = group.len() + 1;
-            n_rows <= budget.max_rows.get() && n_rows.saturating_mul(lengths[i]) <= budget.max_tokens.get()
+            let longest = group.last().map_or(0, |&last| lengths[last]);
+            n_rows <= budget.max_rows.get()
+                && n_rows.saturating_mul(lengths[i]) <= budget.max_tokens.get()
+                && group.len().saturating_mul(lengths[i] - longest) <= budget.max_padding
         };
         match groups.last_mut().filter(|group| fits(group)) {
             Some(group) => group.push(i),
@@ -52,7 +57,11 @@ mod tests {
     use super::*;
 
     fn budget(max_tokens: usize, max_rows: usize) -> Budget {
-        Budget { max_tokens: NonZeroUsize::new(max_tokens).unwrap(), max_rows: NonZeroUsize::new(max_rows).unwrap() }
+        Budget {
+            max_tokens: NonZeroUsize::new(max_tokens).unwrap(),
+            max_rows: NonZeroUsize::new(max_rows).unwrap(),
+            max_padding: usize::MAX,
+        }
     }
 
     #[test]
@@ -63,6 +72,12 @@ mod tests {
     #[test]
     fn rows_are_limited_too() {
         assert_eq!(batches(&[1; 5], budget(100, 2)), [vec![0, 1], vec![2, 3], vec![4]]);
+    }
+
+    #[test]
+    fn a_row_brings_no_more_padding_than_it_may() {
+        let budget = Budget { max_padding: 10, ..budget(1000, 8) };
+        assert_eq!(batches(&[10, 15, 18, 20, 40], budget), [vec![0, 1, 2, 3], vec![4]]);
     }
 
     proptest! {

@@ -108,8 +108,10 @@ impl Rolling {
         at_ms.div_euclid((i64::try_from(self.span_s).unwrap_or(i64::MAX).saturating_mul(1000) / PANES).max(1))
     }
 
-    /// A clock that was put back counts into the newest pane, so that no request is lost and none is counted for longer than the span.
+    /// A clock that was put back counts into the newest pane, so that no request is lost and none is counted for longer than the span. What
+    /// was counted further ahead than that was counted under a wrong date, would never grow old, and goes.
     fn add(&mut self, at_ms: i64, counts: Counts) {
+        drop(self.panes.split_off(&self.furthest(at_ms).saturating_add(1)));
         let newest = self.panes.last_key_value().map_or(i64::MIN, |(pane, _)| *pane);
         let pane = self.pane(at_ms).max(newest);
         let held = self.panes.entry(pane).or_default();
@@ -119,9 +121,13 @@ impl Rolling {
         }
     }
 
+    fn furthest(&self, at_ms: i64) -> i64 {
+        self.pane(at_ms).saturating_add(PANES)
+    }
+
     fn sum(&self, at_ms: i64) -> Counts {
         let first = self.pane(at_ms).saturating_sub(PANES - 1);
-        self.panes.range(first..).fold(Counts::default(), |sum, (_, counts)| sum.plus(*counts))
+        self.panes.range(first..=self.furthest(at_ms)).fold(Counts::default(), |sum, (_, counts)| sum.plus(*counts))
     }
 }
 
@@ -210,6 +216,21 @@ mod tests {
 
     fn counts(n: u64, n_bad: u64) -> Counts {
         Counts { n, n_bad }
+    }
+
+    #[test]
+    fn a_clock_that_had_the_wrong_date_leaves_no_alarm_behind() {
+        let objective = Objective { target: 0.9, window_s: 3600, rules: Vec::new(), min_bad: 1 };
+        let mut burned = Burned::default().fitted(&objective);
+        let (now, ahead) = (1_795_935_630_000, 1_795_935_630_000 + 400 * 24 * 3_600_000);
+        let bad = Counts { n: 10, n_bad: 10 };
+        burned.add(ahead, bad);
+        assert_eq!(burned.seen(now, 3600), Counts::default());
+        burned.add(now, Counts { n: 1, n_bad: 0 });
+        assert_eq!(burned.seen(now, 3600), Counts { n: 1, n_bad: 0 });
+        // A step back of minutes loses nothing.
+        burned.add(now - 120_000, bad);
+        assert_eq!(burned.seen(now - 120_000, 3600), Counts { n: 11, n_bad: 10 });
     }
 
     #[test]

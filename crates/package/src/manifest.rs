@@ -136,7 +136,11 @@ fn is_zero(n: &u32) -> bool {
 impl Task {
     /// The files without which the task cannot be done.
     pub(crate) fn required_files(&self) -> &'static [&'static str] {
-        if self.image.is_some() { &[PROGRAM, PARITY] } else { &[PROGRAM, TOKENIZER, PARITY] }
+        if self.has_tokenizer() { &[PROGRAM, TOKENIZER, PARITY] } else { &[PROGRAM, PARITY] }
+    }
+
+    fn has_tokenizer(&self) -> bool {
+        self.image.is_none() && !matches!(self.kind, TaskKind::Tensors)
     }
 
     fn validate(&self) -> Result<(), PackageError> {
@@ -145,7 +149,13 @@ impl Task {
             TaskKind::Classify { flagged: Some(_), pairs: true, .. } => {
                 Err(invalid("`flagged` is for single texts, and `pairs` says that the model compares two"))
             }
-            TaskKind::Classify { labels, flagged, .. } => validate_labels(labels, flagged.as_deref()),
+            TaskKind::Classify { labels, flagged, thresholds, .. } => {
+                validate_thresholds(thresholds, labels)?;
+                match flagged.as_deref() {
+                    Some(ANY_LABEL) if !thresholds.is_empty() => validate_labels(labels, None),
+                    flagged => validate_labels(labels, flagged),
+                }
+            }
             TaskKind::Recommend { items } => validate_items(items),
             TaskKind::Embed { dimensions, matryoshka_dimensions, .. } => {
                 ensure((1..=MAX_DIMENSIONS).contains(dimensions), || {
@@ -153,13 +163,16 @@ impl Task {
                 })?;
                 validate_matryoshka(matryoshka_dimensions, *dimensions)
             }
-            TaskKind::Rerank => Ok(()),
+            TaskKind::Rerank | TaskKind::Tensors => Ok(()),
         }
     }
 
     fn validate_input(&self) -> Result<(), PackageError> {
         let max_tokens = self.max_tokens;
         match (&self.image, &self.kind) {
+            (None, TaskKind::Tensors) => {
+                ensure(max_tokens == 0, || "`max_tokens` is for texts, and the task `tensors` reads none".to_owned())
+            }
             (None, _) => ensure((1..=MAX_TOKENS).contains(&max_tokens), || {
                 format!("`max_tokens` is {max_tokens}, not in 1..={MAX_TOKENS}")
             }),
@@ -178,16 +191,20 @@ impl Task {
 #[serde(tag = "task", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum TaskKind {
-    /// One label of several; the program returns logits `[B, labels]` and the scores are their softmax.
+    /// One label of several; the program returns logits `[B, labels]` and the scores are their softmax. With `thresholds` any number of
+    /// the labels at once, none too, and each score is the logistic function of its own logit.
     Classify {
         /// Label of each logit.
         labels: Vec<String>,
-        /// The label that `/v1/moderations` flags, where the model moderates.
+        /// The label that `/v1/moderations` flags, where the model moderates; [`ANY_LABEL`] where every label of several is flagged.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         flagged: Option<String>,
         /// Whether an input is two texts side by side, such as a premise and a hypothesis.
         #[serde(default, skip_serializing_if = "is_false")]
         pairs: bool,
+        /// Of a multi-label classifier, the score from which on each label holds, in the order of `labels`; else empty.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        thresholds: Vec<f64>,
     },
     /// A vector; the program returns it pooled, `[B, dimensions]`.
     Embed {
@@ -207,7 +224,12 @@ pub enum TaskKind {
         /// The item of each logit: one word each.
         items: Vec<String>,
     },
+    /// Whatever the program computes: its inputs and outputs are tensors by their own names, and nothing stands between.
+    Tensors,
 }
+
+/// `flagged` of a multi-label classifier all of whose labels are flagged.
+pub const ANY_LABEL: &str = "*";
 
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
 fn is_false(flag: &bool) -> bool {
@@ -305,6 +327,22 @@ fn validate_labels(labels: &[String], flagged: Option<&str>) -> Result<(), Packa
     }
     match flagged {
         Some(flagged) => ensure(labels.iter().any(|l| l == flagged), || format!("`flagged` is `{flagged}`, no label")),
+        None => Ok(()),
+    }
+}
+
+fn validate_thresholds(thresholds: &[f64], labels: &[String]) -> Result<(), PackageError> {
+    let fits = thresholds.is_empty() || thresholds.len() == labels.len();
+    ensure(fits, || format!("`thresholds` has {} numbers for {} labels", thresholds.len(), labels.len()))?;
+    let comma = labels.iter().find(|label| !thresholds.is_empty() && label.contains(','));
+    ensure(comma.is_none(), || {
+        format!(
+            "label `{}` has a comma, which is what stands between labels that hold at once",
+            comma.map_or("", String::as_str)
+        )
+    })?;
+    match thresholds.iter().find(|threshold| !(**threshold > 0.0 && **threshold < 1.0)) {
+        Some(odd) => Err(invalid(format!("a threshold is {odd}, not in (0, 1)"))),
         None => Ok(()),
     }
 }

@@ -1,10 +1,10 @@
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::files::{self, Folder};
 use crate::manifest::MAX_MANIFEST_BYTES;
-use crate::{Digest, FileEntry, Manifest, PackageError};
+use crate::{Check, Digest, FileEntry, Manifest, PackageError, Parity, Provenance, Task, TaskKind};
 
 /// The file that lists the others.
 pub const MANIFEST: &str = "manifest.json";
@@ -17,6 +17,8 @@ pub const PARITY: &str = "parity.safetensors";
 
 /// Largest file that [`VerifiedPackage::read`] takes into memory.
 const MAX_READ_BYTES: u64 = 1 << 30;
+/// Largest bare program.
+const MAX_PROGRAM_BYTES: u64 = 1 << 40;
 
 /// A directory with a valid manifest whose other files are not checked yet.
 pub struct Package {
@@ -106,6 +108,32 @@ pub struct VerifiedPackage {
 }
 
 impl VerifiedPackage {
+    /// A bare program in a package's place: `file`, copied to a folder of its digest below `dir` so that nobody changes it while it
+    /// is mapped. It has no parity cases, which no package lacks: nothing proves that it is what PyTorch computed.
+    ///
+    /// Errors if `file` is no regular file or over 1 TiB.
+    pub fn of_program(file: &Path, dir: &Path) -> Result<Self, PackageError> {
+        let stem = file.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
+        let name: String = stem.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(64).collect();
+        let (digest, size_bytes) = keep_program(file, dir)?;
+        let manifest = Manifest {
+            highroad_package: 1,
+            name,
+            task: Task { kind: TaskKind::Tensors, image: None, max_tokens: 0 },
+            files: vec![FileEntry { path: PROGRAM.to_owned(), size_bytes, digest }],
+            parity: Parity { file: PARITY.to_owned(), n_cases: 0, check: Check { relative_rms: 1e-5 } },
+            provenance: Provenance::default(),
+            licence: "unknown".to_owned(),
+            owner: "unknown".to_owned(),
+        };
+        Ok(Self { dir: dir.join(digest.hex()), digest: Digest::of(&manifest.canonical()?), manifest })
+    }
+
+    /// Whether it is a bare program, which nothing proves.
+    pub fn is_bare(&self) -> bool {
+        self.manifest.parity.n_cases == 0
+    }
+
     /// The package's name: the digest of its manifest.
     pub fn digest(&self) -> Digest {
         self.digest
@@ -141,4 +169,23 @@ impl VerifiedPackage {
     fn entry(&self, file: &str) -> Result<&FileEntry, PackageError> {
         self.manifest.file(file).ok_or_else(|| PackageError::Missing { file: file.to_owned() })
     }
+}
+
+/// Copies the program `file` to `dir/<its digest>/program.pt2`, unless it is there; its digest and size.
+fn keep_program(file: &Path, dir: &Path) -> Result<(Digest, u64), PackageError> {
+    fs::create_dir_all(dir).map_err(PackageError::io(dir))?;
+    let source = File::open(file).map_err(PackageError::io(file))?;
+    if !source.metadata().map_err(PackageError::io(file))?.is_file() {
+        return Err(PackageError::NotRegular { file: file.display().to_string() });
+    }
+    let mut staged = tempfile::Builder::new().prefix(".program-").tempfile_in(dir).map_err(PackageError::io(dir))?;
+    let (size, digest) =
+        files::copy_and_hash(source, staged.as_file_mut(), MAX_PROGRAM_BYTES).map_err(PackageError::io(file))?;
+    let folder = dir.join(digest.hex());
+    fs::create_dir_all(&folder).map_err(PackageError::io(&folder))?;
+    let path = folder.join(PROGRAM);
+    staged.as_file().sync_all().map_err(PackageError::io(&path))?;
+    // Whoever has it mapped keeps the file that it opened.
+    staged.persist(&path).map_err(|error| PackageError::io(&path)(error.error))?;
+    Ok((digest, size))
 }

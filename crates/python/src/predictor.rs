@@ -2,7 +2,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use highroad_package::Package;
-use highroad_task::{Answer, Input, PredictorOptions};
+use highroad_task::{Answer, Input, PredictorOptions, joined};
 use numpy::PyArray1;
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
@@ -60,6 +60,7 @@ impl Predictor {
 fn answered(py: Python<'_>, answer: Answer) -> Answered {
     match answer {
         Answer::Class { label, scores } => (Some(label), PyArray1::from_vec(py, scores).unbind()),
+        Answer::Labels { labels, scores } => (Some(joined(&labels)), PyArray1::from_vec(py, scores).unbind()),
         Answer::Embedding { vector } => (None, PyArray1::from_vec(py, vector).unbind()),
         Answer::Relevance { logit } => (None, PyArray1::from_vec(py, vec![logit]).unbind()),
     }

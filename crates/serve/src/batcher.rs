@@ -8,7 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use highroad_task::{Flow, TurnQueue, Waiting};
+use highroad_task::{Flow, RunCost, TurnQueue, Waiting};
 use tokio::sync::oneshot;
 
 use crate::telemetry::BatchMetrics;
@@ -201,7 +201,7 @@ impl<E: Engine> Shared<E> {
         loop {
             queue.give_up_rows(&self.metrics);
             let budget = queue.budget(self.limits.batch_tokens.get());
-            if let Some(batch) = queue.rows.take_batch(budget) {
+            if let Some(batch) = queue.take_batch(budget) {
                 queue.running = queue.running + Tokens::of(batch.iter().map(|row| &row.job));
                 self.metrics.queue_rows.set(queue.rows.len() as f64);
                 return Some(batch);
@@ -221,7 +221,7 @@ impl<E: Engine> Shared<E> {
         let result = catch_unwind(AssertUnwindSafe(|| self.engine.run(jobs)));
         let computed = started.elapsed();
         self.metrics.batch(n_rows, n_tokens, computed);
-        self.lock().finished(tokens, computed);
+        self.lock().finished(tokens, n_tokens, computed);
         match result {
             Ok(Ok(outputs)) if outputs.len() == replies.len() => {
                 let batch_rows = outputs.len();
@@ -283,12 +283,19 @@ struct Queue<E: Engine> {
     /// Of the batches that run now.
     running: Tokens,
     pace: Pace,
+    cost: RunCost,
     closed: bool,
 }
 
 impl<E: Engine> Queue<E> {
     fn of_workers(replicas: NonZeroUsize) -> Self {
-        Self { rows: TurnQueue::default(), running: Tokens::default(), pace: Pace::of_workers(replicas), closed: false }
+        Self {
+            rows: TurnQueue::default(),
+            running: Tokens::default(),
+            pace: Pace::of_workers(replicas),
+            cost: RunCost::default(),
+            closed: false,
+        }
     }
 }
 
@@ -329,8 +336,15 @@ impl<E: Engine> Queue<E> {
 }
 
 impl<E: Engine> Queue<E> {
-    fn finished(&mut self, tokens: Tokens, computed: Duration) {
+    fn take_batch(&mut self, budget_tokens: usize) -> Option<Vec<Row<E>>> {
+        self.rows.take_batch(budget_tokens, self.cost.run_tokens())
+    }
+
+    fn finished(&mut self, tokens: Tokens, n_padded: usize, computed: Duration) {
         self.running = self.running - tokens;
+        if tokens.alone <= 0.0 {
+            self.cost.record(n_padded, computed.as_secs_f64());
+        }
         self.pace.record(tokens, computed);
     }
 

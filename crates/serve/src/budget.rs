@@ -1,4 +1,4 @@
-//! Budgets: what members, tenants and keys may spend in money and tokens, counted before a request is sent and after it was answered.
+//! Budgets: what members, pipelines, tenants and keys may spend in money and tokens, counted before a request is sent and after it was answered.
 //!
 //! The [`Ledger`] is pure: time is an argument, nothing is read or written. A request *reserves* what it may take at most, in all accounts
 //! it is charged to or in none, and *settles* what it took. What is used and what is reserved never pass a limit together, so a limit is
@@ -43,12 +43,16 @@ impl Most {
     }
 }
 
+/// A clock that was ahead by more than this had the wrong date; less is a step of its keeper.
+const WRONG_DATE_S: i64 = Span::DAY;
+
 /// What kind of account.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[allow(missing_docs)]
 pub enum Scope {
     Member,
+    Pipeline,
     Tenant,
     Key,
 }
@@ -77,6 +81,9 @@ enum Span {
 pub struct Payer {
     /// The member that answers.
     pub member: String,
+    /// The pipeline that asks it, where one does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pipeline: Option<String>,
     /// The tenant of the key, where keys are asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tenant: Option<String>,
@@ -230,6 +237,7 @@ impl Scope {
     pub fn name(self) -> &'static str {
         match self {
             Self::Member => "member",
+            Self::Pipeline => "pipeline",
             Self::Tenant => "tenant",
             Self::Key => "key",
         }
@@ -266,12 +274,19 @@ fn month(now: i64, later: i64) -> i64 {
 }
 
 impl Window {
-    /// Begins anew where the span of `now` is a later one. A clock that was put back changes nothing.
+    /// Begins anew where the span of `now` is a later one. A clock that was put back changes nothing; where it was ahead by days, what was
+    /// spent then counts in the span of `now`, or no span would end before that day.
     fn roll(&mut self, span: Span, now: i64) {
         let since = span.start(now);
         if since > self.since {
             *self = Self { since, used: Amount::default() };
+        } else if self.is_ahead(now) {
+            self.since = since;
         }
+    }
+
+    fn is_ahead(&self, now: i64) -> bool {
+        self.since.saturating_sub(now) > WRONG_DATE_S
     }
 }
 
@@ -313,7 +328,7 @@ impl Account {
 
 impl Payer {
     fn accounts(&self) -> impl Iterator<Item = (Scope, &str)> {
-        let member = [(Scope::Member, Some(self.member.as_str()))];
+        let member = [(Scope::Member, Some(self.member.as_str())), (Scope::Pipeline, self.pipeline.as_deref())];
         let others = [(Scope::Tenant, self.tenant.as_deref()), (Scope::Key, self.key.as_deref())];
         member.into_iter().chain(others).filter_map(|(scope, name)| Some((scope, name?)))
     }
@@ -411,6 +426,10 @@ impl Ledger {
     /// Sets `most` aside in every account of `payer`, or in none where one of them has too little left.
     pub fn reserve(&mut self, now: i64, payer: &Payer, most: Most) -> Result<Entry, Refused> {
         for (scope, name) in payer.accounts() {
+            // Kept although it may be refused: else every look would find the wrong date again, and what was spent under it today too.
+            if self.books.is_ahead(now, scope, name) {
+                self.books.account(scope, name).roll(now);
+            }
             self.check(now, payer, (scope, name), most)?;
         }
         let most = Amount { nanos: most.nanos.unwrap_or(0), tokens: most.tokens };
@@ -533,6 +552,12 @@ impl Books {
         account
     }
 
+    /// Whether what an account has spent was counted under a wrong date.
+    fn is_ahead(&self, now: i64, scope: Scope, name: &str) -> bool {
+        let account = self.accounts.get(&scope).and_then(|accounts| accounts.get(name));
+        account.is_some_and(|account| account.minute.is_ahead(now))
+    }
+
     fn account(&mut self, scope: Scope, name: &str) -> &mut Account {
         let accounts = self.accounts.entry(scope).or_default();
         if !accounts.contains_key(name) {
@@ -560,7 +585,12 @@ mod tests {
     }
 
     fn payer(member: &str, tenant: Option<&str>) -> Payer {
-        Payer { member: member.to_owned(), tenant: tenant.map(str::to_owned), key: tenant.map(|t| format!("{t}-1")) }
+        Payer {
+            member: member.to_owned(),
+            pipeline: None,
+            tenant: tenant.map(str::to_owned),
+            key: tenant.map(|t| format!("{t}-1")),
+        }
     }
 
     fn tokens(tokens: u64) -> Most {
@@ -571,6 +601,29 @@ mod tests {
         match entry {
             Entry::Reserve { id, .. } | Entry::Settle { id, .. } => *id,
         }
+    }
+
+    #[test]
+    fn a_pipeline_pays_for_what_its_steps_take() {
+        let mut ledger = ledger("[budgets.pipelines.help]\ntokens_per_day = 100\n");
+        let step = |member: &str| Payer { pipeline: Some("help".to_owned()), ..payer(member, None) };
+        ledger.reserve(NOW, &step("embedder"), tokens(60)).unwrap();
+        let refused = ledger.reserve(NOW, &step("chat"), tokens(60)).unwrap_err();
+        assert!(refused.to_string().starts_with("the budget of pipeline `help` is used up"), "{refused}");
+        // Who asks the member itself is charged to no pipeline.
+        ledger.reserve(NOW, &payer("chat", None), tokens(60)).unwrap();
+    }
+
+    #[test]
+    fn a_clock_that_had_the_wrong_date_locks_nobody_out_for_long_and_gives_nothing_away() {
+        let mut ledger = ledger("[budgets.members.chat]\ntokens_per_day = 100\n");
+        let chat = payer("chat", None);
+        let ahead = NOW + 400 * Span::DAY;
+        let held = ledger.reserve(ahead, &chat, tokens(70)).unwrap();
+        ledger.settle(ahead, id(&held), Amount { nanos: 0, tokens: 70 });
+        // Back: what was spent under the wrong date counts today, and no more tomorrow.
+        assert!(ledger.reserve(NOW, &chat, tokens(40)).is_err());
+        assert!(ledger.reserve(NOW + Span::DAY, &chat, tokens(40)).is_ok());
     }
 
     #[test]

@@ -65,6 +65,10 @@ impl Weighter<Key, Entry> for Bytes {
     fn weight(&self, _: &Key, entry: &Entry) -> u64 {
         let heap = match &entry.answer {
             Answer::Class { label, scores } => label.len() + size_of_val(scores.as_slice()),
+            Answer::Labels { labels, scores } => {
+                labels.iter().map(|label| label.len() + size_of::<String>()).sum::<usize>()
+                    + size_of_val(scores.as_slice())
+            }
             Answer::Embedding { vector } => size_of_val(vector.as_slice()),
             Answer::Relevance { .. } => 0,
         };

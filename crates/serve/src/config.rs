@@ -171,6 +171,9 @@ impl PortfolioConfig {
         }
         let indexes = pipeline::index_configs(&table, base, &members, &mut problems);
         let pipelines = pipeline::pipeline_configs(&table, &members, &hosted, &indexes, &mut problems);
+        for name in budgets.pipelines().filter(|name| !pipelines.contains_key(*name)) {
+            problems.push(format!("[budgets.pipelines.{name}] there is no pipeline `{name}`"));
+        }
         let alerts = AlertsConfig::parse(&table, base, &mut problems);
         alerts.check(
             |name| members.contains_key(name) || hosted.contains_key(name),
@@ -193,13 +196,14 @@ impl PortfolioConfig {
 impl MemberConfig {
     /// The defaults: one replica on all cores, 4096 tokens a batch, 4096 waiting rows, 30 seconds of patience.
     pub fn new(source: ModelSource) -> Self {
+        let threads = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
         Self {
             source,
-            threads: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
+            threads,
             batching: BatchLimits {
                 batch_tokens: PredictorOptions::default().max_batch_tokens,
                 queue_rows: DEFAULT_QUEUE_ROWS,
-                replicas: NonZeroUsize::MIN,
+                replicas: default_replicas(threads),
             },
             queue_timeout: Duration::from_secs(30),
             monitor: MonitorConfig::default(),
@@ -220,6 +224,11 @@ impl MemberConfig {
 }
 
 const DEFAULT_QUEUE_ROWS: NonZeroUsize = NonZeroUsize::new(4096).expect("4096 is not zero");
+
+/// Workers of a member that does not say how many: requests at once are best served by a core each.
+fn default_replicas(threads: NonZeroUsize) -> NonZeroUsize {
+    threads.min(NonZeroUsize::new(8).expect("8 is not zero"))
+}
 
 impl FromStr for ModelSource {
     type Err = ParseReferenceError;
@@ -307,7 +316,7 @@ impl MemberTable {
                 return Err("`replicas` are threads of this process: PyTorch has `workers`".to_owned());
             }
             (EngineConfig::Torch(_), None) => self.engine.workers.unwrap_or(NonZeroUsize::MIN),
-            (EngineConfig::Native, replicas) => replicas.unwrap_or(NonZeroUsize::MIN),
+            (EngineConfig::Native, replicas) => replicas.unwrap_or(default_replicas(config.threads)),
         };
         config.candidate = self.candidate.map(|table| candidates(&table, base)).transpose()?;
         config.cache = self.cache.map(CacheTable::config).transpose()?;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 use highroad_eval::{Plan, Verdict};
-use highroad_package::{Baselines, Digest, Package, Store, Verdicts};
+use highroad_package::{Baselines, Digest, Package, Store, Verdicts, VerifiedPackage};
 use highroad_worker::Crew;
 use jiff::{SignedDuration, Timestamp};
 use metrics::{counter, gauge, histogram};
@@ -22,7 +22,8 @@ use crate::registry::{Registry, Resolved};
 use crate::revision::{Candidate, Facts, OverrideFacts, Revision, Unverified};
 use crate::rollout::{Assigned, Key, RolloutStatus, Rollouts, Trial, now};
 use crate::saved::{self, Saved, SavedRollout, SavedVersion};
-use crate::telemetry::{LOAD_FAILURES, MEMBER_INFO, MEMBER_READY, OVERRIDE_EXPIRES, ROLLOUT_SWITCH, SWAPS};
+use crate::telemetry::{LOAD_FAILURES, MEMBER_INFO, MEMBER_READY, OVERRIDE_EXPIRES, ROLLOUT_SWITCH, SWAPS, WAY_BACK};
+use crate::way_back::{Looking, WayBack, WayBackStatus};
 
 /// Where a server keeps what it fetched and what it attests.
 #[derive(Clone, Debug)]
@@ -45,16 +46,19 @@ pub struct LocalState {
     pub definitions: Definitions,
     /// Directory of what was spent.
     pub budgets: PathBuf,
+    /// Directory of programs that are served without a package.
+    pub programs: PathBuf,
 }
 
 impl LocalState {
     /// With everything but packages and verdicts in their usual folders of `home`.
     pub fn under(home: &std::path::Path, store: Store, verdicts: Verdicts) -> Self {
-        let folders = ["attestations", "serving", "rollouts", "monitor", "baselines", "budgets", "definitions"];
-        let [attestations, serving, rollouts, monitor, baselines, budgets, definitions] =
+        let folders =
+            ["attestations", "serving", "rollouts", "monitor", "baselines", "budgets", "definitions", "programs"];
+        let [attestations, serving, rollouts, monitor, baselines, budgets, definitions, programs] =
             folders.map(|name| home.join(name));
         let (baselines, definitions) = (Baselines::at(baselines), Definitions::at(definitions));
-        Self { store, verdicts, attestations, serving, rollouts, monitor, baselines, definitions, budgets }
+        Self { store, verdicts, attestations, serving, rollouts, monitor, baselines, definitions, budgets, programs }
     }
 }
 
@@ -72,6 +76,7 @@ pub struct Deployment {
     cache: Option<Arc<AnswerCache>>,
     pub(crate) rollouts: Rollouts,
     monitor: Arc<Monitor>,
+    way_back: Arc<WayBack>,
     status: Mutex<Memory>,
     /// A [`Stage`].
     stage: AtomicU8,
@@ -92,6 +97,8 @@ pub struct Status {
     pub serving: Option<Facts>,
     /// Why another version does not.
     pub failure: Option<Failure>,
+    /// Where a rollback leads, once that was walked.
+    pub way_back: Option<WayBackStatus>,
 }
 
 /// Where a deployment stands.
@@ -195,6 +202,7 @@ impl Deployment {
         let cache = known.or_else(|| config.cache.map(|cache| Arc::new(AnswerCache::new(&name, cache))));
         Self {
             cache,
+            way_back: WayBack::of(&name),
             name,
             config,
             unverified,
@@ -244,6 +252,7 @@ impl Deployment {
         }
         counter!(SWAPS, "member" => member()).increment(0);
         counter!(LOAD_FAILURES, "member" => member()).increment(0);
+        gauge!(WAY_BACK, "member" => member()).set(0.0);
         self.stage.store(Stage::Member as u8, Ordering::Release);
         let served = before.and_then(|before| before.current.load_full());
         match self.current.load_full() {
@@ -347,6 +356,7 @@ impl Deployment {
                 .clone()
                 .or_else(|| crews.into_iter().find_map(|crew| short_of_workers(crew, serving.as_ref()))),
             serving,
+            way_back: self.way_back.status(),
         }
     }
 
@@ -368,12 +378,26 @@ impl Deployment {
                     let refreshed = self.refresh_from_registry(reference, registry.as_ref()).await;
                     if self.is(Stage::Member) {
                         self.follow_rollout(reference, registry.as_ref()).await;
+                        self.walk_way_back(reference, registry);
                     }
                     refreshed
                 }
                 None => Err(self.fail(None, DeployError::NoRegistry(reference.clone()))),
             },
         }
+    }
+
+    /// Has the version attested that a rollback leads to.
+    fn walk_way_back(&self, reference: &highroad_package::Reference, registry: &Arc<dyn Registry>) {
+        let Some(serving) = self.serving() else { return };
+        let looking = Looking {
+            registry: Arc::clone(registry),
+            reference,
+            config: &self.config,
+            unverified: self.unverified,
+            attestations: &self.local.attestations,
+        };
+        self.way_back.look(serving, &looking);
     }
 
     async fn refresh_from_directory(&self, dir: PathBuf) -> Result<Refreshed, DeployError> {
@@ -585,6 +609,7 @@ impl Deployment {
     pub(crate) fn switch_to(&self, revision: Arc<Revision>, saved: Option<SavedVersion>) -> Instant {
         let facts = revision.facts().clone();
         self.monitor.serves(&self.name, &facts.version, &facts.package);
+        self.way_back.served(&facts);
         let before = self.current.swap(Some(revision));
         let switched = Instant::now();
         // What was watched serves no more, or has proved itself enough.
@@ -717,6 +742,11 @@ impl Remaining {
 impl LocalState {
     /// Takes the package in `dir` into the store, with the newest of its verdicts that admits it (else the newest).
     fn candidate_in(&self, dir: &std::path::Path) -> Result<Candidate, DeployError> {
+        if is_bare_program(dir) {
+            let package = VerifiedPackage::of_program(dir, &self.programs)?;
+            let version = format!("{}@{}", package.manifest().name, package.digest());
+            return Ok(Candidate { version, package, verdict: None, overridden: None, admitted_at: None });
+        }
         // Opening it first tells a damaged package by its own path.
         let name = Package::open(dir)?.manifest().name.clone();
         let digest = self.store.add(dir)?;
@@ -736,6 +766,11 @@ impl LocalState {
         };
         Ok(verdicts.into_iter().max_by_key(rank))
     }
+}
+
+/// Whether a member's path is a program without a package.
+pub fn is_bare_program(path: &std::path::Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "pt2") && path.is_file()
 }
 
 /// The verdict `digest` on `package`. Errors if it is absent, changed or not a verdict.

@@ -19,12 +19,13 @@ mod trial;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 use arc_swap::ArcSwapOption;
 use highroad_hosted::{Client, Hosted, HostedTask, NUMERICS_ID, Tokens};
 use highroad_service::access::Principal;
+use highroad_task::{Answer, Input};
 use jiff::Timestamp;
 use metrics::{counter, gauge};
 use serde_json::{Value, json};
@@ -44,6 +45,7 @@ use crate::budget::{Amount, Most};
 use crate::config::RolloutConfig;
 use crate::deployment::{Failure, LocalState, State, Status};
 use crate::error::{AskError, DeployError};
+use crate::monitor::{Monitor, MonitorConfig, Watch};
 use crate::revision::{Facts, Unverified};
 use crate::telemetry::{HOSTED_BREAKER_OPENED, HOSTED_BREAKER_STATE, HOSTED_IN_FLIGHT, MEMBER_READY};
 use breaker::{Admission, Breaker, Circuit, Outcome, RetryBudget};
@@ -70,8 +72,17 @@ pub struct HostedMember {
     places: Arc<Semaphore>,
     n_waiting: AtomicUsize,
     host: Mutex<Host>,
+    watching: Watching,
+    watch: OnceLock<Watch>,
     /// Else it is prepared for a portfolio that may never be, and tells nothing.
     is_member: AtomicBool,
+}
+
+/// What has members looked at, and how.
+#[derive(Clone)]
+pub(crate) struct Watching {
+    pub(crate) monitor: Arc<Monitor>,
+    pub(crate) config: MonitorConfig,
 }
 
 /// A hosted member that may be asked.
@@ -95,10 +106,16 @@ impl HostedMembers {
         unverified: Unverified,
         local: &LocalState,
         rollouts: RolloutConfig,
+        watching: &Watching,
     ) -> Self {
         let member = |(name, config): (&String, &HostedConfig)| {
-            let same = before.members.get(name).filter(|member| member.config == *config);
-            let new = || Arc::new(HostedMember::new(name.clone(), config.clone(), unverified, local.clone()));
+            let same = before
+                .members
+                .get(name)
+                .filter(|member| member.config == *config && member.watching.config == watching.config);
+            let new = || {
+                Arc::new(HostedMember::new(name.clone(), config.clone(), unverified, local.clone(), watching.clone()))
+            };
             (name.clone(), same.map_or_else(new, Arc::clone))
         };
         let members: BTreeMap<String, Arc<HostedMember>> = config.iter().map(member).collect();
@@ -161,8 +178,10 @@ impl HostedMembers {
 }
 
 impl HostedMember {
-    fn new(name: String, config: HostedConfig, unverified: Unverified, local: LocalState) -> Self {
+    fn new(name: String, config: HostedConfig, unverified: Unverified, local: LocalState, watching: Watching) -> Self {
         Self {
+            watching,
+            watch: OnceLock::new(),
             serving: ArcSwapOption::empty(),
             failure: Mutex::default(),
             breaker: Mutex::new(Breaker::new(config.breaker)),
@@ -199,9 +218,32 @@ impl HostedMember {
 
     /// Makes it a member no more; requests in flight finish.
     pub(crate) fn remove(&self) {
+        self.watching.monitor.forget(&self.name);
         gauge!(MEMBER_READY, "member" => self.name.clone()).set(0.0);
         gauge!(HOSTED_BREAKER_STATE, "member" => self.name.clone()).set(0.0);
         tracing::info!(member.name = %self.name, "Removed `{}`", self.name);
+    }
+
+    /// Has what it answers looked at from now on: labels and relevances, which a baseline of a golden set tells of.
+    fn begin_watch(&self, serving: &Serving) {
+        let Facts { version, package, .. } = &serving.facts;
+        if !matches!(self.hosted().task, HostedTask::Classify | HostedTask::Moderate) {
+            return;
+        }
+        let Watching { monitor, config } = &self.watching;
+        if let Some(watch) = monitor.watch(&self.name, config, version, *package, None) {
+            monitor.serves(&self.name, version, package);
+            // Set once: it is opened once.
+            let _ = self.watch.set(watch);
+        }
+    }
+
+    /// Has one of `answers` looked at, which are those to `inputs`.
+    fn seen(&self, inputs: &[Input], answers: &[Answer]) {
+        let Some(watch) = self.watch.get() else { return };
+        if let Some(seen) = watch.draw(inputs).and_then(|drawn| watch.answered(drawn, answers)) {
+            watch.put(seen);
+        }
     }
 
     fn is_member(&self) -> bool {
@@ -247,6 +289,7 @@ impl HostedMember {
                     tracing::warn!(member.name = %self.name, "Cannot keep the description of `{}` for replays: {error}", self.name);
                 }
                 *lock(&self.failure) = None;
+                self.begin_watch(&serving);
                 self.serving.store(Some(Arc::new(serving)));
                 self.look_at_host().await;
                 Ok(())
@@ -289,6 +332,7 @@ impl HostedMember {
             state: if serving.is_some() { State::Ready } else { State::Starting },
             serving: serving.as_ref().map(|serving| serving.facts.clone()),
             failure: lock(&self.failure).clone().or_else(open).or_else(unready),
+            way_back: None,
         }
     }
 

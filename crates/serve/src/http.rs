@@ -7,6 +7,7 @@ mod pages;
 mod recommend;
 mod records;
 pub(crate) mod tei;
+pub(crate) mod told;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -32,6 +33,7 @@ use tower_http::compression::CompressionLayer;
 use tower_http::compression::predicate::SizeAbove;
 
 use crate::alerts::{self, watch};
+use crate::budget::keeper::charged_to_pipeline;
 use crate::config::RequestLimits;
 use crate::deployment::{Deployment, State as DeploymentState};
 use crate::error::AskError;
@@ -623,7 +625,10 @@ impl App {
             key: &key,
             streams: request.stream,
         };
-        let finished = Principal::with_all_members(pipelines.run(config, &asked)).await;
+        // Every scope holds the future twice, as its argument and as what it awaits; this one is large, and stacks are not.
+        let running = Box::pin(pipelines.run(config, &asked));
+        let running = told::by_several(charged_to_pipeline(name, running));
+        let finished = Principal::with_all_members(running).await;
         let outcome = match &finished {
             Ok(Finished { stopped: None, .. }) => "ok",
             Ok(_) => "stopped",
@@ -642,15 +647,19 @@ impl App {
         watch::pipeline(name, watch::Went::Well);
         self.log_steps(&asker.id, name, &finished);
         if let Some(definition) = pipelines.kept(name, &finished, &self.portfolio) {
-            self.log.put(records::of_pipeline(
+            let record = records::of_pipeline(
                 asker.id.0.clone(),
                 PipelineRecord::of(name, definition, &finished),
                 &finished,
                 begun.elapsed(),
-            ));
+            );
+            told::asked(&records::origin_of(&record));
+            self.log.put(record);
         }
         if let Some(prompt) = &finished.prompt {
-            let events = Principal::with_all_members(pipelines.events(config, &asked, prompt)).await;
+            let asking = Box::pin(pipelines.events(config, &asked, prompt));
+            let asking = told::by_several(charged_to_pipeline(name, asking));
+            let events = Principal::with_all_members(asking).await;
             let (headers, events) = events.map_err(|error| error.problem())?;
             let first = Bytes::from(pipeline_protocol::first_event(&asker.id.0, name, &finished));
             let first = futures_util::stream::iter([Ok::<_, axum::Error>(first)]);
@@ -795,9 +804,14 @@ impl App {
     }
 }
 
+/// Whether a path is one of gRPC's.
+pub(crate) fn is_grpc(path: &str) -> bool {
+    path.starts_with(grpc::SERVICE)
+}
+
 /// A refusal before any route, in the words of the one that `path` belongs to.
 pub(crate) fn refusal(path: &str, problem: &Problem) -> Response {
-    if path.starts_with(grpc::SERVICE) {
+    if is_grpc(path) {
         return grpc::status(problem).into_http();
     }
     problem.respond(|problem| error_shape(path, problem))
@@ -914,7 +928,8 @@ fn classifies(revision: &Revision) -> bool {
 }
 
 fn reads(revision: &Revision) -> bool {
-    revision.manifest().task.image.is_none()
+    let task = &revision.manifest().task;
+    task.image.is_none() && !matches!(task.kind, TaskKind::Tensors)
 }
 
 fn moderates(revision: &Revision) -> bool {
@@ -931,6 +946,7 @@ pub(crate) fn task_name(revision: &Revision) -> &'static str {
         TaskKind::Embed { .. } => "embeddings",
         TaskKind::Rerank => "reranking",
         TaskKind::Recommend { .. } => "recommendations",
+        TaskKind::Tensors => "tensors",
         _ => "another task",
     }
 }
@@ -969,6 +985,7 @@ impl<'a> Call<'a> {
     /// What was served to a request on `route`, and how it went.
     fn of<A>(asker: &'a Asker, route: &'static str, served: Served<A>) -> (Self, Result<Asked<A>, AskError>) {
         let Served { revision, result, begun, rollout } = served;
+        told::asked(revision.facts());
         (Self { id: &asker.id, route, revision, begun, rollout }, result)
     }
 

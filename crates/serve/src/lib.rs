@@ -38,9 +38,10 @@ pub mod telemetry;
 mod traced;
 pub mod traffic;
 mod urgency;
+mod way_back;
 
 pub use attestation::{Attestation, path as attestation_path};
-pub use deployment::{Deployment, Failure, LocalState, Refreshed, State, Status, read_verdict};
+pub use deployment::{Deployment, Failure, LocalState, Refreshed, State, Status, is_bare_program, read_verdict};
 pub use engine::{EngineConfig, TorchConfig};
 pub use error::{AskError, DeployError};
 pub use hosted::router;
@@ -51,3 +52,4 @@ pub use protocol::error_shape;
 pub use registry::{BoxFuture, Registry, Resolved};
 pub use remote::{RemoteRates, RemoteRegistry};
 pub use revision::{Asked, Candidate, Facts, Overridden, OverrideFacts, Revision, Terms, Unverified};
+pub use way_back::WayBackStatus;

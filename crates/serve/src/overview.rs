@@ -22,7 +22,9 @@ pub(crate) fn of_pipeline(name: &str) -> String {
 /// Everything of `portfolio` that the request's key may see.
 pub(crate) fn overview(portfolio: &Portfolio) -> Value {
     let own = portfolio.deployments().into_iter().map(|member| own(&member));
-    let hosted = portfolio.hosted().all().into_iter().map(|member| hosted(&member));
+    let trials = portfolio.hosted();
+    let shown = |member: Arc<HostedMember>| hosted(&member, trials.trial(member.name()).map(|trial| trial.shown()));
+    let hosted = portfolio.hosted().all().into_iter().map(shown);
     let mut members: Vec<Shown> = own.chain(hosted).collect();
     members.sort_by(|left, right| left.status.member.cmp(&right.status.member));
     let opened = portfolio.pipelines();
@@ -91,13 +93,13 @@ fn own(member: &Arc<Deployment>) -> Shown {
     }
 }
 
-fn hosted(member: &Arc<HostedMember>) -> Shown {
+fn hosted(member: &Arc<HostedMember>, trial: Option<Value>) -> Shown {
     let standing = member.standing();
     Shown {
         model: None,
         task: Some(json!(member.hosted().task)),
         queue: Some(json!({ "used": standing.n_waiting, "most": standing.queue_requests, "of": "requests" })),
-        more: Map::from_iter([("hosted".to_owned(), json!(standing))]),
+        more: Map::from_iter([("hosted".to_owned(), json!(standing)), ("trial".to_owned(), json!(trial))]),
         traffic: traffic::of(member.name()),
         status: member.status(),
     }

@@ -12,7 +12,8 @@ use crate::config::{MemberConfig, PortfolioConfig, RequestLimits};
 use crate::definitions::Definitions;
 use crate::deployment::{Deployment, LocalState, State, Status, Surroundings};
 use crate::error::{AskError, DeployError};
-use crate::hosted::{HostedMember, HostedMembers};
+use crate::hosted::{HostedMember, HostedMembers, Watching};
+use crate::http::told;
 use crate::monitor::Monitor;
 use crate::pipeline::{IndexPlaces, Pipelines};
 use crate::registry::Registry;
@@ -124,6 +125,11 @@ impl Portfolio {
         self.served().budgets.clone()
     }
 
+    /// What may serve here.
+    pub(crate) fn unverified(&self) -> Unverified {
+        self.unverified
+    }
+
     /// What its own members meet.
     pub fn monitor(&self) -> &Arc<Monitor> {
         &self.monitor
@@ -200,6 +206,7 @@ impl Portfolio {
                 self.unverified,
                 &self.local,
                 config.rollouts,
+                &Watching { monitor: Arc::clone(&self.monitor), config: config.monitor.clone() },
             )),
             budgets: before.budgets.clone(),
             config: Arc::new(config),
@@ -310,12 +317,16 @@ impl Portfolio {
 
     /// What serves `name` now.
     pub fn revision(&self, name: &str) -> Result<Arc<Revision>, AskError> {
-        self.served().revision(name)
+        let revision = self.served().revision(name)?;
+        told::asked(revision.facts());
+        Ok(revision)
     }
 
     /// Who answers a request for `name`: what serves now, or the candidate of a rollout that the request's key has a part in.
     pub fn assign(&self, name: &str, key: &Key) -> Result<Assigned, AskError> {
-        self.deployment(name)?.assign(key)
+        let assigned = self.deployment(name)?.assign(key)?;
+        told::asked(assigned.revision().facts());
+        Ok(assigned)
     }
 
     /// The rollouts that go on here and the last ones of other members, sorted by member.

@@ -25,6 +25,10 @@ pub trait Registry: Send + Sync + 'static {
         resolved: &'a Resolved,
     ) -> BoxFuture<'a, Result<Candidate, DeployError>>;
 
+    /// Brings the version that a rollback of the alias leads to, as the record of its moves has it; nothing where there is none or
+    /// it is no package.
+    fn way_back<'a>(&'a self, reference: &'a Reference) -> BoxFuture<'a, Result<Option<Candidate>, DeployError>>;
+
     /// Tags of the model called `name`, where rollouts are kept.
     fn tags<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<BTreeMap<String, String>, DeployError>>;
 

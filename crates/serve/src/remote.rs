@@ -1,5 +1,6 @@
 use std::collections::BTreeMap;
 
+use highroad_package::registry::trail::ways_back;
 use highroad_package::registry::{Promotion, RegistryClient, RegistryError, ResolvedVersion, Rollback};
 use highroad_package::{Digest, Reference, Selector};
 use highroad_service::access::{METER, RateKeeper, WantedRate};
@@ -69,6 +70,16 @@ impl Registry for RemoteRegistry {
             let overridden = self.overridden(&wanted, alias).await.map_err(failed)?;
             let admitted_at = self.client.admitted_at(&wanted, alias).await.map_err(failed)?;
             Ok(Candidate { version: resolved.label(), package, verdict, overridden, admitted_at })
+        })
+    }
+
+    fn way_back<'a>(&'a self, reference: &'a Reference) -> BoxFuture<'a, Result<Option<Candidate>, DeployError>> {
+        Box::pin(async move {
+            let failed = |error| failed(reference, error);
+            let Some((resolved, admitted_at)) = self.before(reference).await.map_err(failed)? else { return Ok(None) };
+            let candidate = self.fetch(reference, &resolved).await?;
+            // It was admitted when it was promoted, and a rollback asks about that moment.
+            Ok(Some(Candidate { admitted_at: admitted_at.or(candidate.admitted_at), ..candidate }))
         })
     }
 
@@ -158,6 +169,30 @@ fn unanswered(error: &RegistryError) -> DeployError {
 }
 
 impl RemoteRegistry {
+    /// Where a rollback of the alias leads, and when that version was promoted, RFC 3339 in UTC.
+    async fn before(&self, reference: &Reference) -> Result<Option<(Resolved, Option<String>)>, RegistryError> {
+        let Some(alias) = alias_of(reference) else { return Ok(None) };
+        let current = self.client.aliased(&reference.name, alias).await?;
+        let moves = self.client.audit(&reference.name).await?;
+        for (version, moved) in ways_back(&moves, alias, current) {
+            let Some(number) = version.filter(|version| Some(*version) != current) else { continue };
+            let found = match self.client.model_version(&reference.name, number).await {
+                Err(RegistryError::NotFound(_)) => continue,
+                found => found?,
+            };
+            let Some(found) = found.package else { return Ok(None) };
+            if moved.and_then(|moved| moved.package).is_some_and(|was| was != found.package) {
+                continue;
+            }
+            let overridden = found.overrides.get(alias).copied();
+            let at = moved.and_then(|moved| jiff::Timestamp::from_millisecond(moved.at).ok());
+            let at = at.map(|at| at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string());
+            let ResolvedVersion { name, version, package, verdict, .. } = found;
+            return Ok(Some((Resolved { name, version, package, verdict, overridden }, at)));
+        }
+        Ok(None)
+    }
+
     /// Brings what monitoring compares the package with. A version serves without it.
     async fn bring_baselines(&self, package: &Digest) {
         let brought = self.client.baselines(package).await.unwrap_or_else(|error| {

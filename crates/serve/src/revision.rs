@@ -1,5 +1,6 @@
 mod through;
 
+use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -10,7 +11,9 @@ use highroad_hosted::NUMERICS_ID;
 use highroad_package::{Digest, Manifest, VerifiedPackage};
 use highroad_service::access::Priority;
 use highroad_task::raw::{Program, Tensor};
-use highroad_task::{Answer, Cut, Input, Piece, Predictor, PredictorOptions, Prepared, Special, TaskError, ranked};
+use highroad_task::{
+    Answer, Cut, Input, ParityReport, Piece, Predictor, PredictorOptions, Prepared, Special, TaskError, ranked,
+};
 use highroad_worker::Crew;
 use serde::{Deserialize, Serialize};
 
@@ -172,10 +175,7 @@ pub(crate) struct Told {
 
 impl Told {
     fn of(answers: &[Answer]) -> Self {
-        let label = |answer: &Answer| match answer {
-            Answer::Class { label, .. } => Some(label.clone()),
-            _ => None,
-        };
+        let label = |answer: &Answer| Some(answer.label()?.into_owned());
         let order = ranked(answers).iter().filter_map(|ranked| u32::try_from(ranked.index).ok()).collect();
         Self { labels: answers.iter().filter_map(label).collect(), order }
     }
@@ -215,19 +215,8 @@ impl Revision {
         };
         let model = Model { predictor, threads: config.threads, torch };
         let numerics_id = model.numerics_id();
-        let replay = || (numerics_id.as_str(), || model.check_parity());
-        let evidence = match &standing {
-            Standing::Admitted { verdict, .. } if verdict.numerics_id == numerics_id => evidence_name(verdict.evidence),
-            Standing::Admitted { digest, .. } => {
-                attestation::attest(attestations, &candidate.package, replay(), digest, &now)?;
-                "attested"
-            }
-            Standing::Overridden(overridden) => {
-                attestation::attest(attestations, &candidate.package, replay(), &overridden.digest, &now)?;
-                "override"
-            }
-            Standing::Development { .. } => "development",
-        };
+        let evidence =
+            standing.evidence(&candidate.package, &numerics_id, || model.check_parity(), attestations, &now)?;
         // The first run of a program touches its weights and fills buffer pools; no request should pay for that.
         model.warm_up().map_err(DeployError::WarmUp)?;
         let (verdict, overridden, development) = match standing {
@@ -248,6 +237,25 @@ impl Revision {
         let (watch, stats) = (OnceLock::new(), Stats::default());
         let indexes = Indexes::default();
         Ok(Self { facts, batcher, indexes, queue_timeout: config.queue_timeout, watch, cache, stats })
+    }
+
+    /// Decides whether `candidate` may serve and replays its parity cases if its numerics are new, without keeping anything in memory. Gives
+    /// its evidence. Blocks for as long as loading takes; `config` has to run it natively.
+    pub(crate) fn rehearse(
+        member: &str,
+        candidate: &Candidate,
+        config: &MemberConfig,
+        unverified: Unverified,
+        attestations: &Path,
+    ) -> Result<&'static str, DeployError> {
+        let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+        let standing = Standing::of(candidate, unverified, &now)?;
+        // It serves nobody yet, so it takes one core from those that do.
+        let options = PredictorOptions { threads: NonZeroUsize::MIN, max_batch_tokens: config.batching.batch_tokens };
+        let predictor = Predictor::open(&candidate.package, &options).map_err(DeployError::Load)?;
+        let numerics_id = predictor.numerics_id();
+        tracing::debug!(member.name = %member, "Rehearses {}", candidate.version);
+        standing.evidence(&candidate.package, &numerics_id, || predictor.check_parity(), attestations, &now)
     }
 
     /// The same with indexes of its package's vectors.
@@ -578,7 +586,36 @@ impl<'a> Standing<'a> {
             (Unverified::ServeAsDevelopment, DeployError::Refused { refusal, .. }) => {
                 Ok(Self::Development { reason: refusal.to_string() })
             }
+            (Unverified::ServeAsDevelopment, _) if candidate.package.is_bare() => {
+                Ok(Self::Development { reason: "a bare program: no parity cases, no verdict".to_owned() })
+            }
             (Unverified::ServeAsDevelopment, _) => Ok(Self::Development { reason: "no verdict".to_owned() }),
+        }
+    }
+}
+
+impl Standing<'_> {
+    /// What its answers are worth on these numerics; where they are new, the parity cases are replayed by `parity` and that is recorded in
+    /// `attestations`.
+    fn evidence(
+        &self,
+        package: &VerifiedPackage,
+        numerics_id: &str,
+        parity: impl FnOnce() -> Result<ParityReport, TaskError>,
+        attestations: &Path,
+        now: &str,
+    ) -> Result<&'static str, DeployError> {
+        match self {
+            Self::Admitted { verdict, .. } if verdict.numerics_id == numerics_id => Ok(evidence_name(verdict.evidence)),
+            Self::Admitted { digest, .. } => {
+                attestation::attest(attestations, package, (numerics_id, parity), digest, now)?;
+                Ok("attested")
+            }
+            Self::Overridden(overridden) => {
+                attestation::attest(attestations, package, (numerics_id, parity), &overridden.digest, now)?;
+                Ok("override")
+            }
+            Self::Development { .. } => Ok("development"),
         }
     }
 }

@@ -29,6 +29,7 @@ pub(crate) const PANICS: &str = "highroad_worker_panics_total";
 pub(crate) const MEMBER_READY: &str = "highroad_member_ready";
 pub(crate) const MEMBER_INFO: &str = "highroad_member_info";
 pub(crate) const OVERRIDE_EXPIRES: &str = "highroad_member_override_expires_timestamp_seconds";
+pub(crate) const WAY_BACK: &str = "highroad_member_way_back_attested";
 pub(crate) const SWAPS: &str = "highroad_member_swaps_total";
 pub(crate) const LOAD_FAILURES: &str = "highroad_member_load_failures_total";
 pub(crate) const TORCH_WORKERS: &str = "highroad_torch_workers";
@@ -118,6 +119,7 @@ pub fn describe() {
         Unit::Seconds,
         "End of the override that the member serves by, in seconds since 1970; 0 where a verdict admits it."
     );
+    describe_gauge!(WAY_BACK, "1 if the version that a rollback leads to was brought, verified and attested here.");
     describe_counter!(SWAPS, "Versions switched to after the first.");
     describe_counter!(LOAD_FAILURES, "Versions that did not load, verify or reproduce their parity cases.");
     describe_counter!(PIPELINE_REQUESTS, "Requests to a pipeline: answered, stopped by a label, or failed.");

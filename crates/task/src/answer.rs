@@ -1,5 +1,10 @@
+use std::borrow::Cow;
+
 use highroad_package::Digest;
 use serde::{Deserialize, Serialize};
+
+/// Between labels that hold at once; no label of a multi-label classifier has a comma.
+const BETWEEN_LABELS: &str = ", ";
 
 /// What a model answers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -10,6 +15,13 @@ pub enum Answer {
         /// The label with the highest score; the first of them where several tie.
         label: String,
         /// Softmax of the logits, in the order of the package's labels; they sum to 1 within rounding.
+        scores: Vec<f32>,
+    },
+    /// Any number of labels.
+    Labels {
+        /// Those whose score reaches their threshold, in the order of the package's labels.
+        labels: Vec<String>,
+        /// The logistic function of each label's own logit, in the order of the package's labels.
         scores: Vec<f32>,
     },
     /// A point in the model's space.
@@ -28,17 +40,27 @@ impl Answer {
     /// The scores, the vector or the logit.
     pub fn values(&self) -> &[f32] {
         match self {
-            Self::Class { scores, .. } => scores,
+            Self::Class { scores, .. } | Self::Labels { scores, .. } => scores,
             Self::Embedding { vector } => vector,
             Self::Relevance { logit } => std::slice::from_ref(logit),
         }
     }
 
+    /// What a classifier says, in words: the label, or those that hold with `, ` between them; nothing where none does. `None` of
+    /// other answers.
+    pub fn label(&self) -> Option<Cow<'_, str>> {
+        match self {
+            Self::Class { label, .. } => Some(Cow::Borrowed(label)),
+            Self::Labels { labels, .. } => Some(Cow::Owned(joined(labels))),
+            Self::Embedding { .. } | Self::Relevance { .. } => None,
+        }
+    }
+
     /// The logistic function of a relevance's logit, which is what rerank protocols call the relevance score; `None` for
-    /// other answers. In f64, with an exponential that is code, as the softmax of a label's scores.
+    /// other answers.
     pub fn score(&self) -> Option<f32> {
         let Self::Relevance { logit } = self else { return None };
-        Some((1.0 / (1.0 + libm::exp(-f64::from(*logit)))) as f32)
+        Some(logistic(*logit))
     }
 
     /// SHA-256 of [`Answer::values`] as little-endian f32: two answers with one digest have the same bits.
@@ -46,6 +68,16 @@ impl Answer {
         let bytes: Vec<u8> = self.values().iter().flat_map(|value| value.to_le_bytes()).collect();
         Digest::of(&bytes)
     }
+}
+
+/// Several labels in words, as [`Answer::label`] says them.
+pub fn joined(labels: &[String]) -> String {
+    labels.join(BETWEEN_LABELS)
+}
+
+/// The labels that stand in words of [`joined`].
+pub fn apart(words: &str) -> Vec<String> {
+    words.split(BETWEEN_LABELS).filter(|label| !label.is_empty()).map(ToOwned::to_owned).collect()
 }
 
 /// A document beside a query.
@@ -96,6 +128,20 @@ pub(crate) fn decide(labels: &[String], logits: &[f32]) -> Answer {
     Answer::Class { label: labels[best].clone(), scores }
 }
 
+/// The labels whose score reaches their threshold, and the scores: the logistic function of each of `logits`, which are finite. All three
+/// have one length.
+pub(crate) fn hold(labels: &[String], thresholds: &[f64], logits: &[f32]) -> Answer {
+    let scores: Vec<f32> = logits.iter().map(|&logit| logistic(logit)).collect();
+    // The score as it is told, so that who reads it comes to the same labels.
+    let holds = labels.iter().zip(thresholds).zip(&scores).filter(|((_, least), score)| f64::from(**score) >= **least);
+    Answer::Labels { labels: holds.map(|((label, _), _)| label.clone()).collect(), scores }
+}
+
+/// In f64, with an exponential that is code, as the softmax of a label's scores.
+fn logistic(logit: f32) -> f32 {
+    (1.0 / (1.0 + libm::exp(-f64::from(logit)))) as f32
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -133,6 +179,17 @@ mod tests {
             assert_eq!(Answer::Relevance { logit }.score(), Some(expected));
         }
         assert_eq!(class("a", &[1.0]).score(), None);
+    }
+
+    #[test]
+    fn every_label_that_reaches_its_threshold_holds_and_none_may() {
+        let names = labels(&["insult", "threat", "spam"]);
+        let answer = hold(&names, &[0.5, 0.9, 0.5], &[0.0, 2.0, -3.5]);
+        // scipy.special.expit, in float64, rounded to f32
+        let scores = vec![0.5, 0.880_797_1, 0.029_312_23];
+        assert_eq!(answer, Answer::Labels { labels: labels(&["insult"]), scores });
+        assert_eq!(hold(&names, &[0.5; 3], &[1.0, 2.0, -1.0]).label().unwrap(), "insult, threat");
+        assert_eq!(hold(&names, &[0.5; 3], &[-1.0; 3]).label().unwrap(), "");
     }
 
     #[test]

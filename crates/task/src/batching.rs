@@ -1,8 +1,10 @@
+mod cost;
 mod shares;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+pub use cost::RunCost;
 pub use shares::Flow;
 use shares::{Order, Shares};
 
@@ -20,8 +22,8 @@ pub trait Waiting {
 /// Rows that wait for their turn, and the choice of the next batch: what a server runs, and what a load test models.
 ///
 /// A batch is anchored at the request whose turn it is (requests take turns, so that one request with thousands of rows does
-/// not hold up the others) and filled with the waiting rows closest in length, as far as the token budget goes and padding
-/// stays cheap. Which request that is, of those of several [`Flow`]s, is decided by what each class and owner has had. A batch holds rows of
+/// not hold up the others) and filled with the waiting rows closest in length, as far as the token budget goes and as long as
+/// their padding costs less than a run of their own. Which request that is, of those of several [`Flow`]s, is decided by what each class and owner has had. A batch holds rows of
 /// its anchor's class and of higher ones: nobody waits longer for the company of a lower class.
 #[derive(Debug)]
 pub struct TurnQueue<R> {
@@ -44,9 +46,6 @@ struct Request {
     flow: Flow,
     n_rows: usize,
 }
-
-/// Padding that is always cheap: below this many tokens a batch costs mostly its fixed part.
-const CHEAP_PADDING_TOKENS: usize = 128;
 
 impl<R> Default for TurnQueue<R> {
     fn default() -> Self {
@@ -161,12 +160,12 @@ impl<R: Waiting> TurnQueue<R> {
         out.into_iter().map(|entry| entry.row).collect()
     }
 
-    /// The next batch, its rows in the order they came in: at most `budget_tokens` with padding, or one longer row alone.
-    /// `None` if nothing waits.
-    pub fn take_batch(&mut self, budget_tokens: usize) -> Option<Vec<R>> {
+    /// The next batch, its rows in the order they came in: at most `budget_tokens` with padding, or one longer row alone. A row joins if
+    /// that brings at most `run_tokens` of padding: see [`RunCost`]. `None` if nothing waits.
+    pub fn take_batch(&mut self, budget_tokens: usize, run_tokens: usize) -> Option<Vec<R>> {
         let anchor_idx = self.anchor()?;
         let Entry { turn: anchor_turn, flow, .. } = self.rows[anchor_idx];
-        let mut chosen = self.choose(anchor_idx, budget_tokens);
+        let mut chosen = self.choose(anchor_idx, budget_tokens, run_tokens);
         chosen.sort_unstable();
         let taken = chosen.iter().map(|&idx| (self.rows[idx].flow, self.rows[idx].row.n_tokens()));
         self.shares.pay(flow, taken);
@@ -199,9 +198,8 @@ impl<R: Waiting> TurnQueue<R> {
         self.next_turn
     }
 
-    // The rows that run with the anchor: the closest in length first, while the padded batch fits the budget and padding
-    // stays under a quarter of the real tokens.
-    fn choose(&self, anchor_idx: usize, budget_tokens: usize) -> Vec<usize> {
+    // The rows that run with the anchor: the closest in length first, each that fits the budget and costs less padding than a run.
+    fn choose(&self, anchor_idx: usize, budget_tokens: usize, run_tokens: usize) -> Vec<usize> {
         let Entry { row: anchor, flow, .. } = &self.rows[anchor_idx];
         if !anchor.may_share() {
             return vec![anchor_idx];
@@ -213,18 +211,15 @@ impl<R: Waiting> TurnQueue<R> {
             let Entry { turn, row, .. } = &self.rows[idx];
             (row.n_tokens().abs_diff(anchor.n_tokens()), *turn)
         });
-        let (mut longest, mut real_tokens) = (anchor.n_tokens(), anchor.n_tokens());
+        let mut longest = anchor.n_tokens();
         let mut chosen = vec![anchor_idx];
         for idx in candidates {
-            let n_tokens = self.rows[idx].row.n_tokens();
-            let padded = (chosen.len() + 1) * longest.max(n_tokens);
-            let padding = padded - (real_tokens + n_tokens);
-            if padded > budget_tokens || padding > CHEAP_PADDING_TOKENS.max((real_tokens + n_tokens) / 4) {
-                break;
+            let (n_rows, n_tokens) = (chosen.len(), self.rows[idx].row.n_tokens());
+            let padding = n_rows * n_tokens.saturating_sub(longest) + longest.saturating_sub(n_tokens);
+            if (n_rows + 1) * longest.max(n_tokens) <= budget_tokens && padding <= run_tokens {
+                chosen.push(idx);
+                longest = longest.max(n_tokens);
             }
-            chosen.push(idx);
-            longest = longest.max(n_tokens);
-            real_tokens += n_tokens;
         }
         chosen
     }
@@ -251,16 +246,16 @@ mod tests {
     #[test]
     fn a_batch_fills_with_the_rows_closest_in_length_to_the_oldest() {
         let mut queue = queue(&[&[400], &[30], &[390], &[410]]);
-        assert_eq!(queue.take_batch(1300), Some(vec![400, 390, 410]));
-        assert_eq!((queue.take_batch(1300), queue.take_batch(1300)), (Some(vec![30]), None));
+        assert_eq!(queue.take_batch(1300, 32), Some(vec![400, 390, 410]));
+        assert_eq!((queue.take_batch(1300, 32), queue.take_batch(1300, 32)), (Some(vec![30]), None));
     }
 
     #[test]
     fn a_request_of_many_rows_takes_turns_with_the_others() {
         let mut queue = queue(&[&[100, 100, 100], &[10]]);
-        assert_eq!(queue.take_batch(100), Some(vec![100]));
-        assert_eq!(queue.take_batch(100), Some(vec![10]));
-        assert_eq!((queue.take_batch(100), queue.n_tokens()), (Some(vec![100]), 100));
+        assert_eq!(queue.take_batch(100, 32), Some(vec![100]));
+        assert_eq!(queue.take_batch(100, 32), Some(vec![10]));
+        assert_eq!((queue.take_batch(100, 32), queue.n_tokens()), (Some(vec![100]), 100));
     }
 
     const HIGH: u32 = 16;
@@ -289,7 +284,7 @@ mod tests {
         }
         let mut got = vec![0; flows.len()];
         for _ in 0..n {
-            let Of(weight, owner, tokens) = queue.take_batch(1).unwrap()[0];
+            let Of(weight, owner, tokens) = queue.take_batch(1, 32).unwrap()[0];
             let at = flows.iter().position(|known| (known.0, known.1) == (weight, owner)).unwrap();
             got[at] += tokens;
             queue.push_request_of(flow(weight, owner), [Of(weight, owner, tokens)]);
@@ -314,15 +309,15 @@ mod tests {
         for n in 1..=50 {
             queue.push_request_of(flow(NORMAL, 1), [Of(NORMAL, 1, 100 + n)]);
         }
-        queue.take_batch(1);
+        queue.take_batch(1, 32);
         queue.push_request_of(flow(NORMAL, 2), [Of(NORMAL, 2, 7)]);
-        assert_eq!(queue.take_batch(1), Some(vec![Of(NORMAL, 2, 7)]));
+        assert_eq!(queue.take_batch(1, 32), Some(vec![Of(NORMAL, 2, 7)]));
         // Nothing is saved up while somebody is away.
         for _ in 0..20 {
-            queue.take_batch(1);
+            queue.take_batch(1, 32);
         }
         (0..4).for_each(|_| queue.push_request_of(flow(NORMAL, 2), [Of(NORMAL, 2, 100)]));
-        let turns: Vec<u64> = (0..6).map(|_| queue.take_batch(1).unwrap()[0].1).collect();
+        let turns: Vec<u64> = (0..6).map(|_| queue.take_batch(1, 32).unwrap()[0].1).collect();
         assert!(turns.iter().filter(|owner| **owner == 1).count() >= 2, "{turns:?}");
     }
 
@@ -333,10 +328,10 @@ mod tests {
             queue.push_request_of(flow(weight, 0), [Of(weight, 0, 10)]);
         }
         let weights = |batch: Option<Vec<Of>>| batch.map(|batch| batch.iter().map(|row| row.0).collect::<Vec<_>>());
-        assert_eq!(weights(queue.take_batch(1000)), Some(vec![HIGH]));
+        assert_eq!(weights(queue.take_batch(1000, 32)), Some(vec![HIGH]));
         queue.push_request_of(flow(HIGH, 0), [Of(HIGH, 0, 10)]);
-        assert_eq!(weights(queue.take_batch(1000)), Some(vec![NORMAL, HIGH]));
-        assert_eq!(weights(queue.take_batch(1000)), Some(vec![LOW, LOW]));
+        assert_eq!(weights(queue.take_batch(1000, 32)), Some(vec![NORMAL, HIGH]));
+        assert_eq!(weights(queue.take_batch(1000, 32)), Some(vec![LOW, LOW]));
     }
 
     #[test]
@@ -380,7 +375,7 @@ mod tests {
                 queue.push_request_of(flow(NORMAL, owners[1]), [Sent { by: 1, at: next }]);
                 next += 40;
             }
-            let Some(batch) = queue.take_batch(1) else {
+            let Some(batch) = queue.take_batch(1, 32) else {
                 now = next;
                 continue;
             };
@@ -404,7 +399,7 @@ mod tests {
         queue.push_request_of(flow(NORMAL, 0), [Of(NORMAL, 0, 10); 3000]);
         for owner in 1..2900 {
             queue.push_request_of(flow(NORMAL, owner), [Of(NORMAL, owner, 10)]);
-            (0..2).for_each(|_| drop(queue.take_batch(1)));
+            (0..2).for_each(|_| drop(queue.take_batch(1, 32)));
         }
         assert!(queue.shares.n_owners() < 1100, "{}", queue.shares.n_owners());
     }

@@ -48,7 +48,7 @@ pub enum TaskError {
     CutsPairsAtEnd,
     #[error("`dimensions` is {asked}, and the model gives {}", one_of(known))]
     Dimensions { asked: u64, known: Vec<u32> },
-    #[error("the package is shown images and has no tokenizer")]
+    #[error("the package reads no texts and has no tokenizer")]
     NoTokenizer,
     #[error("token id {0} is not in the vocabulary")]
     UnknownToken(u32),

@@ -61,8 +61,8 @@ impl Glimpse {
         seen.tokens = self.tokens;
         seen.numbers.extend(self.light.into_iter().flatten());
         match answer {
-            Answer::Class { label, scores } => {
-                seen.classes.push(("label", label.clone()));
+            Answer::Class { scores, .. } | Answer::Labels { scores, .. } => {
+                seen.classes.push(("label", answer.label().unwrap_or_default().into_owned()));
                 let most = scores.iter().copied().fold(f32::MIN, f32::max);
                 seen.numbers.push(("confidence", f64::from(most)));
             }

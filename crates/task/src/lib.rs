@@ -13,8 +13,8 @@ mod predictor;
 mod signature;
 pub mod vector;
 
-pub use answer::{Answer, Ranked, class_of_logits, ranked};
-pub use batching::{Flow, TurnQueue, Waiting};
+pub use answer::{Answer, Ranked, apart, class_of_logits, joined, ranked};
+pub use batching::{Flow, RunCost, TurnQueue, Waiting};
 pub use error::TaskError;
 pub use glimpse::Glimpse;
 pub use highroad_data::{Piece, Special};

@@ -96,6 +96,13 @@ pub fn check_parity_on(
     compare(run, &package.read(&parity.file)?, parity.check, numerics_id.to_owned())?.checked()
 }
 
+/// The inputs of the first parity case. Errors if there is none.
+pub(crate) fn first_inputs(safetensors: &[u8]) -> Result<Vec<Tensor>, TaskError> {
+    let file = SafeTensors::deserialize(safetensors).map_err(|e| TaskError::Parity(e.to_string()))?;
+    let tensors: BTreeMap<String, TensorView<'_>> = file.tensors().into_iter().collect();
+    (0..).map_while(|i| tensors.get(&format!("0.input.{i}"))).map(tensor).collect()
+}
+
 fn compare(
     run: impl Fn(&[Tensor]) -> Result<Vec<Tensor>, TaskError>,
     safetensors: &[u8],

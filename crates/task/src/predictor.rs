@@ -1,16 +1,19 @@
 use std::num::NonZeroUsize;
 use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::available_parallelism;
+use std::time::Instant;
 
 use highroad_data::{Budget, Encoder, Tokenizer, batches, in_order};
 use highroad_package::{Digest, Manifest, PROGRAM, TOKENIZER, TaskKind, VerifiedPackage};
 use highroad_runtime::{Program, RunOptions};
 use highroad_tensor::Tensor;
 
-use crate::answer::{Ranked, decide, ranked};
+use crate::answer::{Ranked, decide, hold, ranked};
 use crate::image::Pictures;
+use crate::parity::first_inputs;
 use crate::signature::{Sharing, Signature, mismatch};
-use crate::{Answer, Cut, Input, Piece, Prepared, Special, TaskError};
+use crate::{Answer, Cut, Input, Piece, Prepared, RunCost, Special, TaskError};
 
 /// How a predictor uses the machine; none of it changes an answer.
 #[derive(Clone, Copy, Debug)]
@@ -44,6 +47,8 @@ pub struct Predictor {
     signature: Signature,
     sharing: Sharing,
     options: PredictorOptions,
+    /// Of [`Predictor::predict`]'s runs.
+    cost: Mutex<RunCost>,
 }
 
 /// Makes rows of inputs.
@@ -54,6 +59,8 @@ enum Reader {
     /// Two texts side by side: a query and a document, or what a classifier compares.
     Pairs(Tokenizer, Encoder),
     Pictures(Pictures),
+    /// Of what takes tensors by name.
+    Nothing,
 }
 
 impl Reader {
@@ -61,6 +68,9 @@ impl Reader {
         let task = &package.manifest().task;
         if let Some(image) = &task.image {
             return Ok(Self::Pictures(Pictures::new(image)));
+        }
+        if matches!(task.kind, TaskKind::Tensors) {
+            return Ok(Self::Nothing);
         }
         let (tokenizer_json, max_tokens) = (package.read(TOKENIZER)?, task.max_tokens as usize);
         let tokenizer = Tokenizer::from_bytes(&tokenizer_json, max_tokens)?;
@@ -76,7 +86,7 @@ impl Reader {
     fn tokenizer(&self) -> Result<&Tokenizer, TaskError> {
         match self {
             Self::Texts(tokenizer) | Self::Histories(tokenizer) | Self::Pairs(tokenizer, _) => Ok(tokenizer),
-            Self::Pictures(_) => Err(TaskError::NoTokenizer),
+            Self::Pictures(_) | Self::Nothing => Err(TaskError::NoTokenizer),
         }
     }
 
@@ -84,7 +94,7 @@ impl Reader {
     fn pad_id(&self) -> u32 {
         match self {
             Self::Texts(tokenizer) | Self::Histories(tokenizer) | Self::Pairs(tokenizer, _) => tokenizer.pad_id(),
-            Self::Pictures(_) => 0,
+            Self::Pictures(_) | Self::Nothing => 0,
         }
     }
 
@@ -94,6 +104,7 @@ impl Reader {
             Self::Histories(_) => ("recommend", "a history of items, with spaces between them"),
             Self::Pairs(..) => ("rerank", "a query and a document"),
             Self::Pictures(_) => ("see images", "a PNG, JPEG or WebP"),
+            Self::Nothing => ("compute tensors", "the inputs of its program, by name"),
         };
         TaskError::OtherInput { task, takes }
     }
@@ -121,7 +132,8 @@ impl Predictor {
         let program = Program::open(Path::new(&package.path(PROGRAM)?))?;
         let signature = Signature::of(program.inputs(), program.outputs(), &package.manifest().task)?;
         let sharing = signature.sharing(program.row_independence());
-        let mut predictor = Self { package: package.clone(), reader, program, signature, sharing, options: *options };
+        let (package, options, cost) = (package.clone(), *options, Mutex::default());
+        let mut predictor = Self { package, reader, program, signature, sharing, options, cost };
         predictor.probe()?;
         Ok(predictor)
     }
@@ -168,6 +180,7 @@ impl Predictor {
                 tokenizer.max_tokens()
             }
             Reader::Pictures(pictures) => pictures.n_tokens(),
+            Reader::Nothing => 0,
         }
     }
 
@@ -259,12 +272,16 @@ impl Predictor {
     /// [`Predictor::predict_prepared`] with the program run by `engine`.
     pub fn predict_prepared_on(&self, engine: &impl Engine, prepared: &[Prepared]) -> Result<Vec<Answer>, TaskError> {
         let lengths: Vec<usize> = prepared.iter().map(Prepared::n_tokens).collect();
-        let budget = Budget { max_tokens: self.options.max_batch_tokens, max_rows: self.options.max_batch_tokens };
+        let most = self.options.max_batch_tokens;
+        let budget = Budget { max_tokens: most, max_rows: most, max_padding: self.cost().run_tokens() };
         let groups = batches(&lengths, budget);
         let mut answers = Vec::with_capacity(prepared.len());
         for group in &groups {
             let batch: Vec<Prepared> = group.iter().map(|&i| prepared[i].clone()).collect();
+            let n_padded = batch.len() * batch.iter().map(Prepared::n_tokens).max().unwrap_or(0);
+            let begun = Instant::now();
             answers.extend(self.answer_on(engine, &batch)?);
+            self.cost().record(n_padded, begun.elapsed().as_secs_f64());
         }
         Ok(in_order(&groups.concat(), answers))
     }
@@ -284,6 +301,13 @@ impl Predictor {
 
     /// [`Predictor::warm_up`] with the program run by `engine`.
     pub fn warm_up_on(&self, engine: &impl Engine) -> Result<(), TaskError> {
+        if matches!(self.reader, Reader::Nothing) {
+            // A bare program has no inputs that are known to be any.
+            return match self.package.is_bare() {
+                true => Ok(()),
+                false => engine.run(&first_inputs(&self.package.read(&self.manifest().parity.file)?)?).map(drop),
+            };
+        }
         self.answer_on(engine, &[self.short()?]).map(drop)
     }
 
@@ -307,6 +331,10 @@ impl Predictor {
         let inputs = ordered.collect::<Result<Vec<_>, _>>()?;
         let outputs = self.program.run(&inputs, &self.run_options())?;
         Ok(self.program.outputs().iter().map(|spec| spec.name.clone()).zip(outputs).collect())
+    }
+
+    fn cost(&self) -> MutexGuard<'_, RunCost> {
+        self.cost.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn run_options(&self) -> RunOptions {
@@ -343,6 +371,9 @@ impl Predictor {
     /// The answer that a row of finite values means; `None` if one is not.
     fn decide(&self, values: Vec<f32>) -> Option<Answer> {
         values.iter().all(|value| value.is_finite()).then(|| match &self.manifest().task.kind {
+            TaskKind::Classify { labels, thresholds, .. } if !thresholds.is_empty() => {
+                hold(labels, thresholds, &values)
+            }
             TaskKind::Classify { labels, .. } | TaskKind::Recommend { items: labels } => decide(labels, &values),
             TaskKind::Rerank => Answer::Relevance { logit: values[0] },
             _ => Answer::Embedding { vector: values },
@@ -351,6 +382,9 @@ impl Predictor {
 
     /// Runs a short row, alone and beside a longer one, and gives up sharing by padding if the bits differ.
     fn probe(&mut self) -> Result<(), TaskError> {
+        if matches!(self.reader, Reader::Nothing) {
+            return Ok(());
+        }
         let short = self.short()?;
         let alone = self.run(self, &[&short])?;
         self.check_length(&alone[0])?;
@@ -373,6 +407,7 @@ impl Predictor {
             Reader::Histories(_) => self.prepare(&Input::Text(self.first_items())),
             Reader::Pairs(..) => self.prepare(&Input::Pair { query, document }),
             Reader::Pictures(pictures) => Ok(pictures.made_up(0)),
+            Reader::Nothing => Err(self.reader.refusal()),
         }
     }
 

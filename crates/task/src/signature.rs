@@ -34,6 +34,8 @@ enum Takes {
     },
     /// `[channels, height, width]` of a row of pixels.
     Pixels([usize; 3]),
+    /// Whatever it takes, by name: no rows are made of inputs.
+    Tensors,
 }
 
 /// What a program's input is, by its name.
@@ -69,6 +71,9 @@ impl Signature {
     /// Checks that a program of these `inputs` and `outputs` takes tokens, or pixels, and returns what `task` says. Errors say
     /// which tensor does not fit and what would.
     pub fn of(inputs: &[TensorSpec], outputs: &[TensorSpec], task: &Task) -> Result<Self, TaskError> {
+        if matches!(task.kind, TaskKind::Tensors) {
+            return Ok(Self { takes: Takes::Tensors, one_row: true, width: 0 });
+        }
         let takes = match &task.image {
             Some(image) => pixels(inputs, image)?,
             None => tokens(inputs, task.max_tokens as usize)?,
@@ -89,6 +94,7 @@ impl Signature {
             }
             // All pictures have one size.
             Takes::Pixels(_) => true,
+            Takes::Tensors => false,
         };
         if self.one_row || !rows.is_proved() {
             Sharing::Alone
@@ -103,7 +109,7 @@ impl Signature {
     pub fn unless_padded(&self) -> Sharing {
         match self.takes {
             Takes::Tokens { .. } => Sharing::EqualLengths,
-            Takes::Pixels(_) => Sharing::Alone,
+            Takes::Pixels(_) | Takes::Tensors => Sharing::Alone,
         }
     }
 
@@ -120,6 +126,7 @@ impl Signature {
                 let values: Vec<f32> = rows.iter().flat_map(|row| row.pixel_values()).copied().collect();
                 return Ok(vec![Tensor::from_slice(&values, &[rows.len(), *channels, *height, *width])?]);
             }
+            Takes::Tensors => return Err(mismatch("its inputs are tensors".to_owned())),
         };
         let longest = rows.iter().map(|row| row.ids().len()).max().unwrap_or(0);
         let n_tokens = n_tokens.unwrap_or(longest);
@@ -252,7 +259,11 @@ mod tests {
 
     fn classify(labels: &[&str]) -> Task {
         let labels = labels.iter().map(ToString::to_string).collect();
-        Task { kind: TaskKind::Classify { labels, flagged: None, pairs: false }, image: None, max_tokens: 8 }
+        Task {
+            kind: TaskKind::Classify { labels, flagged: None, pairs: false, thresholds: Vec::new() },
+            image: None,
+            max_tokens: 8,
+        }
     }
 
     const IDS: Spec = ("input_ids", DType::I64, "b s");

@@ -8,7 +8,7 @@ use rten_simd::{Isa, SimdOp};
 use crate::elementwise::{elements, out_slice};
 use crate::gemm::{Part, Product, pack_panels, panel_width, with_thread_scratch};
 use crate::math::Unary;
-use crate::norm::{exp_row, load_padded, max_of};
+use crate::norm::{exp_row, max_of};
 use crate::parallel::{self, Parts};
 use crate::{DType, Tensor, TensorError};
 
@@ -123,7 +123,7 @@ impl Job<'_> {
             n_score_panels * width * d,
             if packs_values { n_value_panels * width * seen } else { 0 },
             rows.len() * row,
-            seen,
+            row,
         ];
         with_thread_scratch(sizes.iter().sum(), |scratch| {
             let (keys, scratch) = scratch.split_at_mut(sizes[0]);
@@ -244,15 +244,15 @@ impl ScoreRows<'_> {
         for (i, (scores, factor)) in self.scores.chunks_exact_mut(self.row).zip(factors).enumerate() {
             let query = self.first + i;
             if let Some(mask) = self.job.mask.filter(|_| i == 0 || !is_shared) {
-                fill_added(mask, [self.batch, self.head, query], self.added);
+                fill_added(mask, [self.batch, self.head, query], &mut self.added[..self.seen]);
             }
             let seen = match self.job.options.causality {
                 Causality::Full => self.seen,
                 Causality::Causal => self.seen.min(query + 1),
             };
             scores[seen..].fill(0.0);
-            let added = self.job.mask.map(|_| &self.added[..seen]);
-            let sum = ScoreRow { scores: &mut scores[..seen], added, scale: self.job.options.scale }.dispatch();
+            let added = self.job.mask.map(|_| &*self.added);
+            let sum = ScoreRow { scores, seen, added, scale: self.job.options.scale }.dispatch();
             *factor = if sum == 0.0 { 0.0 } else { 1.0 / sum };
         }
     }
@@ -269,8 +269,11 @@ fn fill_added(mask: &Tensor, index: [usize; 3], to: &mut [f32]) {
     }
 }
 
+/// A row of scores, as long as whole panels are; the first `seen` count.
 struct ScoreRow<'a> {
     scores: &'a mut [f32],
+    seen: usize,
+    /// As long as `scores`.
     added: Option<&'a [f32]>,
     scale: f32,
 }
@@ -281,27 +284,23 @@ impl SimdOp for ScoreRow<'_> {
     #[inline(always)]
     fn eval<I: Isa>(self, isa: I) -> f32 {
         let ops = isa.f32();
-        let scale = ops.splat(self.scale);
+        let (scale, low) = (ops.splat(self.scale), ops.splat(f32::NEG_INFINITY));
         let lanes = ops.len();
-        for (part, scores) in self.scores.chunks_mut(lanes).enumerate() {
-            let x = ops.mul(load_padded(isa, scores, 0.0), scale);
-            let x = match self.added {
-                None => x,
-                Some(added) => {
-                    let start = part * lanes;
-                    ops.add(x, load_padded(isa, &added[start..start + scores.len()], 0.0))
-                }
-            };
-            if scores.len() == lanes {
-                ops.store(x, scores);
-            } else {
-                let mut padded = [0.0; crate::math::MAX_LANES];
-                ops.store(x, &mut padded);
-                scores.copy_from_slice(&padded[..scores.len()]);
+        // Whole vectors: what is not seen becomes `-∞`, which is no maximum and adds an exact zero to the sum.
+        let scores = &mut self.scores[..self.seen.next_multiple_of(lanes)];
+        for (part, scores) in scores.chunks_exact_mut(lanes).enumerate() {
+            let start = part * lanes;
+            let mut x = ops.mul(ops.load(scores), scale);
+            if let Some(added) = self.added {
+                x = ops.add(x, ops.load(&added[start..start + lanes]));
             }
+            if self.seen - start < lanes {
+                x = ops.select(x, low, ops.first_n_mask(self.seen - start));
+            }
+            ops.store(x, scores);
         }
-        let most = max_of(isa, self.scores);
-        exp_row(isa, self.scores, most)
+        let most = max_of(isa, scores);
+        exp_row(isa, scores, most)
     }
 }
 

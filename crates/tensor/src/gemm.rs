@@ -303,10 +303,17 @@ impl Product<'_> {
         let n_tiles = part.n_rows.div_ceil(max_rows);
         let (rows, n_taller) = (part.n_rows / n_tiles, part.n_rows % n_tiles);
         let n_blocks = self.depth.div_ceil(DEPTH_BLOCK).max(1);
+        let end_panel = part.first_panel + part.n_panels;
         for block in 0..n_blocks {
             let depth_start = block * DEPTH_BLOCK;
-            for panel in part.first_panel..part.first_panel + part.n_panels {
+            for panel in part.first_panel..end_panel {
                 let first_col = panel * width;
+                let next = match panel + 1 < end_panel {
+                    true => (panel + 1) * self.panel + depth_start * self.panel_row,
+                    // Another thread multiplies by it, and may find it in the cache that all share.
+                    false if block + 1 == n_blocks => (panel + 1) * self.panel,
+                    false => part.first_panel * self.panel + (depth_start + DEPTH_BLOCK) * self.panel_row,
+                };
                 // SAFETY: the caller's; every address is that of an element or one past the end.
                 unsafe {
                     let mut strip = Strip {
@@ -315,6 +322,8 @@ impl Product<'_> {
                         left_row: self.left_row,
                         right: self.panels.as_ptr().add(panel * self.panel + depth_start * self.panel_row),
                         right_row: self.panel_row,
+                        ahead: self.panels.as_ptr().wrapping_add(next),
+                        ahead_step: self.panel_row.div_ceil(n_tiles),
                         depth: DEPTH_BLOCK.min(self.depth - depth_start),
                         out: out.add(part.first_row * self.out_row + first_col),
                         out_row: self.out_row,
@@ -332,6 +341,7 @@ impl Product<'_> {
                     strip.run(rows + 1);
                     strip.left = strip.left.add(n_taller * (rows + 1) * self.left_row);
                     strip.out = strip.out.add(n_taller * (rows + 1) * self.out_row);
+                    strip.ahead = strip.ahead.wrapping_add(n_taller * strip.depth * strip.ahead_step);
                     strip.n_tiles = n_tiles - n_taller;
                     strip.run(rows);
                     if block + 1 == n_blocks {
@@ -366,6 +376,9 @@ struct Strip {
     left_row: usize,
     right: *const f32,
     right_row: usize,
+    /// What the next strip multiplies by: fetched meanwhile, so many elements in the time of one row of the right operand.
+    ahead: *const f32,
+    ahead_step: usize,
     depth: usize,
     out: *mut f32,
     out_row: usize,
@@ -410,6 +423,9 @@ macro_rules! for_rows {
     };
 }
 
+/// Elements of a line of the caches.
+const LINE: usize = 16;
+
 struct StripOp<const ROWS: usize>(Strip);
 
 impl<const ROWS: usize> SimdOp for StripOp<ROWS> {
@@ -439,6 +455,9 @@ impl<const ROWS: usize> SimdOp for StripOp<ROWS> {
                 let mut right = strip.right;
                 for k in 0..strip.depth {
                     let (x, y) = (ops.load_ptr(right), ops.load_ptr(right.add(lanes)));
+                    ops.prefetch(strip.ahead);
+                    ops.prefetch(strip.ahead.wrapping_add(LINE));
+                    strip.ahead = strip.ahead.wrapping_add(strip.ahead_step);
                     for_rows!(R in 0..ROWS {
                         let left = ops.splat(*strip.left.add(R * strip.left_row + k));
                         sums[R] = [ops.mul_add(left, x, sums[R][0]), ops.mul_add(left, y, sums[R][1])];

@@ -85,6 +85,19 @@ pub(crate) fn load_padded<I: Isa>(isa: I, part: &[f32], pad: f32) -> I::F32 {
     ops.load(&lanes)
 }
 
+/// Writes as many lanes of `x` as `part` has elements.
+#[inline(always)]
+pub(crate) fn store_cut<I: Isa>(isa: I, x: I::F32, part: &mut [f32]) {
+    let ops = isa.f32();
+    if part.len() == ops.len() {
+        ops.store(x, part);
+        return;
+    }
+    let mut lanes = [0.0; crate::math::MAX_LANES];
+    ops.store(x, &mut lanes);
+    part.copy_from_slice(&lanes[..part.len()]);
+}
+
 /// `to[i] = f(vector of from)` along a row; lanes past its end are dropped.
 #[inline(always)]
 pub(crate) fn map_row<I: Isa>(isa: I, from: &[f32], to: &mut [f32], f: impl Fn(usize, I::F32) -> I::F32) {
@@ -129,9 +142,7 @@ pub(crate) fn exp_row<I: Isa>(isa: I, row: &mut [f32], most: f32) -> f32 {
     }
     for (sum, part) in sums.iter_mut().zip(blocks.into_remainder().chunks_mut(lanes)) {
         let y = exp(load_padded(isa, part, f32::NEG_INFINITY));
-        let mut padded = [0.0; crate::math::MAX_LANES];
-        ops.store(y, &mut padded);
-        part.copy_from_slice(&padded[..part.len()]);
+        store_cut(isa, y, part);
         *sum = ops.add(*sum, y);
     }
     ops.sum(ops.add(ops.add(sums[0], sums[1]), ops.add(sums[2], sums[3])))

@@ -1,8 +1,9 @@
 //! The threads that kernels run on.
 //!
 //! A region of work is short (a layer of a small encoder takes tens of microseconds), so idle workers spin a moment
-//! before they sleep, and the caller takes back work that a worker has not begun. Which thread runs a task never
-//! decides a result: tasks write disjoint outputs.
+//! before they sleep, and the caller takes back work that a worker has not begun. Callers that run at once share the
+//! workers: two runs that may use all cores get half of them each, which is faster than taking turns. Which thread runs
+//! a task never decides a result: tasks write disjoint outputs.
 
 #![allow(unsafe_code)]
 
@@ -12,7 +13,7 @@ use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
@@ -25,34 +26,49 @@ thread_local! {
     static THREADS: Cell<usize> = const { Cell::new(1) };
 }
 
-/// Calls `work`, in which kernels use up to `threads` threads, the calling one included. Elsewhere they use one.
+/// Callers of [`with_threads`] now, of those that may use more than one.
+static N_CALLERS: AtomicUsize = AtomicUsize::new(0);
+
+/// Calls `work`, in which kernels use up to `threads` threads, the calling one included; fewer while others are in such a
+/// call. Elsewhere they use one.
 pub fn with_threads<R>(threads: usize, work: impl FnOnce() -> R) -> R {
-    struct Restore(usize);
+    struct Restore {
+        threads: usize,
+        counts: usize,
+    }
     impl Drop for Restore {
         fn drop(&mut self) {
-            THREADS.set(self.0);
+            N_CALLERS.fetch_sub(self.counts, Ordering::Relaxed);
+            THREADS.set(self.threads);
         }
     }
-    let _restore = Restore(THREADS.replace(threads.clamp(1, MAX_THREADS)));
+    let outside = THREADS.replace(threads.clamp(1, MAX_THREADS));
+    // A call within a call is no other caller.
+    let counts = usize::from(threads > 1 && outside == 1);
+    N_CALLERS.fetch_add(counts, Ordering::Relaxed);
+    let _restore = Restore { threads: outside, counts };
     work()
 }
 
-/// Threads that kernels called from here may use.
+/// Threads that kernels called from here may use now: the caller's share of those it may use at most.
 pub fn threads() -> usize {
-    THREADS.get()
+    match THREADS.get() {
+        1 => 1,
+        most => (most / N_CALLERS.load(Ordering::Relaxed).max(1)).max(1),
+    }
 }
 
 /// Calls `task(0) … task(n_tasks - 1)`, each once, in any order, on the allowed threads; returns when all are done.
-/// A panic in a task is passed on. While another caller uses the workers, the calling thread does all the work.
+/// A panic in a task is passed on. The calling thread does all the work that no worker is free for.
 pub fn for_each(n_tasks: usize, task: impl Fn(usize) + Sync) {
     let helpers = threads().min(n_tasks).saturating_sub(1);
     if helpers == 0 {
         return (0..n_tasks).for_each(task);
     }
-    match WORKERS.try_lock() {
-        Ok(mut workers) => run(&mut workers, helpers, n_tasks, &task),
-        Err(TryLockError::Poisoned(poisoned)) => run(&mut poisoned.into_inner(), helpers, n_tasks, &task),
-        Err(TryLockError::WouldBlock) => (0..n_tasks).for_each(task),
+    let crew = Crew::of(helpers);
+    match crew.0.is_empty() {
+        true => (0..n_tasks).for_each(task),
+        false => run(&crew.0, n_tasks, &task),
     }
 }
 
@@ -120,11 +136,40 @@ struct Job {
     panic: Mutex<Option<Box<dyn Any + Send>>>,
 }
 
-static WORKERS: Mutex<Vec<Arc<Worker>>> = Mutex::new(Vec::new());
+/// Workers that no region uses, the last used last: those are still awake.
+static IDLE: Mutex<Vec<Arc<Worker>>> = Mutex::new(Vec::new());
+static N_WORKERS: AtomicUsize = AtomicUsize::new(0);
 
-fn run(workers: &mut Vec<Arc<Worker>>, helpers: usize, n_tasks: usize, task: &(dyn Fn(usize) + Sync)) {
-    spawn_missing(workers, helpers);
-    let helpers = &workers[..helpers.min(workers.len())];
+fn idle() -> MutexGuard<'static, Vec<Arc<Worker>>> {
+    IDLE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The workers of one region, idle again when it ends.
+struct Crew(Vec<Arc<Worker>>);
+
+impl Crew {
+    /// Up to `n` workers: those that are idle, and new ones as long as there are fewer than any region may use.
+    fn of(n: usize) -> Self {
+        let mut idle = idle();
+        let first = idle.len().saturating_sub(n);
+        let mut crew = idle.split_off(first);
+        drop(idle);
+        while crew.len() < n
+            && let Some(worker) = spawn()
+        {
+            crew.push(worker);
+        }
+        Self(crew)
+    }
+}
+
+impl Drop for Crew {
+    fn drop(&mut self) {
+        idle().append(&mut self.0);
+    }
+}
+
+fn run(helpers: &[Arc<Worker>], n_tasks: usize, task: &(dyn Fn(usize) + Sync)) {
     // SAFETY: only the lifetime is erased; `job` is not reachable by any worker once this function returns, because
     // every mailbox is emptied and every worker that took the job has reported in `n_done` before.
     let task: *const (dyn Fn(usize) + Sync) =
@@ -168,18 +213,26 @@ impl Job {
     }
 }
 
-fn spawn_missing(workers: &mut Vec<Arc<Worker>>, wanted: usize) {
-    while workers.len() < wanted {
-        let worker = Arc::new(Worker {
-            mailbox: AtomicPtr::new(ptr::null_mut()),
-            is_asleep: AtomicBool::new(false),
-            thread: std::sync::OnceLock::new(),
-        });
-        let own = Arc::clone(&worker);
-        let name = format!("kernel-{}", workers.len() + 1);
-        let Ok(handle) = thread::Builder::new().name(name).spawn(move || serve(&own)) else { return };
-        worker.thread.set(handle.thread().clone()).expect("set once");
-        workers.push(worker);
+/// A new worker, unless there are as many as a region may use or the system refuses a thread.
+fn spawn() -> Option<Arc<Worker>> {
+    let number =
+        N_WORKERS.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| (n + 1 < MAX_THREADS).then_some(n + 1));
+    let number = number.ok()? + 1;
+    let worker = Arc::new(Worker {
+        mailbox: AtomicPtr::new(ptr::null_mut()),
+        is_asleep: AtomicBool::new(false),
+        thread: std::sync::OnceLock::new(),
+    });
+    let own = Arc::clone(&worker);
+    match thread::Builder::new().name(format!("kernel-{number}")).spawn(move || serve(&own)) {
+        Ok(handle) => {
+            worker.thread.set(handle.thread().clone()).expect("set once");
+            Some(worker)
+        }
+        Err(_) => {
+            N_WORKERS.fetch_sub(1, Ordering::Relaxed);
+            None
+        }
     }
 }
 
@@ -259,6 +312,28 @@ mod tests {
             }
         });
         assert_eq!(total.into_inner(), 4 * 200 * 4 * 5);
+    }
+
+    #[test]
+    fn callers_at_once_share_the_threads() {
+        // Other tests of this process call, too, so only what one caller leaves to another is certain.
+        let (inside, leave) = (std::sync::Barrier::new(3), std::sync::Barrier::new(3));
+        thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    with_threads(8, || {
+                        inside.wait();
+                        assert!(threads() <= 4, "{}", threads());
+                        with_threads(8, || assert!(threads() <= 4));
+                        leave.wait();
+                    });
+                });
+            }
+            inside.wait();
+            assert_eq!(threads(), 1, "who is in no call has one");
+            leave.wait();
+        });
+        with_threads(1, || assert_eq!(threads(), 1));
     }
 
     #[test]

@@ -26,6 +26,8 @@ pub enum TrackError {
     Unsupported(&'static str),
     #[error("{method} {path} is not spoken here")]
     UnknownRoute { method: String, path: String },
+    #[error("the disk of the tracking database is full; nothing of this request was kept")]
+    Full,
     #[error("the tracking database failed: {0}")]
     Database(sqlx::Error),
     #[error("the tracking database at {database} cannot be opened: {source}")]
@@ -50,12 +52,16 @@ pub enum TrackError {
 /// PostgreSQL's code for text that it cannot keep, such as one with a zero byte.
 const NOT_TEXT: &str = "22021";
 
+/// SQLite's and PostgreSQL's codes where the disk has no room.
+const FULL: [&str; 2] = ["13", "53100"];
+
 impl From<sqlx::Error> for TrackError {
     fn from(error: sqlx::Error) -> Self {
-        if error.as_database_error().and_then(|error| error.code()).is_some_and(|code| code == NOT_TEXT) {
-            return Self::Invalid("a text has a zero byte, which the database cannot keep".into());
+        match error.as_database_error().and_then(|error| error.code()).as_deref() {
+            Some(NOT_TEXT) => Self::Invalid("a text has a zero byte, which the database cannot keep".into()),
+            Some(code) if FULL.contains(&code) => Self::Full,
+            _ => Self::Database(error),
         }
-        Self::Database(error)
     }
 }
 
@@ -69,6 +75,7 @@ impl TrackError {
             Self::Refused(_) => "PERMISSION_DENIED",
             Self::TooLarge(_) => "BAD_REQUEST",
             Self::Disabled(_) => "FEATURE_DISABLED",
+            Self::Full => "TEMPORARILY_UNAVAILABLE",
             Self::Unsupported(_) => "NOT_IMPLEMENTED",
             Self::UnknownRoute { .. } => "ENDPOINT_NOT_FOUND",
             _ => "INTERNAL_ERROR",
@@ -95,6 +102,10 @@ impl TrackError {
             Self::Refused(message) => Problem::new(Kind::Forbidden, message),
             Self::TooLarge(message) => Problem::new(Kind::TooLarge, message),
             Self::Disabled(message) => Problem::new(Kind::Unavailable, message),
+            Self::Full => {
+                tracing::error!("{self}");
+                Problem::new(Kind::Unavailable, self.to_string())
+            }
             Self::Unsupported(_) => Problem::new(Kind::Unsupported, self.to_string()),
             Self::UnknownRoute { .. } => Problem::not_found(self.to_string()),
             other => Problem::internal(other),

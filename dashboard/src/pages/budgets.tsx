@@ -1,13 +1,14 @@
-import { type Accessor, createMemo, For, type JSX, Match, Show, Switch } from 'solid-js';
+import { type Accessor, createMemo, For, type JSX, Show } from 'solid-js';
 import { when } from '../lib/format';
 import { createLive, now } from '../lib/live';
 import { share, until } from '../lib/serving';
 import { amount, BudgetBar, limitName, taken } from '../parts/budgets';
 import { useKeys } from '../parts/keys';
 import { Objectives } from '../parts/objectives';
+import { Loaded, Search } from '../parts/page';
 import { useParam } from '../parts/params';
 import { ServerPicker, useServers, WithServer } from '../parts/server';
-import { Empty, Failure, Skeleton } from '../parts/states';
+import { Empty } from '../parts/states';
 import { useTitle } from '../parts/title';
 import { type Budget, type Server, serving } from '../serving';
 import { step } from './experiments';
@@ -15,6 +16,7 @@ import { step } from './experiments';
 const EVERY_MS = 3000;
 const SCOPES = [
   ['member', 'Members'],
+  ['pipeline', 'Pipelines'],
   ['tenant', 'Tenants'],
   ['key', 'Keys'],
 ] as const;
@@ -30,16 +32,7 @@ export default function Budgets(): JSX.Element {
         <h1>Budgets</h1>
         <span class="grow" />
         <ServerPicker servers={servers} />
-        <label class="field search">
-          <span class="visually-hidden">Find accounts</span>
-          <input
-            type="search"
-            data-search
-            placeholder="Find accounts"
-            value={find()}
-            onInput={(event) => setFind(event.target.value)}
-          />
-        </label>
+        <Search label="Find accounts" value={find()} set={setFind} />
       </div>
       <p class="soft">
         What is used and what is set aside for requests under way never pass a limit together. Each serving process
@@ -63,32 +56,30 @@ function OfServer(props: { server: Accessor<Server>; find: string }): JSX.Elemen
     (live.value?.budgets ?? []).filter(({ name }) => name.toLowerCase().includes(props.find.toLowerCase())),
   );
   return (
-    <Switch>
-      <Match when={live.error && !live.value}>
-        <Failure what="The budgets could not be read" error={live.error ?? ''} again={again} />
-      </Match>
-      <Match when={!live.value}>
-        <Skeleton rows={5} />
-      </Match>
-      <Match when={found().length === 0}>
-        <Empty title={props.find ? 'No account has this in its name' : 'Nothing is limited here'}>
-          <Show when={!props.find}>
-            <code>[budgets.members.NAME]</code> in <code>portfolio.toml</code> limits what a member may spend.
-          </Show>
-        </Empty>
-      </Match>
-      <Match when={true}>
-        <For each={SCOPES}>
-          {([scope, title]) => (
-            <Scope
-              title={title}
-              budgets={found().filter((budget) => budget.scope === scope)}
-              currency={live.value?.currency ?? null}
-            />
-          )}
-        </For>
-      </Match>
-    </Switch>
+    <Loaded live={live} again={again} what="The budgets could not be read" rows={5}>
+      {() => (
+        <Show
+          when={found().length > 0}
+          fallback={
+            <Empty title={props.find ? 'No account has this in its name' : 'Nothing is limited here'}>
+              <Show when={!props.find}>
+                <code>[budgets.members.NAME]</code> in <code>portfolio.toml</code> limits what a member may spend.
+              </Show>
+            </Empty>
+          }
+        >
+          <For each={SCOPES}>
+            {([scope, title]) => (
+              <Scope
+                title={title}
+                budgets={found().filter((budget) => budget.scope === scope)}
+                currency={live.value?.currency ?? null}
+              />
+            )}
+          </For>
+        </Show>
+      )}
+    </Loaded>
   );
 }
 

@@ -1,11 +1,12 @@
 import { A, useNavigate } from '@solidjs/router';
-import { createMemo, For, type JSX, Match, Show, Switch } from 'solid-js';
+import { createMemo, For, type JSX, Show } from 'solid-js';
 import { api } from '../api';
 import { plural } from '../lib/format';
 import { createLive } from '../lib/live';
 import { useKeys } from '../parts/keys';
+import { Loaded, Search } from '../parts/page';
 import { useParam } from '../parts/params';
-import { Empty, Failure, Moment, Skeleton } from '../parts/states';
+import { Empty, Moment } from '../parts/states';
 import { useTitle } from '../parts/title';
 
 const EVERY_MS = 5000;
@@ -33,75 +34,68 @@ export default function Experiments(): JSX.Element {
           {(value) => <span class="soft">{plural(value().experiments.length, 'experiment')}</span>}
         </Show>
         <span class="grow" />
-        <label class="field search">
-          <span class="visually-hidden">Find experiments</span>
-          <input
-            type="search"
-            data-search
-            placeholder="Find experiments"
-            value={find()}
-            onInput={(event) => setFind(event.target.value)}
-            onKeyDown={(event) => {
-              const first = shown()[0];
-              if (event.key === 'Enter' && first) navigate(`/experiments/${first.id}`);
-              if (event.key === 'Escape') event.target instanceof HTMLElement && event.target.blur();
-            }}
-          />
-        </label>
+        <Search
+          label="Find experiments"
+          value={find()}
+          set={setFind}
+          onKeyDown={(event) => {
+            const first = shown()[0];
+            if (event.key === 'Enter' && first) navigate(`/experiments/${first.id}`);
+            if (event.key === 'Escape') event.target instanceof HTMLElement && event.target.blur();
+          }}
+        />
       </div>
-      <Switch>
-        <Match when={live.error && !live.value}>
-          <Failure what="The experiments could not be read" error={live.error ?? ''} again={again} />
-        </Match>
-        <Match when={!live.value}>
-          <Skeleton rows={6} />
-        </Match>
-        <Match when={shown().length === 0}>
-          <Empty title={find() ? 'No experiment has this in its name' : 'No experiment yet'}>
-            <Show when={!find()}>
-              Point a client here: <code>mlflow.set_tracking_uri("{location.origin}")</code>
-            </Show>
-          </Empty>
-        </Match>
-        <Match when={true}>
-          <div class="card">
-            <table class="rows">
-              <thead>
-                <tr>
-                  <th scope="col">Experiment</th>
-                  <th scope="col" class="n">
-                    Runs
-                  </th>
-                  <th scope="col">Under way</th>
-                  <th scope="col">Last run</th>
-                </tr>
-              </thead>
-              <tbody>
-                <For each={shown()}>
-                  {(experiment) => (
-                    <tr>
-                      <td class="name">
-                        <A href={`/experiments/${experiment.id}`} data-row>
-                          <bdi>{experiment.name}</bdi>
-                        </A>
-                      </td>
-                      <td class="n">{experiment.n_runs.toLocaleString('en')}</td>
-                      <td>
-                        <Show when={experiment.n_running > 0} fallback={<span class="faint">–</span>}>
-                          <span class="pill live">{experiment.n_running} running</span>
-                        </Show>
-                      </td>
-                      <td class="soft nowrap">
-                        <Moment at={experiment.last_start} />
-                      </td>
-                    </tr>
-                  )}
-                </For>
-              </tbody>
-            </table>
-          </div>
-        </Match>
-      </Switch>
+      <Loaded live={live} again={again} what="The experiments could not be read" rows={6}>
+        {() => (
+          <Show
+            when={shown().length > 0}
+            fallback={
+              <Empty title={find() ? 'No experiment has this in its name' : 'No experiment yet'}>
+                <Show when={!find()}>
+                  Point a client here: <code>mlflow.set_tracking_uri("{location.origin}")</code>
+                </Show>
+              </Empty>
+            }
+          >
+            <div class="card">
+              <table class="rows">
+                <thead>
+                  <tr>
+                    <th scope="col">Experiment</th>
+                    <th scope="col" class="n">
+                      Runs
+                    </th>
+                    <th scope="col">Under way</th>
+                    <th scope="col">Last run</th>
+                  </tr>
+                </thead>
+                <tbody>
+                  <For each={shown()}>
+                    {(experiment) => (
+                      <tr>
+                        <td class="name">
+                          <A href={`/experiments/${experiment.id}`} data-row>
+                            <bdi>{experiment.name}</bdi>
+                          </A>
+                        </td>
+                        <td class="n">{experiment.n_runs.toLocaleString('en')}</td>
+                        <td>
+                          <Show when={experiment.n_running > 0} fallback={<span class="faint">–</span>}>
+                            <span class="pill live">{experiment.n_running} running</span>
+                          </Show>
+                        </td>
+                        <td class="soft nowrap">
+                          <Moment at={experiment.last_start} />
+                        </td>
+                      </tr>
+                    )}
+                  </For>
+                </tbody>
+              </table>
+            </div>
+          </Show>
+        )}
+      </Loaded>
     </div>
   );
 }

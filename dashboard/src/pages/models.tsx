@@ -1,12 +1,13 @@
 import { A } from '@solidjs/router';
-import { createMemo, For, type JSX, Match, Show, Switch } from 'solid-js';
+import { createMemo, For, type JSX, Show } from 'solid-js';
 import { api } from '../api';
 import { plural } from '../lib/format';
 import { createLive } from '../lib/live';
 import { useKeys } from '../parts/keys';
 import { Moves } from '../parts/moves';
+import { Loaded, Search } from '../parts/page';
 import { useParam } from '../parts/params';
-import { Empty, Failure, Moment, Pill, Skeleton } from '../parts/states';
+import { Empty, Moment, Pill } from '../parts/states';
 import { useTitle } from '../parts/title';
 import { step } from './experiments';
 
@@ -39,86 +40,75 @@ export default function Models(): JSX.Element {
         <h1>Models</h1>
         <Show when={live.value}>{(value) => <span class="soft">{plural(value().models.length, 'model')}</span>}</Show>
         <span class="grow" />
-        <label class="field search">
-          <span class="visually-hidden">Find models</span>
-          <input
-            type="search"
-            data-search
-            placeholder="Find models"
-            value={find()}
-            onInput={(event) => setFind(event.target.value)}
-          />
-        </label>
+        <Search label="Find models" value={find()} set={setFind} />
       </div>
       <p class="soft">A Highroad package takes an alias only on a verdict that admits it.</p>
-      <Switch>
-        <Match when={live.error && !live.value}>
-          <Failure what="The models could not be read" error={live.error ?? ''} again={again} />
-        </Match>
-        <Match when={!live.value}>
-          <Skeleton rows={4} />
-        </Match>
-        <Match when={shown().length === 0}>
-          <Empty title={find() ? 'No model has this in its name' : 'No model is registered yet'}>
-            <Show when={!find()}>
-              <code>highroad push PACKAGE NAME</code> makes the first.
-            </Show>
-          </Empty>
-        </Match>
-        <Match when={true}>
-          <div class="card scroll">
-            <table class="rows">
-              <thead>
-                <tr>
-                  <th scope="col">Model</th>
-                  <th scope="col" class="n">
-                    Newest version
-                  </th>
-                  <th scope="col">Its verdict</th>
-                  <th scope="col">Aliases</th>
-                  <th scope="col">Changed</th>
-                </tr>
-              </thead>
-              <tbody>
-                <For each={shown()}>
-                  {(model) => (
-                    <tr>
-                      <td class="name">
-                        <A href={`/models/${encodeURIComponent(model.name)}`} data-row>
-                          <bdi>{model.name}</bdi>
-                        </A>
-                        <Show when={model.description}>
-                          <div class="soft">
-                            <bdi>{model.description}</bdi>
-                          </div>
-                        </Show>
-                      </td>
-                      <td class="n">{model.newest ?? '–'}</td>
-                      <td>
-                        <Show when={model.outcome} fallback={<span class="faint">free</span>}>
-                          {(outcome) => <Pill text={outcome()} />}
-                        </Show>
-                      </td>
-                      <td>
-                        <For each={model.aliases} fallback={<span class="faint">–</span>}>
-                          {(alias) => (
-                            <span class="pill alias">
-                              {alias.alias} → {alias.version}
-                            </span>
-                          )}
-                        </For>
-                      </td>
-                      <td class="soft nowrap">
-                        <Moment at={model.updated} />
-                      </td>
-                    </tr>
-                  )}
-                </For>
-              </tbody>
-            </table>
-          </div>
-        </Match>
-      </Switch>
+      <Loaded live={live} again={again} what="The models could not be read" rows={4}>
+        {() => (
+          <Show
+            when={shown().length > 0}
+            fallback={
+              <Empty title={find() ? 'No model has this in its name' : 'No model is registered yet'}>
+                <Show when={!find()}>
+                  <code>highroad push PACKAGE NAME</code> makes the first.
+                </Show>
+              </Empty>
+            }
+          >
+            <div class="card scroll">
+              <table class="rows">
+                <thead>
+                  <tr>
+                    <th scope="col">Model</th>
+                    <th scope="col" class="n">
+                      Newest version
+                    </th>
+                    <th scope="col">Its verdict</th>
+                    <th scope="col">Aliases</th>
+                    <th scope="col">Changed</th>
+                  </tr>
+                </thead>
+                <tbody>
+                  <For each={shown()}>
+                    {(model) => (
+                      <tr>
+                        <td class="name">
+                          <A href={`/models/${encodeURIComponent(model.name)}`} data-row>
+                            <bdi>{model.name}</bdi>
+                          </A>
+                          <Show when={model.description}>
+                            <div class="soft">
+                              <bdi>{model.description}</bdi>
+                            </div>
+                          </Show>
+                        </td>
+                        <td class="n">{model.newest ?? '–'}</td>
+                        <td>
+                          <Show when={model.outcome} fallback={<span class="faint">free</span>}>
+                            {(outcome) => <Pill text={outcome()} />}
+                          </Show>
+                        </td>
+                        <td>
+                          <For each={model.aliases} fallback={<span class="faint">–</span>}>
+                            {(alias) => (
+                              <span class="pill alias">
+                                {alias.alias} → {alias.version}
+                              </span>
+                            )}
+                          </For>
+                        </td>
+                        <td class="soft nowrap">
+                          <Moment at={model.updated} />
+                        </td>
+                      </tr>
+                    )}
+                  </For>
+                </tbody>
+              </table>
+            </div>
+          </Show>
+        )}
+      </Loaded>
       <Show when={moves.value && moves.value.moves.length > 0}>
         <h2>Latest moves</h2>
         <Moves moves={moves.value?.moves ?? []} label="Latest moves" />

@@ -1,10 +1,11 @@
 import { A, useParams } from '@solidjs/router';
-import { type Accessor, createMemo, For, type JSX, Match, Show, Switch } from 'solid-js';
+import { type Accessor, createMemo, For, type JSX, Show } from 'solid-js';
 import { number, plural, shortDigests } from '../lib/format';
 import { createLive } from '../lib/live';
 import { share } from '../lib/serving';
+import { Loaded } from '../parts/page';
 import { ServerPicker, useServers, WithServer } from '../parts/server';
-import { Failure, Moment, Pill, Skeleton } from '../parts/states';
+import { Moment, Pill } from '../parts/states';
 import { useTitle } from '../parts/title';
 import { type Ratio, type Server, type Signal, serving, type Watched } from '../serving';
 
@@ -41,33 +42,25 @@ function OfServer(props: { server: Accessor<Server>; member: Accessor<string> })
     () => EVERY_MS,
   );
   return (
-    <Switch>
-      <Match when={live.error && !live.value}>
-        <Failure what="The member's monitoring could not be read" error={live.error ?? ''} again={again} />
-      </Match>
-      <Match when={!live.value}>
-        <Skeleton rows={6} />
-      </Match>
-      <Match when={live.value}>
-        {(value) => (
-          <>
-            <p>
-              <Pill text={value().state.replaceAll('_', ' ')} /> <bdi>{value().message}</bdi>
-            </p>
-            <Facts of={value()} />
-            <Quality of={value()} />
-            <Show when={value().signals.length > 0}>
-              <h2>Signals of the last {span(value().window_s)}</h2>
-              <div class="signals">
-                <For each={value().signals}>
-                  {(signal) => <SignalCard signal={signal} series={value().series ?? []} />}
-                </For>
-              </div>
-            </Show>
-          </>
-        )}
-      </Match>
-    </Switch>
+    <Loaded live={live} again={again} what="The member's monitoring could not be read" rows={6}>
+      {(value) => (
+        <>
+          <p>
+            <Pill text={value().state.replaceAll('_', ' ')} /> <bdi>{value().message}</bdi>
+          </p>
+          <Facts of={value()} />
+          <Quality of={value()} />
+          <Show when={value().signals.length > 0}>
+            <h2>Signals of the last {span(value().window_s)}</h2>
+            <div class="signals">
+              <For each={value().signals}>
+                {(signal) => <SignalCard signal={signal} series={value().series ?? []} />}
+              </For>
+            </div>
+          </Show>
+        </>
+      )}
+    </Loaded>
   );
 }
 

@@ -1,15 +1,18 @@
 import { A } from '@solidjs/router';
-import { type Accessor, For, type JSX, Match, Show, Switch } from 'solid-js';
+import { type Accessor, For, type JSX, Show } from 'solid-js';
 import { compact, number, shortDigest } from '../lib/format';
 import { createLive } from '../lib/live';
 import { millis, rate, share } from '../lib/serving';
+import { ActButton } from '../parts/act';
 import { Alerts } from '../parts/alerts';
 import { ErrorShare, Evidence, MemberState, Spark, UsedBar } from '../parts/bits';
 import { BudgetBars } from '../parts/budgets';
+import { Loaded } from '../parts/page';
 import { PipelineGraph } from '../parts/pipeline-graph';
 import { ServerPicker, useServers, WithServer } from '../parts/server';
-import { Empty, Failure, Skeleton } from '../parts/states';
+import { Empty } from '../parts/states';
 import { useTitle } from '../parts/title';
+import { useViewer } from '../parts/viewer';
 import { type Index, type Member, type Pipeline, type Server, type Portfolio as Shown, serving } from '../serving';
 
 const EVERY_MS = 2000;
@@ -32,31 +35,23 @@ export default function Portfolio(): JSX.Element {
 function OfServer(props: { server: Accessor<Server> }): JSX.Element {
   const [live, again] = createLive(props.server, serving.portfolio, () => EVERY_MS);
   return (
-    <Switch>
-      <Match when={live.error && !live.value}>
-        <Failure what="The portfolio could not be read" error={live.error ?? ''} again={again} />
-      </Match>
-      <Match when={!live.value}>
-        <Skeleton rows={5} />
-      </Match>
-      <Match when={live.value}>
-        {(value) => (
-          <>
-            <Show when={live.error}>
-              <p class="stale-note" role="status">
-                What is shown is not the present: {live.error}
-              </p>
-            </Show>
-            <Alerts server={props.server} />
-            <Members shown={value()} />
-            <Hosted members={value().members.filter((member) => member.hosted)} />
-            <BudgetBars server={props.server} />
-            <Pipelines shown={value()} />
-            <Indexes indexes={value().indexes} />
-          </>
-        )}
-      </Match>
-    </Switch>
+    <Loaded live={live} again={again} what="The portfolio could not be read" rows={5}>
+      {(value) => (
+        <>
+          <Show when={live.error}>
+            <p class="stale-note" role="status">
+              What is shown is not the present: {live.error}
+            </p>
+          </Show>
+          <Alerts server={props.server} />
+          <Members shown={value()} />
+          <Hosted members={value().members.filter((member) => member.hosted)} server={props.server()} again={again} />
+          <BudgetBars server={props.server} />
+          <Pipelines shown={value()} />
+          <Indexes indexes={value().indexes} />
+        </>
+      )}
+    </Loaded>
   );
 }
 
@@ -190,6 +185,14 @@ function MemberRow(props: { member: Member }): JSX.Element {
             </div>
           )}
         </Show>
+        <Show when={props.member.way_back}>
+          {(back) => (
+            <div class="soft reason">
+              way back <bdi>{back().version}</bdi>:{' '}
+              <bdi>{back().evidence ?? back().failure ?? 'brought, not loaded'}</bdi>
+            </div>
+          )}
+        </Show>
       </td>
       <td>
         <Spark traffic={props.member.traffic} />
@@ -218,7 +221,43 @@ function MemberRow(props: { member: Member }): JSX.Element {
   );
 }
 
-function Hosted(props: { members: Member[] }): JSX.Element {
+/** What is tried beside a hosted member, and the button that stops it. */
+function HostedTrial(props: { member: Member; server: Server; again: () => void }): JSX.Element {
+  const viewer = useViewer();
+  return (
+    <Show when={props.member.trial}>
+      {(trial) => (
+        <Show
+          when={!trial().ended}
+          fallback={
+            <div class="soft reason">
+              <bdi>{trial().candidate}</bdi> stopped by <bdi>{trial().ended?.by}</bdi>:{' '}
+              <bdi>{trial().ended?.reason}</bdi>
+            </div>
+          }
+        >
+          <div class="pill live">
+            trying <bdi>{trial().candidate}</bdi>
+            {trial().passed ? ', passed' : ` at ${number(trial().percent)} %`}
+          </div>
+          <Show when={props.server.acts}>
+            <ActButton
+              title="Stop trial"
+              does={`Stop trying ${trial().candidate}`}
+              tone="danger"
+              disabled={viewer.may('deploy') ? undefined : 'Your key has no scope `deploy`'}
+              explains={`${trial().candidate} is asked no more beside ${props.member.member}, by this serving process.`}
+              act={(given) => serving.abort(props.server, props.member.member, trial().id, given)}
+              done={props.again}
+            />
+          </Show>
+        </Show>
+      )}
+    </Show>
+  );
+}
+
+function Hosted(props: { members: Member[]; server: Server; again: () => void }): JSX.Element {
   return (
     <Show when={props.members.length > 0}>
       <h2>Hosted elsewhere</h2>
@@ -282,6 +321,7 @@ function Hosted(props: { members: Member[] }): JSX.Element {
                             </div>
                           )}
                         </Show>
+                        <HostedTrial member={member} server={props.server} again={props.again} />
                       </td>
                       <td>
                         <Spark traffic={member.traffic} />

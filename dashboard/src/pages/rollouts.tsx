@@ -1,11 +1,12 @@
 import { A } from '@solidjs/router';
-import { createMemo, For, type JSX, Match, Show, Switch } from 'solid-js';
+import { createMemo, For, type JSX, Show } from 'solid-js';
 import { number, plural } from '../lib/format';
 import { createLive } from '../lib/live';
 import { headline, isShadow, percents, stageOf } from '../lib/serving';
 import { useKeys } from '../parts/keys';
+import { Loaded, Search } from '../parts/page';
 import { useParam } from '../parts/params';
-import { Empty, Failure, Moment, Pill, Skeleton } from '../parts/states';
+import { Empty, Moment, Pill } from '../parts/states';
 import { useTitle } from '../parts/title';
 import { type End, type Registered, serving } from '../serving';
 import { step } from './experiments';
@@ -50,93 +51,82 @@ export default function Rollouts(): JSX.Element {
           <span class="soft">{plural(found().filter(({ end }) => !end).length, 'candidate')} tried now</span>
         </Show>
         <span class="grow" />
-        <label class="field search">
-          <span class="visually-hidden">Find models</span>
-          <input
-            type="search"
-            data-search
-            placeholder="Find models"
-            value={find()}
-            onInput={(event) => setFind(event.target.value)}
-          />
-        </label>
+        <Search label="Find models" value={find()} set={setFind} />
       </div>
       <p class="soft">A version is tried beside the stable one on live traffic, and judged on the answers of both.</p>
-      <Switch>
-        <Match when={live.error && !live.value}>
-          <Failure what="The rollouts could not be read" error={live.error ?? ''} again={again} />
-        </Match>
-        <Match when={!live.value}>
-          <Skeleton rows={4} />
-        </Match>
-        <Match when={found().length === 0}>
-          <Empty title={find() ? 'No model with a rollout has this in its name' : 'Nothing was ever tried'}>
-            <Show when={!find()}>
-              <code>highroad deploy NAME VERSION --shadow 20%</code> tries a version unseen by clients.
-            </Show>
-          </Empty>
-        </Match>
-        <Match when={true}>
-          <section class="card scroll" tabindex="0" aria-label="Newest rollouts">
-            <table class="rows">
-              <thead>
-                <tr>
-                  <th scope="col">Candidate</th>
-                  <th scope="col">Stands</th>
-                  <th scope="col">Plan</th>
-                  <th scope="col" class="n">
-                    Compared
-                  </th>
-                  <th scope="col" class="n">
-                    Differently
-                  </th>
-                  <th scope="col" class="n">
-                    Failed
-                  </th>
-                  <th scope="col">Who and why</th>
-                  <th scope="col">Begun</th>
-                </tr>
-              </thead>
-              <tbody>
-                <For each={found()}>
-                  {(rollout) => (
-                    <tr>
-                      <td class="name">
-                        <A href={rolloutPath(rollout.model, rollout.rollout.id)} data-row>
-                          <bdi>{rollout.model}</bdi>:{rollout.rollout.candidate.version}
-                        </A>
-                        <div class="soft">
-                          beside {rollout.rollout.stable.version} for <bdi>{rollout.alias}</bdi>
-                        </div>
-                      </td>
-                      <td class="why">
-                        <Pill text={stageOf(rollout)} />
-                        <div class="soft">
-                          <bdi>{headline(rollout)}</bdi>
-                        </div>
-                      </td>
-                      <td class="nowrap">{planOf(rollout)}</td>
-                      <td class="n">{rollout.counts.n_compared.toLocaleString('en')}</td>
-                      <td class="n">{rollout.counts.n_differ.toLocaleString('en')}</td>
-                      <td class="n">{rollout.counts.n_errors.toLocaleString('en')}</td>
-                      <td class="why">
-                        <bdi>{rollout.rollout.by}</bdi>
-                        <div class="soft">
-                          <bdi>{rollout.rollout.why}</bdi>
-                        </div>
-                      </td>
-                      <td class="soft nowrap">
-                        <Moment at={Date.parse(rollout.rollout.begun_at)} />
-                      </td>
-                    </tr>
-                  )}
-                </For>
-              </tbody>
-            </table>
-          </section>
-          <Record rollouts={found()} />
-        </Match>
-      </Switch>
+      <Loaded live={live} again={again} what="The rollouts could not be read" rows={4}>
+        {() => (
+          <Show
+            when={found().length > 0}
+            fallback={
+              <Empty title={find() ? 'No model with a rollout has this in its name' : 'Nothing was ever tried'}>
+                <Show when={!find()}>
+                  <code>highroad deploy NAME VERSION --shadow 20%</code> tries a version unseen by clients.
+                </Show>
+              </Empty>
+            }
+          >
+            <section class="card scroll" tabindex="0" aria-label="Newest rollouts">
+              <table class="rows">
+                <thead>
+                  <tr>
+                    <th scope="col">Candidate</th>
+                    <th scope="col">Stands</th>
+                    <th scope="col">Plan</th>
+                    <th scope="col" class="n">
+                      Compared
+                    </th>
+                    <th scope="col" class="n">
+                      Differently
+                    </th>
+                    <th scope="col" class="n">
+                      Failed
+                    </th>
+                    <th scope="col">Who and why</th>
+                    <th scope="col">Begun</th>
+                  </tr>
+                </thead>
+                <tbody>
+                  <For each={found()}>
+                    {(rollout) => (
+                      <tr>
+                        <td class="name">
+                          <A href={rolloutPath(rollout.model, rollout.rollout.id)} data-row>
+                            <bdi>{rollout.model}</bdi>:{rollout.rollout.candidate.version}
+                          </A>
+                          <div class="soft">
+                            beside {rollout.rollout.stable.version} for <bdi>{rollout.alias}</bdi>
+                          </div>
+                        </td>
+                        <td class="why">
+                          <Pill text={stageOf(rollout)} />
+                          <div class="soft">
+                            <bdi>{headline(rollout)}</bdi>
+                          </div>
+                        </td>
+                        <td class="nowrap">{planOf(rollout)}</td>
+                        <td class="n">{rollout.counts.n_compared.toLocaleString('en')}</td>
+                        <td class="n">{rollout.counts.n_differ.toLocaleString('en')}</td>
+                        <td class="n">{rollout.counts.n_errors.toLocaleString('en')}</td>
+                        <td class="why">
+                          <bdi>{rollout.rollout.by}</bdi>
+                          <div class="soft">
+                            <bdi>{rollout.rollout.why}</bdi>
+                          </div>
+                        </td>
+                        <td class="soft nowrap">
+                          <Moment at={Date.parse(rollout.rollout.begun_at)} />
+                        </td>
+                      </tr>
+                    )}
+                  </For>
+                </tbody>
+              </table>
+            </section>
+            <Record rollouts={found()} />
+          </Show>
+        )}
+      </Loaded>
     </div>
   );
 }

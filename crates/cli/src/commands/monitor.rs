@@ -6,7 +6,7 @@ mod page;
 mod server;
 mod show;
 
-pub use baseline::{keep_of_golden, send_newest};
+pub use baseline::{keep_of_golden, keep_of_hosted, send_newest};
 
 /// Tell whether what members meet is as in their baselines, make a baseline, or give right answers that came later.
 #[derive(clap::Args)]

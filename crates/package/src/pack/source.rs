@@ -52,20 +52,23 @@ fn check_keys(table: &toml::Table) -> Result<(), PackageError> {
     refuse_unknown("", table, &["name", "licence", "owner", "task", "parity", "provenance"])?;
     let task = table.get("task").and_then(|task| task.get("task")).and_then(toml::Value::as_str);
     let task_keys: &[&str] = match task {
-        Some("classify") => &["task", "max_tokens", "labels", "flagged", "pairs", "image"],
+        Some("classify") => &["task", "max_tokens", "labels", "flagged", "pairs", "thresholds", "image"],
         Some("embed") => &["task", "max_tokens", "dimensions", "normalized", "matryoshka_dimensions"],
         Some("rerank") => &["task", "max_tokens"],
         Some("recommend") => &["task", "max_tokens", "items"],
+        Some("tensors") => &["task"],
         Some(other) => {
             return Err(bad(
                 SOURCE,
-                format!("task `{other}` is unknown; known are `classify`, `embed`, `rerank` and `recommend`"),
+                format!(
+                    "task `{other}` is unknown; known are `classify`, `embed`, `rerank`, `recommend` and `tensors`"
+                ),
             ));
         }
         None => {
             return Err(bad(
                 SOURCE,
-                "`[task]` must say `task = \"classify\"`, `\"embed\"`, `\"rerank\"` or `\"recommend\"`",
+                "`[task]` must say `task = \"classify\"`, `\"embed\"`, `\"rerank\"`, `\"recommend\"` or `\"tensors\"`",
             ));
         }
     };
@@ -145,7 +148,7 @@ max_tokens = 256
         let message = error(&format!("{CLASSIFY}dimensions = 3\n"));
         assert_eq!(
             message,
-            "`package.toml`: unknown key `task.dimensions`; known are task, max_tokens, labels, flagged, pairs, image"
+            "`package.toml`: unknown key `task.dimensions`; known are task, max_tokens, labels, flagged, pairs, thresholds, image"
         );
     }
 

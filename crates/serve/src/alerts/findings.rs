@@ -24,6 +24,7 @@ pub(super) fn of(portfolio: &Portfolio, now: Timestamp) -> Vec<Finding> {
     for status in portfolio.statuses() {
         found.extend(load_failure(&status));
         found.extend(override_ends(&status, now));
+        found.extend(no_way_back(&status));
     }
     for member in portfolio.hosted().all() {
         if let Some(circuit) = member.circuit_open() {
@@ -66,6 +67,16 @@ fn load_failure(status: &Status) -> Option<Finding> {
     let summary = format!("`{}` cannot serve {version}: {}{goes_on}", status.member, short(&failure.reason));
     let finding = Finding::new("load_failure", severity, summary).label("member", status.member.clone());
     Some(finding.label("version", version).value("attempts", f64::from(failure.attempts)))
+}
+
+/// A rollback that would not serve is worth knowing of before it is needed.
+fn no_way_back(status: &Status) -> Option<Finding> {
+    let way_back = status.way_back.as_ref()?;
+    let reason = way_back.failure.as_deref()?;
+    let (member, version) = (&status.member, &way_back.version);
+    let summary = format!("`{member}` could not be rolled back to {version} here: {}", short(reason));
+    let finding = Finding::new("no_way_back", Severity::Warning, summary).label("member", member.clone());
+    Some(finding.label("version", version.clone()))
 }
 
 fn override_ends(status: &Status, now: Timestamp) -> Option<Finding> {

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::{Meter, Scope};
 
-/// The limits of members, tenants and keys.
+/// The limits of members, pipelines, tenants and keys.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct BudgetsConfig {
     /// What limits of cost are in; there where any is.
@@ -14,6 +14,7 @@ pub struct BudgetsConfig {
     /// The pool that these budgets are shared in, by all servers that name it.
     pub shared: Option<String>,
     members: BTreeMap<String, Limits>,
+    pipelines: BTreeMap<String, Limits>,
     tenants: BTreeMap<String, Limits>,
     keys: BTreeMap<String, Limits>,
 }
@@ -60,10 +61,11 @@ impl BudgetsConfig {
                 ("shared", _) => problems
                     .push("[budgets] `shared` is the name of a pool: letters, digits, `.`, `_` and `-`".to_owned()),
                 ("members", toml::Value::Table(table)) => config.members = accounts(table, "members", problems),
+                ("pipelines", toml::Value::Table(table)) => config.pipelines = accounts(table, "pipelines", problems),
                 ("tenants", toml::Value::Table(table)) => config.tenants = accounts(table, "tenants", problems),
                 ("keys", toml::Value::Table(table)) => config.keys = accounts(table, "keys", problems),
                 _ => problems.push(format!(
-                    "[budgets] has no `{key}`: known are `currency`, `shared`, `members`, `tenants`, `keys`"
+                    "[budgets] has no `{key}`: known are `currency`, `shared`, `members`, `pipelines`, `tenants`, `keys`"
                 )),
             }
         }
@@ -92,6 +94,7 @@ impl BudgetsConfig {
     pub fn limits(&self, scope: Scope, name: &str) -> Option<&Limits> {
         match scope {
             Scope::Member => self.members.get(name),
+            Scope::Pipeline => self.pipelines.get(name),
             Scope::Tenant => self.tenants.get(name).or_else(|| self.tenants.get(ANY)),
             Scope::Key => self.keys.get(name).or_else(|| self.keys.get(ANY)),
         }
@@ -99,7 +102,12 @@ impl BudgetsConfig {
 
     /// The accounts that are named.
     pub fn accounts(&self) -> impl Iterator<Item = (Scope, String)> {
-        let named = [(Scope::Member, &self.members), (Scope::Tenant, &self.tenants), (Scope::Key, &self.keys)];
+        let named = [
+            (Scope::Member, &self.members),
+            (Scope::Pipeline, &self.pipelines),
+            (Scope::Tenant, &self.tenants),
+            (Scope::Key, &self.keys),
+        ];
         named.into_iter().flat_map(|(scope, limits)| {
             limits.keys().filter(|name| *name != ANY).map(move |name| (scope, name.clone()))
         })
@@ -120,7 +128,8 @@ impl BudgetsConfig {
         json!({
             "currency": self.currency,
             "shared": self.shared,
-            "members": accounts(&self.members), "tenants": accounts(&self.tenants), "keys": accounts(&self.keys),
+            "members": accounts(&self.members), "pipelines": accounts(&self.pipelines),
+            "tenants": accounts(&self.tenants), "keys": accounts(&self.keys),
         })
     }
 
@@ -129,8 +138,13 @@ impl BudgetsConfig {
         self.members.iter()
     }
 
+    /// The pipelines that have limits.
+    pub fn pipelines(&self) -> impl Iterator<Item = &String> {
+        self.pipelines.keys()
+    }
+
     fn all(&self) -> impl Iterator<Item = &Limits> {
-        self.members.values().chain(self.tenants.values()).chain(self.keys.values())
+        self.members.values().chain(self.pipelines.values()).chain(self.tenants.values()).chain(self.keys.values())
     }
 }
 

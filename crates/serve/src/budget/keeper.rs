@@ -97,6 +97,8 @@ pub struct Hold {
 
 tokio::task_local! {
     static CURRENT: Budgets;
+    /// The pipeline that asks now.
+    static PIPELINE: String;
 }
 
 impl Budgets {
@@ -281,7 +283,7 @@ impl Budgets {
 fn is_shown(standing: &Standing) -> bool {
     let Some(principal) = Principal::current().filter(|principal| principal.members().is_some()) else { return true };
     match standing.scope {
-        Scope::Member => principal.may_ask(&standing.name),
+        Scope::Member | Scope::Pipeline => principal.may_ask(&standing.name),
         Scope::Tenant => principal.tenant == standing.name,
         Scope::Key => principal.key == standing.name,
     }
@@ -299,7 +301,12 @@ pub async fn hold_here(member: &str, tokens: usize) -> Result<Option<Hold>, AskE
 /// Who pays for a request to `member` now.
 fn payer(member: &str) -> Payer {
     let (tenant, key) = Principal::current().map(|asker| (asker.tenant, asker.key)).unzip();
-    Payer { member: member.to_owned(), tenant, key }
+    Payer { member: member.to_owned(), pipeline: PIPELINE.try_with(Clone::clone).ok(), tenant, key }
+}
+
+/// Charges what `asking` takes to the pipeline `name` too.
+pub async fn charged_to_pipeline<F: Future>(name: &str, asking: F) -> F::Output {
+    PIPELINE.scope(name.to_owned(), asking).await
 }
 
 fn refuse(refused: Refused) -> AskError {

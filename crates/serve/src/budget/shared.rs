@@ -195,7 +195,7 @@ mod tests {
     }
 
     fn payer() -> Payer {
-        Payer { member: "chat".to_owned(), tenant: None, key: None }
+        Payer { member: "chat".to_owned(), pipeline: None, tenant: None, key: None }
     }
 
     fn tokens(tokens: u64) -> Most {

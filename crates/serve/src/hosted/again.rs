@@ -191,8 +191,9 @@ fn heard_texts(body: &[u8]) -> Result<Heard, String> {
 fn said(answer: &Answer) -> Said {
     match answer {
         Answer::Relevance { logit } => Said::Relevance(*logit),
-        Answer::Class { label, scores } => {
-            Said::Label { label: label.clone(), score: scores.iter().copied().fold(0.0, f32::max) }
+        Answer::Class { scores, .. } | Answer::Labels { scores, .. } => {
+            let label = answer.label().unwrap_or_default().into_owned();
+            Said::Label { label, score: scores.iter().copied().fold(0.0, f32::max) }
         }
         answer => Said::Vector(answer.values().to_vec()),
     }

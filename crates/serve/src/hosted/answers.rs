@@ -120,7 +120,16 @@ impl App {
             (Protocol::Openai, _) => tasks::read_chat(hosted, received),
             _ => tasks::read_texts(hosted, received, inputs.len()),
         };
-        Ok(self.told(asker, self.ask_in_order(member, prepare, read).await?))
+        let order = self.ask_in_order(member, prepare, read).await?;
+        let answered = match &order.answer {
+            Answered::Hosted(began) => Some(Arc::clone(&began.member)),
+            Answered::Own(_) => None,
+        };
+        let told = self.told(asker, order);
+        if let (Some(answered), Ok(told)) = (answered, &told) {
+            answered.seen(inputs, &told.answers);
+        }
+        Ok(told)
     }
 
     /// The relevance of each document.
@@ -217,8 +226,10 @@ fn of_task(hosted: &Hosted, mut answers: Vec<Answer>) -> (TaskKind, Vec<Answer>)
             matryoshka_dimensions: Vec::new(),
         },
         HostedTask::Rerank => TaskKind::Rerank,
-        HostedTask::Moderate => TaskKind::Classify { flagged: labels.get(1).cloned(), labels, pairs: false },
-        _ => TaskKind::Classify { flagged: hosted.flagged.clone(), labels, pairs: false },
+        HostedTask::Moderate => {
+            TaskKind::Classify { flagged: labels.get(1).cloned(), labels, pairs: false, thresholds: Vec::new() }
+        }
+        _ => TaskKind::Classify { flagged: hosted.flagged.clone(), labels, pairs: false, thresholds: Vec::new() },
     };
     (task, answers)
 }

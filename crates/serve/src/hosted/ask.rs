@@ -16,6 +16,7 @@ use super::breaker::Outcome;
 use super::{HostedMember, Serving, lock};
 use crate::budget::keeper::{Budgets, Hold};
 use crate::error::AskError;
+use crate::http::told;
 use crate::protocol::openai::Refused;
 use crate::telemetry::{HOSTED_IN_FLIGHT, HOSTED_TRIES};
 use crate::traced;
@@ -99,6 +100,7 @@ impl HostedMember {
         read: impl Fn(Received) -> Result<T, String>,
     ) -> Result<Began<T>, Failure> {
         let serving = self.serving().map_err(Failure::Ask)?;
+        told::asked(&serving.facts);
         let (begun, span) = (Instant::now(), traced::hosted(self.hosted(), &wanted.path));
         let place = self.place().await?;
         lock(&self.retries).deposit();

@@ -143,7 +143,7 @@ impl HostedMember {
         let labels = || self.hosted().labels.clone();
         match self.hosted().task {
             HostedTask::Classify | HostedTask::Moderate => {
-                Some(TaskKind::Classify { labels: labels(), flagged: None, pairs: false })
+                Some(TaskKind::Classify { labels: labels(), flagged: None, pairs: false, thresholds: Vec::new() })
             }
             HostedTask::Embed => {
                 Some(TaskKind::Embed { dimensions: 0, normalized: false, matryoshka_dimensions: Vec::new() })

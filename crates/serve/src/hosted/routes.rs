@@ -26,7 +26,8 @@ use super::shared::Shared;
 use super::trial::Part;
 use crate::alerts::watch::{self, Watch};
 use crate::error::AskError;
-use crate::http;
+use crate::http::told::Origin;
+use crate::http::{self};
 use crate::portfolio::Portfolio;
 use crate::protocol::chat::{ChatRequest, Kind, Tally};
 use crate::protocol::error_shape;
@@ -95,6 +96,7 @@ fn told(result: Result<Response, Declined>) -> Response {
 /// Whatever is edited meanwhile, the request is answered by what is served as it comes.
 async fn front(State(app): State<App>, mut request: Request, next: Next) -> Response {
     let portfolio = Arc::clone(&app.portfolio);
+    let (origin, is_grpc) = (Origin::default(), http::is_grpc(request.uri().path()));
     let answering = async move {
         DefaultBodyLimit::max(app.portfolio.limits().body_bytes).apply(&mut request);
         let urgency = match Urgency::of(request.headers(), Instant::now()) {
@@ -108,7 +110,9 @@ async fn front(State(app): State<App>, mut request: Request, next: Next) -> Resp
             None => answering.await,
         }
     };
-    portfolio.pinned(answering).await
+    let mut response = origin.scope(portfolio.pinned(Box::pin(answering))).await;
+    origin.put(response.headers_mut(), portfolio.unverified(), is_grpc);
+    response
 }
 
 /// Who answers.

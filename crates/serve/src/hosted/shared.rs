@@ -24,7 +24,7 @@ use crate::protocol::error_shape;
 use crate::protocol::oip::{self, InferRequest, Query, rename};
 use crate::protocol::openai::{self, EmbeddingsRequest, ModerationsRequest};
 use crate::protocol::rerank::{self, RerankRequest};
-use crate::protocol::tei::{self, EmbedRequest, PredictRequest, SimilarityRequest, Wish};
+use crate::protocol::tei::{self, EmbedRequest, PredictRequest, ScoreFunction, SimilarityRequest, Wish};
 use crate::revision::check_limit;
 
 /// A route that hosted members share.
@@ -291,6 +291,7 @@ impl App {
             Kind::TeiPredict => {
                 let request = PredictRequest::parse(&body).map_err(of_tei)?;
                 only_end(request.cut)?;
+                request.check_scores(ScoreFunction::Softmax).map_err(of_tei)?;
                 let told = self.labels(asker, member, &request.inputs).await?;
                 Ok(told.map(|told| {
                     let labels = match &told.task {

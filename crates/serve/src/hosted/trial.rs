@@ -15,8 +15,10 @@ use std::time::{Duration, Instant};
 use highroad_eval::{Move, Outcome, RolloutCounts, judge_rollout, next_move};
 use highroad_hosted::Tokens;
 use highroad_package::Digest;
+use highroad_service::{Kind, Problem};
 use highroad_task::Input;
 use metrics::{counter, gauge, histogram};
+use serde_json::{Value, json};
 
 pub(crate) use config::TrialTable;
 pub use config::{JudgeConfig, TrialConfig};
@@ -28,6 +30,7 @@ use super::ask::{Failure, Received, Wanted};
 use crate::budget::keeper::Budgets;
 use crate::config::RolloutConfig;
 use crate::protocol::chat::{ChatRequest, Tally};
+use crate::rollout::by_hand::Hand;
 use crate::rollout::pairs::{Worst, Writer};
 use crate::rollout::trial::{PARTS, Sums, part_of};
 use crate::rollout::{Compared, End, Ended, Key, Pair, Passed, Rollout, RolloutStatus, Side, Step, compare_texts, now};
@@ -264,7 +267,7 @@ impl HostedTrial {
                 self.parts.store(0, Ordering::Relaxed);
                 tracing::warn!(member.name = %self.stable.name(), rollout.id = %self.rollout.id, "Stopped the trial of `{}`: {reason}", self.candidate.name());
                 counter!(ROLLOUT_ENDED, "member" => self.stable.name().to_owned(), "outcome" => "aborted").increment(1);
-                state.kept.end = Some(self.end(reason, counts, judgement.checks));
+                state.kept.end = Some(self.end("rollout".to_owned(), reason, counts, judgement.checks));
                 true
             }
             Move::Step => {
@@ -286,13 +289,43 @@ impl HostedTrial {
         }
     }
 
-    fn end(&self, reason: String, counts: RolloutCounts, checks: Vec<highroad_eval::CheckResult>) -> End {
+    /// Ends the trial `id`: the next request is not tried. Errors if that trial does not go on here.
+    pub(crate) fn abort_by_hand(&self, id: &str, hand: Hand) -> Result<End, Problem> {
+        let mut state = self.lock();
+        if self.rollout.id != id || state.kept.end.is_some() {
+            let message = format!("trial `{id}` of `{}` does not go on here", self.stable.name());
+            return Err(Problem::new(Kind::Conflict, message));
+        }
+        self.parts.store(0, Ordering::Relaxed);
+        let counts = state.kept.counts;
+        let checks = judge_rollout(&self.rollout.rules, &counts).map(|judgement| judgement.checks).unwrap_or_default();
+        let end = self.end(hand.by, hand.why, counts, checks);
+        state.kept.end = Some(end.clone());
+        let kept = state.kept.clone();
+        drop(state);
+        tracing::info!(member.name = %self.stable.name(), rollout.id = %id, "{} stopped the trial of `{}`: {}", end.by, self.candidate.name(), end.reason);
+        counter!(ROLLOUT_ENDED, "member" => self.stable.name().to_owned(), "outcome" => "aborted").increment(1);
+        kept.write(&self.local.serving, self.stable.name(), true);
+        self.set_parts();
+        Ok(end)
+    }
+
+    /// What is tried, for a page.
+    pub(crate) fn shown(&self) -> Value {
+        let status = self.status();
+        json!({
+            "id": self.rollout.id, "candidate": self.candidate.name(), "percent": status.percent,
+            "passed": status.step.passed.is_some(), "ended": status.end.map(|end| json!({ "by": end.by, "reason": end.reason })),
+        })
+    }
+
+    fn end(&self, by: String, reason: String, counts: RolloutCounts, checks: Vec<highroad_eval::CheckResult>) -> End {
         End {
             rollout: self.rollout.id.clone(),
             outcome: Ended::Aborted,
             candidate: self.rollout.candidate.version,
             reason,
-            by: "rollout".to_owned(),
+            by,
             at: now(),
             counts,
             checks,

@@ -27,8 +27,8 @@ pub(super) fn routes() -> Routes {
 async fn members(State(app): State<App>) -> Response {
     // Evidence and kernel tests take milliseconds a member.
     let monitor = app.portfolio.monitor().clone();
-    let allowed: BTreeSet<String> =
-        app.portfolio.deployments().iter().map(|deployment| deployment.name().to_owned()).collect();
+    let own = app.portfolio.deployments().into_iter().map(|deployment| deployment.name().to_owned());
+    let allowed: BTreeSet<String> = own.chain(app.portfolio.hosted().names()).collect();
     let reports = tokio::task::spawn_blocking(move || monitor.reports(|member| allowed.contains(member))).await;
     let reports: Vec<MemberReport> = reports.unwrap_or_default().into_iter().map(MemberReport::brief).collect();
     let findings: Vec<Value> =
@@ -38,7 +38,9 @@ async fn members(State(app): State<App>) -> Response {
 
 async fn member(State(app): State<App>, Path(member): Path<String>) -> Response {
     let found = async {
-        app.portfolio.deployment(&member).map_err(Refused::from)?;
+        if !app.portfolio.hosted().names().contains(&member) {
+            app.portfolio.deployment(&member).map_err(Refused::from)?;
+        }
         let (monitor, name) = (app.portfolio.monitor().clone(), member.clone());
         let report = tokio::task::spawn_blocking(move || monitor.report(&name)).await;
         report

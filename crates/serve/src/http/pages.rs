@@ -111,7 +111,12 @@ impl App {
 
     fn abort(&self, member: &str, body: Result<Bytes, BytesRejection>) -> Result<Response, Refused> {
         let act: Act = parse(&self.whole(body)?, "`rollout`, `by` and `why`")?;
-        let end = self.portfolio.deployment(member)?.abort_by_hand(&act.rollout, act.hand()?)?;
+        let hosted = self.portfolio.hosted();
+        let trial = hosted.trial(member).filter(|_| self.portfolio.hosted_member(member).is_ok());
+        let end = match trial {
+            Some(trial) => trial.abort_by_hand(&act.rollout, act.hand()?)?,
+            None => self.portfolio.deployment(member)?.abort_by_hand(&act.rollout, act.hand()?)?,
+        };
         Ok(Json(end).into_response())
     }
 

@@ -20,6 +20,7 @@ use crate::hosted::HostedMember;
 use crate::pipeline::{self, Finished};
 use crate::protocol::openai::Refused;
 use crate::request_log::{PipelineRecord, Record};
+use crate::revision::Facts;
 use crate::telemetry::PIPELINE_STEP_SECONDS;
 
 /// `GET /v1/highroad/requests/{id}`
@@ -78,6 +79,25 @@ impl App {
     }
 }
 
+/// Evidence, the weakest first.
+const WEAKEST: [&str; 6] = ["development", "observed", "override", "same-engine", "attested", "bit-exact"];
+
+/// Where the answer of a whole pipeline comes from: its definition in the place of a package.
+pub(super) fn origin_of(record: &Record) -> Facts {
+    let evidence = WEAKEST.into_iter().find(|known| *known == record.evidence).unwrap_or("observed");
+    Facts {
+        member: record.member.clone(),
+        version: record.version.clone(),
+        package: record.package,
+        verdict: None,
+        evidence,
+        overridden: None,
+        development: (evidence == "development").then(|| "a step is answered without a verdict".to_owned()),
+        numerics_id: record.numerics_id.clone(),
+        loaded_at: record.time.clone(),
+    }
+}
+
 /// The record of a whole request: what its steps are by digest, and the weakest of what stands behind them.
 pub(super) fn of_pipeline(
     request_id: String,
@@ -85,7 +105,6 @@ pub(super) fn of_pipeline(
     finished: &Finished,
     total: Duration,
 ) -> Record {
-    const WEAKEST: [&str; 6] = ["development", "observed", "override", "same-engine", "attested", "bit-exact"];
     let steps = &pipeline.steps;
     let weakest = WEAKEST.iter().find(|weak| steps.iter().any(|step| step.evidence.as_deref() == Some(weak)));
     let numerics: BTreeSet<&str> = steps.iter().filter_map(|step| step.numerics_id.as_deref()).collect();

@@ -17,8 +17,8 @@ use super::{
     App, Asker, Call, Failed, Routes, Wanted, classifies, count, embeds, origin, reads, wrong_method, wrong_task,
 };
 use crate::protocol::tei::{
-    self, Body, DecodeRequest, EmbedRequest, ErrorType, PredictRequest, Refused, SimilarityRequest, TokenizeRequest,
-    Wish,
+    self, Body, DecodeRequest, EmbedRequest, ErrorType, PredictRequest, Refused, ScoreFunction, SimilarityRequest,
+    TokenizeRequest, Wish,
 };
 use crate::revision::{Asked, Revision, Terms};
 
@@ -231,9 +231,10 @@ impl App {
             PredictRequest::parse(body).inspect_err(|refused| self.malformed(model, &[], &refused.problem.message))?;
         let member = self.tei_member(model, "classifies texts", classifies)?;
         let assigned = self.assign(&member, asker)?;
-        if !matches!(&assigned.revision().manifest().task.kind, TaskKind::Classify { .. }) {
+        let TaskKind::Classify { thresholds, .. } = &assigned.revision().manifest().task.kind else {
             return Err(wrong_task(assigned.revision(), "classification").into());
-        }
+        };
+        request.check_scores(if thresholds.is_empty() { ScoreFunction::Softmax } else { ScoreFunction::Sigmoid })?;
         let terms = Terms { cut: request.cut, ..Terms::default() };
         let served = assigned.ask(request.inputs.clone(), &self.portfolio.limits(), terms).await;
         let (call, result) = Call::of(asker, "/predict", served);

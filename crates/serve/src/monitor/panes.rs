@@ -20,8 +20,13 @@ pub(crate) struct Panes {
 }
 
 impl Panes {
-    /// The pane of now. A clock that was set back counts into the newest there is.
+    /// The pane of now. A clock that was set back counts into the newest there is, unless that lies further ahead than a coarsest pane: then
+    /// the date was wrong, and what was counted under it goes, as nothing newer would ever follow.
     pub(crate) fn at(&mut self, now_s: i64, pane_s: u32) -> &mut Pane {
+        let furthest = now_s + i64::from(pane_s) * TO_MIDDLE * TO_COARSE;
+        for panes in [&mut self.fine, &mut self.middle, &mut self.coarse] {
+            while panes.pop_back_if(|(start, _)| *start > furthest).is_some() {}
+        }
         let start = now_s - now_s.rem_euclid(i64::from(pane_s));
         if self.fine.back().is_none_or(|(newest, _)| *newest < start) {
             self.fine.push_back((start, Pane::default()));
@@ -77,6 +82,17 @@ mod tests {
         assert!((30 * 1440..=31 * 1440).contains(&n_rows), "{n_rows}");
         panes.turn(60 * 60 * 24 * 400, 60, 30);
         assert_eq!(panes, Panes::default());
+    }
+
+    #[test]
+    fn a_clock_that_had_the_wrong_date_does_not_end_the_counting() {
+        let mut panes = Panes::default();
+        panes.at(400 * 86_400, 60).n_rows += 7;
+        panes.at(86_400, 60).n_rows += 1;
+        assert_eq!(
+            panes.newest_first().iter().map(|suffix| (suffix.since_s, suffix.pane.n_rows)).collect::<Vec<_>>(),
+            [(86_400, 1)]
+        );
     }
 
     #[test]

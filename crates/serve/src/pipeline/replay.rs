@@ -4,7 +4,7 @@
 
 use highroad_task::{Answer, Input};
 
-use super::run::{Found, found, label, reordered, vector};
+use super::run::{Found, ends_at, found, label, reordered, vector};
 use super::{Action, Definition, Query, Value};
 use crate::index::{Index, SearchError};
 
@@ -134,7 +134,7 @@ impl<'a> Replay<'a> {
     /// Whether a step's label ends the request.
     pub fn stops(&self, step_idx: usize) -> bool {
         match (&self.definition.pipeline.steps[step_idx].action, self.value(step_idx)) {
-            (Action::Classify { stop_when, .. }, Some(Value::Label { label, .. })) => stop_when.contains(label),
+            (Action::Classify { stop_when, .. }, Some(Value::Label { label, .. })) => ends_at(stop_when, label),
             _ => false,
         }
     }

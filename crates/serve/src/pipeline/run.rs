@@ -10,7 +10,7 @@ use futures_util::future::try_join_all;
 use highroad_package::Digest;
 use highroad_service::Problem;
 use highroad_service::trace::{Side, Span};
-use highroad_task::{Answer, Input, ranked};
+use highroad_task::{Answer, Input, apart, ranked};
 use serde::Serialize;
 use tokio::sync::SetOnce;
 
@@ -302,7 +302,7 @@ impl Run<'_> {
         // Each step has a future of its own, so nobody set it before.
         let _first = self.done[step_idx].set(report);
         match (&step.action, outcome.value) {
-            (Action::Classify { stop_when, .. }, Value::Label { label, score }) if stop_when.contains(&label) => {
+            (Action::Classify { stop_when, .. }, Value::Label { label, score }) if ends_at(stop_when, &label) => {
                 Err(Early::Stopped(Stopped { step: step.name.clone(), label, score }))
             }
             _ => Ok(()),
@@ -533,14 +533,20 @@ fn only(answers: &[Answer]) -> &Answer {
 
 /// The label of the one input that was asked about.
 pub(super) fn label(answers: &[Answer]) -> Value {
-    match only(answers) {
-        Answer::Class { label, scores } => {
-            let score = scores.iter().copied().fold(0.0, f32::max);
-            Value::Label { label: label.clone(), score }
+    let answer = only(answers);
+    match answer.label() {
+        Some(label) => {
+            let score = answer.values().iter().copied().fold(0.0, f32::max);
+            Value::Label { label: label.into_owned(), score }
         }
         // Members may be promoted to another task after the file was checked.
-        _ => Value::Label { label: String::new(), score: 0.0 },
+        None => Value::Label { label: String::new(), score: 0.0 },
     }
+}
+
+/// Whether a step's label, or one of several that hold at once, is one that ends the request.
+pub(super) fn ends_at(stop_when: &[String], label: &str) -> bool {
+    stop_when.iter().any(|end| end == label || apart(label).contains(end))
 }
 
 /// The best of `documents`, in the order of `answers`.

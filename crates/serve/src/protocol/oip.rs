@@ -561,10 +561,7 @@ pub fn task_outputs(task: &TaskKind, answers: &[Answer]) -> Vec<Output> {
     };
     match task {
         TaskKind::Classify { labels, .. } | TaskKind::Recommend { items: labels } => {
-            let label = |answer: &Answer| match answer {
-                Answer::Class { label, .. } => label.clone(),
-                Answer::Embedding { .. } | Answer::Relevance { .. } => String::new(),
-            };
+            let label = |answer: &Answer| answer.label().unwrap_or_default().into_owned();
             let data = OutputData::Texts(answers.iter().map(label).collect());
             vec![Output { name: "label".to_owned(), shape: vec![n_rows], data }, elements("scores", labels.len())]
         }
@@ -786,6 +783,7 @@ fn task_input_specs(task: &Task) -> &'static [(&'static str, &'static str, &'sta
     match task.kind {
         TaskKind::Rerank => &[(QUERY, "BYTES", &[1]), (DOCUMENTS, "BYTES", &[-1])],
         TaskKind::Classify { pairs: true, .. } => &[(TEXT, "BYTES", &[-1]), (TEXT_PAIR, "BYTES", &[-1])],
+        TaskKind::Tensors => &[],
         _ if task.image.is_some() => &[(IMAGE, "BYTES", &[-1])],
         _ => &[(TEXT, "BYTES", &[-1])],
     }
@@ -1078,7 +1076,12 @@ mod tests {
     }
 
     fn classify() -> TaskKind {
-        TaskKind::Classify { labels: vec!["benign".to_owned(), "injection".to_owned()], flagged: None, pairs: false }
+        TaskKind::Classify {
+            labels: vec!["benign".to_owned(), "injection".to_owned()],
+            flagged: None,
+            pairs: false,
+            thresholds: Vec::new(),
+        }
     }
 
     fn answers() -> Vec<Answer> {

@@ -5,7 +5,7 @@
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use highroad_package::TaskKind;
+use highroad_package::{ANY_LABEL, TaskKind};
 use highroad_service::{Kind, Problem};
 use highroad_task::{Answer, Input};
 use serde::Serialize;
@@ -268,42 +268,46 @@ const CATEGORIES: [&str; 13] = [
 /// the model does not know them, and the label that the model flags as a category of its own name beside them (or as the
 /// standard one of that name). Every label's score is under `highroad`.
 ///
-/// `flagged` is true exactly where the model's label is `flagged_label`, and exactly then some category is.
+/// `flagged` is true exactly where the model's label is the flagged one, and exactly then some category is. Of a model that finds any
+/// number of labels each one that may be flagged is a category.
 pub fn moderations_reply(request_id: &str, model: &str, task: &TaskKind, answers: &[Answer]) -> Vec<u8> {
-    let (labels, flagged_label) = match task {
+    let (labels, flagged) = match task {
         TaskKind::Classify { labels, flagged, .. } => (labels.as_slice(), flagged.as_deref().unwrap_or_default()),
         _ => (&[][..], ""),
     };
-    let results: Vec<Value> = answers.iter().map(|answer| moderation(labels, flagged_label, answer)).collect();
+    let results: Vec<Value> = answers.iter().map(|answer| moderation(labels, flagged, answer)).collect();
     let reply = json!({ "id": format!("modr-{request_id}"), "model": model, "results": results });
     serde_json::to_vec(&reply).expect("a value is JSON")
 }
 
 fn moderation(labels: &[String], flagged_label: &str, answer: &Answer) -> Value {
-    let (label, scores) = match answer {
-        Answer::Class { label, scores } => (label.as_str(), scores.as_slice()),
-        Answer::Embedding { .. } | Answer::Relevance { .. } => ("", &[][..]),
+    let said = answer.label().unwrap_or_default();
+    let holds = |label: &str| match answer {
+        Answer::Labels { labels, .. } => labels.iter().any(|held| held == label),
+        _ => said == label,
     };
-    let flagged = label == flagged_label;
-    let own = CATEGORIES.iter().copied().find(|name| same_category(name, flagged_label)).unwrap_or(flagged_label);
-    let flagged_score = labels.iter().zip(scores).find(|(name, _)| *name == flagged_label).map_or(0.0, |(_, &s)| s);
-
     let (mut categories, mut category_scores, mut applied) = (Map::new(), Map::new(), Map::new());
-    for name in CATEGORIES.iter().copied().filter(|name| *name != own) {
+    for name in CATEGORIES {
         categories.insert(name.to_owned(), false.into());
         category_scores.insert(name.to_owned(), 0.0.into());
         applied.insert(name.to_owned(), json!([]));
     }
-    categories.insert(own.to_owned(), flagged.into());
-    category_scores.insert(own.to_owned(), score(flagged_score));
-    applied.insert(own.to_owned(), json!(["text"]));
-    let by_label: Map<String, Value> = labels.iter().cloned().zip(scores.iter().map(|&s| score(s))).collect();
+    let scored = || labels.iter().zip(answer.values().iter().copied());
+    let mut flagged = false;
+    for (label, value) in scored().filter(|(label, _)| flagged_label == ANY_LABEL || *label == flagged_label) {
+        let own = CATEGORIES.iter().copied().find(|name| same_category(name, label)).unwrap_or(label);
+        categories.insert(own.to_owned(), holds(label).into());
+        category_scores.insert(own.to_owned(), score(value));
+        applied.insert(own.to_owned(), json!(["text"]));
+        flagged |= holds(label);
+    }
+    let by_label: Map<String, Value> = scored().map(|(label, value)| (label.clone(), score(value))).collect();
     json!({
         "flagged": flagged,
         "categories": categories,
         "category_scores": category_scores,
         "category_applied_input_types": applied,
-        "highroad": { "label": label, "scores": by_label },
+        "highroad": { "label": said, "scores": by_label },
     })
 }
 
@@ -433,7 +437,7 @@ mod tests {
 
     fn classify(labels: &[&str], flagged: &str) -> TaskKind {
         let labels = labels.iter().map(ToString::to_string).collect();
-        TaskKind::Classify { labels, flagged: Some(flagged.to_owned()), pairs: false }
+        TaskKind::Classify { labels, flagged: Some(flagged.to_owned()), pairs: false, thresholds: Vec::new() }
     }
 
     fn judge(task: &TaskKind, label: &str, scores: &[f32]) -> Value {
@@ -454,6 +458,34 @@ mod tests {
             assert_eq!(result["category_applied_input_types"][name], json!([]));
         }
         assert_eq!(result["highroad"]["scores"], json!({ "benign": 0.25, "injection": 0.75 }));
+    }
+
+    #[test]
+    fn each_of_several_labels_is_a_category_of_its_own() {
+        let labels = ["hate", "self_harm", "spam"].map(ToOwned::to_owned).to_vec();
+        let task = |flagged: &str| TaskKind::Classify {
+            labels: labels.clone(),
+            flagged: Some(flagged.to_owned()),
+            pairs: false,
+            thresholds: vec![0.5; 3],
+        };
+        let held = |flagged: &str, labels: &[&str]| {
+            let labels = labels.iter().map(ToString::to_string).collect();
+            let answer = Answer::Labels { labels, scores: vec![0.25, 0.75, 0.5] };
+            let reply = moderations_reply("id", "m", &task(flagged), &[answer]);
+            serde_json::from_slice::<Value>(&reply).unwrap()["results"][0].clone()
+        };
+        let both = held("*", &["self_harm", "spam"]);
+        let categories = &both["categories"];
+        assert_eq!(
+            (&both["flagged"], &categories["self-harm"], &categories["spam"]),
+            (&json!(true), &json!(true), &json!(true))
+        );
+        assert_eq!((&categories["hate"], &both["category_scores"]["hate"]), (&json!(false), &json!(0.25)));
+        assert_eq!(categories.as_object().unwrap().len(), 14);
+        assert_eq!(both["highroad"]["label"], "self_harm, spam");
+        assert_eq!(held("*", &[])["flagged"], false);
+        assert_eq!(held("hate", &["self_harm", "spam"])["flagged"], false);
     }
 
     #[test]

@@ -157,8 +157,19 @@ pub struct PredictRequest {
     pub inputs: Vec<Input>,
     /// What happens to texts that are too long.
     pub cut: Cut,
+    /// What the client says makes scores of logits, where it says so.
+    function: Option<ScoreFunction>,
     is_batch: bool,
     top_k: usize,
+}
+
+/// What makes scores of logits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ScoreFunction {
+    /// Of a model that gives one label of several.
+    Softmax,
+    /// Of a model that gives any number of labels.
+    Sigmoid,
 }
 
 impl PredictRequest {
@@ -181,18 +192,31 @@ impl PredictRequest {
             return Err(Refused::validation("`raw_scores`: the answers of this server are softmax scores, not logits"));
         }
         let parameters = body.parameters()?;
-        match parameters.and_then(|parameters| parameters.get("function_to_apply")) {
-            None | Some(Value::Null) => {}
-            Some(Value::String(function)) if function == "softmax" => {}
-            Some(_) => return Err(Refused::validation("`function_to_apply` is `softmax`: no other scores are kept")),
-        }
+        let function = match parameters.and_then(|parameters| parameters.get("function_to_apply")) {
+            None | Some(Value::Null) => None,
+            Some(Value::String(function)) if function == "softmax" => Some(ScoreFunction::Softmax),
+            Some(Value::String(function)) if function == "sigmoid" => Some(ScoreFunction::Sigmoid),
+            Some(_) => return Err(Refused::validation("`function_to_apply` is `softmax` or `sigmoid`")),
+        };
         let top_k = parameters.map_or(Ok(None), |parameters| count(parameters, "top_k"))?;
         Ok(Self {
             inputs: not_empty(inputs, "inputs")?,
             cut: cut(&body.0)?,
+            function,
             is_batch: is_batch || parameters.is_some(),
             top_k: top_k.and_then(|k| usize::try_from(k).ok()).unwrap_or(usize::MAX),
         })
+    }
+
+    /// Errors where the client wants other scores than `made_by` gives, which are those that are kept.
+    pub fn check_scores(&self, made_by: ScoreFunction) -> Result<(), Refused> {
+        let name = if made_by == ScoreFunction::Softmax { "softmax" } else { "sigmoid" };
+        match self.function {
+            Some(asked) if asked != made_by => {
+                Err(Refused::validation(format!("`function_to_apply` is `{name}`: no other scores are kept")))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The reply: the labels of each input with their scores, the highest first.
@@ -565,11 +589,14 @@ mod tests {
             (json!({ "inputs": [[]] }), 422, "`inputs` is a string"),
             (json!({ "inputs": "a", "raw_scores": true }), 422, "`raw_scores`"),
             (json!({ "inputs": "a", "parameters": [] }), 422, "`parameters` is an object"),
-            (json!({ "inputs": "a", "parameters": { "function_to_apply": "sigmoid" } }), 422, "`function_to_apply`"),
+            (json!({ "inputs": "a", "parameters": { "function_to_apply": "none" } }), 422, "`function_to_apply`"),
         ] {
             let (found, message) = predict(request.clone()).unwrap_err();
             assert!(found == status && message.starts_with(complaint), "{request}: {found} {message}");
         }
+        let sigmoid = predict(json!({ "inputs": "a", "parameters": { "function_to_apply": "sigmoid" } })).unwrap();
+        assert!(sigmoid.check_scores(ScoreFunction::Sigmoid).is_ok());
+        assert_eq!(sigmoid.check_scores(ScoreFunction::Softmax).unwrap_err().status(), 422);
     }
 
     #[test]

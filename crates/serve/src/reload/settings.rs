@@ -142,9 +142,9 @@ mod tests {
     #[test]
     fn what_differs_is_named_by_its_path() {
         let parse = |text: &str| settings(&PortfolioConfig::parse(text, Path::new("/base")).unwrap());
-        let before = parse("[members.a]\nmodel = 'a'\nthreads = 1\n[members.b]\nmodel = './b'\n");
+        let before = parse("[members.a]\nmodel = 'a'\nthreads = 1\nreplicas = 1\n[members.b]\nmodel = './b'\n");
         let after = parse(
-            "[members.a]\nmodel = 'a'\nthreads = 2\n[members.c]\nmodel = 'c:1'\n[budgets.members.a]\ntokens_per_day = 5\n",
+            "[members.a]\nmodel = 'a'\nthreads = 2\nreplicas = 1\n[members.c]\nmodel = 'c:1'\n[budgets.members.a]\ntokens_per_day = 5\n",
         );
         let paths: Vec<String> = differences(&before, &after).into_iter().map(|change| change.path).collect();
         assert_eq!(paths, ["budgets.members.a", "members.a.threads", "members.b", "members.c"]);

@@ -92,7 +92,9 @@ pub fn compare(limits: &Limits, stable: &[Answer], candidate: &[Answer]) -> Opti
     }
     let pairs = || stable.iter().zip(candidate);
     match (stable.first()?, candidate.first()?) {
-        (Answer::Class { .. }, Answer::Class { .. }) => pairs().try_fold(Compared::default(), with_label),
+        (Answer::Class { .. }, Answer::Class { .. }) | (Answer::Labels { .. }, Answer::Labels { .. }) => {
+            pairs().try_fold(Compared::default(), with_label)
+        }
         (Answer::Embedding { .. }, Answer::Embedding { .. }) => {
             let cosines = pairs().map(cosine).collect::<Option<Vec<f64>>>()?;
             let cosine = cosines.into_iter().fold(1.0, f64::min);
@@ -121,9 +123,7 @@ pub fn compare_texts(limits: &Limits, stable: &str, candidate: &str) -> Compared
 }
 
 fn with_label(so_far: Compared, pair: (&Answer, &Answer)) -> Option<Compared> {
-    let (Answer::Class { label: was, scores: before }, Answer::Class { label: is, scores: after }) = pair else {
-        return None;
-    };
+    let ((was, is), (before, after)) = (pair.0.label().zip(pair.1.label())?, (pair.0.values(), pair.1.values()));
     if before.len() != after.len() {
         return None;
     }

@@ -71,12 +71,12 @@ pub(super) fn in_words(answers: &[Answer]) -> Vec<String> {
         let told = |document: &highroad_task::Ranked| format!("#{} ({:.3})", document.index, document.score);
         return documents.iter().take(MAX_TOLD).map(told).collect();
     }
-    let told = |answer: &Answer| match answer {
-        Answer::Class { label, scores } => {
-            let score = scores.iter().copied().fold(0.0, f32::max);
-            format!("{label} ({score:.3})")
+    let told = |answer: &Answer| match answer.label() {
+        Some(label) => {
+            let score = answer.values().iter().copied().fold(0.0, f32::max);
+            format!("{} ({score:.3})", if label.is_empty() { "no label" } else { &label })
         }
-        other => format!("a vector of {}", other.values().len()),
+        None => format!("a vector of {}", answer.values().len()),
     };
     answers.iter().take(MAX_TOLD).map(told).collect()
 }

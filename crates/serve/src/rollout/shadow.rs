@@ -190,12 +190,8 @@ impl Worker {
 
 /// The two labels, where the request had one input that gets one.
 fn labels(stable: &[Answer], candidate: &[Answer]) -> Option<[String; 2]> {
-    match (stable, candidate) {
-        ([Answer::Class { label: stable, .. }], [Answer::Class { label: candidate, .. }]) => {
-            Some([stable.clone(), candidate.clone()])
-        }
-        _ => None,
-    }
+    let ([stable], [candidate]) = (stable, candidate) else { return None };
+    Some([stable.label()?.into_owned(), candidate.label()?.into_owned()])
 }
 
 fn ask(revision: &Revision, inputs: &[Input], cut: Cut) -> Result<(Vec<Answer>, usize), TaskError> {

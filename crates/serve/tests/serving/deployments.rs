@@ -192,6 +192,88 @@ async fn other_numerics_are_attested_before_they_serve() {
 }
 
 #[tokio::test]
+async fn the_way_back_is_attested_before_anybody_needs_it() {
+    let rig = Rig::new(&["moderation"], Options::default()).await;
+    let package = rig.registry.release("moderation", 1, TinyPackage::ClassifyA, Verdicted::PassElsewhere);
+    rig.registry.release("moderation", 2, TinyPackage::ClassifyB, Verdicted::Pass);
+    rig.registry.promote("moderation", 1);
+    rig.registry.promote("moderation", 2);
+    assert!(rig.portfolio.load().await.is_empty());
+    let way_back = || rig.portfolio.deployment("moderation").unwrap().status().way_back;
+    eventually(async || way_back().is_some()).await;
+    let found = way_back().unwrap();
+    assert_eq!((found.version.as_str(), found.package, found.evidence), ("moderation:1", package, Some("attested")));
+    // Version 1 never served here.
+    let numerics_id = highroad_task::raw::numerics_id();
+    assert!(highroad_serve::attestation_path(&rig.home.path().join("attestations"), &package, &numerics_id).exists());
+    assert_eq!(version_served(&rig).await, "moderation:2");
+    let metrics = rig.get("/metrics").await.text().await.unwrap();
+    assert!(metrics.contains("highroad_member_way_back_attested{member=\"moderation\"} 1"), "{metrics}");
+    rig.registry.promote("moderation", 1);
+    eventually(async || version_served(&rig).await == "moderation:1").await;
+}
+
+#[tokio::test]
+async fn a_way_back_that_would_not_serve_is_told_while_there_is_time() {
+    let rig = Rig::new(&["moderation"], Options::default()).await;
+    rig.registry.release("moderation", 1, TinyPackage::ClassifyA, Verdicted::None);
+    rig.registry.release("moderation", 2, TinyPackage::ClassifyB, Verdicted::Pass);
+    rig.registry.promote("moderation", 1);
+    rig.registry.promote("moderation", 2);
+    assert!(rig.portfolio.load().await.is_empty());
+    let way_back = || rig.portfolio.deployment("moderation").unwrap().status().way_back;
+    eventually(async || way_back().is_some()).await;
+    let found = way_back().unwrap();
+    assert!(found.evidence.is_none() && found.failure.as_ref().unwrap().contains("no verdict"), "{found:?}");
+    assert_eq!(rig.get("/ready").await.status(), 200);
+}
+
+#[tokio::test]
+async fn errors_say_too_where_they_come_from() {
+    let rig = Rig::ready().await;
+    let whole = rig.post_json("/v1/embeddings", json!({ "model": "embedder", "input": "a" })).await;
+    let named = ["x-highroad-package", "x-highroad-version", "x-highroad-evidence"].map(|name| header(&whole, name));
+    assert!(named.iter().all(|value| !value.is_empty()), "{named:?}");
+    for (path, body, status) in [
+        ("/v1/embeddings", json!({ "model": "embedder", "input": "" }), 400),
+        ("/v1/embeddings", json!({ "model": "embedder", "input": "a", "dimensions": 3 }), 400),
+        ("/v1/moderations", json!({ "model": "embedder", "input": "a" }), 400),
+        ("/tei/embedder/embed", json!({ "inputs": "a", "dimensions": 3 }), 422),
+        (
+            "/v2/models/embedder/infer",
+            json!({ "inputs": [{ "name": "x", "datatype": "FP32", "shape": [1], "data": [1] }] }),
+            400,
+        ),
+    ] {
+        let refused = rig.post_json(path, body.clone()).await;
+        assert_eq!(refused.status(), status, "{path} {body}");
+        let told =
+            ["x-highroad-package", "x-highroad-version", "x-highroad-evidence"].map(|name| header(&refused, name));
+        // What is refused before anybody is asked comes from nobody.
+        if body["input"] != "" {
+            assert_eq!(told, named, "{path} {body}");
+        }
+        assert!(!header(&refused, "x-request-id").is_empty());
+    }
+    let metadata = rig.get("/v2/models/embedder").await;
+    assert_eq!(header(&metadata, "x-highroad-package"), named[0]);
+    let unknown = rig.post_json("/v1/embeddings", json!({ "model": "nobody", "input": "a" })).await;
+    assert!(unknown.status() == 404 && header(&unknown, "x-highroad-package").is_empty());
+}
+
+#[tokio::test]
+async fn in_development_what_is_about_no_member_says_so_too() {
+    let options = Options { unverified: Unverified::ServeAsDevelopment, ..Options::default() };
+    let rig = Rig::ready_with(options).await;
+    for path in ["/v1/models", "/v1/highroad/status", "/v2", "/v1/nothing"] {
+        let response = rig.get(path).await;
+        assert_eq!(header(&response, "x-highroad-development"), "members may serve without a verdict", "{path}");
+    }
+    let admitted = rig.post_json("/v1/embeddings", json!({ "model": "embedder", "input": "a" })).await;
+    assert_eq!(header(&admitted, "x-highroad-development"), "");
+}
+
+#[tokio::test]
 async fn a_released_revision_frees_its_memory() {
     let rig = Rig::ready_with(Options { warm_s: 0, ..Options::default() }).await;
     let revision = std::sync::Arc::downgrade(&rig.portfolio.revision("moderation").unwrap());

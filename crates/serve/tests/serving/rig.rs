@@ -7,6 +7,8 @@ use std::time::Duration;
 use highroad_eval::{Outcome, Override, Verdict};
 use highroad_package::registry::{Promotion, Rollback};
 use highroad_package::{Digest, Reference, Selector, Store, Verdicts};
+use highroad_serve::budget::BudgetsConfig;
+use highroad_serve::budget::keeper::Budgets;
 use highroad_serve::config::{MemberConfig, ModelSource, PollInterval, PortfolioConfig, RequestLimits, RolloutConfig};
 use highroad_serve::request_log::{LogLimits, RequestLog};
 use highroad_serve::{
@@ -37,11 +39,19 @@ pub struct Options {
     pub limits: RequestLimits,
     pub queue_rows: usize,
     pub warm_s: u64,
+    /// `[budgets]` of a portfolio; nothing is counted where it is empty.
+    pub budgets: &'static str,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { unverified: Unverified::Refuse, limits: RequestLimits::default(), queue_rows: 4096, warm_s: 600 }
+        Self {
+            unverified: Unverified::Refuse,
+            limits: RequestLimits::default(),
+            queue_rows: 4096,
+            warm_s: 600,
+            budgets: "",
+        }
     }
 }
 
@@ -52,7 +62,8 @@ impl Rig {
         let local = local_state(home.path());
         let registry = Arc::new(FakeRegistry::new(local.store.clone(), local.verdicts.clone()));
         let known: Arc<dyn Registry> = Arc::clone(&registry) as _;
-        let portfolio = Arc::new(Portfolio::new(config(members, options), options.unverified, Some(known), local));
+        let portfolio = Portfolio::new(config(members, options), options.unverified, Some(known), local);
+        let portfolio = Arc::new(portfolio.with_budgets(budgets(home.path(), options.budgets)));
         let log = RequestLog::open(&home.path().join("requests"), LogLimits::default()).unwrap();
         let (url, following) = serve(Arc::clone(&portfolio), log.clone()).await;
         Self { url, registry, portfolio, log, client: reqwest::Client::new(), home, following, options }
@@ -103,6 +114,13 @@ impl Rig {
         let verified = self.registry.store.get(&self.registry.add(package)).unwrap();
         Predictor::open(&verified, &PredictorOptions::default()).unwrap()
     }
+}
+
+fn budgets(home: &Path, text: &str) -> Option<Budgets> {
+    let mut problems = Vec::new();
+    let config = BudgetsConfig::parse(&text.parse().unwrap(), &mut problems);
+    assert!(problems.is_empty(), "{problems:?}");
+    (!config.is_empty()).then(|| Budgets::open(&home.join("budgets"), config).unwrap())
 }
 
 fn config(members: &[&str], options: Options) -> PortfolioConfig {
@@ -306,6 +324,17 @@ impl Registry for FakeRegistry {
                 verdict: release.verdict,
                 admitted_at: self.admitted_at.lock().unwrap().clone(),
             })
+        })
+    }
+
+    fn way_back<'a>(&'a self, reference: &'a Reference) -> BoxFuture<'a, Result<Option<Candidate>, DeployError>> {
+        Box::pin(async move {
+            self.answers()?;
+            let moves: Vec<u64> = self.moves.lock().unwrap().get(&reference.name).cloned().unwrap_or_default();
+            let Some(&before) = moves.iter().rev().nth(1) else { return Ok(None) };
+            let reference = Reference { selector: Selector::Version(before), ..reference.clone() };
+            let resolved = self.resolve(&reference).await?;
+            self.fetch(&reference, &resolved).await.map(Some)
         })
     }
 

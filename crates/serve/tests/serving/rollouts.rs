@@ -53,7 +53,8 @@ async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
 
 /// Classifiers A as version 1, which serves, and `candidate` as version 2.
 async fn rig_with(candidate: TinyPackage, verdicted: Verdicted) -> (Rig, [Digest; 2]) {
-    let rig = Rig::new(&["moderation"], Options::default()).await;
+    let budgets = "[budgets.members.moderation]\ntokens_per_day = 1000000000\n";
+    let rig = Rig::new(&["moderation"], Options { budgets, ..Options::default() }).await;
     let stable = rig.registry.release("moderation", 1, TinyPackage::ClassifyA, Verdicted::Pass);
     let candidate = rig.registry.release("moderation", 2, candidate, verdicted);
     rig.registry.promote("moderation", 1);
@@ -99,9 +100,21 @@ async fn a_shadow_that_answers_otherwise_is_aborted_and_no_client_sees_it() {
     let dir = rig.home.path().join("rollouts").join(&rollout.id);
     let (pairs, _) = highroad_serve::rollout::read_pairs(&dir, 5).unwrap();
     assert_eq!(pairs[0].request_id, worst["request_id"].as_str().unwrap());
-    // Live answers alone are billed.
+    // Live answers alone are billed: the log has all of them, and the account their tokens, to the last one.
     let page = rig.get("/metrics").await.text().await.unwrap();
     assert!(page.contains("highroad_shadow_tokens_total{member=\"moderation\"}"), "{page}");
+    let spent: Value = rig.get("/v1/highroad/budgets").await.json().await.unwrap();
+    let used =
+        spent["budgets"].as_array().unwrap().iter().find(|row| row["limit"] == "tokens_per_day").unwrap()["used"]
+            .clone();
+    rig.log.flush();
+    let mut logged = 0;
+    for entry in std::fs::read_dir(rig.home.path().join("requests")).unwrap() {
+        let text = std::fs::read_to_string(entry.unwrap().path()).unwrap();
+        let records = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        logged += records.map(|record| record["n_tokens"][0].as_u64().unwrap()).sum::<u64>();
+    }
+    assert_eq!(used.as_u64(), Some(logged));
 }
 
 #[tokio::test]

@@ -89,6 +89,10 @@ impl Database {
             // A connection over a network may have broken while it was idle. One to a file does not, and asking it would
             // double the way between threads that most calls consist of.
             let pool = pool.test_before_acquire(matches!(self, Self::Postgres(_)));
+            // Where SQLite itself undoes a transaction (the disk is full), sqlx goes on believing in it, and nothing could ever be
+            // written through the connection again.
+            let pool =
+                pool.before_acquire(|connection, _| Box::pin(async move { Ok(!connection.is_in_transaction()) }));
             let pool = pool.after_connect(move |connection, _| {
                 Box::pin(async move { sqlx::raw_sql(settings).execute(connection).await.map(drop) })
             });

@@ -8,7 +8,7 @@ use highroad_assess::{Model, Truncated};
 use highroad_eval::Evidence;
 use highroad_package::{Digest, TaskKind};
 use highroad_task::raw::{DType, Storage, Tensor};
-use highroad_task::{Answer, Engine, Input, Predictor, TaskError};
+use highroad_task::{Answer, Engine, Input, Predictor, TaskError, apart};
 use reqwest::{Client, RequestBuilder, Url};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -176,8 +176,13 @@ impl Through {
             false => json!([{ "name": "embedding", "parameters": binary }]),
         };
         let reply = self.ask(&json!({ "inputs": [input], "outputs": wanted }), binary_input)?;
-        let answers = answers(is_class, n_rows, &reply.outputs);
-        Ok((answers.map_err(|reason| TaskError::Engine(reason.into()))?, reply.n_truncated))
+        let answers = answers(is_class, n_rows, &reply.outputs).map_err(|reason| TaskError::Engine(reason.into()))?;
+        let finds_several = matches!(self.task(), TaskKind::Classify { thresholds, .. } if !thresholds.is_empty());
+        let several = |answer: Answer| match answer {
+            Answer::Class { label, scores } if finds_several => Answer::Labels { labels: apart(&label), scores },
+            answer => answer,
+        };
+        Ok((answers.into_iter().map(several).collect(), reply.n_truncated))
     }
 
     fn answer<'a>(&self, inputs: &'a [Input]) -> Result<Vec<(Answer, Truncated)>, TaskError> {

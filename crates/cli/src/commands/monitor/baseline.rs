@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::thread::available_parallelism;
 
 use anyhow::{Context as _, bail};
-use highroad_assess::{GoldenSet, KeptAnswers, Results, golden_baseline, observe};
+use highroad_assess::{GoldenSet, KeptAnswers, Results, golden_baseline, hosted_baseline, observe};
 use highroad_data::{Field, Kind, Local, OnBad, Place, Table};
 use highroad_eval::drift::{Baseline, BaselineBuilder, BaselineError, MAX_BASELINE_ROWS, Source};
 use highroad_package::registry::{RegistryClient, ResolvedVersion};
@@ -69,7 +69,7 @@ impl Args {
             }
             false => (self.of_data(&predictor, builder)?, self.source()?),
         };
-        let (digest, baseline, bytes) = keep(&home, &package, builder, source)?;
+        let (digest, baseline, bytes) = keep(&home, &package.digest(), builder, source)?;
         if let Some(path) = &self.out {
             std::fs::write(path, bytes).with_context(|| format!("cannot write `{}`", path.display()))?;
         }
@@ -169,28 +169,23 @@ fn baselines(home: &Home) -> Baselines {
 
 fn keep(
     home: &Home,
-    package: &VerifiedPackage,
+    package: &Digest,
     builder: BaselineBuilder,
     source: Source,
 ) -> anyhow::Result<(Digest, Baseline, Vec<u8>)> {
     let at = Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S%.3fZ").to_string();
-    let baseline = builder.finish(package.digest().to_string(), source, at, tracking::whoami())?;
+    let baseline = builder.finish(package.to_string(), source, at, tracking::whoami())?;
     let bytes = serde_json::to_vec(&baseline)?;
     // What is written must be read again.
     let baseline = Baseline::parse(&bytes)?;
-    let digest = baselines(home).put(&package.digest(), &bytes)?;
+    let digest = baselines(home).put(package, &bytes)?;
     Ok((digest, baseline, bytes))
 }
 
 /// Keeps a baseline of what was just evaluated, unless there is one of the same golden set. Evaluating goes on without it.
 pub fn keep_of_golden(package: &VerifiedPackage, golden: &GoldenSet, results: &Results) {
     let home = Home::find();
-    let known = baselines(&home);
-    let of_this_set = |digest: Digest| {
-        let bytes = known.get(&package.digest(), &digest).ok()?;
-        Baseline::parse(&bytes).ok().filter(|baseline| baseline.source.digest == golden.digest.to_string())
-    };
-    if known.list(&package.digest()).unwrap_or_default().into_iter().any(|digest| of_this_set(digest).is_some()) {
+    if is_known(&home, &package.digest(), golden) {
         return;
     }
     let make = || -> anyhow::Result<()> {
@@ -198,10 +193,39 @@ pub fn keep_of_golden(package: &VerifiedPackage, golden: &GoldenSet, results: &R
         let root = home.path().join("answers");
         let kept = KeptAnswers::open(&root, &predictor.digest(), &predictor.numerics_id())?;
         let builder = golden_baseline(&predictor, golden, Some(results), &kept, BaselineBuilder::default())?;
-        keep(&home, package, builder, source_of(golden)).map(drop)
+        keep(&home, &package.digest(), builder, source_of(golden)).map(drop)
     };
+    tell_unless_small(make());
+}
+
+/// [`keep_of_golden`] of a classifier that somebody else hosts, under the digest of its description.
+pub fn keep_of_hosted(hosted: &Digest, golden: &GoldenSet, results: &Results) {
+    let home = Home::find();
+    if is_known(&home, hosted, golden) {
+        return;
+    }
+    let make = || -> anyhow::Result<()> {
+        match hosted_baseline(golden, results, BaselineBuilder::default())? {
+            Some(builder) => keep(&home, hosted, builder, source_of(golden)).map(drop),
+            None => Ok(()),
+        }
+    };
+    tell_unless_small(make());
+}
+
+/// Whether there is a baseline of a golden set.
+fn is_known(home: &Home, package: &Digest, golden: &GoldenSet) -> bool {
+    let known = baselines(home);
+    let of_this_set = |digest: Digest| {
+        let bytes = known.get(package, &digest).ok()?;
+        Baseline::parse(&bytes).ok().filter(|baseline| baseline.source.digest == golden.digest.to_string())
+    };
+    known.list(package).unwrap_or_default().into_iter().any(|digest| of_this_set(digest).is_some())
+}
+
+fn tell_unless_small(made: anyhow::Result<()>) {
     let too_small = |error: &anyhow::Error| matches!(error.downcast_ref(), Some(BaselineError::Small { .. }));
-    if let Err(error) = make()
+    if let Err(error) = made
         && !too_small(&error)
     {
         eprintln!("note: no baseline for monitoring is kept: {error:#}");

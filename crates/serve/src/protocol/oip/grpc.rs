@@ -255,7 +255,7 @@ pub fn reply_message(
     }
     let wanted = Wanted { id: Some(message.id.clone()), outputs: Vec::new(), binary_outputs: true };
     // No task: what the host calls its outputs stands.
-    let task = TaskKind::Classify { labels: Vec::new(), flagged: None, pairs: false };
+    let task = TaskKind::Classify { labels: Vec::new(), flagged: None, pairs: false, thresholds: Vec::new() };
     wanted.message(form, &message.model_name, facts, &task, outputs)
 }
 
@@ -389,7 +389,12 @@ mod tests {
 
     #[test]
     fn outputs_go_as_the_inputs_came() {
-        let task = TaskKind::Classify { labels: vec!["no".to_owned(), "yes".to_owned()], flagged: None, pairs: false };
+        let task = TaskKind::Classify {
+            labels: vec!["no".to_owned(), "yes".to_owned()],
+            flagged: None,
+            pairs: false,
+            thresholds: Vec::new(),
+        };
         let answers = [Answer::Class { label: "yes".to_owned(), scores: vec![0.25, 0.75] }];
         let facts = Facts {
             member: "m".to_owned(),

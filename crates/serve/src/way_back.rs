@@ -1,0 +1,170 @@
+//! The version that a rollback would lead to, brought, verified and attested on this machine before anybody needs it.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use highroad_package::{Digest, Reference, Selector};
+use metrics::gauge;
+use serde::Serialize;
+use tracing::{info, warn};
+
+use crate::config::MemberConfig;
+use crate::deployment::{blocking, pause_after};
+use crate::engine::EngineConfig;
+use crate::error::DeployError;
+use crate::registry::{Registry, Resolved};
+use crate::revision::{Candidate, Facts, Revision, Unverified};
+use crate::telemetry::WAY_BACK;
+
+/// Where the way back stands.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct WayBackStatus {
+    /// The version that `highroad rollback` leads to.
+    pub version: String,
+    /// Its package.
+    pub package: Digest,
+    /// What its answers would be worth here, as `x-highroad-evidence` says it; nothing where it was not loaded.
+    pub evidence: Option<&'static str>,
+    /// Why it would not serve.
+    pub failure: Option<String>,
+}
+
+/// What a member knows of its way back.
+#[derive(Default)]
+pub(crate) struct WayBack {
+    member: String,
+    memory: Mutex<Memory>,
+}
+
+#[derive(Default)]
+struct Memory {
+    /// What served as it was looked for last.
+    from: Option<Resolved>,
+    is_looking: bool,
+    failures: u32,
+    retry_at: Option<Instant>,
+    found: Option<WayBackStatus>,
+    /// What was loaded in this process.
+    evidence: BTreeMap<Digest, &'static str>,
+}
+
+/// What it takes to look.
+pub(crate) struct Looking<'a> {
+    pub registry: Arc<dyn Registry>,
+    pub reference: &'a Reference,
+    pub config: &'a MemberConfig,
+    pub unverified: Unverified,
+    pub attestations: &'a Path,
+}
+
+impl WayBack {
+    pub(crate) fn of(member: &str) -> Arc<Self> {
+        Arc::new(Self { member: member.to_owned(), ..Self::default() })
+    }
+
+    /// Where it stands; nothing before it was looked for, and where there is none.
+    pub(crate) fn status(&self) -> Option<WayBackStatus> {
+        self.memory().found.clone()
+    }
+
+    /// Remembers a version that serves or served: it has shown that it can.
+    pub(crate) fn served(&self, facts: &Facts) {
+        if facts.development.is_none() {
+            self.memory().evidence.insert(facts.package, facts.evidence);
+        }
+    }
+
+    /// Looks for the way back from `serving` and walks it, once for each version that serves, and again after a growing pause where that
+    /// failed. Returns at once: what loads does so aside.
+    pub(crate) fn look(self: &Arc<Self>, serving: Resolved, looking: &Looking<'_>) {
+        if !matches!(looking.reference.selector, Selector::Alias(_)) || !self.begins(&serving) {
+            return;
+        }
+        let (registry, reference) = (Arc::clone(&looking.registry), looking.reference.clone());
+        let (config, unverified) = (looking.config.clone(), looking.unverified);
+        let (attestations, this) = (looking.attestations.to_owned(), Arc::clone(self));
+        drop(tokio::spawn(async move {
+            let brought = registry.way_back(&reference).await;
+            let found = match brought {
+                Ok(Some(candidate)) => Ok(Some(this.walk(candidate, config, unverified, attestations).await)),
+                Ok(None) => Ok(None),
+                Err(error) => Err(error),
+            };
+            this.ends(&serving, found);
+        }));
+    }
+
+    async fn walk(
+        &self,
+        candidate: Candidate,
+        config: MemberConfig,
+        unverified: Unverified,
+        attestations: std::path::PathBuf,
+    ) -> WayBackStatus {
+        let (version, package) = (candidate.version.clone(), candidate.package.digest());
+        let status = |evidence, failure| WayBackStatus { version, package, evidence, failure };
+        if let Some(evidence) = self.memory().evidence.get(&package) {
+            return status(Some(*evidence), None);
+        }
+        // Processes of PyTorch may not fit a second time beside those that serve.
+        if config.engine != EngineConfig::Native {
+            return status(None, None);
+        }
+        let member = self.member.clone();
+        let rehearsed =
+            blocking(move || Revision::rehearse(&member, &candidate, &config, unverified, &attestations)).await;
+        match rehearsed {
+            Ok(evidence) => {
+                self.memory().evidence.insert(package, evidence);
+                status(Some(evidence), None)
+            }
+            Err(error) => status(None, Some(error.with_causes())),
+        }
+    }
+
+    fn begins(&self, serving: &Resolved) -> bool {
+        let mut memory = self.memory();
+        let is_new = memory.from.as_ref() != Some(serving);
+        let is_due = memory.retry_at.is_some_and(|at| Instant::now() >= at);
+        if memory.is_looking || !(is_new || is_due) {
+            return false;
+        }
+        if is_new {
+            (memory.found, memory.failures) = (None, 0);
+        }
+        (memory.from, memory.is_looking, memory.retry_at) = (Some(serving.clone()), true, None);
+        true
+    }
+
+    fn ends(&self, serving: &Resolved, found: Result<Option<WayBackStatus>, DeployError>) {
+        let mut memory = self.memory();
+        memory.is_looking = false;
+        let failure = match &found {
+            Err(error) => Some(error.with_causes()),
+            Ok(found) => found.as_ref().and_then(|found| found.failure.clone()),
+        };
+        if let Some(reason) = &failure {
+            memory.failures += 1;
+            memory.retry_at = Instant::now().checked_add(pause_after(memory.failures));
+            if memory.failures == 1 {
+                let (member, from) = (&self.member, serving.label());
+                warn!(member.name = %member, "The way back of `{member}` from {from} is not there now: {reason}");
+            }
+        }
+        let is_there =
+            matches!(&found, Ok(Some(WayBackStatus { evidence: Some(evidence), .. })) if *evidence != "development");
+        gauge!(WAY_BACK, "member" => self.member.clone()).set(f64::from(u8::from(is_there)));
+        if let Ok(found) = found {
+            if let Some(WayBackStatus { version, evidence: Some(evidence), .. }) = &found {
+                info!(member.name = %self.member, "The way back of `{}` is {version}, {evidence} here", self.member);
+            }
+            memory.found = found;
+        }
+    }
+
+    fn memory(&self) -> MutexGuard<'_, Memory> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
