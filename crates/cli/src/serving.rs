@@ -177,10 +177,7 @@ fn check_budgets(config: &PortfolioConfig, asks_for_keys: bool) -> Result<(), St
 }
 
 /// Refuses budgets and rates, by their pools, that are shared and that the tracking server cannot keep: without a lease nothing may be spent.
-pub async fn check_keeper(
-    pools: [(&str, Option<&str>); 2],
-    client: Option<&RegistryClient>,
-) -> anyhow::Result<()> {
+pub async fn check_keeper(pools: [(&str, Option<&str>); 2], client: Option<&RegistryClient>) -> anyhow::Result<()> {
     let shared = pools.into_iter().find_map(|(section, pool)| Some((section, pool?)));
     let Some(((section, pool), client)) = shared.zip(client) else { return Ok(()) };
     let nothing = serde_json::json!({ "pool": pool, "replica": "a look", "leases": [] });

@@ -229,7 +229,9 @@ impl Description {
             Some(_) => (FORMAT_LANCE, lance::MAX_DOCUMENTS),
         };
         if format != right {
-            return Err(wrong(format!("it has format {format}; this program reads {FORMAT}, and {FORMAT_LANCE} in Lance")));
+            return Err(wrong(format!(
+                "it has format {format}; this program reads {FORMAT}, and {FORMAT_LANCE} in Lance"
+            )));
         }
         if let Some(problem) = lance.as_ref().and_then(Table::problem) {
             return Err(wrong(problem));

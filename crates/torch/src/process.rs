@@ -143,8 +143,7 @@ mod tests {
         let mut command = Command::new("sh");
         command.args(["-c", &format!("printf '%b' '{octal}'; exec sleep 60")]);
         let (python, start_timeout) = ("sh".into(), Duration::from_secs(10));
-        let launch =
-            Launch { what: WHAT, python, variables: vec![], secrets: &[], memory_bytes: None, start_timeout };
+        let launch = Launch { what: WHAT, python, variables: vec![], secrets: &[], memory_bytes: None, start_timeout };
         let (process, hello) = Process::of(command, &launch, None).unwrap();
         TorchProcess::of(process, &hello, Duration::from_secs(10), TempDir::new().unwrap())
     }

@@ -253,9 +253,7 @@ impl State {
     /// Errors where what was said is that something was wrong.
     fn refuse(&self, said: &Hello) -> Result<(), WorkerError> {
         match said.get("error") {
-            Some(error) => {
-                Err(WorkerError::Refused { what: self.what, reason: without(&short(error), &self.hidden) })
-            }
+            Some(error) => Err(WorkerError::Refused { what: self.what, reason: without(&short(error), &self.hidden) }),
             None => Ok(()),
         }
     }

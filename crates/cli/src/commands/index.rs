@@ -233,7 +233,10 @@ impl Args {
         if let Some(table) = &description.lance {
             eprintln!("version {} of the table `{}` in LanceDB", table.version, table.name);
             if let Some(ann) = table.ann {
-                tell_recall(&format!("{} of {} partitions ({})", ann.n_probes, ann.n_partitions, ann.kind.as_str()), ann.recall);
+                tell_recall(
+                    &format!("{} of {} partitions ({})", ann.n_probes, ann.n_partitions, ann.kind.as_str()),
+                    ann.recall,
+                );
             }
         }
         if n_truncated > 0 {
@@ -245,7 +248,10 @@ impl Args {
 
 fn tell_recall(read: &str, recall: Recall) {
     let Recall { at, value, n_queries } = recall;
-    eprintln!("a search reads {read} and finds {:.1} % of the {at} nearest documents ({n_queries} of them sought)", 100.0 * value);
+    eprintln!(
+        "a search reads {read} and finds {:.1} % of the {at} nearest documents ({n_queries} of them sought)",
+        100.0 * value
+    );
 }
 
 /// What the registry is told once the index is there.

@@ -307,7 +307,9 @@ mod tests {
         for uri in ["/data/tables", "tables", "s3://bucket/some/prefix", "gs://bucket", "az://container/a_b"] {
             assert_eq!(uri_problem(uri), None, "{uri}");
         }
-        for uri in ["", "s3://", "s3://key:secret@bucket", "s3://bucket?secret=a", "http://host/a", "db://cloud", "s3://a b"] {
+        for uri in
+            ["", "s3://", "s3://key:secret@bucket", "s3://bucket?secret=a", "http://host/a", "db://cloud", "s3://a b"]
+        {
             let told = uri_problem(uri).unwrap();
             assert!(!told.contains("secret"), "{told}");
         }

@@ -12,9 +12,9 @@ use metrics::{counter, gauge};
 use super::IndexConfig;
 use crate::definitions::Definitions;
 use crate::error::DeployError;
-use crate::telemetry::{INDEX_ENDS, INDEX_WORKERS, live};
 use crate::index::lance::LanceConfig;
 use crate::index::{Index, IndexError, build_by, describe, first_embedder};
+use crate::telemetry::{INDEX_ENDS, INDEX_WORKERS, live};
 
 /// Indexes by name, all of them by one package.
 pub(crate) type Indexes = Arc<BTreeMap<String, Arc<Index>>>;

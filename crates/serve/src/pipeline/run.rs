@@ -177,7 +177,9 @@ impl PipelineError {
                 return Problem { message: self.to_string(), ..problem };
             }
             Self::Hosted { problem, .. } => return Problem { message: self.to_string(), ..problem.clone() },
-            Self::Stale { .. } | Self::Search { .. } | Self::StepTimeout { .. } | Self::Timeout { .. } => highroad_service::Kind::Unavailable,
+            Self::Stale { .. } | Self::Search { .. } | Self::StepTimeout { .. } | Self::Timeout { .. } => {
+                highroad_service::Kind::Unavailable
+            }
         };
         Problem::new(kind, self.to_string())
     }

@@ -22,10 +22,7 @@ pub const METER: &str = "requests_per_minute";
 /// Who keeps the whole of shared rates.
 pub trait RateKeeper: Send + Sync + 'static {
     /// Asks for a part of one rate and gives how much is held of it then; the error says in words why nobody answered.
-    fn lease<'a>(
-        &'a self,
-        wanted: &'a WantedRate,
-    ) -> Pin<Box<dyn Future<Output = Result<u64, String>> + Send + 'a>>;
+    fn lease<'a>(&'a self, wanted: &'a WantedRate) -> Pin<Box<dyn Future<Output = Result<u64, String>> + Send + 'a>>;
 }
 
 /// A part of a rate that is asked for.

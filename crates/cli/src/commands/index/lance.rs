@@ -86,7 +86,8 @@ impl LanceArgs {
         let place = self.to.as_deref().map(place).transpose()?;
         let kind = |recall: f64| (self.ann.unwrap_or(AnnKind::IvfFlat), recall);
         // As the first build is, unless anything is told.
-        let as_beside = || beside.as_ref().and_then(|table| table.ann).map(|ann| (ann.kind, ann.recall.value.min(0.95)));
+        let as_beside =
+            || beside.as_ref().and_then(|table| table.ann).map(|ann| (ann.kind, ann.recall.value.min(0.95)));
         let (python, memory_mb) = (self.python.clone(), self.memory_mb);
         Ok(Some(LanceStore {
             uri: place.or_else(|| beside.as_ref().and_then(|table| table.uri.clone())),

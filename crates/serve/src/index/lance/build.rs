@@ -146,7 +146,9 @@ impl LanceBuilder {
         self.n_rows += batch.n_rows();
         match found == self.n_rows {
             true => Ok(()),
-            false => Err(self.other(format!("it holds {found} documents and not {}: another build adds to it", self.n_rows))),
+            false => {
+                Err(self.other(format!("it holds {found} documents and not {}: another build adds to it", self.n_rows)))
+            }
         }
     }
 
@@ -213,11 +215,7 @@ impl LanceBuilder {
     }
 
     /// Goes through every row in order. Errors unless they are the documents of the survey.
-    fn read_back(
-        &self,
-        queries: &Queries,
-        tell: &mut dyn FnMut(Phase, [usize; 2]),
-    ) -> Result<Read, IndexError> {
+    fn read_back(&self, queries: &Queries, tell: &mut dyn FnMut(Phase, [usize; 2])) -> Result<Read, IndexError> {
         let dimensions = self.plan.dimensions;
         let (mut vectors, mut documents, mut n_read) = (Sha256::new(), Sha256::new(), 0);
         let n_rows = self.rows_at_once();
@@ -239,7 +237,9 @@ impl LanceBuilder {
         }
         let (vectors, documents) = (Digest::finish(vectors), Digest::finish(documents));
         if n_read != self.n_rows || documents != self.plan.surveyed.documents {
-            return Err(self.other("what was read back is not what the corpus says: delete it, and build anew".to_owned()));
+            return Err(
+                self.other("what was read back is not what the corpus says: delete it, and build anew".to_owned())
+            );
         }
         let neighbours = neighbours.into_iter().map(|near| near.into_iter().map(|(_, id)| id).collect()).collect();
         Ok(Read { vectors, documents, neighbours })

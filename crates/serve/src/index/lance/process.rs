@@ -126,7 +126,7 @@ impl LanceProcess {
     pub(super) fn rows(&self, ask: &Ask<'_>, dimensions: usize, timeout: Duration) -> Result<Answered, WorkerError> {
         let (said, query, n_most) = match ask {
             Ask::Search { top, ann, query } => {
-(json!({ "op": "search", "top": top, "ann": ann.map(searched) }), Some(*query), *top)
+                (json!({ "op": "search", "top": top, "ann": ann.map(searched) }), Some(*query), *top)
             }
             Ask::Next { n_rows } => (json!({ "op": "next", "rows": n_rows }), None, *n_rows),
         };
@@ -162,10 +162,8 @@ impl LanceProcess {
     pub(super) fn append(&self, batch: &Batch, dimensions: usize, timeout: Duration) -> Result<usize, WorkerError> {
         let vectors = bytes(&batch.vectors);
         let shape = vec![batch.n_rows(), dimensions];
-        let tensors = vec![
-            (Dtype::F32, shape, vectors.as_slice()),
-            (Dtype::U8, vec![batch.lines.len()], batch.lines.as_slice()),
-        ];
+        let tensors =
+            vec![(Dtype::F32, shape, vectors.as_slice()), (Dtype::U8, vec![batch.lines.len()], batch.lines.as_slice())];
         let (_, said) = self.ask(&json!({ "op": "append" }), tensors, timeout)?;
         Ok(number(&self.0, &said, "rows")? as usize)
     }
@@ -282,7 +280,8 @@ fn document(line: &[u8]) -> Result<Arc<Document>, String> {
     }
     let read: Result<(String, String, Option<String>), _> = serde_json::from_slice(line);
     // What is wrong with it is told without what it says.
-    let (id, text, more) = read.map_err(|error| format!("a document is not JSON as it was written: {:?}", error.classify()))?;
+    let (id, text, more) =
+        read.map_err(|error| format!("a document is not JSON as it was written: {:?}", error.classify()))?;
     let more: Map<String, Value> = match more {
         None => Map::new(),
         Some(more) => serde_json::from_str(&more).map_err(|_| "what is noted of a document is no object".to_owned())?,
@@ -293,7 +292,9 @@ fn document(line: &[u8]) -> Result<Arc<Document>, String> {
 fn i64s(tensors: &SafeTensors<'_>, name: &str) -> Result<Vec<i64>, String> {
     let view = tensors.tensor(name).map_err(|error| error.to_string())?;
     match (view.dtype(), view.shape()) {
-        (Dtype::I64, [_]) => Ok(view.data().as_chunks::<8>().0.iter().map(|&bytes| i64::from_le_bytes(bytes)).collect()),
+        (Dtype::I64, [_]) => {
+            Ok(view.data().as_chunks::<8>().0.iter().map(|&bytes| i64::from_le_bytes(bytes)).collect())
+        }
         (dtype, shape) => Err(format!("positions of dtype {dtype:?} and shape {shape:?}")),
     }
 }
