@@ -184,7 +184,7 @@ mod tests {
     #[test]
     fn tensors_that_are_no_outputs_are_no_answer() {
         let odd = safetensors::serialize([("logits", TensorView::new(Dtype::F32, vec![1], &[0; 4]).unwrap())], None);
-        let process = process(&[frame(&[]), odd.unwrap()]);
+        let process = process(&[frame(&[("torch", "2.15.0")]), odd.unwrap()]);
         let told = process.run(&ids()).unwrap_err().to_string();
         assert!(told.contains("the PyTorch process sent what is no answer"), "{told}");
         assert!(process.process.is_done());
