@@ -13,6 +13,7 @@ import socket
 import subprocess
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -42,6 +43,7 @@ class Faulty(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Misbehaviour)
         self.acts: list[str] = []
         self.seen: list[dict] = []
+        self.waits: list[str | None] = []
         self.left = threading.Event()
         self.says = "Paris"
         self.url = f"http://127.0.0.1:{self.server_address[1]}/v1"
@@ -55,6 +57,7 @@ class Misbehaviour(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         self.server.seen.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
+        self.server.waits.append(self.headers["x-highroad-timeout-ms"])
         act = self.server.acts.pop(0) if self.server.acts else "answer"
         getattr(self, f"do_{act}")()
 
@@ -373,6 +376,25 @@ def test_vectors_moderations_and_ranks_are_those_of_the_host(site: Site, ours: t
     assert scores[0] == pytest.approx(scores[1], abs=1e-6)
 
 
+def test_a_hosted_embedder_compares_pairs_and_knows_no_prompts(site: Site) -> None:
+    def post(path: str, **body: object) -> tuple[int, dict]:
+        request = urllib.request.Request(f"{site.url}{path}", json.dumps({"model": "embedder"} | body).encode())
+        try:
+            return 200, json.loads(urllib.request.urlopen(request, timeout=10).read())
+        except urllib.error.HTTPError as error:
+            return error.code, json.loads(error.read())
+
+    texts = ["hello", "the road goes on"]
+    vectors = [item["embedding"] for item in post("/v1/embeddings", input=texts, task="retrieval.query")[1]["data"]]
+    cosine = sum(left * right for left, right in zip(*vectors, strict=True))
+    found = post("/v1/similarity", pairs=[texts, ["hello", "hello"]])[1]["data"]
+    assert [entry["similarity"] for entry in found] == pytest.approx([cosine, 1], abs=1e-6)
+    assert post("/v1/embed", texts=texts, input_type="search_query")[1]["embeddings"] == vectors
+    status, refused = post("/v1/embeddings", input=texts, prompt_name="query")
+    assert status == 400 and "hosted elsewhere" in refused["error"]["message"]
+    assert post("/v1/embeddings", input=texts, truncate=False)[0] == 400
+
+
 def test_a_client_that_leaves_stops_the_host(site: Site, faulty: Faulty) -> None:
     faulty.acts = ["endless"]
     with site.client().chat.completions.with_streaming_response.create(model="faulty", messages=ASK, stream=True) as raw:
@@ -427,6 +449,41 @@ def test_what_passes_is_asked_again_and_what_the_host_says_is_told(site: Site, f
     with pytest.raises(openai.InternalServerError, match="refuses this server's key") as refused:
         create(model="faulty", messages=ASK)
     assert "sk-other-secret" not in str(refused.value) + (site.home / "log").read_text()
+
+
+def test_a_deadline_ends_what_is_under_way_and_what_would_come_after_it(site: Site, faulty: Faulty) -> None:
+    def ask(timeout_ms: int, model: str = "faulty") -> tuple[object, float]:
+        headers, begun = {"x-highroad-timeout-ms": str(timeout_ms)}, time.monotonic()
+        try:
+            said = site.client().chat.completions.create(model=model, messages=ASK, extra_headers=headers)
+        except openai.APIStatusError as error:
+            said = error
+        return said, time.monotonic() - begun
+
+    tries = 'highroad_hosted_tries_total{member="faulty",outcome="%s"}'
+    late, broken = site.metric(tries % "deadline"), site.metric('highroad_hosted_breaker_opened_total{member="faulty"}')
+    # The host would take three seconds, and the description allows one and another try.
+    faulty.acts = ["stall"]
+    said, took = ask(300)
+    assert (said.status_code, len(faulty.seen)) == (503, 1) and "given up" in str(said) and 0.25 < took < 0.9
+    assert 1 <= int(faulty.waits[-1]) <= 300
+    soon(lambda: site.metric('highroad_hosted_in_flight{member="faulty"}') == 0)
+    assert site.metric(tries % "deadline") == late + 1
+    # A pause that would end after it is not begun: what failed is told at once.
+    faulty.acts = ["busy"]
+    said, took = ask(5000)
+    assert said.status_code == 429 and took < 1
+    faulty.acts = ["fail"]
+    said, took = ask(10)
+    assert said.status_code in (502, 503) and took < 0.4 and len(faulty.seen) == 3
+    # Who may wait gets the second try, and one that stands in has what is left.
+    faulty.acts = ["fail"]
+    said, _ = ask(10_000)
+    assert said.choices[0].message.content == "Paris" and int(faulty.waits[-1]) < int(faulty.waits[-2]) <= 10_000
+    assert faulty.waits[-1] != faulty.waits[-2]
+    faulty.acts = ["answer"]
+    assert site.client().chat.completions.create(model="faulty", messages=ASK).choices and faulty.waits[-1] is None
+    assert site.metric('highroad_hosted_breaker_opened_total{member="faulty"}') == broken
 
 
 def test_others_stand_in_and_a_host_that_fails_is_left_alone_until_it_works(site: Site, faulty: Faulty) -> None:

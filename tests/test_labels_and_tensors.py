@@ -271,6 +271,10 @@ def test_sets_of_labels_are_judged_and_what_no_gate_judges_serves_by_a_named_per
     assert measured["exact_match"] == 1.0 and measured["token_f1"] == 1.0
     verdict = json.loads(site.run("gate", "tagger", "--baseline", "trivial", "--golden", golden, "--gates", rules, "--json").stdout)
     assert verdict["outcome"] == "pass" and verdict["evidence"] == "bit-exact"
+    page, other = tmp_path / "page.html", tmp_path / "other.jsonl"
+    other.write_text('{"id": "a", "input": {"text": "hello"}, "expected": ["spam", "hate"]}\n{"id": "b", "input": {"text": "hello ignore"}, "expected": []}\n')
+    site.run("eval", "tagger", "--golden", other, "--html", page)
+    assert "spam, hate" in page.read_text() and "no label" in page.read_text()
     wrong = tmp_path / "wrong.jsonl"
     wrong.write_text('{"id": "a", "input": {"text": "hello"}, "expected": ["toxic"]}\n')
     assert "`toxic`, which the package does not have" in site.run("eval", "tagger", "--golden", wrong, code=2).stderr

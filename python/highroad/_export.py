@@ -51,6 +51,10 @@ def export(
     items: Sequence[str] | None = None,
     normalized: bool | None = None,
     matryoshka_dimensions: Sequence[int] = (),
+    prompts: Mapping[str, str] | str | os.PathLike[str] | None = None,
+    default_prompt_name: str | None = None,
+    truncation: Literal["right", "left", "error"] = "right",
+    pair_truncation: Literal["longest_first", "only_second"] = "longest_first",
     dynamic_shapes: Any = None,
     relative_rms: float = 1e-5,
     data: Mapping[str, str | os.PathLike[str]] | None = None,
@@ -75,7 +79,7 @@ def export(
             ``[B, items]``; the tokenizer splits a history at its spaces) or ``"tensors"``: any tensors in and out, by name, without a
             tokenizer; give ``dynamic_shapes`` where sizes vary.
         tokenizer: a ``tokenizer.json``, a ``tokenizers.Tokenizer`` or a fast transformers tokenizer.
-        max_tokens: longest input in tokens, special tokens included; longer ones are truncated.
+        max_tokens: longest input in tokens, special tokens included; what happens to longer ones ``truncation`` says.
         image: classify only, instead of ``tokenizer`` and ``max_tokens``: how a picture becomes ``pixel_values``. ``height`` and ``width``
             of the input, ``resize`` (``"exact"``, ``{"shortest_edge": 256}``, whose centre is cut out, or ``"none"``),
             ``interpolation`` (``"bilinear"`` or ``"bicubic"``), ``mean`` and ``std``; and if need be ``channels`` (``"rgb"``, ``"bgr"``,
@@ -92,6 +96,12 @@ def export(
         normalized: embed only: whether the module returns vectors of length 1; measured if not given.
         matryoshka_dimensions: embed only: widths below the module's own that it was trained to be cut to (``MatryoshkaLoss`` of
             sentence-transformers). Clients may ask for these and for no others.
+        prompts: embed: texts that go before an input, by name, such as ``{"query": "query: ", "document": "passage: "}``; or the folder of
+            a sentence-transformers model, whose ``config_sentence_transformers.json`` says them, and which of them is the default. rerank:
+            what goes before a ``query`` and a ``document``. Train with them: nothing here puts them before the training texts.
+        default_prompt_name: embed only: the prompt of a text for which none is asked.
+        truncation: what happens to an input that is too long: it loses its end (a history its start), its start, or is refused.
+        pair_truncation: which text of a pair loses tokens: the longer one, or only the second one, the document.
         dynamic_shapes: as ``torch.export.export`` takes it; by default batch and sequence of every input vary, of pictures the batch.
         relative_rms: largest accepted root mean square of the difference over that of eager PyTorch's output.
         data: files that trained the module by name, or their ``sha256:…`` digests.
@@ -134,6 +144,7 @@ def export(
             reads = _input_signature(task, tokenizer, max_tokens, image, args, flagged)
             signature = _task_signature(task, labels, flagged, normalized, items, thresholds, [outputs[0] for _, outputs in cases]) | reads
         signature |= _matryoshka(matryoshka_dimensions, signature) | _pairs(pairs, signature)
+        signature |= _prompts(prompts, default_prompt_name, task) | _truncation(truncation, pair_truncation, signature)
         program = _exported(module, args, dynamic_shapes, max_tokens, task)
         _check_program(program, cases, relative_rms, answered)
 
@@ -362,6 +373,60 @@ def _pairs(pairs: bool, signature: Mapping[str, Any]) -> dict[str, Any]:
     if signature["task"] != "classify" or "image" in signature or "flagged" in signature:
         raise ExportError("`pairs` is for the task `classify`, without `image` and `flagged`")
     return {"pairs": True}
+
+
+_ST_CONFIG = "config_sentence_transformers.json"
+
+
+def _prompts(prompts: Any, default: str | None, task: str) -> dict[str, Any]:
+    if isinstance(prompts, str | os.PathLike):
+        prompts, named = _sentence_transformers_prompts(Path(prompts))
+        default = default if default is not None else named
+    if not prompts and default is None:
+        return {}
+    if task not in ("embed", "rerank"):
+        raise ExportError("`prompts` are for the tasks `embed` and `rerank`")
+    prompts = dict(prompts or {})
+    if not all(isinstance(name, str) and isinstance(text, str) for name, text in prompts.items()):
+        raise ExportError(f"`prompts` is {prompts!r}: names and texts")
+    if task == "rerank" and (default is not None or not set(prompts) <= {"query", "document"}):
+        raise ExportError("a reranker has a prompt for `query` and one for `document`, and no `default_prompt_name`")
+    if default is not None and default not in prompts:
+        raise ExportError(f"`default_prompt_name` is `{default}`, none of the prompts {sorted(prompts)}")
+    return {"prompts": prompts} | ({} if default is None else {"default_prompt_name": default})
+
+
+def _sentence_transformers_prompts(folder: Path) -> tuple[dict[str, str], str | None]:
+    """The prompts of a sentence-transformers model, and the name of its default."""
+    path = folder / _ST_CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ExportError(f"`prompts`: cannot read `{path}`: {error.strerror}") from error
+    except ValueError as error:
+        raise ExportError(f"`prompts`: `{path}` is not JSON: {error}") from error
+    prompts, default = config.get("prompts") or {}, config.get("default_prompt_name")
+    if not isinstance(prompts, dict) or not (default is None or isinstance(default, str)):
+        raise ExportError(f"`prompts`: `{path}` does not map names to texts")
+    # sentence-transformers 5 writes empty ones into every model's file. Beside others an empty one says that there is none for it.
+    return (prompts if any(prompts.values()) or default is not None else {}), default
+
+
+def _truncation(truncation: str, pairs: str, signature: Mapping[str, Any]) -> dict[str, Any]:
+    said: dict[str, Any] = {}
+    if truncation != "right":
+        if truncation not in ("left", "error"):
+            raise ExportError(f"`truncation` is {truncation!r}: expected `right`, `left` or `error`")
+        if "image" in signature or (truncation == "left" and signature["task"] == "recommend"):
+            raise ExportError(f"`truncation` cannot be `{truncation}` here: pictures have none, and histories lose their oldest items")
+        said["truncation"] = truncation
+    if pairs != "longest_first":
+        if pairs != "only_second":
+            raise ExportError(f"`pair_truncation` is {pairs!r}: expected `longest_first` or `only_second`")
+        if signature["task"] != "rerank" and not signature.get("pairs"):
+            raise ExportError("`pair_truncation` is for rerankers and classifiers of pairs")
+        said["pair_truncation"] = pairs
+    return said
 
 
 def _rerank_signature(labels: Sequence[str] | None, flagged: str | None, width: int) -> dict[str, Any]:

@@ -135,12 +135,19 @@ class Predictor:
         self.digest: str = inner.digest()
 
     @overload
-    def __call__(self, texts: str) -> Classification | np.ndarray: ...
+    def __call__(self, texts: str, *, prompt_name: str | None = None) -> Classification | np.ndarray: ...
     @overload
-    def __call__(self, texts: Sequence[str]) -> list[Classification | np.ndarray]: ...
-    def __call__(self, texts: str | Sequence[str]) -> Any:
-        """The answer to a text, or the answers to a list of texts in order; batching does not change any bit."""
-        answers = [self._answer(*one) for one in self._inner.predict([texts] if isinstance(texts, str) else list(texts))]
+    def __call__(self, texts: Sequence[str], *, prompt_name: str | None = None) -> list[Classification | np.ndarray]: ...
+    def __call__(self, texts: str | Sequence[str], *, prompt_name: str | None = None) -> Any:
+        """The answer to a text, or the answers to a list of texts in order; batching does not change any bit.
+
+        ``prompt_name`` names the package's prompt that goes before each text; the package's default, if it has one, unless told.
+
+        Raises:
+            RuntimeError: the package has no prompt of this name, or cannot answer.
+        """
+        given = [texts] if isinstance(texts, str) else list(texts)
+        answers = [self._answer(*one) for one in self._inner.predict(given, prompt_name)]
         return answers[0] if isinstance(texts, str) else answers
 
     def rank(self, query: str, documents: Sequence[str]) -> list[Ranked]:

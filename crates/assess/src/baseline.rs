@@ -4,7 +4,7 @@ use highroad_eval::Observed;
 use highroad_eval::drift::{BaselineBuilder, Observation};
 use highroad_task::{Answer, Glimpse, Input, Predictor};
 
-use crate::run::{Inputs, spread};
+use crate::run::{Asks, Inputs, spread};
 use crate::{AssessError, GoldenInput, GoldenSet, KeptAnswers, Results, Value};
 
 /// Most inputs of a golden set that are looked at, evenly spread.
@@ -24,7 +24,7 @@ pub fn golden_baseline(
     builder: BaselineBuilder,
 ) -> Result<BaselineBuilder, AssessError> {
     let mut builder = builder;
-    let inputs = Inputs::of(golden, &predictor.manifest().task.kind, 0..golden.cases.len().min(MOST_CASES))?;
+    let inputs = Inputs::of(golden, Asks::of(predictor), 0..golden.cases.len().min(MOST_CASES))?;
     for chunk in spread(inputs.len(), MOST_INPUTS).chunks(AT_ONCE) {
         let asked: Vec<Input> = inputs.asked(chunk)?.into_iter().map(|asked| asked.input).collect();
         let known = chunk.iter().map(|&idx| Ok(kept.get(inputs.digest(idx))?.map(|(answer, _)| answer)));

@@ -76,6 +76,8 @@ pub struct GoldenCase {
     pub case: Case,
     /// What it asks for.
     pub kind: GoldenKind,
+    /// The prompt of what is embedded, by its name in the package, where the case says it.
+    pub prompt_name: Option<String>,
     /// Words about the case that slice expressions may use.
     pub tags: Vec<String>,
     /// The document, template or user the case came from; cases that share one are resampled together.
@@ -144,7 +146,7 @@ impl GoldenKind {
     fn of(input: &GoldenInput, expected: &Expected) -> Self {
         match (input, expected) {
             (GoldenInput::One(_), Expected::Number(_)) => Self::Numbers,
-            (GoldenInput::One(_), Expected::References(_)) => Self::LabelSets,
+            (GoldenInput::One(_), Expected::Labels(_)) => Self::LabelSets,
             (GoldenInput::One(_), _) => Self::Labels,
             (GoldenInput::Pair(_), _) => Self::Similarities,
             (GoldenInput::Triplet(_), _) => Self::Triplets,
@@ -174,6 +176,8 @@ impl GoldenKind {
 pub struct Line {
     id: String,
     input: LineInput,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    prompt_name: Option<String>,
     #[serde(default = "implied", skip_serializing_if = "is_implied")]
     expected: Expected,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -392,7 +396,7 @@ impl Reader {
             return Err(format!("there are more than {MAX_CASES} cases"));
         }
         let digest = record.digest();
-        let Line { id, input, expected, slices, must_pass, tags, source, provenance, weight } = record;
+        let Line { id, input, prompt_name, expected, slices, must_pass, tags, source, provenance, weight } = record;
         if let Some(first) = self.lines.insert(Known::of("id", &id), u32::try_from(line).unwrap_or(u32::MAX)) {
             return Err(format!("id `{id}` is already taken by line {first}"));
         }
@@ -403,7 +407,8 @@ impl Reader {
             // Whether it is answered rightly is for a program or a judge to say.
             (GoldenInput::Prompt(_), Expected::Implied) => Expected::References(Vec::new()),
             // An empty list reads as one of numbers; here it is that no label holds.
-            (GoldenInput::One(_), Expected::Relevances(none)) if none.is_empty() => Expected::References(Vec::new()),
+            (GoldenInput::One(_), Expected::Relevances(none)) if none.is_empty() => Expected::Labels(Vec::new()),
+            (GoldenInput::One(_), Expected::References(labels)) => Expected::Labels(labels),
             (_, expected) => expected,
         };
         check_expected(&input, &expected, must_pass)?;
@@ -424,7 +429,7 @@ impl Reader {
             (_, None) => [self.drawn(Drawn::Case); 2],
         };
         let case = Case { id, expected, slices, must_pass, sources, weight: weight.unwrap_or(1.0) };
-        self.cases.push(GoldenCase { case, kind, tags, source, provenance, digest });
+        self.cases.push(GoldenCase { case, kind, prompt_name, tags, source, provenance, digest });
         Ok(input)
     }
 
@@ -457,6 +462,11 @@ impl Line {
         check_name("id", &self.id)?;
         check_names("slice", &self.slices)?;
         check_names("tag", &self.tags)?;
+        self.prompt_name.iter().try_for_each(|name| check_name("prompt name", name))?;
+        let is_embedded = matches!(self.input, LineInput::Pair(_) | LineInput::Triplet(_) | LineInput::Ranking(_));
+        if self.prompt_name.is_some() && !is_embedded {
+            return Err("`prompt_name` is for what is embedded: pairs, triplets and rankings".to_owned());
+        }
         self.source.iter().try_for_each(|source| check_name("source", source))?;
         check_provenance(&self.provenance)?;
         if let Some(weight) = self.weight.filter(|weight| !WEIGHTS.contains(weight)) {
@@ -505,7 +515,7 @@ fn check_expected(input: &GoldenInput, expected: &Expected, must_pass: bool) -> 
             Err("`must_pass` needs a case that can be right: a number never just is".to_owned())
         }
         (GoldenInput::One(_), Expected::Label(_) | Expected::Number(_)) => Ok(()),
-        (GoldenInput::One(_), Expected::References(labels)) => check_labels(labels),
+        (GoldenInput::One(_), Expected::Labels(labels)) => check_labels(labels),
         (GoldenInput::One(_), _) => Err("a text or an image expects a label, a list of labels or a number".to_owned()),
         (GoldenInput::Triplet(_), Expected::Implied) => Ok(()),
         (GoldenInput::Triplet(_), _) => {

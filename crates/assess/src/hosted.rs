@@ -14,7 +14,7 @@ use highroad_hosted::{
 use highroad_package::{Digest, TaskKind};
 use highroad_task::{Answer, Input};
 
-use crate::run::{Inputs, case_answer};
+use crate::run::{Asks, Inputs, case_answer};
 use crate::{
     AssessError, CaseAnswer, Checked, GoldenCase, GoldenInput, GoldenKind, GoldenSet, KeptReplies, Message, Results,
     Speed, Truncated, Value, answers_digest,
@@ -322,7 +322,7 @@ fn answer_texts(
 ) -> Result<Results, AssessError> {
     let hosted = model.hosted();
     let task = TaskKind::Embed { dimensions: 0, normalized: false, matryoshka_dimensions: Vec::new() };
-    let inputs = Inputs::of(golden, &task, 0..golden.cases.len())?;
+    let inputs = Inputs::of(golden, Asks::plainly(&task), 0..golden.cases.len())?;
     let mut askings = Vec::with_capacity(inputs.len());
     for idx in 0..inputs.len() {
         for asked in inputs.asked(&[idx])? {

@@ -92,7 +92,7 @@ impl Pieces {
         let mut pieces = Self { words: Vec::new(), ids: Vec::new() };
         for input in golden.iter().flatten() {
             match input {
-                Input::Text(text) | Input::Pair { document: text, .. } => {
+                Input::Text(text) | Input::Prompted { text, .. } | Input::Pair { document: text, .. } => {
                     pieces.words.extend(text.split_whitespace().map(str::to_owned));
                 }
                 Input::Tokens(ids) => pieces.ids.extend(ids),
@@ -157,7 +157,7 @@ mod tests {
 
         fn prepare(&self, input: &Input) -> Result<(Row, Truncated), TaskError> {
             let n_tokens = 2 + match input {
-                Input::Text(text) => text.split_whitespace().count(),
+                Input::Text(text) | Input::Prompted { text, .. } => text.split_whitespace().count(),
                 Input::Pair { query, document } => query.split(' ').count() + document.split_whitespace().count(),
                 Input::Tokens(ids) => ids.len() - 2,
                 Input::Image(_) => 0,

@@ -118,6 +118,8 @@ fn wanted(expected: &Expected) -> String {
         Expected::Label(label) => label.clone(),
         Expected::Number(number) => format!("{number:.3}"),
         Expected::References(references) => text(references.first().map_or("", String::as_str), shown::MOST_CHARS),
+        Expected::Labels(labels) if labels.is_empty() => "no label".to_owned(),
+        Expected::Labels(labels) => text(&labels.join(", "), shown::MOST_CHARS),
         Expected::Implied => "the positive text closer".to_owned(),
         Expected::Relevances(relevances) => format!("rank 1 of {}", relevances.len()),
     }

@@ -215,7 +215,7 @@ impl Results {
             self.values(|value| if let Value::Generated(generated) = value { Some(generated.clone()) } else { None })?;
         let mut references = Vec::with_capacity(generated.len());
         for case in &golden.cases {
-            let Expected::References(expected) = &case.case.expected else { continue };
+            let Expected::Labels(expected) = &case.case.expected else { continue };
             if let Some(label) = expected.iter().find(|label| !self.labels.contains(label)) {
                 let (case, label) = (case.case.id.clone(), label.clone());
                 return Err(AssessError::UnknownLabel { case, label });

@@ -7,7 +7,7 @@ use std::time::Instant;
 use highroad_data::in_parallel;
 use highroad_eval::{Evidence, Generated};
 use highroad_package::{Digest, TaskKind};
-use highroad_task::{Answer, Input, Predictor, TaskError, joined};
+use highroad_task::{Answer, Input, Predictor, Prompt, Purpose, TaskError, joined};
 use sha2::{Digest as _, Sha256};
 
 use crate::kept::{Kept, KeptAnswers};
@@ -23,6 +23,10 @@ pub trait Model {
     fn package(&self) -> Digest;
     /// What it is made to.
     fn task(&self) -> &TaskKind;
+    /// Whether prompts go before the texts that it embeds: queries, documents, and those that a golden set names.
+    fn has_prompts(&self) -> bool {
+        false
+    }
     /// What decides the bits of its answers.
     fn numerics_id(&self) -> String;
     /// What its answers are evidence of.
@@ -53,6 +57,10 @@ impl Model for Predictor {
 
     fn task(&self) -> &TaskKind {
         &self.manifest().task.kind
+    }
+
+    fn has_prompts(&self) -> bool {
+        !self.manifest().task.prompts.is_empty()
     }
 
     fn numerics_id(&self) -> String {
@@ -130,7 +138,7 @@ pub fn run(
     mut progress: impl FnMut(Stage, usize, usize),
 ) -> Result<Results, AssessError> {
     let labels = labels_for(model.task(), golden)?;
-    let inputs = Inputs::of(golden, model.task(), 0..golden.cases.len())?;
+    let inputs = Inputs::of(golden, Asks::of(model), 0..golden.cases.len())?;
     let run = answer_and_check(model, &inputs, options, kept, &mut progress)?;
     let mut all = AnswersDigest::default();
     let cases = inputs.answers(kept, |digest| all.add(digest))?;
@@ -151,7 +159,7 @@ pub fn run_shard(
     if cases.is_empty() {
         return Err(JoinError::TooMany { n_cases, shard }.into());
     }
-    let inputs = Inputs::of(golden, model.task(), cases)?;
+    let inputs = Inputs::of(golden, Asks::of(model), cases)?;
     let run = answer_and_check(model, &inputs, options, kept, &mut progress)?;
     let mut answer_digests = Vec::with_capacity(inputs.of_cases.len());
     let cases = inputs.answers(kept, |digest| answer_digests.push(digest))?;
@@ -179,7 +187,7 @@ pub fn run_joined(
         return Err(JoinError::OtherNumerics { expected: numerics_id, found: told.numerics_id }.into());
     }
     let labels = labels_for(model.task(), golden)?;
-    let inputs = Inputs::of(golden, model.task(), 0..golden.cases.len())?;
+    let inputs = Inputs::of(golden, Asks::of(model), 0..golden.cases.len())?;
     if inputs.of_cases.len() != answer_digests.len() || labels != told.labels {
         return Err(AssessError::OtherCases);
     }
@@ -354,7 +362,7 @@ pub(crate) fn spread(n: usize, n_most: usize) -> Vec<usize> {
 /// What a range of cases asks, each text once however many pairs hold it; the texts themselves stay in the golden set.
 pub(crate) struct Inputs<'a> {
     golden: &'a GoldenSet,
-    task: &'a TaskKind,
+    asks: Asks<'a>,
     cases: Range<usize>,
     /// Of each different input.
     digests: Vec<Digest>,
@@ -373,9 +381,28 @@ pub(crate) struct Asked<'a> {
     pub(crate) case: &'a str,
 }
 
+/// What decides what a model is asked in a case.
 #[derive(Clone, Copy)]
+pub(crate) struct Asks<'a> {
+    task: &'a TaskKind,
+    has_prompts: bool,
+}
+
+impl<'a> Asks<'a> {
+    pub(crate) fn of(model: &'a impl Model) -> Self {
+        Self { task: model.task(), has_prompts: model.has_prompts() }
+    }
+
+    /// Of a model that knows no prompts.
+    pub(crate) fn plainly(task: &'a TaskKind) -> Self {
+        Self { task, has_prompts: false }
+    }
+}
+
+#[derive(Clone)]
 enum Borrowed<'a> {
     Text(&'a str),
+    Prompted(&'a str, Prompt),
     Tokens(&'a [u32]),
     Pair { query: &'a str, document: &'a str },
     Image(&'a Arc<[u8]>),
@@ -385,6 +412,7 @@ impl<'a> From<&'a Input> for Borrowed<'a> {
     fn from(input: &'a Input) -> Self {
         match input {
             Input::Text(text) => Self::Text(text),
+            Input::Prompted { text, prompt } => Self::Prompted(text, prompt.clone()),
             Input::Tokens(ids) => Self::Tokens(ids),
             Input::Pair { query, document } => Self::Pair { query, document },
             Input::Image(bytes) => Self::Image(bytes),
@@ -393,18 +421,19 @@ impl<'a> From<&'a Input> for Borrowed<'a> {
 }
 
 impl Borrowed<'_> {
-    fn to_owned(self) -> Input {
+    fn into_input(self) -> Input {
         match self {
             Self::Text(text) => Input::Text(text.to_owned()),
+            Self::Prompted(text, prompt) => Input::Prompted { text: text.to_owned(), prompt },
             Self::Tokens(ids) => Input::Tokens(ids.to_vec()),
             Self::Pair { query, document } => Input::Pair { query: query.to_owned(), document: document.to_owned() },
             Self::Image(bytes) => Input::Image(Arc::clone(bytes)),
         }
     }
 
-    fn n_bytes(self) -> usize {
+    fn n_bytes(&self) -> usize {
         match self {
-            Self::Text(text) => text.len(),
+            Self::Text(text) | Self::Prompted(text, _) => text.len(),
             Self::Tokens(ids) => 4 * ids.len(),
             Self::Pair { query, document } => query.len() + document.len(),
             Self::Image(bytes) => bytes.len().max(IMAGE_BYTES),
@@ -412,7 +441,7 @@ impl Borrowed<'_> {
     }
 
     /// Equal for equal inputs only: kinds and lengths are told before the content.
-    fn digest(self) -> Digest {
+    fn digest(&self) -> Digest {
         let mut hasher = Sha256::new();
         let mut text = |kind: &str, bytes: &[u8]| {
             hasher.update(format!("{kind} {}\n", bytes.len()));
@@ -420,6 +449,10 @@ impl Borrowed<'_> {
         };
         match self {
             Self::Text(of) => text("text", of.as_bytes()),
+            Self::Prompted(of, prompt) => {
+                text("prompt", &serde_json::to_vec(prompt).expect("a name is JSON"));
+                text("text", of.as_bytes());
+            }
             Self::Tokens(ids) => text("tokens", &ids.iter().flat_map(|id| id.to_le_bytes()).collect::<Vec<_>>()),
             Self::Image(bytes) => text("image", bytes),
             Self::Pair { query, document } => {
@@ -431,15 +464,26 @@ impl Borrowed<'_> {
     }
 }
 
-/// What a model made to do `task` is asked in a case, in order.
-fn asked_of<'a>(input: &'a GoldenInput, task: &TaskKind) -> Vec<Borrowed<'a>> {
+/// What a model is asked in a case, in order. Of one with prompts, what a ranking seeks and what it finds are asked as that, unless
+/// the case names the prompt of what it seeks; both texts of a pair and all of a triplet have the one that the case names.
+fn asked_of<'a>(input: &'a GoldenInput, case: &GoldenCase, asks: Asks<'_>) -> Vec<Borrowed<'a>> {
+    let named = case.prompt_name.clone().map(Prompt::Named).filter(|_| asks.has_prompts);
     match input {
         GoldenInput::One(input) => vec![input.into()],
-        GoldenInput::Ranking { query, documents } if matches!(task, TaskKind::Rerank) => {
+        GoldenInput::Ranking { query, documents } if matches!(asks.task, TaskKind::Rerank) => {
             documents.iter().map(|document| Borrowed::Pair { query, document }).collect()
         }
+        GoldenInput::Ranking { query, documents } if asks.has_prompts => {
+            let query = Borrowed::Prompted(query, named.unwrap_or(Prompt::For(Purpose::Query)));
+            let document = |text: &'a String| Borrowed::Prompted(text, Prompt::For(Purpose::Document));
+            std::iter::once(query).chain(documents.iter().map(document)).collect()
+        }
         GoldenInput::Pair(_) | GoldenInput::Triplet(_) | GoldenInput::Ranking { .. } => {
-            texts(input).map(Borrowed::Text).collect()
+            let asked = |text| match &named {
+                Some(prompt) => Borrowed::Prompted(text, prompt.clone()),
+                None => Borrowed::Text(text),
+            };
+            texts(input).map(asked).collect()
         }
         // No package's task writes: `labels_for` has refused the golden set.
         GoldenInput::Prompt(_) => Vec::new(),
@@ -447,10 +491,10 @@ fn asked_of<'a>(input: &'a GoldenInput, task: &TaskKind) -> Vec<Borrowed<'a>> {
 }
 
 impl<'a> Inputs<'a> {
-    pub(crate) fn of(golden: &'a GoldenSet, task: &'a TaskKind, cases: Range<usize>) -> Result<Self, AssessError> {
+    pub(crate) fn of(golden: &'a GoldenSet, asks: Asks<'a>, cases: Range<usize>) -> Result<Self, AssessError> {
         let mut this = Self {
             golden,
-            task,
+            asks,
             cases: cases.clone(),
             digests: Vec::new(),
             places: Vec::new(),
@@ -458,10 +502,10 @@ impl<'a> Inputs<'a> {
             ends: Vec::new(),
         };
         // Labelled texts and documents beside their query are asked as often as they occur.
-        let once = matches!(task, TaskKind::Embed { .. });
+        let once = matches!(asks.task, TaskKind::Embed { .. });
         let mut seen: HashMap<Digest, u32> = HashMap::new();
         for case in cases {
-            for (place, input) in asked_of(&*golden.input(case)?, task).into_iter().enumerate() {
+            for (place, input) in asked_of(&*golden.input(case)?, &golden.cases[case], asks).into_iter().enumerate() {
                 let digest = input.digest();
                 let known = seen.get(&digest).copied();
                 let position = match known {
@@ -514,14 +558,14 @@ impl<'a> Inputs<'a> {
         for chunk in idxs.chunk_by(|&left, &right| self.places[left][0] == self.places[right][0]) {
             let case = self.places[chunk[0]][0] as usize;
             let input = self.golden.input(case)?;
-            let inputs = asked_of(&input, self.task);
+            let inputs = asked_of(&input, &self.golden.cases[case], self.asks);
             for &idx in chunk {
-                let input = inputs[self.places[idx][1] as usize];
+                let input = inputs[self.places[idx][1] as usize].clone();
                 n_bytes += input.n_bytes();
                 if n_bytes > most_bytes && !asked.is_empty() {
                     return Ok(asked);
                 }
-                asked.push(Asked { input: input.to_owned(), case: &self.golden.cases[case].case.id });
+                asked.push(Asked { input: input.into_input(), case: &self.golden.cases[case].case.id });
             }
         }
         Ok(asked)

@@ -31,6 +31,10 @@ impl Model for OnTorch {
         &self.predictor.manifest().task.kind
     }
 
+    fn has_prompts(&self) -> bool {
+        !self.predictor.manifest().task.prompts.is_empty()
+    }
+
     fn numerics_id(&self) -> String {
         self.process.numerics_id().to_owned()
     }

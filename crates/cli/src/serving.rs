@@ -192,6 +192,15 @@ pub async fn check_keeper(pools: [(&str, Option<&str>); 2], client: Option<&Regi
     Ok(())
 }
 
+/// Of a thread that answers requests. A request to a pipeline goes through many layers, and a stack that overflows ends the process; what is
+/// not touched takes no memory.
+const STACK_BYTES: usize = 8 << 20;
+
+/// What requests are answered on.
+pub fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().thread_stack_size(STACK_BYTES).build()
+}
+
 /// Where serving keeps packages, verdicts and attestations.
 pub fn local_state(home: &Home) -> anyhow::Result<LocalState> {
     let verdicts = Verdicts::open(home.verdicts())?;

@@ -61,6 +61,35 @@ pub struct Encoder {
     room: usize,
 }
 
+/// How a pair that is too long is cut.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PairCut {
+    /// Which of its texts loses tokens.
+    pub which: PairCutWhich,
+    /// Where a text loses them.
+    pub side: Side,
+}
+
+/// Which text of a pair loses tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PairCutWhich {
+    /// The longer one, until both are equally long: `longest_first` of `tokenizers`.
+    #[default]
+    Longest,
+    /// The second one: `only_second`.
+    Second,
+}
+
+/// An end of a text.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Side {
+    /// Its end.
+    #[default]
+    Right,
+    /// Its start.
+    Left,
+}
+
 /// Where a text may be cut so that its parts encode to the same ids.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Splitting {
@@ -138,15 +167,25 @@ impl Encoder {
         Ok(tokens.into_iter().map(Token::id).collect())
     }
 
-    /// Tokens of a pair, for an encoder of two texts. Errors on texts over 1 MiB.
-    pub fn pair(&self, first: &str, second: &str) -> Result<EncodedPair, TokenizerError> {
+    /// Tokens of a pair, for an encoder of two texts, cut as `cut` says where they are too long together. Errors on texts over 1 MiB,
+    /// and on a first text that leaves no token of a second one that alone is cut.
+    pub fn pair(&self, first: &str, second: &str, cut: PairCut) -> Result<EncodedPair, TokenizerError> {
         within_limit(first)?;
         within_limit(second)?;
         // Whole texts: to look up word by word pays only where words are met again.
         let encoded = [self.text_ids(first)?, self.text_ids(second)?];
-        let n_tokens: usize = encoded.iter().map(Vec::len).sum();
+        let lengths = [encoded[0].len(), encoded[1].len()];
+        let n_tokens: usize = lengths.iter().sum();
+        let kept = match cut.which {
+            PairCutWhich::Longest => kept(lengths, self.room),
+            PairCutWhich::Second => kept_of_second(lengths, self.room)?,
+        };
         let mut tokens = Vec::new();
-        self.frame_around(&encoded, &mut tokens)?;
+        let part = |text: usize| match cut.side {
+            Side::Right => &encoded[text][..kept[text]],
+            Side::Left => &encoded[text][encoded[text].len() - kept[text]..],
+        };
+        self.framed([part(0), part(1)], &mut tokens)?;
         let (ids, types) = tokens.into_iter().map(|token| (token.id(), token.kind())).unzip();
         Ok(EncodedPair { ids, types, truncated: n_tokens > self.room })
     }
@@ -173,12 +212,17 @@ impl Encoder {
     /// Appends the ids of the texts as far as there is room for them, with the special tokens around.
     fn frame_around(&self, encoded: &[Vec<u32>; 2], out: &mut Vec<Token>) -> Result<(), TokenizerError> {
         let kept = kept([encoded[0].len(), encoded[1].len()], self.room);
+        self.framed([&encoded[0][..kept[0]], &encoded[1][..kept[1]]], out)
+    }
+
+    /// Appends these ids with the special tokens around.
+    fn framed(&self, texts: [&[u32]; 2], out: &mut Vec<Token>) -> Result<(), TokenizerError> {
         for piece in &self.frame {
             match *piece {
                 Piece::Special(id, kind) => out.push(Token::new(id, kind)?),
                 Piece::Text(text, kind) => {
                     let bit = kind * TYPE_BIT;
-                    out.extend(encoded[text][..kept[text]].iter().map(|id| Token(id | bit)));
+                    out.extend(texts[text].iter().map(|id| Token(id | bit)));
                 }
             }
         }
@@ -329,10 +373,21 @@ fn kept([first, second]: [usize; 2], room: usize) -> [usize; 2] {
     if is_swapped { [kept[1], kept[0]] } else { kept }
 }
 
+/// The same where the second text alone is cut: `only_second` of `tokenizers`, which keeps at least one token of it.
+fn kept_of_second([first, second]: [usize; 2], room: usize) -> Result<[usize; 2], TokenizerError> {
+    match first.saturating_add(second).saturating_sub(room) {
+        0 => Ok([first, second]),
+        surplus if surplus < second => Ok([first, second - surplus]),
+        _ => Err(TokenizerError::FirstTooLong { n_tokens: first, room }),
+    }
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use proptest::prelude::*;
+    use tokenizers::utils::truncation::truncate_encodings;
+    use tokenizers::{TruncationDirection, TruncationParams, TruncationStrategy};
 
     use super::*;
 
@@ -415,6 +470,28 @@ mod tests {
                 let encoder = Encoder::from_bytes(json.as_bytes(), texts.len(), max_length, true).unwrap();
                 prop_assert!(encoder.is_by_word());
                 prop_assert_eq!(encoder.ids(texts).unwrap(), reference(&json, texts, max_length));
+            }
+        }
+    }
+
+    proptest! {
+        /// `tokenizers` itself truncates here, from the tokens of the whole texts.
+        #[test]
+        fn a_pair_is_cut_as_tokenizers_cuts_it(first in texts(), second in texts(), is_left: bool, only: bool, max_length in 4usize..40) {
+            for json in [WORDPIECE.to_owned(), byte_level()] {
+                let (mut inner, _, n_special) = parsed(json.as_bytes(), true).unwrap();
+                let whole = |text: &str| inner.encode(text, false).unwrap();
+                let strategy = if only { TruncationStrategy::OnlySecond } else { TruncationStrategy::LongestFirst };
+                let direction = if is_left { TruncationDirection::Left } else { TruncationDirection::Right };
+                let params = TruncationParams { direction, max_length: max_length - n_special, strategy, stride: 0 };
+                let cut = truncate_encodings(whole(&first), Some(whole(&second)), &params);
+                drop(inner.with_truncation(None));
+                let expected = cut.ok().map(|(a, b)| inner.post_process(a, b, true).unwrap().get_ids().to_vec());
+                let encoder = Encoder::from_bytes(json.as_bytes(), 2, max_length, true).unwrap();
+                let which = if only { PairCutWhich::Second } else { PairCutWhich::Longest };
+                let side = if is_left { Side::Left } else { Side::Right };
+                let found = encoder.pair(&first, &second, PairCut { which, side }).ok().map(|pair| pair.ids);
+                prop_assert_eq!(found, expected);
             }
         }
     }

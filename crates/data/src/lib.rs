@@ -15,7 +15,7 @@ mod threads;
 mod tokenizer;
 
 pub use batches::{Budget, batches, in_order};
-pub use encoder::Encoder;
+pub use encoder::{Encoder, PairCut, PairCutWhich, Side};
 pub use field::{Field, Kind, MAX_TEXT_BYTES};
 pub use files::{Local, Place, resolve};
 pub use image::{Filter, Image, ImageError, MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS, MAX_IMAGE_SIDE, Region};

@@ -19,6 +19,8 @@ pub enum TokenizerError {
     Invalid(String),
     #[error("an input of {max_tokens} tokens has no room beside the {n_special} special tokens")]
     NoRoom { max_tokens: usize, n_special: usize },
+    #[error("the first text has {n_tokens} tokens, and the {room} that a pair takes leave none of the second one")]
+    FirstTooLong { n_tokens: usize, room: usize },
     #[error("the text has {0} bytes, and at most {MAX_TEXT_BYTES} are accepted")]
     TextTooLarge(usize),
     #[error("the tokenizer cannot encode this text: {0}")]

@@ -36,6 +36,8 @@ pub enum Expected {
     Relevances(Vec<u32>),
     /// Texts that a generated one may equal or should be like; none where only a program or a judge decides.
     References(Vec<String>),
+    /// Every label that holds, in any order; where none does, none. In JSON a list as the one above, which the input tells apart.
+    Labels(Vec<String>),
     /// The case says it by itself: of a triplet, that the positive text is the closer one.
     Implied,
 }

@@ -7,7 +7,7 @@ use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use highroad_data::{Encoder, Tokenizer};
+use highroad_data::{Encoder, PairCut, Tokenizer};
 use highroad_package::Digest;
 use serde::{Deserialize, Serialize};
 
@@ -187,7 +187,7 @@ impl Oip {
             return Err("it has no tokenizer".to_owned());
         };
         let row = |document: &String| {
-            let pair = encoder.pair(query, document).map_err(|error| error.to_string())?;
+            let pair = encoder.pair(query, document, PairCut::default()).map_err(|error| error.to_string())?;
             Ok(Row { ids: pair.ids, types: pair.types })
         };
         documents.iter().map(row).collect()

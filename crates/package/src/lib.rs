@@ -21,8 +21,8 @@ pub use archive::write_archive;
 pub use digest::{Digest, ParseDigestError};
 pub use error::PackageError;
 pub use manifest::{
-    ANY_LABEL, Channels, Check, DataRole, FileEntry, ImageInput, Interpolation, Manifest, Orientation, Parity,
-    Provenance, Resize, Task, TaskKind,
+    ANY_LABEL, Channels, Check, DataRole, FileEntry, ImageInput, Interpolation, Manifest, Orientation, PairTruncation,
+    Parity, Provenance, Resize, Task, TaskKind, Truncation,
 };
 pub use pack::pack;
 pub use package::{MANIFEST, PARITY, PROGRAM, Package, TOKENIZER, VerifiedPackage};

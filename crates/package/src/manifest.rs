@@ -6,8 +6,10 @@ use serde::{Deserialize, Serialize};
 use crate::{Digest, MANIFEST, PARITY, PROGRAM, PackageError, TOKENIZER};
 
 mod image;
+mod reading;
 
 pub use image::{Channels, ImageInput, Interpolation, Orientation, Resize};
+pub use reading::{PairTruncation, Truncation};
 
 /// Longest `manifest.json`.
 pub(crate) const MAX_MANIFEST_BYTES: u64 = 1 << 20;
@@ -124,9 +126,22 @@ pub struct Task {
     /// Of a model that is shown pictures: how they become its input. Text models have none, and picture models no tokenizer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<ImageInput>,
-    /// Longest input in tokens, special tokens included; longer ones are truncated at the end. 0, and left out, for pictures.
+    /// Longest input in tokens, special tokens included; what happens to longer ones `truncation` says. 0, and left out, for pictures.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub max_tokens: u32,
+    /// Texts that go before an input, by name, as the `prompts` of sentence-transformers: any of an embedder, `query` and `document`
+    /// of a reranker.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub prompts: BTreeMap<String, String>,
+    /// The prompt of an embedder's input for which none is asked; none unless told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub default_prompt_name: Option<String>,
+    /// What happens to inputs that are longer than `max_tokens`.
+    #[serde(default, skip_serializing_if = "reading::is_default")]
+    pub truncation: Truncation,
+    /// Which text of a pair loses tokens.
+    #[serde(default, skip_serializing_if = "reading::is_default")]
+    pub pair_truncation: PairTruncation,
 }
 
 fn is_zero(n: &u32) -> bool {
@@ -134,6 +149,13 @@ fn is_zero(n: &u32) -> bool {
 }
 
 impl Task {
+    /// One that reads texts of up to `max_tokens` tokens as they are, and cuts the end of longer ones.
+    pub fn new(kind: TaskKind, max_tokens: u32) -> Self {
+        let (prompts, default_prompt_name) = (BTreeMap::new(), None);
+        let (truncation, pair_truncation) = (Truncation::default(), PairTruncation::default());
+        Self { kind, image: None, max_tokens, prompts, default_prompt_name, truncation, pair_truncation }
+    }
+
     /// The files without which the task cannot be done.
     pub(crate) fn required_files(&self) -> &'static [&'static str] {
         if self.has_tokenizer() { &[PROGRAM, TOKENIZER, PARITY] } else { &[PROGRAM, PARITY] }
@@ -145,6 +167,7 @@ impl Task {
 
     fn validate(&self) -> Result<(), PackageError> {
         self.validate_input()?;
+        self.validate_reading()?;
         match &self.kind {
             TaskKind::Classify { flagged: Some(_), pairs: true, .. } => {
                 Err(invalid("`flagged` is for single texts, and `pairs` says that the model compares two"))

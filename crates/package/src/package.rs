@@ -119,7 +119,7 @@ impl VerifiedPackage {
         let manifest = Manifest {
             highroad_package: 1,
             name,
-            task: Task { kind: TaskKind::Tensors, image: None, max_tokens: 0 },
+            task: Task::new(TaskKind::Tensors, 0),
             files: vec![FileEntry { path: PROGRAM.to_owned(), size_bytes, digest }],
             parity: Parity { file: PARITY.to_owned(), n_cases: 0, check: Check { relative_rms: 1e-5 } },
             provenance: Provenance::default(),

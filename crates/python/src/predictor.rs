@@ -2,7 +2,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use highroad_package::Package;
-use highroad_task::{Answer, Input, PredictorOptions, joined};
+use highroad_task::{Answer, Input, PredictorOptions, Prompt, joined};
 use numpy::PyArray1;
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
@@ -31,9 +31,12 @@ impl Predictor {
         Ok(Self { predictor })
     }
 
-    /// One answer for each text, in order; other Python threads go on meanwhile.
-    fn predict(&self, py: Python<'_>, texts: Vec<String>) -> PyResult<Vec<Answered>> {
-        let inputs: Vec<Input> = texts.into_iter().map(Input::Text).collect();
+    /// One answer for each text, after the prompt of this name or else the default, in order; other Python threads go on meanwhile.
+    #[pyo3(signature = (texts, prompt_name = None))]
+    fn predict(&self, py: Python<'_>, texts: Vec<String>, prompt_name: Option<String>) -> PyResult<Vec<Answered>> {
+        let prompt = prompt_name.map(Prompt::Named);
+        let input = |text| Input::Text(text).prompted(prompt.as_ref());
+        let inputs: Vec<Input> = texts.into_iter().map(input).collect();
         let answers = py.detach(|| self.predictor.predict(&inputs));
         let answers = answers.map_err(|error| PyRuntimeError::new_err(error.to_string()))?;
         Ok(answers.into_iter().map(|answer| answered(py, answer)).collect())

@@ -45,7 +45,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 fn embedder() -> Embedder {
-    Embedder { package: Digest::of(b"bench"), name: "bench".to_owned(), numerics_id: String::new() }
+    Embedder { package: Digest::of(b"bench"), name: "bench".to_owned(), numerics_id: String::new(), prompt: None }
 }
 
 fn n_threads() -> usize {

@@ -17,7 +17,7 @@ mod webhook;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -77,14 +77,15 @@ pub struct Alerts {
     sources: Mutex<Vec<Arc<dyn Source>>>,
     /// Last ends of rollouts and ways back that were told, by member.
     told: Mutex<BTreeMap<String, String>>,
-    kept: Option<Kept>,
+    /// Opened where there is something to keep.
+    kept: OnceLock<Kept>,
+    dir: Option<PathBuf>,
 }
 
 impl Alerts {
     /// What `config` says, with what is left in `dir` of an earlier process; in memory alone without one, or where another process holds it.
     pub fn open(config: &AlertsConfig, dir: Option<PathBuf>) -> Self {
-        let wanted = !config.objectives.is_empty() || !config.webhooks.is_empty();
-        let kept = dir.filter(|_| wanted).and_then(Kept::open);
+        let kept = dir.clone().filter(|_| is_wanted(config)).and_then(Kept::open);
         let objectives =
             Objectives::new(config.objectives.clone(), kept.as_ref().map(Kept::counts).unwrap_or_default());
         let state = kept.as_ref().map(Kept::state).unwrap_or_default();
@@ -94,7 +95,8 @@ impl Alerts {
             outbox: Outbox::new(config.webhooks.clone(), state.waiting),
             sources: Mutex::default(),
             told: Mutex::new(state.told),
-            kept,
+            kept: kept.map(OnceLock::from).unwrap_or_default(),
+            dir,
         }
     }
 
@@ -108,12 +110,35 @@ impl Alerts {
         self.objectives.load_full()
     }
 
-    /// Promises what an edited file does, with what was seen of what is promised still. Webhooks stay those of the start.
+    /// Promises what an edited file does, with what was seen of what is promised still, and tells its webhooks from now on.
     pub(crate) fn take_up(&self, config: &AlertsConfig) {
+        self.outbox.take_up(&config.webhooks);
+        let earlier = self.begin_to_keep(config);
         let before = self.objectives();
-        if !before.promises(&config.objectives) {
-            self.objectives.store(Arc::new(Objectives::new(config.objectives.clone(), before.counts())));
+        if earlier.is_some() || !before.promises(&config.objectives) {
+            let counts = earlier.unwrap_or_else(|| before.counts());
+            self.objectives.store(Arc::new(Objectives::new(config.objectives.clone(), counts)));
         }
+    }
+
+    /// Opens what an earlier process kept, where the first thing that is kept comes with an edit; its counts.
+    fn begin_to_keep(&self, config: &AlertsConfig) -> Option<Vec<objectives::Series>> {
+        if self.kept.get().is_some() || !is_wanted(config) {
+            return None;
+        }
+        let kept = self.dir.clone().and_then(Kept::open)?;
+        // What fires is known better here than there.
+        let keep::State { waiting, told: earlier, .. } = kept.state();
+        let mut told = lock(&self.told);
+        for (member, end) in earlier {
+            told.entry(member).or_insert(end);
+        }
+        drop(told);
+        self.outbox.restore(waiting);
+        let counts = kept.counts();
+        // Edits are taken up one after the other.
+        let _first = self.kept.set(kept);
+        Some(counts)
     }
 
     /// What fires, and what ended lately.
@@ -166,13 +191,13 @@ impl Alerts {
 
     /// Writes down what was counted.
     pub fn keep_counts(&self) {
-        if let Some(kept) = &self.kept {
+        if let Some(kept) = self.kept.get() {
             kept.put_counts(&self.objectives().counts());
         }
     }
 
     fn keep_state(&self) {
-        let Some(kept) = &self.kept else { return };
+        let Some(kept) = self.kept.get() else { return };
         let (book, told) = (lock(&self.book).clone(), lock(&self.told).clone());
         kept.put_state(&keep::State { highroad_alerts: keep::FORMAT, book, waiting: self.outbox.waiting(), told });
     }
@@ -182,6 +207,11 @@ impl Alerts {
         self.keep_counts();
         self.keep_state();
     }
+}
+
+/// Whether anything is to be kept.
+fn is_wanted(config: &AlertsConfig) -> bool {
+    !config.objectives.is_empty() || !config.webhooks.is_empty()
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -3,15 +3,16 @@
 mod grpc;
 
 use highroad_service::Problem;
-use highroad_task::Input;
 use highroad_task::raw::TensorSpec;
+use highroad_task::{Input, Prompt};
 use serde_json::Value;
 
 use crate::protocol::cohere;
 use crate::protocol::oip::{InferRequest, Query};
 use crate::protocol::openai;
 use crate::protocol::recommend::RecommendRequest;
-use crate::protocol::rerank::RerankRequest;
+use crate::protocol::rerank::{self, RerankRequest};
+use crate::protocol::similarity::SimilarityRequest;
 use crate::protocol::tei::{self, Wish};
 
 /// What a case asks, of a program with inputs `specs`.
@@ -47,7 +48,7 @@ pub fn query(case: &[u8], specs: &[TensorSpec]) -> Result<Query, Problem> {
         return InferRequest::parse(body.as_bytes(), None)?.query(specs).map(|(query, _)| query);
     }
     if case.get("texts").is_some() && case.get("query").is_none() {
-        let request = cohere::EmbedRequest::parse(case.to_string().as_bytes())?;
+        let request = cohere::EmbedRequest::parse(case.to_string().as_bytes(), cohere::Version::V2)?;
         return Ok(Query::Rows(request.inputs()));
     }
     let golden = case.get("input").filter(|input| input.is_object()).unwrap_or(&case);
@@ -56,6 +57,9 @@ pub fn query(case: &[u8], specs: &[TensorSpec]) -> Result<Query, Problem> {
     }
     if golden.get("image").is_some() {
         return Err(Problem::invalid("the case names an image's file: give that file itself as the input"));
+    }
+    if case.get("pairs").is_some() {
+        return SimilarityRequest::parse(case.to_string().as_bytes()).map(|request| Query::Pairs(request.pairs));
     }
     if golden.get("history").is_some() {
         let request = RecommendRequest::parse(golden.to_string().as_bytes())?;
@@ -71,14 +75,25 @@ pub fn query(case: &[u8], specs: &[TensorSpec]) -> Result<Query, Problem> {
 /// The rows of a reranking as an embedder was asked them: the query once, then each document by itself. Others as they are.
 pub fn for_embedder(rows: Vec<Input>) -> Vec<Input> {
     let query = match rows.first() {
-        Some(Input::Pair { query, .. }) => Input::Text(query.clone()),
+        Some(Input::Pair { query, .. }) => query.clone(),
         _ => return rows,
     };
     let document = |row| match row {
-        Input::Pair { document, .. } => Input::Text(document),
-        row => row,
+        Input::Pair { document, .. } => Some(document),
+        _ => None,
     };
-    std::iter::once(query).chain(rows.into_iter().map(document)).collect()
+    rerank::sides(query, rows.into_iter().filter_map(document))
+}
+
+/// The rows with the one prompt that a request's log names, where the case itself says none: a golden case is the bare text.
+pub fn with_logged_prompt(rows: Vec<Input>, names: &[String]) -> Vec<Input> {
+    match names {
+        [name] => {
+            let prompt = Prompt::Named(name.clone());
+            rows.into_iter().map(|row| row.prompted(Some(&prompt))).collect()
+        }
+        _ => rows,
+    }
 }
 
 /// Whether `inputs` are those of the Open Inference Protocol rather than TEI's.
@@ -127,11 +142,14 @@ fn golden_input(golden: &Value) -> Result<Input, Problem> {
 
 #[cfg(test)]
 mod tests {
+    use highroad_task::Purpose;
+
     use super::*;
 
     fn rows(case: &str) -> Result<Vec<Input>, String> {
         match query(case.as_bytes(), &[]) {
             Ok(Query::Rows(rows)) => Ok(rows),
+            Ok(Query::Pairs(pairs)) => Ok(pairs.texts().0),
             Ok(Query::Program(_)) => Err("a program query".to_owned()),
             Err(problem) => Err(problem.message),
         }
@@ -151,7 +169,7 @@ mod tests {
             r#"{"model": "m", "input": [{"type": "text", "text": "a"}]}"#,
             r#"{"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": ["a"]}]}"#,
             r#"{"inputs": "a"}"#,
-            r#"{"texts": ["a"], "input_type": "search_query"}"#,
+            r#"{"texts": ["a"]}"#,
             r#"{"inputs": ["a"], "normalize": false}"#,
             r#"{"inputs": [["a"]], "parameters": {}}"#,
             r#"{"inputs": "a", "truncation_direction": "left"}"#,
@@ -159,6 +177,29 @@ mod tests {
         ] {
             assert_eq!(rows(case), Ok(vec![text("a")]), "{case}");
         }
+        for case in [
+            r#"{"pairs": [["a", "b"], ["a", "a"]]}"#,
+            r#"{"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": ["a"]},
+                           {"name": "text_pair", "datatype": "BYTES", "shape": [1], "data": ["b"]}]}"#,
+        ] {
+            assert_eq!(rows(case), Ok(vec![text("a"), text("b")]), "{case}");
+        }
+        let sought = text("a").prompted(Some(&Prompt::For(Purpose::Query)));
+        for case in [
+            r#"{"texts": ["a"], "input_type": "search_query"}"#,
+            r#"{"model": "m", "input": "a", "task": "retrieval.query"}"#,
+        ] {
+            assert_eq!(rows(case), Ok(vec![sought.clone()]), "{case}");
+        }
+        let named = text("a").prompted(Some(&Prompt::Named("q".to_owned())));
+        for case in [
+            r#"{"inputs": "a", "prompt_name": "q"}"#,
+            r#"{"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": ["a"]}], "parameters": {"prompt_name": "q"}}"#,
+        ] {
+            assert_eq!(rows(case), Ok(vec![named.clone()]), "{case}");
+        }
+        assert_eq!(with_logged_prompt(vec![text("a")], &["q".to_owned()]), [named]);
+        assert_eq!(with_logged_prompt(vec![sought.clone()], &["q".to_owned()]), [sought]);
         assert_eq!(rows(r#"{"input": {"tokens": [1, 2]}}"#), Ok(vec![Input::Tokens(vec![1, 2])]));
         let image = |bytes: &[u8]| Input::Image(bytes.into());
         assert_eq!(rows(r#"{"input": {"image_base64": "iVA="}}"#), Ok(vec![image(b"\x89P")]));

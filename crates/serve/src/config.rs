@@ -3,6 +3,7 @@
 //! The file is checked whole: every problem is reported at once, and an unknown key is an error with a suggestion.
 
 mod cache;
+mod limits;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,6 +15,8 @@ use std::time::Duration;
 use highroad_package::{ParseReferenceError, Reference};
 use highroad_task::PredictorOptions;
 use serde::{Deserialize, Serialize};
+
+pub use limits::{MemberLimits, RequestLimits};
 
 use crate::alerts::AlertsConfig;
 use crate::batcher::BatchLimits;
@@ -94,6 +97,8 @@ pub struct MemberConfig {
     pub candidate: Option<Candidates>,
     /// The answers that are kept, if any are.
     pub cache: Option<CacheConfig>,
+    /// What a request may ask of it.
+    pub limits: MemberLimits,
 }
 
 /// What runs the versions that rollouts try.
@@ -112,26 +117,6 @@ pub enum ModelSource {
     Registry(Reference),
     /// A package directory, read once.
     Directory(PathBuf),
-}
-
-/// What a single request may ask; more gets 400, or 413 for the body.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct RequestLimits {
-    /// Largest body after decompression.
-    pub body_bytes: usize,
-    /// Most inputs in one request; OpenAI's own limit is 2048.
-    pub inputs: usize,
-    /// Longest single text. Texts past the model's tokens are cut anyway, but only after they are tokenised.
-    pub input_bytes: usize,
-    /// Most tokens over all inputs of a request; OpenAI's own limit is 300,000.
-    pub tokens: usize,
-}
-
-impl Default for RequestLimits {
-    fn default() -> Self {
-        Self { body_bytes: 16 << 20, inputs: 2048, input_bytes: 1 << 20, tokens: 300_000 }
-    }
 }
 
 /// Pause between two looks at the registry.
@@ -156,7 +141,8 @@ impl PortfolioConfig {
             text.parse().map_err(|error: toml::de::Error| ConfigErrors(vec![error.to_string()]))?;
         let mut problems = Vec::new();
         check_keys(&table, TOP_KEYS, "", &mut problems);
-        let limits = part(&table, "limits", LIMIT_KEYS, &mut problems).unwrap_or_default();
+        let limits: RequestLimits = part(&table, "limits", LIMIT_KEYS, &mut problems).unwrap_or_default();
+        problems.extend(limits.check().err());
         let poll_interval = poll_interval(&table, &mut problems);
         let rollouts: RolloutConfig = part(&table, "rollouts", ROLLOUT_KEYS, &mut problems).unwrap_or_default();
         if !(0.0..=1.0).contains(&rollouts.keep) {
@@ -210,6 +196,7 @@ impl MemberConfig {
             engine: EngineConfig::Native,
             candidate: None,
             cache: None,
+            limits: MemberLimits::default(),
         }
     }
 
@@ -271,7 +258,8 @@ const TOP_KEYS: &[&str] = &[
     "pipelines",
 ];
 const ROLLOUT_KEYS: &[&str] = &["keep_inputs", "keep", "queue", "warm_s", "auto_rollback"];
-const LIMIT_KEYS: &[&str] = &["body_bytes", "inputs", "input_bytes", "tokens"];
+const LIMIT_KEYS: &[&str] = &["body_bytes", "inputs", "input_bytes", "tokens", "documents"];
+const MEMBER_LIMIT_KEYS: &[&str] = &["inputs", "input_bytes", "tokens", "documents"];
 const MEMBER_KEYS: &[&str] = &[
     "model",
     "threads",
@@ -282,6 +270,7 @@ const MEMBER_KEYS: &[&str] = &[
     "candidate",
     "monitor",
     "cache",
+    "limits",
 ];
 
 #[derive(Deserialize)]
@@ -297,6 +286,8 @@ struct MemberTable {
     engine: EngineTable,
     candidate: Option<toml::Table>,
     cache: Option<CacheTable>,
+    #[serde(default)]
+    limits: MemberLimits,
 }
 
 impl MemberTable {
@@ -320,6 +311,7 @@ impl MemberTable {
         };
         config.candidate = self.candidate.map(|table| candidates(&table, base)).transpose()?;
         config.cache = self.cache.map(CacheTable::config).transpose()?;
+        config.limits = self.limits.check()?;
         Ok(config)
     }
 }
@@ -365,6 +357,10 @@ fn members(
         let Some(member) = part::<MemberTable>(tables, name, &known, problems) else { continue };
         let watched = table.get("monitor").and_then(toml::Value::as_table);
         watched.iter().for_each(|table| check_keys(table, MONITOR_KEYS, &format!("members.{name}.monitor"), problems));
+        let limited = table.get("limits").and_then(toml::Value::as_table);
+        limited
+            .iter()
+            .for_each(|table| check_keys(table, MEMBER_LIMIT_KEYS, &format!("members.{name}.limits"), problems));
         let place = format!("[members.{name}.monitor]");
         let watched = member.monitor.clone().unwrap_or_default().over(monitor, &place, problems);
         match member.config(base) {
@@ -503,7 +499,7 @@ mod tests {
         let text = problems.join("\n");
         for part in [
             "unknown key `pol_interval_ms`: did you mean `poll_interval_ms`?",
-            "[limits] unknown key `colour`: known are `body_bytes`, `inputs`, `input_bytes`, `tokens`",
+            "[limits] unknown key `colour`: known are `body_bytes`, `inputs`, `input_bytes`, `tokens`, `documents`",
             "[rollouts] `keep` is a share from 0 to 1, not 2",
             "member name `a b`",
             "`moderation:x` is not a reference",

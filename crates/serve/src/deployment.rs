@@ -553,7 +553,7 @@ impl Deployment {
         let kept = self.local.definitions.clone();
         let load = move || {
             // A missing index is told before anything takes long.
-            let indexes = places.open(&candidate.package.digest(), &candidate.version, missing, &kept)?;
+            let indexes = places.open(&candidate.package, &candidate.version, missing, &kept)?;
             let revision = Revision::load(&name, &candidate, &config, unverified, &attestations, cache)?;
             Ok(revision.with_indexes(indexes))
         };

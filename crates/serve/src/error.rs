@@ -87,7 +87,7 @@ impl AskError {
     pub fn violation(&self) -> Option<&'static str> {
         Some(match self {
             Self::WrongTask { .. } => "wrong_task",
-            Self::Limit { what: "inputs" | "images", .. } => "too_many_inputs",
+            Self::Limit { what: "inputs" | "images" | "documents", .. } => "too_many_inputs",
             Self::Limit { .. } => "too_long",
             Self::Input { source: TaskError::TooManyTokens { .. } | TaskError::MayNotCut { .. }, .. } => "too_long",
             Self::Input { source: TaskError::NoTokens, .. } => "empty",

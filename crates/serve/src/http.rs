@@ -6,6 +6,7 @@ mod monitor;
 mod pages;
 mod recommend;
 mod records;
+mod similarity;
 pub(crate) mod tei;
 pub(crate) mod told;
 
@@ -45,7 +46,7 @@ use crate::protocol::openai::{self, EmbeddingsRequest, ModerationsRequest, Refus
 use crate::protocol::pipeline::{self as pipeline_protocol, PipelineRequest};
 use crate::protocol::rerank::{self, Dialect, RerankRequest};
 use crate::protocol::tei as tei_protocol;
-use crate::protocol::{cohere, error_shape};
+use crate::protocol::{cohere, error_shape, similarity as alike};
 use crate::request_log::{PipelineRecord, Record, RequestLog};
 use crate::revision::{Asked, Facts, Revision, Terms, check_limit};
 use crate::rollout::{Assigned, Key, Served};
@@ -120,6 +121,7 @@ fn routes() -> Routes {
         .and(tei::routes())
         .and(pipeline_routes())
         .and(recommend::routes())
+        .and(similarity::routes())
         .and(own_routes())
         .and(monitor::routes())
         .and(pages::routes())
@@ -202,7 +204,9 @@ fn rerank_routes() -> Routes {
 }
 
 fn cohere_routes() -> Routes {
-    Routes::default().post("/v2/embed", post(cohere_embed).fallback(rerank_method))
+    Routes::default()
+        .post("/v1/embed", post(cohere_embed).fallback(rerank_method))
+        .post("/v2/embed", post(cohere_embed).fallback(rerank_method))
 }
 
 fn oip_routes() -> Routes {
@@ -264,8 +268,17 @@ async fn documents(
     app.rerank(&asker, route, version, None, body).await
 }
 
-async fn cohere_embed(State(app): State<App>, asker: Asker, body: Result<Bytes, BytesRejection>) -> Response {
-    let answered = app.cohere_embed(&asker, body).await;
+async fn cohere_embed(
+    State(app): State<App>,
+    asker: Asker,
+    OriginalUri(uri): OriginalUri,
+    body: Result<Bytes, BytesRejection>,
+) -> Response {
+    let (route, version) = match uri.path() {
+        "/v1/embed" => ("/v1/embed", cohere::Version::V1),
+        _ => ("/v2/embed", cohere::Version::V2),
+    };
+    let answered = app.cohere_embed(&asker, (route, version), body).await;
     answered.unwrap_or_else(|failed| failed.problem().respond(rerank::error_body))
 }
 
@@ -469,7 +482,8 @@ impl App {
         let bytes = self.whole(body)?;
         let request = EmbeddingsRequest::parse(&bytes)
             .inspect_err(|refused| self.malformed(None, &bytes, &refused.problem.message))?;
-        let wanted = Wanted { inputs: request.inputs, terms: Terms::default(), dimensions: request.dimensions };
+        let terms = Terms { cut: request.cut, ..Terms::default() };
+        let wanted = Wanted { inputs: request.inputs, terms, dimensions: request.dimensions };
         let embedded = self.embed(asker, "/v1/embeddings", &request.model, wanted).await?;
         let body = openai::embeddings_reply(&request.model, &embedded.vectors, embedded.n_tokens(), request.encoding);
         Ok(self.answer(&embedded.call, &embedded.asked, "application/json", body))
@@ -520,9 +534,14 @@ impl App {
         Ok(self.answer(&call, &asked, "application/json", body))
     }
 
-    async fn cohere_embed(&self, asker: &Asker, body: Result<Bytes, BytesRejection>) -> Result<Response, Failed> {
+    async fn cohere_embed(
+        &self,
+        asker: &Asker,
+        (route, version): (&'static str, cohere::Version),
+        body: Result<Bytes, BytesRejection>,
+    ) -> Result<Response, Failed> {
         let bytes = self.whole(body)?;
-        let request = cohere::EmbedRequest::parse(&bytes)
+        let request = cohere::EmbedRequest::parse(&bytes, version)
             .inspect_err(|problem| self.malformed(None, &bytes, &problem.message))?;
         let member = match &request.model {
             Some(model) => model.clone(),
@@ -530,7 +549,7 @@ impl App {
         };
         let terms = Terms { cut: request.cut, ..Terms::default() };
         let wanted = Wanted { inputs: request.inputs(), terms, dimensions: request.dimensions };
-        let embedded = self.embed(asker, "/v2/embed", &member, wanted).await?;
+        let embedded = self.embed(asker, route, &member, wanted).await?;
         let body = request.reply(&asker.id.0, &embedded.vectors, embedded.n_tokens());
         Ok(self.answer(&embedded.call, &embedded.asked, "application/json", body))
     }
@@ -579,6 +598,8 @@ impl App {
             return Err(wrong_task(assigned.revision(), "reranking").into());
         }
         let limits = self.portfolio.limits();
+        check_limit("documents", request.documents.len(), assigned.revision().limits(&limits).documents)
+            .map_err(|error| count(Some(assigned.revision()), error))?;
         check_limit("bytes in its pairs", request.pairs_bytes(), limits.body_bytes)
             .map_err(|error| count(Some(assigned.revision()), error))?;
         let terms = Terms { cut: request.cut, ..Terms::default() };
@@ -734,23 +755,30 @@ impl App {
         reply: impl FnOnce(&Revision, Vec<oip::Output>) -> Result<R, Problem>,
     ) -> Result<(R, HeaderMap), Problem> {
         const ROUTE: &str = "/v2/models/infer";
-        match query {
-            Query::Rows(inputs) => {
-                let served = assigned.ask(inputs, &self.portfolio.limits(), terms).await;
-                let (call, result) = Call::of(asker, ROUTE, served);
-                let asked = call.finish(result).map_err(|error| error.problem())?;
-                let outputs = oip::task_outputs(&call.revision.manifest().task.kind, &asked.answers);
-                let reply = reply(&call.revision, outputs)?;
-                Ok((reply, self.answered(&call, &asked)))
+        let limits = self.portfolio.limits();
+        let (rows, places) = match query {
+            Query::Rows(rows) => (rows, None),
+            Query::Pairs(pairs) if embeds(assigned.revision()) => {
+                let (texts, places) = pairs.texts();
+                (texts, Some(places))
             }
+            Query::Pairs(pairs) => (pairs.rows()?, None),
             Query::Program(tensors) => {
                 let (call, result) = Call::of(asker, ROUTE, assigned.run_program(tensors, terms).await);
                 let asked = call.finish(result).map_err(|error| error.problem())?;
                 let outputs = oip::program_outputs(call.revision.program().outputs(), &asked.answers);
                 let reply = reply(&call.revision, outputs)?;
-                Ok((reply, self.answered(&call, &asked)))
+                return Ok((reply, self.answered(&call, &asked)));
             }
-        }
+        };
+        let (call, result) = Call::of(asker, ROUTE, assigned.ask(rows, &limits, terms).await);
+        let asked = call.finish(result).map_err(|error| error.problem())?;
+        let outputs = match places {
+            Some(places) => vec![oip::similarity_output(&alike::cosines(&places, &asked.answers))],
+            None => oip::task_outputs(&call.revision.manifest().task.kind, &asked.answers),
+        };
+        let reply = reply(&call.revision, outputs)?;
+        Ok((reply, self.answered(&call, &asked)))
     }
 
     /// Who answers a request for the path's model: of two versions in a rollout the one that the path names.
@@ -1040,6 +1068,7 @@ fn record<A>(request_id: String, route: &str, facts: Facts, asked: &Asked<A>, to
         compute_ms: milliseconds(asked.computed),
         total_ms: milliseconds(total),
         cut: asked.cut,
+        prompts: asked.prompts.clone(),
         hosted: None,
         step_of: None,
         pipeline: None,

@@ -129,6 +129,9 @@ pub struct Embedder {
     pub name: String,
     /// What decided the bits.
     pub numerics_id: String,
+    /// The prompt of that package that went before each document.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt: Option<String>,
 }
 
 /// One document.
@@ -627,7 +630,7 @@ mod tests {
     use super::*;
 
     fn embedder() -> Embedder {
-        Embedder { package: Digest::of(b"package"), name: "tiny".to_owned(), numerics_id: "n".to_owned() }
+        Embedder { package: Digest::of(b"package"), name: "tiny".to_owned(), numerics_id: "n".to_owned(), prompt: None }
     }
 
     fn built(folder: &Path, vectors: &[&[f32]]) -> Result<PathBuf, IndexError> {

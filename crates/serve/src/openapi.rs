@@ -68,6 +68,7 @@ const ROUTES: &[Route] = &[
     post("/rerank", COHERE, "The best documents, in the dialect of the body", Takes::Json("RerankRequest"), RERANKS),
     post("/v1/rerank", COHERE, "The best documents", Takes::Json("RerankRequest"), RERANKS),
     post("/v2/rerank", COHERE, "The best documents", Takes::Json("RerankRequest"), RERANKS),
+    post("/v1/embed", COHERE, "Embeddings", Takes::Json("CohereEmbedRequest"), ASKS),
     post("/v2/embed", COHERE, "Embeddings of several kinds", Takes::Json("CohereEmbedRequest"), ASKS),
     post("/", TEI, "What the model is for", Takes::Json("TeiRootRequest"), TEI_ASKS),
     post("/embed", TEI, "Embeddings", Takes::Json("TeiEmbedRequest"), TEI_ASKS),
@@ -110,6 +111,7 @@ const ROUTES: &[Route] = &[
     ),
     post("/inference.GRPCInferenceService/{method}", OIP, "gRPC, over HTTP/2", Takes::Protobuf, &[]),
     post("/v1/recommend", OWN, "What comes next after a history of items", Takes::Json("RecommendRequest"), ASKS),
+    post("/v1/similarity", OWN, "How alike pairs of texts are", Takes::Json("SimilarityRequest"), ASKS),
     get("/v1/pipelines", OWN, "The pipelines", &[]),
     post("/v1/pipelines/{pipeline}", OWN, "Several members answer one text", Takes::Json("PipelineRequest"), ASKS),
     get("/v1/highroad/rollouts", OWN, "Candidates that are tried", &[]),
@@ -289,7 +291,7 @@ mod tests {
 
     #[test]
     fn examples_are_requests_that_are_read() {
-        use crate::protocol::{cohere, oip, openai, rerank, tei};
+        use crate::protocol::{cohere, oip, openai, rerank, similarity, tei};
         let schemas = document()["components"]["schemas"].clone();
         let example = |name: &str| schemas[name]["example"].to_string();
         let body = |name: &str| tei::Body::parse(example(name).as_bytes()).unwrap();
@@ -297,11 +299,12 @@ mod tests {
         openai::ModerationsRequest::parse(example("ModerationsRequest").as_bytes()).unwrap();
         rerank::RerankRequest::parse(example("RerankRequest").as_bytes(), "2").unwrap();
         rerank::RerankRequest::parse(example("TeiRerankRequest").as_bytes(), "2").unwrap();
-        cohere::EmbedRequest::parse(example("CohereEmbedRequest").as_bytes()).unwrap();
+        cohere::EmbedRequest::parse(example("CohereEmbedRequest").as_bytes(), cohere::Version::V2).unwrap();
         oip::InferRequest::parse(example("InferRequest").as_bytes(), None).unwrap();
         tei::EmbedRequest::parse(&body("TeiEmbedRequest")).unwrap();
         tei::EmbedRequest::parse(&body("TeiRootRequest")).unwrap();
         tei::PredictRequest::parse(&body("TeiPredictRequest")).unwrap();
+        similarity::SimilarityRequest::parse(example("SimilarityRequest").as_bytes()).unwrap();
         tei::SimilarityRequest::parse(&body("TeiSimilarityRequest")).unwrap();
         tei::TokenizeRequest::parse(&body("TeiTokenizeRequest")).unwrap();
         tei::DecodeRequest::parse(&body("TeiDecodeRequest")).unwrap();

@@ -6,7 +6,7 @@ use highroad_service::access::Principal;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use crate::config::ModelSource;
+use crate::config::{ModelSource, RequestLimits};
 use crate::deployment::{Deployment, State, Status};
 use crate::hosted::HostedMember;
 use crate::http;
@@ -21,7 +21,8 @@ pub(crate) fn of_pipeline(name: &str) -> String {
 
 /// Everything of `portfolio` that the request's key may see.
 pub(crate) fn overview(portfolio: &Portfolio) -> Value {
-    let own = portfolio.deployments().into_iter().map(|member| own(&member));
+    let of_all = portfolio.limits();
+    let own = portfolio.deployments().into_iter().map(|member| own(&member, &of_all));
     let trials = portfolio.hosted();
     let shown = |member: Arc<HostedMember>| hosted(&member, trials.trial(member.name()).map(|trial| trial.shown()));
     let hosted = portfolio.hosted().all().into_iter().map(shown);
@@ -55,7 +56,7 @@ struct Shown {
     traffic: traffic::Traffic,
 }
 
-fn own(member: &Arc<Deployment>) -> Shown {
+fn own(member: &Arc<Deployment>, of_all: &RequestLimits) -> Shown {
     let revision = member.revision().ok();
     let rollout = member.rollout().filter(|status| status.end.is_none()).map(|status| {
         json!({
@@ -75,6 +76,10 @@ fn own(member: &Arc<Deployment>) -> Shown {
         more.insert("owner".to_owned(), json!(manifest.owner));
         more.insert("run_id".to_owned(), json!(manifest.provenance.run_id));
         more.insert("max_tokens".to_owned(), json!(revision.max_tokens()));
+        more.insert("limits".to_owned(), json!(revision.limits(of_all)));
+        more.insert("prompts".to_owned(), json!(manifest.task.prompts.keys().collect::<Vec<_>>()));
+        more.insert("default_prompt_name".to_owned(), json!(manifest.task.default_prompt_name));
+        more.insert("truncation".to_owned(), json!(manifest.task.truncation));
     }
     Shown {
         model: match member.source() {

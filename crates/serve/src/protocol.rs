@@ -5,8 +5,10 @@ pub mod cohere;
 pub mod oip;
 pub mod openai;
 pub mod pipeline;
+pub(crate) mod prompts;
 pub mod recommend;
 pub mod rerank;
+pub mod similarity;
 pub mod tei;
 
 use highroad_service::Problem;
@@ -16,7 +18,7 @@ use serde_json::{Value, json};
 pub fn error_shape(path: &str, problem: &Problem) -> Value {
     match path {
         "/rerank" | "/v1/rerank" | "/v2/rerank" => rerank::error_body(problem),
-        "/v2/embed" => rerank::error_body(problem),
+        "/v1/embed" | "/v2/embed" => rerank::error_body(problem),
         "/" | "/embed" | "/embed_all" | "/predict" | "/similarity" | "/tokenize" | "/decode" | "/info" => {
             tei::Refused::from(problem.clone()).body()
         }

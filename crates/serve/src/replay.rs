@@ -4,7 +4,7 @@ use highroad_eval::Verdict;
 use highroad_package::{Digest, Manifest, TaskKind};
 use highroad_service::Problem;
 use highroad_task::raw::RunOptions;
-use highroad_task::{Answer, Cut, Predictor};
+use highroad_task::{Answer, Predictor};
 use serde_json::{Value, json};
 
 use crate::case;
@@ -22,18 +22,27 @@ pub struct Answers {
 }
 
 impl Answers {
-    /// Asks `predictor` what the case asks, texts that are too long cut as they were; see [`case::query`]. Blocks while the program runs. Errors if the case cannot be read or is
+    /// Asks `predictor` what the case asks, with the prompts, and the texts that are too long cut, as `asked` says they were; see
+    /// [`case::query`]. Blocks while the program runs. Errors if the case cannot be read or is
     /// not for this program.
-    pub fn of(predictor: &Predictor, case: &[u8], cut: Cut) -> Result<Self, Problem> {
+    pub fn of(predictor: &Predictor, case: &[u8], asked: &Record) -> Result<Self, Problem> {
         let fail = |error: &dyn std::fmt::Display| Problem::invalid(error.to_string());
-        let rows = match case::query(case, predictor.program().inputs())? {
+        let embeds = matches!(predictor.manifest().task.kind, TaskKind::Embed { .. });
+        let query = match case::query(case, predictor.program().inputs())? {
+            Query::Pairs(pairs) => Query::Rows(pairs.asked(embeds)?),
+            // An embedder that reranked was asked the query once, and each document by itself.
+            Query::Rows(inputs) if embeds => Query::Rows(case::for_embedder(inputs)),
+            query => query,
+        };
+        let rows = match query {
+            Query::Pairs(_) => Vec::new(),
             Query::Rows(inputs) => {
-                // An embedder that reranked was asked the query once, and each document by itself.
-                let embeds = matches!(predictor.manifest().task.kind, TaskKind::Embed { .. });
-                let inputs = if embeds { case::for_embedder(inputs) } else { inputs };
+                // Another version may have other prompts than the one that answered; one without any has to be asked without.
+                let has_prompts = !predictor.manifest().task.prompts.is_empty();
+                let inputs = if has_prompts { case::with_logged_prompt(inputs, &asked.prompts) } else { inputs };
                 let mut rows = Vec::with_capacity(inputs.len());
                 for input in &inputs {
-                    let prepared = predictor.prepare_cut(input, cut).map_err(|error| fail(&error))?;
+                    let prepared = predictor.prepare_cut(input, asked.cut).map_err(|error| fail(&error))?;
                     let answers = predictor.predict_prepared(&[prepared]).map_err(|error| fail(&error))?;
                     rows.extend(answers.iter().map(row));
                 }

@@ -64,6 +64,9 @@ pub struct Record {
     /// What happened to those that were too long.
     #[serde(default, skip_serializing_if = "at_end")]
     pub cut: Cut,
+    /// Names of the package's prompts that went before its texts, each once.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub prompts: Vec<String>,
     /// Of a member that keeps answers, where these came from: `hit`, `coalesced`, `partial` or `miss`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cache: Option<String>,
@@ -380,6 +383,7 @@ mod tests {
             compute_ms: 1.5,
             total_ms: 1.7,
             cut: Cut::End,
+            prompts: Vec::new(),
             hosted: None,
             step_of: None,
             pipeline: None,

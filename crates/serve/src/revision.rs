@@ -8,11 +8,12 @@ use std::time::{Duration, Instant};
 
 use highroad_eval::{Aliased, Evidence, Override, OverrideRefusal, Verdict};
 use highroad_hosted::NUMERICS_ID;
-use highroad_package::{Digest, Manifest, VerifiedPackage};
+use highroad_package::{Digest, Manifest, TaskKind, VerifiedPackage};
 use highroad_service::access::Priority;
 use highroad_task::raw::{Program, Tensor};
 use highroad_task::{
-    Answer, Cut, Input, ParityReport, Piece, Predictor, PredictorOptions, Prepared, Special, TaskError, ranked,
+    Answer, Cut, Input, ParityReport, Piece, Predictor, PredictorOptions, Prepared, Special, TaskError, Truncate,
+    ranked,
 };
 use highroad_worker::Crew;
 use serde::{Deserialize, Serialize};
@@ -22,13 +23,13 @@ use crate::batcher::{Batcher, Done, Job as _, RowError, Ticket};
 use crate::budget::Amount;
 use crate::budget::keeper::{Hold, hold_here};
 use crate::cache::{AnswerCache, CacheUse};
-use crate::config::{MemberConfig, RequestLimits};
+use crate::config::{MemberConfig, MemberLimits, RequestLimits};
 use crate::engine::{self, EngineConfig};
 use crate::error::{AskError, DeployError};
 use crate::model::{Model, ModelError, Work, Yield, tensors_digest};
 use crate::monitor::{Monitor, MonitorConfig, Seen, Watch};
 use crate::pipeline::Indexes;
-use crate::telemetry::{BatchMetrics, TOKENS};
+use crate::telemetry::{BatchMetrics, TOKENS, TRUNCATED};
 use crate::traced;
 use crate::urgency::{Urgency, flow};
 
@@ -115,6 +116,7 @@ pub struct Revision {
     /// Of its package's vectors.
     indexes: Indexes,
     queue_timeout: Duration,
+    limits: MemberLimits,
     watch: OnceLock<Watch>,
     cache: Option<Cached>,
     pub(crate) stats: Stats,
@@ -129,8 +131,8 @@ struct Cached {
 /// How a request wants its inputs treated.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Terms {
-    /// What happens to texts that are too long.
-    pub cut: Cut,
+    /// What it says about texts that are too long.
+    pub cut: Truncate,
     /// How long the client is willing to wait in the queue.
     pub timeout: Option<Duration>,
     /// The class that the body asks for.
@@ -150,6 +152,8 @@ pub struct Asked<A> {
     pub n_truncated: usize,
     /// Where.
     pub cut: Cut,
+    /// Names of the prompts that went before them, each once.
+    pub prompts: Vec<String>,
     /// Tokenising, or decoding of pictures.
     pub prepared: Duration,
     /// Longest wait of a row for its batch.
@@ -236,7 +240,8 @@ impl Revision {
         let cache = cache.map(|answers| Cached { answers, version });
         let (watch, stats) = (OnceLock::new(), Stats::default());
         let indexes = Indexes::default();
-        Ok(Self { facts, batcher, indexes, queue_timeout: config.queue_timeout, watch, cache, stats })
+        let (queue_timeout, limits) = (config.queue_timeout, config.limits);
+        Ok(Self { facts, batcher, indexes, queue_timeout, limits, watch, cache, stats })
     }
 
     /// Decides whether `candidate` may serve and replays its parity cases if its numerics are new, without keeping anything in memory. Gives
@@ -312,6 +317,11 @@ impl Revision {
         self.predictor().max_tokens()
     }
 
+    /// What a request may ask of it, where one of any member may ask `of_all`.
+    pub fn limits(&self, of_all: &RequestLimits) -> RequestLimits {
+        self.limits.over(of_all)
+    }
+
     pub(crate) fn predictor(&self) -> &Predictor {
         &self.model().predictor
     }
@@ -355,14 +365,20 @@ impl Revision {
         limits: &RequestLimits,
         terms: Terms,
     ) -> Result<Asked<Vec<Answer>>, AskError> {
+        let limits = self.limits(limits);
         check_limit("inputs", inputs.len(), limits.inputs)?;
         let texts = inputs.iter().filter(|input| !is_image(input));
         check_limit("bytes in one input", texts.map(size_bytes).max().unwrap_or(0), limits.input_bytes)?;
         check_limit("images", inputs.iter().filter(|input| is_image(input)).count(), MAX_IMAGES)?;
+        // Whatever asks a reranker; what all members are told is for Cohere's and TEI's rerankings.
+        if let (TaskKind::Rerank, Some(documents)) = (&self.manifest().task.kind, self.limits.documents) {
+            check_limit("documents", inputs.len(), documents)?;
+        }
         let begun = Instant::now();
         let watch = self.watch.get();
         let drawn = watch.and_then(|watch| watch.draw(&inputs));
-        let prepared = self.prepare(inputs, terms.cut).await?;
+        let (prompts, cut) = (self.prompts(&inputs)?, self.predictor().cut(terms.cut));
+        let prepared = self.prepare(inputs, cut).await?;
         let preparing = begun.elapsed();
         let drawn = watch.zip(drawn).map(|(watch, drawn)| watch.prepared(drawn, &prepared));
         let n_tokens: Vec<usize> = prepared.iter().map(Prepared::n_tokens).collect();
@@ -384,9 +400,24 @@ impl Revision {
         let answers: Vec<Answer> = done.into_iter().filter_map(|done| done.output.row()).collect();
         let digests = answers.iter().map(Answer::digest).collect();
         let seen = watch.zip(drawn).and_then(|(watch, drawn)| watch.answered(drawn, &answers));
-        let (told, cut) = (Told::of(&answers), terms.cut);
-        let prepared = preparing;
-        Ok(Asked { answers, digests, n_tokens, n_truncated, cut, prepared, queued, computed, cache, told, seen })
+        if n_truncated > 0 {
+            metrics::counter!(TRUNCATED, "member" => self.facts.member.clone()).increment(n_truncated as u64);
+        }
+        let (told, prepared) = (Told::of(&answers), preparing);
+        Ok(Asked {
+            answers,
+            digests,
+            n_tokens,
+            n_truncated,
+            cut,
+            prompts,
+            prepared,
+            queued,
+            computed,
+            cache,
+            told,
+            seen,
+        })
     }
 
     /// Runs the program itself on `tensors`, past the task.
@@ -404,8 +435,21 @@ impl Revision {
         let answers: Vec<Tensor> = done.into_iter().flat_map(|done| done.output.tensors()).collect();
         let digests = vec![tensors_digest(&answers)];
         let (n_tokens, n_truncated, prepared) = (Vec::new(), 0, Duration::ZERO);
-        let (cut, cache, told, seen) = (Cut::End, None, Told::default(), None);
-        Ok(Asked { answers, digests, n_tokens, n_truncated, cut, prepared, queued, computed, cache, told, seen })
+        let (cut, prompts, cache, told, seen) = (Cut::End, Vec::new(), None, Told::default(), None);
+        Ok(Asked {
+            answers,
+            digests,
+            n_tokens,
+            n_truncated,
+            cut,
+            prompts,
+            prepared,
+            queued,
+            computed,
+            cache,
+            told,
+            seen,
+        })
     }
 
     /// The tokens of each text, none of them cut off.
@@ -415,6 +459,7 @@ impl Revision {
         special: Special,
         limits: &RequestLimits,
     ) -> Result<Vec<Vec<Piece>>, AskError> {
+        let limits = self.limits(limits);
         check_limit("inputs", texts.len(), limits.inputs)?;
         check_limit("bytes in one input", texts.iter().map(String::len).max().unwrap_or(0), limits.input_bytes)?;
         self.each(texts, move |predictor, text| predictor.pieces(text, special)).await
@@ -427,6 +472,7 @@ impl Revision {
         special: Special,
         limits: &RequestLimits,
     ) -> Result<Vec<String>, AskError> {
+        let limits = self.limits(limits);
         check_limit("inputs", lists.len(), limits.inputs)?;
         check_limit("tokens", lists.iter().map(Vec::len).sum(), limits.tokens)?;
         self.each(lists, move |predictor, ids| predictor.decode(ids, special)).await
@@ -446,6 +492,25 @@ impl Revision {
             inputs.iter().enumerate().map(one).collect()
         };
         tokio::task::spawn_blocking(all).await.unwrap_or_else(|_| Err(AskError::Lost(self.facts.member.clone())))
+    }
+
+    /// The names of the prompts that go before `inputs`, each once, in the order they are met.
+    fn prompts(&self, inputs: &[Input]) -> Result<Vec<String>, AskError> {
+        let mut names: Vec<String> = Vec::new();
+        let has_prompts = !self.manifest().task.prompts.is_empty();
+        for (input_idx, input) in inputs.iter().enumerate() {
+            let prompts = match input {
+                Input::Pair { .. } if has_prompts => self.manifest().task.prompts.keys().map(String::as_str).collect(),
+                _ => {
+                    let prompt = self.predictor().prompt_of(input);
+                    let prompt = prompt.map_err(|source| AskError::Input { input_idx, source })?;
+                    prompt.into_iter().map(|(name, _)| name).collect::<Vec<_>>()
+                }
+            };
+            let new = prompts.into_iter().filter(|name| !names.iter().any(|known| known == name));
+            names.extend(new.map(str::to_owned).collect::<Vec<_>>());
+        }
+        Ok(names)
     }
 
     async fn prepare(self: &Arc<Self>, inputs: Vec<Input>, cut: Cut) -> Result<Vec<Prepared>, AskError> {
@@ -537,7 +602,7 @@ fn is_image(input: &Input) -> bool {
 
 pub(crate) fn size_bytes(input: &Input) -> usize {
     match input {
-        Input::Text(text) => text.len(),
+        Input::Text(text) | Input::Prompted { text, .. } => text.len(),
         Input::Tokens(ids) => 4 * ids.len(),
         Input::Pair { query, document } => query.len() + document.len(),
         Input::Image(bytes) => bytes.len(),

@@ -12,6 +12,7 @@ use metrics::{SharedString, histogram};
 pub(crate) const REQUESTS: &str = "highroad_inference_requests_total";
 pub(crate) const REQUEST_SECONDS: &str = "highroad_inference_duration_seconds";
 pub(crate) const TOKENS: &str = "highroad_tokens_total";
+pub(crate) const TRUNCATED: &str = "highroad_truncated_inputs_total";
 pub(crate) const QUEUE_SECONDS: &str = "highroad_queue_duration_seconds";
 pub(crate) const COMPUTE_SECONDS: &str = "highroad_compute_duration_seconds";
 pub(crate) const BATCH_ROWS: &str = "highroad_batch_rows";
@@ -95,6 +96,7 @@ pub fn describe() {
     describe_counter!(REQUESTS, "Requests a model was asked to answer, by member and outcome.");
     describe_histogram!(REQUEST_SECONDS, Unit::Seconds, "Time from a parsed request to its answer.");
     describe_counter!(TOKENS, "Tokens read from inputs, after truncation.");
+    describe_counter!(TRUNCATED, "Inputs that were longer than the model takes and were cut.");
     describe_histogram!(QUEUE_SECONDS, Unit::Seconds, "Time a row waited for its batch to start.");
     describe_histogram!(COMPUTE_SECONDS, Unit::Seconds, "Time a batch took in the model.");
     describe_histogram!(BATCH_ROWS, "Rows in a batch.");

@@ -12,7 +12,7 @@ use highroad_task::Flow;
 /// `high`, `normal` or `low`.
 const PRIORITY: &str = "x-highroad-priority";
 /// How long the client is willing to wait for its turn, from when the request came.
-const TIMEOUT: &str = "x-highroad-timeout-ms";
+pub(crate) const TIMEOUT: &str = "x-highroad-timeout-ms";
 const MAX_TIMEOUT_MS: u64 = 3_600_000;
 
 tokio::task_local! {

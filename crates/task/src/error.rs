@@ -44,8 +44,8 @@ pub enum TaskError {
     TooManyTokens { n_tokens: usize, max_tokens: usize },
     #[error("the input has more tokens than the {max_tokens} that the package takes, and it may not be cut")]
     MayNotCut { max_tokens: usize },
-    #[error("a query beside a document is cut at the end of the longer one, and not at its start")]
-    CutsPairsAtEnd,
+    #[error("the model has no prompt `{asked}`: it has {}", named(known))]
+    UnknownPrompt { asked: String, known: Vec<String> },
     #[error("`dimensions` is {asked}, and the model gives {}", one_of(known))]
     Dimensions { asked: u64, known: Vec<u32> },
     #[error("the package reads no texts and has no tokenizer")]
@@ -58,6 +58,16 @@ pub enum TaskError {
     Tensors(String),
     #[error(transparent)]
     Engine(Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// "`a`, `b` and `c`"
+fn named(names: &[String]) -> String {
+    let names: Vec<String> = names.iter().map(|name| format!("`{name}`")).collect();
+    match names.split_last() {
+        None => "none".to_owned(),
+        Some((last, [])) => last.clone(),
+        Some((last, rest)) => format!("{} and {last}", rest.join(", ")),
+    }
 }
 
 /// `2, 4 or 8`

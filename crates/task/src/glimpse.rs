@@ -22,7 +22,7 @@ impl Glimpse {
     /// Of an input, before it is prepared.
     pub fn of(input: &Input) -> Self {
         let (head, n_chars, n_bytes) = match input {
-            Input::Text(text) => (head(text), Some(text.chars().count()), None),
+            Input::Text(text) | Input::Prompted { text, .. } => (head(text), Some(text.chars().count()), None),
             Input::Pair { query, document } => {
                 (head(query) + "\n" + &head(document), Some(query.chars().count() + document.chars().count()), None)
             }

@@ -1,20 +1,29 @@
 use std::sync::Arc;
 
+use highroad_package::Truncation;
 use serde::{Deserialize, Serialize};
 
-use crate::Waiting;
+use crate::{Prompt, Waiting};
 
 /// What a model is asked: `{"text": "…"}`, `{"tokens": [101, …, 102]}`, `{"pair": {"query": "…", "document": "…"}}` or
 /// `{"image_base64": "…"}` in JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Input {
-    /// A text, which the package's tokenizer encodes with special tokens and cuts at its end if too long.
+    /// A text, which the package's tokenizer encodes with special tokens and cuts as the package says if too long. The package's
+    /// default prompt goes before it, if there is one.
     Text(String),
+    /// A text with another of the package's prompts before it.
+    Prompted {
+        /// The text alone.
+        text: String,
+        /// What goes before it.
+        prompt: Prompt,
+    },
     /// Token ids of the package's tokenizer, special tokens included, taken as they are; never cut.
     Tokens(Vec<u32>),
-    /// A query and a document for a reranker, which the package's tokenizer encodes as a pair; if both together are too
-    /// long, the longer one loses its end.
+    /// A query and a document for a reranker, each after its prompt where the package has one, which the package's tokenizer encodes as
+    /// a pair; which of them is cut if they are too long together, and where, the package says.
     Pair {
         /// What is sought.
         query: String,
@@ -44,14 +53,60 @@ mod in_base64 {
     }
 }
 
+impl Input {
+    /// The same with `prompt` before it, if it is a text and there is one.
+    #[must_use]
+    pub fn prompted(self, prompt: Option<&Prompt>) -> Self {
+        match (self, prompt) {
+            (Self::Text(text), Some(prompt)) => Self::Prompted { text, prompt: prompt.clone() },
+            (input, _) => input,
+        }
+    }
+}
+
+/// What a request says about texts that are too long; what it leaves open, the package decides.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Truncate {
+    /// Whether they may be cut.
+    pub allowed: Option<bool>,
+    /// Where, if they are.
+    pub side: Option<CutSide>,
+}
+
+/// An end of a text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum CutSide {
+    End,
+    Start,
+}
+
+impl Truncate {
+    /// They are refused.
+    pub const NEVER: Self = Self { allowed: Some(false), side: None };
+    /// They are cut at this end.
+    pub const fn at(side: CutSide) -> Self {
+        Self { allowed: Some(true), side: Some(side) }
+    }
+
+    /// What that means for a package that does `policy`.
+    pub fn under(self, policy: Truncation) -> Cut {
+        match (self.allowed, self.side, policy) {
+            (Some(false), ..) | (None, _, Truncation::Error) => Cut::Never,
+            (_, Some(CutSide::Start), _) | (_, None, Truncation::Left) => Cut::Start,
+            (..) => Cut::End,
+        }
+    }
+}
+
 /// What happens to a text that is longer than the package takes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Cut {
-    /// It loses its end, as in evaluation; of a pair the longer text does.
+    /// It loses its end; a history its start.
     #[default]
     End,
-    /// It loses its start. A pair cannot.
+    /// It loses its start.
     Start,
     /// It is refused.
     Never,
@@ -118,7 +173,7 @@ impl Prepared {
         }
     }
 
-    /// Whether the text was too long and lost its end.
+    /// Whether the text was too long and was cut.
     pub fn truncated(&self) -> bool {
         self.truncated
     }
@@ -151,5 +206,29 @@ impl Prepared {
 impl Waiting for Prepared {
     fn n_tokens(&self) -> usize {
         Self::n_tokens(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_decides_what_it_says_and_the_package_the_rest() {
+        use Truncation::{Error, Left, Right};
+        let said = |allowed, side| Truncate { allowed, side };
+        for (asked, policy, cut) in [
+            (Truncate::default(), Right, Cut::End),
+            (Truncate::default(), Left, Cut::Start),
+            (Truncate::default(), Error, Cut::Never),
+            (said(Some(true), None), Error, Cut::End),
+            (said(Some(true), None), Left, Cut::Start),
+            (said(None, Some(CutSide::Start)), Error, Cut::Never),
+            (said(None, Some(CutSide::End)), Left, Cut::End),
+            (Truncate::at(CutSide::Start), Right, Cut::Start),
+            (Truncate::NEVER, Left, Cut::Never),
+        ] {
+            assert_eq!(asked.under(policy), cut, "{asked:?} {policy:?}");
+        }
     }
 }

@@ -10,6 +10,7 @@ mod image;
 mod input;
 mod parity;
 mod predictor;
+mod prompt;
 mod signature;
 pub mod vector;
 
@@ -19,9 +20,10 @@ pub use error::TaskError;
 pub use glimpse::Glimpse;
 pub use highroad_data::{Piece, Special};
 pub use image::pixel_values;
-pub use input::{Cut, Input, Prepared};
+pub use input::{Cut, CutSide, Input, Prepared, Truncate};
 pub use parity::{ParityCase, ParityReport, check_cases, check_parity_on, verify_parity};
 pub use predictor::{Engine, Predictor, PredictorOptions};
+pub use prompt::{Prompt, Purpose, document_prompt};
 pub use signature::Sharing;
 
 /// What a caller needs to run [`Predictor::program`] itself, past the task: servers that take program tensors.

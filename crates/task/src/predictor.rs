@@ -1,19 +1,21 @@
+use std::borrow::Cow;
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::available_parallelism;
 use std::time::Instant;
 
-use highroad_data::{Budget, Encoder, Tokenizer, batches, in_order};
-use highroad_package::{Digest, Manifest, PROGRAM, TOKENIZER, TaskKind, VerifiedPackage};
+use highroad_data::{Budget, Encoder, PairCut, PairCutWhich, Side, Tokenizer, batches, in_order};
+use highroad_package::{Digest, Manifest, PROGRAM, PairTruncation, TOKENIZER, Task, TaskKind, VerifiedPackage};
 use highroad_runtime::{Program, RunOptions};
 use highroad_tensor::Tensor;
 
 use crate::answer::{Ranked, decide, hold, ranked};
 use crate::image::Pictures;
 use crate::parity::first_inputs;
+use crate::prompt::chosen;
 use crate::signature::{Sharing, Signature, mismatch};
-use crate::{Answer, Cut, Input, Piece, Prepared, RunCost, Special, TaskError};
+use crate::{Answer, Cut, Input, Piece, Prepared, Prompt, RunCost, Special, TaskError, Truncate};
 
 /// How a predictor uses the machine; none of it changes an answer.
 #[derive(Clone, Copy, Debug)]
@@ -74,6 +76,7 @@ impl Reader {
         }
         let (tokenizer_json, max_tokens) = (package.read(TOKENIZER)?, task.max_tokens as usize);
         let tokenizer = Tokenizer::from_bytes(&tokenizer_json, max_tokens)?;
+        check_prompts(task, &tokenizer)?;
         Ok(match task.kind {
             TaskKind::Rerank | TaskKind::Classify { pairs: true, .. } => {
                 Self::Pairs(tokenizer, Encoder::from_bytes(&tokenizer_json, 2, max_tokens, true)?)
@@ -184,27 +187,53 @@ impl Predictor {
         }
     }
 
-    /// Encodes an input and cuts a text that is too long, or decodes a picture and makes it the size the program takes. Errors on
-    /// a text over 1 MiB, on no tokens at all, on token lists that are too long or hold ids outside the vocabulary, on pictures
-    /// that cannot be read (see [`highroad_data::Image::decode`]), and on another kind of input than the package takes.
+    /// Name and text of the prompt that goes before `input`, where one does. Errors if it asks for one that the package does not have.
+    pub fn prompt_of(&self, input: &Input) -> Result<Option<(&str, &str)>, TaskError> {
+        match input {
+            Input::Text(_) => chosen(self.task(), None),
+            Input::Prompted { prompt, .. } => chosen(self.task(), Some(prompt)),
+            _ => Ok(None),
+        }
+    }
+
+    /// Name and text of the prompt that the package has for this.
+    pub fn prompt(&self, asked: &Prompt) -> Result<Option<(&str, &str)>, TaskError> {
+        chosen(self.task(), Some(asked))
+    }
+
+    /// What happens to texts that are too long where a request says `asked` about them.
+    pub fn cut(&self, asked: Truncate) -> Cut {
+        asked.under(self.task().truncation)
+    }
+
+    fn task(&self) -> &Task {
+        &self.manifest().task
+    }
+
+    /// Encodes an input and cuts a text that is too long as the package says, or decodes a picture and makes it the size the program
+    /// takes. Errors on a text over 1 MiB, on a prompt that the package does not have, on a text that is too long where the package
+    /// refuses it, on no tokens at all, on token lists that are too long or hold ids outside the vocabulary, on pictures that cannot be read (see [`highroad_data::Image::decode`]), and on another kind of input than the package takes.
     pub fn prepare(&self, input: &Input) -> Result<Prepared, TaskError> {
-        self.prepare_cut(input, Cut::End)
+        self.prepare_cut(input, self.cut(Truncate::default()))
     }
 
     /// [`Predictor::prepare`] with a text that is too long cut as `cut` says. Token lists are never cut.
     pub fn prepare_cut(&self, input: &Input, cut: Cut) -> Result<Prepared, TaskError> {
         let prepared = match (input, &self.reader) {
-            (Input::Pair { .. }, Reader::Pairs(..)) if cut == Cut::Start => return Err(TaskError::CutsPairsAtEnd),
             (Input::Pair { query, document }, Reader::Pairs(_, pairs)) => {
-                let encoded = pairs.pair(query, document)?;
+                let [query, document] =
+                    [("query", query), ("document", document)].map(|(name, text)| self.beside(name, text));
+                let encoded = pairs.pair(&query, &document, self.pair_cut(cut))?;
                 Prepared::tokens(encoded.ids, encoded.types, encoded.truncated)
             }
-            (Input::Text(text), Reader::Texts(tokenizer)) => {
-                let encoded = if cut == Cut::Start { tokenizer.encode_end(text)? } else { tokenizer.encode(text)? };
+            (Input::Text(text) | Input::Prompted { text, .. }, Reader::Texts(tokenizer)) => {
+                let text = after(self.prompt_of(input)?, text);
+                let encoded = if cut == Cut::Start { tokenizer.encode_end(&text)? } else { tokenizer.encode(&text)? };
                 Prepared::tokens(encoded.ids, Vec::new(), encoded.truncated)
             }
             // What somebody did last says most.
-            (Input::Text(history), Reader::Histories(tokenizer)) => {
+            (Input::Text(history) | Input::Prompted { text: history, .. }, Reader::Histories(tokenizer)) => {
+                self.prompt_of(input)?;
                 let encoded = tokenizer.encode_end(history)?;
                 Prepared::tokens(encoded.ids, Vec::new(), encoded.truncated)
             }
@@ -222,6 +251,19 @@ impl Predictor {
             }
             _ => Ok(prepared),
         }
+    }
+
+    /// A text of a pair after its prompt.
+    fn beside<'t>(&'t self, name: &str, text: &'t str) -> Cow<'t, str> {
+        after(self.task().prompts.get(name).map(|prompt| (name, prompt.as_str())), text)
+    }
+
+    fn pair_cut(&self, cut: Cut) -> PairCut {
+        let which = match self.task().pair_truncation {
+            PairTruncation::LongestFirst => PairCutWhich::Longest,
+            PairTruncation::OnlySecond => PairCutWhich::Second,
+        };
+        PairCut { which, side: if cut == Cut::Start { Side::Left } else { Side::Right } }
     }
 
     /// What the tokenizer gives for what its vocabulary does not cover; `None` where there is none.
@@ -389,7 +431,7 @@ impl Predictor {
         let alone = self.run(self, &[&short])?;
         self.check_length(&alone[0])?;
         if self.sharing == Sharing::Padded {
-            let other = self.beside(&short);
+            let other = self.longer(&short);
             let beside = self.run(self, &[&short, &other, &short])?;
             let bits = |row: &[f32]| row.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
             if bits(&beside[0]) != bits(&alone[0]) || bits(&beside[2]) != bits(&alone[0]) {
@@ -420,7 +462,7 @@ impl Predictor {
     }
 
     /// A longer row than `short`, or another picture.
-    fn beside(&self, short: &Prepared) -> Prepared {
+    fn longer(&self, short: &Prepared) -> Prepared {
         let n_long = self.max_tokens().min(PROBE_TOKENS);
         let repeated = |tokens: &[u32]| tokens.iter().copied().cycle().take(n_long).collect();
         match &self.reader {
@@ -438,6 +480,28 @@ impl Predictor {
             false => Err(mismatch(format!("the package says `normalized`, and a vector has length {length}"))),
         }
     }
+}
+
+/// A text with its prompt before it, as sentence-transformers joins them.
+fn after<'t>(prompt: Option<(&str, &str)>, text: &'t str) -> Cow<'t, str> {
+    match prompt {
+        None | Some((_, "")) => Cow::Borrowed(text),
+        Some((_, prompt)) => Cow::Owned(format!("{prompt}{text}")),
+    }
+}
+
+/// A prompt that fills the model's input leaves nothing of any text.
+fn check_prompts(task: &Task, tokenizer: &Tokenizer) -> Result<(), TaskError> {
+    for (name, prompt) in &task.prompts {
+        let n_tokens = tokenizer.pieces(prompt, Special::Kept)?.len();
+        if n_tokens >= tokenizer.max_tokens() {
+            let max_tokens = tokenizer.max_tokens();
+            return Err(mismatch(format!(
+                "prompt `{name}` has {n_tokens} tokens, which leaves no room for a text in the {max_tokens} that the package takes"
+            )));
+        }
+    }
+    Ok(())
 }
 
 fn of_tokens(ids: &[u32], tokenizer: &Tokenizer) -> Result<Prepared, TaskError> {

@@ -250,20 +250,12 @@ mod tests {
     }
 
     fn embed(dimensions: u32) -> Task {
-        Task {
-            kind: TaskKind::Embed { dimensions, normalized: false, matryoshka_dimensions: Vec::new() },
-            image: None,
-            max_tokens: 8,
-        }
+        Task::new(TaskKind::Embed { dimensions, normalized: false, matryoshka_dimensions: Vec::new() }, 8)
     }
 
     fn classify(labels: &[&str]) -> Task {
         let labels = labels.iter().map(ToString::to_string).collect();
-        Task {
-            kind: TaskKind::Classify { labels, flagged: None, pairs: false, thresholds: Vec::new() },
-            image: None,
-            max_tokens: 8,
-        }
+        Task::new(TaskKind::Classify { labels, flagged: None, pairs: false, thresholds: Vec::new() }, 8)
     }
 
     const IDS: Spec = ("input_ids", DType::I64, "b s");

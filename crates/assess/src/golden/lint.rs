@@ -118,7 +118,7 @@ impl GoldenInput {
     /// What a person reads of the input: all its texts, one a line; nothing of token ids and images.
     pub fn text(&self) -> String {
         match self {
-            Self::One(Input::Text(text)) => text.clone(),
+            Self::One(Input::Text(text) | Input::Prompted { text, .. }) => text.clone(),
             Self::One(Input::Tokens(_) | Input::Image(_)) => String::new(),
             Self::One(Input::Pair { query, document }) => format!("{query}\n{document}"),
             Self::Pair([a, b]) => format!("{a}\n{b}"),
@@ -135,7 +135,7 @@ impl GoldenInput {
     /// What makes two cases the same question: the text, both texts in either order, or the query.
     fn question(&self) -> Question {
         match self {
-            Self::One(Input::Text(text)) => Question::Text(normalised(text)),
+            Self::One(Input::Text(text) | Input::Prompted { text, .. }) => Question::Text(normalised(text)),
             Self::One(Input::Tokens(ids)) => {
                 Question::Tokens(ids.iter().map(u32::to_string).collect::<Vec<_>>().join(" "))
             }
@@ -157,7 +157,7 @@ impl GoldenInput {
     /// The texts that must not be trained on: not the documents of a query, which are what is searched.
     pub fn held_out(&self) -> Vec<&str> {
         match self {
-            Self::One(Input::Text(text)) => vec![text],
+            Self::One(Input::Text(text) | Input::Prompted { text, .. }) => vec![text],
             Self::One(Input::Tokens(_) | Input::Image(_)) => Vec::new(),
             Self::One(Input::Pair { query, .. }) | Self::Ranking { query, .. } => vec![query],
             Self::Pair([a, b]) => vec![a, b],
@@ -317,6 +317,8 @@ pub fn in_words(expected: &Expected) -> String {
             [one] => format!("\"{one}\""),
             several => format!("{} references", several.len()),
         },
+        Expected::Labels(labels) if labels.is_empty() => "no label".to_owned(),
+        Expected::Labels(labels) => labels.join(", "),
         Expected::Implied => "the positive text".to_owned(),
         Expected::Relevances(relevances) => {
             let relevant = relevances.iter().filter(|&&relevance| relevance > 0).count();

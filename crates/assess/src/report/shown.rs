@@ -54,7 +54,7 @@ pub fn asked(input: &GoldenInput, n_chars: usize) -> String {
         format!("{} | {}", text(left, each), text(right, each))
     };
     match input {
-        GoldenInput::One(Input::Text(asked)) => text(asked, n_chars),
+        GoldenInput::One(Input::Text(asked) | Input::Prompted { text: asked, .. }) => text(asked, n_chars),
         GoldenInput::One(Input::Tokens(ids)) => format!("{} token ids", ids.len()),
         GoldenInput::One(Input::Image(bytes)) => format!("image of {} bytes", bytes.len()),
         GoldenInput::One(Input::Pair { query, document }) => two(query, document),

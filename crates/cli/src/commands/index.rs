@@ -9,7 +9,7 @@ use highroad_serve::config::is_member_name;
 use highroad_serve::index::{
     Approximate, Builder, DESCRIPTION, Description, Embedder, Index, Recall, Wanted, build_by, describe,
 };
-use highroad_task::{Predictor, PredictorOptions};
+use highroad_task::{Predictor, PredictorOptions, document_prompt};
 use serde_json::json;
 
 use super::gate::REQUIRED;
@@ -130,6 +130,7 @@ impl Args {
             package: predictor.digest(),
             name: predictor.manifest().name.clone(),
             numerics_id: predictor.numerics_id(),
+            prompt: document_prompt(&predictor.manifest().task).map(str::to_owned),
         };
         let there = if declaration.is_some() { self.build_there(&predictor.digest())? } else { None };
         let (folder, n_truncated) = match there {

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
-use highroad_package::{Digest, VerifiedPackage};
+use highroad_package::{Digest, Truncation, VerifiedPackage};
 use highroad_serve::case;
 use highroad_serve::protocol::oip::Query;
 use highroad_serve::replay::{Answers, Comparison};
@@ -86,10 +86,10 @@ impl Args {
             return hosted::replay(sources, &record, &asked, &asking, self.json).await;
         }
         let package = sources.served(&record).await?;
-        let answers = Answered::of(&package, &case, record.cut)?;
+        let answers = Answered::of(&package, &case, &record)?;
         let comparison = Comparison::of(&record, &answers.answers);
         let other = match &self.with {
-            Some(with) => Some((with.clone(), Answered::of(&sources.package(with).await?, &case, record.cut)?)),
+            Some(with) => Some((with.clone(), Answered::of(&sources.package(with).await?, &case, &record)?)),
             None => None,
         };
         let chain = Chain::find(sources, &record, package.manifest()).await;
@@ -138,10 +138,11 @@ pub fn served(id: &str, input: &Path, server: Option<&str>) -> anyhow::Result<Se
         let package = sources.served(&record).await?;
         anyhow::Ok((record, package))
     })?;
-    if record.cut == Cut::Start {
-        bail!("request `{id}` cut texts at their start, and a golden case is cut at its end");
+    let cuts_start = package.manifest().task.truncation == Truncation::Left;
+    if record.n_truncated > 0 && (record.cut == Cut::Start) != cuts_start {
+        bail!("request `{id}` cut texts elsewhere than the package says, which is where a golden case is cut");
     }
-    let comparison = Comparison::of(&record, &Answered::of(&package, &case, record.cut)?.answers);
+    let comparison = Comparison::of(&record, &Answered::of(&package, &case, &record)?.answers);
     if !comparison.same_bits {
         bail!("`{}` is not what request `{id}` asked: {}", input.display(), comparison.why);
     }
@@ -159,10 +160,10 @@ struct Answered {
 }
 
 impl Answered {
-    fn of(package: &VerifiedPackage, case: &[u8], cut: Cut) -> anyhow::Result<Self> {
+    fn of(package: &VerifiedPackage, case: &[u8], record: &Record) -> anyhow::Result<Self> {
         let predictor = Predictor::open(package, &PredictorOptions::default())
             .with_context(|| format!("package {} does not load", package.digest()))?;
-        let answers = Answers::of(&predictor, case, cut)?;
+        let answers = Answers::of(&predictor, case, record)?;
         Ok(Self { label: package.manifest().name.clone(), package: package.digest(), answers })
     }
 }

@@ -36,12 +36,12 @@ impl Args {
         serving::start_telemetry()?;
         let follows_registry = config.members.values().any(|member| matches!(member.source, ModelSource::Registry(_)));
         // What is shared has somebody who keeps the whole of it.
-        let rates = self.guard.rates_pool()?;
-        if !follows_registry && config.budgets.shared.is_none() && rates.is_none() {
-            return tokio::runtime::Runtime::new()?.block_on(self.serve(config, asked, None));
-        }
-        let tracking = tracking::client(&self.tracking)?;
-        tracking.block_on(self.serve(config, asked, Some(tracking.client().clone())))
+        let is_shared = config.budgets.shared.is_some() || self.guard.rates_pool()?.is_some();
+        let needs_registry = follows_registry || is_shared;
+        let tracking = needs_registry.then(|| tracking::client(&self.tracking)).transpose()?;
+        let client = tracking.as_ref().map(|tracking| tracking.client().clone());
+        // Not on the client's runtime, which has two threads, as commands need.
+        serving::runtime()?.block_on(self.serve(config, asked, client))
     }
 
     async fn serve(

@@ -53,7 +53,7 @@ impl Args {
     pub fn run(self) -> anyhow::Result<ExitCode> {
         serving::start_telemetry()?;
         let asked = self.members.asked(&self.guard)?;
-        tokio::runtime::Runtime::new()?.block_on(self.up(asked))
+        serving::runtime()?.block_on(self.up(asked))
     }
 
     async fn up(self, mut asked: Asked) -> anyhow::Result<ExitCode> {

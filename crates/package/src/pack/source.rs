@@ -45,6 +45,16 @@ impl Source {
     }
 }
 
+const EMBED_KEYS: [&str; 8] = [
+    "task",
+    "max_tokens",
+    "truncation",
+    "dimensions",
+    "normalized",
+    "matryoshka_dimensions",
+    "prompts",
+    "default_prompt_name",
+];
 const IMAGE_KEYS: [&str; 9] =
     ["height", "width", "resize", "interpolation", "channels", "orientation", "rescale", "mean", "std"];
 
@@ -52,10 +62,20 @@ fn check_keys(table: &toml::Table) -> Result<(), PackageError> {
     refuse_unknown("", table, &["name", "licence", "owner", "task", "parity", "provenance"])?;
     let task = table.get("task").and_then(|task| task.get("task")).and_then(toml::Value::as_str);
     let task_keys: &[&str] = match task {
-        Some("classify") => &["task", "max_tokens", "labels", "flagged", "pairs", "thresholds", "image"],
-        Some("embed") => &["task", "max_tokens", "dimensions", "normalized", "matryoshka_dimensions"],
-        Some("rerank") => &["task", "max_tokens"],
-        Some("recommend") => &["task", "max_tokens", "items"],
+        Some("classify") => &[
+            "task",
+            "max_tokens",
+            "truncation",
+            "pair_truncation",
+            "labels",
+            "flagged",
+            "pairs",
+            "thresholds",
+            "image",
+        ],
+        Some("embed") => &EMBED_KEYS,
+        Some("rerank") => &["task", "max_tokens", "truncation", "pair_truncation", "prompts"],
+        Some("recommend") => &["task", "max_tokens", "truncation", "items"],
         Some("tensors") => &["task"],
         Some(other) => {
             return Err(bad(
@@ -148,7 +168,8 @@ max_tokens = 256
         let message = error(&format!("{CLASSIFY}dimensions = 3\n"));
         assert_eq!(
             message,
-            "`package.toml`: unknown key `task.dimensions`; known are task, max_tokens, labels, flagged, pairs, thresholds, image"
+            "`package.toml`: unknown key `task.dimensions`; known are task, max_tokens, truncation, pair_truncation, labels, \
+             flagged, pairs, thresholds, image"
         );
     }
 

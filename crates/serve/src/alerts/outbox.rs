@@ -1,13 +1,15 @@
 //! What webhooks are still to be told: a bounded queue, sent in order to each, tried again for a day.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Mutex;
 use std::time::Duration;
 
-use futures_util::future::join_all;
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use jiff::{SignedDuration, Timestamp};
 use metrics::{counter, gauge};
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 
 use super::config::WebhookConfig;
 use super::{Event, lock, webhook};
@@ -25,7 +27,7 @@ pub(super) struct Delivery {
 }
 
 pub(super) struct Outbox {
-    webhooks: BTreeMap<String, WebhookConfig>,
+    webhooks: watch::Sender<BTreeMap<String, WebhookConfig>>,
     waiting: Mutex<VecDeque<Delivery>>,
 }
 
@@ -47,18 +49,40 @@ impl Outbox {
             .filter(|delivery| webhooks.contains_key(&delivery.webhook))
             .take(MOST_WAITING)
             .collect();
-        for name in webhooks.keys() {
-            for outcome in ["delivered", "failed", "given_up"] {
-                counter!(WEBHOOK_TRIES, "webhook" => name.clone(), "outcome" => outcome).increment(0);
+        tell_outcomes(webhooks.keys());
+        Self { webhooks: watch::Sender::new(webhooks), waiting: Mutex::new(waiting) }
+    }
+
+    /// Tells those of an edited file from now on. What a webhook that is gone was still to be told nobody is; one that changed is told
+    /// in its new way.
+    pub(super) fn take_up(&self, webhooks: &BTreeMap<String, WebhookConfig>) {
+        tell_outcomes(webhooks.keys().filter(|name| !self.webhooks.borrow().contains_key(*name)));
+        self.webhooks.send_if_modified(|now| {
+            let is_other = now != webhooks;
+            if is_other {
+                now.clone_from(webhooks);
             }
+            is_other
+        });
+        // From here on nothing is put for one that is gone.
+        lock(&self.waiting).retain(|delivery| webhooks.contains_key(&delivery.webhook));
+    }
+
+    /// What an earlier process did not get rid of, found after this one began.
+    pub(super) fn restore(&self, earlier: Vec<Delivery>) {
+        let webhooks = self.webhooks.borrow();
+        let mut waiting = lock(&self.waiting);
+        let known = earlier.into_iter().filter(|delivery| webhooks.contains_key(&delivery.webhook));
+        for delivery in known.take(MOST_WAITING.saturating_sub(waiting.len())) {
+            waiting.push_back(delivery);
         }
-        Self { webhooks, waiting: Mutex::new(waiting) }
     }
 
     /// Everybody who wants to know of `event` is to be told.
     pub(super) fn put(&self, event: &Event, now: Timestamp) {
+        let webhooks = self.webhooks.borrow();
         let mut waiting = lock(&self.waiting);
-        for (name, _) in self.webhooks.iter().filter(|(_, webhook)| webhook.wants(&event.kind)) {
+        for (name, _) in webhooks.iter().filter(|(_, webhook)| webhook.wants(&event.kind)) {
             if waiting.len() >= MOST_WAITING
                 && let Some(oldest) = waiting.pop_front()
             {
@@ -75,9 +99,6 @@ impl Outbox {
 
     /// Tells webhooks for as long as it is polled; `changed` is called after every try.
     pub(super) async fn run(&self, changed: impl Fn()) {
-        if self.webhooks.is_empty() {
-            return;
-        }
         // Only the address that the configuration names is asked, whatever its answer says.
         let http = reqwest::Client::builder()
             .redirect(reqwest::redirect::Policy::none())
@@ -88,28 +109,43 @@ impl Outbox {
             Ok(http) => http,
             Err(error) => return tracing::error!("No webhook can be told anything: {error}"),
         };
-        join_all(self.webhooks.iter().map(|(name, webhook)| self.tell(&http, name, webhook, &changed))).await;
+        let mut edits = self.webhooks.subscribe();
+        let (mut telling, mut told) = (FuturesUnordered::new(), BTreeSet::new());
+        loop {
+            let names: Vec<String> = edits.borrow_and_update().keys().cloned().collect();
+            for name in names {
+                if told.insert(name.clone()) {
+                    telling.push(self.tell(&http, name, &changed));
+                }
+            }
+            tokio::select! {
+                Some(gone) = telling.next() => drop(told.remove(&gone)),
+                // The sender is this outbox itself.
+                _ = edits.changed() => {}
+            }
+        }
     }
 
-    /// One after the other, so that a receiver hears of the end of an alert after its beginning.
-    async fn tell(&self, http: &reqwest::Client, name: &str, webhook: &WebhookConfig, changed: &impl Fn()) {
+    /// One after the other, so that a receiver hears of the end of an alert after its beginning, until nobody of this `name` is to be told
+    /// any more. An edit does not break off what is being told.
+    async fn tell(&self, http: &reqwest::Client, name: String, changed: &impl Fn()) -> String {
         loop {
+            let Some(webhook) = self.webhooks.borrow().get(&name).cloned() else {
+                gauge!(WEBHOOK_QUEUE, "webhook" => name.clone()).set(0.0);
+                return name;
+            };
             let (first, n_waiting) = {
                 let waiting = lock(&self.waiting);
                 let mut own = waiting.iter().filter(|delivery| delivery.webhook == name);
                 let first = own.next().cloned();
                 (first, own.count() + 1)
             };
-            gauge!(WEBHOOK_QUEUE, "webhook" => name.to_owned()).set(if first.is_some() {
-                n_waiting as f64
-            } else {
-                0.0
-            });
+            gauge!(WEBHOOK_QUEUE, "webhook" => name.clone()).set(if first.is_some() { n_waiting as f64 } else { 0.0 });
             let Some(delivery) = first.filter(|delivery| delivery.next_try <= Timestamp::now()) else {
                 tokio::time::sleep(LOOK_EVERY).await;
                 continue;
             };
-            let result = send(http, name, webhook, &delivery.event).await;
+            let result = send(http, &name, &webhook, &delivery.event).await;
             self.settle(delivery, result);
             changed();
         }
@@ -142,6 +178,15 @@ impl Outbox {
         let waits = &mut waiting[at];
         waits.n_tries = tried.n_tries.saturating_add(1);
         waits.next_try = now.checked_add(SignedDuration::try_from(pause).unwrap_or(GIVE_UP)).unwrap_or(now);
+    }
+}
+
+/// Counters are there before they count.
+fn tell_outcomes<'n>(names: impl Iterator<Item = &'n String>) {
+    for name in names {
+        for outcome in ["delivered", "failed", "given_up"] {
+            counter!(WEBHOOK_TRIES, "webhook" => name.clone(), "outcome" => outcome).increment(0);
+        }
     }
 }
 

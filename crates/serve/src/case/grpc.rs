@@ -132,6 +132,7 @@ mod tests {
     fn rows(case: &[u8]) -> Vec<Input> {
         match query(case, &[]).unwrap() {
             Query::Rows(rows) => rows,
+            Query::Pairs(pairs) => pairs.texts().0,
             Query::Program(_) => Vec::new(),
         }
     }

@@ -93,6 +93,7 @@ impl Question {
         let is_openai = hosted.protocol == Protocol::Openai;
         let inputs = || match case::query(&bytes, &[])? {
             Query::Rows(inputs) => Ok(inputs),
+            Query::Pairs(pairs) => pairs.asked(hosted.task == HostedTask::Embed),
             Query::Program(_) => Err(Problem::invalid("the host of this model reads texts")),
         };
         let problem = |refused: Refused| refused.problem;

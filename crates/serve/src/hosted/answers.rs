@@ -7,7 +7,7 @@ use futures_util::future::try_join_all;
 use highroad_hosted::{Hosted, HostedTask, NO_LABEL, Protocol};
 use highroad_package::{Digest, TaskKind};
 use highroad_service::Problem;
-use highroad_task::{Answer, Cut, Input};
+use highroad_task::{Answer, CutSide, Input, Truncate};
 use serde_json::Value;
 
 use super::HostedMember;
@@ -63,6 +63,7 @@ impl App {
         dimensions: Option<u64>,
     ) -> Result<Result<Told, Instead>, Declined> {
         fits(member, &[HostedTask::Embed], "embeddings")?;
+        tasks::no_prompts(inputs)?;
         self.check(inputs)?;
         let prepare = |hosted: &Hosted| match hosted.protocol {
             Protocol::Openai => Ok(tasks::embeddings(hosted, inputs, dimensions)),
@@ -235,9 +236,9 @@ fn of_task(hosted: &Hosted, mut answers: Vec<Answer>) -> (TaskKind, Vec<Answer>)
 }
 
 /// Whether a text that is too long loses its end is its host's to say: a client that asks for anything else is refused.
-pub(super) fn only_end(cut: Cut) -> Result<(), Problem> {
-    match cut {
-        Cut::End => Ok(()),
+pub(super) fn only_end(cut: Truncate) -> Result<(), Problem> {
+    match (cut.allowed, cut.side) {
+        (None | Some(true), None | Some(CutSide::End)) => Ok(()),
         _ => Err(Problem::invalid("the host of this model decides what happens to texts that are too long")),
     }
 }

@@ -20,6 +20,7 @@ use crate::http::told;
 use crate::protocol::openai::Refused;
 use crate::telemetry::{HOSTED_IN_FLIGHT, HOSTED_TRIES};
 use crate::traced;
+use crate::urgency::{self, Urgency};
 
 /// What is to be asked.
 pub(crate) struct Wanted {
@@ -92,7 +93,8 @@ pub(crate) enum Failure {
 }
 
 impl HostedMember {
-    /// Asks until there is an answer that `read` takes. No try follows one whose answer has begun.
+    /// Asks until there is an answer that `read` takes, or the request's deadline: what is under way then is broken off, and no try and no
+    /// wait begins that would end after it. No try follows one whose answer has begun; the deadline is that of its beginning.
     pub(crate) async fn ask<T>(
         self: &Arc<Self>,
         wanted: &Wanted,
@@ -102,7 +104,10 @@ impl HostedMember {
         let serving = self.serving().map_err(Failure::Ask)?;
         told::asked(&serving.facts);
         let (begun, span) = (Instant::now(), traced::hosted(self.hosted(), &wanted.path));
-        let place = self.place().await?;
+        let urgency = Urgency::current();
+        let left = || urgency.left(Instant::now());
+        let late = || Failure::Ask(AskError::Expired { waited: begun.elapsed() });
+        let place = self.place(left()).await?;
         lock(&self.retries).deposit();
         let (mut n_tries, mut waited, mut last) = (0, Duration::ZERO, None);
         loop {
@@ -114,9 +119,23 @@ impl HostedMember {
                 }
                 (Err(wait), None) => return Err(Failure::Open(wait)),
             };
+            if left() == Some(Duration::ZERO) {
+                span.failed(LATE);
+                return Err(late());
+            }
             n_tries += 1;
             let hold = self.hold(budgets, wanted.most).await.map_err(Failure::Ask)?;
-            let fault = match serving.receive(wanted, &span, &read).await {
+            let received = match within(left(), serving.receive(wanted, &span, left(), &read)).await {
+                Some(received) => received,
+                // The host is not at fault, and may have worked: what was set aside counts when it is dropped.
+                None => {
+                    self.count_try(LATE);
+                    attempt.end(Outcome::Unknown);
+                    span.failed(LATE);
+                    return Err(late());
+                }
+            };
+            let fault = match received {
                 Ok(value) => {
                     self.count_try("ok");
                     attempt.end(Outcome::Worked);
@@ -142,7 +161,9 @@ impl HostedMember {
                 hold.settle(Default::default());
             }
             let wait = fault.retry_after.unwrap_or_else(|| pause_before_retry(n_tries));
-            let fits = n_tries <= self.config.retries && waited.saturating_add(wait) <= self.config.retry_wait;
+            let is_in_time = left().is_none_or(|left| wait < left);
+            let fits =
+                is_in_time && n_tries <= self.config.retries && waited.saturating_add(wait) <= self.config.retry_wait;
             if !fault.is_passing() || !fits || !lock(&self.retries).withdraw() {
                 span.failed(reason(&fault));
                 return Err(Failure::Fault(fault, n_tries));
@@ -152,18 +173,22 @@ impl HostedMember {
         }
     }
 
-    async fn place(&self) -> Result<Place, Failure> {
-        let full = |_| Failure::Full;
+    async fn place(&self, left: Option<Duration>) -> Result<Place, Failure> {
+        let (begun, most) =
+            (Instant::now(), left.map_or(self.config.queue_timeout, |left| left.min(self.config.queue_timeout)));
+        let full = |_| match left {
+            Some(left) if left <= self.config.queue_timeout => {
+                Failure::Ask(AskError::Expired { waited: begun.elapsed() })
+            }
+            _ => Failure::Full,
+        };
         let permit = match Arc::clone(&self.places).try_acquire_owned() {
             Ok(permit) => permit,
             Err(_) if self.n_waiting() >= self.config.queue => return Err(Failure::Full),
             Err(_) => {
                 let _waiting = Waiting::begin(self);
                 let acquiring = Arc::clone(&self.places).acquire_owned();
-                tokio::time::timeout(self.config.queue_timeout, acquiring)
-                    .await
-                    .map_err(full)?
-                    .map_err(|_| Failure::Full)?
+                tokio::time::timeout(most, acquiring).await.map_err(full)?.map_err(|_| Failure::Full)?
             }
         };
         let in_flight = gauge!(HOSTED_IN_FLIGHT, "member" => self.name.clone());
@@ -211,10 +236,16 @@ impl Serving {
         &self,
         wanted: &Wanted,
         span: &Span,
+        left: Option<Duration>,
         read: impl Fn(Received) -> Result<T, String>,
     ) -> Result<T, Fault> {
         let (body, json_bytes) = (wanted.body.clone(), wanted.json_bytes);
-        let mut incoming = self.client.forward(&wanted.path, span.headers(), body, json_bytes).await?;
+        let mut headers = span.headers();
+        // Another Highroad, or a proxy that knows it, need not work longer than anybody waits.
+        if let Some(left) = left {
+            headers.insert(urgency::TIMEOUT, u64::try_from(left.as_millis()).unwrap_or(u64::MAX).max(1).into());
+        }
+        let mut incoming = self.client.forward(&wanted.path, headers, body, json_bytes).await?;
         let received = if wanted.events {
             if !incoming.is_event_stream() {
                 return Err(Fault::malformed("it answered with no stream of events"));
@@ -232,6 +263,17 @@ impl Serving {
         read(received).map_err(|reason| Fault::malformed(self.client.told(&reason)))
     }
 }
+
+/// What ends before a request's deadline.
+async fn within<F: Future>(left: Option<Duration>, future: F) -> Option<F::Output> {
+    match left {
+        Some(left) => tokio::time::timeout(left, future).await.ok(),
+        None => Some(future.await),
+    }
+}
+
+/// A try that the request's deadline broke off.
+const LATE: &str = "deadline";
 
 /// Whether the host does not work, and not just this request.
 fn is_hosts_failure(fault: &Fault) -> bool {

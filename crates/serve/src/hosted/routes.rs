@@ -410,7 +410,7 @@ impl App {
         let limits = self.portfolio.limits();
         check_limit("inputs", inputs.len(), limits.inputs)?;
         let n_bytes = |input: &highroad_task::Input| match input {
-            highroad_task::Input::Text(text) => text.len(),
+            highroad_task::Input::Text(text) | highroad_task::Input::Prompted { text, .. } => text.len(),
             _ => 0,
         };
         check_limit("bytes in one input", inputs.iter().map(n_bytes).max().unwrap_or(0), limits.input_bytes)

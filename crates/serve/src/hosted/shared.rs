@@ -19,11 +19,12 @@ use super::routes::App;
 use super::{HostedMember, HostedMembers};
 use crate::deployment::Deployment;
 use crate::http::{HEADER_LENGTH, is_for, json_bytes, tei as tei_routes};
-use crate::protocol::cohere::EmbedRequest as CohereRequest;
+use crate::protocol::cohere::{self, EmbedRequest as CohereRequest};
 use crate::protocol::error_shape;
 use crate::protocol::oip::{self, InferRequest, Query, rename};
 use crate::protocol::openai::{self, EmbeddingsRequest, ModerationsRequest};
 use crate::protocol::rerank::{self, RerankRequest};
+use crate::protocol::similarity;
 use crate::protocol::tei::{self, EmbedRequest, PredictRequest, ScoreFunction, SimilarityRequest, Wish};
 use crate::revision::check_limit;
 
@@ -40,7 +41,8 @@ pub(super) struct Shared {
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Kind {
     Embeddings,
-    CohereEmbed,
+    CohereEmbed(cohere::Version),
+    Similarity,
     Moderations,
     /// Of this version of Cohere's interface.
     Rerank(&'static str),
@@ -60,7 +62,9 @@ impl Shared {
         }
         let (kind, route) = match path {
             "/v1/embeddings" => (Kind::Embeddings, "/v1/embeddings"),
-            "/v2/embed" => (Kind::CohereEmbed, "/v2/embed"),
+            "/v1/embed" => (Kind::CohereEmbed(cohere::Version::V1), "/v1/embed"),
+            "/v2/embed" => (Kind::CohereEmbed(cohere::Version::V2), "/v2/embed"),
+            "/v1/similarity" => (Kind::Similarity, "/v1/similarity"),
             "/v1/moderations" => (Kind::Moderations, "/v1/moderations"),
             "/rerank" | "/v1/rerank" => (Kind::Rerank("1"), "/v1/rerank"),
             "/v2/rerank" => (Kind::Rerank("2"), "/v2/rerank"),
@@ -107,7 +111,9 @@ impl Shared {
     fn tasks(&self) -> &'static [HostedTask] {
         use HostedTask::{Classify, Embed, Moderate, Rerank};
         match self.kind {
-            Kind::Embeddings | Kind::CohereEmbed | Kind::TeiEmbed | Kind::TeiSimilarity => &[Embed],
+            Kind::Embeddings | Kind::CohereEmbed(_) | Kind::Similarity | Kind::TeiEmbed | Kind::TeiSimilarity => {
+                &[Embed]
+            }
             Kind::Moderations | Kind::TeiPredict => &[Moderate, Classify],
             Kind::Rerank(_) | Kind::TeiRerank => &[Rerank],
             Kind::TeiRoot | Kind::Infer => &[Embed, Moderate, Classify, Rerank],
@@ -212,6 +218,7 @@ impl App {
         match shared.kind {
             Kind::Embeddings => {
                 let request = EmbeddingsRequest::parse(body)?;
+                only_end(request.cut)?;
                 let told = self.vectors(asker, member, &request.inputs, request.dimensions).await?;
                 Ok(told.map(|told| {
                     let reply =
@@ -219,12 +226,24 @@ impl App {
                     json_reply(told.headers, reply)
                 }))
             }
-            Kind::CohereEmbed => {
-                let request = CohereRequest::parse(body)?;
+            Kind::CohereEmbed(version) => {
+                let request = CohereRequest::parse(body, version)?;
                 only_end(request.cut)?;
                 let told = self.vectors(asker, member, &request.inputs(), request.dimensions).await?;
                 Ok(told.map(|told| {
                     let reply = request.reply(id, &vectors(&told), told.n_tokens);
+                    json_reply(told.headers, reply)
+                }))
+            }
+            Kind::Similarity => {
+                let request = similarity::SimilarityRequest::parse(body)?;
+                only_end(request.cut)?;
+                let (inputs, places) = request.pairs.texts();
+                let told = self.vectors(asker, member, &inputs, None).await?;
+                Ok(told.map(|told| {
+                    let cosines = similarity::cosines(&places, &told.answers);
+                    let name = &told.facts.member;
+                    let reply = similarity::SimilarityRequest::reply(id, name, &cosines, told.n_tokens);
                     json_reply(told.headers, reply)
                 }))
             }

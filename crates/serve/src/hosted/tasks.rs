@@ -2,7 +2,7 @@
 
 use highroad_hosted::{Answers, Hosted, Question, Said, Tokens, Vector, about_text, answer_of};
 use highroad_package::Digest;
-use highroad_task::{Answer, Input};
+use highroad_task::{Answer, Input, Prompt};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -106,9 +106,19 @@ pub(crate) fn tensors(hosted: &Hosted, body: &[u8], json_bytes: Option<usize>) -
     Ok(Wanted { path, body, json_bytes, most, events: false })
 }
 
+/// Prompts are what a host puts before a text by itself, or a client does. What a text is for is taken and changes nothing.
+pub(super) fn no_prompts(inputs: &[Input]) -> Result<(), Refused> {
+    match inputs.iter().any(|input| matches!(input, Input::Prompted { prompt: Prompt::Named(_), .. })) {
+        true => Err(unaskable(
+            "`prompt_name`: this model is hosted elsewhere, and no prompts of it are known here".to_owned(),
+        )),
+        false => Ok(()),
+    }
+}
+
 fn only_texts(inputs: &[Input]) -> Result<Vec<String>, Refused> {
     let text = |input: &Input| match input {
-        Input::Text(text) => Ok(text.clone()),
+        Input::Text(text) | Input::Prompted { text, prompt: Prompt::For(_) } => Ok(text.clone()),
         _ => Err(unaskable("the host of this model reads single texts: no tokens, pairs or images".to_owned())),
     };
     inputs.iter().map(text).collect()
@@ -174,7 +184,7 @@ pub(crate) fn rerank(hosted: &Hosted, query: &str, documents: &[String]) -> Want
 
 fn json_inputs(inputs: &[Input]) -> Value {
     let one = |input: &Input| match input {
-        Input::Text(text) => json!(text),
+        Input::Text(text) | Input::Prompted { text, .. } => json!(text),
         Input::Tokens(ids) => json!(ids),
         Input::Pair { query, document } => json!([query, document]),
         Input::Image(_) => Value::Null,

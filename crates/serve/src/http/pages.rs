@@ -182,12 +182,12 @@ impl App {
             let _one_at_a_time = permit;
             let case = wanted.case.to_string().into_bytes();
             let (answers, manifest) = match &loaded {
-                Some(revision) => (Answers::of(revision.predictor(), &case, record.cut)?, revision.manifest().clone()),
+                Some(revision) => (Answers::of(revision.predictor(), &case, &record)?, revision.manifest().clone()),
                 None => {
                     let package = kept(&local, &record)?;
                     let predictor = Predictor::open(&package, &PredictorOptions::default());
                     let predictor = predictor.map_err(|error| Problem::internal(&error))?;
-                    (Answers::of(&predictor, &case, record.cut)?, package.manifest().clone())
+                    (Answers::of(&predictor, &case, &record)?, package.manifest().clone())
                 }
             };
             let Comparison { same_bits, why } = Comparison::of(&record, &answers);

@@ -16,6 +16,7 @@ use serde_json::Value;
 use super::{
     App, Asker, Call, Failed, Routes, Wanted, classifies, count, embeds, origin, reads, wrong_method, wrong_task,
 };
+use crate::error::AskError;
 use crate::protocol::tei::{
     self, Body, DecodeRequest, EmbedRequest, ErrorType, PredictRequest, Refused, ScoreFunction, SimilarityRequest,
     TokenizeRequest, Wish,
@@ -97,7 +98,10 @@ async fn method(method: Method, OriginalUri(uri): OriginalUri) -> Response {
 async fn info(State(app): State<App>, Path(at): Path<At>) -> Response {
     let found = app.tei_revision(at.model.as_deref(), "is served", |_| true);
     let answer = |revision: Arc<Revision>| {
-        let body = tei::info(revision.facts(), revision.manifest(), revision.max_tokens(), &app.portfolio.limits());
+        let body = {
+            let limits = revision.limits(&app.portfolio.limits());
+            tei::info(revision.facts(), revision.manifest(), revision.max_tokens(), &limits)
+        };
         let mut response = Json(body).into_response();
         origin(revision.facts(), response.headers_mut());
         response
@@ -248,7 +252,11 @@ impl App {
     async fn tei_tokenize(&self, model: Option<&str>, body: &Body) -> Result<Response, Refused> {
         let request = TokenizeRequest::parse(body)?;
         let revision = self.tei_revision(model, "reads texts", reads)?;
-        let pieces = revision.pieces(request.inputs, request.special, &self.portfolio.limits()).await?;
+        let before =
+            |prompt| revision.predictor().prompt(prompt).map_err(|source| AskError::Input { input_idx: 0, source });
+        let prompt = request.prompt.as_ref().map(before).transpose()?.flatten().map_or("", |(_, text)| text);
+        let inputs = request.inputs.into_iter().map(|text| format!("{prompt}{text}")).collect();
+        let pieces = revision.pieces(inputs, request.special, &self.portfolio.limits()).await?;
         Ok(plain(&revision, TokenizeRequest::reply(&pieces)))
     }
 

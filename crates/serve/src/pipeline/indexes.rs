@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use highroad_package::Digest;
+use highroad_package::{Digest, VerifiedPackage};
+use highroad_task::document_prompt;
 use highroad_worker::{Event, Tell};
 use metrics::{counter, gauge};
 
@@ -66,19 +67,25 @@ impl IndexPlaces {
 
     /// Reads the builds by `package`, which is called `version`; blocks for as long as that takes.
     ///
-    /// Errors if one cannot be read, or, where a missing one is refused, was embedded by other packages only.
+    /// Errors if one cannot be read, was embedded with another prompt than the package has for documents, or, where a missing one is
+    /// refused, was embedded by other packages only.
     pub(crate) fn open(
         &self,
-        package: &Digest,
+        by: &VerifiedPackage,
         version: &str,
         missing: Missing,
         kept: &Definitions,
     ) -> Result<Indexes, DeployError> {
+        let (package, prompt) = (&by.digest(), document_prompt(&by.manifest().task));
         let mut indexes = BTreeMap::new();
         for Place { name, path, lance } in &self.0 {
             match build_by(path, package)? {
                 Some(build) => {
                     let index = open(name, &build, lance.as_ref())?;
+                    let built_with = index.description().embedder.prompt.as_deref();
+                    if built_with != prompt {
+                        return Err(DeployError::Stale(other_prompt(name, built_with, (version, prompt))));
+                    }
                     // A disk that takes nothing stops no server: only replays miss it.
                     if let Err(error) = kept.note_index(&index.digest(), &build) {
                         tracing::warn!("Cannot keep where the index `{name}` lies for replays: {error}");
@@ -130,6 +137,16 @@ fn tell(index: &str) -> Tell {
         }
         Event::Live(n_live) => live(n_live),
     })
+}
+
+fn other_prompt(index: &str, built_with: Option<&str>, (serves, prompt): (&str, Option<&str>)) -> String {
+    let said = |prompt: Option<&str>| prompt.map_or("no prompt".to_owned(), |name| format!("the prompt `{name}`"));
+    format!(
+        "index `{index}` is stale: its documents were embedded with {}, and {serves} embeds documents with {}; `highroad index` \
+         builds it anew",
+        said(built_with),
+        said(prompt)
+    )
 }
 
 /// Vectors of two models are not comparable, however alike they look.

@@ -4,7 +4,7 @@
 
 use highroad_task::{Answer, Input};
 
-use super::run::{Found, ends_at, found, label, reordered, vector};
+use super::run::{Found, ends_at, found, label, reordered, sought, vector};
 use super::{Action, Definition, Query, Value};
 use crate::index::{Index, SearchError};
 
@@ -57,10 +57,9 @@ impl<'a> Replay<'a> {
     fn wanted(&self, step_idx: usize) -> Result<Wants, usize> {
         let text = |template: &super::Template| template.text(self.input, |step| self.value(step));
         Ok(match &self.definition.pipeline.steps[step_idx].action {
-            Action::Classify { input, .. } | Action::Embed { input, .. } => {
-                Wants::Answers(vec![Input::Text(text(input)?)])
-            }
-            Action::Search { query: Query::Text(query), .. } => Wants::Answers(vec![Input::Text(text(query)?)]),
+            Action::Classify { input, .. } => Wants::Answers(vec![Input::Text(text(input)?)]),
+            Action::Embed { input, .. } => Wants::Answers(vec![sought(text(input)?)]),
+            Action::Search { query: Query::Text(query), .. } => Wants::Answers(vec![sought(text(query)?)]),
             Action::Search { index, query: Query::Vector(step), .. } => match self.value(*step).ok_or(*step)? {
                 Value::Vector(vector) => Wants::Found { index: index.clone(), vector: vector.clone() },
                 _ => return Err(*step),

@@ -10,7 +10,7 @@ use futures_util::future::try_join_all;
 use highroad_package::Digest;
 use highroad_service::Problem;
 use highroad_service::trace::{Side, Span};
-use highroad_task::{Answer, Input, apart, ranked};
+use highroad_task::{Answer, Input, Prompt, Purpose, apart, ranked};
 use serde::Serialize;
 use tokio::sync::SetOnce;
 
@@ -102,6 +102,9 @@ pub struct StepReport {
     /// Why the step was skipped.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub skipped: Option<String>,
+    /// Inputs that were longer than the member takes and were cut.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub n_truncated: usize,
     /// From the last value it waited for to its own, in milliseconds.
     pub duration_ms: f64,
     /// What it gave.
@@ -297,6 +300,7 @@ impl Run<'_> {
             index: outcome.index,
             fell_back: outcome.fell_back,
             skipped: outcome.skipped,
+            n_truncated: outcome.by.as_ref().map_or(0, |asked| asked.asked.n_truncated),
             duration_ms: (begun.elapsed().as_secs_f64() * 1e6).round() / 1e3,
             asked: outcome.by,
             value: outcome.value.clone(),
@@ -330,8 +334,9 @@ impl Run<'_> {
                 let asked = self.ask(step, member, vec![Input::Text(self.text(input))]).await?;
                 Ok(asked.outcome(label))
             }
+            // Vectors of a step are for searches.
             Action::Embed { member, input } => {
-                let asked = self.ask(step, member, vec![Input::Text(self.text(input))]).await?;
+                let asked = self.ask(step, member, vec![sought(self.text(input))]).await?;
                 Ok(asked.outcome(vector))
             }
             Action::Search { index, query, top } => self.search(step, index, query, *top).await,
@@ -366,7 +371,7 @@ impl Run<'_> {
             }
             Query::Text(text) => {
                 let embedder = self.pipelines.embedder(name);
-                let asked = self.ask_stable(embedder, vec![Input::Text(self.text(text))]).await;
+                let asked = self.ask_stable(embedder, vec![sought(self.text(text))]).await;
                 let asked = asked.map_err(|source| PipelineError::Ask { step: step.name.clone(), source })?;
                 let vector = only(&asked.answers).values().to_vec();
                 (vector, Some(asked.facts.clone()), Some(asked.facts))
@@ -444,6 +449,11 @@ impl Run<'_> {
     }
 }
 
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(n: &usize) -> bool {
+    *n == 0
+}
+
 struct StepAnswer {
     answers: Vec<Answer>,
     facts: AskedFacts,
@@ -452,14 +462,27 @@ struct StepAnswer {
 
 impl StepAnswer {
     fn of(revision: &Revision, asked: Asked<Vec<Answer>>) -> Self {
-        let Asked { answers, digests, n_tokens, n_truncated, cut, prepared, queued, computed, cache, told, seen } =
-            asked;
+        let Asked {
+            answers,
+            digests,
+            n_tokens,
+            n_truncated,
+            cut,
+            prompts,
+            prepared,
+            queued,
+            computed,
+            cache,
+            told,
+            seen,
+        } = asked;
         let asked = Arc::new(Asked {
             answers: (),
             digests,
             n_tokens,
             n_truncated,
             cut,
+            prompts,
             prepared,
             queued,
             computed,
@@ -522,6 +545,11 @@ impl Value {
             }
         }
     }
+}
+
+/// A text that documents are found by.
+pub(super) fn sought(text: String) -> Input {
+    Input::Prompted { text, prompt: Prompt::For(Purpose::Query) }
 }
 
 /// The first of `answers`, where one input was asked about.

@@ -1,13 +1,23 @@
-//! Cohere's v2 interface for embeddings; its rerankers are in `rerank`.
+//! Cohere's v1 and v2 interfaces for embeddings; its rerankers are in `rerank`.
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use highroad_service::Problem;
 use highroad_task::vector::{int8, signs};
-use highroad_task::{Cut, Input};
+use highroad_task::{Input, Prompt, Truncate};
 use serde_json::{Map, Value, json};
 
-/// `POST /v2/embed`
+use crate::protocol::prompts;
+
+/// Which of Cohere's interfaces a request is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Version {
+    V1,
+    V2,
+}
+
+/// `POST /v1/embed` and `/v2/embed`
 #[derive(Clone, Debug, PartialEq)]
 pub struct EmbedRequest {
     /// Member name; the only embedder if absent.
@@ -15,10 +25,13 @@ pub struct EmbedRequest {
     /// What to embed, at least one text.
     pub texts: Vec<String>,
     /// What happens to texts that are too long.
-    pub cut: Cut,
+    pub cut: Truncate,
     /// Width the client asks for.
     pub dimensions: Option<u64>,
-    types: Vec<EmbeddingType>,
+    prompt: Option<Prompt>,
+    version: Version,
+    /// None where v1 answers with one bare list of vectors.
+    types: Option<Vec<EmbeddingType>>,
 }
 
 /// How vectors are written.
@@ -42,18 +55,11 @@ const TYPES: [(&str, EmbeddingType); 6] = [
 ];
 
 impl EmbedRequest {
-    /// Reads a body. `input_type` is taken and has no effect: what a model wants before a text is part of the text.
-    pub fn parse(body: &[u8]) -> Result<Self, Problem> {
+    /// Reads a body. `input_type` chooses the package's prompt, and has no effect where it has none for it.
+    pub fn parse(body: &[u8], version: Version) -> Result<Self, Problem> {
         let body: Value =
             serde_json::from_slice(body).map_err(|error| Problem::invalid(format!("the body is not JSON: {error}")))?;
         let body = body.as_object().ok_or_else(|| Problem::invalid("the body is not a JSON object"))?;
-        text(body, "input_type")?;
-        let cut = match text(body, "truncate")? {
-            None | Some("END") => Cut::End,
-            Some("START") => Cut::Start,
-            Some("NONE") => Cut::Never,
-            Some(_) => return Err(Problem::invalid("`truncate` is `NONE`, `START` or `END`")),
-        };
         let dimensions = match body.get("output_dimension") {
             None | Some(Value::Null) => None,
             Some(value) => Some(
@@ -66,15 +72,21 @@ impl EmbedRequest {
         Ok(Self {
             model: text(body, "model")?.map(str::to_owned),
             texts: texts(body)?,
-            cut,
+            cut: prompts::cohere_truncate(body)?,
             dimensions,
-            types: types(body.get("embedding_types"))?,
+            prompt: prompts::input_type(body)?,
+            version,
+            types: match (types(body.get("embedding_types"))?, version) {
+                (None, Version::V2) => Some(vec![EmbeddingType::Float]),
+                (types, _) => types,
+            },
         })
     }
 
     /// The texts for the task.
     pub fn inputs(&self) -> Vec<Input> {
-        self.texts.iter().cloned().map(Input::Text).collect()
+        let input = |text: &String| Input::Text(text.clone()).prompted(self.prompt.as_ref());
+        self.texts.iter().map(input).collect()
     }
 
     /// The reply: every vector in every way that was asked for.
@@ -83,14 +95,21 @@ impl EmbedRequest {
         let written = |&kind: &EmbeddingType| {
             (name(kind).to_owned(), Value::Array(vectors.iter().map(|vector| write(vector, kind)).collect()))
         };
-        let embeddings: Map<String, Value> = self.types.iter().map(written).collect();
+        let (embeddings, response_type) = match &self.types {
+            Some(types) => (types.iter().map(written).collect::<Map<_, _>>().into(), "embeddings_by_type"),
+            None => (written(&EmbeddingType::Float).1, "embeddings_floats"),
+        };
+        let version = match self.version {
+            Version::V1 => "1",
+            Version::V2 => "2",
+        };
         let reply = json!({
             "id": request_id,
             "texts": self.texts,
             "embeddings": embeddings,
-            "response_type": "embeddings_by_type",
+            "response_type": response_type,
             "meta": {
-                "api_version": { "version": "2" },
+                "api_version": { "version": version },
                 "billed_units": { "input_tokens": n_tokens }, "tokens": { "input_tokens": n_tokens },
             },
         });
@@ -118,13 +137,13 @@ fn write(vector: &[f32], kind: EmbeddingType) -> Value {
     }
 }
 
-fn types(asked: Option<&Value>) -> Result<Vec<EmbeddingType>, Problem> {
+fn types(asked: Option<&Value>) -> Result<Option<Vec<EmbeddingType>>, Problem> {
     let error = || {
         let names = TYPES.map(|(name, _)| format!("`{name}`")).join(", ");
         Problem::invalid(format!("`embedding_types` is a list of {names}"))
     };
     let items = match asked {
-        None | Some(Value::Null) => return Ok(vec![EmbeddingType::Float]),
+        None | Some(Value::Null) => return Ok(None),
         Some(asked) => asked.as_array().filter(|items| !items.is_empty()).ok_or_else(error)?,
     };
     let kind = |item: &Value| TYPES.iter().find(|(name, _)| item == name).map(|(_, kind)| *kind).ok_or_else(error);
@@ -135,7 +154,7 @@ fn types(asked: Option<&Value>) -> Result<Vec<EmbeddingType>, Problem> {
             kinds.push(kind);
         }
     }
-    Ok(kinds)
+    Ok(Some(kinds))
 }
 
 /// `texts`, or `inputs` with one text each.
@@ -178,10 +197,12 @@ fn text<'b>(body: &'b Map<String, Value>, name: &str) -> Result<Option<&'b str>,
 
 #[cfg(test)]
 mod tests {
+    use highroad_task::{CutSide, Purpose};
+
     use super::*;
 
     fn parse(body: &Value) -> Result<EmbedRequest, String> {
-        EmbedRequest::parse(body.to_string().as_bytes()).map_err(|problem| problem.message)
+        EmbedRequest::parse(body.to_string().as_bytes(), Version::V2).map_err(|problem| problem.message)
     }
 
     #[test]
@@ -204,8 +225,29 @@ mod tests {
     fn texts_also_come_as_inputs() {
         let inputs = json!([{ "content": [{ "type": "text", "text": "a" }] }]);
         let request = parse(&json!({ "inputs": inputs, "truncate": "START", "input_type": "search_query" })).unwrap();
-        assert_eq!((request.texts.as_slice(), request.cut), (&["a".to_owned()][..], Cut::Start));
-        assert_eq!(request.types, [EmbeddingType::Float]);
+        assert_eq!((request.texts.as_slice(), request.cut), (&["a".to_owned()][..], Truncate::at(CutSide::Start)));
+        assert_eq!(request.types, Some(vec![EmbeddingType::Float]));
+        let prompt = Prompt::For(Purpose::Query);
+        assert_eq!(request.inputs(), [Input::Prompted { text: "a".to_owned(), prompt }]);
+    }
+
+    #[test]
+    fn version_1_answers_with_bare_vectors_unless_types_are_asked_for() {
+        let reply = |body: Value| -> Value {
+            let request = EmbedRequest::parse(body.to_string().as_bytes(), Version::V1).unwrap();
+            serde_json::from_slice(&request.reply("id", &[vec![0.5, -0.25]], 2)).unwrap()
+        };
+        let bare = reply(json!({ "texts": ["a"], "input_type": "clustering" }));
+        assert_eq!(
+            (&bare["embeddings"], &bare["response_type"]),
+            (&json!([[0.5, -0.25]]), &json!("embeddings_floats"))
+        );
+        assert_eq!(bare["meta"]["api_version"]["version"], "1");
+        let typed = reply(json!({ "texts": ["a"], "embedding_types": ["int8"] }));
+        assert_eq!(
+            (&typed["embeddings"], &typed["response_type"]),
+            (&json!({ "int8": [[127, -64]] }), &json!("embeddings_by_type"))
+        );
     }
 
     #[test]
@@ -219,6 +261,10 @@ mod tests {
             (json!({ "texts": ["a"], "truncate": "MIDDLE" }), "`truncate` is `NONE`, `START` or `END`"),
             (json!({ "texts": ["a"], "output_dimension": -1 }), "`output_dimension` is a positive whole number"),
             (json!({ "texts": ["a"], "input_type": 1 }), "`input_type` is a string"),
+            (
+                json!({ "texts": ["a"], "input_type": "query" }),
+                "`input_type` is one of `search_query`, `search_document`, `classification`, `clustering`",
+            ),
             (json!({ "images": ["data:"] }), "`images`: the model reads texts"),
         ] {
             assert_eq!(parse(&body).unwrap_err(), complaint);

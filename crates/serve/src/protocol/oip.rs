@@ -13,12 +13,13 @@ use highroad_package::{Manifest, Task, TaskKind};
 use highroad_service::access::Priority;
 use highroad_service::{Kind, Problem};
 use highroad_task::raw::{DType, Dim, Program, Storage, Tensor, TensorSpec};
-use highroad_task::{Answer, Input};
+use highroad_task::{Answer, Input, Prompt};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::model::row_major_bytes;
-use crate::protocol::rerank;
+use crate::protocol::similarity::Pairs;
+use crate::protocol::{prompts, rerank};
 use crate::revision::{Facts, Stats};
 
 /// The header that says where the JSON ends and binary data begins.
@@ -45,6 +46,8 @@ pub struct InferRequest {
     pub timeout: Option<Duration>,
     /// How urgent the client says it is.
     pub priority: Option<Priority>,
+    /// The package's prompt that goes before texts.
+    prompt: Option<Prompt>,
     inputs: Vec<(String, Contents)>,
     outputs: Vec<Requested>,
     binary_outputs: bool,
@@ -64,6 +67,8 @@ enum Contents {
 pub enum Query {
     /// Texts or images for the task.
     Rows(Vec<Input>),
+    /// Pairs of texts, for a classifier of them or to be compared by an embedder.
+    Pairs(Pairs),
     /// Inputs of the program, in its order.
     Program(Vec<Tensor>),
 }
@@ -161,8 +166,9 @@ impl InferRequest {
             Some(value) => Some(micros(value)?),
         };
         let priority = priority(header.parameters.get("priority"))?;
+        let prompt = prompts::named(&header.parameters)?;
         let binary_outputs = flag(&header.parameters, "binary_data_output")?.unwrap_or(false);
-        Ok(Self { id: header.id, timeout, priority, inputs, outputs, binary_outputs })
+        Ok(Self { id: header.id, timeout, priority, prompt, inputs, outputs, binary_outputs })
     }
 
     /// Whether it is about texts, and not about tensors.
@@ -174,19 +180,42 @@ impl InferRequest {
         // No PNG and no JPEG is UTF-8: both begin with a byte that is not.
         let name = if std::str::from_utf8(body).is_ok() { TEXT } else { IMAGE };
         let inputs = vec![(name.to_owned(), Contents::Bytes(vec![body.to_vec()]))];
-        Self { id: None, timeout: None, priority: None, inputs, outputs: Vec::new(), binary_outputs: true }
+        Self {
+            id: None,
+            timeout: None,
+            priority: None,
+            prompt: None,
+            inputs,
+            outputs: Vec::new(),
+            binary_outputs: true,
+        }
     }
 
     /// Splits the request into what it asks of a model with these inputs and how it wants the answer.
     pub fn query(self, specs: &[TensorSpec]) -> Result<(Query, Wanted), Problem> {
-        let Self { id, inputs, outputs, binary_outputs, .. } = self;
-        Ok((query(inputs, specs)?, Wanted { id, outputs, binary_outputs }))
+        let Self { id, inputs, outputs, binary_outputs, prompt, .. } = self;
+        let query = query(inputs, specs)?.prompted(prompt)?;
+        Ok((query, Wanted { id, outputs, binary_outputs }))
+    }
+}
+
+impl Query {
+    fn prompted(self, prompt: Option<Prompt>) -> Result<Self, Problem> {
+        let is_text = |rows: &[Input]| rows.iter().all(|row| matches!(row, Input::Text(_)));
+        match (self, prompt) {
+            (query, None) => Ok(query),
+            (Self::Pairs(pairs), prompt) => Ok(Self::Pairs(Pairs { prompt, ..pairs })),
+            (Self::Rows(rows), prompt) if is_text(&rows) => {
+                Ok(Self::Rows(rows.into_iter().map(|row| row.prompted(prompt.as_ref())).collect()))
+            }
+            _ => Err(invalid(format!("parameter `prompt_name` goes with the input `{TEXT}` of a model that embeds"))),
+        }
     }
 }
 
 fn query(mut inputs: Vec<(String, Contents)>, specs: &[TensorSpec]) -> Result<Query, Problem> {
-    if let Some(rows) = pairs(&mut inputs)? {
-        return Ok(Query::Rows(rows));
+    if let Some(query) = pairs(&mut inputs)? {
+        return Ok(query);
     }
     if let [(name, contents @ (Contents::Texts(_) | Contents::Bytes(_)))] = inputs.as_mut_slice()
         && (name == TEXT || name == IMAGE)
@@ -219,7 +248,7 @@ fn query(mut inputs: Vec<(String, Contents)>, specs: &[TensorSpec]) -> Result<Qu
 }
 
 /// Two texts side by side: `text` and `text_pair`, row by row, or one `query` beside each of `documents`.
-fn pairs(inputs: &mut [(String, Contents)]) -> Result<Option<Vec<Input>>, Problem> {
+fn pairs(inputs: &mut [(String, Contents)]) -> Result<Option<Query>, Problem> {
     inputs.sort_by(|(left, _), (right, _)| left.cmp(right));
     let (first, second, is_query) = match inputs {
         [(documents, seconds), (query, firsts)] if documents == DOCUMENTS && query == QUERY => (firsts, seconds, true),
@@ -248,8 +277,12 @@ fn pairs(inputs: &mut [(String, Contents)]) -> Result<Option<Vec<Input>>, Proble
         }
         firsts = vec![firsts.remove(0); seconds.len()];
     }
+    let pairs = firsts.into_iter().zip(seconds);
     let pair = |(query, document)| Input::Pair { query, document };
-    Ok(Some(firsts.into_iter().zip(seconds).map(pair).collect()))
+    Ok(Some(match is_query {
+        true => Query::Rows(pairs.map(pair).collect()),
+        false => Query::Pairs(Pairs { pairs: pairs.map(|(first, second)| [first, second]).collect(), prompt: None }),
+    }))
 }
 
 fn texts(contents: &mut Contents) -> Result<Vec<Input>, Problem> {
@@ -550,6 +583,13 @@ impl Contents {
     }
 }
 
+/// The output of an embedder that compared pairs: `similarity`, the cosine of each.
+pub fn similarity_output(cosines: &[f32]) -> Output {
+    let bytes = cosines.iter().flat_map(|cosine| cosine.to_le_bytes()).collect();
+    let data = OutputData::Elements(DType::F32, bytes);
+    Output { name: "similarity".to_owned(), shape: vec![cosines.len()], data }
+}
+
 /// The outputs of a task's answers: `label` and `scores`, `embedding`, or `relevance` and `logit`.
 pub fn task_outputs(task: &TaskKind, answers: &[Answer]) -> Vec<Output> {
     let n_rows = answers.len();
@@ -782,7 +822,9 @@ pub fn model_metadata(name: &str, facts: &Facts, manifest: &Manifest, program: &
 fn task_input_specs(task: &Task) -> &'static [(&'static str, &'static str, &'static [i64])] {
     match task.kind {
         TaskKind::Rerank => &[(QUERY, "BYTES", &[1]), (DOCUMENTS, "BYTES", &[-1])],
-        TaskKind::Classify { pairs: true, .. } => &[(TEXT, "BYTES", &[-1]), (TEXT_PAIR, "BYTES", &[-1])],
+        TaskKind::Classify { pairs: true, .. } | TaskKind::Embed { .. } => {
+            &[(TEXT, "BYTES", &[-1]), (TEXT_PAIR, "BYTES", &[-1])]
+        }
         TaskKind::Tensors => &[],
         _ if task.image.is_some() => &[(IMAGE, "BYTES", &[-1])],
         _ => &[(TEXT, "BYTES", &[-1])],
@@ -795,7 +837,7 @@ pub(crate) fn task_output_specs(task: &TaskKind) -> Vec<(&'static str, &'static 
         TaskKind::Classify { .. } | TaskKind::Recommend { .. } => {
             vec![("label", "BYTES", &[-1]), ("scores", "FP32", &[-1, -1])]
         }
-        TaskKind::Embed { .. } => vec![("embedding", "FP32", &[-1, -1])],
+        TaskKind::Embed { .. } => vec![("embedding", "FP32", &[-1, -1]), ("similarity", "FP32", &[-1])],
         _ => Vec::new(),
     }
 }
@@ -922,7 +964,7 @@ mod tests {
     fn rows(query: Query) -> Vec<Input> {
         match query {
             Query::Rows(rows) => rows,
-            Query::Program(_) => panic!("not rows"),
+            Query::Pairs(_) | Query::Program(_) => panic!("not rows"),
         }
     }
 

@@ -7,12 +7,13 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use highroad_package::{ANY_LABEL, TaskKind};
 use highroad_service::{Kind, Problem};
-use highroad_task::{Answer, Input};
+use highroad_task::{Answer, Input, Truncate};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use crate::budget;
 use crate::error::AskError;
+use crate::protocol::prompts;
 use crate::revision::Facts;
 
 /// A refused request in OpenAI's words.
@@ -81,6 +82,8 @@ pub struct EmbeddingsRequest {
     pub encoding: Encoding,
     /// Width the client asks for.
     pub dimensions: Option<u64>,
+    /// What happens to texts that are too long.
+    pub cut: Truncate,
 }
 
 /// How vectors are written.
@@ -112,9 +115,10 @@ impl EmbeddingsRequest {
         };
         Ok(Self {
             model: required_text(&body, "model")?.to_owned(),
-            inputs: embedding_inputs(&body)?,
+            inputs: prompted_inputs(&body)?,
             encoding,
             dimensions,
+            cut: prompts::truncate(&body)?,
         })
     }
 }
@@ -124,8 +128,13 @@ pub fn inputs(body: &Value) -> Result<Vec<Input>, Refused> {
     let body = body.as_object().ok_or_else(|| Refused::from(Problem::invalid("the body is not a JSON object")))?;
     match body.get("input").and_then(|input| input.get(0)) {
         Some(Value::Object(_)) => moderation_inputs(body),
-        _ => embedding_inputs(body),
+        _ => prompted_inputs(body),
     }
+}
+
+fn prompted_inputs(body: &Map<String, Value>) -> Result<Vec<Input>, Refused> {
+    let prompt = prompts::beside_openai(body)?;
+    Ok(embedding_inputs(body)?.into_iter().map(|input| input.prompted(prompt.as_ref())).collect())
 }
 
 fn embedding_inputs(body: &Map<String, Value>) -> Result<Vec<Input>, Refused> {

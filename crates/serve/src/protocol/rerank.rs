@@ -5,7 +5,7 @@
 
 use highroad_service::{Kind, Problem};
 use highroad_task::vector::cosine;
-use highroad_task::{Answer, Cut, Input, Ranked, ranked};
+use highroad_task::{Answer, Input, Prompt, Purpose, Ranked, Truncate, ranked};
 use serde_json::{Map, Value, json};
 
 use crate::protocol::tei::{self, ErrorType};
@@ -39,7 +39,7 @@ pub struct RerankRequest {
     /// Whether their texts are returned too.
     pub with_texts: bool,
     /// What happens to pairs that are too long.
-    pub cut: Cut,
+    pub cut: Truncate,
     /// How it is answered.
     pub dialect: Dialect,
 }
@@ -65,7 +65,7 @@ impl RerankRequest {
         };
         let cut = match dialect {
             Dialect::Tei { .. } => tei::cut(body).map_err(|refused| refused.problem)?,
-            Dialect::Cohere(_) => Cut::End,
+            Dialect::Cohere(_) => Truncate::default(),
         };
         let query = text(body, "query")?.ok_or_else(|| Problem::invalid("`query` is missing"))?;
         if query.is_empty() {
@@ -96,7 +96,7 @@ impl RerankRequest {
 
     /// The query and then each document by itself, for a member that embeds.
     pub fn texts(&self) -> Vec<Input> {
-        std::iter::once(&self.query).chain(&self.documents).map(|text| Input::Text(text.clone())).collect()
+        sides(self.query.clone(), self.documents.iter().cloned())
     }
 
     /// The reply: the best documents, best first, by a reranker's answers to the pairs or an embedder's to the texts.
@@ -135,6 +135,13 @@ impl RerankRequest {
         }
         entry
     }
+}
+
+/// A query and documents as an embedder is asked them, each with the prompt that is for it.
+pub(crate) fn sides(query: String, documents: impl Iterator<Item = String>) -> Vec<Input> {
+    let asked = |text, purpose| Input::Prompted { text, prompt: Prompt::For(purpose) };
+    let documents = documents.map(|document| asked(document, Purpose::Document));
+    std::iter::once(asked(query, Purpose::Query)).chain(documents).collect()
 }
 
 /// Documents by the cosine of their vector and the query's, best first; those of one cosine in the order sent.

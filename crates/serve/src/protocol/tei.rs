@@ -3,14 +3,15 @@
 //! A TEI server has one model, and clients name it by the server's address; so every route also exists below `/tei/{model}`.
 //! Bodies may carry fields that are not known here; known fields of a wrong type are errors that name them.
 
-use highroad_package::{Manifest, TaskKind};
+use highroad_package::{Manifest, TaskKind, Truncation};
 use highroad_service::{Kind, Problem};
 use highroad_task::vector::{cosine, unit};
-use highroad_task::{Answer, Cut, Input, Piece, Special, TaskError};
+use highroad_task::{Answer, CutSide, Input, Piece, Prompt, Special, TaskError, Truncate};
 use serde_json::{Map, Value, json};
 
 use crate::config::RequestLimits;
 use crate::error::AskError;
+use crate::protocol::prompts;
 use crate::revision::Facts;
 
 /// What sort of error, in TEI's words.
@@ -95,7 +96,7 @@ pub struct EmbedRequest {
     /// What to embed.
     pub inputs: Vec<Input>,
     /// What happens to texts that are too long.
-    pub cut: Cut,
+    pub cut: Truncate,
     /// Whether the vectors are scaled to length 1.
     pub normalize: bool,
     /// Width the client asks for.
@@ -111,7 +112,11 @@ impl EmbedRequest {
             Some(Value::Array(items)) => embed_inputs(items).ok_or_else(|| Refused::validation(SHAPES))?,
             _ => return Err(Refused::validation(SHAPES)),
         };
-        body.refuse_prompts()?;
+        let prompt = body.prompt()?;
+        if prompt.is_some() && inputs.iter().any(|input| matches!(input, Input::Tokens(_))) {
+            return Err(Refused::validation("`prompt_name` goes with texts, not with token ids"));
+        }
+        let inputs = inputs.into_iter().map(|input| input.prompted(prompt.as_ref())).collect();
         Ok(Self {
             inputs: not_empty(inputs, "inputs")?,
             cut: cut(&body.0)?,
@@ -156,7 +161,7 @@ pub struct PredictRequest {
     /// What to judge.
     pub inputs: Vec<Input>,
     /// What happens to texts that are too long.
-    pub cut: Cut,
+    pub cut: Truncate,
     /// What the client says makes scores of logits, where it says so.
     function: Option<ScoreFunction>,
     is_batch: bool,
@@ -249,7 +254,7 @@ pub struct SimilarityRequest {
     /// The sentence that is compared, before those it is compared with.
     pub inputs: Vec<Input>,
     /// What happens to texts that are too long.
-    pub cut: Cut,
+    pub cut: Truncate,
 }
 
 impl SimilarityRequest {
@@ -262,9 +267,10 @@ impl SimilarityRequest {
         let sentences = inputs.get("sentences").and_then(Value::as_array).ok_or_else(error)?;
         let texts: Option<Vec<&str>> = sentences.iter().map(Value::as_str).collect();
         let texts = not_empty(texts.ok_or_else(error)?, "inputs.sentences")?;
-        body.refuse_prompts()?;
+        let prompt = body.prompt()?;
         let cut = cut(body.parameters()?.unwrap_or(&body.0))?;
-        Ok(Self { inputs: [source].into_iter().chain(texts).map(|text| Input::Text(text.to_owned())).collect(), cut })
+        let input = |text: &str| Input::Text(text.to_owned()).prompted(prompt.as_ref());
+        Ok(Self { inputs: [source].into_iter().chain(texts).map(input).collect(), cut })
     }
 
     /// The reply: the cosine between the source sentence and each of the others.
@@ -284,6 +290,8 @@ pub struct TokenizeRequest {
     pub inputs: Vec<String>,
     /// Whether special tokens are put around them.
     pub special: Special,
+    /// What goes before them; nothing unless told, so that tokens are those of the text.
+    pub prompt: Option<Prompt>,
 }
 
 impl TokenizeRequest {
@@ -297,12 +305,12 @@ impl TokenizeRequest {
             }
             _ => return Err(error()),
         };
-        body.refuse_prompts()?;
+        let prompt = body.prompt()?;
         let special = match flag(&body.0, "add_special_tokens")?.unwrap_or(true) {
             true => Special::Kept,
             false => Special::Dropped,
         };
-        Ok(Self { inputs: not_empty(inputs, "inputs")?, special })
+        Ok(Self { inputs: not_empty(inputs, "inputs")?, special, prompt })
     }
 
     /// The reply: the tokens of each text.
@@ -417,27 +425,24 @@ impl Body {
         self.0.get("inputs").is_some_and(|inputs| inputs.get("source_sentence").is_some())
     }
 
-    // A package has no prompts: what a model wants before a text is part of the text, here and in its golden set.
-    fn refuse_prompts(&self) -> Result<(), Refused> {
-        let named = |of: &Map<String, Value>| of.get("prompt_name").is_some_and(|name| !name.is_null());
-        if named(&self.0) || self.parameters()?.is_some_and(named) {
-            return Err(Refused::validation(
-                "`prompt_name`: the model has no prompts; put what it wants before the text",
-            ));
+    /// The prompt that the body names, or its `parameters`, where the Hugging Face client puts it.
+    fn prompt(&self) -> Result<Option<Prompt>, Refused> {
+        match prompts::named(&self.0)? {
+            Some(prompt) => Ok(Some(prompt)),
+            None => Ok(self.parameters()?.map(prompts::named).transpose()?.flatten()),
         }
-        Ok(())
     }
 }
 
-/// What `truncate` and `truncation_direction` of a body mean. Texts that are too long are cut unless `truncate` is false.
-pub(crate) fn cut(body: &Map<String, Value>) -> Result<Cut, Refused> {
-    let direction = match body.get("truncation_direction") {
-        None | Some(Value::Null) => Cut::End,
-        Some(Value::String(side)) if side.eq_ignore_ascii_case("right") => Cut::End,
-        Some(Value::String(side)) if side.eq_ignore_ascii_case("left") => Cut::Start,
+/// What `truncate` and `truncation_direction` of a body mean; what they leave open the package says.
+pub(crate) fn cut(body: &Map<String, Value>) -> Result<Truncate, Refused> {
+    let side = match body.get("truncation_direction") {
+        None | Some(Value::Null) => None,
+        Some(Value::String(side)) if side.eq_ignore_ascii_case("right") => Some(CutSide::End),
+        Some(Value::String(side)) if side.eq_ignore_ascii_case("left") => Some(CutSide::Start),
         Some(_) => return Err(Refused::validation("`truncation_direction` is `left` or `right`")),
     };
-    Ok(if flag(body, "truncate")? == Some(false) { Cut::Never } else { direction })
+    Ok(Truncate { allowed: flag(body, "truncate")?, side })
 }
 
 /// `GET /info`
@@ -459,9 +464,12 @@ pub fn info(facts: &Facts, manifest: &Manifest, max_tokens: usize, limits: &Requ
         "model_id": facts.version, "model_sha": facts.package.hex(), "served_model_name": facts.member,
         "model_dtype": "float32", "model_type": model_type,
         "max_concurrent_requests": limits.inputs, "max_input_length": max_tokens, "max_batch_tokens": limits.tokens,
-        "max_batch_requests": null, "max_client_batch_size": limits.inputs, "auto_truncate": true,
+        "max_batch_requests": null, "max_client_batch_size": limits.inputs, "auto_truncate": manifest.task.truncation != Truncation::Error,
         "tokenization_workers": 1, "version": env!("CARGO_PKG_VERSION"), "sha": null, "docker_label": null,
-        "highroad": { "task": manifest.task.kind, "facts": facts },
+        "highroad": {
+            "task": manifest.task.kind, "facts": facts, "limits": limits, "prompts": manifest.task.prompts,
+            "default_prompt_name": manifest.task.default_prompt_name, "truncation": manifest.task.truncation,
+        },
     })
 }
 
@@ -525,7 +533,7 @@ mod tests {
             (json!([[1], "b"]), vec![Input::Tokens(vec![1]), text("b")]),
         ] {
             let request = embed(json!({ "inputs": inputs, "extra": 1 })).unwrap();
-            assert_eq!((request.inputs, request.cut, request.normalize), (expected, Cut::End, true));
+            assert_eq!((request.inputs, request.cut, request.normalize), (expected, Truncate::default(), true));
         }
     }
 
@@ -540,7 +548,8 @@ mod tests {
             (json!({ "inputs": "a", "normalize": 1 }), 422, "`normalize` is true or false"),
             (json!({ "inputs": "a", "dimensions": 0 }), 422, "`dimensions` is a positive"),
             (json!({ "inputs": "a", "truncation_direction": "up" }), 422, "`truncation_direction` is"),
-            (json!({ "inputs": "a", "prompt_name": "query" }), 422, "`prompt_name`: the model has no prompts"),
+            (json!({ "inputs": "a", "prompt_name": 1 }), 422, "`prompt_name` is a string"),
+            (json!({ "inputs": [1], "prompt_name": "query" }), 422, "`prompt_name` goes with texts"),
         ] {
             let (found, message) = embed(request.clone()).unwrap_err();
             assert!(found == status && message.starts_with(complaint), "{request}: {found} {message}");
@@ -551,15 +560,30 @@ mod tests {
     }
 
     #[test]
+    fn a_prompt_is_named_beside_the_inputs_or_in_the_parameters() {
+        let asked = |text: &str| self::text(text).prompted(Some(&Prompt::Named("q".to_owned())));
+        assert_eq!(embed(json!({ "inputs": ["a"], "prompt_name": "q" })).unwrap().inputs, [asked("a")]);
+        let inputs = json!({ "source_sentence": "s", "sentences": ["a"] });
+        let request = body(json!({ "inputs": inputs, "parameters": { "prompt_name": "q" } }));
+        assert_eq!(SimilarityRequest::parse(&request).unwrap().inputs, [asked("s"), asked("a")]);
+        let tokenize = TokenizeRequest::parse(&body(json!({ "inputs": "a", "prompt_name": "q" }))).unwrap();
+        assert_eq!(tokenize.prompt, Some(Prompt::Named("q".to_owned())));
+    }
+
+    #[test]
     fn texts_are_cut_where_the_client_says() {
         let found = |more: Value| {
             let mut request = json!({ "inputs": "a" });
             request.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
             embed(request).unwrap().cut
         };
-        assert_eq!(found(json!({ "truncation_direction": "Right" })), Cut::End);
-        assert_eq!(found(json!({ "truncate": true, "truncation_direction": "left" })), Cut::Start);
-        assert_eq!(found(json!({ "truncate": false, "truncation_direction": "Left" })), Cut::Never);
+        assert_eq!(
+            found(json!({ "truncation_direction": "Right" })),
+            Truncate { allowed: None, side: Some(CutSide::End) }
+        );
+        let left = json!({ "truncate": true, "truncation_direction": "left" });
+        assert_eq!(found(left), Truncate::at(CutSide::Start));
+        assert_eq!(found(json!({ "truncate": false })), Truncate::NEVER);
     }
 
     #[test]

@@ -52,6 +52,7 @@ fn member(config: &MemberConfig) -> Value {
         "queue_rows": config.batching.queue_rows,
         "queue_timeout_ms": milliseconds(config.queue_timeout),
         "cache": config.cache,
+        "limits": config.limits,
         "monitor": config.monitor,
     })
 }

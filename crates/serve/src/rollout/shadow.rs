@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use highroad_service::trace::Current;
 use highroad_task::raw::Tensor;
-use highroad_task::{Answer, Cut, Engine, Input, Prepared, TaskError};
+use highroad_task::{Answer, Engine, Input, Prepared, TaskError, Truncate};
 use metrics::{counter, gauge, histogram};
 
 use crate::revision::{Revision, size_bytes};
@@ -47,7 +47,7 @@ pub(crate) struct Job {
     pub(crate) answered: Side,
     pub(crate) request_id: String,
     pub(crate) inputs: Vec<Input>,
-    pub(crate) cut: Cut,
+    pub(crate) cut: Truncate,
     pub(crate) answers: Vec<Answer>,
     pub(crate) live: Duration,
     /// What the answer was a part of.
@@ -194,8 +194,9 @@ fn labels(stable: &[Answer], candidate: &[Answer]) -> Option<[String; 2]> {
     Some([stable.label()?.into_owned(), candidate.label()?.into_owned()])
 }
 
-fn ask(revision: &Revision, inputs: &[Input], cut: Cut) -> Result<(Vec<Answer>, usize), TaskError> {
+fn ask(revision: &Revision, inputs: &[Input], asked: Truncate) -> Result<(Vec<Answer>, usize), TaskError> {
     let predictor = revision.predictor();
+    let cut = predictor.cut(asked);
     let prepared =
         inputs.iter().map(|input| predictor.prepare_cut(input, cut)).collect::<Result<Vec<Prepared>, _>>()?;
     let n_tokens = prepared.iter().map(Prepared::n_tokens).sum();

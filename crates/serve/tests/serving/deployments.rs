@@ -225,6 +225,11 @@ async fn a_way_back_that_would_not_serve_is_told_while_there_is_time() {
     eventually(async || way_back().is_some()).await;
     let found = way_back().unwrap();
     assert!(found.evidence.is_none() && found.failure.as_ref().unwrap().contains("no verdict"), "{found:?}");
+    let fires = async || {
+        let alerts: Value = rig.get("/v1/highroad/alerts").await.json().await.unwrap();
+        alerts["alerts"].as_array().unwrap().iter().any(|alert| alert["alert"] == "no_way_back")
+    };
+    eventually(fires).await;
     assert_eq!(rig.get("/ready").await.status(), 200);
 }
 

@@ -256,6 +256,10 @@ impl Engine for Through {
 }
 
 impl Model for Through {
+    fn has_prompts(&self) -> bool {
+        !self.predictor.manifest().task.prompts.is_empty()
+    }
+
     fn package(&self) -> Digest {
         self.predictor.digest()
     }

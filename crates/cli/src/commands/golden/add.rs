@@ -46,6 +46,9 @@ pub struct Args {
     /// A document; may be given again.
     #[arg(long, value_name = "TEXT", requires = "query")]
     document: Vec<String>,
+    /// The prompt of what is embedded, by its name in the package.
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["text", "image", "from_request", "json"])]
+    prompt_name: Option<String>,
     /// A served request that becomes a case; its input is checked against the bits of the answer.
     #[arg(long, value_name = "REQUEST_ID", requires = "input", conflicts_with_all = ["text", "image", "a", "query", "json"])]
     from_request: Option<String>,
@@ -119,6 +122,9 @@ impl Args {
         case["slices"] = json!(self.slice);
         case["tags"] = json!(self.tag);
         case["provenance"] = json!(facts);
+        if let Some(name) = &self.prompt_name {
+            case["prompt_name"] = json!(name);
+        }
         if let Some(source) = &self.source {
             case["source"] = json!(source);
         }
@@ -160,7 +166,7 @@ fn of_image(image: &Path, golden: &Path) -> anyhow::Result<Value> {
 
 fn from_served(input: &Input) -> anyhow::Result<Value> {
     match input {
-        Input::Text(text) => Ok(json!({"text": text})),
+        Input::Text(text) | Input::Prompted { text, .. } => Ok(json!({"text": text})),
         Input::Tokens(ids) => Ok(json!({"tokens": ids})),
         Input::Image(_) => Ok(serde_json::to_value(input)?),
         Input::Pair { .. } => {

@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::{Context as _, bail};
 use highroad_serve::index::lance::{Survey, Surveyed};
 use highroad_serve::index::{Document, IndexError, MAX_DOCUMENT_BYTES};
-use highroad_task::{Answer, Input, Predictor};
+use highroad_task::{Answer, Input, Predictor, Prompt, Purpose};
 
 use crate::progress;
 
@@ -92,7 +92,8 @@ fn embed_some(
     documents: &[Document],
     add: &mut impl FnMut(&Document, &[f32]) -> anyhow::Result<()>,
 ) -> anyhow::Result<usize> {
-    let prepare = |document: &Document| predictor.prepare(&Input::Text(document.text.clone()));
+    let input = |text: &String| Input::Prompted { text: text.clone(), prompt: Prompt::For(Purpose::Document) };
+    let prepare = |document: &Document| predictor.prepare(&input(&document.text));
     let prepared = documents.iter().map(prepare).collect::<Result<Vec<_>, _>>()?;
     let n_truncated = prepared.iter().filter(|prepared| prepared.truncated()).count();
     for (document, answer) in documents.iter().zip(predictor.predict_prepared(&prepared)?) {

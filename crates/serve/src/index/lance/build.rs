@@ -362,7 +362,8 @@ fn put(query: &[f32], own: i64, rows: &Answered, nearest: &mut Vec<(f32, i64)>) 
 /// The same documents by the same package have one key.
 fn key(plan: &Plan) -> String {
     let Plan { embedder, dimensions, surveyed, .. } = plan;
-    let text = format!("{} {dimensions} {} {}", embedder.package, surveyed.n_documents, surveyed.documents);
+    let Embedder { package, prompt, .. } = embedder;
+    let text = format!("{package} {prompt:?} {dimensions} {} {}", surveyed.n_documents, surveyed.documents);
     Digest::of(text.as_bytes()).hex()[..16].to_owned()
 }
 

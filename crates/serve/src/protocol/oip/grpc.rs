@@ -11,6 +11,7 @@ use super::{
     Contents, HeaderInput, HeaderOutput, InferRequest, Output, OutputData, Wanted, dtype, invalid, micros,
     model_metadata, priority, select, server_metadata, version,
 };
+use crate::protocol::prompts;
 use crate::revision::Facts;
 
 /// The messages and the service, made of `proto/open_inference.proto`.
@@ -52,12 +53,13 @@ pub fn infer_request(message: ModelInferRequest) -> Result<(InferRequest, Form),
         .collect::<Result<Vec<_>, Problem>>()?;
     let parameters = json_parameters(parameters);
     let priority = priority(parameters.get("priority"))?;
+    let prompt = prompts::named(&parameters)?;
     let timeout = match parameters.get("timeout") {
         None => None,
         Some(value) => Some(micros(value)?),
     };
     let id = Some(id).filter(|id| !id.is_empty());
-    Ok((InferRequest { id, timeout, priority, inputs, outputs, binary_outputs: true }, form))
+    Ok((InferRequest { id, timeout, priority, prompt, inputs, outputs, binary_outputs: true }, form))
 }
 
 fn read_input(input: InferInputTensor, raw: Option<Vec<u8>>) -> Result<(String, Contents), Problem> {
