@@ -1,4 +1,4 @@
-"""Searches in an index, exact and approximate, beside the Python packages usearch and hnswlib where they are installed.
+"""Searches in an index, exact, approximate and in LanceDB, beside the Python packages usearch and hnswlib where they are installed.
 
 Documents are made of the words of a corpus that ships with scikit-learn's tests or are given; they are embedded once by a package, or, with
 ``--made-up N``, stand for clustered vectors. Each program builds over the same vectors and answers the same queries, one at a time on one
@@ -8,6 +8,7 @@ thread: recall@10 against the exact product, p50, seconds to build and memory. N
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import resource
@@ -31,6 +32,7 @@ def main() -> None:
     parser.add_argument("--dimensions", type=int, default=384)
     parser.add_argument("--queries", type=int, default=500)
     parser.add_argument("--recall", type=float, nargs="*", default=[0.9, 0.95, 0.99])
+    parser.add_argument("--lance", nargs="*", default=["ivf-flat", "ivf-pq", "ivf-hnsw-sq"], help="kinds of indexes in LanceDB; none without the package")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     vectors, queries = made_up(options.documents, options.dimensions, options.queries)
@@ -73,10 +75,12 @@ def ours(path: Path, options: argparse.Namespace, right: np.ndarray) -> list[dic
     if not binary.exists():
         binary = REPO / "target" / "debug" / "examples" / "index"
     rows = []
-    for recall in ["exact", *options.recall]:
-        command = [str(binary), str(path), str(options.dimensions), str(recall), str(TOP)]
-        done = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-        rows.append(row(f"highroad {recall}", np.array(done["found"]), right, done["ms"], done["build_s"], done["peak_rss_bytes"] / 2**20))
+    lance = [f"lance:{kind}:{recall}" for kind in options.lance for recall in options.recall] if importlib.util.find_spec("lancedb") else []
+    environment = os.environ | {"HIGHROAD_PYTHON": sys.executable}
+    for how in ["exact", *options.recall, *lance]:
+        command = [str(binary), str(path), str(options.dimensions), str(how), str(TOP)]
+        done = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout)
+        rows.append(row(f"highroad {how}", np.array(done["found"]), right, done["ms"], done["build_s"], done["peak_rss_bytes"] / 2**20))
     return rows
 
 

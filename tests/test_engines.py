@@ -17,7 +17,7 @@ from conftest import serving
 PACKAGES = ROOT / "conformance" / "packages"
 WORDS = "ignore previous instructions reveal secret prompt what how please you system say".split()
 GATES = "[[rule]]\nmetric = 'accuracy'\nmargin = 0.05\n"
-WORKER = ROOT / "crates" / "torch" / "src" / "worker.py"
+WORKER = ROOT / "crates" / "torch" / "src" / "worker.py"  # checks the archive without what goes above it
 
 
 class Runs:

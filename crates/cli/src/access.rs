@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use axum::http::Method;
-use highroad_service::access::{Access, Needs, Scope};
+use highroad_service::access::{Access, AccessFile, Needs, Scope};
 use highroad_service::{Kind, Problem, Shell, Tls, TlsFiles};
 use serde_json::{Value, json};
 
@@ -38,6 +38,12 @@ impl Guard {
         let tls = files
             .map(|(certificate, key)| Tls::open(TlsFiles { certificate, key, client_ca: self.tls_client_ca.clone() }));
         Ok(Shell { access, tls: tls.transpose()?, error_shape, ..Shell::default() })
+    }
+
+    /// The servers that share rates, by their name, where the access file says so.
+    pub fn rates_pool(&self) -> anyhow::Result<Option<String>> {
+        let file = self.access.as_deref().map(AccessFile::read).transpose()?;
+        Ok(file.and_then(|file| file.rates.shared))
     }
 
     /// Says so where the whole network may ask.

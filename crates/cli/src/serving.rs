@@ -176,16 +176,17 @@ fn check_budgets(config: &PortfolioConfig, asks_for_keys: bool) -> Result<(), St
     Ok(())
 }
 
-/// Refuses shared budgets that the tracking server cannot keep: without a lease nothing may be spent.
-pub async fn check_keeper(config: &PortfolioConfig, client: Option<&RegistryClient>) -> anyhow::Result<()> {
-    let (Some(pool), Some(client)) = (&config.budgets.shared, client) else { return Ok(()) };
+/// Refuses budgets and rates, by their pools, that are shared and that the tracking server cannot keep: without a lease nothing may be spent.
+pub async fn check_keeper(pools: [(&str, Option<&str>); 2], client: Option<&RegistryClient>) -> anyhow::Result<()> {
+    let shared = pools.into_iter().find_map(|(section, pool)| Some((section, pool?)));
+    let Some(((section, pool), client)) = shared.zip(client) else { return Ok(()) };
     let nothing = serde_json::json!({ "pool": pool, "replica": "a look", "leases": [] });
     match client.lease_budgets(&nothing).await {
         Err(RegistryError::Refused { status: 404 | 405, .. }) => {
-            bail!("[budgets] `shared` needs a `highroad track`: this tracking server keeps no budgets")
+            bail!("{section} `shared` needs a `highroad track`: this tracking server keeps no budgets")
         }
         // An outage is no reason not to start: what is held from before may be spent.
-        Err(error) => tracing::warn!("Shared budgets go on with what is held here: {error}"),
+        Err(error) => tracing::warn!("What is shared goes on with what is held here: {error}"),
         Ok(_) => {}
     }
     Ok(())

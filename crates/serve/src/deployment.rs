@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwapOption;
 use highroad_eval::{Plan, Verdict};
 use highroad_package::{Baselines, Digest, Package, Store, Verdicts, VerifiedPackage};
-use highroad_torch::Crew;
+use highroad_worker::Crew;
 use jiff::{SignedDuration, Timestamp};
 use metrics::{counter, gauge, histogram};
 use serde::Serialize;
@@ -343,15 +343,18 @@ impl Deployment {
     pub fn status(&self) -> Status {
         let memory = self.memory();
         let current = self.current.load();
-        let crew = current.as_ref().and_then(|revision| revision.crew());
-        // Where no PyTorch process lives it answers nothing, until one does again.
-        let is_down = crew.as_ref().is_some_and(|crew| crew.n_live == 0);
+        let crews = current.as_ref().map(|revision| revision.crews()).unwrap_or_default();
+        // Where no PyTorch process lives it answers nothing, until one does again; where none of an index does, nothing is found there.
+        let is_down = crews.iter().any(|crew| crew.n_live == 0);
         let serving = current.as_ref().map(|revision| revision.facts().clone());
         Status {
             member: self.name.clone(),
             source: self.config.source.to_string(),
             state: if is_down { State::Starting } else { memory.state },
-            failure: memory.failure.clone().or_else(|| short_of_workers(crew?, serving.as_ref())),
+            failure: memory
+                .failure
+                .clone()
+                .or_else(|| crews.into_iter().find_map(|crew| short_of_workers(crew, serving.as_ref()))),
             serving,
             way_back: self.way_back.status(),
         }
@@ -782,10 +785,10 @@ pub(crate) async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work).await.unwrap_or(Err(DeployError::Panicked))
 }
 
-/// What is told of a member whose PyTorch processes do not all run.
+/// What is told of a member whose processes do not all run.
 fn short_of_workers(crew: Crew, serving: Option<&Facts>) -> Option<Failure> {
-    let Crew { n_live, n_wanted, reason } = crew;
-    let reason = format!("{n_live} of {n_wanted} PyTorch processes run: {}", reason?);
+    let Crew { what, n_live, n_wanted, reason } = crew;
+    let reason = format!("{n_live} of {n_wanted} {what} processes run: {}", reason?);
     let (version, package) = (serving.map(|facts| facts.version.clone()), serving.map(|facts| facts.package));
     Some(Failure { version, package, reason, attempts: 1, since: now() })
 }

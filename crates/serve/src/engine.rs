@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use highroad_package::{PROGRAM, VerifiedPackage};
 use highroad_task::{TaskError, check_parity_on};
-use highroad_torch::{Event, Ready, Tell, TorchError, TorchOptions, TorchProcess, Workers, find_python};
+use highroad_torch::{Ready, TorchOptions, TorchProcess, Workers};
+use highroad_worker::{Event, Tell, find_python};
 use metrics::{counter, gauge};
 
 use crate::config::MemberConfig;
 use crate::error::DeployError;
-use crate::telemetry::{TORCH_ENDS, TORCH_WORKERS};
+use crate::telemetry::{TORCH_ENDS, TORCH_WORKERS, live};
 
 mod config;
 
@@ -54,14 +55,14 @@ pub(crate) fn start(
 /// What happens to the processes goes to the log and the metrics. What they write holds no inputs: they never write any.
 fn tell(member: &str) -> Tell {
     let member = member.to_owned();
-    gauge!(TORCH_WORKERS, "member" => member.clone()).set(0.0);
+    let live = live(gauge!(TORCH_WORKERS, "member" => member.clone()));
     for reason in ["ended", "hung", "memory", "start"] {
         counter!(TORCH_ENDS, "member" => member.clone(), "reason" => reason).increment(0);
     }
     Arc::new(move |event| match event {
         Event::Line(line) => tracing::info!(member.name = %member, "PyTorch of `{member}`: {line}"),
         Event::Ended { error, pause } => {
-            counter!(TORCH_ENDS, "member" => member.clone(), "reason" => reason(error)).increment(1);
+            counter!(TORCH_ENDS, "member" => member.clone(), "reason" => error.reason()).increment(1);
             tracing::error!(member.name = %member, "A PyTorch process of `{member}` is started again in {pause:?}: {error}");
         }
         Event::Started => tracing::info!(member.name = %member, "A PyTorch process of `{member}` is ready again"),
@@ -72,14 +73,6 @@ fn tell(member: &str) -> Tell {
                 "A PyTorch process of `{member}` did not start and is tried again in {pause:?}: {error}"
             );
         }
-        Event::Live(n_live) => gauge!(TORCH_WORKERS, "member" => member.clone()).set(n_live as f64),
+        Event::Live(n_live) => live(n_live),
     })
-}
-
-fn reason(error: &TorchError) -> &'static str {
-    match error {
-        TorchError::TimedOut { .. } => "hung",
-        TorchError::Memory { .. } => "memory",
-        _ => "ended",
-    }
 }

@@ -6,9 +6,12 @@
 //! with the same bits on every machine with the same numerics, and an answer can be replayed. It reads every vector for every query:
 //! 150 MB for 100,000 documents of 384 dimensions.
 //!
+//! For corpora that outgrow memory the vectors and documents lie in a table of [LanceDB](lance) instead, of which `index.json` names the version.
+//!
 //! The same documents embedded by another package lie beside the first build, in a folder inside it that is called after the
 //! package's digest: a member that moves on finds there what its new package made.
 
+pub mod lance;
 mod lists;
 
 use std::cmp::Ordering;
@@ -20,12 +23,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use highroad_package::Digest;
+use highroad_worker::{Crew, Tell, WorkerError};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
+use tokio::sync::OwnedSemaphorePermit;
 
 pub use lists::{Approximate, Recall};
 
+use lance::{Lance, LanceConfig, Table};
 use lists::{LISTS, Lists};
 
 /// The description in an index.
@@ -33,6 +39,8 @@ pub const DESCRIPTION: &str = "index.json";
 const VECTORS: &str = "vectors.f32";
 const DOCUMENTS: &str = "documents.jsonl";
 const FORMAT: u32 = 1;
+/// Of an index in Lance, which earlier versions do not read.
+const FORMAT_LANCE: u32 = 2;
 /// Largest description, in bytes.
 const MAX_DESCRIPTION_BYTES: u64 = 1 << 20;
 /// Longest document with what is noted of it, in bytes.
@@ -57,6 +65,37 @@ pub enum IndexError {
     Document { line: usize, reason: String },
     #[error("`{}` exists already", path.display())]
     Exists { path: PathBuf },
+    #[error("two documents have one id")]
+    Twice { hash: Vec<u8> },
+    #[error("the index in LanceDB at `{uri}`: {reason}")]
+    Lance { uri: String, reason: String },
+    #[error(
+        "no Python was found for an index in LanceDB: name one with the package `lancedb` as `python = \"…\"`, or set HIGHROAD_PYTHON. The \
+         serving image has none: build one from an image with Python and the `highroad` binary"
+    )]
+    NoPython,
+    #[error(
+        "`{kind}` finds {:.1} % of the nearest documents at most, and {:.1} % are wanted: `ivf-flat` finds as many as are wanted",
+        100.0 * found, 100.0 * wanted
+    )]
+    Recall { kind: &'static str, found: f64, wanted: f64 },
+    #[error("`{}` is not in LanceDB: `workers`, `python`, `memory_mb`, `cache_mb` and timeouts are for such", path.display())]
+    NotLance { path: PathBuf },
+}
+
+/// Why a search found nothing.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+#[allow(missing_docs)]
+pub enum SearchError {
+    #[error("the query's vector does not fit")]
+    Query,
+    #[error("{0}")]
+    Store(WorkerError),
+    #[error("LanceDB gave what is no answer: {0}")]
+    Wrong(String),
+    #[error("too many searches wait")]
+    Busy,
 }
 
 /// What an index is.
@@ -75,6 +114,9 @@ pub struct Description {
     /// How it is searched, where not every vector is read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub approximate: Option<Approximate>,
+    /// Where vectors and documents are, where not beside this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lance: Option<Table>,
 }
 
 /// Who made an index's vectors.
@@ -104,10 +146,22 @@ pub struct Document {
     pub more: Map<String, Value>,
 }
 
-/// An index in memory.
+/// An index, ready to be searched.
 pub struct Index {
     description: Description,
     digest: Digest,
+    held: Held,
+}
+
+/// Where an index is.
+enum Held {
+    Memory(Memory),
+    Lance(Lance),
+}
+
+/// An index that is held whole.
+struct Memory {
+    dimensions: usize,
     vectors: Vec<f32>,
     documents: Vec<Arc<Document>>,
     search: Search,
@@ -122,12 +176,19 @@ enum Search {
 }
 
 /// A document that was found.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Hit {
-    /// Its position in the index.
-    pub document_idx: usize,
+#[derive(Clone, Debug, PartialEq)]
+pub struct Nearest {
     /// Cosine of the angle between query and document, from -1 to 1.
     pub score: f32,
+    /// It.
+    pub document: Arc<Document>,
+}
+
+/// A row that was found.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Hit {
+    document_idx: usize,
+    score: f32,
 }
 
 impl Document {
@@ -165,11 +226,20 @@ impl Description {
             return Err(wrong(format!("it has over {MAX_DESCRIPTION_BYTES} bytes")));
         }
         let description: Self = serde_json::from_slice(&text).map_err(|error| wrong(error.to_string()))?;
-        if description.format != FORMAT {
-            return Err(wrong(format!("it has format {}; this program reads {FORMAT}", description.format)));
+        let Self { format, n_documents, dimensions, ref lance, .. } = description;
+        let (right, most) = match lance {
+            None => (FORMAT, MAX_DOCUMENTS),
+            Some(_) => (FORMAT_LANCE, lance::MAX_DOCUMENTS),
+        };
+        if format != right {
+            return Err(wrong(format!(
+                "it has format {format}; this program reads {FORMAT}, and {FORMAT_LANCE} in Lance"
+            )));
         }
-        let Self { n_documents, dimensions, .. } = description;
-        if n_documents > MAX_DOCUMENTS || !(1..=MAX_DIMENSIONS).contains(&dimensions) {
+        if let Some(problem) = lance.as_ref().and_then(Table::problem) {
+            return Err(wrong(problem));
+        }
+        if n_documents > most || !(1..=MAX_DIMENSIONS).contains(&dimensions) {
             return Err(wrong(format!("{n_documents} documents of {dimensions} dimensions")));
         }
         Ok((description, text))
@@ -300,9 +370,7 @@ impl Builder {
         }
         let bytes: Vec<u8> = unit.iter().flat_map(|value| value.to_le_bytes()).collect();
         self.vectors.write(&bytes)?;
-        let mut text = serde_json::to_vec(document).expect("a document is JSON");
-        text.push(b'\n');
-        self.documents.write(&text)
+        self.documents.write(&line_of(document))
     }
 
     /// Writes the description and puts the folder in place, which is returned.
@@ -315,6 +383,7 @@ impl Builder {
             vectors: self.vectors.finish()?,
             documents: self.documents.finish()?,
             approximate: None,
+            lance: None,
         };
         if let Some(Wanted { recall, n_threads }) = self.approximate.filter(|_| description.n_documents > 0) {
             let vectors = read_vectors(&self.folder.path().join(VECTORS), &description)?;
@@ -332,6 +401,13 @@ impl Builder {
     }
 }
 
+/// A document as it is kept: a line of JSON.
+fn line_of(document: &Document) -> Vec<u8> {
+    let mut text = serde_json::to_vec(document).expect("a document is JSON");
+    text.push(b'\n');
+    text
+}
+
 /// `vector` at length 1; `None` where it has no direction.
 fn unit(vector: &[f32]) -> Option<Vec<f32>> {
     let length = vector.iter().map(|&value| f64::from(value) * f64::from(value)).sum::<f64>().sqrt();
@@ -339,19 +415,28 @@ fn unit(vector: &[f32]) -> Option<Vec<f32>> {
         .then(|| vector.iter().map(|&value| (f64::from(value) / length) as f32).collect())
 }
 
+/// What the index in `folder` is, and its digest, without a look at what it describes.
+pub fn describe(folder: &Path) -> Result<(Description, Digest), IndexError> {
+    let (description, text) = Description::read(folder)?;
+    Ok((description, Digest::of(&text)))
+}
+
 impl Index {
-    /// Reads `folder` whole and checks every byte against the description.
+    /// Reads `folder` whole and checks every byte against the description; of a table in Lance, searched by one process, that its version
+    /// is there and holds as many documents of that width.
     pub fn open(folder: &Path) -> Result<Self, IndexError> {
+        let config = LanceConfig { n_workers: 1, ..LanceConfig::default() };
+        Self::open_with(folder, &config, Arc::new(|_| ()))
+    }
+
+    /// The same; an index in Lance is searched as `config` says, and `tell` hears what happens to its processes.
+    pub fn open_with(folder: &Path, config: &LanceConfig, tell: Tell) -> Result<Self, IndexError> {
         let (description, text) = Description::read(folder)?;
-        let vectors = read_vectors(&folder.join(VECTORS), &description)?;
-        let documents = read_documents(&folder.join(DOCUMENTS), &description)?;
-        let search = match &description.approximate {
-            None => Search::Exact,
-            Some(told) => {
-                Search::Lists(Lists::read(&folder.join(LISTS), told, description.n_documents, description.dimensions)?)
-            }
+        let held = match &description.lance {
+            Some(table) => Held::Lance(Lance::open(folder, &description, table, config, tell)?),
+            None => Held::Memory(Memory::read(folder, &description)?),
         };
-        Ok(Self { digest: Digest::of(&text), description, vectors, documents, search })
+        Ok(Self { digest: Digest::of(&text), description, held })
     }
 
     /// Whether `folder` has the description that this was read by.
@@ -372,30 +457,66 @@ impl Index {
         self.digest
     }
 
-    /// The document at a position. Panics if there is none.
-    pub fn document(&self, document_idx: usize) -> Arc<Document> {
-        Arc::clone(&self.documents[document_idx])
-    }
-
     /// The `top` documents nearest to `query` (`[dimensions]`), nearest first, those at the same distance by their position; of an
-    /// approximate index those of them that it finds.
-    ///
-    /// `None` if the query is of another width or has no direction.
-    pub fn search(&self, query: &[f32], top: usize) -> Option<Vec<Hit>> {
+    /// approximate index those of them that it finds. Blocks for as long as that takes.
+    pub fn find(&self, query: &[f32], top: usize) -> Result<Vec<Nearest>, SearchError> {
         let dimensions = self.description.dimensions;
-        let query = unit(query).filter(|query| query.len() == dimensions)?;
-        Some(match &self.search {
-            // As many as `MAX_DOCUMENTS` fit.
-            Search::Exact => top_hits(&self.vectors, dimensions, &query, 0..self.documents.len() as u32, top),
-            Search::Lists(lists) => top_hits(&self.vectors, dimensions, &query, lists.candidates(&query, top), top),
-        })
+        let query = unit(query).filter(|query| query.len() == dimensions).ok_or(SearchError::Query)?;
+        match &self.held {
+            Held::Memory(memory) => Ok(memory.find(&query, top)),
+            Held::Lance(lance) => lance.search(&query, top),
+        }
     }
 
-    /// About how many numbers a search reads.
-    pub fn n_values_read(&self) -> usize {
+    /// Whether a search takes long enough to keep others from the thread that it is on.
+    pub(crate) fn blocks(&self) -> bool {
         let Description { n_documents, dimensions, approximate, .. } = &self.description;
         let share = approximate.map_or(1.0, |told| told.n_probe as f64 / told.n_lists as f64);
-        ((n_documents * dimensions) as f64 * share) as usize
+        let n_values = (n_documents * dimensions) as f64 * share;
+        matches!(self.held, Held::Lance(_)) || n_values > SEARCH_INLINE_VALUES
+    }
+
+    /// What a search has to hold until it is over: errors where too many do, or wait to.
+    pub(crate) fn place(&self) -> Result<Option<OwnedSemaphorePermit>, SearchError> {
+        match &self.held {
+            Held::Memory(_) => Ok(None),
+            Held::Lance(lance) => lance.place().map(Some).ok_or(SearchError::Busy),
+        }
+    }
+
+    /// How many processes search of those that should, where there are any.
+    pub(crate) fn crew(&self) -> Option<Crew> {
+        match &self.held {
+            Held::Memory(_) => None,
+            Held::Lance(lance) => Some(lance.crew()),
+        }
+    }
+}
+
+/// More values than this are read on another thread than those that answer requests: a millisecond's work.
+const SEARCH_INLINE_VALUES: f64 = (1 << 22) as f64;
+
+impl Memory {
+    fn read(folder: &Path, description: &Description) -> Result<Self, IndexError> {
+        let Description { n_documents, dimensions, approximate, .. } = description;
+        let vectors = read_vectors(&folder.join(VECTORS), description)?;
+        let documents = read_documents(&folder.join(DOCUMENTS), description)?;
+        let search = match approximate {
+            None => Search::Exact,
+            Some(told) => Search::Lists(Lists::read(&folder.join(LISTS), told, *n_documents, *dimensions)?),
+        };
+        Ok(Self { dimensions: *dimensions, vectors, documents, search })
+    }
+
+    fn find(&self, query: &[f32], top: usize) -> Vec<Nearest> {
+        let Self { dimensions, ref vectors, ref documents, .. } = *self;
+        let hits = match &self.search {
+            // As many as `MAX_DOCUMENTS` fit.
+            Search::Exact => top_hits(vectors, dimensions, query, 0..documents.len() as u32, top),
+            Search::Lists(lists) => top_hits(vectors, dimensions, query, lists.candidates(query, top), top),
+        };
+        let nearest = |hit: Hit| Nearest { score: hit.score, document: Arc::clone(&documents[hit.document_idx]) };
+        hits.into_iter().map(nearest).collect()
     }
 }
 
@@ -531,15 +652,14 @@ mod tests {
         let folder = dir.path().join("index");
         built(&folder, &[&[1.0, 0.0, 0.0], &[0.0, 2.0, 0.0], &[0.0, 1.0, 0.0], &[-1.0, 0.0, 0.0]]).unwrap();
         let index = Index::open(&folder).unwrap();
-        let hits = index.search(&[0.1, 5.0, 0.0], 3).unwrap();
-        assert_eq!(hits.iter().map(|hit| hit.document_idx).collect::<Vec<_>>(), [1, 2, 0]);
-        assert_eq!(index.document(1).id, "d1");
-        assert_eq!(index.document(1).more["year"], 1);
-        assert_eq!(index.search(&[0.1, 5.0, 0.0], 100).unwrap().len(), 4);
-        assert_eq!(index.search(&[0.1, 5.0, 0.0], 0).unwrap(), []);
-        assert_eq!(index.search(&[1.0, 2.0], 3), None);
-        assert_eq!(index.search(&[0.0, 0.0, 0.0], 3), None);
-        assert_eq!(index.search(&[f32::NAN, 0.0, 0.0], 3), None);
+        let found = index.find(&[0.1, 5.0, 0.0], 3).unwrap();
+        assert_eq!(found.iter().map(|nearest| nearest.document.id.as_str()).collect::<Vec<_>>(), ["d1", "d2", "d0"]);
+        assert_eq!(found[0].document.more["year"], 1);
+        assert_eq!(index.find(&[0.1, 5.0, 0.0], 100).unwrap().len(), 4);
+        assert_eq!(index.find(&[0.1, 5.0, 0.0], 0).unwrap(), []);
+        for query in [&[1.0, 2.0][..], &[0.0, 0.0, 0.0], &[f32::NAN, 0.0, 0.0]] {
+            assert!(matches!(index.find(query, 3), Err(SearchError::Query)));
+        }
     }
 
     #[test]

@@ -50,6 +50,6 @@ pub use model::{row_major_bytes, tensors_digest};
 pub use portfolio::{Portfolio, Prepared};
 pub use protocol::error_shape;
 pub use registry::{BoxFuture, Registry, Resolved};
-pub use remote::RemoteRegistry;
+pub use remote::{RemoteRates, RemoteRegistry};
 pub use revision::{Asked, Candidate, Facts, Overridden, OverrideFacts, Revision, Terms, Unverified};
 pub use way_back::WayBackStatus;

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use highroad_package::Digest;
 use highroad_task::raw::{RunError, RunOptions, Tensor};
 use highroad_task::{Answer, Engine as _, ParityReport, Predictor, Prepared, TaskError, check_parity_on};
-use highroad_torch::{Crew, TorchError, Workers};
+use highroad_torch::{Workers, worker_error};
+use highroad_worker::{Crew, WorkerError};
 
 use crate::batcher::{Engine, Job, Sharing};
 
@@ -135,7 +136,7 @@ impl fmt::Display for ModelError {
 impl ModelError {
     /// Why nothing can be answered now, where another try may go better.
     pub(crate) fn is_down(&self) -> bool {
-        matches!(self, Self::Task(error) if matches!(TorchError::of(error), Some(TorchError::Down(_))))
+        matches!(self, Self::Task(error) if matches!(worker_error(error), Some(WorkerError::Down { .. })))
     }
 }
 

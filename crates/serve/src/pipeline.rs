@@ -30,6 +30,7 @@ pub use run::{Finished, PipelineError, StepReport, Stopped, Value};
 
 use crate::error::DeployError;
 use crate::index::IndexError;
+use crate::index::lance::LanceConfig;
 use crate::portfolio::{Portfolio, Served};
 
 /// Where an index is and who embeds the queries to it.
@@ -39,6 +40,8 @@ pub struct IndexConfig {
     pub path: PathBuf,
     /// The member that embeds queries; its package must be the one that embedded the documents.
     pub embedder: String,
+    /// How it is searched where it lies in LanceDB; as usual unless told, and nothing may be told of another.
+    pub lance: Option<LanceConfig>,
 }
 
 /// What a step gives.

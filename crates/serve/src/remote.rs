@@ -3,6 +3,7 @@ use std::collections::BTreeMap;
 use highroad_package::registry::trail::ways_back;
 use highroad_package::registry::{Promotion, RegistryClient, RegistryError, ResolvedVersion, Rollback};
 use highroad_package::{Digest, Reference, Selector};
+use highroad_service::access::{METER, RateKeeper, WantedRate};
 use serde_json::json;
 use tracing::warn;
 
@@ -135,6 +136,30 @@ impl Leases for RegistryClient {
             let asked = json!({ "pool": pool, "replica": replica, "leases": wanted });
             let granted = self.lease_budgets(&asked).await.map_err(|error| error.to_string())?;
             serde_json::from_value(granted).map_err(|error| format!("its leases cannot be read: {error}"))
+        })
+    }
+}
+
+/// A tracking server that keeps the whole of shared rates.
+pub struct RemoteRates(RegistryClient);
+
+impl RemoteRates {
+    /// The server behind `client`.
+    pub fn new(client: RegistryClient) -> Self {
+        Self(client)
+    }
+}
+
+impl RateKeeper for RemoteRates {
+    fn lease<'a>(&'a self, wanted: &'a WantedRate) -> BoxFuture<'a, Result<u64, String>> {
+        let WantedRate { pool, replica, account, since, most, used, wants } = wanted;
+        Box::pin(async move {
+            let lease = json!({
+                "account": account, "meter": METER, "since": since, "most": most, "used": used, "wants": wants,
+            });
+            let asked = json!({ "pool": pool, "replica": replica, "leases": [lease] });
+            let granted = self.0.lease_budgets(&asked).await.map_err(|error| error.to_string())?;
+            granted[0]["granted"].as_u64().ok_or_else(|| "its lease cannot be read".to_owned())
         })
     }
 }

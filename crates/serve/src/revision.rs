@@ -15,7 +15,7 @@ use highroad_task::{
     Answer, Cut, Input, ParityReport, Piece, Predictor, PredictorOptions, Prepared, Special, TaskError, Truncate,
     ranked,
 };
-use highroad_torch::Crew;
+use highroad_worker::Crew;
 use serde::{Deserialize, Serialize};
 
 use crate::attestation;
@@ -333,6 +333,12 @@ impl Revision {
     /// How many PyTorch processes run of those that should, where there are any.
     pub fn crew(&self) -> Option<Crew> {
         self.model().crew()
+    }
+
+    /// The same, and of each index in LanceDB how many processes search it.
+    pub fn crews(&self) -> Vec<Crew> {
+        let of_indexes = self.indexes.values().filter_map(|index| index.crew());
+        self.crew().into_iter().chain(of_indexes).collect()
     }
 
     /// Rows that wait for a worker.

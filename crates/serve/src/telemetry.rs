@@ -3,6 +3,7 @@
 //! Base units, `_total` for counters, labels bounded by the portfolio: member, route, status, and the versions promoted
 //! while the process lives.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use metrics::{Counter, Gauge, Histogram, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge};
@@ -34,6 +35,8 @@ pub(crate) const SWAPS: &str = "highroad_member_swaps_total";
 pub(crate) const LOAD_FAILURES: &str = "highroad_member_load_failures_total";
 pub(crate) const TORCH_WORKERS: &str = "highroad_torch_workers";
 pub(crate) const TORCH_ENDS: &str = "highroad_torch_worker_ends_total";
+pub(crate) const INDEX_WORKERS: &str = "highroad_index_workers";
+pub(crate) const INDEX_ENDS: &str = "highroad_index_worker_ends_total";
 pub(crate) const HOSTED_TRIES: &str = "highroad_hosted_tries_total";
 pub(crate) const HOSTED_FALLBACKS: &str = "highroad_hosted_fallbacks_total";
 pub(crate) const HOSTED_TOKENS: &str = "highroad_hosted_tokens_total";
@@ -80,6 +83,13 @@ pub(crate) const SHADOW_QUEUE: &str = "highroad_shadow_queue_requests";
 pub(crate) const SHADOW_DROPPED: &str = "highroad_shadow_dropped_total";
 pub(crate) const SHADOW_SECONDS: &str = "highroad_shadow_cpu_seconds";
 pub(crate) const SHADOW_TOKENS: &str = "highroad_shadow_tokens_total";
+
+/// Keeps in `gauge` how many processes of a pool live, beside those of another pool: while an edit is taken up there are two.
+pub(crate) fn live(gauge: Gauge) -> impl Fn(usize) + Send + Sync {
+    let before = AtomicUsize::new(0);
+    gauge.increment(0.0);
+    move |n_live: usize| gauge.increment(n_live as f64 - before.swap(n_live, Ordering::Relaxed) as f64)
+}
 
 /// Gives every metric its help text; call once the recorder is installed.
 pub fn describe() {
@@ -138,6 +148,11 @@ pub fn describe() {
         "When the text of the portfolio's file that serves was taken up, in seconds since 1970."
     );
     describe_counter!(LOG_DROPPED, "Request records lost because the log's writer could not keep up.");
+    describe_gauge!(INDEX_WORKERS, "LanceDB processes of an index that run.");
+    describe_counter!(
+        INDEX_ENDS,
+        "LanceDB processes of an index that ended, hung, took too much memory or did not start, by `reason`."
+    );
     describe_gauge!(TORCH_WORKERS, "PyTorch processes of a member that run.");
     describe_counter!(
         TORCH_ENDS,

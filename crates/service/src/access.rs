@@ -4,10 +4,12 @@
 //! digest compares nothing byte by byte. A request brings its key as `Authorization: Bearer KEY`, as the password of `Authorization:
 //! Basic` (MLflow's clients and browsers), or as `x-api-key` or `api-key` (clients of Azure's flavour of the OpenAI protocol).
 
+mod shared;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
@@ -27,8 +29,15 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{Kind, Problem, ServiceError};
 
+pub use shared::{METER, RateKeeper, WantedRate};
+
+use shared::{SharedRate, Sharing};
+
 /// Largest access file, in bytes.
 pub const MAX_FILE_BYTES: u64 = 4 << 20;
+
+/// Longest name of servers that share rates, in bytes.
+const MAX_POOL_BYTES: usize = 200;
 
 /// Longest key a request may bring, in bytes.
 const MAX_KEY_BYTES: usize = 512;
@@ -117,9 +126,21 @@ pub struct AccessFile {
     /// What all keys of a tenant share.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub tenants: BTreeMap<String, TenantEntry>,
+    /// How rates are kept.
+    #[serde(skip_serializing_if = "is_default")]
+    pub rates: Rates,
     /// What pages of other origins may do.
     #[serde(skip_serializing_if = "is_default")]
     pub cors: Cors,
+}
+
+/// How rates are kept.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rates {
+    /// The servers that keep rates together, by a name of theirs; each keeps its own unless told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shared: Option<String>,
 }
 
 /// One key.
@@ -165,8 +186,8 @@ pub struct Cors {
     pub origins: BTreeSet<String>,
 }
 
-fn is_default(cors: &Cors) -> bool {
-    *cors == Cors::default()
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 /// Who asks.
@@ -241,6 +262,8 @@ struct Watched {
     stamp: std::sync::Mutex<Option<Stamp>>,
     /// A key of this process alone, with every scope.
     own: Option<String>,
+    /// Who keeps the whole of shared rates, where this process asks for parts.
+    sharing: OnceLock<Sharing>,
 }
 
 type Stamp = (SystemTime, u64);
@@ -252,6 +275,7 @@ struct Table {
     key_limits: Limits,
     tenant_limits: Limits,
     origins: BTreeSet<String>,
+    pool: Option<String>,
 }
 
 type Limits = HashMap<String, Arc<Limit>>;
@@ -266,17 +290,26 @@ struct Key {
 struct Limit {
     per_minute: NonZeroU32,
     limiter: RateLimiter<NotKeyed, InMemoryState, DefaultClock, StateInformationMiddleware>,
+    /// What is let through of it together with other servers.
+    shared: Option<SharedRate>,
 }
 
 impl Limit {
-    fn of(before: &Limits, name: &str, per_minute: NonZeroU32) -> Arc<Self> {
-        match before.get(name) {
-            Some(limit) if limit.per_minute == per_minute => Arc::clone(limit),
-            _ => {
-                let limiter = RateLimiter::direct(Quota::per_minute(per_minute)).with_middleware();
-                Arc::new(Self { per_minute, limiter })
-            }
+    /// `whose` is `key` or `tenant`.
+    fn of(before: &Limits, [whose, name]: [&str; 2], per_minute: NonZeroU32, pool: Option<&str>) -> Arc<Self> {
+        let is_same = |limit: &&Arc<Self>| {
+            let is_shared_alike = match (&limit.shared, pool) {
+                (Some(shared), Some(pool)) => shared.is_of(pool),
+                (shared, pool) => shared.is_none() && pool.is_none(),
+            };
+            limit.per_minute == per_minute && is_shared_alike
+        };
+        if let Some(limit) = before.get(name).filter(is_same) {
+            return Arc::clone(limit);
         }
+        let limiter = RateLimiter::direct(Quota::per_minute(per_minute)).with_middleware();
+        let shared = pool.map(|pool| SharedRate::new(pool, format!("{whose}:{name}"), per_minute.get().into()));
+        Arc::new(Self { per_minute, limiter, shared })
     }
 
     fn take(&self) -> Result<Allowance, Refusal> {
@@ -338,6 +371,9 @@ impl AccessFile {
         if let Some(name) = self.tenants.keys().find(|name| !tenants.contains(name.as_str())) {
             return Err(format!("[tenants.{name}] has no key"));
         }
+        if self.rates.shared.as_ref().is_some_and(|pool| !(1..=MAX_POOL_BYTES).contains(&pool.len())) {
+            return Err(format!("[rates] `shared` is a name of 1 to {MAX_POOL_BYTES} bytes"));
+        }
         match self.cors.origins.iter().find(|origin| !is_origin(origin)) {
             Some(origin) => Err(format!("[cors] `{origin}` is no origin: write `https://host` or `https://host:port`")),
             None => Ok(()),
@@ -375,8 +411,19 @@ impl Access {
     pub fn open(path: &Path, rules: Rules, own: Option<String>) -> Result<Self, ServiceError> {
         let stamp = stamp(path);
         let table = Table::new(AccessFile::read(path)?, own.as_deref(), &Table::default());
-        let file = Watched { path: path.to_owned(), table: ArcSwap::from_pointee(table), stamp: stamp.into(), own };
+        let (path, table) = (path.to_owned(), ArcSwap::from_pointee(table));
+        let file = Watched { path, table, stamp: stamp.into(), own, sharing: OnceLock::new() };
         Ok(Self { file: Arc::new(file), rules })
+    }
+
+    /// Leases rates that the file says are shared from `keeper`; without one this process keeps its own.
+    pub fn share_with(&self, keeper: Arc<dyn RateKeeper>) {
+        _ = self.file.sharing.set(Sharing::new(keeper));
+    }
+
+    /// The servers that share rates, by their name, where the file says so.
+    pub fn pool(&self) -> Option<String> {
+        self.file.table.load().pool.clone()
     }
 
     /// Reads the file again if it has changed. One that cannot be read or is wrong leaves the keys as they were and is told in the log.
@@ -422,13 +469,25 @@ impl Access {
         }
         let allowances = key.limits.iter().map(|limit| limit.take()).collect::<Result<Vec<_>, _>>()?;
         let allowance = allowances.into_iter().min_by_key(|allowance| allowance.remaining);
-        Ok(Some(Admitted { principal: key.principal.clone(), allowance }))
+        let shared = key.limits.iter().filter(|limit| limit.shared.is_some()).cloned().collect();
+        Ok(Some(Admitted { principal: key.principal.clone(), allowance, shared }))
+    }
+
+    /// Counts an admitted request in the rates that are shared. Errors where one is spent.
+    async fn count(&self, admitted: &Admitted) -> Result<(), Refusal> {
+        let Some(sharing) = self.file.sharing.get() else { return Ok(()) };
+        for shared in admitted.shared.iter().filter_map(|limit| limit.shared.as_ref()) {
+            shared.take(sharing, jiff::Timestamp::now().as_second()).await.map_err(Refusal::Rate)?;
+        }
+        Ok(())
     }
 }
 
 struct Admitted {
     principal: Principal,
     allowance: Option<Allowance>,
+    /// Rates that other servers count too.
+    shared: Vec<Arc<Limit>>,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -467,10 +526,11 @@ impl Refusal {
 
 impl Table {
     fn new(file: AccessFile, own: Option<&str>, before: &Self) -> Self {
-        let mut table = Self { origins: file.cors.origins, ..Self::default() };
+        let mut table = Self { origins: file.cors.origins, pool: file.rates.shared, ..Self::default() };
         for (name, tenant) in file.tenants {
             if let Some(rate) = tenant.requests_per_minute {
-                table.tenant_limits.insert(name.clone(), Limit::of(&before.tenant_limits, &name, rate));
+                let limit = Limit::of(&before.tenant_limits, ["tenant", &name], rate, table.pool.as_deref());
+                table.tenant_limits.insert(name, limit);
             }
         }
         for (name, entry) in file.keys {
@@ -488,7 +548,8 @@ impl Table {
     fn add(&mut self, name: String, entry: KeyEntry, before: &Limits) {
         let Some(digest) = entry.digest() else { return };
         if let Some(rate) = entry.requests_per_minute {
-            self.key_limits.insert(name.clone(), Limit::of(before, &name, rate));
+            let limit = Limit::of(before, ["key", &name], rate, self.pool.as_deref());
+            self.key_limits.insert(name.clone(), limit);
         }
         let tenant = entry.tenant(&name).to_owned();
         let limits = self.key_limits.get(&name).into_iter().chain(self.tenant_limits.get(&tenant)).cloned().collect();
@@ -549,6 +610,10 @@ pub type ErrorShape = fn(&str, &Problem) -> Value;
 pub(crate) async fn guard(State(guard): State<Guard>, request: Request, next: Next) -> Response {
     let path = request.uri().path();
     let admitted = match guard.access.admit(request.method(), path, request.headers()) {
+        Ok(Some(admitted)) => guard.access.count(&admitted).await.map(|()| Some(admitted)),
+        unlimited => unlimited,
+    };
+    let admitted = match admitted {
         Ok(admitted) => admitted,
         Err(refusal) => {
             metrics::counter!(REFUSED, "reason" => refusal.reason()).increment(1);
@@ -556,7 +621,7 @@ pub(crate) async fn guard(State(guard): State<Guard>, request: Request, next: Ne
             return refused(&refusal, |problem| (guard.shape)(path, problem), browser);
         }
     };
-    let Some(Admitted { principal, allowance }) = admitted else { return next.run(request).await };
+    let Some(Admitted { principal, allowance, .. }) = admitted else { return next.run(request).await };
     let mut response = PRINCIPAL.scope(principal, next.run(request)).await;
     if let Some(allowance) = allowance {
         response.headers_mut().insert("x-ratelimit-limit-requests", allowance.limit.into());

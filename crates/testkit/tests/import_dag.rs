@@ -15,10 +15,11 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("runtime", &["tensor"]),
     ("data", &["tensor"]),
     ("task", &["tensor", "runtime", "data", "package", "eval"]),
-    ("torch", &["task"]),
+    ("worker", &[]),
+    ("torch", &["task", "worker"]),
     ("assess", &["task", "eval", "package", "data", "hosted", "torch"]),
     ("track", &["eval", "package", "service"]),
-    ("serve", &["task", "eval", "package", "service", "hosted", "torch"]),
+    ("serve", &["task", "eval", "package", "service", "hosted", "torch", "worker"]),
     (
         "cli",
         &[

@@ -8,6 +8,7 @@ mod options;
 mod process;
 mod workers;
 
-pub use options::{Compile, Device, TorchOptions, find_python};
-pub use process::{Lines, TorchError, TorchProcess};
-pub use workers::{Crew, Event, Ready, Tell, Workers};
+pub use highroad_worker::{Crew, Event, Lines, Tell, WorkerError, find_python};
+pub use options::{Compile, Device, TorchOptions};
+pub use process::{TorchProcess, worker_error};
+pub use workers::{Ready, Workers};

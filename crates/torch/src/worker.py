@@ -1,20 +1,14 @@
-"""Runs a program on PyTorch, as one JSON argument says: `program`, `device`, `threads`, `compile`.
-
-Speaks frames over stdin and stdout (see frame.rs): a length in eight little-endian bytes, then a safetensors file. The first
-frame says what computes; then each frame of inputs `0`, `1`, ... is answered by one of outputs `0`, `1`, ..., or of an error.
-"""
+# Runs a program on PyTorch, as one JSON argument says: `program`, `device`, `threads`, `compile`. Goes after frames.py.
+#
+# The first frame says what computes; then each frame of inputs `0`, `1`, ... is answered by one of outputs `0`, `1`, ..., or of an error.
 
 import ctypes
 import io
 import json
 import os
 import re
-import signal
-import struct
 import sys
 import tempfile
-import threading
-import time
 import zipfile
 
 DTYPES = {"BOOL": "bool", "U8": "uint8", "I8": "int8", "I16": "int16", "I32": "int32", "I64": "int64",
@@ -103,20 +97,6 @@ def refuse_pickles(torch):
     torch._C._pickle_load_obj = refuse
 
 
-def end_with_parent():
-    """A process that computes does not see its pipes close, so the kernel ends it with the thread that started it; elsewhere it looks."""
-    parent = os.getppid()
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-
-    def look():
-        while os.getppid() == parent:
-            time.sleep(1)
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    threading.Thread(target=look, daemon=True).start()
-
-
 def found_device(torch, name):
     """The device of that name. Errors where it is not there, which torch would tell later and in other words."""
     n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -199,48 +179,24 @@ class Runner:
         return [tensor.cpu().contiguous() for tensor in self.torch.utils._pytree.tree_leaves(outputs)]
 
 
-def read_exactly(stream, n_bytes):
-    content = stream.read(n_bytes)
-    if len(content) != n_bytes:
-        sys.exit(0)  # highroad has ended
-    return content
-
-
 def receive(torch, stream):
-    (length,) = struct.unpack("<Q", read_exactly(stream, 8))
-    content = bytearray(read_exactly(stream, length))
-    (header_length,) = struct.unpack("<Q", content[:8])
-    header = json.loads(content[8 : 8 + header_length])
-    header.pop("__metadata__", None)
-    for position in range(len(header)):
-        entry = header[str(position)]
-        begin, end = entry["data_offsets"]
-        dtype = getattr(torch, DTYPES[entry["dtype"]])
-        # A copy, because the data need not be aligned where it lies.
-        data = bytearray(content[8 + header_length + begin : 8 + header_length + end])
-        yield torch.frombuffer(data, dtype=dtype).reshape(entry["shape"])
+    # A copy, because the data need not be aligned where it lies.
+    return [torch.frombuffer(bytearray(data), dtype=getattr(torch, DTYPES[dtype])).reshape(shape) for dtype, shape, data in read_frame(stream)[1]]
 
 
 def send(stream, metadata, tensors=()):
     names = {name: key for key, name in DTYPES.items()}
-    header, data = {"__metadata__": metadata}, []
-    end = 0
-    for position, tensor in enumerate(tensors):
-        begin, end = end, end + tensor.numel() * tensor.element_size()
-        dtype = names[str(tensor.dtype).removeprefix("torch.")]
-        header[str(position)] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [begin, end]}
-        data.append(ctypes.string_at(tensor.data_ptr(), end - begin))
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    stream.write(struct.pack("<QQ", 8 + len(text) + end, len(text)) + text + b"".join(data))
-    stream.flush()
+    told = [
+        (names[str(tensor.dtype).removeprefix("torch.")], list(tensor.shape), ctypes.string_at(tensor.data_ptr(), tensor.numel() * tensor.element_size()))
+        for tensor in tensors
+    ]
+    write_frame(stream, metadata, told)
 
 
 def main():
     asked = json.loads(sys.argv[1])
     end_with_parent()
-    answers, questions = os.fdopen(os.dup(1), "wb"), sys.stdin.buffer
-    os.dup2(2, 1)  # what libraries print must not get among the frames
+    questions, answers = pipes()
     try:
         import torch
 
@@ -251,7 +207,7 @@ def main():
         return
     send(answers, runner.describe())
     while True:
-        inputs = list(receive(torch, questions))
+        inputs = receive(torch, questions)
         try:
             outputs, gpu_s = runner.run(inputs)
         except Exception as error:

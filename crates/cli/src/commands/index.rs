@@ -1,24 +1,24 @@
-use std::fs::File;
-use std::io::{BufRead as _, BufReader, Read as _};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use highroad_package::registry::dependents::{Build, DependentIndex};
 use highroad_package::{Digest, Reference, Selector, TaskKind};
 use highroad_serve::config::is_member_name;
 use highroad_serve::index::{
-    Approximate, Builder, DESCRIPTION, Document, Embedder, Index, MAX_DOCUMENT_BYTES, Wanted, build_by,
+    Approximate, Builder, DESCRIPTION, Description, Embedder, Index, Recall, Wanted, build_by, describe,
 };
-use highroad_task::{Answer, Input, Predictor, PredictorOptions, Prompt, Purpose, document_prompt};
+use highroad_task::{Predictor, PredictorOptions, document_prompt};
 use serde_json::json;
 
 use super::gate::REQUIRED;
 use crate::outln;
-use crate::progress;
 use crate::resolve::{Home, Target};
 use crate::tracking::{self, TrackingArgs};
+
+mod corpus;
+mod lance;
 
 /// Embed documents into an index, or forget that one depends on an alias.
 #[derive(clap::Args)]
@@ -60,6 +60,8 @@ pub struct Args {
     /// corpora that are too large to be read whole for every query.
     #[arg(long, value_name = "RECALL", num_args = 0..=1, require_equals = true, default_missing_value = "0.95", value_parser = parse_recall)]
     approximate: Option<f64>,
+    #[command(flatten)]
+    lance: lance::LanceArgs,
     /// Threads; all cores unless told.
     #[arg(long, value_name = "N")]
     threads: Option<NonZeroUsize>,
@@ -81,9 +83,6 @@ struct Forget {
     #[command(flatten)]
     tracking: TrackingArgs,
 }
-
-/// Documents embedded at one time, so that memory does not grow with their number.
-const AT_ONCE: usize = 256;
 
 impl Command {
     pub fn run(self) -> anyhow::Result<ExitCode> {
@@ -137,16 +136,16 @@ impl Args {
         let (folder, n_truncated) = match there {
             Some(folder) => {
                 eprintln!("`{}` holds this build already: it is declared as it is", folder.display());
+                drop(Index::open(&folder)?);
                 (folder, 0)
             }
             None => self.build(documents, &predictor, embedder, dimensions as usize)?,
         };
-        let index = Index::open(&folder)?;
+        let (description, digest) = describe(&folder)?;
         if let Some(declaration) = declaration {
-            let build = Build { package: predictor.digest(), digest: index.digest() };
-            declaration.make(build)?;
+            declaration.make(Build { package: predictor.digest(), digest })?;
         }
-        self.report(&folder, &index, n_truncated)?;
+        self.report(&folder, &description, digest, n_truncated)?;
         Ok(ExitCode::SUCCESS)
     }
 
@@ -164,10 +163,16 @@ impl Args {
         dimensions: usize,
     ) -> anyhow::Result<(PathBuf, usize)> {
         let n_threads = self.threads().get();
+        if let Some(store) = self.lance.store(&self.output, self.approximate)? {
+            return store.build(documents, predictor, (embedder, dimensions), &self.output, n_threads);
+        }
         let wanted = self.approximate.map(|recall| Wanted { recall, n_threads });
         let mut builder = Builder::new(&self.output, embedder, dimensions)?.approximate(wanted);
-        let n_truncated = embed(documents, predictor, &mut builder)?;
-        Ok((builder.finish()?, n_truncated))
+        let add = |document: &_, vector: &[f32]| Ok(builder.add(document, vector)?);
+        let n_truncated = corpus::embed(documents, predictor, 0, add)?;
+        let folder = builder.finish()?;
+        drop(Index::open(&folder)?);
+        Ok((folder, n_truncated))
     }
 
     fn threads(&self) -> NonZeroUsize {
@@ -202,15 +207,20 @@ impl Args {
         Ok(Some(Declaration { model: model.to_owned(), index, tracking: self.tracking.clone() }))
     }
 
-    fn report(&self, folder: &Path, index: &Index, n_truncated: usize) -> anyhow::Result<()> {
-        let description = index.description();
+    fn report(
+        &self,
+        folder: &Path,
+        description: &Description,
+        digest: Digest,
+        n_truncated: usize,
+    ) -> anyhow::Result<()> {
         if self.json {
             outln!(
                 "{}",
-                json!({ "index": folder, "digest": index.digest(), "description": description, "n_truncated": n_truncated })
+                json!({ "index": folder, "digest": digest, "description": description, "n_truncated": n_truncated })
             );
         } else {
-            outln!("{}", index.digest());
+            outln!("{digest}");
             let (n, name) = (description.n_documents, &description.embedder.name);
             eprintln!(
                 "{n} documents, embedded by {name} ({}), in `{}`",
@@ -219,18 +229,30 @@ impl Args {
             );
         }
         if let Some(Approximate { n_lists, n_probe, recall, .. }) = description.approximate {
-            eprintln!(
-                "a search reads {n_probe} of {n_lists} lists and finds {:.1} % of the {} nearest documents ({} of them sought)",
-                100.0 * recall.value,
-                recall.at,
-                recall.n_queries
-            );
+            tell_recall(&format!("{n_probe} of {n_lists} lists"), recall);
+        }
+        if let Some(table) = &description.lance {
+            eprintln!("version {} of the table `{}` in LanceDB", table.version, table.name);
+            if let Some(ann) = table.ann {
+                tell_recall(
+                    &format!("{} of {} partitions ({})", ann.n_probes, ann.n_partitions, ann.kind.as_str()),
+                    ann.recall,
+                );
+            }
         }
         if n_truncated > 0 {
             eprintln!("{n_truncated} documents are longer than the model reads: only their beginnings are found");
         }
         Ok(())
     }
+}
+
+fn tell_recall(read: &str, recall: Recall) {
+    let Recall { at, value, n_queries } = recall;
+    eprintln!(
+        "a search reads {read} and finds {:.1} % of the {at} nearest documents ({n_queries} of them sought)",
+        100.0 * value
+    );
 }
 
 /// What the registry is told once the index is there.
@@ -253,51 +275,4 @@ impl Declaration {
         );
         Ok(())
     }
-}
-
-/// Embeds every line of `path`; gives the number of documents that were cut.
-fn embed(path: &Path, predictor: &Predictor, builder: &mut Builder) -> anyhow::Result<usize> {
-    let fail = || format!("cannot read `{}`", path.display());
-    let file = File::open(path).with_context(fail)?;
-    let bar = progress::bar("embedding");
-    bar.set_length(file.metadata().with_context(fail)?.len());
-    let mut reader = BufReader::with_capacity(1 << 20, file);
-    let (mut documents, mut line_number, mut n_truncated) = (Vec::new(), 0, 0);
-    loop {
-        let mut line = Vec::new();
-        let n_bytes =
-            (&mut reader).take(MAX_DOCUMENT_BYTES as u64 + 2).read_until(b'\n', &mut line).with_context(fail)?;
-        if n_bytes == 0 {
-            break;
-        }
-        line_number += 1;
-        bar.inc(n_bytes as u64);
-        let text = std::str::from_utf8(&line).with_context(|| format!("document {line_number}: it is not UTF-8"))?;
-        if text.trim().is_empty() {
-            continue;
-        }
-        documents.push(Document::parse(text.trim_end(), line_number)?);
-        if documents.len() == AT_ONCE {
-            n_truncated += add(predictor, builder, &documents)?;
-            documents.clear();
-        }
-    }
-    n_truncated += add(predictor, builder, &documents)?;
-    bar.finish_and_clear();
-    if line_number == 0 {
-        bail!("`{}` holds no document", path.display());
-    }
-    Ok(n_truncated)
-}
-
-fn add(predictor: &Predictor, builder: &mut Builder, documents: &[Document]) -> anyhow::Result<usize> {
-    let input = |text: &String| Input::Prompted { text: text.clone(), prompt: Prompt::For(Purpose::Document) };
-    let prepare = |document: &Document| predictor.prepare(&input(&document.text));
-    let prepared = documents.iter().map(prepare).collect::<Result<Vec<_>, _>>()?;
-    let n_truncated = prepared.iter().filter(|prepared| prepared.truncated()).count();
-    for (document, answer) in documents.iter().zip(predictor.predict_prepared(&prepared)?) {
-        let Answer::Embedding { vector } = answer else { bail!("document `{}` was not embedded", document.id) };
-        builder.add(document, &vector)?;
-    }
-    Ok(n_truncated)
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use anyhow::bail;
 use highroad_package::registry::RegistryClient;
 use highroad_serve::config::{ModelSource, PortfolioConfig};
-use highroad_serve::{probes, router};
+use highroad_serve::{RemoteRates, probes, router};
 use highroad_service::{Bound, stop_signal};
 
 use crate::access::Guard;
@@ -36,7 +36,8 @@ impl Args {
         serving::start_telemetry()?;
         let follows_registry = config.members.values().any(|member| matches!(member.source, ModelSource::Registry(_)));
         // What is shared has somebody who keeps the whole of it.
-        let needs_registry = follows_registry || config.budgets.shared.is_some();
+        let is_shared = config.budgets.shared.is_some() || self.guard.rates_pool()?.is_some();
+        let needs_registry = follows_registry || is_shared;
         let tracking = needs_registry.then(|| tracking::client(&self.tracking)).transpose()?;
         let client = tracking.as_ref().map(|tracking| tracking.client().clone());
         // Not on the client's runtime, which has two threads, as commands need.
@@ -51,10 +52,15 @@ impl Args {
     ) -> anyhow::Result<ExitCode> {
         asked.listen();
         let home = Home::find();
-        serving::check_keeper(&config, client.as_ref()).await?;
+        let rates = self.guard.rates_pool()?;
+        let pools = [("[budgets]", config.budgets.shared.as_deref()), ("[rates]", rates.as_deref())];
+        serving::check_keeper(pools, client.as_ref()).await?;
         let bound = Bound::bind(&self.listen).await?;
         let url = bound.url(self.guard.scheme());
         let shell = self.guard.shell(None)?;
+        if let Some((access, client)) = shell.access.as_ref().zip(client.as_ref()) {
+            access.share_with(Arc::new(RemoteRates::new(client.clone())));
+        }
         let registry = client.as_ref().map(|client| serving::registry(client, &home)).transpose()?;
         let (portfolio, log) = serving::open(&home, config, self.members.unverified(), registry, client.as_ref())?;
         let errors = portfolio.load().await;

@@ -24,8 +24,8 @@ const MAX_LISTS: usize = 1 << 16;
 const SAMPLE_PER_LIST: usize = 64;
 const N_ROUNDS: usize = 10;
 /// Documents that are sought to measure recall, and how many neighbours of each.
-const N_QUERIES: usize = 256;
-const N_NEIGHBOURS: usize = 10;
+pub(super) const N_QUERIES: usize = 256;
+pub(super) const N_NEIGHBOURS: usize = 10;
 
 /// What an index says about its approximate search.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -241,7 +241,7 @@ fn row(vectors: &[f32], dimensions: usize, id: usize) -> &[f32] {
 }
 
 /// At most `n_most` of `n` positions, evenly spread.
-fn spread(n: usize, n_most: usize) -> Vec<usize> {
+pub(super) fn spread(n: usize, n_most: usize) -> Vec<usize> {
     let n_picked = n.min(n_most);
     (0..n_picked).map(|picked| picked * n / n_picked).collect()
 }

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::{Action, IndexConfig, Kind, OnError, Piece, Query, Step, Template};
 use crate::config::{MemberConfig, is_member_name};
 use crate::hosted::config::HostedConfig;
+use crate::index::lance::LanceKeys;
 
 /// Most steps of one pipeline.
 const MAX_STEPS: usize = 32;
@@ -31,10 +32,14 @@ pub struct PipelineConfig {
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
 struct IndexTable {
     path: PathBuf,
     embedder: String,
+    #[serde(flatten)]
+    lance: LanceKeys,
+    /// Keys that there are not.
+    #[serde(flatten)]
+    unknown: BTreeMap<String, toml::Value>,
 }
 
 #[derive(Deserialize)]
@@ -93,9 +98,17 @@ pub(crate) fn index_configs(
             Ok(index) if !members.contains_key(&index.embedder) => {
                 problems.push(format!("[indexes.{name}] embedder: there is no member `{}`", index.embedder));
             }
-            Ok(index) => {
-                indexes.insert(name, IndexConfig { path: base.join(index.path), embedder: index.embedder });
+            Ok(index) if !index.unknown.is_empty() => {
+                let keys: Vec<String> = index.unknown.keys().map(|key| format!("`{key}`")).collect();
+                problems.push(format!("[indexes.{name}] there is no {}", keys.join(", ")));
             }
+            Ok(index) => match index.lance.config(base) {
+                Err(reason) => problems.push(format!("[indexes.{name}] {reason}")),
+                Ok(lance) => {
+                    let (path, embedder) = (base.join(index.path), index.embedder);
+                    indexes.insert(name, IndexConfig { path, embedder, lance });
+                }
+            },
         }
     }
     indexes

@@ -6,7 +6,7 @@ use highroad_task::{Answer, Input};
 
 use super::run::{Found, ends_at, found, label, reordered, sought, vector};
 use super::{Action, Definition, Query, Value};
-use crate::index::Index;
+use crate::index::{Index, SearchError};
 
 /// A replay of one request.
 pub struct Replay<'a> {
@@ -98,13 +98,17 @@ impl<'a> Replay<'a> {
         }
     }
 
-    /// What a search gives; `None` where the vector does not fit the index.
-    pub fn found(&self, step_idx: usize, index: &Index, vector: &[f32]) -> Option<Value> {
+    /// What a search gives; `None` where the vector does not fit the index, or the step is none.
+    pub fn found(&self, step_idx: usize, index: &Index, vector: &[f32]) -> Result<Option<Value>, SearchError> {
         let top = match &self.definition.pipeline.steps[step_idx].action {
             Action::Search { top, .. } => *top,
-            _ => return None,
+            _ => return Ok(None),
         };
-        found(index, vector, top).map(Value::Documents)
+        match found(index, vector, top) {
+            Ok(found) => Ok(Some(Value::Documents(found))),
+            Err(SearchError::Query) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// What a reranking gives that was skipped: the documents as they came.

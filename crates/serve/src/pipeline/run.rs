@@ -19,7 +19,7 @@ use super::{Action, Indexes, OnError, PipelineConfig, Pipelines, Query, Step, Te
 use crate::alerts::watch;
 use crate::error::AskError;
 use crate::hosted::{Declined, Generation, Text};
-use crate::index::{Document, Index};
+use crate::index::{Document, Index, SearchError};
 use crate::portfolio::Portfolio;
 use crate::request_log::RequestLog;
 use crate::revision::{Asked, Facts, Revision, Terms};
@@ -161,6 +161,8 @@ pub enum PipelineError {
     Ask { step: String, source: AskError },
     #[error("step `{step}`: {reason}")]
     Stale { step: String, reason: String },
+    #[error("step `{step}`: {source}")]
+    Search { step: String, source: SearchError },
     #[error("step `{step}`: {}", problem.message)]
     Hosted { step: String, problem: Problem },
     #[error("step `{step}` took longer than {limit:?}")]
@@ -178,7 +180,9 @@ impl PipelineError {
                 return Problem { message: self.to_string(), ..problem };
             }
             Self::Hosted { problem, .. } => return Problem { message: self.to_string(), ..problem.clone() },
-            Self::Stale { .. } | Self::StepTimeout { .. } | Self::Timeout { .. } => highroad_service::Kind::Unavailable,
+            Self::Stale { .. } | Self::Search { .. } | Self::StepTimeout { .. } | Self::Timeout { .. } => {
+                highroad_service::Kind::Unavailable
+            }
         };
         Problem::new(kind, self.to_string())
     }
@@ -377,8 +381,10 @@ impl Run<'_> {
         // The index that came with the revision that answered: of whatever package the member is by now, these two fit.
         let Some(index) = asked.indexes.get(name).cloned() else { return Err(fail(self.stale(name, &asked.facts))) };
         let digest = index.digest().to_string();
-        let found = find(index, vector, top).await;
-        let found = found.ok_or_else(|| fail(format!("the query's vector does not fit the index `{name}`")))?;
+        let found = find(index, vector, top).await.map_err(|source| match source {
+            SearchError::Query => fail(format!("the query's vector does not fit the index `{name}`")),
+            source => PipelineError::Search { step: step.name.clone(), source },
+        })?;
         Ok(Outcome { by, index: Some(digest), ..Outcome::of(Value::Documents(found)) })
     }
 
@@ -594,18 +600,24 @@ fn watched<A>(member: &str, result: &Result<Asked<A>, AskError>, begun: Instant)
     }
 }
 
-/// More values than this are read on another thread than those that answer requests: a millisecond's work.
-const SEARCH_INLINE_VALUES: usize = 1 << 22;
-
-async fn find(index: Arc<Index>, vector: Vec<f32>, top: usize) -> Option<Vec<Found>> {
-    let n_values = index.n_values_read();
-    let search = move || found(&index, &vector, top);
-    if n_values <= SEARCH_INLINE_VALUES { search() } else { tokio::task::spawn_blocking(search).await.ok()? }
+async fn find(index: Arc<Index>, vector: Vec<f32>, top: usize) -> Result<Vec<Found>, SearchError> {
+    let place = index.place()?;
+    let blocks = index.blocks();
+    let search = move || {
+        let found = found(&index, &vector, top);
+        // Held until it is over, also where nobody waits for it any more.
+        drop(place);
+        found
+    };
+    if !blocks {
+        return search();
+    }
+    let panicked = || SearchError::Wrong("the search panicked".to_owned());
+    tokio::task::spawn_blocking(search).await.unwrap_or_else(|_| Err(panicked()))
 }
 
-/// The documents of `index` nearest to `vector`; `None` where it is of another width or has no direction.
-pub(super) fn found(index: &Index, vector: &[f32], top: usize) -> Option<Vec<Found>> {
-    let hits = index.search(vector, top)?;
-    let found = |hit: &crate::index::Hit| Found { score: hit.score, document: index.document(hit.document_idx) };
-    Some(hits.iter().map(found).collect())
+/// The documents of `index` nearest to `vector`.
+pub(super) fn found(index: &Index, vector: &[f32], top: usize) -> Result<Vec<Found>, SearchError> {
+    let nearest = index.find(vector, top)?.into_iter();
+    Ok(nearest.map(|nearest| Found { score: nearest.score, document: nearest.document }).collect())
 }

@@ -6,6 +6,8 @@ use serde_json::{Map, Value, json};
 
 use crate::config::{MemberConfig, ModelSource, PortfolioConfig};
 use crate::hosted::config::HostedConfig;
+use crate::index::lance::LanceConfig;
+use crate::pipeline::IndexConfig;
 
 /// Everything that `config` says, as data: what two of them have in common and what not can be seen without their files.
 pub fn settings(config: &PortfolioConfig) -> Value {
@@ -22,9 +24,7 @@ pub fn settings(config: &PortfolioConfig) -> Value {
         rollouts,
         monitor: _,
     } = config;
-    let indexes = indexes
-        .iter()
-        .map(|(name, index)| (name.clone(), json!({ "path": absolute(&index.path), "embedder": index.embedder })));
+    let indexes = indexes.iter().map(|(name, config)| (name.clone(), index(config)));
     json!({
         "poll_interval_ms": milliseconds(poll_interval.0),
         "limits": limits,
@@ -55,6 +55,22 @@ fn member(config: &MemberConfig) -> Value {
         "limits": config.limits,
         "monitor": config.monitor,
     })
+}
+
+fn index(config: &IndexConfig) -> Value {
+    let IndexConfig { path, embedder, lance } = config;
+    let mut told = json!({ "path": absolute(path), "embedder": embedder });
+    if let Some(LanceConfig { python, n_workers, memory_mb, cache_mb, timeout, start_timeout }) = lance {
+        told["lance"] = json!({
+            "python": python,
+            "workers": n_workers,
+            "memory_mb": memory_mb,
+            "cache_mb": cache_mb,
+            "timeout_ms": milliseconds(*timeout),
+            "start_timeout_ms": milliseconds(*start_timeout),
+        });
+    }
+    told
 }
 
 fn hosted_member(config: &HostedConfig) -> Value {

@@ -38,6 +38,9 @@ const MAX_LEASES: usize = 1000;
 const MAX_NAME: usize = 500;
 /// Leases of a month are over after it; a few days more cost nothing.
 const KEPT_MS: i64 = 40 * 24 * 3600 * 1000;
+/// Leases of a rate are over after their minute; clocks of servers differ a little.
+const RATE: &str = "requests_per_minute";
+const RATES_KEPT_MS: i64 = 10 * 60 * 1000;
 
 impl Store {
     /// Makes the parts of `replica` in `pool` as large as it wants, as far as the others leave room; smaller where it wants less. What it
@@ -56,7 +59,12 @@ impl Store {
             return Err(TrackError::Invalid(format!("At most {MAX_LEASES} leases are asked for at once.")));
         }
         let mut db = self.write().await?;
-        sqlx::query("DELETE FROM budget_leases WHERE told_at < $1").bind(now.0 - KEPT_MS).execute(&mut *db).await?;
+        sqlx::query("DELETE FROM budget_leases WHERE told_at < $1 OR (told_at < $2 AND meter = $3)")
+            .bind(now.0 - KEPT_MS)
+            .bind(now.0 - RATES_KEPT_MS)
+            .bind(RATE)
+            .execute(&mut *db)
+            .await?;
         let mut leased = Vec::with_capacity(wanted.len());
         for LeaseWanted { account, meter, since, most, used, wants } in wanted {
             limits::length("account", required("account", account)?, MAX_NAME)?;

@@ -251,6 +251,7 @@ impl At<'_> {
                 let digest = self.walk.definition.indexes[&index].digest;
                 let found = replay.found(self.step_idx, parts.index(digest)?, &vector);
                 found
+                    .with_context(|| format!("step `{}`: the index `{index}` was not searched", self.name()))?
                     .map(Some)
                     .with_context(|| format!("step `{}`: its vector does not fit the index `{index}`", self.name()))
             }

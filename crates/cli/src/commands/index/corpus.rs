@@ -1,0 +1,104 @@
+//! Documents, line by line: never all of them in memory.
+
+use std::fs::File;
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::path::Path;
+
+use anyhow::{Context as _, bail};
+use highroad_serve::index::lance::{Survey, Surveyed};
+use highroad_serve::index::{Document, IndexError, MAX_DOCUMENT_BYTES};
+use highroad_task::{Answer, Input, Predictor, Prompt, Purpose};
+
+use crate::progress;
+
+/// Documents embedded at one time, so that memory does not grow with their number.
+const AT_ONCE: usize = 256;
+
+/// Embeds every document of `path` but the first `n_there`, and hands each on with its vector; gives the number of those that were cut.
+pub fn embed(
+    path: &Path,
+    predictor: &Predictor,
+    n_there: usize,
+    mut add: impl FnMut(&Document, &[f32]) -> anyhow::Result<()>,
+) -> anyhow::Result<usize> {
+    let (mut waiting, mut n_seen, mut n_truncated) = (Vec::new(), 0, 0);
+    each(path, "embedding", |document| {
+        n_seen += 1;
+        if n_seen <= n_there {
+            return Ok(());
+        }
+        waiting.push(document);
+        if waiting.len() == AT_ONCE {
+            n_truncated += embed_some(predictor, &waiting, &mut add)?;
+            waiting.clear();
+        }
+        Ok(())
+    })?;
+    n_truncated += embed_some(predictor, &waiting, &mut add)?;
+    if n_seen == 0 {
+        bail!("`{}` holds no document", path.display());
+    }
+    Ok(n_truncated)
+}
+
+/// Goes through every document of `path` before anything takes long. Errors if one is none, or two have one id.
+pub fn survey(path: &Path) -> anyhow::Result<Surveyed> {
+    let mut survey = Survey::new()?;
+    each(path, "reading", |document| Ok(survey.add(&document)?))?;
+    match survey.finish() {
+        Ok(surveyed) if surveyed.n_documents == 0 => bail!("`{}` holds no document", path.display()),
+        Err(IndexError::Twice { hash }) => {
+            let mut found = None;
+            each(path, "reading", |document| {
+                if Survey::is_hash(&hash, &document.id) {
+                    found = Some(document.id);
+                }
+                Ok(())
+            })?;
+            bail!("the id `{}` is there twice", found.unwrap_or_default());
+        }
+        surveyed => Ok(surveyed?),
+    }
+}
+
+/// Every document of `path`, with a bar that says `what` is done to them.
+fn each(path: &Path, what: &str, mut hand_on: impl FnMut(Document) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    let fail = || format!("cannot read `{}`", path.display());
+    let file = File::open(path).with_context(fail)?;
+    let bar = progress::bar(what);
+    bar.set_length(file.metadata().with_context(fail)?.len());
+    let mut reader = BufReader::with_capacity(1 << 20, file);
+    let (mut line, mut line_number) = (Vec::new(), 0);
+    loop {
+        line.clear();
+        let n_bytes =
+            (&mut reader).take(MAX_DOCUMENT_BYTES as u64 + 2).read_until(b'\n', &mut line).with_context(fail)?;
+        if n_bytes == 0 {
+            break;
+        }
+        line_number += 1;
+        bar.inc(n_bytes as u64);
+        let text = std::str::from_utf8(&line).with_context(|| format!("document {line_number}: it is not UTF-8"))?;
+        if !text.trim().is_empty() {
+            hand_on(Document::parse(text.trim_end(), line_number)?)?;
+        }
+    }
+    bar.finish_and_clear();
+    Ok(())
+}
+
+fn embed_some(
+    predictor: &Predictor,
+    documents: &[Document],
+    add: &mut impl FnMut(&Document, &[f32]) -> anyhow::Result<()>,
+) -> anyhow::Result<usize> {
+    let input = |text: &String| Input::Prompted { text: text.clone(), prompt: Prompt::For(Purpose::Document) };
+    let prepare = |document: &Document| predictor.prepare(&input(&document.text));
+    let prepared = documents.iter().map(prepare).collect::<Result<Vec<_>, _>>()?;
+    let n_truncated = prepared.iter().filter(|prepared| prepared.truncated()).count();
+    for (document, answer) in documents.iter().zip(predictor.predict_prepared(&prepared)?) {
+        let Answer::Embedding { vector } = answer else { bail!("document `{}` was not embedded", document.id) };
+        add(document, &vector)?;
+    }
+    Ok(n_truncated)
+}
