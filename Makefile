@@ -47,21 +47,18 @@ mlflow-answers: env ## Record anew what the real MLflow server answers (conforma
 	$(PY) conformance/mlflow_replay.py --record
 
 bench: env-bench env-servers python-module-release tools ## Highroad beside its peers, interleaved in one run
+	cargo build --locked --release --package highroad-serve --package highroad-eval --package highroad-assess --examples
 	HIGHROAD_BIN=$(abspath $(RELEASE_BIN)) $(PY) benches/peers.py $(ARGS)
 	HIGHROAD_BIN=$(abspath $(RELEASE_BIN)) $(PY) benches/track.py
 	HIGHROAD_BIN=$(abspath $(RELEASE_BIN)) $(PY) benches/data.py
 	HIGHROAD_BIN=$(abspath $(RELEASE_BIN)) $(PY) benches/run.py
 	HIGHROAD_BIN=$(abspath $(RELEASE_BIN)) $(PY) benches/dashboard.py
-	cargo build --locked --release --package highroad-eval --example bootstrap
 	$(PY) benches/gate.py
-	cargo build --locked --release --package highroad-serve --example open_loop
 	HIGHROAD_BIN=$(abspath $(RELEASE_BIN)) $(PY) benches/load.py
-	cargo build --locked --release --package highroad-eval --example rollout
 	HIGHROAD_BIN=$(abspath $(RELEASE_BIN)) $(PY) benches/rollout.py
-	cargo build --locked --release --package highroad-eval --example drift
 	HIGHROAD_BIN=$(abspath $(RELEASE_BIN)) $(PY) benches/monitor.py
-	cargo build --locked --release --package highroad-assess --example batches
 	HIGHROAD_BIN=$(abspath $(RELEASE_BIN)) $(PY) benches/scale.py --gate --ratio
+	$(PY) benches/index.py
 
 .PHONY: rust debug-bin release-bin nextest tools
 # The same selection as the tests', so that dependencies have the same features and are not built again.

@@ -199,7 +199,7 @@ def test_tritonclient_gets_every_output_when_it_names_none(site: Site) -> None:
 
 def test_tritonclient_runs_the_program_itself(site: Site) -> None:
     client = site.triton()
-    names = [tensor["name"] for tensor in client.get_model_metadata("embedder")["inputs"] if tensor["name"] != "text"]
+    names = [tensor["name"] for tensor in client.get_model_metadata("embedder")["inputs"] if tensor["name"] not in ("text", "text_pair")]
     inputs = []
     for name in names:
         values = np.array([[1, 5, 6, 2]] if "ids" in name else [[1, 1, 1, 1]], dtype=np.int64)
