@@ -305,7 +305,7 @@ impl<E: Engine> Queue<E> {
     fn give_up_rows(&mut self, metrics: &BatchMetrics) {
         let (now, pace) = (Instant::now(), self.pace);
         let past = |row: &Row<E>, by: Duration| row.deadline.is_some_and(|deadline| deadline <= now + by);
-        let hopeless = |row: &Row<E>| past(row, pace.alone(Tokens::of([&row.job])));
+        let hopeless = |row: &Row<E>| past(row, pace.alone(Tokens::of([&row.job])).mul_f64(MARGIN));
         let all = self.rows.iter().all(|row| row.reply.is_closed() || hopeless(row));
         let expired = |row: &Row<E>| past(row, Duration::ZERO) || (!all && hopeless(row));
         for row in self.rows.take_out(|row| row.reply.is_closed() || expired(row)) {
