@@ -134,7 +134,7 @@ pub struct AskedFacts {
     /// Where the answers come from.
     pub facts: Facts,
     /// Digest, tokens and times of the answers, without the answers.
-    pub asked: Arc<Asked<()>>,
+    pub asked: Arc<Asked<Vec<Answer>>>,
     /// The indexes by the package that answered.
     pub(crate) indexes: Indexes,
 }
@@ -461,35 +461,9 @@ struct StepAnswer {
 }
 
 impl StepAnswer {
-    fn of(revision: &Revision, asked: Asked<Vec<Answer>>) -> Self {
-        let Asked {
-            answers,
-            digests,
-            n_tokens,
-            n_truncated,
-            cut,
-            prompts,
-            prepared,
-            queued,
-            computed,
-            cache,
-            told,
-            seen,
-        } = asked;
-        let asked = Arc::new(Asked {
-            answers: (),
-            digests,
-            n_tokens,
-            n_truncated,
-            cut,
-            prompts,
-            prepared,
-            queued,
-            computed,
-            cache,
-            told,
-            seen,
-        });
+    fn of(revision: &Revision, mut asked: Asked<Vec<Answer>>) -> Self {
+        let answers = std::mem::take(&mut asked.answers);
+        let asked = Arc::new(asked);
         let facts = AskedFacts { facts: revision.facts().clone(), asked, indexes: Arc::clone(revision.indexes()) };
         Self { answers, facts, fell_back: None }
     }
