@@ -91,13 +91,17 @@ impl Asked {
     }
 
     /// Follows the file for as long as the future is polled: edits are taken up as they come, and at once on SIGHUP. Pending for ever
-    /// where members come from the command line; then SIGHUP ends the process, as it does others.
-    pub async fn follow(self, portfolio: &Portfolio) {
-        let Some(file) = self.file else { return std::future::pending().await };
-        let now = Notify::new();
-        tokio::select! {
-            () = file.follow(portfolio, self.first, &now) => {}
-            () = Hangups::notify(self.hangups, &now) => {}
+    /// where members come from the command line; then SIGHUP ends the process, as it does others. The status tells of the file once this
+    /// returns.
+    pub fn follow(self, portfolio: &Portfolio) -> impl Future<Output = ()> {
+        let now = Arc::new(Notify::new());
+        let following = self.file.map(|file| file.follow(portfolio, self.first, Arc::clone(&now)));
+        async move {
+            let Some(following) = following else { return std::future::pending().await };
+            tokio::select! {
+                () = following => {}
+                () = Hangups::notify(self.hangups, &now) => {}
+            }
         }
     }
 }

@@ -126,16 +126,18 @@ impl PortfolioFile {
     }
 
     /// Follows the file for as long as the future is polled; after `now` is notified it is read at once. `first` is what `portfolio`
-    /// was made of, `None` where the file was not there.
-    pub async fn follow(&self, portfolio: &Portfolio, first: Option<Read>, now: &Notify) {
+    /// was made of, `None` where the file was not there; [`Portfolio::told`] knows of it once this returns.
+    pub fn follow(self, portfolio: &Portfolio, first: Option<Read>, now: Arc<Notify>) -> impl Future<Output = ()> {
         let mut follower = Follower::begin(self, portfolio, first);
-        loop {
-            let pause = if follower.unsettled.is_some() { SETTLES_IN } else { LOOK_EVERY };
-            let look = tokio::select! {
-                () = tokio::time::sleep(pause) => Look::Usual,
-                () = now.notified() => Look::AtOnce,
-            };
-            follower.look(look).await;
+        async move {
+            loop {
+                let pause = if follower.unsettled.is_some() { SETTLES_IN } else { LOOK_EVERY };
+                let look = tokio::select! {
+                    () = tokio::time::sleep(pause) => Look::Usual,
+                    () = now.notified() => Look::AtOnce,
+                };
+                follower.look(look).await;
+            }
         }
     }
 }
@@ -147,7 +149,7 @@ enum Look {
 }
 
 struct Follower<'a> {
-    file: &'a PortfolioFile,
+    file: PortfolioFile,
     portfolio: &'a Portfolio,
     /// What the last attempt was about.
     seen: Digest,
@@ -164,7 +166,7 @@ struct Failed {
 }
 
 impl<'a> Follower<'a> {
-    fn begin(file: &'a PortfolioFile, portfolio: &'a Portfolio, first: Option<Read>) -> Self {
+    fn begin(file: PortfolioFile, portfolio: &'a Portfolio, first: Option<Read>) -> Self {
         for outcome in ["ok", "failed"] {
             counter!(RELOADS, "outcome" => outcome).increment(0);
         }

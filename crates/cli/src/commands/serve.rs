@@ -72,13 +72,14 @@ impl Args {
         let app = router(Arc::clone(&portfolio), log.clone())
             .merge(probes(Arc::clone(&portfolio)))
             .merge(highroad_service::metrics::route());
+        let following = asked.follow(&portfolio);
         serving::announce(&url, &portfolio)?;
         self.guard.warn_if_open(bound.address());
         tokio::select! {
             served = bound.serve(app, shell, stop_signal()) => served?,
             () = portfolio.follow() => {}
             () = serving::keep_leases(&portfolio) => {}
-            () = asked.follow(&portfolio) => {}
+            () = following => {}
         }
         serving::close(&portfolio, &log);
         Ok(ExitCode::SUCCESS)

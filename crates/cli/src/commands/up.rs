@@ -94,6 +94,7 @@ impl Args {
         }
         // What does not load is told in the log and the status; the registry must stay reachable to repair it.
         let _told = portfolio.load_what_exists().await;
+        let following = asked.follow(&portfolio);
         serving::announce(&url, &portfolio)?;
         self.guard.warn_if_open(address);
         eprintln!("tracking and registry at {url}, dashboard at {url}/ui");
@@ -101,7 +102,7 @@ impl Args {
             served = server => served??,
             () = portfolio.follow() => {}
             () = serving::keep_leases(&portfolio) => {}
-            () = asked.follow(&portfolio) => {}
+            () = following => {}
             () = keep_discovering(&client, &listeners), if discovers => {}
         }
         serving::close(&listeners.portfolio, &log);

@@ -35,7 +35,7 @@ impl Site {
         rig.portfolio.reload(first.config.clone()).await.unwrap();
         let (portfolio, now) = (Arc::clone(&rig.portfolio), Arc::new(Notify::new()));
         let notified = Arc::clone(&now);
-        tokio::spawn(async move { file.follow(&portfolio, Some(first), &notified).await });
+        tokio::spawn(async move { file.follow(&portfolio, Some(first), notified).await });
         Self { rig, path, now }
     }
 
