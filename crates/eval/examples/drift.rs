@@ -90,6 +90,6 @@ fn observation(row: &Row) -> Observation {
         numbers: row.numbers.iter().map(|(of, value)| (name(of), *value)).collect(),
         classes: row.classes.iter().map(|(of, class)| (name(of), class.clone())).collect(),
         tokens: row.tokens.clone(),
-        vector: Vec::new(),
+        ..Observation::default()
     }
 }

@@ -13,10 +13,11 @@ mod mmd;
 mod pane;
 mod quality;
 mod space;
+mod tensor_row;
 mod two_sample;
 mod vocabulary;
 
-pub use baseline::{Baseline, BaselineError, MAX_BASELINE_BYTES, Signal, SignalKind, Source};
+pub use baseline::{Baseline, BaselineError, MAX_BASELINE_BYTES, MAX_TENSOR_SIGNALS, Signal, SignalKind, Source};
 pub use builder::{BaselineBuilder, MAX_BASELINE_ROWS, Observation};
 pub use divergence::{jensen_shannon, psi, psi_excess, psi_under_null};
 pub use evidence::{drift_evidence, worse_evidence};
@@ -24,4 +25,5 @@ pub use judge::{Alarm, DriftPolicy, SignalState, Suffix, Verdict, judge_signals}
 pub use mmd::{Mmd, mmd};
 pub use pane::Pane;
 pub use quality::{Confusion, LabelQuality, Ranks, Rate};
+pub use tensor_row::{RowValues, TensorRow};
 pub use two_sample::{ChiSquare, Kolmogorov, chi_square, g_test, kolmogorov_smirnov};

@@ -12,12 +12,13 @@ mod parity;
 mod predictor;
 mod prompt;
 mod signature;
+mod tensor_glimpse;
 pub mod vector;
 
 pub use answer::{Answer, Ranked, apart, class_of_logits, joined, ranked};
 pub use batching::{Flow, RunCost, TurnQueue, Waiting};
 pub use error::TaskError;
-pub use glimpse::Glimpse;
+pub use glimpse::{Glimpse, Written};
 pub use highroad_data::{Piece, Special};
 pub use image::pixel_values;
 pub use input::{Cut, CutSide, Input, Prepared, Truncate};
@@ -25,6 +26,7 @@ pub use parity::{ParityCase, ParityReport, check_cases, check_parity_on, verify_
 pub use predictor::{Engine, Predictor, PredictorOptions};
 pub use prompt::{Prompt, Purpose, document_prompt};
 pub use signature::Sharing;
+pub use tensor_glimpse::TensorGlimpse;
 
 /// What a caller needs to run [`Predictor::program`] itself, past the task: servers that take program tensors.
 pub mod raw {

@@ -11,8 +11,10 @@ use super::vocabulary::Vocabulary;
 pub const MAX_BASELINE_BYTES: u64 = 2 << 20;
 /// Most bins of a signal.
 const MAX_BINS: usize = 256;
-/// Most signals.
-const MAX_SIGNALS: usize = 64;
+/// Most signals: those of tensors, and as many again.
+const MAX_SIGNALS: usize = 2 * MAX_TENSOR_SIGNALS;
+/// Most signals of a program's tensors: each is judged against every minute of two hours, and is a metric of its own.
+pub const MAX_TENSOR_SIGNALS: usize = 128;
 /// Longest name of a signal or a class.
 pub(super) const MAX_NAME_BYTES: usize = 200;
 /// Bins that evidence is taken from: more would cost evidence for what they rarely show.
@@ -20,8 +22,11 @@ const N_GROUPS: usize = 8;
 /// Classes that have a group of their own.
 const N_NAMED: usize = 11;
 
-/// The signal of tokens that the baseline did not meet.
+/// The signals of tokens, and of words, that the baseline did not meet.
 pub(super) const UNSEEN_TOKENS: &str = "unseen_tokens";
+pub(super) const UNSEEN_WORDS: &str = "unseen_words";
+/// What signals of tensors that come out of a program begin with; those of tensors that go in begin with `input.`.
+const OUTPUT: &str = "output.";
 /// How sure the model is, and the answers that are less sure than a threshold.
 pub(super) const CONFIDENCE: &str = "confidence";
 pub(super) const ABSTAINED: &str = "abstained";
@@ -58,6 +63,9 @@ pub struct Baseline {
     pub(super) vocabulary: Option<Vocabulary>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) space: Option<Space>,
+    /// Names of a tensor's features, where they are known.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) features: BTreeMap<String, Vec<String>>,
 }
 
 /// What a baseline was made from.
@@ -108,8 +116,11 @@ impl SignalKind {
     /// Of a signal, by its name.
     pub fn of(signal: &str) -> Self {
         match signal {
-            "label" | "relevance" => Self::Prediction,
+            "label" | "relevance" | "answer_chars" | "answer_tokens" | "finish_reason" | "empty" | "refused" => {
+                Self::Prediction
+            }
             "confidence" | "abstained" => Self::Confidence,
+            output if output.starts_with(OUTPUT) => Self::Prediction,
             _ => Self::Input,
         }
     }
@@ -130,6 +141,8 @@ pub enum BaselineError {
     Signal(String),
     #[error("its space of embeddings is not sound")]
     Space,
+    #[error("it names {found} features of tensors; the limit is {MAX_TENSOR_SIGNALS}")]
+    Signals { found: usize },
     #[error("a baseline needs at least {least} inputs, and there are {found}")]
     Small { found: usize, least: usize },
 }
@@ -154,6 +167,10 @@ impl Baseline {
         if baseline.space.as_ref().is_some_and(|space| !space.is_sound()) {
             return Err(BaselineError::Space);
         }
+        let n_features = baseline.features.values().map(Vec::len).sum::<usize>();
+        if n_features > MAX_TENSOR_SIGNALS || baseline.features.len() > MAX_TENSOR_SIGNALS {
+            return Err(BaselineError::Signals { found: n_features });
+        }
         Ok(baseline)
     }
 
@@ -175,9 +192,19 @@ impl Baseline {
         for (name, class) in &observation.classes {
             add(name, &|signal| signal.bin_of_class(class));
         }
-        if let Some(vocabulary) = self.vocabulary.as_ref().filter(|_| !observation.tokens.is_empty()) {
-            let unseen = vocabulary.unseen(&observation.tokens);
-            add(UNSEEN_TOKENS, &|signal| signal.bin_of(unseen));
+        if let Some(vocabulary) = &self.vocabulary {
+            // A baseline has the one signal or the other, and its vocabulary is of that.
+            for (name, ids) in [(UNSEEN_TOKENS, &observation.tokens), (UNSEEN_WORDS, &observation.words)] {
+                if !ids.is_empty() {
+                    let unseen = vocabulary.unseen(ids);
+                    add(name, &|signal| signal.bin_of(unseen));
+                }
+            }
+        }
+        for row in &observation.tensors {
+            for (name, value) in row.signals(self.features.get(&row.name).map(Vec::as_slice)) {
+                add(&name, &|signal| signal.bin_of(value));
+            }
         }
         if let Some(space) = self.space.as_ref().filter(|space| space.width == observation.vector.len()) {
             let projected = project(&observation.vector);
@@ -221,11 +248,17 @@ impl Signal {
             Self::Classes { names, .. } => names.iter().cloned().chain(["other".to_owned()]).collect(),
             Self::Numbers { edges, .. } => {
                 let Some((first, last)) = edges.first().zip(edges.last()) else { return vec!["all".to_owned()] };
-                let between = edges.windows(2).map(|pair| format!("{} … {}", short(pair[0]), short(pair[1])));
-                std::iter::once(format!("≤ {}", short(*first)))
-                    .chain(between)
-                    .chain([format!("> {}", short(*last))])
-                    .collect()
+                // Neighbours hold one value between them: see the builder.
+                let is_one = |pair: &[f64]| pair[0].next_up() == pair[1];
+                let between = edges.windows(2).map(|pair| match is_one(pair) {
+                    true => short(pair[1]),
+                    false => format!("{} … {}", short(pair[0]), short(pair[1])),
+                });
+                let below = match edges.get(1).filter(|_| is_one(&edges[..2])) {
+                    Some(least) => format!("< {}", short(*least)),
+                    None => format!("≤ {}", short(*first)),
+                };
+                std::iter::once(below).chain(between).chain([format!("> {}", short(*last))]).collect()
             }
         }
     }
@@ -261,7 +294,8 @@ impl Signal {
                 let mut renumbered = Vec::with_capacity(groups.len());
                 let (mut last, mut number) = (None, 0);
                 for (at, group) in groups.iter().enumerate() {
-                    let key = (*group, counts[at] == 0 && at + 1 == counts.len());
+                    let is_beyond = at == 0 || at + 1 == counts.len();
+                    let key = (*group, counts[at] == 0 && is_beyond);
                     if last.is_some_and(|last| last != key) {
                         number += 1;
                     }
@@ -301,6 +335,9 @@ impl Signal {
 
 /// A number in few digits.
 fn short(value: f64) -> String {
-    let text = if value == value.trunc() && value.abs() < 1e9 { format!("{value:.0}") } else { format!("{value:.3}") };
+    if value != 0.0 && !(1e-3..1e9).contains(&value.abs()) {
+        return format!("{value:.2e}");
+    }
+    let text = if value == value.trunc() { format!("{value:.0}") } else { format!("{value:.3}") };
     if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text }
 }

@@ -1,10 +1,11 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::baseline::{
-    ABSTAINED, Baseline, BaselineError, CONFIDENCE, EMBEDDING, EMBEDDING_DISTANCE, MAX_NAME_BYTES, Signal, Source,
-    UNSEEN_TOKENS, cell_name, yes_or_no,
+    ABSTAINED, Baseline, BaselineError, CONFIDENCE, EMBEDDING, EMBEDDING_DISTANCE, MAX_NAME_BYTES, MAX_TENSOR_SIGNALS,
+    Signal, Source, UNSEEN_TOKENS, UNSEEN_WORDS, cell_name, yes_or_no,
 };
 use super::space::{MAX_WIDTH, Space, project};
+use super::tensor_row::TensorRow;
 use super::vocabulary::Vocabulary;
 
 /// Most inputs of a baseline: more tell nothing new.
@@ -24,8 +25,12 @@ pub struct Observation {
     pub classes: Vec<(&'static str, String)>,
     /// Token ids; none of what has no tokens.
     pub tokens: Vec<u32>,
+    /// Numbers of the words, where the tokens are somebody else's; not both.
+    pub words: Vec<u32>,
     /// The embedding, where the answer is one.
     pub vector: Vec<f32>,
+    /// One row of what goes into a program and comes out of it, of packages that compute tensors.
+    pub tensors: Vec<TensorRow>,
 }
 
 /// Makes a [`Baseline`] of observations. Holds some hundred bytes of each, never its text.
@@ -34,8 +39,13 @@ pub struct BaselineBuilder {
     n_rows: usize,
     numbers: BTreeMap<&'static str, Vec<f64>>,
     classes: BTreeMap<&'static str, HashMap<String, u64>>,
-    /// Of each row its different tokens with how often they occur.
+    /// Of tensors, by signal.
+    features: BTreeMap<String, Vec<f64>>,
+    /// Names of the features of a tensor.
+    names: BTreeMap<String, Vec<String>>,
+    /// Tokens or words of each row.
     tokens: Vec<Vec<u32>>,
+    has_words: bool,
     n_rows_of_token: HashMap<u32, u32>,
     width: usize,
     projected: Vec<Vec<f32>>,
@@ -53,6 +63,13 @@ impl BaselineBuilder {
         Self { abstain_below: confidence, ..self }
     }
 
+    /// The same with names of a tensor's features, in their order: `input.x` has the signals `input.x[age]`, … then.
+    #[must_use]
+    pub fn naming(mut self, tensor: &str, features: Vec<String>) -> Self {
+        self.names.insert(tensor.to_owned(), features);
+        self
+    }
+
     /// Takes in one input; beyond [`MAX_BASELINE_ROWS`] nothing. Numbers that are none are left out.
     pub fn add(&mut self, observation: Observation) {
         if self.n_rows >= MAX_BASELINE_ROWS {
@@ -65,11 +82,21 @@ impl BaselineBuilder {
         for (name, class) in observation.classes {
             *self.classes.entry(name).or_default().entry(class).or_default() += 1;
         }
-        if !observation.tokens.is_empty() {
-            for &id in observation.tokens.iter().collect::<BTreeSet<_>>() {
+        for row in &observation.tensors {
+            let names = self.names.get(&row.name).map(Vec::as_slice);
+            for (name, value) in row.signals(names).into_iter().filter(|(_, value)| value.is_finite()) {
+                if self.features.len() < MAX_TENSOR_SIGNALS || self.features.contains_key(&name) {
+                    self.features.entry(name).or_default().push(value);
+                }
+            }
+        }
+        let ids = if observation.words.is_empty() { observation.tokens } else { observation.words.clone() };
+        if !ids.is_empty() {
+            self.has_words |= !observation.words.is_empty();
+            for &id in ids.iter().collect::<BTreeSet<_>>() {
                 *self.n_rows_of_token.entry(id).or_default() += 1;
             }
-            self.tokens.push(observation.tokens);
+            self.tokens.push(ids);
         }
         let width = observation.vector.len();
         if (1..=MAX_WIDTH).contains(&width) && (self.width == 0 || self.width == width) {
@@ -99,7 +126,7 @@ impl BaselineBuilder {
             |ids: &Vec<u32>| ids.iter().filter(|id| self.n_rows_of_token[*id] == 1).count() as f64 / ids.len() as f64;
         if !self.tokens.is_empty() {
             let shares = self.tokens.iter().map(unseen).collect();
-            self.numbers.insert(UNSEEN_TOKENS, shares);
+            self.numbers.insert(if self.has_words { UNSEEN_WORDS } else { UNSEEN_TOKENS }, shares);
         }
         if let Some(confidences) = self.numbers.get(CONFIDENCE) {
             let mut sorted = confidences.clone();
@@ -121,7 +148,8 @@ impl BaselineBuilder {
             let distances = self.projected.iter().map(|vector| space.distance(vector)).collect();
             self.numbers.insert(EMBEDDING_DISTANCE, distances);
         }
-        signals.extend(self.numbers.into_iter().map(|(name, values)| (name.to_owned(), numbers(values))));
+        signals.extend(self.numbers.into_iter().map(|(name, values)| (name.to_owned(), numbers(values, Below::With))));
+        signals.extend(self.features.into_iter().map(|(name, values)| (name, numbers(values, Below::Apart))));
         signals.extend(self.classes.into_iter().map(|(name, counts)| (name.to_owned(), classes(counts))));
         let ids: BTreeSet<u32> = self.n_rows_of_token.keys().copied().collect();
         Ok(Baseline {
@@ -136,17 +164,32 @@ impl BaselineBuilder {
             abstain_below: self.abstain_below,
             vocabulary: (!ids.is_empty()).then(|| Vocabulary::of(&ids)),
             space,
+            features: self.names,
         })
     }
 }
 
+/// Whether values below all of the baseline's have a bin of their own where its smallest value is frequent.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Below {
+    /// Nothing can be below, as with lengths and shares, or it would not matter.
+    With,
+    /// A feature that was always 5, or mostly 0, and is less now.
+    Apart,
+}
+
 /// Bins of about one mass each; a value that is frequent has one of its own.
-fn numbers(mut values: Vec<f64>) -> Signal {
+fn numbers(mut values: Vec<f64>, below: Below) -> Signal {
     values.sort_unstable_by(f64::total_cmp);
     let n = values.len();
     // Not the largest value: what is beyond it would have no neighbours to be compared with.
     let mut edges: Vec<f64> = (1..N_BINS).map(|at| values[(at * n / N_BINS).min(n - 1)]).collect();
     edges.dedup();
+    // Else the first bin has the smallest values together with what would be below them.
+    let least = values.first().copied().filter(|_| below == Below::Apart && edges.first() == values.first());
+    if let Some(least) = least {
+        edges.insert(0, least.next_down());
+    }
     let mut signal = Signal::Numbers { counts: vec![0; edges.len() + 1], edges };
     for value in values {
         let bin = signal.bin_of(value);
