@@ -2,10 +2,14 @@
 
 use highroad_eval::Observed;
 use highroad_eval::drift::{BaselineBuilder, Observation};
-use highroad_task::{Answer, Glimpse, Input, Predictor};
+use highroad_hosted::{Hosted, HostedTask, Said, about_text, answer_of, relevances};
+use highroad_package::TaskKind;
+use highroad_task::raw::Tensor;
+use highroad_task::{Answer, Glimpse, Input, Predictor, TensorGlimpse, Written};
 
+use crate::hosted::conversation;
 use crate::run::{Asks, Inputs, spread};
-use crate::{AssessError, GoldenInput, GoldenSet, KeptAnswers, Results, Value};
+use crate::{AssessError, GoldenInput, GoldenSet, KeptAnswers, KeptReplies, Results, Value};
 
 /// Most inputs of a golden set that are looked at, evenly spread.
 const MOST_INPUTS: usize = 5_000;
@@ -37,24 +41,95 @@ pub fn golden_baseline(
     Ok(builder)
 }
 
-/// The same of a classifier that somebody else hosts: of the labels that it gave in `results`. `None` where it gives others.
+/// The same of a model that somebody else hosts: of what it answered in `results`, and of vectors and texts, which these do not hold, of
+/// what is `kept` of its replies. What is not there is left out.
 pub fn hosted_baseline(
+    hosted: &Hosted,
     golden: &GoldenSet,
     results: &Results,
+    kept: &KeptReplies,
     mut builder: BaselineBuilder,
-) -> Result<Option<BaselineBuilder>, AssessError> {
+) -> Result<BaselineBuilder, AssessError> {
+    if hosted.task == HostedTask::Embed {
+        return embedded_baseline(hosted, golden, kept, builder);
+    }
     for idx in spread(golden.cases.len().min(MOST_CASES), MOST_INPUTS) {
         let asked = golden.input(idx)?;
-        let (GoldenInput::One(input), Value::Class { label, scores }) = (&*asked, &results.cases[idx].value) else {
-            return Ok(None);
+        let observation = match (&*asked, &results.cases[idx].value) {
+            (GoldenInput::One(input), Value::Class { label, scores }) => {
+                let answer = Answer::Class { label: label.clone(), scores: scores.clone() };
+                Some(Glimpse::of(input).by_words().observe(&answer, None))
+            }
+            (GoldenInput::Ranking { query, documents }, Value::Scores(scores)) => {
+                // One document of each query, as one of each request is looked at: those of one query are alike.
+                let at = idx.wrapping_mul(PRIME) % documents.len().max(1);
+                let answer = relevances(scores).into_iter().nth(at);
+                let glimpse = documents.get(at).map(|document| Glimpse::of_pair(query, document).by_words());
+                glimpse.zip(answer).map(|(glimpse, answer)| glimpse.observe(&answer, None))
+            }
+            (GoldenInput::Prompt(messages), Value::Generated(_)) => {
+                let said = kept.get(&conversation(hosted, messages, 0).digest())?;
+                let glimpse = Glimpse::of_messages(messages.iter().map(|it| (it.role.as_str(), it.content.as_str())));
+                said.and_then(|reply| {
+                    let n_tokens = reply.usage.map(|usage| usage.output as f64);
+                    let Said::Text { text, finish_reason, refused, .. } = reply.said else { return None };
+                    let written = Written::of(&text, n_tokens, finish_reason.as_deref(), false, refused);
+                    Some(glimpse.by_words().observe_written(written))
+                })
+            }
+            _ => None,
         };
-        let answer = Answer::Class { label: label.clone(), scores: scores.clone() };
-        builder.add(Glimpse::of(input).observe(&answer, None));
+        observation.into_iter().for_each(|observation| builder.add(observation));
     }
     if let Observed::Classes(classes) = results.observed(golden, &[])? {
         classes.correct().into_iter().for_each(|right| builder.judged(right));
     }
-    Ok(Some(builder))
+    Ok(builder)
+}
+
+/// Far from the numbers of documents that cases have, so that each place is as likely as another.
+const PRIME: usize = 2_654_435_761;
+
+/// Of every different text and its vector.
+fn embedded_baseline(
+    hosted: &Hosted,
+    golden: &GoldenSet,
+    kept: &KeptReplies,
+    mut builder: BaselineBuilder,
+) -> Result<BaselineBuilder, AssessError> {
+    let task = TaskKind::Embed { dimensions: 0, normalized: false, matryoshka_dimensions: Vec::new() };
+    let inputs = Inputs::of(golden, Asks::plainly(&task), 0..golden.cases.len().min(MOST_CASES))?;
+    for asked in inputs.asked(&spread(inputs.len(), MOST_INPUTS))? {
+        let Input::Text(text) = &asked.input else { continue };
+        let Ok(question) = about_text(hosted, text) else { continue };
+        let answer = kept.get(&question.digest())?.and_then(|reply| answer_of(hosted, &reply.said));
+        if let Some(answer) = answer {
+            builder.add(Glimpse::of(&asked.input).by_words().observe(&answer, None));
+        }
+    }
+    Ok(builder)
+}
+
+/// What there is to count of each row of `inputs`, those of a program that takes tensors, in its order; it computes what comes out.
+/// `first` is the number of the first row among all that are looked at.
+pub fn observe_tensors(
+    predictor: &Predictor,
+    inputs: &[Tensor],
+    first: usize,
+) -> Result<Vec<Observation>, AssessError> {
+    let program = predictor.program();
+    let named = program.inputs().iter().map(|spec| spec.name.clone()).zip(inputs.iter().cloned()).collect();
+    let outputs = predictor.run_tensors(named);
+    let outputs = outputs.map_err(|source| AssessError::Task { case: "of the baseline".to_owned(), source })?;
+    let outputs: Vec<Tensor> = outputs.into_iter().map(|(_, tensor)| tensor).collect();
+    let glimpse = TensorGlimpse::of(program.inputs(), program.outputs());
+    let row = |row: usize| {
+        let draw = (first + row) as u64;
+        let mut tensors = glimpse.of_inputs(inputs, row, draw);
+        tensors.extend(glimpse.of_outputs(&outputs, row, draw));
+        Observation { tensors, ..Observation::default() }
+    };
+    Ok((0..glimpse.n_rows(inputs)).map(row).collect())
 }
 
 /// What there is to count of `inputs`; they are answered unless `answers` are.

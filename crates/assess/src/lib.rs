@@ -21,7 +21,7 @@ mod shard;
 mod torch;
 mod verdict;
 
-pub use baseline::{golden_baseline, hosted_baseline, observe};
+pub use baseline::{golden_baseline, hosted_baseline, observe, observe_tensors};
 pub use custom::{CustomError, give};
 pub use drift::Drift;
 pub use error::{AssessError, GoldenError};

@@ -8,7 +8,7 @@ use anyhow::{Context as _, bail};
 use highroad_assess::{GoldenSet, HostedJudge, HostedModel, KeptReplies, Results, give, run_hosted};
 use highroad_eval::{CustomEvidence, Gates, Given, JudgeEvidence};
 use highroad_hosted::Budget;
-use highroad_package::{Digest, VerifiedPackage};
+use highroad_package::VerifiedPackage;
 
 use crate::commands::eval::{AnswerArgs, EngineArgs, Pipeline};
 use crate::progress;
@@ -66,9 +66,9 @@ impl Side {
         if let Self::Package(resolved) = self { Some(&resolved.package) } else { None }
     }
 
-    /// The digest of the description, where somebody else hosts it.
-    pub fn hosted(&self) -> Option<Digest> {
-        if let Self::Hosted(model) = self { Some(model.digest()) } else { None }
+    /// The model, where somebody else hosts it.
+    pub fn hosted(&self) -> Option<&HostedModel> {
+        if let Self::Hosted(model) = self { Some(model) } else { None }
     }
 
     /// The pipeline, where it is one.

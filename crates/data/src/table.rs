@@ -265,6 +265,12 @@ impl Table {
         Ok(self.read(sample)?.into_iter().filter_map(text).collect())
     }
 
+    /// The fields of a sample that are floats, in their order.
+    pub fn numbers(&self, sample: u32) -> Result<Vec<f64>, DataError> {
+        let number = |cell| if let Cell::Float(number) = cell { Some(number) } else { None };
+        Ok(self.read(sample)?.into_iter().filter_map(number).collect())
+    }
+
     /// The fields of a sample.
     pub(crate) fn read(&self, sample: u32) -> Result<Vec<Cell<'_>>, DataError> {
         let sample = u64::from(sample);

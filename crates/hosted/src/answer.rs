@@ -48,6 +48,25 @@ pub fn answer_of(hosted: &Hosted, said: &Said) -> Option<Answer> {
     }
 }
 
+/// The relevance of each document as our own rerankers have it: a logit, of which scores from 0 to 1 are the logistic function.
+pub fn relevances(scores: &[f64]) -> Vec<Answer> {
+    let are_shares = scores.iter().all(|score| (0.0..=1.0).contains(score));
+    let answer = |score: f64| Answer::Relevance { logit: if are_shares { logit(score) } else { score as f32 } };
+    scores.iter().copied().map(answer).collect()
+}
+
+/// The inverse of the logistic function, as far as f32 tells scores apart.
+fn logit(score: f64) -> f32 {
+    const MOST: f64 = 200.0;
+    (score / (1.0 - score)).ln().clamp(-MOST, MOST) as f32
+}
+
+/// Why an answer ended, in the host's words, but short and on one line.
+pub fn finish_reason_of(reason: &str) -> String {
+    const MOST_CHARS: usize = 40;
+    reason.chars().filter(|c| !c.is_control()).take(MOST_CHARS).collect()
+}
+
 fn class(labels: &[String], text: &str) -> Answer {
     let named = label_in(labels, text);
     let scores = labels.iter().map(|label| if Some(label) == named { 1.0 } else { 0.0 }).collect();

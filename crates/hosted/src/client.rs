@@ -17,7 +17,9 @@ use serde_json::{Value, json};
 
 use crate::budget::Reserved;
 use crate::key::ApiKey;
-use crate::{Budget, DescriptionError, Hosted, HostedError, HostedTask, Protocol, Reply, Said, Tokens, Usage};
+use crate::{
+    Budget, DescriptionError, Hosted, HostedError, HostedTask, Protocol, Reply, Said, Tokens, Usage, finish_reason_of,
+};
 
 /// Largest reply that is read, and largest error body of which the message is told.
 const MAX_REPLY_BYTES: usize = 32 << 20;
@@ -599,12 +601,15 @@ fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, String> {
 
 fn chat(reply: Chat) -> Result<Answered, String> {
     let Choice { message, finish_reason, logprobs } = reply.choices.into_iter().next().ok_or("it has no choice")?;
+    let refused = message.refusal.as_ref().is_some_and(|refusal| !refusal.is_empty());
     let text = message.content.or(message.refusal).unwrap_or_default();
     let tokens = logprobs.and_then(|logprobs| logprobs.content).filter(|tokens| !tokens.is_empty());
     let likelihood = tokens.map(|tokens| likelihood(&tokens)).transpose()?;
     let cut = finish_reason.as_deref() == Some("length");
     let served_by = served_by(reply.model, reply.system_fingerprint);
-    Ok((Said::Text { text, cut, likelihood }, reply.usage.map(WireUsage::counted), served_by))
+    let finish_reason = finish_reason.map(|reason| finish_reason_of(&reason));
+    let said = Said::Text { text, cut, likelihood, finish_reason, refused };
+    Ok((said, reply.usage.map(WireUsage::counted), served_by))
 }
 
 fn likelihood(tokens: &[Token]) -> Result<(f64, u32), String> {

@@ -15,7 +15,7 @@ mod oip;
 mod reply;
 mod template;
 
-pub use answer::{NO_LABEL, about_text, answer_of, one_of};
+pub use answer::{NO_LABEL, about_text, answer_of, finish_reason_of, one_of, relevances};
 pub use budget::{Budget, Tokens};
 pub use client::{Answers, Client, Fault, FaultKind, Incoming, Question, Refusal, Vector, pause_before_retry};
 pub use description::{Hosted, HostedTask, LimitName, Limits, NUMERICS_ID, Price, Protocol};

@@ -31,6 +31,12 @@ pub enum Said {
         /// The sum of its tokens' log-probabilities, and how many there are.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         likelihood: Option<(f64, u32)>,
+        /// Why it ended, as the host says.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        finish_reason: Option<String>,
+        /// Whether the host says that it is a refusal.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        refused: bool,
     },
     /// The bits of an f32 vector, as JSON numbers would not keep them.
     Vector { bits: Vec<u32> },

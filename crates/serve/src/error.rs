@@ -32,8 +32,8 @@ pub enum AskError {
     Input { input_idx: usize, source: TaskError },
     #[error(transparent)]
     Dimensions(TaskError),
-    #[error("the tensors do not fit the program: {0}")]
-    Tensors(String),
+    #[error("the tensors do not fit the program: {reason}")]
+    Tensors { kind: &'static str, reason: String },
     #[error("the queue of `{member}` is full")]
     Overloaded { member: String, retry_after: Duration },
     #[error("the request waited {waited:?} for its turn and was given up")]
@@ -65,7 +65,7 @@ impl AskError {
             | Self::Limit { .. }
             | Self::Input { .. }
             | Self::Dimensions(_)
-            | Self::Tensors(_) => Problem::invalid(self.to_string()),
+            | Self::Tensors { .. } => Problem::invalid(self.to_string()),
             Self::Overloaded { retry_after, .. } => {
                 Problem::new(Kind::Overloaded, self.to_string()).retry_after(*retry_after)
             }
@@ -95,7 +95,7 @@ impl AskError {
             Self::Input { source: TaskError::Image(_) | TaskError::ImageSize { .. }, .. } => "image",
             Self::Input { .. } => "wrong_input",
             Self::Dimensions(_) => "dimensions",
-            Self::Tensors(_) => "tensors",
+            Self::Tensors { kind, .. } => kind,
             _ => return None,
         })
     }
@@ -110,7 +110,7 @@ impl AskError {
             | Self::Limit { .. }
             | Self::Input { .. }
             | Self::Dimensions(_)
-            | Self::Tensors(_) => "invalid",
+            | Self::Tensors { .. } => "invalid",
             Self::Overloaded { .. } => "overloaded",
             Self::Expired { .. } => "expired",
             Self::Lost(_) | Self::Failed { .. } | Self::Unwritable => "failed",

@@ -25,7 +25,7 @@ use std::time::Instant;
 use arc_swap::ArcSwapOption;
 use highroad_hosted::{Client, Hosted, HostedTask, NUMERICS_ID, Tokens};
 use highroad_service::access::Principal;
-use highroad_task::{Answer, Input};
+use highroad_task::{Answer, Glimpse, Written};
 use jiff::Timestamp;
 use metrics::{counter, gauge};
 use serde_json::{Value, json};
@@ -224,10 +224,10 @@ impl HostedMember {
         tracing::info!(member.name = %self.name, "Removed `{}`", self.name);
     }
 
-    /// Has what it answers looked at from now on: labels and relevances, which a baseline of a golden set tells of.
+    /// Has what it answers looked at from now on, of every task that a golden set can ask it.
     fn begin_watch(&self, serving: &Serving) {
         let Facts { version, package, .. } = &serving.facts;
-        if !matches!(self.hosted().task, HostedTask::Classify | HostedTask::Moderate) {
+        if self.hosted().task == HostedTask::Infer {
             return;
         }
         let Watching { monitor, config } = &self.watching;
@@ -238,12 +238,24 @@ impl HostedMember {
         }
     }
 
-    /// Has one of `answers` looked at, which are those to `inputs`.
-    fn seen(&self, inputs: &[Input], answers: &[Answer]) {
+    /// Has one of `answers` looked at, and with `glimpse` the input of that number. Which tokens it has is the host's business.
+    fn seen(&self, answers: &[Answer], glimpse: impl FnOnce(usize) -> Option<Glimpse>) {
         let Some(watch) = self.watch.get() else { return };
-        if let Some(seen) = watch.draw(inputs).and_then(|drawn| watch.answered(drawn, answers)) {
+        let drawn = watch.draw_of(answers.len(), |at| glimpse(at).map(Glimpse::by_words));
+        if let Some(seen) = drawn.and_then(|drawn| watch.answered(drawn, answers)) {
             watch.put(seen);
         }
+    }
+
+    /// Has a text looked at that it wrote.
+    fn wrote(&self, glimpse: Glimpse, written: Written) {
+        if let Some(watch) = self.watch.get() {
+            watch.put(watch.wrote(glimpse, written));
+        }
+    }
+
+    fn is_watched(&self) -> bool {
+        self.watch.get().is_some()
     }
 
     fn is_member(&self) -> bool {

@@ -10,10 +10,10 @@ use highroad_eval::{Aliased, Evidence, Override, OverrideRefusal, Verdict};
 use highroad_hosted::NUMERICS_ID;
 use highroad_package::{Digest, Manifest, TaskKind, VerifiedPackage};
 use highroad_service::access::Priority;
-use highroad_task::raw::{Program, Tensor};
+use highroad_task::raw::{Program, RunError, Tensor};
 use highroad_task::{
-    Answer, Cut, Input, ParityReport, Piece, Predictor, PredictorOptions, Prepared, Special, TaskError, Truncate,
-    ranked,
+    Answer, Cut, Input, ParityReport, Piece, Predictor, PredictorOptions, Prepared, Special, TaskError, TensorGlimpse,
+    Truncate, ranked,
 };
 use highroad_worker::Crew;
 use serde::{Deserialize, Serialize};
@@ -277,7 +277,10 @@ impl Revision {
     pub(crate) fn watch_with(&self, monitor: &Arc<Monitor>, config: &MonitorConfig) {
         let Facts { member, version, package, .. } = &self.facts;
         let unknown_id = self.predictor().unknown_id();
-        if let Some(watch) = monitor.watch(member, config, version, *package, unknown_id) {
+        if let Some(mut watch) = monitor.watch(member, config, version, *package, unknown_id) {
+            if matches!(self.manifest().task.kind, TaskKind::Tensors) {
+                watch = watch.of_tensors(TensorGlimpse::of(self.program().inputs(), self.program().outputs()));
+            }
             // Set once: a revision is loaded once.
             let _ = self.watch.set(watch);
         }
@@ -426,6 +429,8 @@ impl Revision {
         tensors: Vec<Tensor>,
         terms: Terms,
     ) -> Result<Asked<Vec<Tensor>>, AskError> {
+        let watch = self.watch.get();
+        let drawn = watch.and_then(|watch| watch.draw_row(&tensors));
         let work = Work::Program(tensors);
         let n_tokens = work.n_tokens();
         let hold = hold_here(&self.facts.member, n_tokens).await?;
@@ -434,8 +439,9 @@ impl Revision {
         let (queued, computed) = longest_times(&done);
         let answers: Vec<Tensor> = done.into_iter().flat_map(|done| done.output.tensors()).collect();
         let digests = vec![tensors_digest(&answers)];
+        let seen = watch.zip(drawn).and_then(|(watch, drawn)| watch.computed(drawn, &answers));
         let (n_tokens, n_truncated, prepared) = (Vec::new(), 0, Duration::ZERO);
-        let (cut, prompts, cache, told, seen) = (Cut::End, Vec::new(), None, Told::default(), None);
+        let (cut, prompts, cache, told) = (Cut::End, Vec::new(), None, Told::default());
         Ok(Asked {
             answers,
             digests,
@@ -567,7 +573,14 @@ impl Revision {
         let member = || self.facts.member.clone();
         match ticket.await {
             Ok(Ok(done)) => Ok(done),
-            Ok(Err(RowError::Engine(ModelError::Program(error)))) => Err(AskError::Tensors(error.to_string())),
+            Ok(Err(RowError::Engine(ModelError::Program(error)))) => {
+                let kind = match &*error {
+                    RunError::InputDType { .. } => "dtype",
+                    RunError::InputShape { .. } => "shape",
+                    _ => "tensors",
+                };
+                Err(AskError::Tensors { kind, reason: error.to_string() })
+            }
             Ok(Err(RowError::Engine(error))) if error.is_down() => {
                 Err(AskError::NotReady { member: member(), reason: error.to_string() })
             }

@@ -162,7 +162,7 @@ impl Args {
             super::monitor::keep_of_golden(package, &golden, &results);
         }
         if let Some(hosted) = side.hosted().filter(|_| !self.answers.no_cache) {
-            super::monitor::keep_of_hosted(&hosted, &golden, &results);
+            super::monitor::keep_of_hosted(hosted, &golden, &results);
         }
         if let Some(path) = &self.out {
             results.write(path)?;

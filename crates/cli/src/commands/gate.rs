@@ -173,7 +173,7 @@ impl Args {
             super::monitor::keep_of_golden(package, &golden, &of_candidate);
         }
         if let Some(hosted) = candidate.hosted().filter(|_| !self.answers.no_cache) {
-            super::monitor::keep_of_hosted(&hosted, &golden, &of_candidate);
+            super::monitor::keep_of_hosted(hosted, &golden, &of_candidate);
         }
         let (digest, path) = keep(home.verdicts(), &of_candidate.package, &verdict)?;
         if let Some(pipeline) = candidate.pipeline() {

@@ -5,6 +5,7 @@ mod label;
 mod page;
 mod server;
 mod show;
+mod tensors;
 
 pub use baseline::{keep_of_golden, keep_of_hosted, send_newest};
 

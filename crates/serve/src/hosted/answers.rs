@@ -7,7 +7,7 @@ use futures_util::future::try_join_all;
 use highroad_hosted::{Hosted, HostedTask, NO_LABEL, Protocol};
 use highroad_package::{Digest, TaskKind};
 use highroad_service::Problem;
-use highroad_task::{Answer, CutSide, Input, Truncate};
+use highroad_task::{Answer, CutSide, Glimpse, Input, Truncate};
 use serde_json::Value;
 
 use super::HostedMember;
@@ -73,7 +73,8 @@ impl App {
             Protocol::Openai => tasks::read_embeddings(received, inputs.len()),
             _ => tasks::read_texts(hosted, received, inputs.len()),
         };
-        Ok(self.told(asker, self.ask_in_order(member, prepare, read).await?))
+        let order = self.ask_in_order(member, prepare, read).await?;
+        Ok(self.told(asker, order, |at| inputs.get(at).map(Glimpse::of)))
     }
 
     /// A label and its scores for each of `inputs`, by a classifier or a moderation.
@@ -122,15 +123,7 @@ impl App {
             _ => tasks::read_texts(hosted, received, inputs.len()),
         };
         let order = self.ask_in_order(member, prepare, read).await?;
-        let answered = match &order.answer {
-            Answered::Hosted(began) => Some(Arc::clone(&began.member)),
-            Answered::Own(_) => None,
-        };
-        let told = self.told(asker, order);
-        if let (Some(answered), Ok(told)) = (answered, &told) {
-            answered.seen(inputs, &told.answers);
-        }
-        Ok(told)
+        Ok(self.told(asker, order, |at| inputs.get(at).map(Glimpse::of)))
     }
 
     /// The relevance of each document.
@@ -149,7 +142,9 @@ impl App {
             Protocol::Openai => tasks::read_rerank(received, documents.len()),
             _ => tasks::read_documents(hosted, received, documents.len()),
         };
-        Ok(self.told(asker, self.ask_in_order(member, prepare, read).await?))
+        let order = self.ask_in_order(member, prepare, read).await?;
+        let glimpse = |at| documents.get(at).map(|document: &String| Glimpse::of_pair(query, document));
+        Ok(self.told(asker, order, glimpse))
     }
 
     /// Tensors passed on as they are, to a host that speaks the Open Inference Protocol. What stands in must too.
@@ -181,7 +176,13 @@ impl App {
         Ok(Ok(Tensors { body, json_bytes, facts, headers }))
     }
 
-    fn told(&self, asker: Asker<'_>, InOrder { answer, passed }: InOrder<Read>) -> Result<Told, Instead> {
+    /// What a host answered, of which monitoring looks at one, and at its input with `glimpse`.
+    fn told(
+        &self,
+        asker: Asker<'_>,
+        InOrder { answer, passed }: InOrder<Read>,
+        glimpse: impl FnOnce(usize) -> Option<Glimpse>,
+    ) -> Result<Told, Instead> {
         let began = match answer {
             Answered::Hosted(began) => began,
             Answered::Own(name) => return Err((name, passed)),
@@ -193,6 +194,7 @@ impl App {
         let Read { answers, digests, tally, results } = read;
         exchange.whole(tally, digests);
         let (task, answers) = of_task(member.hosted(), answers);
+        member.seen(&answers, glimpse);
         Ok(Told { answers, results, task, n_tokens, facts, headers })
     }
 }

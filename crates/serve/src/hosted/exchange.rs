@@ -9,7 +9,7 @@ use futures_util::stream;
 use highroad_hosted::{Incoming, Tokens};
 use highroad_package::Digest;
 use highroad_service::trace::Span;
-use highroad_task::Cut;
+use highroad_task::{Cut, Glimpse};
 use metrics::{counter, histogram};
 use serde::{Deserialize, Serialize};
 
@@ -74,6 +74,8 @@ pub(crate) struct Asked {
     pub step_of: Option<String>,
     /// Its part in a trial.
     pub part: Option<Part>,
+    /// What monitoring looks at of a request to write.
+    pub glimpse: Option<Glimpse>,
 }
 
 /// An answer that is passed on. Dropped before its end, the client has left.
@@ -132,6 +134,9 @@ impl Exchange {
         if let Some(usage) = usage {
             counter!(HOSTED_TOKENS, "member" => name(), "direction" => "input").increment(usage.input);
             counter!(HOSTED_TOKENS, "member" => name(), "direction" => "output").increment(usage.output);
+        }
+        if let Some(glimpse) = self.asked.glimpse.take().filter(|_| ended == Ended::Complete) {
+            member.wrote(glimpse, self.tally.written());
         }
         let record = self.record(ended);
         if let Some((cost, currency)) =

@@ -356,6 +356,7 @@ impl App {
             return Err(Problem::internal(&"a package was to generate text").into());
         };
         asked.passed.clone_from(&passed);
+        asked.glimpse = began.member.is_watched().then(|| request.glimpse());
         Ok(Generated { began, passed, asked, rollout })
     }
 
@@ -418,11 +419,11 @@ impl App {
 
     pub(super) fn asked(&self, asker: Asker<'_>, passed: Vec<String>) -> Asked {
         let (request_id, log) = (asker.id.to_owned(), self.log.clone());
-        Asked { request_id, route: asker.route, log, passed, step_of: None, part: None }
+        Asked { request_id, route: asker.route, log, passed, step_of: None, part: None, glimpse: None }
     }
 
     fn asking(&self, id: &RequestId, route: &'static str) -> Asked {
-        Asked { request_id: id.0.clone(), route, log: self.log.clone(), passed: Vec::new(), step_of: None, part: None }
+        self.asked(Asker { id: &id.0, route }, Vec::new())
     }
 }
 

@@ -251,17 +251,9 @@ pub(crate) fn read_rerank(received: Received, n_documents: usize) -> Result<Read
 }
 
 fn relevances(scores: &[f64], tally: Tally) -> Read {
-    let are_shares = scores.iter().all(|score| (0.0..=1.0).contains(score));
-    let answer = |score: f64| Answer::Relevance { logit: if are_shares { logit(score) } else { score as f32 } };
-    let answers: Vec<Answer> = scores.iter().copied().map(answer).collect();
+    let answers = highroad_hosted::relevances(scores);
     let digests = answers.iter().map(Answer::digest).collect();
     Read { answers, digests, tally, results: Vec::new() }
-}
-
-/// What our dialects make the score of: the inverse of the logistic function, as far as f32 tells scores apart.
-fn logit(score: f64) -> f32 {
-    const MOST: f64 = 200.0;
-    (score / (1.0 - score)).ln().clamp(-MOST, MOST) as f32
 }
 
 #[cfg(test)]

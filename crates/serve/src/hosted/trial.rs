@@ -417,7 +417,7 @@ impl Part {
         });
         let whole = self.request.whole();
         let asked = |refused: crate::protocol::openai::Refused| {
-            Failure::Ask(crate::error::AskError::Tensors(refused.problem.message))
+            Failure::Ask(crate::error::AskError::Tensors { kind: "tensors", reason: refused.problem.message })
         };
         let (body, most) = whole.upstream(other.hosted()).map_err(asked)?;
         let wanted = Wanted { path: whole.path().to_owned(), body, json_bytes: None, most, events: false };

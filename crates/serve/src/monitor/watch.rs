@@ -1,7 +1,9 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use highroad_task::{Answer, Glimpse, Input, Prepared};
+use highroad_eval::drift::{Observation, TensorRow};
+use highroad_task::raw::Tensor;
+use highroad_task::{Answer, Glimpse, Input, Prepared, TensorGlimpse, Written};
 
 use crate::monitor::book::Book;
 use crate::monitor::{Monitor, lock, now_s};
@@ -12,6 +14,8 @@ pub(crate) struct Watch {
     monitor: Arc<Monitor>,
     book: Arc<Mutex<Book>>,
     unknown_id: Option<u32>,
+    /// Of a package that computes tensors.
+    tensors: Option<TensorGlimpse>,
     /// Draws which input of a request is looked at.
     n_drawn: AtomicU64,
 }
@@ -19,10 +23,14 @@ pub(crate) struct Watch {
 /// One input of a request and its answer, on the way to being counted.
 pub(crate) struct Seen {
     book: Arc<Mutex<Book>>,
-    unknown_id: Option<u32>,
-    glimpse: Glimpse,
-    answer: Answer,
+    what: What,
     n_inputs: usize,
+}
+
+enum What {
+    Answered { glimpse: Glimpse, answer: Answer, unknown_id: Option<u32> },
+    Written { glimpse: Glimpse, written: Written },
+    Computed(Vec<TensorRow>),
 }
 
 /// The input that was drawn, before it is answered.
@@ -32,18 +40,49 @@ pub(crate) struct Drawn {
     glimpse: Glimpse,
 }
 
+/// The row that was drawn of a request for tensors, before these are computed.
+pub(crate) struct DrawnRow {
+    at: usize,
+    draw: u64,
+    n_rows: usize,
+    inputs: Vec<TensorRow>,
+}
+
 impl Watch {
     pub(crate) fn new(monitor: Arc<Monitor>, book: Arc<Mutex<Book>>, unknown_id: Option<u32>) -> Self {
-        Self { monitor, book, unknown_id, n_drawn: AtomicU64::new(0) }
+        Self { monitor, book, unknown_id, tensors: None, n_drawn: AtomicU64::new(0) }
+    }
+
+    /// The same of a package that computes tensors, and what is looked at of them.
+    pub(crate) fn of_tensors(self, tensors: TensorGlimpse) -> Self {
+        Self { tensors: Some(tensors), ..self }
     }
 
     /// Draws one input of a request: those of one request are alike, and a client that sends many at once must not count as many
     /// clients. `None` if there is none.
     pub(crate) fn draw(&self, inputs: &[Input]) -> Option<Drawn> {
-        let n = self.n_drawn.fetch_add(1, Ordering::Relaxed);
+        self.draw_of(inputs.len(), |at| inputs.get(at).map(Glimpse::of))
+    }
+
+    /// The same of `n_inputs`, of which `glimpse` looks at one.
+    pub(crate) fn draw_of(&self, n_inputs: usize, glimpse: impl FnOnce(usize) -> Option<Glimpse>) -> Option<Drawn> {
+        let (at, _) = self.drawn_of(n_inputs)?;
+        glimpse(at).map(|glimpse| Drawn { at, n_inputs, glimpse })
+    }
+
+    /// The same of the rows of tensors; nothing of a package that has another task.
+    pub(crate) fn draw_row(&self, inputs: &[Tensor]) -> Option<DrawnRow> {
+        let look = self.tensors.as_ref()?;
+        let n_rows = look.n_rows(inputs);
+        let (at, draw) = self.drawn_of(n_rows)?;
+        Some(DrawnRow { at, draw, n_rows, inputs: look.of_inputs(inputs, at, draw) })
+    }
+
+    /// One of `n`, and the number of the draw; `None` of none.
+    fn drawn_of(&self, n: usize) -> Option<(usize, u64)> {
+        let draw = self.n_drawn.fetch_add(1, Ordering::Relaxed);
         // Fibonacci hashing: neighbours fall far apart.
-        let at = (n.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize % inputs.len().max(1);
-        inputs.get(at).map(|input| Drawn { at, n_inputs: inputs.len(), glimpse: Glimpse::of(input) })
+        ((draw.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize).checked_rem(n).map(|at| (at, draw))
     }
 
     pub(crate) fn prepared(&self, drawn: Drawn, prepared: &[Prepared]) -> Drawn {
@@ -56,8 +95,23 @@ impl Watch {
     pub(crate) fn answered(&self, drawn: Drawn, answers: &[Answer]) -> Option<Box<Seen>> {
         let Drawn { at, n_inputs, glimpse } = drawn;
         let answer = answers.get(at)?.clone();
-        let (book, unknown_id) = (Arc::clone(&self.book), self.unknown_id);
-        Some(Box::new(Seen { book, unknown_id, glimpse, answer, n_inputs }))
+        Some(self.seen(What::Answered { glimpse, answer, unknown_id: self.unknown_id }, n_inputs))
+    }
+
+    /// The tensors that came of a request.
+    pub(crate) fn computed(&self, drawn: DrawnRow, outputs: &[Tensor]) -> Option<Box<Seen>> {
+        let DrawnRow { at, draw, n_rows, inputs: mut rows } = drawn;
+        rows.extend(self.tensors.as_ref()?.of_outputs(outputs, at, draw));
+        Some(self.seen(What::Computed(rows), n_rows))
+    }
+
+    /// A text that was written.
+    pub(crate) fn wrote(&self, glimpse: Glimpse, written: Written) -> Box<Seen> {
+        self.seen(What::Written { glimpse, written }, 1)
+    }
+
+    fn seen(&self, what: What, n_inputs: usize) -> Box<Seen> {
+        Box::new(Seen { book: Arc::clone(&self.book), what, n_inputs })
     }
 
     pub(crate) fn violated(&self, kind: &'static str) {
@@ -81,7 +135,11 @@ impl std::fmt::Debug for Seen {
 impl Seen {
     /// Counts it; takes some 50 µs.
     pub(crate) fn count(self) {
-        let observation = self.glimpse.observe(&self.answer, self.unknown_id);
+        let observation = match self.what {
+            What::Answered { glimpse, answer, unknown_id } => glimpse.observe(&answer, unknown_id),
+            What::Written { glimpse, written } => glimpse.observe_written(written),
+            What::Computed(tensors) => Observation { tensors, ..Observation::default() },
+        };
         lock(&self.book).count(&observation, self.n_inputs as u64, now_s());
     }
 

@@ -417,7 +417,9 @@ impl Run<'_> {
         match self.ask_one(member, inputs.clone()).await {
             Ok(asked) => Ok(asked),
             // What the request itself is to blame for would fail there too.
-            Err(error @ (AskError::Input { .. } | AskError::Limit { .. } | AskError::Tensors(_))) => Err(fail(error)),
+            Err(error @ (AskError::Input { .. } | AskError::Limit { .. } | AskError::Tensors { .. })) => {
+                Err(fail(error))
+            }
             Err(error) => {
                 let asked = self.ask_one(fallback, inputs).await.map_err(fail)?;
                 Ok(StepAnswer { fell_back: Some(error.to_string()), ..asked })

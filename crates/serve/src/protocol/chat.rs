@@ -6,9 +6,10 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use highroad_hosted::{Hosted, Tokens, fill};
+use highroad_hosted::{Hosted, Tokens, fill, finish_reason_of};
 use highroad_package::Digest;
 use highroad_service::Problem;
+use highroad_task::{Glimpse, Written};
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::{RawValue, to_raw_value};
@@ -160,6 +161,20 @@ impl ChatRequest {
         }
     }
 
+    /// What monitoring looks at of it; pictures and token ids are passed over.
+    pub(crate) fn glimpse(&self) -> Glimpse {
+        let input = self.fields.get(self.kind.input()).map_or("null", RawValue::get);
+        let input = serde_json::from_str(input).unwrap_or(Value::Null);
+        let messages: Vec<(String, String)> = match &input {
+            Value::Array(messages) if self.kind == Kind::Chat => messages
+                .iter()
+                .map(|message| (message["role"].as_str().unwrap_or_default().to_owned(), text_of(&message["content"])))
+                .collect(),
+            prompt => vec![("user".to_owned(), text_of(prompt))],
+        };
+        Glimpse::of_messages(messages.iter().map(|(role, text)| (role.as_str(), text.as_str()))).by_words()
+    }
+
     fn count_prompts(&self) -> Result<u64, Refused> {
         let input = self.fields.get(self.kind.input());
         let input = input.ok_or_else(|| invalid(self.kind.input(), format!("`{}` is missing", self.kind.input())))?;
@@ -240,6 +255,16 @@ impl ChatRequest {
         let mut options = options.filter(Value::is_object).unwrap_or_else(|| json!({}));
         options["include_usage"] = true.into();
         raw_value(&options)
+    }
+}
+
+/// The text of a message, or of its parts that are text; of several prompts the first.
+fn text_of(content: &Value) -> String {
+    match content {
+        Value::String(text) => text.clone(),
+        Value::Array(parts) if parts.first().is_some_and(Value::is_string) => text_of(&parts[0]),
+        Value::Array(parts) => parts.iter().filter_map(|part| part["text"].as_str()).collect::<Vec<_>>().join("\n"),
+        _ => String::new(),
     }
 }
 
@@ -333,9 +358,8 @@ impl Serialize for Fields {
     }
 }
 
-/// Reasons that are kept, and characters of one: they come from a host.
+/// Reasons that are kept: they come from a host.
 const MAX_FINISH_REASONS: usize = 16;
-const MAX_REASON_CHARS: usize = 40;
 
 /// What is kept of an answer: how many tokens it took, and what it says, for its digests.
 #[derive(Debug, Default)]
@@ -352,6 +376,7 @@ pub struct Tally {
 struct Choice {
     text: String,
     calls: BTreeMap<u64, String>,
+    is_refusal: bool,
 }
 
 /// The part of an answer that counts, whole or one event's.
@@ -463,6 +488,15 @@ impl Tally {
         !self.finish_reasons.is_empty()
     }
 
+    /// What monitoring counts of the first answer. Tokens are counted for all of them together, so that it has its part of these.
+    pub(crate) fn written(&self) -> Written {
+        let first = self.choices.values().next();
+        let n_tokens = self.usage.map(|usage| usage.output as f64 / self.choices.len().max(1) as f64);
+        let calls = first.is_some_and(|choice| !choice.calls.is_empty());
+        let refused = first.is_some_and(|choice| choice.is_refusal);
+        Written::of(self.text(), n_tokens, self.finish_reasons.first().map(String::as_str), calls, refused)
+    }
+
     /// Why answers ended, as the host says, short and few.
     pub fn finish_reasons(&self) -> &[String] {
         &self.finish_reasons
@@ -484,11 +518,12 @@ impl Tally {
                 continue;
             }
             if let Some(reason) = finish_reason.filter(|_| self.finish_reasons.len() < MAX_FINISH_REASONS) {
-                self.finish_reasons.push(reason.chars().filter(|c| !c.is_control()).take(MAX_REASON_CHARS).collect());
+                self.finish_reasons.push(finish_reason_of(&reason));
             }
             let choice = self.choices.entry(index).or_default();
             choice.text.extend(text);
             let Some(Said { content, refusal, tool_calls }) = delta else { continue };
+            choice.is_refusal |= refusal.as_ref().is_some_and(|refusal| !refusal.is_empty());
             choice.text.extend(content.or(refusal));
             for (place, call) in tool_calls.into_iter().flatten().enumerate() {
                 let arguments = choice.calls.entry(call.index.unwrap_or(place as u64)).or_default();

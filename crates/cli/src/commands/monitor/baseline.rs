@@ -4,7 +4,9 @@ use std::process::ExitCode;
 use std::thread::available_parallelism;
 
 use anyhow::{Context as _, bail};
-use highroad_assess::{GoldenSet, KeptAnswers, Results, golden_baseline, hosted_baseline, observe};
+use highroad_assess::{
+    GoldenSet, HostedModel, KeptAnswers, KeptReplies, Results, golden_baseline, hosted_baseline, observe,
+};
 use highroad_data::{Field, Kind, Local, OnBad, Place, Table};
 use highroad_eval::drift::{Baseline, BaselineBuilder, BaselineError, MAX_BASELINE_ROWS, Source};
 use highroad_package::registry::{RegistryClient, ResolvedVersion};
@@ -15,21 +17,24 @@ use serde_json::json;
 
 use crate::commands::eval::print_json;
 use crate::commands::golden::{self, Unblessed};
+use crate::commands::monitor::tensors;
 use crate::progress;
 use crate::repo::file_digest;
 use crate::resolve::{Home, Target};
 use crate::tracking;
 
-/// Make what monitoring compares a package's traffic with: distributions of lengths, languages, tokens, embeddings and answers. No text is
-/// in it. `highroad eval` and `highroad gate` make one of their golden set; one of data goes before it.
+/// Make what monitoring compares a package's traffic with: distributions of lengths, languages, tokens, embeddings, tensors and answers. No
+/// text is in it. `highroad eval` and `highroad gate` make one of their golden set; one of data goes before it.
 #[derive(clap::Args)]
 pub struct Args {
     /// The package: a directory, a digest in the local store, or a reference such as `router:7`.
     package: Target,
-    /// Data like what production will ask, such as the training data: JSONL, CSV, TSV, Parquet, Arrow or text; may be given again.
+    /// Data like what production will ask, such as the training data: JSONL, CSV, TSV, Parquet, Arrow or text; of a package that computes
+    /// tensors also safetensors, with each input by its name, rows first. May be given again.
     #[arg(long, value_name = "FILE", conflicts_with = "golden")]
     data: Vec<PathBuf>,
-    /// The column of the text; of a reranker the query's and the document's.
+    /// The column of the text; of a reranker the query's and the document's; of a package whose only input is rows of features one for each
+    /// of these, which signals are called after.
     #[arg(long, value_name = "NAME", default_value = "text")]
     column: Vec<String>,
     /// The column of the right label, where there is one: the accuracy that live answers are compared with.
@@ -61,12 +66,17 @@ impl Args {
         let package = self.package.resolve(&home)?.package;
         let predictor = open(&package, self.threads)?;
         let builder = BaselineBuilder::default().abstaining_below(self.abstain_below);
+        let is_tensors = matches!(package.manifest().task.kind, TaskKind::Tensors);
         let (builder, source) = match self.data.is_empty() {
+            true if is_tensors => {
+                bail!("a package that computes tensors has its baseline of data: name it with --data")
+            }
             true => {
                 let golden = golden::read(self.golden.as_deref(), Unblessed::Warn)?;
                 let answers = KeptAnswers::none();
                 (golden_baseline(&predictor, &golden, None, &answers, builder)?, source_of(&golden))
             }
+            false if is_tensors => (self.of_tensors(&predictor, builder)?, self.source()?),
             false => (self.of_data(&predictor, builder)?, self.source()?),
         };
         let (digest, baseline, bytes) = keep(&home, &package.digest(), builder, source)?;
@@ -85,6 +95,41 @@ impl Args {
         Ok(ExitCode::SUCCESS)
     }
 
+    /// Of what a program that takes tensors was trained on.
+    fn of_tensors(&self, predictor: &Predictor, builder: BaselineBuilder) -> anyhow::Result<BaselineBuilder> {
+        if self.label.is_some() {
+            bail!("a package that computes tensors answers no labels: leave out --label");
+        }
+        if self.data.iter().all(|path| tensors::is_tensors(path)) {
+            return tensors::of_files(predictor, &self.data, builder);
+        }
+        let (tensor, n_features) = tensors::features(predictor)?;
+        if self.column.len() != n_features {
+            bail!("name each of the {n_features} features of `{tensor}` with --column, in their order");
+        }
+        if let Some(twice) = self.column.iter().enumerate().find(|(at, name)| self.column[..*at].contains(name)) {
+            bail!("column `{}` is named twice, and signals are called after columns", twice.1);
+        }
+        let fields = self.column.iter().map(|name| Field { name: name.clone(), kind: Kind::F64 }).collect();
+        let place = Place::new(None).context("cannot make a folder for intermediate files")?;
+        let (table, rows) = self.table(fields, &place)?;
+        tensors::of_table(predictor, &table, &rows, builder.naming(&tensor, self.column.clone()))
+    }
+
+    /// The data as records, and the rows that are taken, evenly spread.
+    fn table(&self, fields: Vec<Field>, place: &Place) -> anyhow::Result<(Table, Vec<u32>)> {
+        let threads = self.threads.or_else(|| available_parallelism().ok()).unwrap_or(NonZeroUsize::MIN).get();
+        let files: Vec<String> = self.data.iter().map(|path| path.display().to_string()).collect();
+        let files: Vec<Local> = highroad_data::resolve(&files, &Default::default(), place)?;
+        let table = Table::open(&files, None, fields, OnBad::Skip, place, threads)?;
+        if table.n_bad() > 0 {
+            eprintln!("warning: {} records have no value in {}", table.n_bad(), self.column.join(", "));
+        }
+        let n = table.len() as usize;
+        let n_taken = n.min(MAX_BASELINE_ROWS);
+        Ok((table, (0..n_taken).map(|at| (at * n / n_taken) as u32).collect()))
+    }
+
     fn of_data(&self, predictor: &Predictor, mut builder: BaselineBuilder) -> anyhow::Result<BaselineBuilder> {
         let is_rerank = matches!(predictor.manifest().task.kind, TaskKind::Rerank);
         let n_texts = if is_rerank { 2 } else { 1 };
@@ -94,21 +139,12 @@ impl Args {
         if self.column.len() != n_texts {
             bail!("name {n_texts} column(s) with --column: this package is asked {n_texts} text(s) at a time");
         }
-        let threads = self.threads.or_else(|| available_parallelism().ok()).unwrap_or(NonZeroUsize::MIN).get();
-        let files: Vec<String> = self.data.iter().map(|path| path.display().to_string()).collect();
         let place = Place::new(None).context("cannot make a folder for intermediate files")?;
-        let files: Vec<Local> = highroad_data::resolve(&files, &Default::default(), &place)?;
         let columns = self.column.iter().chain(&self.label);
         let fields = columns.map(|name| Field { name: name.clone(), kind: Kind::Str }).collect();
-        let table = Table::open(&files, None, fields, OnBad::Skip, &place, threads)?;
-        if table.n_bad() > 0 {
-            eprintln!("warning: {} records have no text in {}", table.n_bad(), self.column.join(", "));
-        }
-        let n = table.len() as usize;
-        let n_taken = n.min(MAX_BASELINE_ROWS);
-        let rows: Vec<u32> = (0..n_taken).map(|at| (at * n / n_taken) as u32).collect();
+        let (table, rows) = self.table(fields, &place)?;
         let bar = progress::bar("answering");
-        bar.set_length(n_taken as u64);
+        bar.set_length(rows.len() as u64);
         for chunk in rows.chunks(AT_ONCE) {
             let texts = chunk.iter().map(|&row| table.texts(row)).collect::<Result<Vec<_>, _>>()?;
             let input = |texts: &Vec<std::borrow::Cow<'_, str>>| match texts.as_slice() {
@@ -198,17 +234,16 @@ pub fn keep_of_golden(package: &VerifiedPackage, golden: &GoldenSet, results: &R
     tell_unless_small(make());
 }
 
-/// [`keep_of_golden`] of a classifier that somebody else hosts, under the digest of its description.
-pub fn keep_of_hosted(hosted: &Digest, golden: &GoldenSet, results: &Results) {
+/// [`keep_of_golden`] of a model that somebody else hosts, under the digest of its description.
+pub fn keep_of_hosted(model: &HostedModel, golden: &GoldenSet, results: &Results) {
     let home = Home::find();
-    if is_known(&home, hosted, golden) {
+    if is_known(&home, &model.digest(), golden) {
         return;
     }
     let make = || -> anyhow::Result<()> {
-        match hosted_baseline(golden, results, BaselineBuilder::default())? {
-            Some(builder) => keep(&home, hosted, builder, source_of(golden)).map(drop),
-            None => Ok(()),
-        }
+        let kept = KeptReplies::open(&home.path().join("answers"), &model.digest())?;
+        let builder = hosted_baseline(model.hosted(), golden, results, &kept, BaselineBuilder::default())?;
+        keep(&home, &model.digest(), builder, source_of(golden)).map(drop)
     };
     tell_unless_small(make());
 }
