@@ -1,15 +1,17 @@
 import { describe, expect, it } from 'vitest';
-import { type Registered, told } from '../serving';
+import { type Registered, type Signal, told } from '../serving';
 import {
   apart,
   caseOf,
   headline,
+  inOrder,
   inputText,
   millis,
   modelOf,
   rate,
   replayCommand,
   share,
+  signalName,
   stageOf,
   until,
 } from './serving';
@@ -29,6 +31,27 @@ describe('numbers of serving', () => {
     expect(at('2026-11-29T13:12:00Z')).toBe('in 3 h 12 min');
     expect(at('2026-12-01T10:00:00Z')).toBe('in 2 d 0 h');
     expect([at('2026-11-29T09:00:00Z'), until(null, now), at('never')]).toEqual(['now', '–', '–']);
+  });
+});
+
+describe('signals of monitoring', () => {
+  const signal = (name: string, verdict: string, effect: number) => ({ signal: name, verdict, effect }) as Signal;
+  it('what differs comes first, the furthest before the others, which stay in order', () => {
+    const signals = [
+      signal('a', 'same', 0.05),
+      signal('b', 'drifted', 0.2),
+      signal('c', 'collecting', 9),
+      signal('d', 'drifted', 1),
+    ];
+    expect(inOrder(signals).map((each) => each.signal)).toEqual(['d', 'b', 'a', 'c']);
+    expect(signals[0]?.signal).toBe('a');
+  });
+  it('features keep the names of their columns', () => {
+    expect(['unseen_words', 'input.x[mean_area]', 'output.y[0]'].map(signalName)).toEqual([
+      'unseen words',
+      'input.x[mean_area]',
+      'output.y[0]',
+    ]);
   });
 });
 

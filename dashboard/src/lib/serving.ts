@@ -1,6 +1,6 @@
 // Numbers of serving as people read them, and what pages say of them. Pure functions.
 
-import type { Pair, Registered, Rollout, Traffic } from '../serving';
+import type { Pair, Registered, Rollout, Signal, Traffic } from '../serving';
 import { number } from './format';
 
 /** `4.2 %`; small shares keep two digits, and none is none. */
@@ -28,6 +28,17 @@ export function rate(value: number): string {
 
 export function isQuiet(traffic: Traffic): boolean {
   return traffic.course.every((n) => n === 0);
+}
+
+/** What differs first, by how far: a table of a hundred columns has a hundred signals. The others stay where they are. */
+export function inOrder(signals: Signal[]): Signal[] {
+  const far = ({ verdict, effect }: Signal) => (verdict === 'drifted' ? effect : -1);
+  return [...signals].sort((a, b) => far(b) - far(a));
+}
+
+/** `n_chars` in words; features of tensors keep the names that their columns have. */
+export function signalName(signal: string): string {
+  return /^(in|out)put\./.test(signal) ? signal : signal.replaceAll('_', ' ');
 }
 
 /** The registered model of `router:7` or `router@sha256:…`. */

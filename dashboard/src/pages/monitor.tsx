@@ -2,7 +2,7 @@ import { A } from '@solidjs/router';
 import { type Accessor, For, type JSX, Match, Show, Switch } from 'solid-js';
 import { number, plural, shortDigests } from '../lib/format';
 import { createLive } from '../lib/live';
-import { share } from '../lib/serving';
+import { share, signalName } from '../lib/serving';
 import { useKeys } from '../parts/keys';
 import { ServerPicker, useServers, WithServer } from '../parts/server';
 import { Empty, Failure, Moment, Pill, Skeleton } from '../parts/states';
@@ -134,7 +134,7 @@ function Members(props: { members: Watched[] }): JSX.Element {
                   <Show when={worst(member)} fallback={<span class="faint">–</span>}>
                     {(signal) => (
                       <>
-                        {signal().signal.replaceAll('_', ' ')}
+                        <bdi>{signalName(signal().signal)}</bdi>
                         <div class="soft">index {number(Number(signal().effect.toPrecision(3)))}</div>
                       </>
                     )}

@@ -2,7 +2,7 @@ import { A, useParams } from '@solidjs/router';
 import { type Accessor, createMemo, For, type JSX, Show } from 'solid-js';
 import { number, plural, shortDigests } from '../lib/format';
 import { createLive } from '../lib/live';
-import { share } from '../lib/serving';
+import { inOrder, share, signalName } from '../lib/serving';
 import { Loaded } from '../parts/page';
 import { ServerPicker, useServers, WithServer } from '../parts/server';
 import { Moment, Pill } from '../parts/states';
@@ -53,7 +53,7 @@ function OfServer(props: { server: Accessor<Server>; member: Accessor<string> })
           <Show when={value().signals.length > 0}>
             <h2>Signals of the last {span(value().window_s)}</h2>
             <div class="signals">
-              <For each={value().signals}>
+              <For each={inOrder(value().signals)}>
                 {(signal) => <SignalCard signal={signal} series={value().series ?? []} />}
               </For>
             </div>
@@ -281,7 +281,9 @@ function SignalCard(props: {
   return (
     <section class="card signal" aria-label={`Signal ${props.signal.signal}`}>
       <div class="bar-head">
-        <h3>{props.signal.signal.replaceAll('_', ' ')}</h3>
+        <h3>
+          <bdi>{signalName(props.signal.signal)}</bdi>
+        </h3>
         <Pill text={props.signal.verdict} />
         <span class="grow" />
         <span class="soft">{props.signal.kind.replaceAll('_', ' ')}</span>
