@@ -63,6 +63,7 @@ def export(
     run_id: str | None = None,
     git_commit: str | None = None,
     notices: Sequence[str | os.PathLike[str]] = (),
+    training_inputs: tuple[Any, ...] | None = None,
 ) -> Path:
     """Write ``module`` as a package source directory at ``path`` and return that path.
 
@@ -111,6 +112,9 @@ def export(
         run_id: tracked run that trained it; by default ``MLFLOW_RUN_ID``.
         git_commit: commit of the training code; by default ``HIGHROAD_GIT_COMMIT``, or what is checked out here.
         notices: files named ``LICENSE``, ``NOTICE`` or ``README.md`` that must travel with the weights.
+        training_inputs: tensors only: inputs like ``args`` for many rows that trained the module, at least 30, where the first dimension is
+            that of the rows (of a module without a batch one dimension before its own). ``highroad pack`` makes the baseline of them that
+            monitoring compares traffic with; the rows themselves are in no package.
 
     Raises:
         ExportError: the inputs contradict the task, the module cannot be exported, or the exported program does not
@@ -134,6 +138,9 @@ def export(
     if data_roles:
         provenance["data_roles"] = _checked_roles(data_roles, data or {})
 
+    if training_inputs is not None and task != "tensors":
+        raise ExportError("`training_inputs` is for the task `tensors`: others have their baseline of a golden set, or of texts")
+
     state = _Production(module)
     with state, torch.no_grad():
         answered = _answer if task != "tensors" else _outputs
@@ -155,6 +162,8 @@ def export(
         if image is None and task != "tensors":
             _save_tokenizer(tokenizer, staging / "tokenizer.json")
         _save_cases(cases, staging / "parity.safetensors")
+        if training_inputs is not None:
+            _save_rows(training_inputs, staging / "training.safetensors")
         _copy_notices(notices, staging)
         description |= {"task": signature, "parity": {"relative_rms": relative_rms}, "provenance": provenance}
         (staging / _DESCRIPTION).write_text(_toml(description), encoding="utf-8")
@@ -544,6 +553,17 @@ def _save_cases(cases: list[tuple[tuple[Any, ...], list[torch.Tensor]]], path: P
         tensors |= {f"{i}.input.{j}": leaf for j, leaf in enumerate(pytree.tree_leaves(inputs))}
         tensors |= {f"{i}.output.{j}": output for j, output in enumerate(outputs)}
     save_file({key: value.detach().cpu().clone().contiguous() for key, value in tensors.items()}, path)
+
+
+def _save_rows(inputs: tuple[Any, ...], path: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+    from torch.utils import _pytree as pytree
+
+    leaves = pytree.tree_leaves(inputs)
+    if not isinstance(inputs, tuple) or not leaves or not all(isinstance(leaf, torch.Tensor) for leaf in leaves):
+        raise ExportError("`training_inputs` is a tuple of tensors, as `args` is, with many rows")
+    save_file({str(i): leaf.detach().cpu().clone().contiguous() for i, leaf in enumerate(leaves)}, path)
 
 
 def _copy_notices(notices: Sequence[str | os.PathLike[str]], directory: Path) -> None:

@@ -24,7 +24,7 @@ pub use manifest::{
     ANY_LABEL, Channels, Check, DataRole, FileEntry, ImageInput, Interpolation, Manifest, Orientation, PairTruncation,
     Parity, Provenance, Resize, Task, TaskKind, Truncation,
 };
-pub use pack::pack;
+pub use pack::{TRAINING, pack};
 pub use package::{MANIFEST, PARITY, PROGRAM, Package, TOKENIZER, VerifiedPackage};
 pub use reference::{ParseReferenceError, Reference, Selector};
 pub use store::{Baselines, Store, Verdicts};

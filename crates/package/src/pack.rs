@@ -8,7 +8,7 @@ use std::path::Path;
 
 use crate::files::{self, Folder};
 use crate::package::{MANIFEST, PARITY, PROGRAM};
-use crate::{Digest, FileEntry, Manifest, Package, PackageError, Parity};
+use crate::{Digest, FileEntry, Manifest, Package, PackageError, Parity, TaskKind};
 
 mod program;
 mod source;
@@ -17,6 +17,8 @@ use source::{SOURCE, Source};
 
 /// What a package may have besides: licences must travel with weights, and a model card may.
 const OPTIONAL: [&str; 3] = ["LICENSE", "NOTICE", "README.md"];
+/// What a source of the task `tensors` may have beside what is packed: rows that trained the program, which monitoring takes a baseline of.
+pub const TRAINING: &str = "training.safetensors";
 /// Largest file of a package source.
 const MAX_FILE_BYTES: u64 = 1 << 40;
 /// Largest file of parity cases.
@@ -59,6 +61,9 @@ fn source_files(folder: &Folder) -> Result<(BTreeSet<String>, Source), PackageEr
         return Err(bad(SOURCE, format!("is missing: `{}` is not a package source", folder.path().display())));
     }
     let description = Source::parse(&folder.read(SOURCE, source::MAX_SOURCE_BYTES)?)?;
+    if matches!(description.task.kind, TaskKind::Tensors) {
+        names.remove(TRAINING);
+    }
     let required = description.task.required_files();
     for &required in required {
         if !names.contains(required) {

@@ -7,7 +7,7 @@ mod server;
 mod show;
 mod tensors;
 
-pub use baseline::{keep_of_golden, keep_of_hosted, send_newest};
+pub use baseline::{keep_of_golden, keep_of_hosted, keep_of_training, send_newest};
 
 /// Tell whether what members meet is as in their baselines, make a baseline, or give right answers that came later.
 #[derive(clap::Args)]

@@ -2,14 +2,15 @@ use crate::outln;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use highroad_package::{MANIFEST, Package, write_archive};
+use highroad_package::{MANIFEST, Package, TRAINING, write_archive};
 
 use super::push::print;
 
 /// `highroad pack DIR [-o OUT]`
 #[derive(clap::Args)]
 pub struct Args {
-    /// Package source: `package.toml`, `program.pt2`, `tokenizer.json`, `parity.safetensors`, as `highroad.export` writes it.
+    /// Package source: `package.toml`, `program.pt2`, `tokenizer.json`, `parity.safetensors`, as `highroad.export` writes it. Of
+    /// `training.safetensors` the baseline is made that monitoring compares traffic with; it is not in the package.
     dir: PathBuf,
     /// Where the package goes; beside the source as `DIR.package` unless told. Absent, empty or the same package. A name that
     /// ends with `.tar` makes one file of it, a source or a package; the same package is the same file on any machine.
@@ -27,6 +28,7 @@ impl Args {
             return one_file(&self.dir, &out, self.json);
         }
         let digest = highroad_package::pack(&self.dir, &out)?;
+        keep_baseline(&self.dir, &out)?;
         if self.json {
             let manifest = Package::open(&out)?.manifest().clone();
             outln!("{}", serde_json::json!({ "digest": digest, "dir": out, "manifest": manifest }));
@@ -46,6 +48,7 @@ fn one_file(dir: &Path, out: &Path, json: bool) -> anyhow::Result<ExitCode> {
     } else {
         let packed = scratch.path().join("package");
         highroad_package::pack(dir, &packed)?;
+        keep_baseline(dir, &packed)?;
         packed
     };
     let package = Package::open(&package)?.verify()?;
@@ -58,6 +61,15 @@ fn one_file(dir: &Path, out: &Path, json: bool) -> anyhow::Result<ExitCode> {
         eprintln!("packed {} into {}", dir.display(), out.display());
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Makes the baseline of the training rows beside a source, where there are any.
+fn keep_baseline(source: &Path, package: &Path) -> anyhow::Result<()> {
+    let training = source.join(TRAINING);
+    if training.is_file() {
+        super::monitor::keep_of_training(&Package::open(package)?.verify()?, &training)?;
+    }
+    Ok(())
 }
 
 /// `models/moderation` becomes `models/moderation.package`.

@@ -1,5 +1,5 @@
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::thread::available_parallelism;
 
@@ -76,8 +76,8 @@ impl Args {
                 let answers = KeptAnswers::none();
                 (golden_baseline(&predictor, &golden, None, &answers, builder)?, source_of(&golden))
             }
-            false if is_tensors => (self.of_tensors(&predictor, builder)?, self.source()?),
-            false => (self.of_data(&predictor, builder)?, self.source()?),
+            false if is_tensors => (self.of_tensors(&predictor, builder)?, source_of_files(&self.data)?),
+            false => (self.of_data(&predictor, builder)?, source_of_files(&self.data)?),
         };
         let (digest, baseline, bytes) = keep(&home, &package.digest(), builder, source)?;
         if let Some(path) = &self.out {
@@ -172,20 +172,18 @@ impl Args {
         bar.finish_and_clear();
         Ok(builder)
     }
+}
 
-    fn source(&self) -> anyhow::Result<Source> {
-        let name =
-            |path: &PathBuf| path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        let digests =
-            self.data.iter().map(|path| Ok(file_digest(path)?.map_or(String::new(), |digest| digest.to_string())));
-        let digests = digests.collect::<anyhow::Result<Vec<String>>>()?;
-        let digest = match digests.as_slice() {
-            [only] => only.clone(),
-            several => Digest::of(several.join("\n").as_bytes()).to_string(),
-        };
-        let names: Vec<String> = self.data.iter().map(name).collect();
-        Ok(Source { kind: "data".to_owned(), name: names.join(", "), digest })
-    }
+fn source_of_files(files: &[PathBuf]) -> anyhow::Result<Source> {
+    let name = |path: &PathBuf| path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let digests = files.iter().map(|path| Ok(file_digest(path)?.map_or(String::new(), |digest| digest.to_string())));
+    let digests = digests.collect::<anyhow::Result<Vec<String>>>()?;
+    let digest = match digests.as_slice() {
+        [only] => only.clone(),
+        several => Digest::of(several.join("\n").as_bytes()).to_string(),
+    };
+    let names: Vec<String> = files.iter().map(name).collect();
+    Ok(Source { kind: "data".to_owned(), name: names.join(", "), digest })
 }
 
 fn open(package: &VerifiedPackage, threads: Option<NonZeroUsize>) -> anyhow::Result<Predictor> {
@@ -221,7 +219,7 @@ fn keep(
 /// Keeps a baseline of what was just evaluated, unless there is one of the same golden set. Evaluating goes on without it.
 pub fn keep_of_golden(package: &VerifiedPackage, golden: &GoldenSet, results: &Results) {
     let home = Home::find();
-    if is_known(&home, &package.digest(), golden) {
+    if is_known(&home, &package.digest(), &golden.digest.to_string()) {
         return;
     }
     let make = || -> anyhow::Result<()> {
@@ -234,10 +232,22 @@ pub fn keep_of_golden(package: &VerifiedPackage, golden: &GoldenSet, results: &R
     tell_unless_small(make());
 }
 
+/// Keeps a baseline of the rows that trained a program, unless there is one of the same file.
+pub fn keep_of_training(package: &VerifiedPackage, training: &Path) -> anyhow::Result<()> {
+    let home = Home::find();
+    let source = source_of_files(std::slice::from_ref(&training.to_owned()))?;
+    if is_known(&home, &package.digest(), &source.digest) {
+        return Ok(());
+    }
+    let builder = tensors::of_files(&open(package, None)?, &[training.to_owned()], BaselineBuilder::default())?;
+    tell_unless_small(keep(&home, &package.digest(), builder, source).map(drop));
+    Ok(())
+}
+
 /// [`keep_of_golden`] of a model that somebody else hosts, under the digest of its description.
 pub fn keep_of_hosted(model: &HostedModel, golden: &GoldenSet, results: &Results) {
     let home = Home::find();
-    if is_known(&home, &model.digest(), golden) {
+    if is_known(&home, &model.digest(), &golden.digest.to_string()) {
         return;
     }
     let make = || -> anyhow::Result<()> {
@@ -248,12 +258,12 @@ pub fn keep_of_hosted(model: &HostedModel, golden: &GoldenSet, results: &Results
     tell_unless_small(make());
 }
 
-/// Whether there is a baseline of a golden set.
-fn is_known(home: &Home, package: &Digest, golden: &GoldenSet) -> bool {
+/// Whether there is a baseline of a golden set or a file.
+fn is_known(home: &Home, package: &Digest, source: &str) -> bool {
     let known = baselines(home);
     let of_this_set = |digest: Digest| {
         let bytes = known.get(package, &digest).ok()?;
-        Baseline::parse(&bytes).ok().filter(|baseline| baseline.source.digest == golden.digest.to_string())
+        Baseline::parse(&bytes).ok().filter(|baseline| baseline.source.digest == source)
     };
     known.list(package).unwrap_or_default().into_iter().any(|digest| of_this_set(digest).is_some())
 }
