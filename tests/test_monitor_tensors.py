@@ -68,13 +68,22 @@ def site(highroad: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[T
     example = (torch.tensor(TRAINED[:3]),)
     highroad_module.export(
         trained(), example, site.home / "source", name="cancer", task="tensors", dynamic_shapes=({0: batch},), parity_inputs=[example],
-        licence="Apache-2.0", owner="highroad tests",
+        licence="Apache-2.0", owner="highroad tests", training_inputs=(torch.tensor(TRAINED),),
     )
-    site.run("pack", "source", "-o", "package")
+    for _ in range(2):
+        site.run("pack", "source", "-o", "package")
+    assert not (site.home / "package" / "training.safetensors").exists()
+    (kept,) = (site.home / "state" / "baselines").rglob("*.json")
+    packed = json.loads(kept.read_text())
+    assert packed["n_rows"] == 400 and packed["source"] | {"digest": ""} == {"kind": "data", "name": "training.safetensors", "digest": ""}
     header, rows = ",".join(COLUMNS), (",".join(map(str, row)) for row in TRAINED.tolist())
     (site.home / "train.csv").write_text("\n".join([header, *rows]) + "\n")
     columns = [part for name in COLUMNS for part in ("--column", name)]
     made = json.loads(site.run("monitor", "baseline", "package", "--data", "train.csv", *columns, "--json").stdout)
+    named = next(path for path in kept.parent.iterdir() if path != kept)
+    at = COLUMNS.index("mean area")
+    assert json.loads(named.read_text())["signals"]["input.features[mean area]"] == packed["signals"][f"input.features[{at}]"]
+    kept.unlink()
     assert made["n_rows"] == 400 and {"input.features[mean area]", "input.features.missing", "output.softmax[1]"} <= set(made["signals"])
     members = [*SAME, "shifted", "wrong", "statistics"]
     (site.home / "portfolio.toml").write_text(
