@@ -35,6 +35,7 @@ use diskann::provider::{
 use diskann::{ANNError, ANNResult};
 use diskann_utils::Reborrow;
 use diskann_vector::DistanceFunction;
+use diskann_vector::distance::{Distance, Metric};
 use futures_util::FutureExt as _;
 use highroad_package::Digest;
 use serde::{Deserialize, Serialize};
@@ -276,6 +277,7 @@ fn least(mut measure: impl FnMut(usize) -> (bool, Recall), lowest: usize, most: 
 /// The vectors of the documents, rounded: those that are equal then are one node.
 struct Nodes {
     dimensions: usize,
+    far: Far,
     /// `[n, dimensions]`
     codes: Vec<i8>,
     /// What a code of 1 stands for, `[n]`.
@@ -311,7 +313,7 @@ impl Nodes {
             *end += members.len() as u32;
             Some(*end)
         });
-        Self { dimensions, codes, scales, ends: ends.collect(), documents: members.concat() }
+        Self { dimensions, far: Far::new(dimensions), codes, scales, ends: ends.collect(), documents: members.concat() }
     }
 
     fn len(&self) -> usize {
@@ -338,9 +340,8 @@ impl Nodes {
         let mut codes = Vec::with_capacity(self.dimensions);
         let scale = code(&mean.iter().map(|&value| value as f32).collect::<Vec<_>>(), &mut codes);
         let mean = Coded { codes: &codes, scale };
-        let nearer =
-            |a: &u32, b: &u32| mean.product(self.get(*a)).total_cmp(&mean.product(self.get(*b))).then(b.cmp(a));
-        (0..self.len() as u32).max_by(nearer).unwrap_or(0)
+        let far = |node: &u32| -self.far.product(mean, self.get(*node));
+        (0..self.len() as u32).min_by(|a, b| far(a).total_cmp(&far(b))).unwrap_or(0)
     }
 }
 
@@ -359,16 +360,29 @@ fn code(vector: &[f32], codes: &mut Vec<i8>) -> f32 {
     scale
 }
 
-impl Coded<'_> {
-    fn product(self, other: Coded<'_>) -> f32 {
-        // 65,536 products of two bytes fit in an i32, and each in an i16.
-        let sum: i32 = self.codes.iter().zip(other.codes).map(|(&a, &b)| i32::from(i16::from(a) * i16::from(b))).sum();
-        sum as f32 * (self.scale * other.scale)
+/// How far vectors are from each other.
+#[derive(Clone, Copy)]
+struct Far(Distance<i8, i8>);
+
+impl Far {
+    fn new(dimensions: usize) -> Self {
+        Self(Distance::new(Metric::InnerProduct, Some(dimensions)))
+    }
+
+    fn product(self, a: Coded<'_>, b: Coded<'_>) -> f32 {
+        // Added up as whole numbers by whatever instructions the machine has: `MAX_DIMENSIONS` products of two bytes fit in an i32.
+        -self.0.call(a.codes, b.codes) * (a.scale * b.scale)
     }
 
     /// One minus the cosine, which is never below zero: pruning compares shares of it.
-    fn distance(self, other: Coded<'_>) -> f32 {
-        (1.0 - self.product(other)).max(0.0)
+    fn distance(self, a: Coded<'_>, b: Coded<'_>) -> f32 {
+        (1.0 - self.product(a, b)).max(0.0)
+    }
+}
+
+impl DistanceFunction<Coded<'_>, Coded<'_>, f32> for Far {
+    fn evaluate_similarity(&self, a: Coded<'_>, b: Coded<'_>) -> f32 {
+        self.distance(a, b)
     }
 }
 
@@ -429,7 +443,7 @@ struct Walk<'a> {
 
 impl Walk<'_> {
     fn distance(&self, node: u32) -> f32 {
-        self.query.distance(self.store.nodes.get(node))
+        self.store.nodes.far.distance(self.query, self.store.nodes.get(node))
     }
 }
 
@@ -599,7 +613,7 @@ impl PruneAccessor for Links<'_> {
     where
         Self: 'a;
     type Distance<'a>
-        = Distance
+        = Far
     where
         Self: 'a;
 
@@ -607,11 +621,11 @@ impl PruneAccessor for Links<'_> {
         *self
     }
 
-    async fn fill<Ids>(&mut self, _: Ids) -> ANNResult<(&Nodes, Distance)>
+    async fn fill<Ids>(&mut self, _: Ids) -> ANNResult<(&Nodes, Far)>
     where
         Ids: ExactSizeIterator<Item = u32> + Clone + Send + Sync,
     {
-        Ok((&*self.0.nodes, Distance))
+        Ok((&*self.0.nodes, self.0.nodes.far))
     }
 }
 
@@ -624,14 +638,6 @@ impl View<u32> for &Nodes {
 
     fn get(&self, node: u32) -> Option<Coded<'_>> {
         Some(Nodes::get(self, node))
-    }
-}
-
-struct Distance;
-
-impl DistanceFunction<Coded<'_>, Coded<'_>, f32> for Distance {
-    fn evaluate_similarity(&self, a: Coded<'_>, b: Coded<'_>) -> f32 {
-        a.distance(b)
     }
 }
 
