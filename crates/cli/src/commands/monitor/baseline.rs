@@ -218,8 +218,10 @@ fn keep(
 
 /// Keeps a baseline of what was just evaluated, unless there is one of the same golden set. Evaluating goes on without it.
 pub fn keep_of_golden(package: &VerifiedPackage, golden: &GoldenSet, results: &Results) {
+    // Tensors are compared with the rows that trained the program, of which there are enough.
+    let is_tensors = matches!(package.manifest().task.kind, TaskKind::Tensors);
     let home = Home::find();
-    if is_known(&home, &package.digest(), &golden.digest.to_string()) {
+    if is_tensors || is_known(&home, &package.digest(), &golden.digest.to_string()) {
         return;
     }
     let make = || -> anyhow::Result<()> {
