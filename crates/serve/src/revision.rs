@@ -596,7 +596,7 @@ fn settle(hold: Option<Hold>, n_tokens: usize) {
     }
 }
 
-fn is_image(input: &Input) -> bool {
+pub(crate) fn is_image(input: &Input) -> bool {
     matches!(input, Input::Image(_))
 }
 

@@ -412,7 +412,7 @@ impl App {
         let member = self.portfolio.hosted().get(model).cloned()?;
         let found = self.portfolio.hosted_member(member.name());
         let answer = match rest {
-            "info" => found.and_then(|member| member.tei_info(&self.portfolio.limits())).map(as_json),
+            "info" => found.and_then(|member| member.tei_info(&member.limits(&self.portfolio.limits()))).map(as_json),
             "health" => found.and_then(|member| member.check_ready()).map(as_ok),
             _ => return None,
         };
