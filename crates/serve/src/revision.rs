@@ -152,6 +152,8 @@ pub struct Asked<A> {
     pub n_truncated: usize,
     /// Where.
     pub cut: Cut,
+    /// Tokens that documents of a reranking were cut to before, where any was.
+    pub document_tokens: Option<NonZeroUsize>,
     /// Names of the prompts that went before them, each once.
     pub prompts: Vec<String>,
     /// Tokenising, or decoding of pictures.
@@ -166,6 +168,13 @@ pub struct Asked<A> {
     pub(crate) told: Told,
     /// The input that is looked at by monitoring.
     pub(crate) seen: Option<Box<Seen>>,
+}
+
+/// Documents of a reranking that were cut to so many tokens.
+pub(crate) struct Shortened {
+    most: NonZeroUsize,
+    /// Of each document whether it was.
+    is_cut: Vec<bool>,
 }
 
 /// What right answers that come later are compared with.
@@ -410,6 +419,7 @@ impl Revision {
             n_tokens,
             n_truncated,
             cut,
+            document_tokens: None,
             prompts,
             prepared,
             queued,
@@ -442,6 +452,7 @@ impl Revision {
             n_tokens,
             n_truncated,
             cut,
+            document_tokens: None,
             prompts,
             prepared,
             queued,
@@ -463,6 +474,40 @@ impl Revision {
         check_limit("inputs", texts.len(), limits.inputs)?;
         check_limit("bytes in one input", texts.iter().map(String::len).max().unwrap_or(0), limits.input_bytes)?;
         self.each(texts, move |predictor, text| predictor.pieces(text, special)).await
+    }
+
+    /// Cuts what is more than `most` tokens off the end of each document; `None` where that is of none.
+    pub(crate) async fn shorten(
+        self: &Arc<Self>,
+        documents: &mut [String],
+        most: NonZeroUsize,
+        limits: &RequestLimits,
+    ) -> Result<Option<Shortened>, AskError> {
+        // Where the model reads no more tokens than that, the package says what happens to those that are too long.
+        if most.get() >= self.max_tokens() || documents.iter().all(|document| document.len() < most.get()) {
+            return Ok(None);
+        }
+        let longest = documents.iter().map(String::len).max().unwrap_or(0);
+        check_limit("bytes in one input", longest, self.limits(limits).input_bytes)?;
+        let cut = move |predictor: &Predictor, document: &String| {
+            predictor.first_tokens(document, most).map(|first| (first.len() < document.len()).then(|| first.to_owned()))
+        };
+        let cut = self.each(documents.to_vec(), cut).await?;
+        let is_cut: Vec<bool> = cut.iter().map(Option::is_some).collect();
+        for (document, first) in documents.iter_mut().zip(cut) {
+            *document = first.unwrap_or_else(|| std::mem::take(document));
+        }
+        Ok(is_cut.contains(&true).then_some(Shortened { most, is_cut }))
+    }
+
+    /// Has an answer say that documents were cut before it was asked for.
+    pub(crate) fn was_shortened(&self, asked: &mut Asked<Vec<Answer>>, Shortened { most, is_cut }: Shortened) {
+        // An embedder answers the query before the documents. A row of all tokens that there may be was cut once more, and is counted.
+        let n_tokens = asked.n_tokens.iter().rev().zip(is_cut.iter().rev());
+        let n_more = n_tokens.filter(|(n_tokens, is_cut)| **is_cut && **n_tokens < self.max_tokens()).count();
+        asked.n_truncated += n_more;
+        asked.document_tokens = Some(most);
+        metrics::counter!(TRUNCATED, "member" => self.facts.member.clone()).increment(n_more as u64);
     }
 
     /// The text of each list of tokens.

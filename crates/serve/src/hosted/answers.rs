@@ -17,6 +17,7 @@ use super::routes::{Answer as Answered, App, InOrder, Load, fits, origin};
 use super::tasks::{self, Read};
 use crate::protocol::chat::Tally;
 use crate::protocol::openai;
+use crate::protocol::rerank::RerankRequest;
 use crate::revision::Facts;
 
 /// Most texts that one request has a chat label, each by a request of its own to the host.
@@ -138,11 +139,16 @@ impl App {
         &self,
         asker: Asker<'_>,
         member: &Arc<HostedMember>,
-        (query, documents): (&str, &[String]),
+        request: &RerankRequest,
     ) -> Result<Result<Told, Instead>, Declined> {
         fits(member, &[HostedTask::Rerank], "reranking")?;
+        let RerankRequest { query, documents, document_tokens, .. } = request;
         let prepare = |hosted: &Hosted| match hosted.protocol {
-            Protocol::Openai => Ok(tasks::rerank(hosted, query, documents)),
+            Protocol::Openai => Ok(tasks::rerank(hosted, request)),
+            // It has no word for it.
+            _ if document_tokens.is_some() => Err(unaskable(
+                "`max_tokens_per_doc`: the host of this model decides how much of a document it reads".to_owned(),
+            )),
             _ => tasks::documents(hosted, query, documents),
         };
         let read = |hosted: &Hosted, received| match hosted.protocol {

@@ -291,7 +291,7 @@ impl App {
         let request = RerankRequest::parse(body, version)?;
         only_end(request.cut)?;
         check_limit("bytes in its pairs", request.pairs_bytes(), self.portfolio.limits().body_bytes)?;
-        let told = self.relevances(asker, member, (&request.query, &request.documents)).await?;
+        let told = self.relevances(asker, member, &request).await?;
         Ok(told.map(|told| {
             let reply = request.reply(asker.id, &told.facts.member, &told.answers, told.n_tokens);
             json_reply(told.headers, reply)
