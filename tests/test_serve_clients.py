@@ -129,6 +129,15 @@ def test_the_openai_client_lists_models_and_reads_headers(site: Site) -> None:
     assert raw.parse()._request_id is None or raw.headers["x-request-id"]
 
 
+def test_in_development_every_response_says_so(site: Site) -> None:
+    for path in ("/health", "/ready", "/metrics", "/docs", "/v1/nothing", "/nothing", "/v2/health/ready"):
+        try:
+            headers = urllib.request.urlopen(site.url + path, timeout=10).headers
+        except urllib.error.HTTPError as error:
+            headers = error.headers
+        assert headers["x-highroad-development"] == "members may serve without a verdict", path
+
+
 def test_the_openai_client_raises_its_own_errors(site: Site) -> None:
     client = site.openai(max_retries=0)
     with pytest.raises(openai.NotFoundError) as unknown:
