@@ -47,6 +47,13 @@ hosted = "chat.toml"
 retries = 0
 breaker_failures = 2
 breaker_pause_ms = 3600000
+[members.tried]
+hosted = "chat.toml"
+[members.tried.trial]
+candidate = "other"
+shadow = 100
+[members.other]
+hosted = "other.toml"
 [indexes.help]
 path = "./help"
 embedder = "embedder"
@@ -116,6 +123,7 @@ def site(call: Callable, highroad: Path, tmp_path_factory: pytest.TempPathFactor
     site = Site(call, folder)
     packages(site)
     describe(folder, "chat.toml", "http://127.0.0.1:9/v1", model="away", price=dict(currency="EUR", input_per_million=1.0, output_per_million=2.0))
+    describe(folder, "other.toml", "http://127.0.0.1:9/v1", model="elsewhere", price=dict(currency="EUR", input_per_million=1.0, output_per_million=2.0))
     (folder / "portfolio.toml").write_text(PORTFOLIO)
     kept = {name: value for name, value in os.environ.items() if not name.endswith("TRACKING_URI")}
     command = [str(highroad), "up", "--development", "--listen", "127.0.0.1:0"]
@@ -257,6 +265,26 @@ def test_a_rollout_is_watched_and_ended_by_a_person(site: Site, open_page: Calla
     status = json.loads(site.run("deploy", "status", "router", "--json", code=1))
     assert (status["end"]["by"], status["end"]["reason"]) == ("ann", "worse, as was to be seen")
     assert site.get("/v1/models/router")["highroad"]["facts"]["version"] == "router:1"
+
+
+def test_the_trial_of_a_hosted_member_is_stopped_by_a_person(site: Site, open_page: Callable) -> None:
+    page = open_page(site.url + "/ui/portfolio")
+    row = page.get_by_role("region", name="Hosted members").locator("#member-tried")
+    expect(row).to_contain_text("trying other at 100 %")
+    row.get_by_role("button", name="Stop trial").click()
+    dialog = page.get_by_role("dialog", name="Stop trial")
+    expect(dialog).to_contain_text("other is asked no more beside tried")
+    confirm = dialog.get_by_role("button", name="Stop trying other")
+    expect(confirm).to_be_disabled()
+    dialog.get_by_label("Who you are").fill("ann")
+    dialog.get_by_label("Why").fill(HOSTILE)
+    confirm.click()
+    expect(row).to_contain_text(f"other stopped by ann: {HOSTILE}")
+    expect(row.get_by_role("button", name="Stop trial")).to_have_count(0)
+    end = site.get("/v1/highroad/rollouts/tried")["end"]
+    assert (end["outcome"], end["by"], end["reason"]) == ("aborted", "ann", HOSTILE)
+    page.reload()
+    expect(row).to_contain_text("other stopped by ann")
 
 
 def test_what_passed_and_waits_is_promoted_and_rolled_back_by_a_person(site: Site, open_page: Callable) -> None:
