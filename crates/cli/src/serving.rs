@@ -151,6 +151,9 @@ fn named(model: &str) -> anyhow::Result<(String, ModelSource)> {
             "`{model}` is a file and no `.pt2`; `highroad export` and `highroad pack` make a package directory of a program"
         );
     }
+    if !path.exists() && (model.contains('/') || path.extension().is_some_and(|extension| extension == "pt2")) {
+        bail!("there is no `{model}`");
+    }
     let source = if path.exists() { ModelSource::Directory(path.to_owned()) } else { model.parse()? };
     let name = match &source {
         ModelSource::Registry(reference) => reference.name.clone(),
