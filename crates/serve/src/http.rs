@@ -135,6 +135,7 @@ pub(crate) fn told() -> Vec<(String, String)> {
         ("post", "/v1/chat/completions"),
         ("post", "/v1/completions"),
         ("get", "/v1/highroad/budgets"),
+        ("get", "/v1/highroad/budgets/history"),
         ("post", grpc::PATH),
         ("get", "/health"),
         ("get", "/ready"),

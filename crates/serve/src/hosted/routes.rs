@@ -27,6 +27,7 @@ use super::exchange::{self, Asked, Exchange};
 use super::shared::Shared;
 use super::trial::Part;
 use crate::alerts::watch::{self, Watch};
+use crate::budget::keeper;
 use crate::config::RequestLimits;
 use crate::error::AskError;
 use crate::http::told::Origin;
@@ -62,6 +63,7 @@ pub fn router(portfolio: Arc<Portfolio>, log: RequestLog) -> Router {
         .route("/v1/chat/completions", post(chat).fallback(http::openai_method))
         .route("/v1/completions", post(completions).fallback(http::openai_method))
         .route("/v1/highroad/budgets", get(budgets).fallback(http::openai_method))
+        .route("/v1/highroad/budgets/history", get(spent).fallback(http::openai_method))
         .with_state(app.clone());
     own.merge(hosted).layer(middleware::from_fn_with_state(app, front))
 }
@@ -69,6 +71,11 @@ pub fn router(portfolio: Arc<Portfolio>, log: RequestLog) -> Router {
 async fn budgets(State(app): State<App>) -> Json<Value> {
     let none = || json!({ "currency": null, "budgets": [] });
     Json(app.portfolio.budgets().map_or_else(none, |budgets| budgets.view()))
+}
+
+async fn spent(State(app): State<App>) -> Json<Value> {
+    let none = || json!({ "currency": null, "days": keeper::days(keeper::now()), "accounts": [] });
+    Json(app.portfolio.budgets().map_or_else(none, |budgets| budgets.history()))
 }
 
 async fn chat(
