@@ -1,5 +1,5 @@
 import { A, type RouteSectionProps, useNavigate } from '@solidjs/router';
-import { createSignal, ErrorBoundary, For, type JSX, Suspense } from 'solid-js';
+import { createEffect, createSignal, ErrorBoundary, For, type JSX, on, Suspense } from 'solid-js';
 import { message } from '../lib/live';
 import { Icon } from './icons';
 import { documented, useKeys } from './keys';
@@ -38,6 +38,15 @@ function toggleTheme(): void {
 export function Frame(props: RouteSectionProps): JSX.Element {
   const navigate = useNavigate();
   let help: HTMLDialogElement | undefined;
+  let pages: HTMLElement | undefined;
+  // Where there is no room for all of them, the link of this page is in sight.
+  createEffect(
+    on(
+      () => props.location.pathname,
+      () =>
+        queueMicrotask(() => pages?.querySelector('.active')?.scrollIntoView({ block: 'nearest', inline: 'center' })),
+    ),
+  );
   useKeys({
     '?': () => help?.showModal(),
     'g e': () => navigate('/'),
@@ -62,7 +71,7 @@ export function Frame(props: RouteSectionProps): JSX.Element {
           </svg>
           Highroad
         </A>
-        <nav aria-label="Main">
+        <nav aria-label="Main" ref={pages}>
           <A href="/" end>
             Experiments
           </A>
