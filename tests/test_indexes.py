@@ -223,8 +223,15 @@ def test_an_approximate_index_tells_the_recall_that_it_was_built_to(site: Site) 
     (site.folder / "many.jsonl").write_text("\n".join(lines))
     arguments = ["index", "many.jsonl", "--embedder", "embed", "--json"]
     told = json.loads(site.run(*arguments, "-o", "near", "--approximate").stdout)["description"]["approximate"]
-    assert told["n_lists"] == 18 and 1 <= told["n_probe"] <= 18 and told["recall"]["value"] >= 0.95
+    assert told["n_links"] > 320 and told["breadth"] >= 10 and told["recall"]["value"] >= 0.95 and told["recall"]["n_queries"] == 80
     again = json.loads(site.run(*arguments, "-o", "again", "--approximate=0.95", "--threads", 1).stdout)
     assert again["description"]["approximate"] == told
-    assert (site.folder / "near" / "lists.bin").read_bytes() == (site.folder / "again" / "lists.bin").read_bytes()
+    assert (site.folder / "near" / "graph.u32").read_bytes() == (site.folder / "again" / "graph.u32").read_bytes()
+    (site.folder / "queries.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in DOCUMENTS))
+    asked = site.run(*arguments, "-o", "asked", "--approximate", "--queries", "queries.jsonl")
+    recall = json.loads(asked.stdout)["description"]["approximate"]["recall"]
+    assert recall["value"] >= 0.95 and recall["n_queries"] == len(DOCUMENTS) and f"({len(DOCUMENTS)} queries)" in asked.stderr
+    (site.folder / "none.jsonl").write_text("\n")
+    assert "holds no query" in site.run(*arguments, "-o", "no", "--approximate", "--queries", "none.jsonl", code=1).stderr
+    assert "--approximate" in site.run(*arguments, "-o", "no", "--queries", "queries.jsonl", code=2).stderr
     assert "above 0" in site.run(*arguments, "-o", "no", "--approximate=2", code=2).stderr

@@ -4,6 +4,7 @@
 
 use std::error::Error;
 use std::io::Write as _;
+use std::num::ParseFloatError;
 use std::path::Path;
 use std::time::Instant;
 
@@ -52,6 +53,11 @@ fn n_threads() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
+/// Measured on documents: the queries are kept for the measurement that is told.
+fn wanted(recall: &str) -> Result<Wanted, ParseFloatError> {
+    Ok(Wanted { recall: recall.parse()?, queries: Vec::new(), n_threads: n_threads() })
+}
+
 fn document(idx: usize) -> Result<Document, IndexError> {
     Document::parse("{\"text\": \"-\"}", idx + 1)
 }
@@ -59,13 +65,13 @@ fn document(idx: usize) -> Result<Document, IndexError> {
 fn in_memory(built: &Path, vectors: &[Vec<f32>], how: &str) -> Result<(), Box<dyn Error>> {
     let wanted = match how {
         "exact" => None,
-        recall => Some(Wanted { recall: recall.parse()?, n_threads: n_threads() }),
+        recall => Some(wanted(recall)?),
     };
     let mut builder = Builder::new(built, embedder(), vectors[0].len())?.approximate(wanted);
     for (idx, vector) in vectors.iter().enumerate() {
         builder.add(&document(idx)?, vector)?;
     }
-    builder.finish()?;
+    builder.finish(&|_| ())?;
     Ok(())
 }
 
@@ -74,7 +80,7 @@ fn in_lance(built: &Path, vectors: &[Vec<f32>], how: &str) -> Result<(), Box<dyn
         None => None,
         Some((kind, recall)) => {
             let kind = AnnKind::ALL.into_iter().find(|known| known.as_str() == kind).ok_or("no such kind")?;
-            Some((kind, recall.parse()?))
+            Some((kind, wanted(recall)?))
         }
     };
     let mut survey = Survey::new()?;

@@ -1,18 +1,20 @@
 //! An index of documents by their embeddings: what `highroad index` builds and pipelines search.
 //!
-//! A folder of three files. `index.json` says which package embedded the documents, and the digests of the other two; `vectors.f32` holds
+//! A folder of three files, or four. `index.json` says which package embedded the documents, and the digests of the others; `vectors.f32` holds
 //! the vectors, `[n, dimensions]` little-endian f32, each of length 1; `documents.jsonl` the documents, one a line, in the same order.
 //! Search is exact unless the index says otherwise: the inner product with every vector, summed in one fixed order, so that the same query finds the same documents
 //! with the same bits on every machine with the same numerics, and an answer can be replayed. It reads every vector for every query:
-//! 150 MB for 100,000 documents of 384 dimensions.
+//! 150 MB for 100,000 documents of 384 dimensions. An approximate search follows the links of a [graph], which is the fourth file, `graph.u32`, and
+//! compares what it finds by the same product.
 //!
 //! For corpora that outgrow memory the vectors and documents lie in a table of [LanceDB](lance) instead, of which `index.json` names the version.
 //!
 //! The same documents embedded by another package lie beside the first build, in a folder inside it that is called after the
 //! package's digest: a member that moves on finds there what its new package made.
 
+mod graph;
 pub mod lance;
-mod lists;
+mod recall;
 
 use std::cmp::Ordering;
 use std::collections::HashSet;
@@ -29,10 +31,11 @@ use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::OwnedSemaphorePermit;
 
-pub use lists::{Approximate, Recall};
+pub use graph::Approximate;
+pub use recall::Recall;
 
+use graph::{GRAPH, Graph};
 use lance::{Lance, LanceConfig, Table};
-use lists::{LISTS, Lists};
 
 /// The description in an index.
 pub const DESCRIPTION: &str = "index.json";
@@ -65,6 +68,10 @@ pub enum IndexError {
     Document { line: usize, reason: String },
     #[error("`{}` exists already", path.display())]
     Exists { path: PathBuf },
+    #[error("the documents cannot be linked: {0}")]
+    Graph(String),
+    #[error("query {position}: its vector does not fit")]
+    Query { position: usize },
     #[error("two documents have one id")]
     Twice { hash: Vec<u8> },
     #[error("the index in LanceDB at `{uri}`: {reason}")]
@@ -171,8 +178,8 @@ struct Memory {
 enum Search {
     /// Every vector is read.
     Exact,
-    /// The lists nearest to the query are.
-    Lists(Lists),
+    /// Documents are found by their links.
+    Graph(Graph),
 }
 
 /// A document that was found.
@@ -299,12 +306,24 @@ pub struct Builder {
 }
 
 /// The approximate search that is wanted of an index.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Wanted {
     /// The share of the nearest documents that is to be found, above 0 and up to 1.
     pub recall: f64,
+    /// Queries of which it is to be found, `[n, dimensions]`; where there are none, documents are sought.
+    pub queries: Vec<f32>,
     /// Threads that build; they change no bit.
     pub n_threads: usize,
+}
+
+impl Wanted {
+    /// The queries, each at length 1. Errors if one has no direction or another width.
+    fn units(&self, dimensions: usize) -> Result<Vec<Vec<f32>>, IndexError> {
+        let unit = |(i, query)| {
+            unit(query).filter(|unit| unit.len() == dimensions).ok_or(IndexError::Query { position: i + 1 })
+        };
+        self.queries.chunks(dimensions).enumerate().map(unit).collect()
+    }
 }
 
 struct Hashed {
@@ -373,8 +392,11 @@ impl Builder {
         self.documents.write(&line_of(document))
     }
 
-    /// Writes the description and puts the folder in place, which is returned.
-    pub fn finish(self) -> Result<PathBuf, IndexError> {
+    /// Writes the description and puts the folder in place, which is returned. `tell` hears how many documents of an approximate search are
+    /// linked.
+    ///
+    /// Errors if a query has no direction, or is not as wide as documents are.
+    pub fn finish(self, tell: &(dyn Fn(usize) + Sync)) -> Result<PathBuf, IndexError> {
         let mut description = Description {
             format: FORMAT,
             embedder: self.embedder,
@@ -385,12 +407,12 @@ impl Builder {
             approximate: None,
             lance: None,
         };
-        if let Some(Wanted { recall, n_threads }) = self.approximate.filter(|_| description.n_documents > 0) {
+        if let Some(wanted) = self.approximate.filter(|_| description.n_documents > 0) {
             let vectors = read_vectors(&self.folder.path().join(VECTORS), &description)?;
-            let (lists, recall) = Lists::build(&vectors, description.dimensions, recall, n_threads);
-            let path = self.folder.path().join(LISTS);
-            std::fs::write(&path, lists.bytes()).map_err(io(&path))?;
-            description.approximate = Some(lists.described(recall));
+            let (graph, recall) = Graph::build(&vectors, description.dimensions, &wanted, tell)?;
+            let (path, bytes) = (self.folder.path().join(GRAPH), graph.bytes());
+            std::fs::write(&path, &bytes).map_err(io(&path))?;
+            description.approximate = Some(graph.described(recall, &bytes));
         }
         let path = self.folder.path().join(DESCRIPTION);
         let text = serde_json::to_string_pretty(&description).expect("a description is JSON");
@@ -471,9 +493,8 @@ impl Index {
     /// Whether a search takes long enough to keep others from the thread that it is on.
     pub(crate) fn blocks(&self) -> bool {
         let Description { n_documents, dimensions, approximate, .. } = &self.description;
-        let share = approximate.map_or(1.0, |told| told.n_probe as f64 / told.n_lists as f64);
-        let n_values = (n_documents * dimensions) as f64 * share;
-        matches!(self.held, Held::Lance(_)) || n_values > SEARCH_INLINE_VALUES
+        let n_read = approximate.map_or(*n_documents, |told| graph::n_read(&told).min(*n_documents));
+        matches!(self.held, Held::Lance(_)) || n_read * dimensions > SEARCH_INLINE_VALUES
     }
 
     /// What a search has to hold until it is over: errors where too many do, or wait to.
@@ -494,26 +515,30 @@ impl Index {
 }
 
 /// More values than this are read on another thread than those that answer requests: a millisecond's work.
-const SEARCH_INLINE_VALUES: f64 = (1 << 22) as f64;
+const SEARCH_INLINE_VALUES: usize = 1 << 22;
 
 impl Memory {
     fn read(folder: &Path, description: &Description) -> Result<Self, IndexError> {
-        let Description { n_documents, dimensions, approximate, .. } = description;
+        let Description { dimensions, approximate, .. } = description;
         let vectors = read_vectors(&folder.join(VECTORS), description)?;
         let documents = read_documents(&folder.join(DOCUMENTS), description)?;
         let search = match approximate {
             None => Search::Exact,
-            Some(told) => Search::Lists(Lists::read(&folder.join(LISTS), told, *n_documents, *dimensions)?),
+            Some(told) => Search::Graph(Graph::read(&folder.join(GRAPH), told, &vectors, *dimensions)?),
         };
         Ok(Self { dimensions: *dimensions, vectors, documents, search })
     }
 
     fn find(&self, query: &[f32], top: usize) -> Vec<Nearest> {
         let Self { dimensions, ref vectors, ref documents, .. } = *self;
-        let hits = match &self.search {
+        let near = match &self.search {
+            Search::Exact => None,
+            Search::Graph(graph) => graph.near(query, top),
+        };
+        let hits = match near {
+            Some(near) => top_hits(vectors, dimensions, query, near, top),
             // As many as `MAX_DOCUMENTS` fit.
-            Search::Exact => top_hits(vectors, dimensions, query, 0..documents.len() as u32, top),
-            Search::Lists(lists) => top_hits(vectors, dimensions, query, lists.candidates(query, top), top),
+            None => top_hits(vectors, dimensions, query, 0..documents.len() as u32, top),
         };
         let nearest = |hit: Hit| Nearest { score: hit.score, document: Arc::clone(&documents[hit.document_idx]) };
         hits.into_iter().map(nearest).collect()
@@ -643,7 +668,7 @@ mod tests {
             let line = format!("{{\"id\": \"d{i}\", \"text\": \"text {i}\", \"year\": {i}}}");
             builder.add(&Document::parse(&line, i + 1)?, vector)?;
         }
-        builder.finish()
+        builder.finish(&|_| ())
     }
 
     #[test]

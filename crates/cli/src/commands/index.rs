@@ -13,9 +13,9 @@ use highroad_task::{Predictor, PredictorOptions, document_prompt};
 use serde_json::json;
 
 use super::gate::REQUIRED;
-use crate::outln;
 use crate::resolve::{Home, Target};
 use crate::tracking::{self, TrackingArgs};
+use crate::{outln, progress};
 
 mod corpus;
 mod lance;
@@ -60,6 +60,10 @@ pub struct Args {
     /// corpora that are too large to be read whole for every query.
     #[arg(long, value_name = "RECALL", num_args = 0..=1, require_equals = true, default_missing_value = "0.95", value_parser = parse_recall)]
     approximate: Option<f64>,
+    /// With --approximate: queries as they will come, JSONL, each line an object with `text`: that share of their nearest documents is to be
+    /// found. Unless told, documents are sought, and queries may be less like them.
+    #[arg(long, value_name = "FILE", requires = "approximate")]
+    queries: Option<PathBuf>,
     #[command(flatten)]
     lance: lance::LanceArgs,
     /// Threads; all cores unless told.
@@ -164,19 +168,28 @@ impl Args {
         dimensions: usize,
     ) -> anyhow::Result<(PathBuf, usize)> {
         let n_threads = self.threads().get();
+        let queries = self.queries.as_deref().map(|queries| corpus::queries(queries, predictor)).transpose()?;
+        let queries = queries.unwrap_or_default();
+        let wanted = self.approximate.map(|recall| Wanted { recall, queries, n_threads });
         if let Some(parent) = self.output.parent() {
             std::fs::create_dir_all(parent)
                 .with_context(|| format!("cannot make the folder `{}`", parent.display()))?;
         }
-        if let Some(store) = self.lance.store(&self.output, self.approximate)? {
+        if let Some(store) = self.lance.store(&self.output, wanted.clone(), n_threads)? {
             return store.build(documents, predictor, (embedder, dimensions), &self.output, n_threads);
         }
         let unmade = |error| unmade(error, &self.output);
-        let wanted = self.approximate.map(|recall| Wanted { recall, n_threads });
         let mut builder = Builder::new(&self.output, embedder, dimensions).map_err(unmade)?.approximate(wanted);
-        let add = |document: &_, vector: &[f32]| builder.add(document, vector).map_err(unmade);
+        let mut n_documents = 0;
+        let add = |document: &_, vector: &[f32]| {
+            n_documents += 1;
+            builder.add(document, vector).map_err(unmade)
+        };
         let n_truncated = corpus::embed(documents, predictor, 0, add)?;
-        let folder = builder.finish().map_err(unmade)?;
+        let bar = progress::bar("");
+        let finishing = builder.finish(&|n_linked| progress::show(&bar, "linking".to_owned(), [n_linked, n_documents]));
+        bar.finish_and_clear();
+        let folder = finishing.map_err(unmade)?;
         drop(Index::open(&folder)?);
         Ok((folder, n_truncated))
     }
@@ -234,14 +247,17 @@ impl Args {
                 folder.display()
             );
         }
-        if let Some(Approximate { n_lists, n_probe, recall, .. }) = description.approximate {
-            tell_recall(&format!("{n_probe} of {n_lists} lists"), recall);
+        if let Some(Approximate { breadth, n_links, recall, .. }) = description.approximate {
+            tell_recall(&format!("along {n_links} links, {breadth} documents at a time,"), recall);
+            if self.approximate.is_some_and(|wanted| recall.value < wanted) {
+                eprintln!("warning: that is as many as this search can find: leave out --approximate to find all");
+            }
         }
         if let Some(table) = &description.lance {
             eprintln!("version {} of the table `{}` in LanceDB", table.version, table.name);
             if let Some(ann) = table.ann {
                 tell_recall(
-                    &format!("{} of {} partitions ({})", ann.n_probes, ann.n_partitions, ann.kind.as_str()),
+                    &format!("in {} of {} partitions ({})", ann.n_probes, ann.n_partitions, ann.kind.as_str()),
                     ann.recall,
                 );
             }
@@ -271,12 +287,9 @@ fn is_unfinished(path: &Path) -> bool {
     path.components().any(|part| part.as_os_str().to_string_lossy().starts_with(".index-"))
 }
 
-fn tell_recall(read: &str, recall: Recall) {
+fn tell_recall(how: &str, recall: Recall) {
     let Recall { at, value, n_queries } = recall;
-    eprintln!(
-        "a search reads {read} and finds {:.1} % of the {at} nearest documents ({n_queries} of them sought)",
-        100.0 * value
-    );
+    eprintln!("a search {how} finds {:.1} % of the {at} nearest documents ({n_queries} queries)", 100.0 * value);
 }
 
 /// What the registry is told once the index is there.

@@ -19,7 +19,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 pub use build::{LanceBuilder, Phase, Plan};
 pub use survey::{Survey, Surveyed};
 
-use super::lists::Recall;
+use super::recall::Recall;
 use super::{Description, IndexError, Nearest, SearchError, dot};
 use process::{Answered, Ask, LanceProcess, Opened};
 

@@ -13,6 +13,8 @@ use crate::progress;
 
 /// Documents embedded at one time, so that memory does not grow with their number.
 const AT_ONCE: usize = 256;
+/// Most queries that recall is measured by: each is compared with every document.
+const MAX_QUERIES: usize = 10_000;
 
 /// Errors where no documents can be read from `path`, before anything takes long.
 pub fn check(path: &Path) -> anyhow::Result<()> {
@@ -136,13 +138,42 @@ fn embed_some(
     documents: &[Document],
     add: &mut impl FnMut(&Document, &[f32]) -> anyhow::Result<()>,
 ) -> anyhow::Result<usize> {
-    let input = |text: &String| Input::Prompted { text: text.clone(), prompt: Prompt::For(Purpose::Document) };
-    let prepare = |document: &Document| predictor.prepare(&input(&document.text));
-    let prepared = documents.iter().map(prepare).collect::<Result<Vec<_>, _>>()?;
-    let n_truncated = prepared.iter().filter(|prepared| prepared.truncated()).count();
-    for (document, answer) in documents.iter().zip(predictor.predict_prepared(&prepared)?) {
-        let Answer::Embedding { vector } = answer else { bail!("document `{}` was not embedded", document.id) };
+    let (vectors, n_truncated) = embedded(predictor, documents, Purpose::Document)?;
+    for (document, vector) in documents.iter().zip(vectors) {
         add(document, &vector)?;
     }
     Ok(n_truncated)
+}
+
+/// The vectors of `texts`, and how many of them were cut.
+fn embedded(predictor: &Predictor, texts: &[Document], purpose: Purpose) -> anyhow::Result<(Vec<Vec<f32>>, usize)> {
+    let input = |text: &Document| Input::Prompted { text: text.text.clone(), prompt: Prompt::For(purpose) };
+    let prepared = texts.iter().map(|text| predictor.prepare(&input(text))).collect::<Result<Vec<_>, _>>()?;
+    let n_truncated = prepared.iter().filter(|prepared| prepared.truncated()).count();
+    let answers = texts.iter().zip(predictor.predict_prepared(&prepared)?);
+    let vector = |(text, answer): (&Document, Answer)| match answer {
+        Answer::Embedding { vector } => Ok(vector),
+        _ => bail!("`{}` was not embedded", text.id),
+    };
+    Ok((answers.map(vector).collect::<anyhow::Result<_>>()?, n_truncated))
+}
+
+/// The vectors of the queries in `path`, one after another.
+pub fn queries(path: &Path, predictor: &Predictor) -> anyhow::Result<Vec<f32>> {
+    let mut queries = Vec::new();
+    each(path, "reading", |query| {
+        if queries.len() == MAX_QUERIES {
+            bail!("`{}` holds over {MAX_QUERIES} queries: recall is measured as well by fewer", path.display());
+        }
+        queries.push(query);
+        Ok(())
+    })?;
+    if queries.is_empty() {
+        bail!("`{}` holds no query", path.display());
+    }
+    let mut vectors = Vec::new();
+    for queries in queries.chunks(AT_ONCE) {
+        vectors.extend(embedded(predictor, queries, Purpose::Query)?.0.into_iter().flatten());
+    }
+    Ok(vectors)
 }

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use anyhow::{anyhow, bail};
 use highroad_serve::index::lance::{AnnKind, LanceBuilder, LanceConfig, Phase, Plan, uri_problem};
-use highroad_serve::index::{DESCRIPTION, Embedder, describe};
+use highroad_serve::index::{DESCRIPTION, Embedder, Wanted, describe};
 use highroad_task::Predictor;
 
 use super::{corpus, unmade};
@@ -58,14 +58,19 @@ fn parse_kind(text: &str) -> Result<AnnKind, String> {
 /// A table that is to be.
 pub struct LanceStore {
     uri: Option<String>,
-    ann: Option<(AnnKind, f64)>,
+    ann: Option<(AnnKind, Wanted)>,
     config: LanceConfig,
 }
 
 impl LanceArgs {
     /// The table that documents go to, where they go to one: told, or because the index in `output` by another package is in one. Errors
     /// where an option is about a table and there is none.
-    pub fn store(&self, output: &Path, approximate: Option<f64>) -> anyhow::Result<Option<LanceStore>> {
+    pub fn store(
+        &self,
+        output: &Path,
+        approximate: Option<Wanted>,
+        n_threads: usize,
+    ) -> anyhow::Result<Option<LanceStore>> {
         let beside = match output.join(DESCRIPTION).exists() {
             true => describe(output)?.0.lance,
             false => None,
@@ -84,10 +89,12 @@ impl LanceArgs {
             return Ok(None);
         }
         let place = self.to.as_deref().map(place).transpose()?;
-        let kind = |recall: f64| (self.ann.unwrap_or(AnnKind::IvfFlat), recall);
+        let kind = |wanted| (self.ann.unwrap_or(AnnKind::IvfFlat), wanted);
         // As the first build is, unless anything is told.
-        let as_beside =
-            || beside.as_ref().and_then(|table| table.ann).map(|ann| (ann.kind, ann.recall.value.min(0.95)));
+        let as_beside = || {
+            let ann = beside.as_ref().and_then(|table| table.ann)?;
+            Some((ann.kind, Wanted { recall: ann.recall.value.min(0.95), queries: Vec::new(), n_threads }))
+        };
         let (python, memory_mb) = (self.python.clone(), self.memory_mb);
         Ok(Some(LanceStore {
             uri: place.or_else(|| beside.as_ref().and_then(|table| table.uri.clone())),

@@ -13,9 +13,9 @@ use sha2::{Digest as _, Sha256};
 
 use super::process::{Answered, Ask, Batch, LanceProcess, Opened, There};
 use super::{Ann, AnnKind, LanceConfig, Surveyed, Table, python, refused, uri_problem};
-use crate::index::lists::{N_NEIGHBOURS, N_QUERIES, Recall, spread};
+use crate::index::recall::{Found, N_NEIGHBOURS, N_QUERIES, Recall, enough, spread};
 use crate::index::{
-    DESCRIPTION, Description, Document, Embedder, FORMAT_LANCE, IndexError, dot, io, line_of, place, unit,
+    DESCRIPTION, Description, Document, Embedder, FORMAT_LANCE, IndexError, Wanted, dot, io, line_of, place, unit,
 };
 
 /// Rows that go into the table at one time. Each time makes a file of it, and of few large files more are read at once.
@@ -31,6 +31,8 @@ const READ_BYTES: usize = 1 << 20;
 const MAX_READ_BYTES: usize = 32 << 20;
 /// Longest time that one step of a build may take: an approximate index over very many rows.
 const STEP_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
+/// Of a query that is no document.
+const NO_ROW: i64 = -1;
 /// About how many documents a graph holds.
 const ROWS_PER_GRAPH: usize = 250_000;
 const MAX_PARTITIONS: usize = 1 << 16;
@@ -48,8 +50,8 @@ pub struct Plan {
     pub dimensions: usize,
     /// Of what.
     pub surveyed: Surveyed,
-    /// An approximate index, and the recall that it is to reach.
-    pub ann: Option<(AnnKind, f64)>,
+    /// An approximate index, and what it is to find.
+    pub ann: Option<(AnnKind, Wanted)>,
     /// Threads that read back.
     pub n_threads: usize,
     /// How the process runs.
@@ -161,23 +163,19 @@ impl LanceBuilder {
         }
         let dimensions = self.plan.dimensions;
         let mut version = self.version()?;
-        let partitions = self.plan.ann.map(|(kind, _)| n_partitions(kind, n));
-        if let Some(((kind, _), n_partitions)) = self.plan.ann.zip(partitions) {
+        let ann = self.plan.ann.as_ref().map(|(kind, wanted)| (*kind, n_partitions(*kind, n), wanted));
+        let mut queries = Queries::default();
+        if let Some((kind, n_partitions, wanted)) = ann {
+            queries = self.queries(wanted)?;
             tell(Phase::Indexing, [0, 1]);
             let ask = json!({ "op": "index", "kind": kind, "n_partitions": n_partitions });
             version = self.process.index(&ask, STEP_TIMEOUT).map_err(|error| refused(&self.uri, &error))?;
         }
-        let queries = match partitions {
-            Some(_) => self.queries()?,
-            None => Queries::default(),
-        };
         let read = self.read_back(&queries, tell)?;
-        let ann = match self.plan.ann.zip(partitions) {
-            Some(((kind, wanted), n_partitions)) => {
-                Some(self.tune(kind, n_partitions, wanted, &queries, &read.neighbours, tell)?)
-            }
-            None => None,
+        let tune = |(kind, n_partitions, wanted): (_, _, &Wanted)| {
+            self.tune(kind, n_partitions, wanted.recall, &queries, &read.neighbours, tell)
         };
+        let ann = ann.map(tune).transpose()?;
         let tag = format!("highroad-{version}");
         self.process.tag(&tag, version, STEP_TIMEOUT).map_err(|error| refused(&self.uri, &error))?;
         let table = Table { uri: self.plan.uri.clone(), name: self.table.clone(), version, ann };
@@ -207,11 +205,16 @@ impl LanceBuilder {
         self.process.index(&json!({ "op": "version" }), STEP_TIMEOUT).map_err(|error| refused(&self.uri, &error))
     }
 
-    /// Documents that are sought, evenly spread.
-    fn queries(&self) -> Result<Queries, IndexError> {
+    /// The queries that were given, or documents, evenly spread.
+    fn queries(&self, wanted: &Wanted) -> Result<Queries, IndexError> {
+        let given = wanted.units(self.plan.dimensions)?;
+        if !given.is_empty() {
+            return Ok(Queries { own: vec![NO_ROW; given.len()], vectors: given.concat() });
+        }
         let positions = spread(self.n_rows, N_QUERIES);
         let vectors = self.process.vectors(&positions, self.plan.dimensions, STEP_TIMEOUT);
-        Ok(Queries { positions, vectors: vectors.map_err(|error| refused(&self.uri, &error))? })
+        let own = positions.into_iter().map(|position| position as i64).collect();
+        Ok(Queries { own, vectors: vectors.map_err(|error| refused(&self.uri, &error))? })
     }
 
     /// Goes through every row in order. Errors unless they are the documents of the survey.
@@ -219,7 +222,7 @@ impl LanceBuilder {
         let dimensions = self.plan.dimensions;
         let (mut vectors, mut documents, mut n_read) = (Sha256::new(), Sha256::new(), 0);
         let n_rows = self.rows_at_once();
-        let mut neighbours = vec![Vec::new(); queries.positions.len()];
+        let mut neighbours = vec![Vec::new(); queries.own.len()];
         loop {
             tell(Phase::Reading, [n_read, self.n_rows]);
             let rows = self.process.rows(&Ask::Next { n_rows }, dimensions, STEP_TIMEOUT);
@@ -266,18 +269,18 @@ impl LanceBuilder {
         for &refine in refinements(kind) {
             let mut measured = |n_probes: usize| {
                 tell(Phase::Measuring, [n_probes, n_partitions]);
-                let recall = Recall { at: N_NEIGHBOURS, value: 0.0, n_queries: queries.positions.len() };
+                let recall = Recall { at: N_NEIGHBOURS, value: 0.0, n_queries: queries.own.len() };
                 let ann = Ann { kind, n_partitions, n_probes, refine, recall };
-                let value = self.recall(ann, queries, neighbours)?;
-                best = best.max(value);
-                Ok::<_, IndexError>(Ann { recall: Recall { value, ..recall }, ..ann })
+                let (is_enough, recall) = enough(&self.found(ann, queries, neighbours)?, wanted);
+                best = best.max(recall.value);
+                Ok::<_, IndexError>((is_enough, Ann { recall, ..ann }))
             };
             // Doubled first: over a large table the last partitions cost the most.
-            let (mut too_few, mut enough, mut n_probes) = (0, None, 1);
+            let (mut too_few, mut fewest, mut n_probes) = (0, None, 1);
             loop {
-                let ann = measured(n_probes)?;
-                if ann.recall.value >= wanted {
-                    enough = Some(ann);
+                let (is_enough, ann) = measured(n_probes)?;
+                if is_enough {
+                    fewest = Some(ann);
                     break;
                 }
                 too_few = n_probes;
@@ -286,27 +289,25 @@ impl LanceBuilder {
                 }
                 n_probes = (2 * n_probes).min(n_partitions);
             }
-            let Some(mut enough) = enough else { continue };
-            while enough.n_probes - too_few > 1 {
-                let ann = measured(usize::midpoint(too_few, enough.n_probes))?;
-                if ann.recall.value >= wanted { enough = ann } else { too_few = ann.n_probes }
+            let Some(mut fewest) = fewest else { continue };
+            while fewest.n_probes - too_few > 1 {
+                let (is_enough, ann) = measured(usize::midpoint(too_few, fewest.n_probes))?;
+                if is_enough { fewest = ann } else { too_few = ann.n_probes }
             }
-            return Ok(enough);
+            return Ok(fewest);
         }
         Err(IndexError::Recall { kind: kind.as_str(), found: best, wanted })
     }
 
-    fn recall(&self, ann: Ann, queries: &Queries, neighbours: &[Vec<i64>]) -> Result<f64, IndexError> {
-        let dimensions = self.plan.dimensions;
-        let (mut n_found, mut n_all) = (0, 0);
-        let found = self.process.positions(&queries.vectors, (N_NEIGHBOURS + 1, ann), dimensions, STEP_TIMEOUT);
+    fn found(&self, ann: Ann, queries: &Queries, neighbours: &[Vec<i64>]) -> Result<Vec<Found>, IndexError> {
+        let found =
+            self.process.positions(&queries.vectors, (N_NEIGHBOURS + 1, ann), self.plan.dimensions, STEP_TIMEOUT);
         let found = found.map_err(|error| refused(&self.uri, &error))?;
-        for ((found, &own), near) in found.into_iter().zip(&queries.positions).zip(neighbours) {
-            let found: Vec<i64> = found.into_iter().filter(|&one| one != own as i64).take(N_NEIGHBOURS).collect();
-            n_found += near.iter().filter(|position| found.contains(position)).count();
-            n_all += near.len();
-        }
-        Ok(if n_all == 0 { 1.0 } else { n_found as f64 / n_all as f64 })
+        let count = |((found, &own), near): ((Vec<i64>, &i64), &Vec<i64>)| {
+            let found: Vec<i64> = found.into_iter().filter(|&one| one != own).take(N_NEIGHBOURS).collect();
+            [near.iter().filter(|position| found.contains(position)).count(), near.len()]
+        };
+        Ok(found.into_iter().zip(&queries.own).zip(neighbours).map(count).collect())
     }
 
     fn other(&self, reason: String) -> IndexError {
@@ -322,10 +323,11 @@ struct Read {
     neighbours: Vec<Vec<i64>>,
 }
 
-/// Documents that are sought to measure recall.
+/// What is sought to measure recall.
 #[derive(Default)]
 struct Queries {
-    positions: Vec<usize>,
+    /// The document that each is, which it is not to find.
+    own: Vec<i64>,
     /// `[n, dimensions]`
     vectors: Vec<f32>,
 }
@@ -334,12 +336,12 @@ impl Queries {
     /// Puts rows among the nearest of each query, which keep their order: nearest first, then by position.
     fn compare(&self, rows: &Answered, dimensions: usize, n_threads: usize, nearest: &mut [Vec<(f32, i64)>]) {
         let n_each = nearest.len().div_ceil(n_threads.max(1)).max(1);
-        let queries = self.vectors.chunks(n_each * dimensions).zip(self.positions.chunks(n_each));
+        let queries = self.vectors.chunks(n_each * dimensions).zip(self.own.chunks(n_each));
         thread::scope(|scope| {
             for ((vectors, own), nearest) in queries.zip(nearest.chunks_mut(n_each)) {
                 scope.spawn(move || {
                     for ((query, &own), nearest) in vectors.chunks_exact(dimensions).zip(own).zip(nearest) {
-                        put(query, own as i64, rows, nearest);
+                        put(query, own, rows, nearest);
                     }
                 });
             }
