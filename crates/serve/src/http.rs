@@ -604,20 +604,22 @@ impl App {
         check_limit("bytes in its pairs", request.pairs_bytes(), limits.body_bytes)
             .map_err(|error| count(Some(assigned.revision()), error))?;
         let revision = assigned.revision();
-        let whole = request.documents.clone();
         let cut = match request.most_document_tokens() {
-            Some(most) => revision.shorten(&mut request.documents, most, &limits).await,
+            Some(most) => revision.shorten(&request.documents, most, &limits).await,
             None => Ok(None),
         };
-        let cut = cut.map_err(|error| count(Some(revision), error))?;
+        let mut cut = cut.map_err(|error| count(Some(revision), error))?;
+        if let Some(cut) = &mut cut {
+            cut.swap(&mut request.documents);
+        }
         let terms = Terms { cut: request.cut, ..Terms::default() };
         let inputs = if by_cosine { request.texts() } else { request.inputs() };
         let served = assigned.ask(inputs, &limits, terms).await;
         let (call, result) = Call::of(asker, route, served);
         let mut asked = call.finish(result)?;
-        if let Some(cut) = cut {
-            call.revision.was_shortened(&mut asked, cut);
-            request.documents = whole;
+        if let Some(mut cut) = cut {
+            call.revision.was_shortened(&mut asked, &cut);
+            cut.swap(&mut request.documents);
         }
         let n_tokens = asked.n_tokens.iter().sum();
         let body = request.reply(&asker.id.0, &call.revision.facts().member, &asked.answers, n_tokens);

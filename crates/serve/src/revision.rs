@@ -170,11 +170,22 @@ pub struct Asked<A> {
     pub(crate) seen: Option<Box<Seen>>,
 }
 
-/// Documents of a reranking that were cut to so many tokens.
+/// What is asked in the place of documents of a reranking that have more than so many tokens.
 pub(crate) struct Shortened {
     most: NonZeroUsize,
-    /// Of each document whether it was.
-    is_cut: Vec<bool>,
+    /// Of each document the other text, where it has one.
+    others: Vec<Option<String>>,
+}
+
+impl Shortened {
+    /// Puts the shorter texts in the place of the documents, and the second time the documents back.
+    pub(crate) fn swap(&mut self, documents: &mut [String]) {
+        for (document, other) in documents.iter_mut().zip(&mut self.others) {
+            if let Some(other) = other {
+                std::mem::swap(document, other);
+            }
+        }
+    }
 }
 
 /// What right answers that come later are compared with.
@@ -476,10 +487,10 @@ impl Revision {
         self.each(texts, move |predictor, text| predictor.pieces(text, special)).await
     }
 
-    /// Cuts what is more than `most` tokens off the end of each document; `None` where that is of none.
+    /// Each document without what is more than `most` tokens; `None` where that is of none.
     pub(crate) async fn shorten(
         self: &Arc<Self>,
-        documents: &mut [String],
+        documents: &[String],
         most: NonZeroUsize,
         limits: &RequestLimits,
     ) -> Result<Option<Shortened>, AskError> {
@@ -492,21 +503,17 @@ impl Revision {
         let cut = move |predictor: &Predictor, document: &String| {
             predictor.first_tokens(document, most).map(|first| (first.len() < document.len()).then(|| first.to_owned()))
         };
-        let cut = self.each(documents.to_vec(), cut).await?;
-        let is_cut: Vec<bool> = cut.iter().map(Option::is_some).collect();
-        for (document, first) in documents.iter_mut().zip(cut) {
-            *document = first.unwrap_or_else(|| std::mem::take(document));
-        }
-        Ok(is_cut.contains(&true).then_some(Shortened { most, is_cut }))
+        let others = self.each(documents.to_vec(), cut).await?;
+        Ok(others.iter().any(Option::is_some).then_some(Shortened { most, others }))
     }
 
     /// Has an answer say that documents were cut before it was asked for.
-    pub(crate) fn was_shortened(&self, asked: &mut Asked<Vec<Answer>>, Shortened { most, is_cut }: Shortened) {
+    pub(crate) fn was_shortened(&self, asked: &mut Asked<Vec<Answer>>, shortened: &Shortened) {
         // An embedder answers the query before the documents. A row of all tokens that there may be was cut once more, and is counted.
-        let n_tokens = asked.n_tokens.iter().rev().zip(is_cut.iter().rev());
-        let n_more = n_tokens.filter(|(n_tokens, is_cut)| **is_cut && **n_tokens < self.max_tokens()).count();
+        let rows = asked.n_tokens.iter().rev().zip(shortened.others.iter().rev());
+        let n_more = rows.filter(|(n_tokens, other)| other.is_some() && **n_tokens < self.max_tokens()).count();
         asked.n_truncated += n_more;
-        asked.document_tokens = Some(most);
+        asked.document_tokens = Some(shortened.most);
         metrics::counter!(TRUNCATED, "member" => self.facts.member.clone()).increment(n_more as u64);
     }
 
