@@ -35,6 +35,11 @@ function toggleTheme(): void {
   setTheme(next);
 }
 
+/** Whether a page is of experiments, whose runs have paths of their own. */
+function isOfRuns(pathname: string): boolean {
+  return ['', 'experiments', 'runs', 'compare'].includes(pathname.split('/')[2] ?? '');
+}
+
 export function Frame(props: RouteSectionProps): JSX.Element {
   const navigate = useNavigate();
   let help: HTMLDialogElement | undefined;
@@ -72,7 +77,7 @@ export function Frame(props: RouteSectionProps): JSX.Element {
           Highroad
         </A>
         <nav aria-label="Main" ref={pages}>
-          <A href="/" end>
+          <A href="/" end classList={{ active: isOfRuns(props.location.pathname) }}>
             Experiments
           </A>
           <A href="/models">Models</A>
