@@ -233,6 +233,13 @@ export interface Budget {
   resets_at: string | null;
 }
 
+/** What accounts spent on each of the last days, the oldest first; of those that spent anything. */
+export interface Spending {
+  currency: string | null;
+  days: string[];
+  accounts: { scope: Budget['scope']; name: string; cost: number[]; tokens: number[] }[];
+}
+
 export interface RequestRecord {
   request_id: string;
   time: string;
@@ -445,6 +452,7 @@ export const serving = {
     ask<{ rollout: string; course: Course }>(own(server, `rollouts/${part(member)}/course`), signal),
   budgets: (server: Server, signal: AbortSignal) =>
     ask<{ currency: string | null; budgets: Budget[] }>(own(server, 'budgets'), signal),
+  spending: (server: Server, signal: AbortSignal) => ifThere(ask<Spending>(own(server, 'budgets/history'), signal)),
   alerts: (server: Server, signal: AbortSignal) =>
     ifThere(ask<{ firing: number; alerts: Alert[] }>(own(server, 'alerts'), signal)),
   objectives: (server: Server, signal: AbortSignal) =>

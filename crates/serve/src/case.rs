@@ -85,6 +85,15 @@ pub fn for_embedder(rows: Vec<Input>) -> Vec<Input> {
     rerank::sides(query, rows.into_iter().filter_map(document))
 }
 
+/// The rows with what `cut` leaves of the documents of a reranking.
+pub fn with_documents_cut<E>(rows: Vec<Input>, cut: impl Fn(&str) -> Result<&str, E>) -> Result<Vec<Input>, E> {
+    let one = |row| match row {
+        Input::Pair { query, document } => Ok(Input::Pair { query, document: cut(&document)?.to_owned() }),
+        row => Ok(row),
+    };
+    rows.into_iter().map(one).collect()
+}
+
 /// The rows with the one prompt that a request's log names, where the case itself says none: a golden case is the bare text.
 pub fn with_logged_prompt(rows: Vec<Input>, names: &[String]) -> Vec<Input> {
     match names {

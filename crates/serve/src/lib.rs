@@ -46,6 +46,7 @@ pub use engine::{EngineConfig, TorchConfig};
 pub use error::{AskError, DeployError};
 pub use hosted::router;
 pub use http::probes;
+pub use http::told::in_development;
 pub use model::{row_major_bytes, tensors_digest};
 pub use portfolio::{Portfolio, Prepared};
 pub use protocol::error_shape;

@@ -276,6 +276,18 @@ impl Predictor {
         Ok(self.reader.tokenizer()?.pieces(text, special)?)
     }
 
+    /// The part of `text` that its first `n` tokens stand for, no special ones among them: all of it where it has no more. Errors as
+    /// [`Predictor::pieces`].
+    pub fn first_tokens<'t>(&self, text: &'t str, n: NonZeroUsize) -> Result<&'t str, TaskError> {
+        // A token stands for a byte or more, but for one that may go before all.
+        if text.len() < n.get() {
+            return Ok(text);
+        }
+        let pieces = self.pieces(text, Special::Dropped)?;
+        let end = pieces.get(n.get()).and_then(|_| pieces[n.get() - 1].bytes).map(|(_, end)| end);
+        Ok(end.and_then(|end| text.get(..end)).unwrap_or(text))
+    }
+
     /// The text that tokens stand for. Errors on ids outside the vocabulary, and where the package has no tokenizer.
     pub fn decode(&self, ids: &[u32], special: Special) -> Result<String, TaskError> {
         Ok(self.reader.tokenizer()?.decode(ids, special)?)

@@ -286,9 +286,9 @@ function Checks(props: { checks: Check[] }): JSX.Element {
                 <td>
                   <Pill text={check.outcome} />
                 </td>
-                <td>{check.rule}</td>
+                <td class="words">{check.rule}</td>
                 <td class="n">{check.n_cases.toLocaleString('en')}</td>
-                <td class="soft">
+                <td class="soft words">
                   <bdi>{check.reason}</bdi>
                 </td>
               </tr>

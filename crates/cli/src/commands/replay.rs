@@ -142,6 +142,9 @@ pub fn served(id: &str, input: &Path, server: Option<&str>) -> anyhow::Result<Se
     if record.n_truncated > 0 && (record.cut == Cut::Start) != cuts_start {
         bail!("request `{id}` cut texts elsewhere than the package says, which is where a golden case is cut");
     }
+    if let Some(most) = record.document_tokens {
+        bail!("request `{id}` cut documents to {most} tokens, which a golden case does not");
+    }
     let comparison = Comparison::of(&record, &Answered::of(&package, &case, &record)?.answers);
     if !comparison.same_bits {
         bail!("`{}` is not what request `{id}` asked: {}", input.display(), comparison.why);
