@@ -176,9 +176,9 @@ def test_on_a_small_screen_the_page_is_named_and_words_stay_whole(site: Site, br
     page.goto(f"{site.url}/ui/")
     expect(page).to_have_url(f"{site.url}/ui")
     page.goto(f"{site.url}/ui/budgets")
-    expect(page.get_by_role("navigation").get_by_role("link", name="Budgets")).to_be_in_viewport(ratio=1)
+    expect(page.get_by_role("navigation", name="Main").get_by_role("link", name="Budgets")).to_be_in_viewport(ratio=1)
     page.goto(f"{site.url}/ui/compare?runs={','.join(site.runs[:3])}")
-    expect(page.get_by_role("navigation").get_by_role("link", name="Experiments")).to_have_class(re.compile(r"\bactive\b"))
+    expect(page.get_by_role("navigation", name="Main").get_by_role("link", name="Experiments")).to_have_class(re.compile(r"\bactive\b"))
     header = page.get_by_role("rowheader", name="Status")
     expect(header).to_be_visible()
     assert header.evaluate("cell => cell.offsetHeight") < 60, "one line"
