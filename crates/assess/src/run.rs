@@ -1,13 +1,13 @@
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::num::NonZeroUsize;
 use std::ops::{Range, RangeInclusive};
 use std::sync::Arc;
 use std::time::Instant;
 
 use highroad_data::in_parallel;
-use highroad_eval::{Evidence, Generated};
+use highroad_eval::{Array, Evidence, Expected, Generated};
 use highroad_package::{Digest, TaskKind};
-use highroad_task::{Answer, Input, Predictor, Prompt, Purpose, TaskError, joined};
+use highroad_task::{Answer, Input, OutputTensor, Predictor, Prompt, Purpose, TaskError, joined};
 use sha2::{Digest as _, Sha256};
 
 use crate::kept::{Kept, KeptAnswers};
@@ -406,6 +406,7 @@ enum Borrowed<'a> {
     Tokens(&'a [u32]),
     Pair { query: &'a str, document: &'a str },
     Image(&'a Arc<[u8]>),
+    Tensors(&'a BTreeMap<String, Array>),
 }
 
 impl<'a> From<&'a Input> for Borrowed<'a> {
@@ -416,6 +417,7 @@ impl<'a> From<&'a Input> for Borrowed<'a> {
             Input::Tokens(ids) => Self::Tokens(ids),
             Input::Pair { query, document } => Self::Pair { query, document },
             Input::Image(bytes) => Self::Image(bytes),
+            Input::Tensors(arrays) => Self::Tensors(arrays),
         }
     }
 }
@@ -428,6 +430,7 @@ impl Borrowed<'_> {
             Self::Tokens(ids) => Input::Tokens(ids.to_vec()),
             Self::Pair { query, document } => Input::Pair { query: query.to_owned(), document: document.to_owned() },
             Self::Image(bytes) => Input::Image(Arc::clone(bytes)),
+            Self::Tensors(arrays) => Input::Tensors(arrays.clone()),
         }
     }
 
@@ -437,6 +440,7 @@ impl Borrowed<'_> {
             Self::Tokens(ids) => 4 * ids.len(),
             Self::Pair { query, document } => query.len() + document.len(),
             Self::Image(bytes) => bytes.len().max(IMAGE_BYTES),
+            Self::Tensors(arrays) => arrays.values().map(|array| 8 * array.values().len()).sum(),
         }
     }
 
@@ -455,6 +459,7 @@ impl Borrowed<'_> {
             }
             Self::Tokens(ids) => text("tokens", &ids.iter().flat_map(|id| id.to_le_bytes()).collect::<Vec<_>>()),
             Self::Image(bytes) => text("image", bytes),
+            Self::Tensors(arrays) => text("tensors", &serde_json::to_vec(arrays).expect("arrays are JSON")),
             Self::Pair { query, document } => {
                 text("query", query.as_bytes());
                 text("document", document.as_bytes());
@@ -654,6 +659,7 @@ fn labels_for(task: &TaskKind, golden: &GoldenSet) -> Result<Vec<String>, Assess
         (TaskKind::Classify { thresholds, .. }, _) if !thresholds.is_empty() => {
             Err(AssessError::OtherTask { package: "classify with any number of labels", golden: asked })
         }
+        (TaskKind::Tensors, GoldenKind::Tensors) => Ok(Vec::new()),
         (TaskKind::Tensors, _) => Err(AssessError::OtherTask { package: "compute tensors", golden: asked }),
         (TaskKind::Classify { labels, .. } | TaskKind::Recommend { items: labels }, GoldenKind::Labels) => {
             Ok(labels.clone())
@@ -677,6 +683,7 @@ pub(crate) fn case_answer(case: &GoldenCase, given: &[Kept]) -> Result<CaseAnswe
         (GoldenKind::LabelSets, [Answer::Labels { labels, .. }]) => {
             Some(Value::Generated(Generated::text(joined(labels))))
         }
+        (GoldenKind::Tensors, [Answer::Tensors(outputs)]) => Some(Value::Tensors(expected_outputs(case, outputs)?)),
         (GoldenKind::Similarities, [a, b]) => similarity(a, b).map(Value::Similarity),
         (GoldenKind::Triplets, [anchor, positive, negative]) => similarity(anchor, positive)
             .zip(similarity(anchor, negative))
@@ -692,6 +699,26 @@ pub(crate) fn case_answer(case: &GoldenCase, given: &[Kept]) -> Result<CaseAnswe
     let value = value.ok_or_else(|| AssessError::OtherAnswer { case: case.case.id.clone() })?;
     let truncated = given.iter().any(|(_, truncated)| *truncated == Truncated(true));
     Ok(CaseAnswer { id: case.case.id.clone(), value, truncated })
+}
+
+/// The outputs that a case expects. Errors if one is not there, has another shape, or holds what is no number.
+fn expected_outputs(case: &GoldenCase, outputs: &[OutputTensor]) -> Result<BTreeMap<String, Array>, AssessError> {
+    let Expected::Tensors { tensors } = &case.case.expected else { return Ok(BTreeMap::new()) };
+    let wrong = |problem: String| AssessError::Tensors { case: case.case.id.clone(), problem };
+    let output = |(name, expected): (&String, &Array)| {
+        let output = outputs.iter().find(|output| output.name == *name).ok_or_else(|| {
+            let known = outputs.iter().map(|output| format!("`{}`", output.name)).collect::<Vec<_>>().join(", ");
+            wrong(format!("there is no output `{name}`: the program gives {known}"))
+        })?;
+        if output.shape != expected.shape() {
+            let (found, expected) = (&output.shape, expected.shape());
+            return Err(wrong(format!("output `{name}` has shape {found:?}, and the case expects {expected:?}")));
+        }
+        let array = output.values().and_then(|values| Array::new(output.shape.clone(), values));
+        let array = array.ok_or_else(|| wrong(format!("output `{name}` is infinite or not a number somewhere")))?;
+        Ok((name.clone(), array))
+    };
+    tensors.iter().map(output).collect()
 }
 
 fn similarity(a: &Answer, b: &Answer) -> Option<f64> {

@@ -26,7 +26,7 @@ impl Glimpse {
             Input::Pair { query, document } => {
                 (head(query) + "\n" + &head(document), Some(query.chars().count() + document.chars().count()), None)
             }
-            Input::Tokens(_) => (String::new(), None, None),
+            Input::Tokens(_) | Input::Tensors(_) => (String::new(), None, None),
             Input::Image(bytes) => (String::new(), None, Some(bytes.len())),
         };
         Self { head, n_chars, n_bytes, tokens: Vec::new(), light: None, truncated: false }
@@ -38,6 +38,7 @@ impl Glimpse {
         match &prepared.row {
             Row::Tokens { ids, .. } => Self { tokens: ids.clone(), truncated: prepared.truncated, ..self },
             Row::Pixels { values, .. } => Self { light: Some(light(values)), ..self },
+            Row::Tensors(_) => self,
         }
     }
 
@@ -67,6 +68,7 @@ impl Glimpse {
                 seen.numbers.push(("confidence", f64::from(most)));
             }
             Answer::Embedding { vector } => seen.vector.clone_from(vector),
+            Answer::Tensors(_) => {}
             Answer::Relevance { .. } => {
                 seen.numbers.extend(answer.score().map(|score| ("relevance", f64::from(score))));
             }
