@@ -71,7 +71,9 @@ pub enum AssessError {
     RowTooShort { tokens: usize },
     #[error("[traffic] asks for rows of {tokens} tokens, and every image counts as {n_tokens}")]
     ImageTokens { tokens: usize, n_tokens: usize },
-    #[error("[traffic] asks for rows of other lengths, and tensors are asked as the golden set has them: leave `lengths` out")]
+    #[error(
+        "[traffic] asks for rows of other lengths, and tensors are asked as the golden set has them: leave `lengths` out"
+    )]
     TensorTokens,
     #[error(transparent)]
     Custom(#[from] CustomError),

@@ -27,8 +27,8 @@ pub use page::{
     rollout_markdown, upgrade_html, upgrade_markdown,
 };
 pub use rollout::{ApartRow, RolloutReport};
-pub use shown::{asked, in_words, one_line, picture, text};
 pub(crate) use shown::tensors_in_words;
+pub use shown::{asked, in_words, one_line, picture, text};
 pub use traffic::traffic_facts;
 pub use upgrade::{
     AdvisoryChange, AdvisoryKind, LatencyChange, MetricChange, PackageChange, UpgradeCheck, UpgradeReport, outcome_of,

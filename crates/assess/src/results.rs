@@ -5,8 +5,8 @@ use std::io::{self, BufReader, BufWriter, Write as _};
 use std::path::Path;
 
 use highroad_eval::{
-    Array, Classes, Evidence, Expected, Generated, HostedEvidence, Latency, Numbers, Observed, Rankings, Similarities, Tensors,
-    Texts, Triplets, quantile,
+    Array, Classes, Evidence, Expected, Generated, HostedEvidence, Latency, Numbers, Observed, Rankings, Similarities,
+    Tensors, Texts, Triplets, quantile,
 };
 use highroad_package::Digest;
 use highroad_task::joined;

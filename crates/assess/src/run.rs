@@ -115,7 +115,10 @@ const FIRST_CHUNK: usize = 256;
 const CHUNKS: RangeInclusive<usize> = 64..=8192;
 /// Most bytes of texts and images that are asked at once.
 const MAX_CHUNK_BYTES: usize = 64 << 20;
-/// What an image takes at least while it is asked: its pixels in f32, about 600 KB at 224 × 224.
+/// Most bytes of the tensors that answer a case: those of a chunk are in memory together, and kept as a line each.
+const MAX_OUTPUT_BYTES: usize = 16 << 20;
+/// What an image takes at least while it is asked: its pixels in f32, about 600 KB at 224 × 224. As much is set aside for what becomes of
+/// tensors.
 const IMAGE_BYTES: usize = 1 << 20;
 /// Most different inputs of a golden set: some 100 bytes of each are held.
 const MAX_INPUTS: usize = 100_000_000;
@@ -440,7 +443,9 @@ impl Borrowed<'_> {
             Self::Tokens(ids) => 4 * ids.len(),
             Self::Pair { query, document } => query.len() + document.len(),
             Self::Image(bytes) => bytes.len().max(IMAGE_BYTES),
-            Self::Tensors(arrays) => arrays.values().map(|array| 8 * array.values().len()).sum(),
+            Self::Tensors(arrays) => {
+                arrays.values().map(|array| 8 * array.values().len()).sum::<usize>().max(IMAGE_BYTES)
+            }
         }
     }
 
@@ -647,7 +652,20 @@ fn ask_batch(model: &impl Model, asked: &[Asked<'_>]) -> Result<(Vec<Kept>, f64)
     let answers = model.answer_all(&inputs);
     let seconds = start.elapsed().as_secs_f64();
     let all = || format!("{} to {}", asked[0].case, asked[asked.len() - 1].case);
-    Ok((answers.map_err(|source| AssessError::Task { case: all(), source })?, seconds))
+    let answers = answers.map_err(|source| AssessError::Task { case: all(), source })?;
+    asked.iter().zip(&answers).try_for_each(|(asked, (answer, _))| check_size(asked.case, answer))?;
+    Ok((answers, seconds))
+}
+
+fn check_size(case: &str, answer: &Answer) -> Result<(), AssessError> {
+    let Answer::Tensors(outputs) = answer else { return Ok(()) };
+    match outputs.iter().map(|output| output.bytes.len()).sum::<usize>() {
+        n if n > MAX_OUTPUT_BYTES => {
+            let problem = format!("its outputs have {n} bytes, and a case may have {MAX_OUTPUT_BYTES}");
+            Err(AssessError::Tensors { case: case.to_owned(), problem })
+        }
+        _ => Ok(()),
+    }
 }
 
 fn labels_for(task: &TaskKind, golden: &GoldenSet) -> Result<Vec<String>, AssessError> {

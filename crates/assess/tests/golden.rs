@@ -61,7 +61,10 @@ fn tensors_expect_tensors() {
     let GoldenInput::One(Input::Tensors(arrays)) = &*set.input(0).unwrap() else { panic!("no tensors") };
     assert_eq!((arrays["x"].shape(), arrays["on"].values()), (&[1, 2][..], &[1.0][..]));
     let with = |from: &str, to: &str| TENSORS.replace(from, to);
-    refused(&with("[[1, 2.5]]", "[[1], [2, 3]]"), "golden/slabs.jsonl:1: input tensor `x`: lists side by side have one length");
+    refused(
+        &with("[[1, 2.5]]", "[[1], [2, 3]]"),
+        "golden/slabs.jsonl:1: input tensor `x`: lists side by side have one length",
+    );
     refused(&with("[[3]]", "[null]"), "expected tensor `y`: `null` is no number");
     refused(&with("[[3]]", "[[]]"), "expected tensor `y` has no number");
     refused(&with(r#"{"x": [[1, 2.5]], "on": true}"#, "{}"), "`tensors` names no input tensor");

@@ -177,7 +177,10 @@ const DECLARED: [Declared; 43] = [
     error(Metric::Mae, "mae", "mean absolute error", Answers::Numbers),
     error(Metric::Rmse, "rmse", "root mean squared error", Answers::Numbers),
     number(Metric::R2, "r2", "R²", Answers::Numbers).within((f64::NEG_INFINITY, 1.0)),
-    Declared { shown: Shown::Percent, ..error(Metric::Mape, "mape", "mean absolute percentage error", Answers::Numbers) },
+    Declared {
+        shown: Shown::Percent,
+        ..error(Metric::Mape, "mape", "mean absolute percentage error", Answers::Numbers)
+    },
     error(Metric::MaxError, "max_error", "largest absolute error", Answers::Numbers),
     error(Metric::RelativeL2, "relative_l2", "relative L2 error", Answers::Numbers),
     number_at(Metric::Ndcg, "ndcg_at_", "nDCG@", Answers::Rankings),
@@ -484,16 +487,8 @@ impl fmt::Debug for Statistic {
 
 impl Metric {
     /// What is told of tensors, as far as it is defined on them.
-    pub(crate) const OF_TENSORS: [Self; 8] = [
-        Self::Mae,
-        Self::Rmse,
-        Self::R2,
-        Self::RelativeL2,
-        Self::MaxError,
-        Self::Mape,
-        Self::Pearson,
-        Self::Spearman,
-    ];
+    pub(crate) const OF_TENSORS: [Self; 8] =
+        [Self::Mae, Self::Rmse, Self::R2, Self::RelativeL2, Self::MaxError, Self::Mape, Self::Pearson, Self::Spearman];
 
     /// Every metric; of those of the first k the one of the first.
     pub fn all() -> impl Iterator<Item = Self> {

@@ -50,7 +50,9 @@ impl Tensors {
                 let given = predicted.get(name).ok_or_else(|| wrong(format!("has no answer for output `{name}`")))?;
                 if right.values().is_empty() || right.shape() != given.shape() {
                     let (right, given) = (right.shape(), given.shape());
-                    return Err(wrong(format!("expects output `{name}` of shape {right:?}, and the answer has {given:?}")));
+                    return Err(wrong(format!(
+                        "expects output `{name}` of shape {right:?}, and the answer has {given:?}"
+                    )));
                 }
                 output.expected.extend(right.values());
                 output.predicted.extend(given.values());
@@ -140,5 +142,48 @@ impl Tensors {
     /// What a case takes in memory, in numbers.
     pub(crate) fn n_values_per_case(&self) -> usize {
         self.outputs.iter().map(|of| of.expected.len()).sum::<usize>().div_ceil(self.n_cases.max(1)).max(1)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    /// Of each case an output `y` of this width, and what was answered.
+    fn tensors(cases: &[(&[f64], &[f64])]) -> Tensors {
+        let named = |values: &[f64]| {
+            BTreeMap::from([("y".to_owned(), Array::new(vec![values.len()], values.to_vec()).unwrap())])
+        };
+        let sides: Vec<_> = cases.iter().map(|(expected, predicted)| [named(expected), named(predicted)]).collect();
+        let (expected, predicted): (Vec<_>, Vec<_>) =
+            sides.iter().map(|[expected, predicted]| (expected, predicted)).unzip();
+        Tensors::new(&expected, &predicted).unwrap()
+    }
+
+    fn predicted(tensors: &Tensors) -> Vec<Vec<f64>> {
+        (0..tensors.n_cases()).map(|idx| tensors.case(idx, None).map(|(_, predicted)| predicted).collect()).collect()
+    }
+
+    #[test]
+    fn the_trivial_answer_is_the_mean_in_each_place_or_of_all_where_shapes_differ() {
+        let fixed = tensors(&[(&[1.0, 10.0], &[0.0, 0.0]), (&[3.0, 40.0], &[0.0, 0.0])]);
+        assert_eq!(predicted(&fixed.weighted_mean(&[1.0, 1.0])), [[2.0, 25.0], [2.0, 25.0]]);
+        assert_eq!(predicted(&fixed.weighted_mean(&[3.0, 1.0]))[0], [1.5, 17.5]);
+        let other = tensors(&[(&[1.0], &[0.0]), (&[3.0, 5.0], &[0.0, 0.0])]);
+        assert_eq!(predicted(&other.weighted_mean(&[1.0, 1.0])), [vec![3.0], vec![3.0, 3.0]]);
+        assert_eq!((fixed.width(None), other.width(None)), (Some(2), None));
+    }
+
+    #[test]
+    fn cases_are_picked_and_answers_exchanged_where_they_have_one_shape() {
+        let these = tensors(&[(&[1.0], &[1.5]), (&[3.0, 5.0], &[3.5, 5.5]), (&[7.0], &[7.5])]);
+        let picked = these.subset(&[2, 1, 2]);
+        assert_eq!(predicted(&picked), [vec![7.5], vec![3.5, 5.5], vec![7.5]]);
+        assert_eq!((picked.n_cases(), picked.n_values_per_case()), (3, 2));
+        let exchanged = these.with_answers(|idx| (&these, 2 - idx));
+        assert_eq!(predicted(&exchanged), [vec![7.5], vec![3.5, 5.5], vec![1.5]]);
+        // Another shape answers nothing here.
+        assert_eq!(predicted(&these.with_answers(|_| (&these, 1))), predicted(&these));
     }
 }

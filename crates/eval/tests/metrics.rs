@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
 use highroad_eval::{
-    About, Array, Classes, Costs, Cutoff, Generated, Likelihood, Metric, MetricError, Numbers, Observed, Parameter, Pattern,
-    Rankings, Schema, Similarities, Tensors, Texts, Triplets,
+    About, Array, Classes, Costs, Cutoff, Generated, Likelihood, Metric, MetricError, Numbers, Observed, Parameter,
+    Pattern, Rankings, Schema, Similarities, Tensors, Texts, Triplets,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -327,7 +327,10 @@ fn tensors_that_do_not_fit_their_case_are_refused() {
         error.to_string()
     };
     let right = || [of("y", &[1, 2]), of("y", &[1, 2])];
-    assert_eq!(refused([of("y", &[1]), of("z", &[1])], right()), "case 0 expects output `y` of shape [1], and the answer has [1, 2]");
+    assert_eq!(
+        refused([of("y", &[1]), of("z", &[1])], right()),
+        "case 0 expects output `y` of shape [1], and the answer has [1, 2]"
+    );
     assert_eq!(refused([of("y", &[1, 2]), of("z", &[1])], right()), "case 1 expects other outputs than the first case");
     assert_eq!(refused(right(), [of("y", &[1, 2]), of("z", &[1, 2])]), "case 1 has no answer for output `y`");
 }

@@ -6,8 +6,9 @@
 use std::collections::BTreeMap;
 
 use highroad_eval::{
-    About, Array, Bootstrap, Classes, Costs, Discordance, Generated, Likelihood, McNemarPower, Metric, Numbers, Observed,
-    Rankings, Sides, Similarities, Tensors, Texts, clopper_pearson, fisher_z, quantile, quantile_interval, wilson,
+    About, Array, Bootstrap, Classes, Costs, Discordance, Generated, Likelihood, McNemarPower, Metric, Numbers,
+    Observed, Rankings, Sides, Similarities, Tensors, Texts, clopper_pearson, fisher_z, quantile, quantile_interval,
+    wilson,
 };
 use serde::Deserialize;
 

@@ -132,7 +132,9 @@ fn tensor(spec: &TensorSpec, array: &Array) -> Result<Tensor, TaskError> {
         range.contains(given) && rounded.is_finite() && (dtype.is_float() || given == rounded)
     };
     match array.values().iter().zip(rounded).find(|pair| !fits(*pair)) {
-        Some((given, _)) => Err(TaskError::Tensors(format!("input `{}` takes {spec}, and {given} is no {dtype}", spec.name))),
+        Some((given, _)) => {
+            Err(TaskError::Tensors(format!("input `{}` takes {spec}, and {given} is no {dtype}", spec.name)))
+        }
         None => Ok(tensor),
     }
 }
@@ -162,7 +164,8 @@ mod tests {
 
     #[test]
     fn an_output_gives_its_numbers_and_the_digest_of_its_bits() {
-        for tensor in [Tensor::from_slice(&[1.5f32, -2.0], &[1, 2]).unwrap(), Tensor::from_slice(&[3i64], &[]).unwrap()] {
+        for tensor in [Tensor::from_slice(&[1.5f32, -2.0], &[1, 2]).unwrap(), Tensor::from_slice(&[3i64], &[]).unwrap()]
+        {
             let output = OutputTensor::of("y", &tensor);
             let wide = tensor.cast(DType::F64).unwrap();
             assert_eq!(output.values().unwrap(), wide.as_slice::<f64>().unwrap());

@@ -52,7 +52,9 @@ fn of_errors<I: Iterator<Item = (f64, f64)>>(
     case: impl Fn(usize) -> I,
 ) -> Result<Measure, MetricError> {
     let error = |(expected, predicted): (f64, f64)| (predicted - expected).abs();
-    let share = |(expected, predicted): (f64, f64)| if expected == 0.0 { f64::NAN } else { error((expected, predicted)) / expected.abs() };
+    let share = |(expected, predicted): (f64, f64)| {
+        if expected == 0.0 { f64::NAN } else { error((expected, predicted)) / expected.abs() }
+    };
     let found = match metric {
         Metric::Mae => of_cases(n_cases, case, |of| mean(of.map(error))),
         Metric::MaxError => of_cases(n_cases, case, |of| of.map(error).fold(0.0, f64::max)),
@@ -172,7 +174,9 @@ fn r2_of_columns(mut expected: Vec<f64>, width: usize, squared_errors: Vec<f64>)
     let of_case: Vec<f64> = expected.chunks(width).map(|row| row.iter().map(|value| value * value).sum()).collect();
     Box::new(move |counts| {
         let (mut sums, mut about_0, mut residual, mut n) = (vec![0.0; width], 0.0, 0.0, 0.0);
-        for (idx, (row, &count)) in expected.chunks(width).zip(counts).enumerate().filter(|(_, (_, count))| **count > 0.0) {
+        for (idx, (row, &count)) in
+            expected.chunks(width).zip(counts).enumerate().filter(|(_, (_, count))| **count > 0.0)
+        {
             sums.iter_mut().zip(row).for_each(|(sum, value)| *sum += count * value);
             about_0 += count * of_case[idx];
             residual += count * squared_errors[idx];

@@ -107,7 +107,9 @@ fn elements(datatype: Datatype, array: &Array) -> Value {
     let values = array.values().iter();
     match datatype {
         Datatype::Bool => values.map(|&value| Value::from(value != 0.0)).collect(),
-        Datatype::Fp16 | Datatype::Bf16 | Datatype::Fp32 | Datatype::Fp64 => values.map(|&value| json!(value)).collect(),
+        Datatype::Fp16 | Datatype::Bf16 | Datatype::Fp32 | Datatype::Fp64 => {
+            values.map(|&value| json!(value)).collect()
+        }
         // Whole and within 2^53, which was checked.
         _ => values.map(|&value| Value::from(value as i64)).collect(),
     }

@@ -139,7 +139,8 @@ fn tensors(limits: &Limits, stable: &[OutputTensor], candidate: &[OutputTensor])
     let signature = |outputs: &[OutputTensor]| -> Vec<_> {
         outputs.iter().map(|output| (output.name.clone(), output.dtype.clone(), output.shape.clone())).collect()
     };
-    let apart = Compared { differs: true, relative: Some(MOST_RELATIVE), severity: MOST_RELATIVE, ..Compared::default() };
+    let apart =
+        Compared { differs: true, relative: Some(MOST_RELATIVE), severity: MOST_RELATIVE, ..Compared::default() };
     if signature(stable) != signature(candidate) {
         return apart;
     }
@@ -283,7 +284,11 @@ mod tests {
         let same = of(&outputs("y", &[2], &[0.0, f32::NAN]), &outputs("y", &[2], &[0.0, f32::NAN])).unwrap();
         assert_eq!((same.differs, same.relative), (false, Some(0.0)));
         let stable = outputs("y", &[2], &[1.0, 2.0]);
-        for other in [outputs("z", &[2], &[1.0, 2.0]), outputs("y", &[1, 2], &[1.0, 2.0]), outputs("y", &[2], &[1.0, f32::INFINITY])] {
+        for other in [
+            outputs("z", &[2], &[1.0, 2.0]),
+            outputs("y", &[1, 2], &[1.0, 2.0]),
+            outputs("y", &[2], &[1.0, f32::INFINITY]),
+        ] {
             let found = of(&stable, &other).unwrap();
             assert!(found.differs && found.severity == 2.0, "{found:?}");
         }
