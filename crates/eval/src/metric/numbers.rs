@@ -96,7 +96,8 @@ fn relative_l2(case: &mut dyn Iterator<Item = (f64, f64)>) -> f64 {
     let [error, right] = case.fold([0.0, 0.0], |[error, right], (expected, predicted)| {
         [error + (predicted - expected).powi(2), right + expected * expected]
     });
-    if right == 0.0 { f64::NAN } else { (error / right).sqrt() }
+    // What overflows is as far off as can be told.
+    if right == 0.0 { f64::NAN } else { (error / right).sqrt().min(f64::MAX) }
 }
 
 /// A correlation of two numbers a case.
