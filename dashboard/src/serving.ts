@@ -137,7 +137,7 @@ export interface Rollout {
   plan: { shadow: { percent: number } } | { canary: { percents: number[] } };
   rules: { alpha: number; max_differ: number; max_errors: number; max_slow: number | null; margin: number | null };
   pace: { requests: number; seconds: number };
-  limits: { min_cosine: number; min_overlap: number; latency_ms: number | null };
+  limits: { min_cosine: number; min_overlap: number; max_relative?: number; latency_ms: number | null };
   on_pass: 'promote' | 'hold';
   by: string;
   why: string;
@@ -170,6 +170,8 @@ export interface Pair {
   n_flips?: number;
   shift?: number | null;
   cosine?: number | null;
+  relative?: number | null;
+  absolute?: number | null;
   overlap?: number | null;
   stable: string[];
   candidate: string[];
@@ -193,6 +195,7 @@ export interface Trial {
     n_flips: number;
     mean_shift?: number;
     mean_cosine?: number;
+    mean_relative?: number;
     mean_overlap?: number;
     mean_live_ms: number;
     mean_shadow_ms: number;

@@ -47,7 +47,6 @@ pub use error::{AskError, DeployError};
 pub use hosted::router;
 pub use http::probes;
 pub use http::told::in_development;
-pub use model::{row_major_bytes, tensors_digest};
 pub use portfolio::{Portfolio, Prepared};
 pub use protocol::error_shape;
 pub use registry::{BoxFuture, Registry, Resolved};

@@ -3,12 +3,11 @@
 use highroad_eval::Verdict;
 use highroad_package::{Digest, Manifest, TaskKind};
 use highroad_service::Problem;
-use highroad_task::raw::RunOptions;
+use highroad_task::raw::{RunOptions, row_major_bytes, tensors_digest};
 use highroad_task::{Answer, Predictor};
 use serde_json::{Value, json};
 
 use crate::case;
-use crate::model::{row_major_bytes, tensors_digest};
 use crate::protocol::oip::Query;
 use crate::request_log::Record;
 

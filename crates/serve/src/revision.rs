@@ -10,7 +10,7 @@ use highroad_eval::{Aliased, Evidence, Override, OverrideRefusal, Verdict};
 use highroad_hosted::NUMERICS_ID;
 use highroad_package::{Digest, Manifest, TaskKind, VerifiedPackage};
 use highroad_service::access::Priority;
-use highroad_task::raw::{Program, RunError, Tensor};
+use highroad_task::raw::{Program, RunError, Tensor, tensors_digest};
 use highroad_task::{
     Answer, Cut, Input, ParityReport, Piece, Predictor, PredictorOptions, Prepared, Special, TaskError, TensorGlimpse,
     Truncate, ranked,
@@ -26,7 +26,7 @@ use crate::cache::{AnswerCache, CacheUse};
 use crate::config::{MemberConfig, MemberLimits, RequestLimits};
 use crate::engine::{self, EngineConfig};
 use crate::error::{AskError, DeployError};
-use crate::model::{Model, ModelError, Work, Yield, tensors_digest};
+use crate::model::{Model, ModelError, Work, Yield};
 use crate::monitor::{Monitor, MonitorConfig, Seen, Watch};
 use crate::pipeline::Indexes;
 use crate::telemetry::{BatchMetrics, TOKENS, TRUNCATED};
@@ -671,6 +671,7 @@ pub(crate) fn size_bytes(input: &Input) -> usize {
         Input::Tokens(ids) => 4 * ids.len(),
         Input::Pair { query, document } => query.len() + document.len(),
         Input::Image(bytes) => bytes.len(),
+        Input::Tensors(arrays) => arrays.values().map(|array| 8 * array.values().len()).sum(),
     }
 }
 

@@ -327,6 +327,7 @@ function Seen(props: { trial: Trial; server: Accessor<Server> }): JSX.Element {
       ['Labels flipped', apart.n_flips.toLocaleString('en')],
       ['Scores by', apart.mean_shift?.toFixed(4)],
       ['Cosine', apart.mean_cosine?.toFixed(4)],
+      ['Relative difference', apart.mean_relative?.toFixed(4)],
       ['Overlap of rankings', apart.mean_overlap?.toFixed(4)],
       ['Client waited', millis(apart.mean_live_ms)],
       ['Second answer took', millis(apart.mean_shadow_ms)],

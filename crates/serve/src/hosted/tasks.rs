@@ -192,7 +192,7 @@ fn json_inputs(inputs: &[Input]) -> Value {
         Input::Text(text) | Input::Prompted { text, .. } => json!(text),
         Input::Tokens(ids) => json!(ids),
         Input::Pair { query, document } => json!([query, document]),
-        Input::Image(_) => Value::Null,
+        Input::Image(_) | Input::Tensors(_) => Value::Null,
     };
     inputs.iter().map(one).collect()
 }
