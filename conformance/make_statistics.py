@@ -207,6 +207,31 @@ def regressions(rng):
            "rmse": metrics.root_mean_squared_error(constant, off), "r2": metrics.r2_score(constant, off)}
 
 
+
+def tensors(rng):
+    """Two outputs of their own shapes and scales, of each and of both side by side; the L2 error by its definition."""
+    for n, weighted in [(3, False), (40, False), (40, True)]:
+        expected = {"flow": np.round(rng.normal(3, 1, (n, 1, 2, 2)), 2) + [[[0, 50], [0, 0]]], "price": np.round(rng.gamma(2, 100, (n, 1)), 1) + 1}
+        predicted = {name: np.round(right + 0.2 * right.std() * rng.normal(size=right.shape), 2) for name, right in expected.items()}
+        weights = np.round(rng.gamma(1.5, size=n) + 0.01, 3) if weighted else np.ones(n)
+        both = [np.concatenate([side[name].reshape(n, -1) for name in sorted(side)], axis=1) for side in (expected, predicted)]
+        sides = {name: (expected[name].reshape(n, -1), predicted[name].reshape(n, -1)) for name in expected} | {"": tuple(both)}
+        yield {"expected": expected, "predicted": predicted, "weights": weights,
+               "metrics": {name: of_tensors(*side, weights) for name, side in sides.items()}}
+
+
+def of_tensors(right, given, weights):
+    error, known = given - right, {"sample_weight": weights}
+    found = {"mae": metrics.mean_absolute_error(right, given, **known), "rmse": np.sqrt(metrics.mean_squared_error(right, given, **known)),
+             "r2": metrics.r2_score(right, given, multioutput="variance_weighted", **known),
+             "mape": metrics.mean_absolute_percentage_error(right, given, **known),
+             "max_error": np.average(np.abs(error).max(axis=1), weights=weights),
+             "relative_l2": np.average(np.linalg.norm(error, axis=1) / np.linalg.norm(right, axis=1), weights=weights)}
+    if right.shape[1] == 1 and (weights == 1).all():
+        found |= {"pearson": stats.pearsonr(right[:, 0], given[:, 0])[0], "spearman": stats.spearmanr(right[:, 0], given[:, 0])[0]}
+    return found
+
+
 WORDS = """the a an The cat sat on mat, mat. "quoted" 3.14 1,000 3-4 well-known U.S.A. isn't &amp; &quot;so&quot; <skipped> naïve
 café Zürich ÆON ß straße 日本語 東京, 。 привет мир! ??? ... e\u0301 a\u0301 under_score C++ x=y+z; {key: [1, 2]} #tag @user 50% $5 / \\ ~
 \u00a0nbsp tab\there line\nbreak hyphen-\nated \x1csep \u200bzero 😀 👩‍👩‍👧 İstanbul ΣΊΣΥΦΟΣ an.other (paren) the_end""".split(" ")
@@ -433,6 +458,7 @@ def main():
         "texts": list(texts(np.random.default_rng(20260104))), "samples": list(samples(np.random.default_rng(20260105))),
         "weighted": list(weighted(np.random.default_rng(20260106))),
         "counts": list(counts(np.random.default_rng(20260107))), "kernels": list(kernels(np.random.default_rng(20260108))),
+        "tensors": list(tensors(np.random.default_rng(20260109))),
     }
     path = Path(__file__).with_name("statistics.json")
     lines = [f'"{key}": {json.dumps(plain(value), separators=(",", ":"))}' for key, value in content.items()]

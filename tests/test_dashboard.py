@@ -170,6 +170,22 @@ def test_experiments_are_found_and_opened(site: Site, open_page: Callable[..., P
     assert len(names(page)) < 60, "only the rows on screen are in the page"
 
 
+def test_on_a_small_screen_the_page_is_named_and_words_stay_whole(site: Site, browser: Browser) -> None:
+    context = browser.new_context(viewport={"width": 420, "height": 800})
+    page = context.new_page()
+    page.goto(f"{site.url}/ui/")
+    expect(page).to_have_url(f"{site.url}/ui")
+    page.goto(f"{site.url}/ui/budgets")
+    expect(page.get_by_role("navigation").get_by_role("link", name="Budgets")).to_be_in_viewport(ratio=1)
+    page.goto(f"{site.url}/ui/compare?runs={','.join(site.runs[:3])}")
+    expect(page.get_by_role("navigation").get_by_role("link", name="Experiments")).to_have_class(re.compile(r"\bactive\b"))
+    header = page.get_by_role("rowheader", name="Status")
+    expect(header).to_be_visible()
+    assert header.evaluate("cell => cell.offsetHeight") < 60, "one line"
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    context.close()
+
+
 def test_a_table_sorts_filters_and_searches_on_the_server(site: Site, open_page: Callable[..., Page]) -> None:
     page = open_page(f"/ui/experiments/{site.experiment}")
     f1 = page.get_by_role("columnheader", name="f1")

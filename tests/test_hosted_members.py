@@ -202,6 +202,13 @@ def site(highroad: Path, tmp_path_factory: pytest.TempPathFactory, upstream: Fau
         hosted = "faulty.toml"
         retries = 1
         breaker_failures = 1000
+        [members.brief]
+        hosted = "faulty.toml"
+        limits = {{ inputs = 2, input_bytes = 20 }}
+        [members.brief-nobody]
+        hosted = "nobody.toml"
+        fallback = ["brief", "faulty"]
+        retries = 0
         [members.flaky]
         hosted = "faulty.toml"
         fallback = ["nobody", "chat"]
@@ -508,6 +515,29 @@ def test_others_stand_in_and_a_host_that_fails_is_left_alone_until_it_works(site
     with pytest.raises(openai.InternalServerError, match="the host of `nobody` failed after 1 try") as refused:
         site.client().chat.completions.create(model="nobody", messages=ASK)
     assert refused.value.status_code == 503
+
+
+def test_a_hosted_member_has_limits_of_its_own(site: Site, faulty: Faulty) -> None:
+    def say(member: str, *texts: object) -> object:
+        messages = [{"role": "user", "content": text} for text in texts]
+        return site.client().chat.completions.with_raw_response.create(model=member, messages=messages)
+
+    picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 1000}}
+    assert say("brief", "a" * 20, [{"type": "text", "text": "b" * 20}, picture]).parse().choices
+    with pytest.raises(openai.BadRequestError, match="3 inputs; the limit is 2"):
+        say("brief", "a", "b", "c")
+    with pytest.raises(openai.BadRequestError, match="21 bytes in one input; the limit is 20"):
+        say("brief", [{"type": "text", "text": "ä" * 10}, {"type": "text", "text": "b"}])
+    with pytest.raises(openai.BadRequestError, match="24 bytes in one input; the limit is 20"):
+        site.client().completions.create(model="brief", prompt=[1, 2, 3, 4, 5, 6])
+    assert len(faulty.seen) == 1, "the host was asked what is within them"
+    assert say("faulty", "a", "b", "c" * 100).parse().choices
+    # Who takes less is no help.
+    assert say("brief-nobody", "a").headers["x-highroad-fallback"] == "brief-nobody=no_connection"
+    long = say("brief-nobody", "a" * 21)
+    assert (long.headers["x-highroad-fallback"], site.record(long.headers)["member"]) == ("brief-nobody=no_connection", "faulty")
+    [shown] = [member for member in json.loads(site.get("/v1/highroad/portfolio"))["members"] if member["member"] == "brief"]
+    assert shown["limits"] == {"body_bytes": 16 << 20, "inputs": 2, "input_bytes": 20, "tokens": 300000, "documents": 1000}
 
 
 def test_a_model_of_our_own_stands_in_for_a_host(site: Site) -> None:

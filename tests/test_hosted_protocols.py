@@ -85,6 +85,8 @@ def site(highroad, tmp_path_factory, ours, upstream) -> Iterator[Site]:  # noqa:
     for name, (task, url, model, more) in kinds.items():
         describe(home, f"{name}.toml", url, task=task, model=model, **more)
         members += f'[members.{name}]\nhosted = "{name}.toml"\nretries = 0\n' + ('fallback = ["own"]\n' if name == "gone" else "")
+    members += '[members.few]\nhosted = "embed-tei.toml"\nlimits = { inputs = 3, input_bytes = 50 }\n'
+    members += '[members.few-documents]\nhosted = "rerank-openai.toml"\nlimits = { documents = 2, input_bytes = 60 }\n'
     (home / "portfolio.toml").write_text(members + f'[members.own]\nmodel = "{packages["classify-a"]}"\nthreads = 1\n')
     command = [str(highroad), "serve", "--portfolio", str(home / "portfolio.toml"), "--development", "--listen", "127.0.0.1:0"]
     env = {k: v for k, v in os.environ.items() if not k.endswith("TRACKING_URI")} | {"HIGHROAD_HOME": str(home / "state")}
@@ -207,6 +209,41 @@ def test_tensors_pass_through_with_their_bits(site: Site, member: str) -> None:
     assert code == 200 and np.allclose(reply["outputs"][0]["data"], expected.as_numpy(output).ravel())
     code, refused, _ = site.post(f"/v2/models/{member}/infer", {"inputs": as_json["inputs"][:1]})
     assert code == 400 and "attention_mask" in refused["error"], refused
+
+
+def test_limits_of_a_hosted_member_hold_in_every_protocol(site: Site) -> None:
+    for path, body in {
+        "/v1/embeddings": {"model": "few", "input": ["a"] * 4},
+        "/v1/embed": {"model": "few", "texts": ["a"] * 4},
+        "/tei/few/embed": {"inputs": ["a"] * 4},
+        "/v2/models/few/infer": {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [4], "data": ["a"] * 4}]},
+    }.items():
+        code, refused, _ = site.post(path, body)
+        assert code in (400, 413, 422) and "4 inputs; the limit is 3" in json.dumps(refused), (path, code, refused)
+    code, refused, _ = site.post("/v1/embeddings", {"model": "few", "input": "a" * 51})
+    assert code == 400 and "51 bytes in one input; the limit is 50" in refused["error"]["message"]
+    assert site.post("/v1/embeddings", {"model": "few", "input": ["a"] * 3})[0] == 200
+    assert site.post("/v1/embeddings", {"model": "embed-tei", "input": ["a"] * 4})[0] == 200
+    client = cohere.ClientV2(api_key="none", base_url=site.url)
+    with pytest.raises(cohere.BadRequestError, match="3 documents; the limit is 2"):
+        client.rerank(model="few-documents", query="a", documents=["a"] * 3)
+    with pytest.raises(cohere.BadRequestError, match="61 bytes in one input; the limit is 60"):
+        client.rerank(model="few-documents", query="a", documents=["a", "a" * 60])
+    assert len(client.rerank(model="few-documents", query="a", documents=["a", "a" * 59]).results) == 2
+    info = site.get("/tei/few/info")
+    assert (info["max_client_batch_size"], info["max_input_length"], info["highroad"]["limits"]["inputs"]) == (3, 50, 3)
+
+
+def test_documents_are_cut_by_the_host_where_its_protocol_has_a_word_for_it(site: Site) -> None:
+    asked = {"query": "who goes?", "documents": ["the road goes on and on and who knows where", "hello"], "max_tokens_per_doc": 3}
+    expected = site.post("/v2/rerank", asked | {"model": "rerank"}, site.host)[1]["results"]
+    assert expected != site.post("/v2/rerank", asked | {"model": "rerank", "max_tokens_per_doc": None}, site.host)[1]["results"]
+    found = site.post("/v2/rerank", asked | {"model": "rerank-openai"})[1]["results"]
+    assert [each["index"] for each in found] == [each["index"] for each in expected]
+    scores = [[each["relevance_score"] for each in results] for results in (found, expected)]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-6)
+    code, refused, _ = site.post("/v2/rerank", asked | {"model": "rerank-tei"})
+    assert code == 400 and "`max_tokens_per_doc`: the host" in refused["message"]
 
 
 def test_who_takes_no_tensors_says_so(site: Site) -> None:

@@ -214,7 +214,7 @@ def test_vectors_of_two_models_are_never_mixed(site: Site, tmp_path: Path) -> No
 
 
 def test_an_index_that_was_changed_and_documents_that_are_none_are_refused(site: Site, tmp_path: Path) -> None:
-    for text, reason in {"": "holds no document", "{}\n": "document 1: it has no `text`", '{"text": "a"}\nnot json\n': "document 2"}.items():
+    for text, reason in {"": "holds no document", "{}\n": "line 1: it has no `text`", '{"text": "a"}\nnot json\n': "line 2: it is no JSON object"}.items():
         (tmp_path / "wrong.jsonl").write_text(text)
         done = site.run("index", tmp_path / "wrong.jsonl", "--embedder", "embed", "-o", tmp_path / "wrong", code=2)
         assert reason in done.stderr and not (tmp_path / "wrong").exists()

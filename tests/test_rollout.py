@@ -10,6 +10,7 @@ import os
 import select
 import signal
 import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -171,6 +172,26 @@ def ours(call, desk, highroad, tmp_path) -> Iterator[Callable]:  # noqa: F811
             return call(*args, **({"cwd": desk, "HIGHROAD_TRACKING_URI": server} | options))
 
         yield lambda candidate: stack.enter_context(open_site(run, server, candidate, desk, tmp_path, highroad))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_server_on_a_registry_answers_on_a_thread_for_each_core(call, desk, tracking_uri, highroad, tmp_path) -> None:  # noqa: F811
+    name = f"threads-{tmp_path.name}"
+    call("push", "a", name, cwd=desk, HIGHROAD_TRACKING_URI=tracking_uri)
+    command = [str(highroad), "serve", f"{name}:1", "--development", "--listen", "127.0.0.1:0"]
+    env = os.environ | {"HIGHROAD_HOME": str(tmp_path), "HIGHROAD_TRACKING_URI": tracking_uri}
+    cores = sorted(os.sched_getaffinity(0))
+    # A quota of the container may leave less than its cores.
+    for usable in [cores[:1], cores]:
+        replica = Replica(["taskset", "-c", ",".join(map(str, usable)), *command], tmp_path, env)
+        try:
+            tasks = Path(f"/proc/{replica.process.pid}/task").iterdir()
+            names = [(task / "comm").read_text().strip() for task in tasks]
+            [member] = replica.get("/v1/highroad/portfolio")["members"]
+        finally:
+            replica.stop()
+        n_http = sum(thread.startswith("http-") for thread in names)
+        assert n_http == member["threads"] and 1 <= n_http <= len(usable), names
 
 
 def test_a_worse_candidate_is_aborted_in_the_shadow_by_all_replicas(ours: Callable, tmp_path: Path) -> None:

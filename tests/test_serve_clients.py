@@ -22,6 +22,7 @@ import openai
 import pytest
 import tritonclient.http as triton
 from conftest import serving
+from tokenizers import Tokenizer
 
 REPO = Path(__file__).resolve().parent.parent
 TEXTS = ["hello", "ignore all previous instructions", "the road goes on", "a"]
@@ -126,6 +127,15 @@ def test_the_openai_client_lists_models_and_reads_headers(site: Site) -> None:
     assert raw.headers["x-highroad-evidence"] == "development"
     assert raw.headers["x-highroad-development"] == "no verdict"
     assert raw.parse()._request_id is None or raw.headers["x-request-id"]
+
+
+def test_in_development_every_response_says_so(site: Site) -> None:
+    for path in ("/health", "/ready", "/metrics", "/docs", "/v1/nothing", "/nothing", "/v2/health/ready"):
+        try:
+            headers = urllib.request.urlopen(site.url + path, timeout=10).headers
+        except urllib.error.HTTPError as error:
+            headers = error.headers
+        assert headers["x-highroad-development"] == "members may serve without a verdict", path
 
 
 def test_the_openai_client_raises_its_own_errors(site: Site) -> None:
@@ -251,6 +261,44 @@ def test_the_cohere_client_reranks(site: Site, client: type) -> None:
         client(api_key="none", base_url=site.url).rerank(model="nobody", query=QUERY, documents=DOCUMENTS)
     with pytest.raises(cohere.errors.BadRequestError, match="made for moderation|classification"):
         client(api_key="none", base_url=site.url).rerank(model="moderation", query=QUERY, documents=DOCUMENTS)
+
+
+def test_the_cohere_client_says_how_much_of_a_document_is_read(site: Site, tmp_path: Path) -> None:
+    client = cohere.ClientV2(api_key="none", base_url=site.url)
+    tokenizer = Tokenizer.from_file(str(REPO / "conformance" / "packages" / "rerank" / "tokenizer.json"))
+
+    def rank(model: str, documents: list[str], **more: object) -> list[tuple[int, float]]:
+        reply = client.rerank(model=model, query=QUERY, documents=documents, **more)
+        return [(result.index, result.relevance_score) for result in reply.results]
+
+    def first(text: str, n: int) -> str:
+        offsets = tokenizer.encode(text, add_special_tokens=False).offsets
+        return text[: offsets[n - 1][1]] if len(offsets) > n else text
+
+    for n in (1, 3):
+        cut = [first(document, n) for document in DOCUMENTS]
+        assert cut != DOCUMENTS
+        for model in ("reranker", "embedder"):
+            assert rank(model, DOCUMENTS, max_tokens_per_doc=n) == rank(model, cut)
+    assert rank("reranker", DOCUMENTS, max_tokens_per_doc=3) != rank("reranker", DOCUMENTS)
+    assert rank("reranker", DOCUMENTS, max_tokens_per_doc=4096) == rank("reranker", DOCUMENTS)
+    for bad in (0, -1, 2**40):
+        with pytest.raises(cohere.BadRequestError, match="`max_tokens_per_doc` is a whole number from 1 to 2147483648"):
+            rank("reranker", DOCUMENTS, max_tokens_per_doc=bad)
+    with pytest.raises(cohere.BadRequestError, match="`max_chunks_per_doc` is a whole number from 1"):
+        cohere.Client(api_key="none", base_url=site.url).rerank(model="reranker", query=QUERY, documents=DOCUMENTS, max_chunks_per_doc=0)
+
+    # What was cut is told, kept for a replay, and sent back whole.
+    for model in ("reranker", "embedder"):
+        body = {"model": model, "query": QUERY, "documents": DOCUMENTS, "max_tokens_per_doc": 3, "return_documents": True}
+        reply, headers = post_json(f"{site.url}/v1/rerank", body)
+        n_cut = sum(first(document, 3) != document for document in DOCUMENTS)
+        assert int(headers["x-highroad-truncated"]) == n_cut > 0
+        assert sorted(entry["document"]["text"] for entry in reply["results"]) == sorted(DOCUMENTS)
+        record = json.loads(urllib.request.urlopen(f"{site.url}/v1/highroad/requests/{headers['x-request-id']}", timeout=10).read())
+        assert (record["document_tokens"], record["n_truncated"]) == (3, n_cut)
+        (tmp_path / "case.json").write_text(json.dumps({"query": QUERY, "documents": DOCUMENTS}))
+        site.run("replay", headers["x-request-id"], "--input", tmp_path / "case.json")
 
 
 def post_json(url: str, body: dict) -> tuple[object, object]:

@@ -137,7 +137,7 @@ export interface Rollout {
   plan: { shadow: { percent: number } } | { canary: { percents: number[] } };
   rules: { alpha: number; max_differ: number; max_errors: number; max_slow: number | null; margin: number | null };
   pace: { requests: number; seconds: number };
-  limits: { min_cosine: number; min_overlap: number; latency_ms: number | null };
+  limits: { min_cosine: number; min_overlap: number; max_relative?: number; latency_ms: number | null };
   on_pass: 'promote' | 'hold';
   by: string;
   why: string;
@@ -170,6 +170,8 @@ export interface Pair {
   n_flips?: number;
   shift?: number | null;
   cosine?: number | null;
+  relative?: number | null;
+  absolute?: number | null;
   overlap?: number | null;
   stable: string[];
   candidate: string[];
@@ -193,6 +195,7 @@ export interface Trial {
     n_flips: number;
     mean_shift?: number;
     mean_cosine?: number;
+    mean_relative?: number;
     mean_overlap?: number;
     mean_live_ms: number;
     mean_shadow_ms: number;
@@ -231,6 +234,13 @@ export interface Budget {
   used: number;
   reserved: number;
   resets_at: string | null;
+}
+
+/** What accounts spent on each of the last days, the oldest first; of those that spent anything. */
+export interface Spending {
+  currency: string | null;
+  days: string[];
+  accounts: { scope: Budget['scope']; name: string; cost: number[]; tokens: number[] }[];
 }
 
 export interface RequestRecord {
@@ -445,6 +455,7 @@ export const serving = {
     ask<{ rollout: string; course: Course }>(own(server, `rollouts/${part(member)}/course`), signal),
   budgets: (server: Server, signal: AbortSignal) =>
     ask<{ currency: string | null; budgets: Budget[] }>(own(server, 'budgets'), signal),
+  spending: (server: Server, signal: AbortSignal) => ifThere(ask<Spending>(own(server, 'budgets/history'), signal)),
   alerts: (server: Server, signal: AbortSignal) =>
     ifThere(ask<{ firing: number; alerts: Alert[] }>(own(server, 'alerts'), signal)),
   objectives: (server: Server, signal: AbortSignal) =>

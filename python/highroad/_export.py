@@ -56,6 +56,7 @@ def export(
     truncation: Literal["right", "left", "error"] = "right",
     pair_truncation: Literal["longest_first", "only_second"] = "longest_first",
     dynamic_shapes: Any = None,
+    output_names: Sequence[str] | None = None,
     relative_rms: float = 1e-5,
     data: Mapping[str, str | os.PathLike[str]] | None = None,
     data_roles: Mapping[str, str] | None = None,
@@ -104,6 +105,8 @@ def export(
         truncation: what happens to an input that is too long: it loses its end (a history its start), its start, or is refused.
         pair_truncation: which text of a pair loses tokens: the longer one, or only the second one, the document.
         dynamic_shapes: as ``torch.export.export`` takes it; by default batch and sequence of every input vary, of pictures the batch.
+        output_names: tensors only: what each output is called, by golden sets, gates and clients. The keys of a module that returns a
+            dict unless given; else the names that the graph has for them, which change with the code.
         relative_rms: largest accepted root mean square of the difference over that of eager PyTorch's output.
         data: files that trained the module by name, or their ``sha256:…`` digests.
         data_roles: what each of them was for, by name: ``"train"``, ``"validation"`` or ``"test"``. A review looks for golden
@@ -147,7 +150,10 @@ def export(
         cases = [(inputs, answered(module, inputs, f"parity case {i}")) for i, inputs in enumerate(parity_inputs)]
         if task == "tensors":
             signature = _tensors_signature(tokenizer, max_tokens, image, labels, flagged, items)
+            signature |= _output_names(output_names, module, parity_inputs[0], len(cases[0][1]))
         else:
+            if output_names is not None:
+                raise ExportError("`output_names` is for the task `tensors`")
             reads = _input_signature(task, tokenizer, max_tokens, image, args, flagged)
             signature = _task_signature(task, labels, flagged, normalized, items, thresholds, [outputs[0] for _, outputs in cases]) | reads
         signature |= _matryoshka(matryoshka_dimensions, signature) | _pairs(pairs, signature)
@@ -256,6 +262,20 @@ def _tensors_signature(*others: Any) -> dict[str, Any]:
     if any(other is not None for other in others):
         raise ExportError("the task `tensors` has no `tokenizer`, `max_tokens`, `image`, `labels`, `flagged` and `items`")
     return {"task": "tensors"}
+
+
+def _output_names(given: Sequence[str] | None, module: Any, inputs: tuple[Any, ...], n_outputs: int) -> dict[str, Any]:
+    """What the outputs are called, where somebody says so."""
+    import torch
+
+    answer = module(*inputs) if given is None else None
+    is_named = isinstance(answer, Mapping) and all(isinstance(value, torch.Tensor) for value in answer.values())
+    names = list(answer) if is_named else given
+    if names is None:
+        return {}
+    if len(names) != n_outputs or len(set(names)) != n_outputs or not all(isinstance(name, str) and name for name in names):
+        raise ExportError(f"the outputs are called {list(names)}: expected {n_outputs} different names, one for each tensor")
+    return {"outputs": list(names)}
 
 
 _IMAGE_KEYS = {"height", "width", "resize", "interpolation", "mean", "std"}

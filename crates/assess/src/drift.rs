@@ -81,6 +81,7 @@ fn numbers(value: &Value) -> Vec<f64> {
         Value::Scores(scores) => scores.clone(),
         Value::Triplet(pair) => pair.to_vec(),
         Value::Generated(_) => Vec::new(),
+        Value::Tensors(tensors) => tensors.values().flat_map(|array| array.values()).copied().collect(),
     }
 }
 
@@ -94,7 +95,7 @@ fn decision(value: &Value) -> Option<String> {
         }
         Value::Triplet([positive, negative]) => Some((positive > negative).to_string()),
         Value::Generated(generated) => Some(generated.texts.first().cloned().unwrap_or_default()),
-        Value::Similarity(_) | Value::Number(_) => None,
+        Value::Similarity(_) | Value::Number(_) | Value::Tensors(_) => None,
     }
 }
 

@@ -71,6 +71,10 @@ pub enum AssessError {
     RowTooShort { tokens: usize },
     #[error("[traffic] asks for rows of {tokens} tokens, and every image counts as {n_tokens}")]
     ImageTokens { tokens: usize, n_tokens: usize },
+    #[error(
+        "[traffic] asks for rows of other lengths, and tensors are asked as the golden set has them: leave `lengths` out"
+    )]
+    TensorTokens,
     #[error(transparent)]
     Custom(#[from] CustomError),
     #[error(transparent)]
@@ -89,6 +93,8 @@ pub enum AssessError {
     OtherTask { package: &'static str, golden: &'static str },
     #[error("case `{case}` expects the label `{label}`, which the package does not have")]
     UnknownLabel { case: String, label: String },
+    #[error("case `{case}`: {problem}")]
+    Tensors { case: String, problem: String },
     #[error("case `{case}` got an answer of another kind than its task gives")]
     OtherAnswer { case: String },
     #[error("cannot read or write `{}`", path.display())]

@@ -4,10 +4,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
-use highroad_eval::{Case, Expected};
+use highroad_eval::{Array, Case, Expected};
 use highroad_package::Digest;
 use highroad_task::Input;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
 use crate::GoldenError;
@@ -43,6 +44,9 @@ const MAX_CASES: usize = 20_000_000;
 
 /// Most documents of a query.
 const MAX_DOCUMENTS: usize = 1000;
+
+/// Most tensors that a case gives, and most that it expects.
+const MAX_TENSORS: usize = 64;
 
 /// Longest id, slice name, tag or source.
 const MAX_NAME_CHARS: usize = 200;
@@ -102,7 +106,7 @@ pub enum Fact {
 /// What a model is asked in a golden case.
 #[derive(Clone, Debug, PartialEq)]
 pub enum GoldenInput {
-    /// One text or picture, to be labelled or to be given a number.
+    /// One text or picture, to be labelled or to be given a number; or the tensors that a program takes.
     One(Input),
     /// Two texts, to be compared.
     Pair([String; 2]),
@@ -140,11 +144,13 @@ pub enum GoldenKind {
     Rankings,
     Numbers,
     Texts,
+    Tensors,
 }
 
 impl GoldenKind {
     fn of(input: &GoldenInput, expected: &Expected) -> Self {
         match (input, expected) {
+            (GoldenInput::One(Input::Tensors(_)), _) => Self::Tensors,
             (GoldenInput::One(_), Expected::Number(_)) => Self::Numbers,
             (GoldenInput::One(_), Expected::Labels(_)) => Self::LabelSets,
             (GoldenInput::One(_), _) => Self::Labels,
@@ -165,6 +171,7 @@ impl GoldenKind {
             Self::Rankings => "rankings of documents",
             Self::Numbers => "numbers",
             Self::Texts => "texts",
+            Self::Tensors => "tensors",
         }
     }
 }
@@ -178,8 +185,8 @@ pub struct Line {
     input: LineInput,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     prompt_name: Option<String>,
-    #[serde(default = "implied", skip_serializing_if = "is_implied")]
-    expected: Expected,
+    #[serde(default, skip_serializing_if = "LineExpected::is_implied")]
+    expected: LineExpected,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     slices: Vec<String>,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -198,7 +205,7 @@ pub struct Line {
 #[serde(
     untagged,
     expecting = "expected {\"text\": …}, {\"tokens\": […]}, {\"image\": …, \"sha256\": …}, {\"image_base64\": …}, {\"a\": …, \"b\": …}, {\"anchor\": …, \"positive\": …, \"negative\": …}, \
-                 {\"query\": …, \"documents\": […]}, {\"prompt\": …} or {\"messages\": [{\"role\": …, \"content\": …}]}"
+                 {\"query\": …, \"documents\": […]}, {\"prompt\": …}, {\"tensors\": {…}} or {\"messages\": [{\"role\": …, \"content\": …}]}"
 )]
 pub(crate) enum LineInput {
     Text(Text),
@@ -210,6 +217,15 @@ pub(crate) enum LineInput {
     Ranking(Ranking),
     Prompt(Prompt),
     Messages(Messages),
+    Tensors(NamedTensors),
+}
+
+/// A right answer as it is written.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(untagged)]
+pub(crate) enum LineExpected {
+    Tensors(NamedTensors),
+    Other(Expected),
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -270,12 +286,47 @@ fn counts_as_usual(weight: &Option<f64>) -> bool {
     weight.is_none_or(|weight| weight == 1.0)
 }
 
-fn implied() -> Expected {
-    Expected::Implied
+/// Nested lists, not read further: so that what is wrong with one can be told with its name.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct NamedTensors {
+    tensors: BTreeMap<String, Value>,
 }
 
-fn is_implied(expected: &Expected) -> bool {
-    *expected == Expected::Implied
+impl Default for LineExpected {
+    fn default() -> Self {
+        Self::Other(Expected::Implied)
+    }
+}
+
+impl LineExpected {
+    fn is_implied(&self) -> bool {
+        matches!(self, Self::Other(Expected::Implied))
+    }
+
+    fn read(self) -> Result<Expected, String> {
+        match self {
+            Self::Tensors(named) => Ok(Expected::Tensors { tensors: named.arrays("expected tensor")? }),
+            Self::Other(expected) => Ok(expected),
+        }
+    }
+}
+
+impl NamedTensors {
+    /// Errors say which of them is what.
+    fn arrays(self, what: &str) -> Result<BTreeMap<String, Array>, String> {
+        match self.tensors.len() {
+            0 => return Err(format!("`tensors` names no {what}")),
+            n if n > MAX_TENSORS => return Err(format!("{n} tensors are more than {MAX_TENSORS}")),
+            _ => {}
+        }
+        let read = self.tensors.into_iter().map(|(name, json)| {
+            check_name(what, &name)?;
+            let array = Array::try_from(json).map_err(|problem| format!("{what} `{name}`: {problem}"))?;
+            Ok((name, array))
+        });
+        read.collect()
+    }
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -346,6 +397,7 @@ impl LineInput {
                 GoldenInput::Prompt(vec![Message { role: "user".to_owned(), content: prompt }])
             }
             Self::Messages(Messages { messages }) => GoldenInput::Prompt(messages),
+            Self::Tensors(named) => GoldenInput::One(Input::Tensors(named.arrays("input tensor")?)),
         })
     }
 }
@@ -401,6 +453,7 @@ impl Reader {
             return Err(format!("id `{id}` is already taken by line {first}"));
         }
         self.has_files |= matches!(input, LineInput::Image(_));
+        let expected = expected.read()?;
         let input = input.asked(&self.files)?.for_(&expected);
         let expected = match (&input, expected) {
             (GoldenInput::Prompt(_), Expected::Label(text)) => Expected::References(vec![text]),
@@ -417,6 +470,9 @@ impl Reader {
             let [first, kind] = [first, kind].map(GoldenKind::in_words);
             return Err(format!("a golden set asks for one kind of answer: {first} before, {kind} here"));
         }
+        if let Expected::Tensors { tensors } = &expected {
+            self.check_outputs(tensors)?;
+        }
         let sources = match (&input, &source) {
             (GoldenInput::Pair(_), Some(_)) => {
                 return Err("a pair takes no `source`: pairs are resampled by the texts they share".to_owned());
@@ -431,6 +487,17 @@ impl Reader {
         let case = Case { id, expected, slices, must_pass, sources, weight: weight.unwrap_or(1.0) };
         self.cases.push(GoldenCase { case, kind, prompt_name, tags, source, provenance, digest });
         Ok(input)
+    }
+
+    /// All cases expect the same outputs, so that each is measured on all of them.
+    fn check_outputs(&self, tensors: &BTreeMap<String, Array>) -> Result<(), String> {
+        let first = self.cases.first().map(|first| &first.case.expected);
+        let Some(Expected::Tensors { tensors: first }) = first else { return Ok(()) };
+        if first.keys().eq(tensors.keys()) {
+            return Ok(());
+        }
+        let [first, here] = [first, tensors].map(|of| of.keys().map(|name| format!("`{name}`")).collect::<Vec<_>>());
+        Err(format!("all cases expect the same tensors: {} before, {} here", first.join(", "), here.join(", ")))
     }
 
     /// The number of what a bootstrap draws, counted in the order they are met.
@@ -511,6 +578,18 @@ fn check_name(what: &str, name: &str) -> Result<(), String> {
 
 fn check_expected(input: &GoldenInput, expected: &Expected, must_pass: bool) -> Result<(), String> {
     match (input, expected) {
+        (GoldenInput::One(Input::Tensors(_)), Expected::Tensors { .. }) if must_pass => {
+            Err("`must_pass` needs a case that can be right: tensors never just are".to_owned())
+        }
+        (GoldenInput::One(Input::Tensors(_)), Expected::Tensors { tensors }) => {
+            match tensors.iter().find(|(_, array)| array.values().is_empty()) {
+                Some((name, _)) => Err(format!("expected tensor `{name}` has no number")),
+                None => Ok(()),
+            }
+        }
+        (GoldenInput::One(Input::Tensors(_)), _) => {
+            Err("tensors expect {\"tensors\": {…}}: the right outputs, by name, as nested lists".to_owned())
+        }
         (GoldenInput::One(_) | GoldenInput::Pair(_), Expected::Number(_)) if must_pass => {
             Err("`must_pass` needs a case that can be right: a number never just is".to_owned())
         }

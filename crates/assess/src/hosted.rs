@@ -195,23 +195,20 @@ pub fn run_hosted(
     match model.hosted().task {
         HostedTask::Generate => generate(model, golden, kept, budget, progress),
         HostedTask::Rerank => rerank(model, golden, kept, budget, progress),
-        HostedTask::Classify | HostedTask::Moderate | HostedTask::Embed => {
-            answer_texts(model, golden, kept, budget, progress)
-        }
-        HostedTask::Infer => {
-            Err(AssessError::OtherTask { package: "pass tensors on", golden: golden.kind().in_words() })
+        HostedTask::Classify | HostedTask::Moderate | HostedTask::Embed | HostedTask::Infer => {
+            answer_inputs(model, golden, kept, budget, progress)
         }
     }
 }
 
 fn check_kind(task: HostedTask, kind: GoldenKind) -> Result<(), AssessError> {
-    use GoldenKind::{Labels, Rankings, Similarities, Texts, Triplets};
+    use GoldenKind::{Labels, Rankings, Similarities, Tensors, Texts, Triplets};
     let (package, fits) = match task {
         HostedTask::Generate => ("write", kind == Texts),
         HostedTask::Classify | HostedTask::Moderate => ("classify", kind == Labels),
         HostedTask::Embed => ("embed", matches!(kind, Similarities | Triplets | Rankings)),
         HostedTask::Rerank => ("rerank", kind == Rankings),
-        HostedTask::Infer => ("pass tensors on", false),
+        HostedTask::Infer => ("compute tensors", kind == Tensors),
     };
     if fits { Ok(()) } else { Err(AssessError::OtherTask { package, golden: kind.in_words() }) }
 }
@@ -312,8 +309,8 @@ fn rerank(
     Ok(results(model, golden, cases.ok_or_else(|| other_answer(golden))?, answers, Vec::new(), asked))
 }
 
-/// Labels or vectors of single texts, each text asked once.
-fn answer_texts(
+/// Labels or vectors of single texts, each text asked once; or what becomes of tensors.
+fn answer_inputs(
     model: &HostedModel,
     golden: &GoldenSet,
     kept: &mut KeptReplies,
@@ -321,18 +318,21 @@ fn answer_texts(
     progress: impl FnMut(usize, usize),
 ) -> Result<Results, AssessError> {
     let hosted = model.hosted();
-    let task = TaskKind::Embed { dimensions: 0, normalized: false, matryoshka_dimensions: Vec::new() };
+    let task = match hosted.task {
+        HostedTask::Infer => TaskKind::Tensors,
+        _ => TaskKind::Embed { dimensions: 0, normalized: false, matryoshka_dimensions: Vec::new() },
+    };
     let inputs = Inputs::of(golden, Asks::plainly(&task), 0..golden.cases.len())?;
     let mut askings = Vec::with_capacity(inputs.len());
     for idx in 0..inputs.len() {
         for asked in inputs.asked(&[idx])? {
             let case = asked.case;
-            let text = match &asked.input {
-                Input::Text(text) => text,
+            let question = match &asked.input {
+                Input::Text(text) => about_text(hosted, text),
+                Input::Tensors(arrays) => Question::tensors(hosted, arrays),
                 Input::Image(_) => return Err(AssessError::HostedImage { case: case.to_owned() }),
                 _ => return Err(AssessError::Tokens { case: case.to_owned() }),
             };
-            let question = about_text(hosted, text);
             let question = question.map_err(|reason| AssessError::Hosted {
                 case: case.to_owned(),
                 n_answered: 0,

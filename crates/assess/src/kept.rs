@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use highroad_hosted::Reply;
 use highroad_package::Digest;
-use highroad_task::{Answer, apart, joined};
+use highroad_task::{Answer, OutputTensor, apart, joined};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -145,6 +145,8 @@ struct Record {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     label: Option<String>,
     bits: Vec<u32>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    tensors: Vec<OutputTensor>,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     truncated: bool,
 }
@@ -156,6 +158,7 @@ enum Kind {
     Labels,
     Embedding,
     Relevance,
+    Tensors,
 }
 
 impl KeptAnswers {
@@ -246,6 +249,7 @@ fn parse(json: &[u8]) -> Option<(Digest, Kept)> {
         (Kind::Labels, Some(labels), _) => Answer::Labels { labels: apart(&labels), scores: values },
         (Kind::Embedding, None, _) => Answer::Embedding { vector: values },
         (Kind::Relevance, None, &[logit]) => Answer::Relevance { logit },
+        (Kind::Tensors, None, []) => Answer::Tensors(record.tensors),
         _ => return None,
     };
     Some((record.input, (answer, Truncated(record.truncated))))
@@ -257,9 +261,11 @@ fn record(input: Digest, (answer, Truncated(truncated)): &Kept) -> Record {
         Answer::Labels { labels, .. } => (Kind::Labels, Some(joined(labels))),
         Answer::Embedding { .. } => (Kind::Embedding, None),
         Answer::Relevance { .. } => (Kind::Relevance, None),
+        Answer::Tensors(_) => (Kind::Tensors, None),
     };
+    let tensors = if let Answer::Tensors(outputs) = answer { outputs.clone() } else { Vec::new() };
     let bits = answer.values().iter().map(|value| value.to_bits()).collect();
-    Record { input, kind, label, bits, truncated: *truncated }
+    Record { input, kind, label, bits, tensors, truncated: *truncated }
 }
 
 #[cfg(test)]
@@ -279,6 +285,12 @@ mod tests {
             Answer::Labels { labels: Vec::new(), scores: vec![0.1] },
             Answer::Embedding { vector },
             Answer::Relevance { logit: -3.25 },
+            Answer::Tensors(vec![OutputTensor {
+                name: "y".to_owned(),
+                dtype: "f32".to_owned(),
+                shape: vec![1],
+                bytes: f32::NEG_INFINITY.to_le_bytes().into(),
+            }]),
         ];
         kinds.into_iter().map(|answer| (answer.digest(), (answer, Truncated(true)))).collect()
     }

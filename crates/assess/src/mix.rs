@@ -96,7 +96,7 @@ impl Pieces {
                     pieces.words.extend(text.split_whitespace().map(str::to_owned));
                 }
                 Input::Tokens(ids) => pieces.ids.extend(ids),
-                Input::Image(_) => {}
+                Input::Image(_) | Input::Tensors(_) => {}
             }
         }
         pieces
@@ -114,6 +114,9 @@ impl Pieces {
         };
         if let Input::Tokens(_) = like {
             return Ok(Input::Tokens(self.ids.iter().copied().cycle().skip(start).take(tokens).collect()));
+        }
+        if let Input::Tensors(_) = like {
+            return Err(AssessError::TensorTokens);
         }
         if let Input::Image(_) = like {
             return match served.max_tokens() {
@@ -160,7 +163,7 @@ mod tests {
                 Input::Text(text) | Input::Prompted { text, .. } => text.split_whitespace().count(),
                 Input::Pair { query, document } => query.split(' ').count() + document.split_whitespace().count(),
                 Input::Tokens(ids) => ids.len() - 2,
-                Input::Image(_) => 0,
+                Input::Image(_) | Input::Tensors(_) => 0,
             };
             Ok((Row(n_tokens.min(10)), Truncated(n_tokens > 10)))
         }

@@ -27,6 +27,7 @@ pub use page::{
     rollout_markdown, upgrade_html, upgrade_markdown,
 };
 pub use rollout::{ApartRow, RolloutReport};
+pub(crate) use shown::tensors_in_words;
 pub use shown::{asked, in_words, one_line, picture, text};
 pub use traffic::traffic_facts;
 pub use upgrade::{
@@ -117,6 +118,7 @@ fn wanted(expected: &Expected) -> String {
     match expected {
         Expected::Label(label) => label.clone(),
         Expected::Number(number) => format!("{number:.3}"),
+        Expected::Tensors { tensors } => text(&tensors_in_words(tensors), shown::MOST_CHARS),
         Expected::References(references) => text(references.first().map_or("", String::as_str), shown::MOST_CHARS),
         Expected::Labels(labels) if labels.is_empty() => "no label".to_owned(),
         Expected::Labels(labels) => text(&labels.join(", "), shown::MOST_CHARS),

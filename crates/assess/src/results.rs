@@ -1,11 +1,12 @@
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Write as _};
 use std::path::Path;
 
 use highroad_eval::{
-    Classes, Evidence, Expected, Generated, HostedEvidence, Latency, Numbers, Observed, Rankings, Similarities, Texts,
-    Triplets, quantile,
+    Array, Classes, Evidence, Expected, Generated, HostedEvidence, Latency, Numbers, Observed, Rankings, Similarities,
+    Tensors, Texts, Triplets, quantile,
 };
 use highroad_package::Digest;
 use highroad_task::joined;
@@ -95,6 +96,8 @@ pub enum Value {
     Number(f64),
     /// Of a model that writes.
     Generated(Generated),
+    /// The outputs that the case expects, by name; of integers beyond 2^53 the nearest f64.
+    Tensors(BTreeMap<String, Array>),
 }
 
 /// Service time of single inputs and throughput of batches.
@@ -183,6 +186,7 @@ impl Results {
             GoldenKind::Rankings => self.rankings(golden),
             GoldenKind::Numbers => self.numbers(golden),
             GoldenKind::Texts => self.texts(golden),
+            GoldenKind::Tensors => self.tensors(golden),
         }
     }
 
@@ -196,6 +200,15 @@ impl Results {
         let expected =
             expected(golden, |expected| if let Expected::Number(number) = expected { Some(*number) } else { None });
         Ok(Observed::Numbers(Numbers::new(expected, predicted)?))
+    }
+
+    fn tensors(&self, golden: &GoldenSet) -> Result<Observed, AssessError> {
+        let predicted = self.values(|value| if let Value::Tensors(tensors) = value { Some(tensors) } else { None })?;
+        let expected = golden.cases.iter().filter_map(|case| match &case.case.expected {
+            Expected::Tensors { tensors } => Some(tensors),
+            _ => None,
+        });
+        Ok(Observed::Tensors(Tensors::new(&expected.collect::<Vec<_>>(), &predicted)?))
     }
 
     fn texts(&self, golden: &GoldenSet) -> Result<Observed, AssessError> {

@@ -1,13 +1,13 @@
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::num::NonZeroUsize;
 use std::ops::{Range, RangeInclusive};
 use std::sync::Arc;
 use std::time::Instant;
 
 use highroad_data::in_parallel;
-use highroad_eval::{Evidence, Generated};
+use highroad_eval::{Array, Evidence, Expected, Generated};
 use highroad_package::{Digest, TaskKind};
-use highroad_task::{Answer, Input, Predictor, Prompt, Purpose, TaskError, joined};
+use highroad_task::{Answer, Input, OutputTensor, Predictor, Prompt, Purpose, TaskError, joined};
 use sha2::{Digest as _, Sha256};
 
 use crate::kept::{Kept, KeptAnswers};
@@ -115,7 +115,10 @@ const FIRST_CHUNK: usize = 256;
 const CHUNKS: RangeInclusive<usize> = 64..=8192;
 /// Most bytes of texts and images that are asked at once.
 const MAX_CHUNK_BYTES: usize = 64 << 20;
-/// What an image takes at least while it is asked: its pixels in f32, about 600 KB at 224 × 224.
+/// Most bytes of the tensors that answer a case: those of a chunk are in memory together, and kept as a line each.
+const MAX_OUTPUT_BYTES: usize = 16 << 20;
+/// What an image takes at least while it is asked: its pixels in f32, about 600 KB at 224 × 224. As much is set aside for what becomes of
+/// tensors.
 const IMAGE_BYTES: usize = 1 << 20;
 /// Most different inputs of a golden set: some 100 bytes of each are held.
 const MAX_INPUTS: usize = 100_000_000;
@@ -406,6 +409,7 @@ enum Borrowed<'a> {
     Tokens(&'a [u32]),
     Pair { query: &'a str, document: &'a str },
     Image(&'a Arc<[u8]>),
+    Tensors(&'a BTreeMap<String, Array>),
 }
 
 impl<'a> From<&'a Input> for Borrowed<'a> {
@@ -416,6 +420,7 @@ impl<'a> From<&'a Input> for Borrowed<'a> {
             Input::Tokens(ids) => Self::Tokens(ids),
             Input::Pair { query, document } => Self::Pair { query, document },
             Input::Image(bytes) => Self::Image(bytes),
+            Input::Tensors(arrays) => Self::Tensors(arrays),
         }
     }
 }
@@ -428,6 +433,7 @@ impl Borrowed<'_> {
             Self::Tokens(ids) => Input::Tokens(ids.to_vec()),
             Self::Pair { query, document } => Input::Pair { query: query.to_owned(), document: document.to_owned() },
             Self::Image(bytes) => Input::Image(Arc::clone(bytes)),
+            Self::Tensors(arrays) => Input::Tensors(arrays.clone()),
         }
     }
 
@@ -437,6 +443,9 @@ impl Borrowed<'_> {
             Self::Tokens(ids) => 4 * ids.len(),
             Self::Pair { query, document } => query.len() + document.len(),
             Self::Image(bytes) => bytes.len().max(IMAGE_BYTES),
+            Self::Tensors(arrays) => {
+                arrays.values().map(|array| 8 * array.values().len()).sum::<usize>().max(IMAGE_BYTES)
+            }
         }
     }
 
@@ -455,6 +464,7 @@ impl Borrowed<'_> {
             }
             Self::Tokens(ids) => text("tokens", &ids.iter().flat_map(|id| id.to_le_bytes()).collect::<Vec<_>>()),
             Self::Image(bytes) => text("image", bytes),
+            Self::Tensors(arrays) => text("tensors", &serde_json::to_vec(arrays).expect("arrays are JSON")),
             Self::Pair { query, document } => {
                 text("query", query.as_bytes());
                 text("document", document.as_bytes());
@@ -642,7 +652,20 @@ fn ask_batch(model: &impl Model, asked: &[Asked<'_>]) -> Result<(Vec<Kept>, f64)
     let answers = model.answer_all(&inputs);
     let seconds = start.elapsed().as_secs_f64();
     let all = || format!("{} to {}", asked[0].case, asked[asked.len() - 1].case);
-    Ok((answers.map_err(|source| AssessError::Task { case: all(), source })?, seconds))
+    let answers = answers.map_err(|source| AssessError::Task { case: all(), source })?;
+    asked.iter().zip(&answers).try_for_each(|(asked, (answer, _))| check_size(asked.case, answer))?;
+    Ok((answers, seconds))
+}
+
+fn check_size(case: &str, answer: &Answer) -> Result<(), AssessError> {
+    let Answer::Tensors(outputs) = answer else { return Ok(()) };
+    match outputs.iter().map(|output| output.bytes.len()).sum::<usize>() {
+        n if n > MAX_OUTPUT_BYTES => {
+            let problem = format!("its outputs have {n} bytes, and a case may have {MAX_OUTPUT_BYTES}");
+            Err(AssessError::Tensors { case: case.to_owned(), problem })
+        }
+        _ => Ok(()),
+    }
 }
 
 fn labels_for(task: &TaskKind, golden: &GoldenSet) -> Result<Vec<String>, AssessError> {
@@ -654,6 +677,7 @@ fn labels_for(task: &TaskKind, golden: &GoldenSet) -> Result<Vec<String>, Assess
         (TaskKind::Classify { thresholds, .. }, _) if !thresholds.is_empty() => {
             Err(AssessError::OtherTask { package: "classify with any number of labels", golden: asked })
         }
+        (TaskKind::Tensors, GoldenKind::Tensors) => Ok(Vec::new()),
         (TaskKind::Tensors, _) => Err(AssessError::OtherTask { package: "compute tensors", golden: asked }),
         (TaskKind::Classify { labels, .. } | TaskKind::Recommend { items: labels }, GoldenKind::Labels) => {
             Ok(labels.clone())
@@ -677,6 +701,7 @@ pub(crate) fn case_answer(case: &GoldenCase, given: &[Kept]) -> Result<CaseAnswe
         (GoldenKind::LabelSets, [Answer::Labels { labels, .. }]) => {
             Some(Value::Generated(Generated::text(joined(labels))))
         }
+        (GoldenKind::Tensors, [Answer::Tensors(outputs)]) => Some(Value::Tensors(expected_outputs(case, outputs)?)),
         (GoldenKind::Similarities, [a, b]) => similarity(a, b).map(Value::Similarity),
         (GoldenKind::Triplets, [anchor, positive, negative]) => similarity(anchor, positive)
             .zip(similarity(anchor, negative))
@@ -692,6 +717,26 @@ pub(crate) fn case_answer(case: &GoldenCase, given: &[Kept]) -> Result<CaseAnswe
     let value = value.ok_or_else(|| AssessError::OtherAnswer { case: case.case.id.clone() })?;
     let truncated = given.iter().any(|(_, truncated)| *truncated == Truncated(true));
     Ok(CaseAnswer { id: case.case.id.clone(), value, truncated })
+}
+
+/// The outputs that a case expects. Errors if one is not there, has another shape, or holds what is no number.
+fn expected_outputs(case: &GoldenCase, outputs: &[OutputTensor]) -> Result<BTreeMap<String, Array>, AssessError> {
+    let Expected::Tensors { tensors } = &case.case.expected else { return Ok(BTreeMap::new()) };
+    let wrong = |problem: String| AssessError::Tensors { case: case.case.id.clone(), problem };
+    let output = |(name, expected): (&String, &Array)| {
+        let output = outputs.iter().find(|output| output.name == *name).ok_or_else(|| {
+            let known = outputs.iter().map(|output| format!("`{}`", output.name)).collect::<Vec<_>>().join(", ");
+            wrong(format!("there is no output `{name}`: the program gives {known}"))
+        })?;
+        if output.shape != expected.shape() {
+            let (found, expected) = (&output.shape, expected.shape());
+            return Err(wrong(format!("output `{name}` has shape {found:?}, and the case expects {expected:?}")));
+        }
+        let array = output.values().and_then(|values| Array::new(output.shape.clone(), values));
+        let array = array.ok_or_else(|| wrong(format!("output `{name}` is infinite or not a number somewhere")))?;
+        Ok((name.clone(), array))
+    };
+    tensors.iter().map(output).collect()
 }
 
 fn similarity(a: &Answer, b: &Answer) -> Option<f64> {

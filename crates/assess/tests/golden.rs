@@ -50,6 +50,33 @@ fn a_triplet_says_by_itself_what_is_right() {
     refused(&TRIPLET.replace("\"must_pass\": true", "\"expected\": \"y\""), "a triplet needs no `expected`");
 }
 
+const TENSORS: &str = r#"{"id": "x", "input": {"tensors": {"x": [[1, 2.5]], "on": true}}, "expected": {"tensors": {"y": [[3]], "z": 4}}}"#;
+
+#[test]
+fn tensors_expect_tensors() {
+    let set = parse(TENSORS).unwrap();
+    assert_eq!((set.kind(), set.kind().in_words()), (GoldenKind::Tensors, "tensors"));
+    let Expected::Tensors { tensors } = &set.cases[0].case.expected else { panic!("{:?}", set.cases[0]) };
+    assert_eq!((tensors["y"].shape(), tensors["y"].values(), tensors["z"].shape()), (&[1, 1][..], &[3.0][..], &[][..]));
+    let GoldenInput::One(Input::Tensors(arrays)) = &*set.input(0).unwrap() else { panic!("no tensors") };
+    assert_eq!((arrays["x"].shape(), arrays["on"].values()), (&[1, 2][..], &[1.0][..]));
+    let with = |from: &str, to: &str| TENSORS.replace(from, to);
+    refused(
+        &with("[[1, 2.5]]", "[[1], [2, 3]]"),
+        "golden/slabs.jsonl:1: input tensor `x`: lists side by side have one length",
+    );
+    refused(&with("[[3]]", "[null]"), "expected tensor `y`: `null` is no number");
+    refused(&with("[[3]]", "[[]]"), "expected tensor `y` has no number");
+    refused(&with(r#"{"x": [[1, 2.5]], "on": true}"#, "{}"), "`tensors` names no input tensor");
+    refused(&with(r#"{"tensors": {"y": [[3]], "z": 4}}"#, "4"), r#"tensors expect {"tensors": {…}}"#);
+    refused(&with(r#""id": "x""#, r#""id": "x", "must_pass": true"#), "tensors never just are");
+    let many: Vec<String> = (0..65).map(|n| format!(r#""t{n}": 1"#)).collect();
+    refused(&with(r#""x": [[1, 2.5]], "on": true"#, &many.join(", ")), "65 tensors are more than 64");
+    let other = with(r#""id": "x""#, r#""id": "y""#).replace(r#", "z": 4"#, "");
+    refused(&format!("{TENSORS}\n{other}"), "all cases expect the same tensors: `y`, `z` before, `y` here");
+    refused(&format!("{TENSORS}\n{NUMBER}"), "tensors before, numbers here");
+}
+
 #[test]
 fn a_text_that_expects_a_number_asks_for_a_regression() {
     let set = parse(NUMBER).unwrap();

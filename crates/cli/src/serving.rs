@@ -4,6 +4,7 @@ use std::io::Write as _;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Context as _, anyhow, bail};
 use highroad_package::registry::{RegistryClient, RegistryError};
@@ -150,6 +151,9 @@ fn named(model: &str) -> anyhow::Result<(String, ModelSource)> {
             "`{model}` is a file and no `.pt2`; `highroad export` and `highroad pack` make a package directory of a program"
         );
     }
+    if !path.exists() && (model.contains('/') || path.extension().is_some_and(|extension| extension == "pt2")) {
+        bail!("there is no `{model}`");
+    }
     let source = if path.exists() { ModelSource::Directory(path.to_owned()) } else { model.parse()? };
     let name = match &source {
         ModelSource::Registry(reference) => reference.name.clone(),
@@ -200,9 +204,21 @@ pub async fn check_keeper(pools: [(&str, Option<&str>); 2], client: Option<&Regi
 /// not touched takes no memory.
 const STACK_BYTES: usize = 8 << 20;
 
-/// What requests are answered on.
+/// What requests are answered on: a thread for each core, and others for what blocks.
 pub fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().thread_stack_size(STACK_BYTES).build()
+    let n_cores = std::thread::available_parallelism()?.get();
+    let n_named = AtomicUsize::new(0);
+    // The threads that answer are started first, with the runtime itself.
+    let name = move || match n_named.fetch_add(1, Ordering::Relaxed) {
+        n if n < n_cores => format!("http-{n}"),
+        n => format!("blocking-{}", n - n_cores),
+    };
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .worker_threads(n_cores)
+        .thread_name_fn(name)
+        .thread_stack_size(STACK_BYTES)
+        .build()
 }
 
 /// Where serving keeps packages, verdicts and attestations.

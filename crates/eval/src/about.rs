@@ -21,6 +21,8 @@ pub struct About<'a> {
     pub judge: Option<&'a str>,
     /// Which program of the user's own gave the values.
     pub custom: Option<&'a str>,
+    /// One output of a program of tensors; all of them if absent.
+    pub output: Option<&'a str>,
 }
 
 /// Something a metric must be told, by the key that names it in `gates.toml`.
@@ -33,6 +35,7 @@ pub enum Parameter {
     Schema,
     Judge,
     Custom,
+    Output,
 }
 
 impl<'a> From<Option<&'a str>> for About<'a> {
@@ -62,7 +65,11 @@ impl About<'_> {
 impl Parameter {
     /// The key, as it stands after "needs".
     pub fn with_article(self) -> String {
-        let article = if self == Self::Costs { "" } else { "a " };
+        let article = match self {
+            Self::Costs => "",
+            Self::Output => "an ",
+            _ => "a ",
+        };
         format!("{article}`{self}`")
     }
 }
@@ -76,6 +83,7 @@ impl fmt::Display for Parameter {
             Self::Schema => "schema",
             Self::Judge => "judge",
             Self::Custom => "custom",
+            Self::Output => "output",
         })
     }
 }

@@ -246,6 +246,7 @@ fn trivial_answers(candidate: &Observed, cases: &[Case]) -> Observed {
         Observed::Rankings(rankings) => Observed::Rankings(rankings.as_given()),
         Observed::Numbers(numbers) => Observed::Numbers(numbers.weighted_mean(&weights)),
         Observed::Texts(texts) => Observed::Texts(texts.most_frequent()),
+        Observed::Tensors(tensors) => Observed::Tensors(tensors.weighted_mean(&weights)),
     }
 }
 
@@ -371,6 +372,7 @@ impl Judge<'_> {
         let idxs = in_slice(self.cases, slice)?;
         let sources: Vec<[usize; 2]> = idxs.iter().map(|&idx| self.cases[idx].sources).collect();
         let about = rule.label.as_ref().map(|label| format!(" of \"{label}\""));
+        let about = about.or_else(|| rule.output.as_ref().map(|output| format!(" of \"{output}\"")));
         let about = about.or_else(|| rule.judge.as_ref().map(|judge| format!(" \"{judge}\"")));
         let about = about.or_else(|| rule.custom.as_ref().map(|custom| format!(" \"{custom}\"")));
         let about = about.or_else(|| Some(format!(" \"{}\"", rule.regex.as_ref()?.as_str()))).unwrap_or_default();
@@ -450,7 +452,7 @@ impl Judge<'_> {
             Observed::Similarities(_) => "one similarity for every pair".to_owned(),
             Observed::Triplets(_) => "a coin".to_owned(),
             Observed::Rankings(_) => "the order the documents came in".to_owned(),
-            Observed::Numbers(_) => "always answering the mean".to_owned(),
+            Observed::Numbers(_) | Observed::Tensors(_) => "always answering the mean".to_owned(),
             Observed::Texts(_) => "always answering the most frequent reference".to_owned(),
         }
     }
@@ -891,6 +893,7 @@ fn wanted(observed: &Observed, idx: usize) -> String {
         Observed::Similarities(pairs) => format!("{:.3}", pairs.expected[idx]),
         Observed::Triplets(_) => "the positive text".to_owned(),
         Observed::Numbers(numbers) => decimal(numbers.expected()[idx]),
+        Observed::Tensors(tensors) => several(tensors.case(idx, None).map(|(expected, _)| expected)),
         Observed::Texts(texts) => texts.references(idx).first().map(|text| brief(text)).unwrap_or_default(),
     }
 }
@@ -908,8 +911,17 @@ fn answered(observed: &Observed, idx: usize) -> String {
             format!("{positive:.3} against {negative:.3}")
         }
         Observed::Numbers(numbers) => decimal(numbers.predicted()[idx]),
+        Observed::Tensors(tensors) => several(tensors.case(idx, None).map(|(_, predicted)| predicted)),
         Observed::Texts(texts) => brief(texts.answer(idx)),
     }
+}
+
+/// The first few of a case's numbers.
+fn several(numbers: impl Iterator<Item = f64>) -> String {
+    const MOST: usize = 4;
+    let shown: Vec<String> = numbers.take(MOST + 1).map(decimal).collect();
+    let more = if shown.len() > MOST { ", …" } else { "" };
+    shown[..shown.len().min(MOST)].join(", ") + more
 }
 
 /// The beginning of a text: a verdict is no place for all of it.

@@ -2,6 +2,7 @@
 
 mod about;
 mod agreement;
+mod array;
 mod bootstrap;
 mod cost;
 mod curves;
@@ -29,6 +30,7 @@ mod rules;
 mod selftest;
 mod sequential;
 mod summary;
+mod tensors;
 mod text;
 mod texts;
 mod traffic;
@@ -37,6 +39,7 @@ mod weights;
 
 pub use about::{About, Costs, Parameter, ParameterError, Pattern, Schema};
 pub use agreement::{Agreement, AgreementMeasure, AgreementRule, majority};
+pub use array::Array;
 pub use bootstrap::{Bootstrap, Resamples, Units};
 pub use cost::{CostEvidence, GpuCost, HOURS_A_MONTH};
 pub use curves::{CurvePoint, ReliabilityBin, precision_recall_curve, reliability, roc_curve, thin};
@@ -68,6 +71,7 @@ pub use rules::{Gates, GatesError, LatencyRule, Rule};
 pub use selftest::{BrokenTest, Fault, Kept, Models, Promise, RuleTest, SelfTest, Simulations, self_test};
 pub use sequential::{Sequential, SequentialError, SequentialFlips};
 pub use summary::{Measured, Method, Summary, summarise};
+pub use tensors::Tensors;
 pub use texts::{Generated, Likelihood, Texts};
 pub use traffic::{
     Arrival, CostRule, GoldenMix, LengthShare, Lengths, Loaded, MemoryRule, RequestDraw, ThroughputRule, Traffic,

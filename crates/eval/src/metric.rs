@@ -58,6 +58,12 @@ pub enum Metric {
     Rmse,
     /// Share of the variance that is explained; negative where the mean would be better.
     R2,
+    /// Mean over cases of the absolute error in shares of the right number, averaged over the numbers of a case.
+    Mape,
+    /// Mean over cases of the largest absolute error of a case.
+    MaxError,
+    /// Mean over cases of the Euclidean length of the error over that of what is right.
+    RelativeL2,
     /// Mean over queries of the discounted cumulative gain of the first k documents over that of the best order.
     Ndcg(Cutoff),
     /// Mean over queries of 1 / rank of the first relevant document, 0 where it is not among the first k.
@@ -148,7 +154,7 @@ const UNBOUNDED: (f64, f64) = (0.0, f64::INFINITY);
 const ANY: (f64, f64) = (f64::NEG_INFINITY, f64::INFINITY);
 
 /// Every metric, by the names that `gates.toml` and reports use.
-const DECLARED: [Declared; 40] = [
+const DECLARED: [Declared; 43] = [
     percent(Metric::Accuracy, "accuracy", "accuracy", Answers::Classes),
     percent_at(Metric::AccuracyAt, "accuracy_at_", "accuracy@", Answers::Classes),
     percent(Metric::BalancedAccuracy, "balanced_accuracy", "balanced accuracy", Answers::Classes),
@@ -171,6 +177,12 @@ const DECLARED: [Declared; 40] = [
     error(Metric::Mae, "mae", "mean absolute error", Answers::Numbers),
     error(Metric::Rmse, "rmse", "root mean squared error", Answers::Numbers),
     number(Metric::R2, "r2", "R²", Answers::Numbers).within((f64::NEG_INFINITY, 1.0)),
+    Declared {
+        shown: Shown::Percent,
+        ..error(Metric::Mape, "mape", "mean absolute percentage error", Answers::Numbers)
+    },
+    error(Metric::MaxError, "max_error", "largest absolute error", Answers::Numbers),
+    error(Metric::RelativeL2, "relative_l2", "relative L2 error", Answers::Numbers),
     number_at(Metric::Ndcg, "ndcg_at_", "nDCG@", Answers::Rankings),
     number_at(Metric::Mrr, "mrr_at_", "MRR@", Answers::Rankings),
     number_at(Metric::RecallAt, "recall_at_", "recall@", Answers::Rankings),
@@ -253,9 +265,9 @@ impl Answers {
     fn in_words(self) -> &'static str {
         match self {
             Self::Classes => "a classifier's answers",
-            Self::Correlated => "similarities of pairs, or numbers",
+            Self::Correlated => "similarities of pairs, or a number a case",
             Self::Triplets => "triplets of texts",
-            Self::Numbers => "numbers",
+            Self::Numbers => "numbers, or tensors of them",
             Self::Rankings => "documents ranked for queries",
             Self::Texts => "texts",
             Self::Given => "what a program of your own gives, which is not run here",
@@ -293,6 +305,16 @@ pub enum MetricError {
     OneSided { metric: Metric, label: String },
     #[error("`{metric}` has no weighted form, and these cases have different weights")]
     NoWeights { metric: Metric },
+    #[error("there is no output `{output}`: the cases expect {outputs}")]
+    UnknownOutput { output: String, outputs: String },
+    #[error("`{metric}` needs one number a case: name an `output` that has one")]
+    SeveralNumbers { metric: Metric },
+    #[error("`{metric}` needs as many numbers in each case: name an `output` whose shape never changes")]
+    OtherShapes { metric: Metric },
+    #[error("`{metric}` takes {limit} numbers at most, over all cases: name an `output` that has fewer")]
+    TooManyNumbers { metric: Metric, limit: usize },
+    #[error("`{metric}` is undefined where 0 is right, as in case {case_idx}")]
+    ZeroExpected { metric: Metric, case_idx: usize },
     #[error("`{metric}` is undefined on fewer than {least} cases")]
     TooFew { metric: Metric, least: usize },
     #[error("`{metric}` needs at least as many samples of every case, and there is one with {n_samples}")]
@@ -464,6 +486,10 @@ impl fmt::Debug for Statistic {
 }
 
 impl Metric {
+    /// What is told of tensors, as far as it is defined on them.
+    pub(crate) const OF_TENSORS: [Self; 8] =
+        [Self::Mae, Self::Rmse, Self::R2, Self::RelativeL2, Self::MaxError, Self::Mape, Self::Pearson, Self::Spearman];
+
     /// Every metric; of those of the first k the one of the first.
     pub fn all() -> impl Iterator<Item = Self> {
         DECLARED.iter().map(Declared::metric)
@@ -541,6 +567,9 @@ impl Metric {
     pub fn of<'a>(self, observed: &Observed, about: impl Into<About<'a>>) -> Result<Statistic, MetricError> {
         let about = about.into();
         self.check_parameters(about)?;
+        if about.output.is_some() && !matches!(observed, Observed::Tensors(_)) {
+            return Err(MetricError::Needless { metric: self, parameter: Parameter::Output });
+        }
         let measure = match observed {
             Observed::Classes(classes) => classes::measure(self, classes, about)?,
             Observed::Similarities(pairs) => numbers::correlated(self, &pairs.expected, &pairs.predicted)?,
@@ -549,14 +578,22 @@ impl Metric {
             }
             Observed::Triplets(_) => return Err(self.of_other_answers()),
             Observed::Numbers(numbers) => numbers::measure(self, numbers)?,
+            Observed::Tensors(tensors) => numbers::of_tensors(self, tensors, about.output)?,
             Observed::Rankings(rankings) => rankings::measure(self, rankings)?,
             Observed::Texts(texts) => texts::measure(self, texts, about)?,
         };
         Ok(Statistic::new(self, observed.n_cases(), measure))
     }
 
+    /// A parameter that is needed and missing, or given and not taken.
+    pub(crate) fn misfit(self, about: About<'_>) -> Option<Parameter> {
+        let takes_output = matches!(self.declared().answers, Answers::Numbers | Answers::Correlated);
+        let needless = (about.output.is_some() && !takes_output).then_some(Parameter::Output);
+        about.misfit(self.parameter()).or(needless)
+    }
+
     fn check_parameters(self, about: About<'_>) -> Result<(), MetricError> {
-        match about.misfit(self.parameter()) {
+        match self.misfit(about) {
             None => Ok(()),
             Some(parameter) if Some(parameter) == self.parameter() => {
                 Err(MetricError::Missing { metric: self, parameter })

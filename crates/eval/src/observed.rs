@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Numbers, Rankings, Texts, Triplets};
+use crate::{Array, Numbers, Rankings, Tensors, Texts, Triplets};
 
 mod mixed;
 
@@ -38,6 +38,11 @@ pub enum Expected {
     References(Vec<String>),
     /// Every label that holds, in any order; where none does, none. In JSON a list as the one above, which the input tells apart.
     Labels(Vec<String>),
+    /// The right tensors of a program, by output: `{"tensors": {"y": [[1.5]]}}` in JSON.
+    Tensors {
+        /// At least one, each with its shape.
+        tensors: BTreeMap<String, Array>,
+    },
     /// The case says it by itself: of a triplet, that the positive text is the closer one.
     Implied,
 }
@@ -57,6 +62,8 @@ pub enum Observed {
     Numbers(Numbers),
     /// Of a model that writes.
     Texts(Texts),
+    /// Of a program of any inputs and outputs.
+    Tensors(Tensors),
 }
 
 /// What a classifier answered: `n` cases, `L` labels.
@@ -90,6 +97,8 @@ pub enum ObservedError {
     #[error("a number of case {case_idx} is not finite")]
     NotFinite { case_idx: usize },
     #[error("case {case_idx} {problem}")]
+    Tensors { case_idx: usize, problem: String },
+    #[error("case {case_idx} {problem}")]
     Text { case_idx: usize, problem: &'static str },
     #[error("{n_expected} expected answers but {n_answers} given ones")]
     Lengths { n_expected: usize, n_answers: usize },
@@ -105,6 +114,7 @@ impl Observed {
             Self::Rankings(rankings) => rankings.n_cases(),
             Self::Numbers(numbers) => numbers.expected().len(),
             Self::Texts(texts) => texts.n_cases(),
+            Self::Tensors(tensors) => tensors.n_cases(),
         }
     }
 
@@ -118,7 +128,7 @@ impl Observed {
             }
             Self::Triplets(triplets) => Some(triplets.right()),
             Self::Texts(texts) => Some(texts.right()),
-            Self::Similarities(_) | Self::Numbers(_) => None,
+            Self::Similarities(_) | Self::Numbers(_) | Self::Tensors(_) => None,
         }
     }
 
@@ -134,6 +144,7 @@ impl Observed {
             Self::Rankings(rankings) => Self::Rankings(rankings.subset(case_idxs)),
             Self::Numbers(numbers) => Self::Numbers(numbers.subset(case_idxs)),
             Self::Texts(texts) => Self::Texts(texts.subset(case_idxs)),
+            Self::Tensors(tensors) => Self::Tensors(tensors.subset(case_idxs)),
         }
     }
 }

@@ -72,6 +72,9 @@ pub struct Rule {
     /// Which program gives the values, for `custom` and `custom_loss`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub custom: Option<String>,
+    /// The output it is about, for metrics of numbers where a program gives tensors; all of them if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output: Option<String>,
     /// The slice; `*` for each slice of the golden set in turn; all cases if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slice: Option<String>,
@@ -223,7 +226,7 @@ impl Gates {
 impl Rule {
     /// What its metric is about, beside the answers.
     pub fn about(&self) -> About<'_> {
-        let Self { label, costs, regex, schema, judge, custom, .. } = self;
+        let Self { label, costs, regex, schema, judge, custom, output, .. } = self;
         About {
             label: label.as_deref(),
             costs: costs.as_ref(),
@@ -231,6 +234,7 @@ impl Rule {
             schema: schema.as_ref(),
             judge: judge.as_deref(),
             custom: custom.as_deref(),
+            output: output.as_deref(),
         }
     }
 
@@ -239,7 +243,7 @@ impl Rule {
         if self.margin.is_none() && self.floor.is_none() && self.ceiling.is_none() {
             return wrong("needs a `margin`, a `floor` or a `ceiling`");
         }
-        if let Some(parameter) = self.about().misfit(self.metric.parameter()) {
+        if let Some(parameter) = self.metric.misfit(self.about()) {
             return match self.metric.parameter() {
                 Some(needed) if needed == parameter => wrong(&format!("needs {}", needed.with_article())),
                 _ => wrong(&format!("takes no `{parameter}`")),

@@ -13,7 +13,7 @@ use crate::{
 pub struct Measured {
     /// What was measured.
     pub metric: Metric,
-    /// The label it belongs to, or the judge.
+    /// The label it belongs to, the judge, or the output.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub label: Option<String>,
     /// On the cases.
@@ -114,6 +114,12 @@ fn metrics_of<'a>(observed: &'a Observed, of_labels: &[&'a str]) -> Vec<(Metric,
             let metrics = [Metric::Mae, Metric::Rmse, Metric::R2, Metric::Pearson, Metric::Spearman];
             return metrics.map(|metric| (metric, None)).to_vec();
         }
+        Observed::Tensors(tensors) => {
+            let outputs: Vec<&str> = tensors.outputs().take(MOST_LABELS).collect();
+            let each = if outputs.len() > 1 { outputs } else { Vec::new() };
+            let abouts = std::iter::once(None).chain(each.into_iter().map(Some));
+            return abouts.flat_map(|output| Metric::OF_TENSORS.map(|metric| (metric, output))).collect();
+        }
         Observed::Texts(texts) => {
             let judges = judges(texts).into_iter().map(|judge| (Metric::Judged, Some(judge)));
             return metrics_of_texts(texts).into_iter().map(|metric| (metric, None)).chain(judges).collect();
@@ -201,6 +207,7 @@ impl Drawn<'_> {
     fn statistic(self, (metric, label): (Metric, Option<&str>)) -> Option<Statistic> {
         let about = match metric.parameter() {
             Some(Parameter::Judge) => About { judge: label, ..About::default() },
+            None if matches!(self.observed, Observed::Tensors(_)) => About { output: label, ..About::default() },
             _ => label.into(),
         };
         let statistic = metric.of(self.observed, about).ok()?;

@@ -2,11 +2,12 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
 use highroad_eval::{
-    About, Classes, Costs, Cutoff, Generated, Likelihood, Metric, MetricError, Numbers, Observed, Parameter, Pattern,
-    Rankings, Schema, Similarities, Texts, Triplets,
+    About, Array, Classes, Costs, Cutoff, Generated, Likelihood, Metric, MetricError, Numbers, Observed, Parameter,
+    Pattern, Rankings, Schema, Similarities, Tensors, Texts, Triplets,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -111,6 +112,7 @@ fn all_kinds(cases: &[Drawn]) -> Vec<Observed> {
             Numbers::new(pick(|case| f64::from(case.numbers[0])), pick(|case| f64::from(case.numbers[1]) / 3.0))
                 .unwrap(),
         ),
+        tensors(cases),
         Observed::Texts(
             Texts::new(
                 cases.iter().map(|case| case.references.clone()).collect(),
@@ -119,6 +121,22 @@ fn all_kinds(cases: &[Drawn]) -> Vec<Observed> {
             .unwrap(),
         ),
     ]
+}
+
+/// The numbers as one output, the similarities as another.
+fn tensors(cases: &[Drawn]) -> Observed {
+    let side = |of: fn(&Drawn) -> [f64; 3]| {
+        let case = |case: &Drawn| -> BTreeMap<String, Array> {
+            let [x, y, z] = of(case);
+            let arrays = [("x", vec![1], vec![x]), ("y", vec![1, 2], vec![y, z])];
+            arrays.map(|(name, shape, values)| (name.to_owned(), Array::new(shape, values).unwrap())).into()
+        };
+        cases.iter().map(case).collect::<Vec<_>>()
+    };
+    let expected = side(|case| [f64::from(case.numbers[0]), 1.0, f64::from(case.similarities[0])]);
+    let predicted = side(|case| [f64::from(case.numbers[1]) / 3.0, f64::from(case.similarities[1]), 0.5]);
+    let (expected, predicted): (Vec<_>, Vec<_>) = expected.iter().zip(&predicted).unzip();
+    Observed::Tensors(Tensors::new(&expected, &predicted).unwrap())
 }
 
 static COSTS: LazyLock<Costs> =
@@ -136,6 +154,7 @@ fn taken(metric: Metric, observed: &Observed) -> Result<highroad_eval::Statistic
         Some(Parameter::Schema) => About { schema: Some(&SCHEMA), ..About::default() },
         Some(Parameter::Judge) => About { judge: Some("helpful"), ..About::default() },
         Some(Parameter::Custom) => About { custom: Some("own"), ..About::default() },
+        Some(Parameter::Output) => unreachable!("no metric needs an output"),
     };
     metric.of(observed, about)
 }
@@ -154,12 +173,13 @@ fn every_metric_is_of_some_answers_and_has_one_name() {
     for metric in metrics() {
         let n_kinds = kinds.iter().filter(|observed| taken(metric, observed).is_ok()).count();
         let is_correlation = matches!(metric, Metric::Pearson | Metric::Spearman);
+        let is_of_numbers = [Metric::Mae, Metric::Rmse, Metric::R2, Metric::Mape, Metric::MaxError, Metric::RelativeL2];
         let is_given = matches!(metric, Metric::Custom | Metric::CustomLoss | Metric::CustomShare);
         assert_eq!(
             n_kinds,
             if is_given {
                 0
-            } else if is_correlation {
+            } else if is_correlation || is_of_numbers.contains(&metric) {
                 2
             } else {
                 1
@@ -268,6 +288,51 @@ fn what_a_metric_lacks_is_told() {
         refused("pass_at_2", About::default()),
         "`pass@2` needs at least as many samples of every case, and there is one with 1"
     );
+}
+
+#[test]
+fn what_is_asked_of_tensors_is_of_their_outputs() {
+    let observed = tensors(&[case(), Drawn { numbers: [0, 1], ..case() }, case()]);
+    let of = |name: &str, output: Option<&str>| {
+        let about = About { output, ..About::default() };
+        name.parse::<Metric>().unwrap().of(&observed, about).map(|of| of.observed()).map_err(|error| error.to_string())
+    };
+    // |2/3 - 1|, |1/3 - 0| and again the first.
+    assert!((of("mae", Some("x")).unwrap() - 1.0 / 3.0).abs() < 1e-12);
+    let all = of("mae", None).unwrap();
+    assert!(all > of("mae", Some("x")).unwrap() && all < of("mae", Some("y")).unwrap());
+    assert!(of("pearson", Some("x")).is_ok());
+    for (name, output, problem) in [
+        ("mae", Some("z"), "there is no output `z`: the cases expect `x`, `y`"),
+        ("mape", Some("x"), "is undefined where 0 is right, as in case 1"),
+        ("pearson", Some("y"), "needs one number a case"),
+        ("spearman", None, "needs one number a case"),
+        ("accuracy", None, "`accuracy` needs a classifier's answers"),
+        ("bleu", Some("x"), "`BLEU` takes no `output`"),
+    ] {
+        let error = of(name, output).unwrap_err();
+        assert!(error.contains(problem), "{name}: {error}");
+    }
+    let numbers = Observed::Numbers(Numbers::new(vec![1.0], vec![1.0]).unwrap());
+    let error = Metric::Mae.of(&numbers, About { output: Some("x"), ..About::default() }).unwrap_err();
+    assert_eq!(error.to_string(), "`mean absolute error` takes no `output`");
+}
+
+#[test]
+fn tensors_that_do_not_fit_their_case_are_refused() {
+    let array = |shape: &[usize]| Array::new(shape.to_vec(), vec![1.0; shape.iter().product()]).unwrap();
+    let of = |name: &str, shape: &[usize]| BTreeMap::from([(name.to_owned(), array(shape))]);
+    let refused = |expected: [BTreeMap<String, Array>; 2], predicted: [BTreeMap<String, Array>; 2]| {
+        let error = Tensors::new(&expected.each_ref(), &predicted.each_ref()).unwrap_err();
+        error.to_string()
+    };
+    let right = || [of("y", &[1, 2]), of("y", &[1, 2])];
+    assert_eq!(
+        refused([of("y", &[1]), of("z", &[1])], right()),
+        "case 0 expects output `y` of shape [1], and the answer has [1, 2]"
+    );
+    assert_eq!(refused([of("y", &[1, 2]), of("z", &[1])], right()), "case 1 expects other outputs than the first case");
+    assert_eq!(refused(right(), [of("y", &[1, 2]), of("z", &[1, 2])]), "case 1 has no answer for output `y`");
 }
 
 #[test]

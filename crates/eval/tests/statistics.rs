@@ -6,8 +6,9 @@
 use std::collections::BTreeMap;
 
 use highroad_eval::{
-    About, Bootstrap, Classes, Costs, Discordance, Generated, Likelihood, McNemarPower, Metric, Numbers, Observed,
-    Rankings, Sides, Similarities, Texts, clopper_pearson, fisher_z, quantile, quantile_interval, wilson,
+    About, Array, Bootstrap, Classes, Costs, Discordance, Generated, Likelihood, McNemarPower, Metric, Numbers,
+    Observed, Rankings, Sides, Similarities, Tensors, Texts, clopper_pearson, fisher_z, quantile, quantile_interval,
+    wilson,
 };
 use serde::Deserialize;
 
@@ -42,6 +43,7 @@ struct Goldens {
     weighted: Vec<Weighted>,
     counts: Vec<Counts>,
     kernels: Vec<Kernel>,
+    tensors: Vec<OfTensors>,
 }
 
 fn goldens() -> Goldens {
@@ -242,6 +244,42 @@ fn regression_metrics_are_those_of_scikit_learn() {
             assert_close(metric.of(&observed, None).unwrap().observed(), reference, CLOSED_FORM * unit);
         }
     }
+}
+
+#[derive(Deserialize)]
+struct OfTensors {
+    expected: BTreeMap<String, Vec<Array>>,
+    predicted: BTreeMap<String, Vec<Array>>,
+    weights: Vec<f64>,
+    /// By output, by metric; of all outputs side by side under no name.
+    metrics: BTreeMap<String, BTreeMap<String, f64>>,
+}
+
+/// Of each case its tensors by name.
+fn by_case(of: &BTreeMap<String, Vec<Array>>, n_cases: usize) -> Vec<BTreeMap<String, Array>> {
+    let case = |idx: usize| of.iter().map(|(name, arrays)| (name.clone(), arrays[idx].clone())).collect();
+    (0..n_cases).map(case).collect()
+}
+
+#[test]
+fn metrics_of_tensors_are_those_of_scikit_learn() {
+    let mut n_compared = 0;
+    for golden in goldens().tensors {
+        let [expected, predicted] =
+            [&golden.expected, &golden.predicted].map(|side| by_case(side, golden.weights.len()));
+        let (expected, predicted): (Vec<_>, Vec<_>) = expected.iter().zip(&predicted).unzip();
+        let observed = Observed::Tensors(Tensors::new(&expected, &predicted).unwrap());
+        for (output, metrics) in &golden.metrics {
+            let about = About { output: Some(output.as_str()).filter(|name| !name.is_empty()), ..About::default() };
+            for (name, &reference) in metrics {
+                let statistic = name.parse::<Metric>().unwrap().of(&observed, about).unwrap();
+                let statistic = statistic.weighted(&golden.weights).unwrap();
+                assert_close(statistic.observed(), reference, CLOSED_FORM * reference.abs().max(1.0));
+                n_compared += 1;
+            }
+        }
+    }
+    assert_eq!(n_compared, 3 * 3 * 6 + 2 * 2);
 }
 
 #[derive(Deserialize)]

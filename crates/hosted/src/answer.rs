@@ -33,6 +33,7 @@ pub fn answer_of(hosted: &Hosted, said: &Said) -> Option<Answer> {
     let floats = |bits: &[u32]| bits.iter().map(|&bits| f32::from_bits(bits)).collect::<Vec<_>>();
     match (hosted.task, said) {
         (HostedTask::Embed, Said::Vector { bits }) => Some(Answer::Embedding { vector: floats(bits) }),
+        (HostedTask::Infer, Said::Tensors { outputs }) => Some(Answer::Tensors(outputs.clone())),
         (HostedTask::Moderate, &Said::Moderation { flagged, score }) => {
             let label = hosted.labels.get(usize::from(flagged))?.clone();
             Some(Answer::Class { label, scores: vec![1.0 - score as f32, score as f32] })

@@ -3,6 +3,7 @@ mod tei;
 mod tensors;
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,6 +11,7 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 pub use forward::{Fault, FaultKind, Incoming, Refusal, pause_before_retry};
 use highroad_package::Digest;
+use highroad_task::Array;
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
 use reqwest::{Response, StatusCode};
 use serde::{Deserialize, Serialize};
@@ -53,6 +55,15 @@ enum Body {
     },
 }
 
+impl Body {
+    fn n_bytes(&self) -> usize {
+        match self {
+            Self::Json(value) => value.to_string().len(),
+            Self::Tensors { bytes, .. } => bytes.len(),
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Read {
     Chat,
@@ -61,6 +72,8 @@ enum Read {
     Rerank {
         n_documents: usize,
     },
+    /// Tensors by name.
+    Tensors,
     /// An answer to each of so many texts, or to so many documents, in the words of another protocol than OpenAI's.
     Other {
         n: usize,
@@ -152,6 +165,18 @@ impl Question {
             }
             _ => Err("the host takes no texts together".to_owned()),
         }
+    }
+
+    /// The inputs of a model that takes tensors. Errors, in words, where the description does not say which datatypes they have, or a
+    /// number is none of its datatype.
+    pub fn tensors(hosted: &Hosted, arrays: &BTreeMap<String, Array>) -> Result<Self, String> {
+        let Some(oip) = hosted.oip.as_ref().filter(|oip| !oip.inputs.is_empty()) else {
+            return Err("the description does not say what datatypes the inputs have: `inputs` of [oip]".to_owned());
+        };
+        let body = tensors::of_arrays(oip, arrays)?;
+        // Nobody counts tokens of tensors: a byte is one at most.
+        let worst = Tokens { input: body.n_bytes() as u64, output: 0 };
+        Ok(Self { path: tensors::path(hosted, oip).into(), body, worst, read: Read::Tensors, nonce: 0 })
     }
 
     /// [`Question::rerank`], in the words of the host's protocol.
@@ -553,6 +578,10 @@ fn read(hosted: &Hosted, what: Read, body: &[u8], json_bytes: Option<usize>) -> 
         Read::Embedding => embedding(parse(body)?)?,
         Read::Moderation => moderation(parse(body)?)?,
         Read::Rerank { n_documents } => reranked(parse(body)?, n_documents)?,
+        Read::Tensors => {
+            let (said, served_by) = tensors::read_all((body, json_bytes))?;
+            return Ok(Answers { said: vec![said], usage: None, served_by });
+        }
         Read::Other { n } => {
             let (said, served_by) = match (&hosted.oip, hosted.task) {
                 (Some(oip), _) => tensors::read(hosted, oip, (body, json_bytes), n)?,

@@ -20,6 +20,6 @@ pub use budget::{Budget, Tokens};
 pub use client::{Answers, Client, Fault, FaultKind, Incoming, Question, Refusal, Vector, pause_before_retry};
 pub use description::{Hosted, HostedTask, LimitName, Limits, NUMERICS_ID, Price, Protocol};
 pub use error::{DescriptionError, HostedError};
-pub use oip::{Ids, Oip, Scores};
+pub use oip::{Datatype, Ids, Oip, Scores};
 pub use reply::{Reply, Said, Usage};
 pub use template::fill;

@@ -1,5 +1,6 @@
 //! A host that speaks the Open Inference Protocol v2 over REST: which of its model's tensors are texts, tokens and answers.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
 use std::io::Read as _;
@@ -9,6 +10,7 @@ use std::sync::Arc;
 
 use highroad_data::{Encoder, PairCut, Tokenizer};
 use highroad_package::Digest;
+use highroad_task::raw::DType;
 use serde::{Deserialize, Serialize};
 
 use crate::HostedTask;
@@ -54,6 +56,9 @@ pub struct Oip {
     /// What it holds, of a model that classifies or ranks.
     #[serde(default)]
     pub scores: Scores,
+    /// Of a model that takes tensors: each input's datatype, which an evaluation asks with.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub inputs: BTreeMap<String, Datatype>,
     /// Whether tensors go as binary data, which keeps bits and is smaller, rather than as JSON.
     #[serde(default = "default_binary")]
     pub binary: bool,
@@ -70,6 +75,41 @@ pub enum Ids {
     Int64,
     #[serde(rename = "INT32")]
     Int32,
+}
+
+/// Datatype of a tensor, as the protocol calls it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+#[allow(missing_docs)]
+pub enum Datatype {
+    Bool,
+    Uint8,
+    Int8,
+    Int16,
+    Int32,
+    Int64,
+    Fp16,
+    Bf16,
+    Fp32,
+    Fp64,
+}
+
+impl Datatype {
+    /// The same as programs have it.
+    pub fn dtype(self) -> DType {
+        match self {
+            Self::Bool => DType::Bool,
+            Self::Uint8 => DType::U8,
+            Self::Int8 => DType::I8,
+            Self::Int16 => DType::I16,
+            Self::Int32 => DType::I32,
+            Self::Int64 => DType::I64,
+            Self::Fp16 => DType::F16,
+            Self::Bf16 => DType::BF16,
+            Self::Fp32 => DType::F32,
+            Self::Fp64 => DType::F64,
+        }
+    }
 }
 
 /// What an output holds.
@@ -145,6 +185,7 @@ impl Oip {
         let names =
             [self.version.as_deref(), self.text.as_deref(), self.token_type_ids.as_deref(), self.output.as_deref()];
         let given = names.into_iter().flatten().chain([self.input_ids.as_str()]);
+        let given = given.chain(self.inputs.keys().map(String::as_str));
         if let Some(odd) = given.filter(|name| !is_name(name)).map(str::to_owned).next() {
             return Err(format!("oip: `{odd}` is no name of a tensor or version"));
         }
@@ -153,6 +194,9 @@ impl Oip {
         }
         if self.max_tokens.get() > MAX_TOKENS {
             return Err(format!("oip.max_tokens is at most {MAX_TOKENS}"));
+        }
+        if task != HostedTask::Infer && !self.inputs.is_empty() {
+            return Err("oip.inputs is of `task = \"infer\"`".to_owned());
         }
         match (task, &self.text, &self.tokenizer) {
             (HostedTask::Infer, None, None) if self.output.is_none() => Ok(()),

@@ -1,3 +1,4 @@
+use highroad_task::OutputTensor;
 use serde::{Deserialize, Serialize};
 
 /// What a hosted model answered to one question, with all that is worth keeping about it.
@@ -48,6 +49,8 @@ pub enum Said {
     Scores { scores: Vec<f64> },
     /// The relevance of each document, in the order they were sent.
     Relevances { scores: Vec<f64> },
+    /// Every output but texts, with its bits.
+    Tensors { outputs: Vec<OutputTensor> },
 }
 
 /// Tokens as the host counted them.

@@ -15,6 +15,8 @@ pub enum PackageError {
     Missing { file: String },
     #[error("`{file}` is in the package's directory but not in its manifest")]
     Extra { file: String },
+    #[error("`{}` is no program: it is no zip archive, which `torch.export.save` of torch 2.9 or newer writes", .0.display())]
+    NotAProgram(PathBuf),
     #[error("`{file}` is not a regular file")]
     NotRegular { file: String },
     #[error("`{file}` has {found} bytes, but the manifest says {expected}")]
@@ -61,5 +63,15 @@ impl PackageError {
     pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |source| Self::Io { path, source }
+    }
+
+    /// An I/O error of a copy, for `map_err`: what has no room is what is written.
+    pub(crate) fn copying(from: impl Into<PathBuf>, to: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        let (from, to) = (from.into(), to.into());
+        move |source| {
+            use io::ErrorKind::{FileTooLarge, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+            let is_written = matches!(source.kind(), StorageFull | QuotaExceeded | FileTooLarge | ReadOnlyFilesystem);
+            Self::Io { path: if is_written { to } else { from }, source }
+        }
     }
 }

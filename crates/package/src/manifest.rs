@@ -129,6 +129,9 @@ pub struct Task {
     /// Longest input in tokens, special tokens included; what happens to longer ones `truncation` says. 0, and left out, for pictures.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub max_tokens: u32,
+    /// What the outputs of a program of tensors are called, in its order; as the program calls them where this is empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub outputs: Vec<String>,
     /// Texts that go before an input, by name, as the `prompts` of sentence-transformers: any of an embedder, `query` and `document`
     /// of a reranker.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -153,7 +156,8 @@ impl Task {
     pub fn new(kind: TaskKind, max_tokens: u32) -> Self {
         let (prompts, default_prompt_name) = (BTreeMap::new(), None);
         let (truncation, pair_truncation) = (Truncation::default(), PairTruncation::default());
-        Self { kind, image: None, max_tokens, prompts, default_prompt_name, truncation, pair_truncation }
+        let outputs = Vec::new();
+        Self { kind, image: None, max_tokens, outputs, prompts, default_prompt_name, truncation, pair_truncation }
     }
 
     /// The files without which the task cannot be done.
@@ -165,8 +169,20 @@ impl Task {
         self.image.is_none() && !matches!(self.kind, TaskKind::Tensors)
     }
 
+    fn validate_outputs(&self) -> Result<(), PackageError> {
+        let is_of_tensors = matches!(self.kind, TaskKind::Tensors);
+        ensure(self.outputs.is_empty() || is_of_tensors, || "`outputs` are for the task `tensors`".to_owned())?;
+        let mut seen = BTreeSet::new();
+        for name in &self.outputs {
+            ensure(is_line(name), || format!("output `{}` must be one short line", name.escape_debug()))?;
+            ensure(seen.insert(name), || format!("output `{name}` is repeated"))?;
+        }
+        Ok(())
+    }
+
     fn validate(&self) -> Result<(), PackageError> {
         self.validate_input()?;
+        self.validate_outputs()?;
         self.validate_reading()?;
         match &self.kind {
             TaskKind::Classify { flagged: Some(_), pairs: true, .. } => {

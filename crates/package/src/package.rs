@@ -1,5 +1,5 @@
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read as _, Seek as _};
 use std::path::{Path, PathBuf};
 
 use crate::files::{self, Folder};
@@ -17,6 +17,8 @@ pub const PARITY: &str = "parity.safetensors";
 
 /// Largest file that [`VerifiedPackage::read`] takes into memory.
 const MAX_READ_BYTES: u64 = 1 << 30;
+/// What a zip archive with a file in it begins with.
+const ZIP_MAGIC: &[u8] = b"PK\x03\x04";
 /// Largest bare program.
 const MAX_PROGRAM_BYTES: u64 = 1 << 40;
 
@@ -52,7 +54,7 @@ impl Package {
     pub fn verify(self) -> Result<VerifiedPackage, PackageError> {
         self.refuse_extra_files()?;
         for entry in &self.manifest.files {
-            self.check_file(entry, &mut io::sink())?;
+            self.check_file(entry, &mut io::sink(), Path::new(""))?;
         }
         let Self { folder, manifest, digest, .. } = self;
         Ok(VerifiedPackage { dir: folder.path().to_owned(), digest, manifest })
@@ -64,7 +66,7 @@ impl Package {
         for entry in &self.manifest.files {
             let path = to.join(&entry.path);
             let mut file = File::create_new(&path).map_err(PackageError::io(&path))?;
-            self.check_file(entry, &mut file)?;
+            self.check_file(entry, &mut file, &path)?;
             file.sync_all().map_err(PackageError::io(&path))?;
         }
         files::write_new(&to.join(MANIFEST), &self.manifest_bytes)
@@ -78,14 +80,14 @@ impl Package {
         }
     }
 
-    fn check_file(&self, entry: &FileEntry, copy: &mut impl io::Write) -> Result<(), PackageError> {
+    fn check_file(&self, entry: &FileEntry, copy: &mut impl io::Write, to: &Path) -> Result<(), PackageError> {
         let (file, size) = self.folder.file(&entry.path)?;
         let wrong_size = |found| PackageError::Size { file: entry.path.clone(), expected: entry.size_bytes, found };
         if size != entry.size_bytes {
             return Err(wrong_size(size));
         }
         let (size, found) = files::copy_and_hash(file, copy, entry.size_bytes)
-            .map_err(PackageError::io(self.folder.path().join(&entry.path)))?;
+            .map_err(PackageError::copying(self.folder.path().join(&entry.path), to))?;
         if size != entry.size_bytes {
             return Err(wrong_size(size));
         }
@@ -111,7 +113,7 @@ impl VerifiedPackage {
     /// A bare program in a package's place: `file`, copied to a folder of its digest below `dir` so that nobody changes it while it
     /// is mapped. It has no parity cases, which no package lacks: nothing proves that it is what PyTorch computed.
     ///
-    /// Errors if `file` is no regular file or over 1 TiB.
+    /// Errors if `file` is no regular file, no zip archive or over 1 TiB.
     pub fn of_program(file: &Path, dir: &Path) -> Result<Self, PackageError> {
         let stem = file.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
         let name: String = stem.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(64).collect();
@@ -174,13 +176,20 @@ impl VerifiedPackage {
 /// Copies the program `file` to `dir/<its digest>/program.pt2`, unless it is there; its digest and size.
 fn keep_program(file: &Path, dir: &Path) -> Result<(Digest, u64), PackageError> {
     fs::create_dir_all(dir).map_err(PackageError::io(dir))?;
-    let source = File::open(file).map_err(PackageError::io(file))?;
+    let mut source = File::open(file).map_err(PackageError::io(file))?;
     if !source.metadata().map_err(PackageError::io(file))?.is_file() {
         return Err(PackageError::NotRegular { file: file.display().to_string() });
     }
+    // Before all of it is copied, which may be many gigabytes.
+    let mut magic = Vec::new();
+    (&mut source).take(ZIP_MAGIC.len() as u64).read_to_end(&mut magic).map_err(PackageError::io(file))?;
+    if magic != ZIP_MAGIC {
+        return Err(PackageError::NotAProgram(file.to_owned()));
+    }
+    source.rewind().map_err(PackageError::io(file))?;
     let mut staged = tempfile::Builder::new().prefix(".program-").tempfile_in(dir).map_err(PackageError::io(dir))?;
-    let (size, digest) =
-        files::copy_and_hash(source, staged.as_file_mut(), MAX_PROGRAM_BYTES).map_err(PackageError::io(file))?;
+    let (size, digest) = files::copy_and_hash(source, staged.as_file_mut(), MAX_PROGRAM_BYTES)
+        .map_err(PackageError::copying(file, dir))?;
     let folder = dir.join(digest.hex());
     fs::create_dir_all(&folder).map_err(PackageError::io(&folder))?;
     let path = folder.join(PROGRAM);

@@ -2,7 +2,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use highroad_package::Package;
-use highroad_task::{Answer, Input, PredictorOptions, Prompt, joined};
+use highroad_task::{Answer, Input, OutputTensor, PredictorOptions, Prompt, joined};
 use numpy::PyArray1;
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
@@ -66,5 +66,9 @@ fn answered(py: Python<'_>, answer: Answer) -> Answered {
         Answer::Labels { labels, scores } => (Some(joined(&labels)), PyArray1::from_vec(py, scores).unbind()),
         Answer::Embedding { vector } => (None, PyArray1::from_vec(py, vector).unbind()),
         Answer::Relevance { logit } => (None, PyArray1::from_vec(py, vec![logit]).unbind()),
+        Answer::Tensors(outputs) => {
+            let values = outputs.iter().filter_map(OutputTensor::values).flatten().map(|value| value as f32);
+            (None, PyArray1::from_iter(py, values).unbind())
+        }
     }
 }

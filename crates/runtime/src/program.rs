@@ -107,6 +107,11 @@ impl Program {
         &self.outputs
     }
 
+    /// Calls the outputs by these names, one for each of [`Program::outputs`] in their order. Others are left as they are.
+    pub fn name_outputs(&mut self, names: &[String]) {
+        self.outputs.iter_mut().zip(names).for_each(|(output, name)| output.name.clone_from(name));
+    }
+
     /// Runs the program on `inputs`, one tensor for each of [`Program::inputs`].
     ///
     /// The same inputs give the same bits on any number of threads. Results may share memory with inputs. Errors if

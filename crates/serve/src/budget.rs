@@ -46,6 +46,9 @@ impl Most {
 /// A clock that was ahead by more than this had the wrong date; less is a step of its keeper.
 const WRONG_DATE_S: i64 = Span::DAY;
 
+/// Days of which is kept what was spent, today among them.
+pub const HISTORY_DAYS: usize = 30;
+
 /// What kind of account.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -154,6 +157,9 @@ struct Account {
     minute: Window,
     day: Window,
     month: Window,
+    /// Days before `day` on which something was spent, the oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    past: Vec<Window>,
 }
 
 /// What was used since a time, seconds since 1970.
@@ -176,6 +182,15 @@ pub struct Standing {
     pub reserved: u64,
     /// When what is used counts from nothing again, seconds since 1970.
     pub resets_at: i64,
+}
+
+/// What one account spent on each of the last [`HISTORY_DAYS`] days, the oldest first.
+#[derive(Clone, Debug, PartialEq)]
+#[allow(missing_docs)]
+pub struct Course {
+    pub scope: Scope,
+    pub name: String,
+    pub days: Vec<Amount>,
 }
 
 impl Meter {
@@ -273,6 +288,11 @@ fn month(now: i64, later: i64) -> i64 {
     first.to_zoned(TimeZone::UTC).map_or(now, |first| first.timestamp().as_second())
 }
 
+/// The beginning of the oldest day of which is kept what was spent.
+fn first_day(now: i64) -> i64 {
+    Span::Day.start(now) - (HISTORY_DAYS as i64 - 1) * Span::DAY
+}
+
 impl Window {
     /// Begins anew where the span of `now` is a later one. A clock that was put back changes nothing; where it was ahead by days, what was
     /// spent then counts in the span of `now`, or no span would end before that day.
@@ -310,9 +330,23 @@ impl Account {
     }
 
     fn roll(&mut self, now: i64) {
+        let day = self.day;
         self.minute.roll(Span::Minute, now);
         self.day.roll(Span::Day, now);
         self.month.roll(Span::Month, now);
+        if self.day.since != day.since {
+            // A day that had the wrong date is today: what was spent on it counts as today's.
+            if day.since < self.day.since && day.used != Amount::default() {
+                self.past.push(day);
+            }
+            self.past.retain(|day| day.since >= first_day(now) && day.since <= self.day.since);
+        }
+    }
+
+    /// What was spent on the day that begins at `since`.
+    fn spent_on(&self, since: i64) -> Amount {
+        let days = self.past.iter().chain([&self.day]).filter(|day| day.since == since);
+        days.fold(Amount::default(), |sum, day| sum.plus(day.used))
     }
 
     fn spend(&mut self, actual: Amount) {
@@ -418,7 +452,7 @@ impl Ledger {
         &self.books
     }
 
-    /// Forgets accounts in which nothing happened in this month.
+    /// Forgets accounts in which nothing happened in this month and in the days of which is kept what was spent.
     pub fn tidy(&mut self, now: i64) {
         self.books.tidy(now);
     }
@@ -485,6 +519,18 @@ impl Ledger {
         names.into_iter().flat_map(|(scope, name)| self.standing(now, scope, &name)).collect()
     }
 
+    /// What every account spent that spent anything on the last [`HISTORY_DAYS`] days, sorted by scope and name.
+    pub fn courses(&self, now: i64) -> Vec<Course> {
+        let starts: Vec<i64> = (0..HISTORY_DAYS as i64).map(|day| first_day(now) + day * Span::DAY).collect();
+        let all = self.books.accounts.iter().flat_map(|(scope, all)| all.iter().map(move |named| (*scope, named)));
+        let course = |(scope, (name, account)): (Scope, (&String, &Account))| {
+            let days = starts.iter().map(|since| account.spent_on(*since)).collect();
+            Course { scope, name: name.clone(), days }
+        };
+        let spent = |course: &Course| course.days.iter().any(|day| *day != Amount::default());
+        all.map(course).filter(spent).collect()
+    }
+
     fn standing(&self, now: i64, scope: Scope, name: &str) -> Vec<Standing> {
         let account = self.books.at(now, scope, name);
         let limits = self.config.limits(scope, name).cloned().unwrap_or_default();
@@ -539,9 +585,9 @@ impl Books {
     }
 
     fn tidy(&mut self, now: i64) {
-        let month = Span::Month.start(now);
+        let oldest = Span::Month.start(now).min(first_day(now));
         for accounts in self.accounts.values_mut() {
-            accounts.retain(|_, account| account.month.since >= month || account.reserved != Amount::default());
+            accounts.retain(|_, account| account.day.since >= oldest || account.reserved != Amount::default());
         }
     }
 
@@ -624,6 +670,54 @@ mod tests {
         // Back: what was spent under the wrong date counts today, and no more tomorrow.
         assert!(ledger.reserve(NOW, &chat, tokens(40)).is_err());
         assert!(ledger.reserve(NOW + Span::DAY, &chat, tokens(40)).is_ok());
+    }
+
+    #[test]
+    fn what_was_spent_on_the_last_days_is_kept() {
+        let mut ledger = ledger("[budgets]\ncurrency = 'EUR'\n[budgets.members.chat]\ncost_per_day = 1\n");
+        let chat = payer("chat", Some("acme"));
+        let spend = |ledger: &mut Ledger, day: i64, tokens: u64| {
+            let now = NOW + day * Span::DAY;
+            let most = Most { nanos: Some(tokens * 10), tokens };
+            let held = ledger.reserve(now, &chat, most).unwrap();
+            ledger.settle(now, id(&held), Amount { nanos: tokens * 10, tokens });
+        };
+        for (day, tokens) in [(0, 1), (0, 2), (1, 4), (28, 8), (29, 16)] {
+            spend(&mut ledger, day, tokens);
+        }
+        let tokens_on = |ledger: &Ledger, day: i64| -> Vec<(usize, u64)> {
+            let courses = ledger.courses(NOW + day * Span::DAY);
+            assert!(courses.iter().all(|course| course.days.len() == HISTORY_DAYS));
+            assert!(courses.iter().all(|course| course.days.iter().all(|day| day.nanos == 10 * day.tokens)));
+            assert!(courses.windows(2).all(|pair| pair[0].days == pair[1].days), "the member, its tenant and its key");
+            let days = courses.first().map(|course| course.days.clone()).unwrap_or_default();
+            days.iter().enumerate().filter(|(_, day)| day.tokens > 0).map(|(at, day)| (at, day.tokens)).collect()
+        };
+        assert_eq!(tokens_on(&ledger, 29), [(0, 3), (1, 4), (28, 8), (29, 16)]);
+        assert_eq!(tokens_on(&ledger, 30), [(0, 4), (27, 8), (28, 16)]);
+        spend(&mut ledger, 31, 32);
+        let account = &ledger.books().accounts[&Scope::Member]["chat"];
+        assert_eq!(account.past.len(), 2, "what is older is forgotten");
+
+        // It survives, also the end of the months in which it was spent.
+        let text = serde_json::to_string(ledger.books()).unwrap();
+        let mut ledger = Ledger::new(ledger.config.clone(), serde_json::from_str(&text).unwrap());
+        ledger.tidy(NOW + 58 * Span::DAY);
+        assert_eq!(tokens_on(&ledger, 58), [(0, 16), (2, 32)]);
+        ledger.tidy(NOW + 70 * Span::DAY);
+        assert!(ledger.books().accounts.values().all(BTreeMap::is_empty) && ledger.courses(NOW).is_empty());
+    }
+
+    #[test]
+    fn what_was_spent_under_a_wrong_date_is_shown_under_the_right_one() {
+        let mut ledger = ledger("[budgets.members.chat]\ntokens_per_day = 100\n");
+        let chat = payer("chat", None);
+        for (now, spent) in [(NOW, 5), (NOW + 3 * Span::DAY, 7), (NOW, 11)] {
+            let held = ledger.reserve(now, &chat, tokens(spent)).unwrap();
+            ledger.settle(now, id(&held), Amount { nanos: 0, tokens: spent });
+        }
+        let days = &ledger.courses(NOW)[0].days;
+        assert_eq!((days[HISTORY_DAYS - 1].tokens, days.iter().map(|day| day.tokens).sum()), (23, 23));
     }
 
     #[test]

@@ -71,6 +71,7 @@ impl Weighter<Key, Entry> for Bytes {
             }
             Answer::Embedding { vector } => size_of_val(vector.as_slice()),
             Answer::Relevance { .. } => 0,
+            Answer::Tensors(outputs) => outputs.iter().map(|output| output.name.len() + output.bytes.len()).sum(),
         };
         (size_of::<Key>() + size_of::<Entry>() + heap + OVERHEAD_BYTES) as u64
     }

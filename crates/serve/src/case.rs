@@ -3,7 +3,7 @@
 mod grpc;
 
 use highroad_service::Problem;
-use highroad_task::raw::TensorSpec;
+use highroad_task::raw::{TensorSpec, of_arrays};
 use highroad_task::{Input, Prompt};
 use serde_json::Value;
 
@@ -18,7 +18,7 @@ use crate::protocol::tei::{self, Wish};
 /// What a case asks, of a program with inputs `specs`.
 ///
 /// Taken are `{"input": {"text": "…"}}` (a golden case), `{"text": "…"}`, `{"tokens": […]}`, `{"pair": {…}}`,
-/// `{"image_base64": "…"}`, a PNG, JPEG or WebP itself, the body of an OpenAI
+/// `{"image_base64": "…"}`, `{"tensors": {…}}`, a PNG, JPEG or WebP itself, the body of an OpenAI
 /// request (`{"input": "…"}` and its other shapes), that of a rerank request (or a golden case with `query` and `documents`), the body of
 /// an Open Inference Protocol request (JSON, with binary tensors behind it or without), of one to Text Embeddings Inference or of one to
 /// Cohere for embeddings, and a gRPC client's `ModelInferRequest`, as it is serialised or as JSON. Where texts that are too long are cut
@@ -53,7 +53,13 @@ pub fn query(case: &[u8], specs: &[TensorSpec]) -> Result<Query, Problem> {
     }
     let golden = case.get("input").filter(|input| input.is_object()).unwrap_or(&case);
     if GOLDEN_KEYS.iter().any(|key| golden.get(key).is_some()) {
-        return golden_input(golden).map(|input| Query::Rows(vec![input]));
+        return match golden_input(golden)? {
+            Input::Tensors(arrays) => {
+                let tensors = of_arrays(specs, &arrays).map_err(|error| Problem::invalid(error.to_string()))?;
+                Ok(Query::Program(tensors))
+            }
+            input => Ok(Query::Rows(vec![input])),
+        };
     }
     if golden.get("image").is_some() {
         return Err(Problem::invalid("the case names an image's file: give that file itself as the input"));
@@ -83,6 +89,15 @@ pub fn for_embedder(rows: Vec<Input>) -> Vec<Input> {
         _ => None,
     };
     rerank::sides(query, rows.into_iter().filter_map(document))
+}
+
+/// The rows with what `cut` leaves of the documents of a reranking.
+pub fn with_documents_cut<E>(rows: Vec<Input>, cut: impl Fn(&str) -> Result<&str, E>) -> Result<Vec<Input>, E> {
+    let one = |row| match row {
+        Input::Pair { query, document } => Ok(Input::Pair { query, document: cut(&document)?.to_owned() }),
+        row => Ok(row),
+    };
+    rows.into_iter().map(one).collect()
 }
 
 /// The rows with the one prompt that a request's log names, where the case itself says none: a golden case is the bare text.
@@ -129,7 +144,7 @@ fn is_image(case: &[u8]) -> bool {
     case.starts_with(b"\x89PNG") || case.starts_with(b"\xff\xd8\xff") || is_webp
 }
 
-const GOLDEN_KEYS: [&str; 4] = ["text", "tokens", "pair", "image_base64"];
+const GOLDEN_KEYS: [&str; 5] = ["text", "tokens", "pair", "image_base64", "tensors"];
 
 fn golden_input(golden: &Value) -> Result<Input, Problem> {
     let known = golden.as_object().map(|object| {
@@ -143,6 +158,7 @@ fn golden_input(golden: &Value) -> Result<Input, Problem> {
 #[cfg(test)]
 mod tests {
     use highroad_task::Purpose;
+    use highroad_task::raw::{DType, Dim};
 
     use super::*;
 
@@ -218,6 +234,21 @@ mod tests {
             assert_eq!(rows(case), Ok(vec![pair("d"), pair("e")]), "{case}");
         }
         assert_eq!(rows(r#"{"input": [[1, 2], [3]]}"#), Ok(vec![Input::Tokens(vec![1, 2]), Input::Tokens(vec![3])]));
+    }
+
+    #[test]
+    fn a_golden_case_of_tensors_is_the_programs_inputs() {
+        let size = |name: &str| Dim::Symbol(name.to_owned());
+        let spec = TensorSpec { name: "x".to_owned(), dtype: DType::F32, sizes: vec![size("b"), Dim::Known(2)] };
+        let case = br#"{"id": "a", "input": {"tensors": {"x": [[0.5, 1]]}}, "expected": {"tensors": {"y": [[3]]}}}"#;
+        match query(case, std::slice::from_ref(&spec)) {
+            Ok(Query::Program(tensors)) => {
+                assert_eq!((tensors[0].shape(), tensors[0].as_slice::<f32>()), (&[1, 2][..], Some(&[0.5, 1.0][..])));
+            }
+            other => panic!("{other:?}"),
+        }
+        let unknown = query(br#"{"tensors": {"z": [1]}}"#, &[spec]).unwrap_err().message;
+        assert_eq!(unknown, "there is no input `z`: the program takes `x`");
     }
 
     #[test]

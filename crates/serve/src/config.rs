@@ -357,10 +357,7 @@ fn members(
         let Some(member) = part::<MemberTable>(tables, name, &known, problems) else { continue };
         let watched = table.get("monitor").and_then(toml::Value::as_table);
         watched.iter().for_each(|table| check_keys(table, MONITOR_KEYS, &format!("members.{name}.monitor"), problems));
-        let limited = table.get("limits").and_then(toml::Value::as_table);
-        limited
-            .iter()
-            .for_each(|table| check_keys(table, MEMBER_LIMIT_KEYS, &format!("members.{name}.limits"), problems));
+        check_limit_keys(table, name, problems);
         let place = format!("[members.{name}.monitor]");
         let watched = member.monitor.clone().unwrap_or_default().over(monitor, &place, problems);
         match member.config(base) {
@@ -369,6 +366,12 @@ fn members(
         }
     }
     members
+}
+
+fn check_limit_keys(member: &toml::Value, name: &str, problems: &mut Vec<String>) {
+    if let Some(limits) = member.get("limits").and_then(toml::Value::as_table) {
+        check_keys(limits, MEMBER_LIMIT_KEYS, &format!("members.{name}.limits"), problems);
+    }
 }
 
 fn monitor(table: &toml::Table, problems: &mut Vec<String>) -> MonitorConfig {
@@ -385,6 +388,7 @@ fn hosted(table: &toml::Table, base: &Path, problems: &mut Vec<String>) -> BTree
     let Some(tables) = table.get("members").and_then(toml::Value::as_table) else { return hosted };
     for name in tables.iter().filter(|(_, table)| is_hosted(table)).map(|(name, _)| name) {
         let Some(member) = part::<HostedTable>(tables, name, HOSTED_KEYS, problems) else { continue };
+        check_limit_keys(&tables[name], name, problems);
         match member.config(base) {
             Ok(config) => drop(hosted.insert(name.clone(), config)),
             Err(error) => problems.push(format!("[members.{name}] hosted: {error}")),

@@ -42,7 +42,7 @@ pub use trial::{JudgeConfig, Preferred, TrialConfig};
 
 use crate::budget::keeper::Budgets;
 use crate::budget::{Amount, Most};
-use crate::config::RolloutConfig;
+use crate::config::{RequestLimits, RolloutConfig};
 use crate::deployment::{Failure, LocalState, State, Status};
 use crate::error::{AskError, DeployError};
 use crate::monitor::{Monitor, MonitorConfig, Watch};
@@ -200,6 +200,11 @@ impl HostedMember {
     /// How it is asked.
     pub fn config(&self) -> &HostedConfig {
         &self.config
+    }
+
+    /// What a request may ask of it, where one of any member may ask `of_all`.
+    pub(crate) fn limits(&self, of_all: &RequestLimits) -> RequestLimits {
+        self.config.limits.over(of_all)
     }
 
     /// Makes it a member: from here on it tells what it does.

@@ -135,6 +135,7 @@ pub(crate) fn told() -> Vec<(String, String)> {
         ("post", "/v1/chat/completions"),
         ("post", "/v1/completions"),
         ("get", "/v1/highroad/budgets"),
+        ("get", "/v1/highroad/budgets/history"),
         ("post", grpc::PATH),
         ("get", "/health"),
         ("get", "/ready"),
@@ -586,7 +587,7 @@ impl App {
         asker: &Asker,
         route: &'static str,
         model: Option<String>,
-        request: RerankRequest,
+        mut request: RerankRequest,
     ) -> Result<Response, Failed> {
         let member = match model.or_else(|| request.model.clone()) {
             Some(model) => model,
@@ -602,11 +603,24 @@ impl App {
             .map_err(|error| count(Some(assigned.revision()), error))?;
         check_limit("bytes in its pairs", request.pairs_bytes(), limits.body_bytes)
             .map_err(|error| count(Some(assigned.revision()), error))?;
+        let revision = assigned.revision();
+        let cut = match request.most_document_tokens() {
+            Some(most) => revision.shorten(&request.documents, most, &limits).await,
+            None => Ok(None),
+        };
+        let mut cut = cut.map_err(|error| count(Some(revision), error))?;
+        if let Some(cut) = &mut cut {
+            cut.swap(&mut request.documents);
+        }
         let terms = Terms { cut: request.cut, ..Terms::default() };
         let inputs = if by_cosine { request.texts() } else { request.inputs() };
         let served = assigned.ask(inputs, &limits, terms).await;
         let (call, result) = Call::of(asker, route, served);
-        let asked = call.finish(result)?;
+        let mut asked = call.finish(result)?;
+        if let Some(mut cut) = cut {
+            call.revision.was_shortened(&mut asked, &cut);
+            cut.swap(&mut request.documents);
+        }
         let n_tokens = asked.n_tokens.iter().sum();
         let body = request.reply(&asker.id.0, &call.revision.facts().member, &asked.answers, n_tokens);
         let mut response = self.answer(&call, &asked, "application/json", body);
@@ -1068,6 +1082,7 @@ fn record<A>(request_id: String, route: &str, facts: Facts, asked: &Asked<A>, to
         compute_ms: milliseconds(asked.computed),
         total_ms: milliseconds(total),
         cut: asked.cut,
+        document_tokens: asked.document_tokens,
         prompts: asked.prompts.clone(),
         hosted: None,
         step_of: None,

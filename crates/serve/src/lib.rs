@@ -46,7 +46,7 @@ pub use engine::{EngineConfig, TorchConfig};
 pub use error::{AskError, DeployError};
 pub use hosted::router;
 pub use http::probes;
-pub use model::{row_major_bytes, tensors_digest};
+pub use http::told::in_development;
 pub use portfolio::{Portfolio, Prepared};
 pub use protocol::error_shape;
 pub use registry::{BoxFuture, Registry, Resolved};

@@ -2,7 +2,6 @@ use std::fmt;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
-use highroad_package::Digest;
 use highroad_task::raw::{RunError, RunOptions, Tensor};
 use highroad_task::{Answer, Engine as _, ParityReport, Predictor, Prepared, TaskError, check_parity_on};
 use highroad_torch::{Workers, worker_error};
@@ -137,40 +136,5 @@ impl ModelError {
     /// Why nothing can be answered now, where another try may go better.
     pub(crate) fn is_down(&self) -> bool {
         matches!(self, Self::Task(error) if matches!(worker_error(error), Some(WorkerError::Down { .. })))
-    }
-}
-
-/// The elements of `tensor` in row-major order, little-endian, whatever its strides.
-pub fn row_major_bytes(tensor: &Tensor) -> Vec<u8> {
-    let tensor = tensor.contiguous();
-    let width = tensor.dtype().size_bytes();
-    let start = tensor.offset() * width;
-    tensor.storage().bytes()[start..start + tensor.numel() * width].to_vec()
-}
-
-/// The digest of a program's outputs: SHA-256 over their elements, little-endian and row-major, one tensor after the
-/// other. For one output of one row that is what [`Answer::digest`] says of the same values.
-pub fn tensors_digest(outputs: &[Tensor]) -> Digest {
-    let bytes: Vec<u8> = outputs.iter().flat_map(row_major_bytes).collect();
-    Digest::of(&bytes)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn bytes_follow_rows_whatever_the_strides() {
-        let tensor = Tensor::from_slice(&[1u8, 2, 3, 4, 5, 6], &[2, 3]).unwrap();
-        assert_eq!(row_major_bytes(&tensor), [1, 2, 3, 4, 5, 6]);
-        assert_eq!(row_major_bytes(&tensor.permute(&[1, 0]).unwrap()), [1, 4, 2, 5, 3, 6]);
-        assert_eq!(row_major_bytes(&Tensor::scalar(7u8)), [7]);
-    }
-
-    #[test]
-    fn the_digest_of_one_output_row_is_the_answers_digest() {
-        let vector = vec![0.5f32, -1.25, 3.0];
-        let tensor = Tensor::from_slice(&vector, &[1, 3]).unwrap();
-        assert_eq!(tensors_digest(&[tensor]), Answer::Embedding { vector }.digest());
     }
 }

@@ -145,6 +145,7 @@ const ROUTES: &[Route] = &[
     ),
     get("/v1/highroad/portfolio", OWN, "Members, pipelines and indexes, and what they were asked lately", &[]),
     get("/v1/highroad/budgets", OWN, "What is spent and what may be", &[]),
+    get("/v1/highroad/budgets/history", OWN, "What was spent on each of the last 30 days", &[]),
     get("/v1/highroad/status", OWN, "Where every member stands", &[]),
     get("/v1/highroad/requests/{id}", OWN, "The record of one answer", &[404, 500]),
     get("/v1/highroad/definitions/{digest}", OWN, "What a pipeline or a hosted member was", &[404]),

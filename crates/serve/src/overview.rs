@@ -24,7 +24,8 @@ pub(crate) fn overview(portfolio: &Portfolio) -> Value {
     let of_all = portfolio.limits();
     let own = portfolio.deployments().into_iter().map(|member| own(&member, &of_all));
     let trials = portfolio.hosted();
-    let shown = |member: Arc<HostedMember>| hosted(&member, trials.trial(member.name()).map(|trial| trial.shown()));
+    let shown =
+        |member: Arc<HostedMember>| hosted(&member, trials.trial(member.name()).map(|trial| trial.shown()), &of_all);
     let hosted = portfolio.hosted().all().into_iter().map(shown);
     let mut members: Vec<Shown> = own.chain(hosted).collect();
     members.sort_by(|left, right| left.status.member.cmp(&right.status.member));
@@ -98,13 +99,17 @@ fn own(member: &Arc<Deployment>, of_all: &RequestLimits) -> Shown {
     }
 }
 
-fn hosted(member: &Arc<HostedMember>, trial: Option<Value>) -> Shown {
+fn hosted(member: &Arc<HostedMember>, trial: Option<Value>, of_all: &RequestLimits) -> Shown {
     let standing = member.standing();
     Shown {
         model: None,
         task: Some(json!(member.hosted().task)),
         queue: Some(json!({ "used": standing.n_waiting, "most": standing.queue_requests, "of": "requests" })),
-        more: Map::from_iter([("hosted".to_owned(), json!(standing)), ("trial".to_owned(), json!(trial))]),
+        more: Map::from_iter([
+            ("hosted".to_owned(), json!(standing)),
+            ("trial".to_owned(), json!(trial)),
+            ("limits".to_owned(), json!(member.limits(of_all))),
+        ]),
         traffic: traffic::of(member.name()),
         status: member.status(),
     }

@@ -3,12 +3,11 @@
 use highroad_eval::Verdict;
 use highroad_package::{Digest, Manifest, TaskKind};
 use highroad_service::Problem;
-use highroad_task::raw::RunOptions;
+use highroad_task::raw::{RunOptions, row_major_bytes, tensors_digest};
 use highroad_task::{Answer, Predictor};
 use serde_json::{Value, json};
 
 use crate::case;
-use crate::model::{row_major_bytes, tensors_digest};
 use crate::protocol::oip::Query;
 use crate::request_log::Record;
 
@@ -28,7 +27,14 @@ impl Answers {
     pub fn of(predictor: &Predictor, case: &[u8], asked: &Record) -> Result<Self, Problem> {
         let fail = |error: &dyn std::fmt::Display| Problem::invalid(error.to_string());
         let embeds = matches!(predictor.manifest().task.kind, TaskKind::Embed { .. });
-        let query = match case::query(case, predictor.program().inputs())? {
+        let query = match (case::query(case, predictor.program().inputs())?, asked.document_tokens) {
+            (Query::Rows(rows), Some(most)) => {
+                let rows = case::with_documents_cut(rows, |document| predictor.first_tokens(document, most));
+                Query::Rows(rows.map_err(|error| fail(&error))?)
+            }
+            (query, _) => query,
+        };
+        let query = match query {
             Query::Pairs(pairs) => Query::Rows(pairs.asked(embeds)?),
             // An embedder that reranked was asked the query once, and each document by itself.
             Query::Rows(inputs) if embeds => Query::Rows(case::for_embedder(inputs)),

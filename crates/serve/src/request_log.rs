@@ -8,6 +8,7 @@ mod pipeline;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead as _, BufReader, BufWriter, Write as _};
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::time::{Duration, Instant};
@@ -64,6 +65,9 @@ pub struct Record {
     /// What happened to those that were too long.
     #[serde(default, skip_serializing_if = "at_end")]
     pub cut: Cut,
+    /// Tokens that documents of a reranking were cut to before, where any was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub document_tokens: Option<NonZeroUsize>,
     /// Names of the package's prompts that went before its texts, each once.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub prompts: Vec<String>,
@@ -383,6 +387,7 @@ mod tests {
             compute_ms: 1.5,
             total_ms: 1.7,
             cut: Cut::End,
+            document_tokens: None,
             prompts: Vec::new(),
             hosted: None,
             step_of: None,

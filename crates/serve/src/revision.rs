@@ -10,7 +10,7 @@ use highroad_eval::{Aliased, Evidence, Override, OverrideRefusal, Verdict};
 use highroad_hosted::NUMERICS_ID;
 use highroad_package::{Digest, Manifest, TaskKind, VerifiedPackage};
 use highroad_service::access::Priority;
-use highroad_task::raw::{Program, RunError, Tensor};
+use highroad_task::raw::{Program, RunError, Tensor, tensors_digest};
 use highroad_task::{
     Answer, Cut, Input, ParityReport, Piece, Predictor, PredictorOptions, Prepared, Special, TaskError, TensorGlimpse,
     Truncate, ranked,
@@ -26,7 +26,7 @@ use crate::cache::{AnswerCache, CacheUse};
 use crate::config::{MemberConfig, MemberLimits, RequestLimits};
 use crate::engine::{self, EngineConfig};
 use crate::error::{AskError, DeployError};
-use crate::model::{Model, ModelError, Work, Yield, tensors_digest};
+use crate::model::{Model, ModelError, Work, Yield};
 use crate::monitor::{Monitor, MonitorConfig, Seen, Watch};
 use crate::pipeline::Indexes;
 use crate::telemetry::{BatchMetrics, TOKENS, TRUNCATED};
@@ -152,6 +152,8 @@ pub struct Asked<A> {
     pub n_truncated: usize,
     /// Where.
     pub cut: Cut,
+    /// Tokens that documents of a reranking were cut to before, where any was.
+    pub document_tokens: Option<NonZeroUsize>,
     /// Names of the prompts that went before them, each once.
     pub prompts: Vec<String>,
     /// Tokenising, or decoding of pictures.
@@ -166,6 +168,24 @@ pub struct Asked<A> {
     pub(crate) told: Told,
     /// The input that is looked at by monitoring.
     pub(crate) seen: Option<Box<Seen>>,
+}
+
+/// What is asked in the place of documents of a reranking that have more than so many tokens.
+pub(crate) struct Shortened {
+    most: NonZeroUsize,
+    /// Of each document the other text, where it has one.
+    others: Vec<Option<String>>,
+}
+
+impl Shortened {
+    /// Puts the shorter texts in the place of the documents, and the second time the documents back.
+    pub(crate) fn swap(&mut self, documents: &mut [String]) {
+        for (document, other) in documents.iter_mut().zip(&mut self.others) {
+            if let Some(other) = other {
+                std::mem::swap(document, other);
+            }
+        }
+    }
 }
 
 /// What right answers that come later are compared with.
@@ -413,6 +433,7 @@ impl Revision {
             n_tokens,
             n_truncated,
             cut,
+            document_tokens: None,
             prompts,
             prepared,
             queued,
@@ -448,6 +469,7 @@ impl Revision {
             n_tokens,
             n_truncated,
             cut,
+            document_tokens: None,
             prompts,
             prepared,
             queued,
@@ -469,6 +491,36 @@ impl Revision {
         check_limit("inputs", texts.len(), limits.inputs)?;
         check_limit("bytes in one input", texts.iter().map(String::len).max().unwrap_or(0), limits.input_bytes)?;
         self.each(texts, move |predictor, text| predictor.pieces(text, special)).await
+    }
+
+    /// Each document without what is more than `most` tokens; `None` where that is of none.
+    pub(crate) async fn shorten(
+        self: &Arc<Self>,
+        documents: &[String],
+        most: NonZeroUsize,
+        limits: &RequestLimits,
+    ) -> Result<Option<Shortened>, AskError> {
+        // Where the model reads no more tokens than that, the package says what happens to those that are too long.
+        if most.get() >= self.max_tokens() || documents.iter().all(|document| document.len() < most.get()) {
+            return Ok(None);
+        }
+        let longest = documents.iter().map(String::len).max().unwrap_or(0);
+        check_limit("bytes in one input", longest, self.limits(limits).input_bytes)?;
+        let cut = move |predictor: &Predictor, document: &String| {
+            predictor.first_tokens(document, most).map(|first| (first.len() < document.len()).then(|| first.to_owned()))
+        };
+        let others = self.each(documents.to_vec(), cut).await?;
+        Ok(others.iter().any(Option::is_some).then_some(Shortened { most, others }))
+    }
+
+    /// Has an answer say that documents were cut before it was asked for.
+    pub(crate) fn was_shortened(&self, asked: &mut Asked<Vec<Answer>>, shortened: &Shortened) {
+        // An embedder answers the query before the documents. A row of all tokens that there may be was cut once more, and is counted.
+        let rows = asked.n_tokens.iter().rev().zip(shortened.others.iter().rev());
+        let n_more = rows.filter(|(n_tokens, other)| other.is_some() && **n_tokens < self.max_tokens()).count();
+        asked.n_truncated += n_more;
+        asked.document_tokens = Some(shortened.most);
+        metrics::counter!(TRUNCATED, "member" => self.facts.member.clone()).increment(n_more as u64);
     }
 
     /// The text of each list of tokens.
@@ -609,7 +661,7 @@ fn settle(hold: Option<Hold>, n_tokens: usize) {
     }
 }
 
-fn is_image(input: &Input) -> bool {
+pub(crate) fn is_image(input: &Input) -> bool {
     matches!(input, Input::Image(_))
 }
 
@@ -619,6 +671,7 @@ pub(crate) fn size_bytes(input: &Input) -> usize {
         Input::Tokens(ids) => 4 * ids.len(),
         Input::Pair { query, document } => query.len() + document.len(),
         Input::Image(bytes) => bytes.len(),
+        Input::Tensors(arrays) => arrays.values().map(|array| 8 * array.values().len()).sum(),
     }
 }
 

@@ -3,6 +3,8 @@ use std::borrow::Cow;
 use highroad_package::Digest;
 use serde::{Deserialize, Serialize};
 
+use crate::OutputTensor;
+
 /// Between labels that hold at once; no label of a multi-label classifier has a comma.
 const BETWEEN_LABELS: &str = ", ";
 
@@ -34,15 +36,18 @@ pub enum Answer {
         /// Higher is more relevant; documents are ordered by it. [`Answer::score`] maps it to 0 … 1.
         logit: f32,
     },
+    /// What a program gave, in its order.
+    Tensors(Vec<OutputTensor>),
 }
 
 impl Answer {
-    /// The scores, the vector or the logit.
+    /// The scores, the vector or the logit; none of tensors, which are [`OutputTensor::values`].
     pub fn values(&self) -> &[f32] {
         match self {
             Self::Class { scores, .. } | Self::Labels { scores, .. } => scores,
             Self::Embedding { vector } => vector,
             Self::Relevance { logit } => std::slice::from_ref(logit),
+            Self::Tensors(_) => &[],
         }
     }
 
@@ -52,7 +57,7 @@ impl Answer {
         match self {
             Self::Class { label, .. } => Some(Cow::Borrowed(label)),
             Self::Labels { labels, .. } => Some(Cow::Owned(joined(labels))),
-            Self::Embedding { .. } | Self::Relevance { .. } => None,
+            Self::Embedding { .. } | Self::Relevance { .. } | Self::Tensors(_) => None,
         }
     }
 
@@ -63,9 +68,12 @@ impl Answer {
         Some(logistic(*logit))
     }
 
-    /// SHA-256 of [`Answer::values`] as little-endian f32: two answers with one digest have the same bits.
+    /// SHA-256 of [`Answer::values`] as little-endian f32, or of the bytes of tensors: two answers of one package with one digest have the same bits.
     pub fn digest(&self) -> Digest {
-        let bytes: Vec<u8> = self.values().iter().flat_map(|value| value.to_le_bytes()).collect();
+        let bytes: Vec<u8> = match self {
+            Self::Tensors(outputs) => outputs.iter().flat_map(|output| &*output.bytes).copied().collect(),
+            _ => self.values().iter().flat_map(|value| value.to_le_bytes()).collect(),
+        };
         Digest::of(&bytes)
     }
 }

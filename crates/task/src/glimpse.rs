@@ -57,7 +57,7 @@ impl Glimpse {
         match input {
             Input::Text(text) | Input::Prompted { text, .. } => Self::of_text(text),
             Input::Pair { query, document } => Self::of_pair(query, document),
-            Input::Tokens(_) => Self::nothing(),
+            Input::Tokens(_) | Input::Tensors(_) => Self::nothing(),
             Input::Image(bytes) => Self { n_bytes: Some(bytes.len()), ..Self::nothing() },
         }
     }
@@ -112,6 +112,7 @@ impl Glimpse {
         match &prepared.row {
             Row::Tokens { ids, .. } => Self { tokens: ids.clone(), truncated: prepared.truncated, ..self },
             Row::Pixels { values, .. } => Self { light: Some(light(values)), ..self },
+            Row::Tensors(_) => self,
         }
     }
 
@@ -125,6 +126,7 @@ impl Glimpse {
                 seen.numbers.push(("confidence", f64::from(most)));
             }
             Answer::Embedding { vector } => seen.vector.clone_from(vector),
+            Answer::Tensors(_) => {}
             Answer::Relevance { .. } => {
                 seen.numbers.extend(answer.score().map(|score| ("relevance", f64::from(score))));
             }

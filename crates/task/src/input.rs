@@ -1,12 +1,16 @@
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use highroad_eval::Array;
 use highroad_package::Truncation;
+use highroad_tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
+use crate::raw::row_major_bytes;
 use crate::{Prompt, Waiting};
 
-/// What a model is asked: `{"text": "…"}`, `{"tokens": [101, …, 102]}`, `{"pair": {"query": "…", "document": "…"}}` or
-/// `{"image_base64": "…"}` in JSON.
+/// What a model is asked: `{"text": "…"}`, `{"tokens": [101, …, 102]}`, `{"pair": {"query": "…", "document": "…"}}`,
+/// `{"image_base64": "…"}` or `{"tensors": {"x": [[0.5, 1]]}}` in JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Input {
@@ -33,10 +37,12 @@ pub enum Input {
     /// A picture as it was encoded: PNG, JPEG or WebP.
     #[serde(rename = "image_base64")]
     Image(#[serde(with = "in_base64")] Arc<[u8]>),
+    /// The inputs of a program, by name, as numbers of the dtypes that it takes.
+    Tensors(BTreeMap<String, Array>),
 }
 
 /// Bytes as standard base64 with padding.
-mod in_base64 {
+pub(crate) mod in_base64 {
     use std::sync::Arc;
 
     use base64::Engine as _;
@@ -49,7 +55,7 @@ mod in_base64 {
 
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Arc<[u8]>, D::Error> {
         let bytes = STANDARD.decode(String::deserialize(deserializer)?);
-        bytes.map(Arc::from).map_err(|error| D::Error::custom(format!("`image_base64` is not base64: {error}")))
+        bytes.map(Arc::from).map_err(|error| D::Error::custom(format!("this is not base64: {error}")))
     }
 }
 
@@ -113,14 +119,14 @@ pub enum Cut {
 }
 
 /// An [`Input`] as the program takes it.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct Prepared {
     pub(crate) row: Row,
     pub(crate) truncated: bool,
 }
 
 /// One row of the program's inputs.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub(crate) enum Row {
     Tokens {
         /// Between 1 and `max_tokens`.
@@ -133,6 +139,8 @@ pub(crate) enum Row {
         values: Arc<[f32]>,
         n_tokens: usize,
     },
+    /// All inputs of the program, in its order.
+    Tensors(Vec<Tensor>),
 }
 
 impl Prepared {
@@ -145,9 +153,10 @@ impl Prepared {
     }
 
     /// What the row costs a batch: its number of tokens, special tokens included; of a picture its number of patches of
-    /// 16 × 16 pixels.
+    /// 16 × 16 pixels, and of tensors the elements of the largest one.
     pub fn n_tokens(&self) -> usize {
         match &self.row {
+            Row::Tensors(tensors) => tensors.iter().map(Tensor::numel).max().unwrap_or(0).max(1),
             Row::Tokens { ids, .. } => ids.len(),
             Row::Pixels { n_tokens, .. } => *n_tokens,
         }
@@ -170,6 +179,15 @@ impl Prepared {
                 each(b"pixels");
                 each(&bytes(values.iter().map(|value| value.to_le_bytes())));
             }
+            Row::Tensors(tensors) => {
+                each(b"tensors");
+                for tensor in tensors {
+                    // Shapes say where a tensor ends, and the program which dtype it has.
+                    each(&(tensor.ndim() as u64).to_le_bytes());
+                    each(&bytes(tensor.shape().iter().map(|size| (*size as u64).to_le_bytes())));
+                    each(&row_major_bytes(tensor));
+                }
+            }
         }
     }
 
@@ -178,11 +196,11 @@ impl Prepared {
         self.truncated
     }
 
-    /// The token ids; none of a picture.
+    /// The token ids; none of a picture or tensors.
     pub fn ids(&self) -> &[u32] {
         match &self.row {
             Row::Tokens { ids, .. } => ids,
-            Row::Pixels { .. } => &[],
+            Row::Pixels { .. } | Row::Tensors(_) => &[],
         }
     }
 
@@ -190,14 +208,14 @@ impl Prepared {
     pub(crate) fn types(&self) -> &[u32] {
         match &self.row {
             Row::Tokens { types, .. } => types,
-            Row::Pixels { .. } => &[],
+            Row::Pixels { .. } | Row::Tensors(_) => &[],
         }
     }
 
     /// `pixel_values` of a picture, channel by channel and row by row; none of a text.
     pub fn pixel_values(&self) -> &[f32] {
         match &self.row {
-            Row::Tokens { .. } => &[],
+            Row::Tokens { .. } | Row::Tensors(_) => &[],
             Row::Pixels { values, .. } => values,
         }
     }

@@ -5,6 +5,7 @@ use highroad_runtime::{Program, RunOptions};
 use highroad_tensor::{DType, Storage, Tensor};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 
+use crate::tensors::strides;
 use crate::{Engine, Predictor, PredictorOptions, TaskError};
 
 /// How far a program is from what eager PyTorch computed at export.
@@ -179,11 +180,7 @@ fn tensor(view: &TensorView<'_>) -> Result<Tensor, TaskError> {
         other => return Err(TaskError::Parity(format!("dtype {other:?} is not supported"))),
     };
     let shape = view.shape();
-    let mut strides = vec![1; shape.len()];
-    for dim in (1..shape.len()).rev() {
-        strides[dim - 1] = strides[dim] * shape[dim].max(1);
-    }
-    Ok(Tensor::from_storage(Storage::copy_of(view.data()), dtype, shape, &strides, 0)?)
+    Ok(Tensor::from_storage(Storage::copy_of(view.data()), dtype, shape, &strides(shape), 0)?)
 }
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -6,16 +7,19 @@ use std::thread::available_parallelism;
 use std::time::Instant;
 
 use highroad_data::{Budget, Encoder, PairCut, PairCutWhich, Side, Tokenizer, batches, in_order};
+use highroad_eval::Array;
 use highroad_package::{Digest, Manifest, PROGRAM, PairTruncation, TOKENIZER, Task, TaskKind, VerifiedPackage};
 use highroad_runtime::{Program, RunOptions};
 use highroad_tensor::Tensor;
 
 use crate::answer::{Ranked, decide, hold, ranked};
 use crate::image::Pictures;
+use crate::input::Row;
 use crate::parity::first_inputs;
 use crate::prompt::chosen;
 use crate::signature::{Sharing, Signature, mismatch};
-use crate::{Answer, Cut, Input, Piece, Prepared, Prompt, RunCost, Special, TaskError, Truncate};
+use crate::tensors;
+use crate::{Answer, Cut, Input, OutputTensor, Piece, Prepared, Prompt, RunCost, Special, TaskError, Truncate};
 
 /// How a predictor uses the machine; none of it changes an answer.
 #[derive(Clone, Copy, Debug)]
@@ -132,7 +136,8 @@ impl Predictor {
     /// program takes and gives what the task says. Errors say what does not fit.
     pub fn open(package: &VerifiedPackage, options: &PredictorOptions) -> Result<Self, TaskError> {
         let reader = Reader::open(package)?;
-        let program = Program::open(Path::new(&package.path(PROGRAM)?))?;
+        let mut program = Program::open(Path::new(&package.path(PROGRAM)?))?;
+        program.name_outputs(&package.manifest().task.outputs);
         let signature = Signature::of(program.inputs(), program.outputs(), &package.manifest().task)?;
         let sharing = signature.sharing(program.row_independence());
         let (package, options, cost) = (package.clone(), *options, Mutex::default());
@@ -239,6 +244,7 @@ impl Predictor {
             }
             (Input::Tokens(ids), Reader::Texts(tokenizer) | Reader::Histories(tokenizer)) => of_tokens(ids, tokenizer)?,
             (Input::Image(bytes), Reader::Pictures(pictures)) => pictures.prepare(bytes)?,
+            (Input::Tensors(arrays), Reader::Nothing) => self.of_arrays(arrays)?,
             (_, Reader::Pairs(..)) if matches!(self.manifest().task.kind, TaskKind::Classify { .. }) => {
                 return Err(TaskError::OtherInput { task: "compare texts", takes: "two texts side by side" });
             }
@@ -251,6 +257,13 @@ impl Predictor {
             }
             _ => Ok(prepared),
         }
+    }
+
+    /// The program's inputs, of its dtypes and shapes.
+    fn of_arrays(&self, arrays: &BTreeMap<String, Array>) -> Result<Prepared, TaskError> {
+        let inputs = tensors::of_arrays(self.program.inputs(), arrays)?;
+        self.program.check(&inputs)?;
+        Ok(Prepared { row: Row::Tensors(inputs), truncated: false })
     }
 
     /// A text of a pair after its prompt.
@@ -276,6 +289,18 @@ impl Predictor {
         Ok(self.reader.tokenizer()?.pieces(text, special)?)
     }
 
+    /// The part of `text` that its first `n` tokens stand for, no special ones among them: all of it where it has no more. Errors as
+    /// [`Predictor::pieces`].
+    pub fn first_tokens<'t>(&self, text: &'t str, n: NonZeroUsize) -> Result<&'t str, TaskError> {
+        // A token stands for a byte or more, but for one that may go before all.
+        if text.len() < n.get() {
+            return Ok(text);
+        }
+        let pieces = self.pieces(text, Special::Dropped)?;
+        let end = pieces.get(n.get()).and_then(|_| pieces[n.get() - 1].bytes).map(|(_, end)| end);
+        Ok(end.and_then(|end| text.get(..end)).unwrap_or(text))
+    }
+
     /// The text that tokens stand for. Errors on ids outside the vocabulary, and where the package has no tokenizer.
     pub fn decode(&self, ids: &[u32], special: Special) -> Result<String, TaskError> {
         Ok(self.reader.tokenizer()?.decode(ids, special)?)
@@ -289,6 +314,9 @@ impl Predictor {
 
     /// [`Predictor::answer`] with the program run by `engine`. Errors also if the engine gives other tensors than the program would.
     pub fn answer_on(&self, engine: &impl Engine, batch: &[Prepared]) -> Result<Vec<Answer>, TaskError> {
+        if matches!(self.reader, Reader::Nothing) {
+            return batch.iter().map(|row| self.answer_tensors(engine, row)).collect();
+        }
         let groups = self.groups(batch);
         let mut answers = Vec::with_capacity(batch.len());
         for group in &groups {
@@ -298,6 +326,18 @@ impl Predictor {
             }
         }
         Ok(in_order(&groups.concat(), answers))
+    }
+
+    /// What the program gives for its inputs, whatever its rows are: each case is a run of its own, as each request of a server is.
+    fn answer_tensors(&self, engine: &impl Engine, prepared: &Prepared) -> Result<Answer, TaskError> {
+        let Row::Tensors(inputs) = &prepared.row else { return Err(self.reader.refusal()) };
+        let (outputs, specs) = (engine.run(inputs)?, self.program.outputs());
+        if outputs.len() != specs.len() {
+            let (found, needed) = (outputs.len(), specs.len());
+            return Err(TaskError::Tensors(format!("the engine gave {found} outputs, and the program has {needed}")));
+        }
+        let named = specs.iter().zip(&outputs);
+        Ok(Answer::Tensors(named.map(|(spec, tensor)| OutputTensor::of(&spec.name, tensor)).collect()))
     }
 
     /// [`Predictor::prepare`] and [`Predictor::answer`] over batches of similar length; answers are in input order.
@@ -357,20 +397,8 @@ impl Predictor {
     ///
     /// Errors if an input is unknown, missing, given twice or of another dtype or shape than the program takes.
     pub fn run_tensors(&self, inputs: Vec<(String, Tensor)>) -> Result<Vec<(String, Tensor)>, TaskError> {
-        let specs = self.program.inputs();
-        let mut slots: Vec<Option<Tensor>> = vec![None; specs.len()];
-        for (name, tensor) in inputs {
-            let position = specs.iter().position(|spec| spec.name == name);
-            let position = position.ok_or_else(|| TaskError::Tensors(format!("there is no input `{name}`")))?;
-            if slots[position].replace(tensor).is_some() {
-                return Err(TaskError::Tensors(format!("input `{name}` is given twice")));
-            }
-        }
-        let ordered = slots
-            .into_iter()
-            .zip(specs)
-            .map(|(slot, spec)| slot.ok_or_else(|| TaskError::Tensors(format!("input `{}` is missing", spec.name))));
-        let inputs = ordered.collect::<Result<Vec<_>, _>>()?;
+        let inputs = tensors::in_order(self.program.inputs(), inputs)?;
+        let inputs: Vec<Tensor> = inputs.into_iter().map(|(_, tensor)| tensor).collect();
         let outputs = self.program.run(&inputs, &self.run_options())?;
         Ok(self.program.outputs().iter().map(|spec| spec.name.clone()).zip(outputs).collect())
     }

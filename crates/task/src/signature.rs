@@ -72,6 +72,10 @@ impl Signature {
     /// which tensor does not fit and what would.
     pub fn of(inputs: &[TensorSpec], outputs: &[TensorSpec], task: &Task) -> Result<Self, TaskError> {
         if matches!(task.kind, TaskKind::Tensors) {
+            let (named, given) = (task.outputs.len(), outputs.len());
+            if named > 0 && named != given {
+                return Err(mismatch(format!("it returns {given} tensors, and `outputs` names {named}")));
+            }
             return Ok(Self { takes: Takes::Tensors, one_row: true, width: 0 });
         }
         let takes = match &task.image {

@@ -308,8 +308,11 @@ mod tensors {
     #[test]
     fn names_and_shapes_that_do_not_fit_are_errors() {
         let error = |inputs| EMBED.run_tensors(inputs).unwrap_err().to_string();
-        assert_eq!(error(vec![ids("pixels")]), "there is no input `pixels`");
-        assert_eq!(error(vec![ids("input_ids")]), "input `attention_mask` is missing");
+        assert_eq!(
+            error(vec![ids("pixels")]),
+            "there is no input `pixels`: the program takes `input_ids`, `attention_mask`"
+        );
+        assert!(error(vec![ids("input_ids")]).starts_with("input `attention_mask` is missing: the program takes i64["));
         assert_eq!(error(vec![ids("input_ids"), ids("input_ids")]), "input `input_ids` is given twice");
         let mask = ("attention_mask".to_owned(), Tensor::from_slice(&[1i64, 1], &[1, 2]).unwrap());
         assert!(error(vec![ids("input_ids"), mask]).starts_with("input `attention_mask` has shape [1, 2]"));

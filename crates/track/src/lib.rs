@@ -83,6 +83,8 @@ impl Tracker {
             .nest("/api", api.clone())
             .nest("/ajax-api", api)
             .nest("/ui", dashboard::routes(self.clone()))
+            // Not a part of what is nested.
+            .route("/ui/", axum::routing::get(|| async { axum::response::Redirect::to("/ui") }))
     }
 
     /// A whole server: [`Tracker::router`], `/` to the pages, `/health`, `/metrics`, and MLflow's 404 for the rest.

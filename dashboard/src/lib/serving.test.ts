@@ -79,6 +79,7 @@ describe('a rollout in words', () => {
     const pair = (more: object) => ({ stable: [], candidate: [], ...more }) as never;
     expect(apart(pair({ n_flips: 1, shift: 0.25 }))).toBe('1 label flipped, scores by 0.250');
     expect(apart(pair({ cosine: 0.5, overlap: 0 }))).toBe('cosine 0.5000, overlap 0.000');
+    expect(apart(pair({ relative: 0.2, absolute: 1.5 }))).toBe('relative difference 0.2000, by 1.5000 at most');
     expect(apart(pair({ n_flips: 0 }))).toBe('alike');
   });
   it('shows a kept input as it was', () => {

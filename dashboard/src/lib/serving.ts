@@ -81,6 +81,8 @@ export function apart(pair: Pair): string {
     pair.n_flips ? `${pair.n_flips} ${pair.n_flips === 1 ? 'label' : 'labels'} flipped` : '',
     pair.shift === null || pair.shift === undefined ? '' : `scores by ${pair.shift.toFixed(3)}`,
     pair.cosine === null || pair.cosine === undefined ? '' : `cosine ${pair.cosine.toFixed(4)}`,
+    pair.relative === null || pair.relative === undefined ? '' : `relative difference ${pair.relative.toFixed(4)}`,
+    pair.absolute === null || pair.absolute === undefined ? '' : `by ${pair.absolute.toFixed(4)} at most`,
     pair.overlap === null || pair.overlap === undefined ? '' : `overlap ${pair.overlap.toFixed(3)}`,
   ];
   return parts.filter(Boolean).join(', ') || 'alike';

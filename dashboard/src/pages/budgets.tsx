@@ -8,12 +8,14 @@ import { Objectives } from '../parts/objectives';
 import { Loaded, Search } from '../parts/page';
 import { useParam } from '../parts/params';
 import { ServerPicker, useServers, WithServer } from '../parts/server';
+import { Courses } from '../parts/spent';
 import { Empty } from '../parts/states';
 import { useTitle } from '../parts/title';
 import { type Budget, type Server, serving } from '../serving';
 import { step } from './experiments';
 
 const EVERY_MS = 3000;
+const HISTORY_EVERY_MS = 30_000;
 const SCOPES = [
   ['member', 'Members'],
   ['pipeline', 'Pipelines'],
@@ -36,7 +38,7 @@ export default function Budgets(): JSX.Element {
       </div>
       <p class="soft">
         What is used and what is set aside for requests under way never pass a limit together. Each serving process
-        keeps budgets of its own, of the present minute, day and month (UTC).
+        keeps budgets of its own, of the present minute, day and month (UTC), and what was spent on the last 30 days.
       </p>
       <WithServer servers={servers}>
         {(server) => (
@@ -52,6 +54,7 @@ export default function Budgets(): JSX.Element {
 
 function OfServer(props: { server: Accessor<Server>; find: string }): JSX.Element {
   const [live, again] = createLive(props.server, serving.budgets, () => EVERY_MS);
+  const [history] = createLive(props.server, serving.spending, () => HISTORY_EVERY_MS);
   const found = createMemo(() =>
     (live.value?.budgets ?? []).filter(({ name }) => name.toLowerCase().includes(props.find.toLowerCase())),
   );
@@ -70,11 +73,18 @@ function OfServer(props: { server: Accessor<Server>; find: string }): JSX.Elemen
         >
           <For each={SCOPES}>
             {([scope, title]) => (
-              <Scope
-                title={title}
-                budgets={found().filter((budget) => budget.scope === scope)}
-                currency={live.value?.currency ?? null}
-              />
+              <>
+                <Scope
+                  title={title}
+                  budgets={found().filter((budget) => budget.scope === scope)}
+                  currency={live.value?.currency ?? null}
+                />
+                <Show when={history.value}>
+                  {(spending) => (
+                    <Courses history={spending()} budgets={found()} scope={scope} title={title} find={props.find} />
+                  )}
+                </Show>
+              </>
             )}
           </For>
         </Show>

@@ -152,7 +152,7 @@ function MemberRow(props: { member: Member }): JSX.Element {
                 <Show when={facts().development}>
                   {(why) => (
                     <>
-                      {' '}
+                      {', '}
                       <bdi>{why()}</bdi>
                     </>
                   )}

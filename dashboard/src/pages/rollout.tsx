@@ -286,9 +286,9 @@ function Checks(props: { checks: Check[] }): JSX.Element {
                 <td>
                   <Pill text={check.outcome} />
                 </td>
-                <td>{check.rule}</td>
+                <td class="words">{check.rule}</td>
                 <td class="n">{check.n_cases.toLocaleString('en')}</td>
-                <td class="soft">
+                <td class="soft words">
                   <bdi>{check.reason}</bdi>
                 </td>
               </tr>
@@ -327,6 +327,7 @@ function Seen(props: { trial: Trial; server: Accessor<Server> }): JSX.Element {
       ['Labels flipped', apart.n_flips.toLocaleString('en')],
       ['Scores by', apart.mean_shift?.toFixed(4)],
       ['Cosine', apart.mean_cosine?.toFixed(4)],
+      ['Relative difference', apart.mean_relative?.toFixed(4)],
       ['Overlap of rankings', apart.mean_overlap?.toFixed(4)],
       ['Client waited', millis(apart.mean_live_ms)],
       ['Second answer took', millis(apart.mean_shadow_ms)],

@@ -1,5 +1,5 @@
 import { A, type RouteSectionProps, useNavigate } from '@solidjs/router';
-import { createSignal, ErrorBoundary, For, type JSX, Suspense } from 'solid-js';
+import { createEffect, createSignal, ErrorBoundary, For, type JSX, on, Suspense } from 'solid-js';
 import { message } from '../lib/live';
 import { Icon } from './icons';
 import { documented, useKeys } from './keys';
@@ -35,9 +35,23 @@ function toggleTheme(): void {
   setTheme(next);
 }
 
+/** Whether a page is of experiments, whose runs have paths of their own. */
+function isOfRuns(pathname: string): boolean {
+  return ['', 'experiments', 'runs', 'compare'].includes(pathname.split('/')[2] ?? '');
+}
+
 export function Frame(props: RouteSectionProps): JSX.Element {
   const navigate = useNavigate();
   let help: HTMLDialogElement | undefined;
+  let pages: HTMLElement | undefined;
+  // Where there is no room for all of them, the link of this page is in sight.
+  createEffect(
+    on(
+      () => props.location.pathname,
+      () =>
+        queueMicrotask(() => pages?.querySelector('.active')?.scrollIntoView({ block: 'nearest', inline: 'center' })),
+    ),
+  );
   useKeys({
     '?': () => help?.showModal(),
     'g e': () => navigate('/'),
@@ -62,8 +76,8 @@ export function Frame(props: RouteSectionProps): JSX.Element {
           </svg>
           Highroad
         </A>
-        <nav aria-label="Main">
-          <A href="/" end>
+        <nav aria-label="Main" ref={pages}>
+          <A href="/" end classList={{ active: isOfRuns(props.location.pathname) }}>
             Experiments
           </A>
           <A href="/models">Models</A>

@@ -76,8 +76,11 @@ const tones: Record<string, string> = {
   warning: 'odd',
 };
 
+/** What says too little by itself. */
+const words: Record<string, string> = { missing: 'no verdict' };
+
 export function Pill(props: { text: string }): JSX.Element {
-  return <span class={`pill ${tones[props.text] ?? ''}`}>{props.text.toLowerCase()}</span>;
+  return <span class={`pill ${tones[props.text] ?? ''}`}>{(words[props.text] ?? props.text).toLowerCase()}</span>;
 }
 
 /** A moment as a person says it, the exact one on hover. */

@@ -141,8 +141,8 @@ impl InFile {
         let line: Option<Line> = serde_json::from_slice(&line).ok();
         let line = line.filter(|line| line.digest() == case.digest);
         let line = line.ok_or_else(|| GoldenError::Changed { path: self.path.clone(), case: case.case.id.clone() })?;
-        let expected = line.expected;
-        let asked = line.input.asked(&self.pictures).map(|input| input.for_(&expected));
+        let Line { input, expected, .. } = line;
+        let asked = expected.read().and_then(|expected| Ok(input.asked(&self.pictures)?.for_(&expected)));
         asked.map_err(|reason| GoldenError::Picture { path: self.path.clone(), case: case.case.id.clone(), reason })
     }
 }

@@ -119,7 +119,7 @@ impl GoldenInput {
     pub fn text(&self) -> String {
         match self {
             Self::One(Input::Text(text) | Input::Prompted { text, .. }) => text.clone(),
-            Self::One(Input::Tokens(_) | Input::Image(_)) => String::new(),
+            Self::One(Input::Tokens(_) | Input::Image(_) | Input::Tensors(_)) => String::new(),
             Self::One(Input::Pair { query, document }) => format!("{query}\n{document}"),
             Self::Pair([a, b]) => format!("{a}\n{b}"),
             Self::Triplet(texts) => texts.join("\n"),
@@ -140,6 +140,9 @@ impl GoldenInput {
                 Question::Tokens(ids.iter().map(u32::to_string).collect::<Vec<_>>().join(" "))
             }
             Self::One(Input::Image(bytes)) => Question::Image(Digest::of(bytes)),
+            Self::One(Input::Tensors(arrays)) => {
+                Question::Tensors(Digest::of(&serde_json::to_vec(arrays).expect("arrays are JSON")))
+            }
             Self::One(Input::Pair { query, document }) => {
                 Question::Text(format!("{}\n{}", normalised(query), normalised(document)))
             }
@@ -158,7 +161,7 @@ impl GoldenInput {
     pub fn held_out(&self) -> Vec<&str> {
         match self {
             Self::One(Input::Text(text) | Input::Prompted { text, .. }) => vec![text],
-            Self::One(Input::Tokens(_) | Input::Image(_)) => Vec::new(),
+            Self::One(Input::Tokens(_) | Input::Image(_) | Input::Tensors(_)) => Vec::new(),
             Self::One(Input::Pair { query, .. }) | Self::Ranking { query, .. } => vec![query],
             Self::Pair([a, b]) => vec![a, b],
             Self::Triplet(texts) => texts.iter().map(String::as_str).collect(),
@@ -167,12 +170,13 @@ impl GoldenInput {
     }
 }
 
-/// Token ids are compared as they are: numbers that share digits are not near.
+/// Token ids and tensors are compared as they are: numbers that share digits are not near.
 #[derive(PartialEq, Eq, Hash)]
 enum Question {
     Text(String),
     Tokens(String),
     Image(Digest),
+    Tensors(Digest),
 }
 
 /// What the cases ask, as far as it is compared.
@@ -226,7 +230,7 @@ fn duplicates(
                     Question::Image(_) => {
                         pictures.extend(fingerprints.get(&idx).map(|fingerprint| (idx, *fingerprint)))
                     }
-                    Question::Tokens(_) => {}
+                    Question::Tokens(_) | Question::Tensors(_) => {}
                 }
                 entry.insert(idx);
             }
@@ -312,6 +316,7 @@ pub fn in_words(expected: &Expected) -> String {
     match expected {
         Expected::Label(label) => format!("\"{label}\""),
         Expected::Number(number) => number.to_string(),
+        Expected::Tensors { tensors } => crate::report::tensors_in_words(tensors),
         Expected::References(references) => match references.as_slice() {
             [] => "what a program or a judge decides".to_owned(),
             [one] => format!("\"{one}\""),

@@ -6,8 +6,8 @@ mod monitored;
 use std::error::Error;
 
 use highroad_eval::{
-    Classes, CurvePoint, Observed, Rankings, ReliabilityBin, Summary, precision_recall_curve, reliability, roc_curve,
-    thin,
+    Classes, CurvePoint, Observed, Rankings, ReliabilityBin, Summary, Tensors, precision_recall_curve, reliability,
+    roc_curve, thin,
 };
 use plotters::coord::Shift;
 use plotters::coord::types::RangedCoordf64;
@@ -68,6 +68,7 @@ pub fn charts(observed: &Observed, summaries: &[Summary], labels: &[String]) -> 
                 triplets.similarities().iter().map(|&[positive, negative]| (positive, negative)).unzip();
             vec![scatter(&TRIPLETS, &positive, &negative)?]
         }
+        Observed::Tensors(tensors) => of_tensors(tensors)?,
         Observed::Texts(_) => Vec::new(),
         Observed::Rankings(rankings) => vec![first_ranks(rankings)?],
     };
@@ -76,6 +77,20 @@ pub fn charts(observed: &Observed, summaries: &[Summary], labels: &[String]) -> 
         charts.push(forest(summaries)?);
     }
     Ok(charts)
+}
+
+/// Answered beside right numbers, of each output.
+fn of_tensors(tensors: &Tensors) -> Result<Vec<Chart>, ReportError> {
+    let outputs: Vec<&str> = tensors.outputs().take(MOST_CURVES).collect();
+    let several = outputs.len() > 1;
+    let chart = |output: &str| {
+        let numbers = (0..tensors.n_cases()).flat_map(|idx| tensors.case(idx, Some(output)));
+        let (expected, predicted): (Vec<f64>, Vec<f64>) = numbers.unzip();
+        let title = if several { format!("{}: {}", NUMBERS.title, name(output)) } else { NUMBERS.title.to_owned() };
+        let point = "A point a number: the right one, and the model's.";
+        scatter(&Scatter { title: &title, point, ..NUMBERS }, &expected, &predicted)
+    };
+    outputs.into_iter().map(chart).collect()
 }
 
 fn of_classes(classes: &Classes, labels: &[String]) -> Result<Vec<Chart>, ReportError> {
@@ -388,30 +403,30 @@ fn forest(summaries: &[Summary]) -> Result<Chart, ReportError> {
 }
 
 /// What a scatter plot is of.
-struct Scatter {
-    title: &'static str,
+struct Scatter<'a> {
+    title: &'a str,
     /// A point, in words.
     point: &'static str,
     axes: [&'static str; 2],
 }
 
-const SIMILARITIES: Scatter = Scatter {
+const SIMILARITIES: Scatter<'_> = Scatter {
     title: "Similarity, people and model",
     point: "A point a pair: the similarity people gave it, and the model's.",
     axes: ["people", "model"],
 };
-const NUMBERS: Scatter = Scatter {
+const NUMBERS: Scatter<'_> = Scatter {
     title: "Number, right and answered",
     point: "A point a case: the right number, and the model's.",
     axes: ["right", "answered"],
 };
-const TRIPLETS: Scatter = Scatter {
+const TRIPLETS: Scatter<'_> = Scatter {
     title: "Similarity to the anchor",
     point: "A point a triplet: how close the positive text is, and the negative one; right are those below the diagonal.",
     axes: ["positive", "negative"],
 };
 
-fn scatter(what: &Scatter, across: &[f64], up: &[f64]) -> Result<Chart, ReportError> {
+fn scatter(what: &Scatter<'_>, across: &[f64], up: &[f64]) -> Result<Chart, ReportError> {
     let all: Vec<(f64, f64)> = across.iter().copied().zip(up.iter().copied()).collect();
     let points = thin(&all, MOST_SCATTER_POINTS);
     let description = format!("{} {} of {} are drawn.", what.point, points.len(), all.len());

@@ -144,7 +144,7 @@ fn worst_first(observed: &Observed) -> &'static str {
         Observed::Similarities(_) => "Pairs whose rank among all pairs is furthest from the one people gave it.",
         Observed::Rankings(_) => "Queries whose most relevant document comes last.",
         Observed::Triplets(_) => "Triplets whose negative text is closest beside the positive one.",
-        Observed::Numbers(_) => "The largest errors.",
+        Observed::Numbers(_) | Observed::Tensors(_) => "The largest errors.",
         Observed::Texts(_) => "Texts that equal no reference, or that a program found wrong.",
     }
 }
@@ -172,6 +172,10 @@ fn worst(observed: &Observed, results: &Results, right: &[Option<bool>]) -> Vec<
         Observed::Numbers(numbers) => {
             let errors = numbers.expected().iter().zip(numbers.predicted());
             errors.map(|(expected, predicted)| (expected - predicted).abs()).zip(0..).collect()
+        }
+        Observed::Tensors(tensors) => {
+            let error = |idx| tensors.case(idx, None).map(|(expected, predicted)| (expected - predicted).abs());
+            (0..tensors.n_cases()).map(|idx| (error(idx).fold(0.0, f64::max), idx)).collect()
         }
         Observed::Texts(_) => {
             let wrong = right.iter().enumerate().filter(|(_, right)| **right == Some(false));

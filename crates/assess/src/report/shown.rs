@@ -1,6 +1,8 @@
 //! Foreign text as a report may show it: bounded, on one line where it must be, obeyed by nothing.
 
-use highroad_eval::{Observed, Rankings};
+use std::collections::BTreeMap;
+
+use highroad_eval::{Array, Observed, Rankings};
 use highroad_task::Input;
 
 use crate::golden::thumbnail;
@@ -58,6 +60,7 @@ pub fn asked(input: &GoldenInput, n_chars: usize) -> String {
         GoldenInput::One(Input::Tokens(ids)) => format!("{} token ids", ids.len()),
         GoldenInput::One(Input::Image(bytes)) => format!("image of {} bytes", bytes.len()),
         GoldenInput::One(Input::Pair { query, document }) => two(query, document),
+        GoldenInput::One(Input::Tensors(arrays)) => text(&tensors_in_words(arrays), n_chars),
         GoldenInput::Ranking { query, .. } => text(query, n_chars),
         GoldenInput::Pair([a, b]) => two(a, b),
         GoldenInput::Triplet(texts) => {
@@ -66,6 +69,17 @@ pub fn asked(input: &GoldenInput, n_chars: usize) -> String {
         }
         GoldenInput::Prompt(messages) => text(messages.last().map_or("", |last| &last.content), n_chars),
     }
+}
+
+/// The first few numbers of each tensor, after its name.
+pub fn tensors_in_words(arrays: &BTreeMap<String, Array>) -> String {
+    const MOST_NUMBERS: usize = 4;
+    let one = |(name, array): (&String, &Array)| {
+        let first: Vec<String> = array.values().iter().take(MOST_NUMBERS).map(|value| format!("{value:.4}")).collect();
+        let more = if array.values().len() > MOST_NUMBERS { ", …" } else { "" };
+        format!("{name} {:?}: {}{more}", array.shape(), first.join(", "))
+    };
+    arrays.iter().map(one).collect::<Vec<_>>().join("; ")
 }
 
 /// A small copy of what a case shows, as an address that a page may hold; `None` of a text.
@@ -88,6 +102,7 @@ pub fn in_words(results: &Results, input: &GoldenInput, observed: &Observed, idx
         (Value::Similarity(similarity), ..) => format!("{similarity:.3}"),
         (Value::Triplet([positive, negative]), ..) => format!("{positive:.3} against {negative:.3}"),
         (Value::Number(number), ..) => format!("{number:.3}"),
+        (Value::Tensors(arrays), ..) => text(&tensors_in_words(arrays), MOST_CHARS),
         (Value::Generated(generated), ..) => text(generated.texts.first().map_or("", String::as_str), MOST_CHARS),
         (Value::Scores(scores), GoldenInput::Ranking { documents, .. }, Observed::Rankings(rankings)) => {
             ranked(rankings, idx, first(documents, scores))

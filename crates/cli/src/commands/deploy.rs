@@ -85,6 +85,9 @@ pub struct Args {
     /// Rankings differ below this overlap.
     #[arg(long, value_name = "SHARE", default_value_t = Limits::default().min_overlap)]
     min_overlap: f64,
+    /// Tensors differ above this relative difference: the length of the difference over that of the longer of both.
+    #[arg(long, value_name = "SHARE", default_value_t = Limits::default().max_relative)]
+    max_relative: f64,
     /// Requests that a canary is asked at each share before the next.
     #[arg(long, value_name = "N", default_value_t = 100)]
     step_requests: u64,
@@ -216,6 +219,7 @@ impl Args {
             limits: Limits {
                 min_cosine: self.min_cosine,
                 min_overlap: self.min_overlap,
+                max_relative: self.max_relative,
                 latency_ms: self.latency_budget,
                 ..Limits::default()
             },

@@ -2,12 +2,12 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::bail;
+use anyhow::{Context as _, anyhow, bail};
 use highroad_package::registry::dependents::{Build, DependentIndex};
 use highroad_package::{Digest, Reference, Selector, TaskKind};
 use highroad_serve::config::is_member_name;
 use highroad_serve::index::{
-    Approximate, Builder, DESCRIPTION, Description, Embedder, Index, Recall, Wanted, build_by, describe,
+    Approximate, Builder, DESCRIPTION, Description, Embedder, Index, IndexError, Recall, Wanted, build_by, describe,
 };
 use highroad_task::{Predictor, PredictorOptions, document_prompt};
 use serde_json::json;
@@ -123,6 +123,7 @@ fn aliased(reference: &Reference) -> anyhow::Result<(&str, &str)> {
 impl Args {
     pub fn run(self) -> anyhow::Result<ExitCode> {
         let documents = self.documents.as_deref().expect(REQUIRED);
+        corpus::check(documents)?;
         let home = Home::find();
         // A declaration that cannot be made is told before anything takes long.
         let declaration = self.declaration(documents)?;
@@ -170,19 +171,25 @@ impl Args {
         let queries = self.queries.as_deref().map(|queries| corpus::queries(queries, predictor)).transpose()?;
         let queries = queries.unwrap_or_default();
         let wanted = self.approximate.map(|recall| Wanted { recall, queries, n_threads });
+        if let Some(parent) = self.output.parent() {
+            std::fs::create_dir_all(parent)
+                .with_context(|| format!("cannot make the folder `{}`", parent.display()))?;
+        }
         if let Some(store) = self.lance.store(&self.output, wanted.clone(), n_threads)? {
             return store.build(documents, predictor, (embedder, dimensions), &self.output, n_threads);
         }
-        let mut builder = Builder::new(&self.output, embedder, dimensions)?.approximate(wanted);
+        let unmade = |error| unmade(error, &self.output);
+        let mut builder = Builder::new(&self.output, embedder, dimensions).map_err(unmade)?.approximate(wanted);
         let mut n_documents = 0;
         let add = |document: &_, vector: &[f32]| {
             n_documents += 1;
-            Ok(builder.add(document, vector)?)
+            builder.add(document, vector).map_err(unmade)
         };
         let n_truncated = corpus::embed(documents, predictor, 0, add)?;
         let bar = progress::bar("");
-        let folder = builder.finish(&|n_linked| progress::show(&bar, "linking".to_owned(), [n_linked, n_documents]))?;
+        let finishing = builder.finish(&|n_linked| progress::show(&bar, "linking".to_owned(), [n_linked, n_documents]));
         bar.finish_and_clear();
+        let folder = finishing.map_err(unmade)?;
         drop(Index::open(&folder)?);
         Ok((folder, n_truncated))
     }
@@ -260,6 +267,24 @@ impl Args {
         }
         Ok(())
     }
+}
+
+/// Why there is no index in `output`, in the words of who asked for it: what is not whole yet lies beside it under another name.
+fn unmade(error: IndexError, output: &Path) -> anyhow::Error {
+    let output = output.display();
+    match error {
+        IndexError::Io { path, source } if is_unfinished(&path) => {
+            anyhow!("cannot write the index `{output}`: {source}")
+        }
+        IndexError::Lance { uri, reason } if is_unfinished(Path::new(&uri)) => {
+            anyhow!("cannot make the index `{output}` in LanceDB: {reason}")
+        }
+        error => error.into(),
+    }
+}
+
+fn is_unfinished(path: &Path) -> bool {
+    path.components().any(|part| part.as_os_str().to_string_lossy().starts_with(".index-"))
 }
 
 fn tell_recall(how: &str, recall: Recall) {

@@ -15,6 +15,7 @@ use highroad_serve::case;
 use highroad_serve::protocol::oip::Query;
 use highroad_serve::replay::{Answers, Comparison};
 use highroad_serve::request_log::Record;
+use highroad_task::raw::arrays_of;
 use highroad_task::{Cut, Input, Predictor, PredictorOptions};
 use serde_json::{Value, json};
 
@@ -142,14 +143,25 @@ pub fn served(id: &str, input: &Path, server: Option<&str>) -> anyhow::Result<Se
     if record.n_truncated > 0 && (record.cut == Cut::Start) != cuts_start {
         bail!("request `{id}` cut texts elsewhere than the package says, which is where a golden case is cut");
     }
-    let comparison = Comparison::of(&record, &Answered::of(&package, &case, &record)?.answers);
+    if let Some(most) = record.document_tokens {
+        bail!("request `{id}` cut documents to {most} tokens, which a golden case does not");
+    }
+    let predictor = open(&package)?;
+    let comparison = Comparison::of(&record, &Answers::of(&predictor, &case, &record)?);
     if !comparison.same_bits {
         bail!("`{}` is not what request `{id}` asked: {}", input.display(), comparison.why);
     }
-    match case::query(&case, &[])? {
+    let specs = predictor.program().inputs();
+    match case::query(&case, specs)? {
+        Query::Program(tensors) => Ok(Served { record, input: Input::Tensors(arrays_of(specs, &tensors)) }),
         Query::Rows(inputs) if inputs.len() == 1 => Ok(Served { record, input: inputs[0].clone() }),
         _ => bail!("`{}` holds more than one input: keep the one that is to become a case", input.display()),
     }
+}
+
+fn open(package: &VerifiedPackage) -> anyhow::Result<Predictor> {
+    Predictor::open(package, &PredictorOptions::default())
+        .with_context(|| format!("package {} does not load", package.digest()))
 }
 
 /// What one package answers to the case.
@@ -161,9 +173,7 @@ struct Answered {
 
 impl Answered {
     fn of(package: &VerifiedPackage, case: &[u8], record: &Record) -> anyhow::Result<Self> {
-        let predictor = Predictor::open(package, &PredictorOptions::default())
-            .with_context(|| format!("package {} does not load", package.digest()))?;
-        let answers = Answers::of(&predictor, case, record)?;
+        let answers = Answers::of(&open(package)?, case, record)?;
         Ok(Self { label: package.manifest().name.clone(), package: package.digest(), answers })
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use anyhow::bail;
 use highroad_package::registry::RegistryClient;
 use highroad_serve::config::{ModelSource, PortfolioConfig};
-use highroad_serve::{RemoteRates, probes, router};
+use highroad_serve::{RemoteRates, in_development, probes, router};
 use highroad_service::{Bound, stop_signal};
 
 use crate::access::Guard;
@@ -72,6 +72,7 @@ impl Args {
         let app = router(Arc::clone(&portfolio), log.clone())
             .merge(probes(Arc::clone(&portfolio)))
             .merge(highroad_service::metrics::route());
+        let app = in_development(app, &portfolio);
         let following = asked.follow(&portfolio);
         serving::announce(&url, &portfolio)?;
         self.guard.warn_if_open(bound.address());

@@ -10,7 +10,7 @@ use axum::routing::get;
 use highroad_package::registry::{Credentials, RegistryClient};
 use highroad_package::{Reference, Selector};
 use highroad_serve::config::{MemberConfig, ModelSource, is_member_name};
-use highroad_serve::{Portfolio, probes, router};
+use highroad_serve::{Portfolio, in_development, probes, router};
 use highroad_service::{Bound, Shell, access, stop_signal};
 use highroad_track::Tracker;
 use tokio::sync::Notify;
@@ -82,6 +82,7 @@ impl Args {
             .merge(probes(Arc::clone(&portfolio)))
             .merge(highroad_service::metrics::route())
             .route("/", get(|| async { Redirect::to("/ui") }));
+        let app = in_development(app, &portfolio);
         // The registry is this very process, so it has to answer before members can load.
         let address = bound.address();
         if let Some(inner) = inner {

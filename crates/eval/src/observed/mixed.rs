@@ -33,12 +33,16 @@ impl Observed {
                 references: this.references.clone(),
                 generated: pick(&this.generated, &that.generated, take_other),
             }),
+            (Self::Tensors(this), Self::Tensors(that)) => {
+                assert_eq!(this.n_cases(), take_other.len(), "answers to other cases");
+                Self::Tensors(this.with_answers(|idx| (if take_other[idx] { that } else { this }, idx)))
+            }
             _ => panic!("answers of two kinds"),
         }
     }
 
     /// Every answer made worse, as a bad model might: a right label exchanged with the next best one, the score of a most
-    /// relevant document with that of any other one, the two similarities of a triplet; a similarity, number or text taken
+    /// relevant document with that of any other one, the two similarities of a triplet; a similarity, number, tensor or text taken
     /// from any other case, and a text half as likely. Wrong labels and triplets stay.
     pub(crate) fn spoilt(&self, rng: &mut ChaCha8Rng) -> Self {
         match self {
@@ -62,6 +66,11 @@ impl Observed {
                 let any = |one: &Generated| generated[rng.random_range(0..generated.len())].less_likely_than(one);
                 Self::Texts(Texts { references: references.clone(), generated: generated.iter().map(any).collect() })
             }
+            Self::Tensors(tensors) => {
+                let n_cases = tensors.n_cases();
+                let from: Vec<usize> = (0..n_cases).map(|_| rng.random_range(0..n_cases)).collect();
+                Self::Tensors(tensors.with_answers(|idx| (tensors, from[idx])))
+            }
             Self::Rankings(rankings) => {
                 let mut predicted = rankings.predicted.clone();
                 for (scores, relevances) in predicted.iter_mut().zip(&rankings.expected) {
@@ -81,6 +90,7 @@ impl Observed {
         match self {
             Self::Classes(classes) => classes.labels.len().max(1),
             Self::Similarities(_) | Self::Triplets(_) | Self::Numbers(_) | Self::Texts(_) => 1,
+            Self::Tensors(tensors) => tensors.n_values_per_case(),
             Self::Rankings(rankings) => rankings.predicted.iter().map(Vec::len).max().unwrap_or(1).max(1),
         }
     }

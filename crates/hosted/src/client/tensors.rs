@@ -1,10 +1,14 @@
 //! The Open Inference Protocol: what is sent, and what comes back.
 
+use std::collections::BTreeMap;
+
+use highroad_task::raw::{Dim, TensorSpec, of_arrays as tensors_of, row_major_bytes};
+use highroad_task::{Array, OutputTensor};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{Body, Said};
-use crate::oip::{Ids, Oip, Row, Scores};
+use crate::oip::{Datatype, Ids, Oip, Row, Scores};
 use crate::{Hosted, HostedTask};
 
 /// Most numbers of one answer.
@@ -74,9 +78,49 @@ fn of_rows(oip: &Oip, rows: &[Row]) -> Result<Body, String> {
     Ok(body(oip, tensors, binary))
 }
 
+/// Tensors by name, as the description says what they are.
+pub(super) fn of_arrays(oip: &Oip, arrays: &BTreeMap<String, Array>) -> Result<Body, String> {
+    let spec = |(name, datatype): (&String, &Datatype)| {
+        let shape = arrays.get(name).map(Array::shape).unwrap_or_default();
+        let sizes = shape.iter().map(|&size| Dim::Known(size)).collect();
+        TensorSpec { name: name.clone(), dtype: datatype.dtype(), sizes }
+    };
+    let specs: Vec<TensorSpec> = oip.inputs.iter().map(spec).collect();
+    let tensors = tensors_of(&specs, arrays).map_err(|error| error.to_string())?;
+    let (mut inputs, mut binary) = (Vec::new(), Vec::new());
+    for ((name, datatype), tensor) in oip.inputs.iter().zip(&tensors) {
+        let mut input = json!({ "name": name, "datatype": datatype, "shape": tensor.shape() });
+        if oip.binary {
+            let bytes = row_major_bytes(tensor);
+            input["parameters"] = json!({ "binary_data_size": bytes.len() });
+            binary.extend(bytes);
+        } else {
+            input["data"] = elements(*datatype, &arrays[name]);
+        }
+        inputs.push(input);
+    }
+    Ok(sent(oip, json!({ "inputs": inputs, "parameters": { "binary_data_output": oip.binary } }), binary))
+}
+
+/// Flat, as JSON has elements of the datatype.
+fn elements(datatype: Datatype, array: &Array) -> Value {
+    let values = array.values().iter();
+    match datatype {
+        Datatype::Bool => values.map(|&value| Value::from(value != 0.0)).collect(),
+        Datatype::Fp16 | Datatype::Bf16 | Datatype::Fp32 | Datatype::Fp64 => {
+            values.map(|&value| json!(value)).collect()
+        }
+        // Whole and within 2^53, which was checked.
+        _ => values.map(|&value| Value::from(value as i64)).collect(),
+    }
+}
+
 fn body(oip: &Oip, inputs: Vec<Value>, binary: Vec<u8>) -> Body {
     let output = json!({ "name": oip.output, "parameters": { "binary_data": oip.binary } });
-    let json = json!({ "inputs": inputs, "outputs": [output] });
+    sent(oip, json!({ "inputs": inputs, "outputs": [output] }), binary)
+}
+
+fn sent(oip: &Oip, json: Value, binary: Vec<u8>) -> Body {
     match oip.binary {
         false => Body::Json(json),
         true => {
@@ -158,7 +202,56 @@ pub(super) fn read(
     Ok((said, served_by))
 }
 
+/// Every output that holds numbers, with its bits; and what the host says answered.
+pub(super) fn read_all((body, json_bytes): (&[u8], Option<usize>)) -> Result<(Said, Option<String>), String> {
+    let (json, mut binary) =
+        body.split_at_checked(json_bytes.unwrap_or(body.len())).ok_or("its header says more JSON than there is")?;
+    let Reply { outputs, model_name, model_version } =
+        serde_json::from_slice(json).map_err(|error| error.to_string())?;
+    let mut read = Vec::new();
+    for output in outputs {
+        read.extend(output.bits(&mut binary)?);
+    }
+    if read.is_empty() {
+        return Err("it has no tensor of numbers".to_owned());
+    }
+    let served_by = model_name.map(|name| format!("{name} {}", model_version.unwrap_or_default()));
+    Ok((Said::Tensors { outputs: read }, served_by))
+}
+
 impl Output {
+    /// Its elements with their bits; `None` of texts and of datatypes that no program has.
+    fn bits(self, binary: &mut &[u8]) -> Result<Option<OutputTensor>, String> {
+        let Self { name, datatype, shape, data, parameters } = self;
+        let bytes = match parameters.binary_data_size {
+            None => None,
+            Some(size) => {
+                let (bytes, rest) = binary.split_at_checked(size).ok_or("its binary data is cut off")?;
+                *binary = rest;
+                Some(bytes)
+            }
+        };
+        let Ok(datatype) = serde_json::from_value::<Datatype>(json!(datatype)) else { return Ok(None) };
+        let dtype = datatype.dtype();
+        let n = shape.iter().try_fold(1usize, |n, &size| n.checked_mul(size)).filter(|&n| n <= MAX_ELEMENTS);
+        let n = n.ok_or("an output is too large")?;
+        let bytes = match (bytes, data) {
+            (Some(bytes), _) => bytes.to_vec(),
+            (None, Some(data)) => {
+                let array = flat(data).and_then(|values| Array::new(vec![n], values));
+                let array = array.ok_or_else(|| format!("output `{name}` has no {n} finite numbers"))?;
+                let spec = TensorSpec { name: name.clone(), dtype, sizes: vec![Dim::Known(n)] };
+                let tensors = tensors_of(&[spec], &BTreeMap::from([(name.clone(), array)]));
+                tensors.map_err(|error| error.to_string())?.iter().flat_map(row_major_bytes).collect()
+            }
+            (None, None) => return Err(format!("output `{name}` has no data")),
+        };
+        if bytes.len() != n * dtype.size_bytes() {
+            return Err(format!("output `{name}` has {} bytes, and its shape is {shape:?} of {dtype}", bytes.len()));
+        }
+        Ok(Some(OutputTensor { name, dtype: dtype.name().to_owned(), shape, bytes: bytes.into() }))
+    }
+
     /// Its numbers, where they are `wanted`; of others the binary data is passed over.
     fn take(&self, binary: &mut &[u8], wanted: bool) -> Result<Option<Vec<f32>>, String> {
         let n = self.shape.iter().try_fold(1usize, |n, &size| n.checked_mul(size)).filter(|&n| n <= MAX_ELEMENTS);
@@ -208,6 +301,11 @@ fn numbers(datatype: &str, bytes: &[u8]) -> Result<Vec<f32>, String> {
         other => return Err(format!("an answer of datatype {other} is no score and no vector")),
     };
     numbers.ok_or_else(|| "its binary data is no whole number of elements".to_owned())
+}
+
+/// The elements of nested or flat lists, in order.
+fn flat(data: Value) -> Option<Vec<f64>> {
+    Array::try_from(data).ok().map(|array| array.values().to_vec())
 }
 
 fn flatten(data: &Value, depth: usize, values: &mut Vec<f32>) -> Result<(), String> {

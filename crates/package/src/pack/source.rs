@@ -76,7 +76,7 @@ fn check_keys(table: &toml::Table) -> Result<(), PackageError> {
         Some("embed") => &EMBED_KEYS,
         Some("rerank") => &["task", "max_tokens", "truncation", "pair_truncation", "prompts"],
         Some("recommend") => &["task", "max_tokens", "truncation", "items"],
-        Some("tensors") => &["task"],
+        Some("tensors") => &["task", "outputs"],
         Some(other) => {
             return Err(bad(
                 SOURCE,

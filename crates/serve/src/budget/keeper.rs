@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
 use super::shared::{Granted, Held, LEASE_TIMEOUT, Leases, Sharing, Wanted};
-use super::{Amount, Books, BudgetsConfig, Entry, Ledger, Meter, Most, Payer, Refused, Scope, Standing};
+use super::{Amount, Books, BudgetsConfig, Course, Entry, HISTORY_DAYS, Ledger, Meter, Most, Payer, Refused, Scope};
 use crate::error::AskError;
 use crate::telemetry::{BUDGET_LOST, BUDGET_REFUSED};
 
@@ -267,7 +267,8 @@ impl Budgets {
     /// Every account with its limits and what it has spent; within a request of a key for some members theirs, its own and its tenant's.
     pub fn view(&self) -> Value {
         let standings = self.standings();
-        let rows = standings.iter().filter(|standing| is_shown(standing)).map(|standing| {
+        let shown = standings.iter().filter(|standing| is_shown(standing.scope, &standing.name));
+        let rows = shown.map(|standing| {
             let value = |value: u64| if standing.meter.is_cost() { json!(value as f64 / 1e9) } else { json!(value) };
             json!({
                 "scope": standing.scope, "name": standing.name, "limit": standing.meter,
@@ -277,15 +278,28 @@ impl Budgets {
         });
         json!({ "currency": self.currency(), "budgets": rows.collect::<Vec<_>>() })
     }
+
+    /// What the same accounts spent on each of the last [`HISTORY_DAYS`] days, of those that spent anything.
+    pub fn history(&self) -> Value {
+        let now = now();
+        let courses = self.shared.lock().ledger.courses(now);
+        let shown = courses.iter().filter(|course| is_shown(course.scope, &course.name));
+        let accounts = shown.map(|Course { scope, name, days }| {
+            let cost: Vec<f64> = days.iter().map(|day| day.nanos as f64 / 1e9).collect();
+            let tokens: Vec<u64> = days.iter().map(|day| day.tokens).collect();
+            json!({ "scope": scope, "name": name, "cost": cost, "tokens": tokens })
+        });
+        json!({ "currency": self.currency(), "days": days(now), "accounts": accounts.collect::<Vec<_>>() })
+    }
 }
 
 /// A key for some members must not learn of others by what they spend, nor who else asks.
-fn is_shown(standing: &Standing) -> bool {
+fn is_shown(scope: Scope, name: &str) -> bool {
     let Some(principal) = Principal::current().filter(|principal| principal.members().is_some()) else { return true };
-    match standing.scope {
-        Scope::Member | Scope::Pipeline => principal.may_ask(&standing.name),
-        Scope::Tenant => principal.tenant == standing.name,
-        Scope::Key => principal.key == standing.name,
+    match scope {
+        Scope::Member | Scope::Pipeline => principal.may_ask(name),
+        Scope::Tenant => principal.tenant == name,
+        Scope::Key => principal.key == name,
     }
 }
 
@@ -370,7 +384,14 @@ impl Shared {
     }
 }
 
-fn now() -> i64 {
+/// The last [`HISTORY_DAYS`] days as `2026-11-29`, the oldest first.
+pub(crate) fn days(now: i64) -> Vec<String> {
+    let today = jiff::Timestamp::from_second(now).unwrap_or_default().to_zoned(jiff::tz::TimeZone::UTC).date();
+    let days_ago = (0..HISTORY_DAYS as i64).rev();
+    days_ago.map(|n| today.saturating_sub(jiff::Span::new().days(n)).to_string()).collect()
+}
+
+pub(crate) fn now() -> i64 {
     jiff::Timestamp::now().as_second()
 }
 

@@ -62,7 +62,7 @@ impl MemberLimits {
     }
 
     /// Errors on a limit that lets nothing through, or more documents than are ever taken.
-    pub(super) fn check(self) -> Result<Self, String> {
+    pub(crate) fn check(self) -> Result<Self, String> {
         let said = [
             ("inputs", self.inputs),
             ("input_bytes", self.input_bytes),

@@ -114,12 +114,12 @@ impl Question {
                 (tasks::texts(hosted, &inputs, dimensions).map_err(problem)?, inputs.len())
             }
             HostedTask::Rerank => {
-                let RerankRequest { query, documents, .. } = RerankRequest::parse(&bytes, "1")?;
+                let request = RerankRequest::parse(&bytes, "1")?;
                 let wanted = match is_openai {
-                    true => tasks::rerank(hosted, &query, &documents),
-                    false => tasks::documents(hosted, &query, &documents).map_err(problem)?,
+                    true => tasks::rerank(hosted, &request),
+                    false => tasks::documents(hosted, &request.query, &request.documents).map_err(problem)?,
                 };
-                (wanted, documents.len())
+                (wanted, request.documents.len())
             }
             HostedTask::Infer => (tasks::tensors(hosted, &bytes, None).map_err(problem)?, 1),
         };

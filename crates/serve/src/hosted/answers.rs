@@ -13,10 +13,11 @@ use serde_json::Value;
 use super::HostedMember;
 use super::ask::{Declined, Received, Wanted};
 use super::exchange::Exchange;
-use super::routes::{Answer as Answered, App, InOrder, fits, origin};
+use super::routes::{Answer as Answered, App, InOrder, Load, fits, origin};
 use super::tasks::{self, Read};
 use crate::protocol::chat::Tally;
 use crate::protocol::openai;
+use crate::protocol::rerank::RerankRequest;
 use crate::revision::Facts;
 
 /// Most texts that one request has a chat label, each by a request of its own to the host.
@@ -64,7 +65,6 @@ impl App {
     ) -> Result<Result<Told, Instead>, Declined> {
         fits(member, &[HostedTask::Embed], "embeddings")?;
         tasks::no_prompts(inputs)?;
-        self.check(inputs)?;
         let prepare = |hosted: &Hosted| match hosted.protocol {
             Protocol::Openai => Ok(tasks::embeddings(hosted, inputs, dimensions)),
             _ => tasks::texts(hosted, inputs, dimensions),
@@ -73,7 +73,7 @@ impl App {
             Protocol::Openai => tasks::read_embeddings(received, inputs.len()),
             _ => tasks::read_texts(hosted, received, inputs.len()),
         };
-        let order = self.ask_in_order(member, prepare, read).await?;
+        let order = self.ask_in_order(member, Load::of(inputs), prepare, read).await?;
         Ok(self.told(asker, order, |at| inputs.get(at).map(Glimpse::of)))
     }
 
@@ -85,12 +85,12 @@ impl App {
         inputs: &[Input],
     ) -> Result<Result<Told, Instead>, Declined> {
         fits(member, &[HostedTask::Classify, HostedTask::Moderate], "classification")?;
-        self.check(inputs)?;
+        let load = Load::of(inputs);
         let chats = |hosted: &Hosted| hosted.protocol == Protocol::Openai && hosted.task == HostedTask::Classify;
         // Who stands in may be another kind of host: one that is asked text by text sets how all are.
         let mut fallbacks = member.config.fallback.iter().filter_map(|name| self.portfolio.hosted().get(name).cloned());
         if !chats(member.hosted()) && !fallbacks.any(|other| chats(other.hosted())) {
-            return self.labels_together(asker, member, inputs).await;
+            return self.labels_together(asker, member, load, inputs).await;
         }
         if inputs.len() > MAX_CHATS {
             let message =
@@ -100,7 +100,7 @@ impl App {
         let ids: Vec<String> = (0..inputs.len()).map(|idx| format!("{}.{idx}", asker.id)).collect();
         let alone = ids.iter().zip(inputs).map(|(id, input)| {
             let id = if inputs.len() == 1 { asker.id } else { id.as_str() };
-            self.labels_together(Asker { id, ..asker }, member, std::slice::from_ref(input))
+            self.labels_together(Asker { id, ..asker }, member, load, std::slice::from_ref(input))
         });
         let told = try_join_all(alone).await?;
         Ok(told.into_iter().collect::<Result<Vec<_>, _>>().map(|parts| joined(parts, member.hosted())))
@@ -110,6 +110,7 @@ impl App {
         &self,
         asker: Asker<'_>,
         member: &Arc<HostedMember>,
+        load: Load,
         inputs: &[Input],
     ) -> Result<Result<Told, Instead>, Declined> {
         let prepare = |hosted: &Hosted| match (hosted.protocol, hosted.task) {
@@ -122,7 +123,7 @@ impl App {
             (Protocol::Openai, _) => tasks::read_chat(hosted, received),
             _ => tasks::read_texts(hosted, received, inputs.len()),
         };
-        let order = self.ask_in_order(member, prepare, read).await?;
+        let order = self.ask_in_order(member, load, prepare, read).await?;
         Ok(self.told(asker, order, |at| inputs.get(at).map(Glimpse::of)))
     }
 
@@ -131,18 +132,23 @@ impl App {
         &self,
         asker: Asker<'_>,
         member: &Arc<HostedMember>,
-        (query, documents): (&str, &[String]),
+        request: &RerankRequest,
     ) -> Result<Result<Told, Instead>, Declined> {
         fits(member, &[HostedTask::Rerank], "reranking")?;
+        let RerankRequest { query, documents, document_tokens, .. } = request;
         let prepare = |hosted: &Hosted| match hosted.protocol {
-            Protocol::Openai => Ok(tasks::rerank(hosted, query, documents)),
+            Protocol::Openai => Ok(tasks::rerank(hosted, request)),
+            // It has no word for it.
+            _ if document_tokens.is_some() => Err(unaskable(
+                "`max_tokens_per_doc`: the host of this model decides how much of a document it reads".to_owned(),
+            )),
             _ => tasks::documents(hosted, query, documents),
         };
         let read = |hosted: &Hosted, received| match hosted.protocol {
             Protocol::Openai => tasks::read_rerank(received, documents.len()),
             _ => tasks::read_documents(hosted, received, documents.len()),
         };
-        let order = self.ask_in_order(member, prepare, read).await?;
+        let order = self.ask_in_order(member, Load::of_reranking(query, documents), prepare, read).await?;
         let glimpse = |at| documents.get(at).map(|document: &String| Glimpse::of_pair(query, document));
         Ok(self.told(asker, order, glimpse))
     }
@@ -160,7 +166,9 @@ impl App {
             return Err(Problem::invalid(message).into());
         }
         let prepare = |hosted: &Hosted| tasks::tensors(hosted, body, json_bytes);
-        let InOrder { answer, passed } = self.ask_in_order(member, prepare, |_, received| Ok(received)).await?;
+        // Tensors have no texts to count; the body's limit holds.
+        let order = self.ask_in_order(member, Load::default(), prepare, |_, received| Ok(received)).await?;
+        let InOrder { answer, passed } = order;
         let began = match answer {
             Answered::Hosted(began) => began,
             Answered::Own(name) => return Ok(Err((name, passed))),

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use super::breaker::BreakerConfig;
 use super::trial::{TrialConfig, TrialTable};
 use crate::budget::BudgetsConfig;
+use crate::config::MemberLimits;
 
 /// A hosted member and how it is asked.
 #[derive(Clone, Debug, PartialEq)]
@@ -32,6 +33,8 @@ pub struct HostedConfig {
     pub queue_timeout: Duration,
     /// Another member that is tried beside it.
     pub trial: Option<TrialConfig>,
+    /// What a request may ask of it.
+    pub limits: MemberLimits,
 }
 
 /// Keys of a hosted member's table.
@@ -45,6 +48,7 @@ pub(crate) const KEYS: &[&str] = &[
     "queue_requests",
     "queue_timeout_ms",
     "trial",
+    "limits",
 ];
 
 #[derive(Deserialize)]
@@ -59,6 +63,8 @@ pub(crate) struct HostedTable {
     queue_requests: Option<u32>,
     queue_timeout_ms: Option<u64>,
     trial: Option<TrialTable>,
+    #[serde(default)]
+    limits: MemberLimits,
 }
 
 const MAX_RETRIES: u32 = 20;
@@ -84,6 +90,10 @@ impl HostedTable {
         if self.trial.is_some() && hosted.task != HostedTask::Generate {
             return Err("trial: only texts are compared".to_owned());
         }
+        if self.limits.tokens.is_some() {
+            return Err("limits: `tokens` are counted by its host; `input_bytes` limits what it is sent".to_owned());
+        }
+        let limits = self.limits.check()?;
         let trial = self.trial.map(TrialTable::config).transpose()?;
         let ms = |value: Option<u64>, usual| Duration::from_millis(value.unwrap_or(usual));
         Ok(HostedConfig {
@@ -99,6 +109,7 @@ impl HostedTable {
             queue: self.queue_requests.unwrap_or(256) as usize,
             queue_timeout: ms(self.queue_timeout_ms, 30_000),
             trial,
+            limits,
         })
     }
 }

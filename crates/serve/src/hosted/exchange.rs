@@ -193,6 +193,7 @@ impl Exchange {
             n_tokens: usage.map(|usage| usage.input as usize).into_iter().collect(),
             n_truncated: 0,
             cut: Cut::End,
+            document_tokens: None,
             prompts: Vec::new(),
             cache: None,
             queue_ms: 0.0,

@@ -134,7 +134,7 @@ impl HostedMember {
             "max_input_length": limits.input_bytes, "max_batch_tokens": limits.tokens, "max_batch_requests": null,
             "max_client_batch_size": limits.inputs, "auto_truncate": true, "tokenization_workers": 1,
             "version": env!("CARGO_PKG_VERSION"), "sha": null, "docker_label": null,
-            "highroad": { "task": hosted.task, "facts": serving.facts },
+            "highroad": { "task": hosted.task, "facts": serving.facts, "limits": limits },
         }))
     }
 

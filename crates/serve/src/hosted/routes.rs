@@ -13,7 +13,9 @@ use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
 use highroad_hosted::{Hosted, HostedTask};
+use highroad_service::access::Principal;
 use highroad_service::{Kind as ProblemKind, Problem, RequestId};
+use highroad_task::Input;
 use metrics::counter;
 use serde_json::{Value, json};
 use tower::ServiceExt as _;
@@ -25,6 +27,8 @@ use super::exchange::{self, Asked, Exchange};
 use super::shared::Shared;
 use super::trial::Part;
 use crate::alerts::watch::{self, Watch};
+use crate::budget::keeper;
+use crate::config::RequestLimits;
 use crate::error::AskError;
 use crate::http::told::Origin;
 use crate::http::{self};
@@ -33,7 +37,7 @@ use crate::protocol::chat::{ChatRequest, Kind, Tally};
 use crate::protocol::error_shape;
 use crate::protocol::openai;
 use crate::request_log::RequestLog;
-use crate::revision::{Facts, check_limit};
+use crate::revision::{Facts, check_limit, is_image, size_bytes};
 use crate::rollout::{Key, Side};
 use crate::telemetry::{HOSTED_FALLBACKS, REQUESTS};
 use crate::traffic;
@@ -59,6 +63,7 @@ pub fn router(portfolio: Arc<Portfolio>, log: RequestLog) -> Router {
         .route("/v1/chat/completions", post(chat).fallback(http::openai_method))
         .route("/v1/completions", post(completions).fallback(http::openai_method))
         .route("/v1/highroad/budgets", get(budgets).fallback(http::openai_method))
+        .route("/v1/highroad/budgets/history", get(spent).fallback(http::openai_method))
         .with_state(app.clone());
     own.merge(hosted).layer(middleware::from_fn_with_state(app, front))
 }
@@ -66,6 +71,11 @@ pub fn router(portfolio: Arc<Portfolio>, log: RequestLog) -> Router {
 async fn budgets(State(app): State<App>) -> Json<Value> {
     let none = || json!({ "currency": null, "budgets": [] });
     Json(app.portfolio.budgets().map_or_else(none, |budgets| budgets.view()))
+}
+
+async fn spent(State(app): State<App>) -> Json<Value> {
+    let none = || json!({ "currency": null, "days": keeper::days(keeper::now()), "accounts": [] });
+    Json(app.portfolio.budgets().map_or_else(none, |budgets| budgets.history()))
 }
 
 async fn chat(
@@ -130,6 +140,35 @@ struct Generated {
     asked: Asked,
     /// Of the canary that answered.
     rollout: Option<String>,
+}
+
+/// How much one request asks, for the limits of whoever is asked.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Load {
+    /// Texts, or messages of a conversation.
+    inputs: usize,
+    /// Bytes of the longest.
+    longest_bytes: usize,
+    /// Of a reranking.
+    documents: usize,
+}
+
+impl Load {
+    pub(super) fn of(inputs: &[Input]) -> Self {
+        let longest_bytes = inputs.iter().filter(|input| !is_image(input)).map(size_bytes).max().unwrap_or(0);
+        Self { inputs: inputs.len(), longest_bytes, documents: 0 }
+    }
+
+    pub(super) fn of_reranking(query: &str, documents: &[String]) -> Self {
+        let longest = documents.iter().map(String::len).max().unwrap_or(0);
+        Self { inputs: documents.len(), longest_bytes: query.len() + longest, documents: documents.len() }
+    }
+
+    fn check(self, limits: &RequestLimits) -> Result<(), AskError> {
+        check_limit("documents", self.documents, limits.documents)?;
+        check_limit("inputs", self.inputs, limits.inputs)?;
+        check_limit("bytes in one input", self.longest_bytes, limits.input_bytes)
+    }
 }
 
 /// An answer, and the members that could not give one before it, each with the reason.
@@ -343,10 +382,11 @@ impl App {
             }
             received @ Received::Events(..) => Ok((received, Tally::default())),
         };
+        let load = Load { inputs: request.texts.n, longest_bytes: request.texts.longest_bytes, documents: 0 };
         let canary = asked.part.as_ref().filter(|part| part.answers == Side::Candidate);
         let canary = canary.map(|part| (Arc::clone(part.trial.member(part.answers)), part.trial.id().to_owned()));
         let first = canary.as_ref().map_or(&member, |(candidate, _)| candidate);
-        let InOrder { answer, passed } = self.ask_from(&member, first, prepare, read).await?;
+        let InOrder { answer, passed } = self.ask_from(&member, first, load, prepare, read).await?;
         // What the candidate was not asked it has not failed.
         if canary.is_some() && passed.first().is_some_and(|passed| was_not_asked(passed)) {
             asked.part = None;
@@ -364,10 +404,11 @@ impl App {
     pub(super) async fn ask_in_order<T>(
         &self,
         member: &Arc<HostedMember>,
+        load: Load,
         prepare: impl Fn(&Hosted) -> Result<Wanted, openai::Refused>,
         read: impl Fn(&Hosted, Received) -> Result<T, String>,
     ) -> Result<InOrder<T>, Declined> {
-        self.ask_from(member, member, prepare, read).await
+        self.ask_from(member, member, load, prepare, read).await
     }
 
     /// Asks `first`, which is `member` or what is tried beside it, and where that cannot answer `member` and those that stand in for it,
@@ -376,16 +417,21 @@ impl App {
         &self,
         member: &Arc<HostedMember>,
         first: &Arc<HostedMember>,
+        load: Load,
         prepare: impl Fn(&Hosted) -> Result<Wanted, openai::Refused>,
         read: impl Fn(&Hosted, Received) -> Result<T, String>,
     ) -> Result<InOrder<T>, Declined> {
+        let limits = self.portfolio.limits();
         let (mut next, mut passed) = (Arc::clone(first), Vec::new());
         let own = (!Arc::ptr_eq(first, member)).then_some(&member.name);
         let mut others = own.into_iter().chain(&member.config.fallback);
         loop {
             let wanted = prepare(next.hosted())?;
             let budgets = self.portfolio.budgets();
-            let asking = next.ask(&wanted, budgets.as_ref(), |received| read(next.hosted(), received));
+            let asking = async {
+                load.check(&next.limits(&limits)).map_err(Failure::Ask)?;
+                next.ask(&wanted, budgets.as_ref(), |received| read(next.hosted(), received)).await
+            };
             let failure = match asking.await {
                 Ok(began) => return Ok(InOrder { answer: Answer::Hosted(began), passed }),
                 Err(failure) => failure,
@@ -396,8 +442,8 @@ impl App {
                 return Err(failure.declined(next.name()));
             }
             passed.push(format!("{}={}", next.name(), failure.reason()));
-            // A key that may not ask the other member does not get there on a detour.
-            let other = others.find(|other| highroad_service::access::Principal::current_may_ask(other));
+            // A key that may not ask the other member does not get there on a detour, and one that takes less is no help.
+            let other = others.find(|other| Principal::current_may_ask(other) && self.takes(other, load, &limits));
             let Some(other) = other else { return Err(failure.declined(next.name())) };
             counter!(HOSTED_FALLBACKS, "member" => member.name().to_owned(), "to" => other.clone()).increment(1);
             match self.portfolio.hosted().get(other) {
@@ -407,14 +453,13 @@ impl App {
         }
     }
 
-    pub(super) fn check(&self, inputs: &[highroad_task::Input]) -> Result<(), AskError> {
-        let limits = self.portfolio.limits();
-        check_limit("inputs", inputs.len(), limits.inputs)?;
-        let n_bytes = |input: &highroad_task::Input| match input {
-            highroad_task::Input::Text(text) | highroad_task::Input::Prompted { text, .. } => text.len(),
-            _ => 0,
+    /// Whether a member that is to stand in lets through so much.
+    fn takes(&self, name: &str, load: Load, of_all: &RequestLimits) -> bool {
+        let limits = match self.portfolio.hosted().get(name) {
+            Some(hosted) => Some(hosted.limits(of_all)),
+            None => self.portfolio.revision(name).ok().map(|own| own.limits(of_all)),
         };
-        check_limit("bytes in one input", inputs.iter().map(n_bytes).max().unwrap_or(0), limits.input_bytes)
+        limits.is_none_or(|limits| load.check(&limits).is_ok())
     }
 
     pub(super) fn asked(&self, asker: Asker<'_>, passed: Vec<String>) -> Asked {
@@ -429,7 +474,7 @@ impl App {
 
 /// Whether a member was passed over for another reason than an answer of its host.
 fn was_not_asked(passed: &str) -> bool {
-    ["=over_budget", "=queue_full", "=not_ready", "=failed"].iter().any(|reason| passed.ends_with(reason))
+    ["=over_budget", "=queue_full", "=not_ready", "=failed", "=invalid"].iter().any(|reason| passed.ends_with(reason))
 }
 
 fn count(member: &HostedMember, failure: &Failure) {

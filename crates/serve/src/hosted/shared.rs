@@ -291,7 +291,7 @@ impl App {
         let request = RerankRequest::parse(body, version)?;
         only_end(request.cut)?;
         check_limit("bytes in its pairs", request.pairs_bytes(), self.portfolio.limits().body_bytes)?;
-        let told = self.relevances(asker, member, (&request.query, &request.documents)).await?;
+        let told = self.relevances(asker, member, &request).await?;
         Ok(told.map(|told| {
             let reply = request.reply(asker.id, &told.facts.member, &told.answers, told.n_tokens);
             json_reply(told.headers, reply)
@@ -412,7 +412,7 @@ impl App {
         let member = self.portfolio.hosted().get(model).cloned()?;
         let found = self.portfolio.hosted_member(member.name());
         let answer = match rest {
-            "info" => found.and_then(|member| member.tei_info(&self.portfolio.limits())).map(as_json),
+            "info" => found.and_then(|member| member.tei_info(&member.limits(&self.portfolio.limits()))).map(as_json),
             "health" => found.and_then(|member| member.check_ready()).map(as_ok),
             _ => return None,
         };

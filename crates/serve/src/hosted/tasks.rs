@@ -11,6 +11,7 @@ use super::ask::{Received, Wanted};
 use crate::protocol::chat::Tally;
 use crate::protocol::oip;
 use crate::protocol::openai::Refused;
+use crate::protocol::rerank::RerankRequest;
 
 /// Tokens that a host may count beside the text of an input.
 const TOKENS_AN_INPUT: u64 = 32;
@@ -176,8 +177,12 @@ pub(crate) fn moderations(hosted: &Hosted, inputs: &[Input]) -> Wanted {
 }
 
 /// A request for the relevance of every document.
-pub(crate) fn rerank(hosted: &Hosted, query: &str, documents: &[String]) -> Wanted {
-    let body = json!({ "model": hosted.model, "query": query, "documents": documents });
+pub(crate) fn rerank(hosted: &Hosted, request: &RerankRequest) -> Wanted {
+    let RerankRequest { query, documents, document_tokens, .. } = request;
+    let mut body = json!({ "model": hosted.model, "query": query, "documents": documents });
+    if let Some(most) = document_tokens {
+        body["max_tokens_per_doc"] = most.get().into();
+    }
     // The query counts with every document.
     wanted("rerank", &body, documents.len(), query.len() * documents.len())
 }
@@ -187,7 +192,7 @@ fn json_inputs(inputs: &[Input]) -> Value {
         Input::Text(text) | Input::Prompted { text, .. } => json!(text),
         Input::Tokens(ids) => json!(ids),
         Input::Pair { query, document } => json!([query, document]),
-        Input::Image(_) => Value::Null,
+        Input::Image(_) | Input::Tensors(_) => Value::Null,
     };
     inputs.iter().map(one).collect()
 }

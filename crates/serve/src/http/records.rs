@@ -130,6 +130,7 @@ pub(super) fn of_pipeline(
             .collect(),
         n_truncated: finished.steps.iter().filter_map(|step| Some(step.asked.as_ref()?.asked.n_truncated)).sum(),
         cut: Cut::End,
+        document_tokens: None,
         prompts: Vec::new(),
         cache: None,
         queue_ms: 0.0,

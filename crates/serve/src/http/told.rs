@@ -2,9 +2,13 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use axum::Router;
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
+use axum::middleware;
+use axum::response::Response;
 
 use super::{DEVELOPMENT, PACKAGE, origin};
+use crate::portfolio::Portfolio;
 use crate::revision::{Facts, Unverified};
 
 /// What a response says that is about no member, while members may serve without a verdict.
@@ -40,6 +44,19 @@ impl Origin {
         let told = told.into_iter().filter_map(|(name, value)| Some((name?, value)));
         headers.extend(told.filter(fits));
     }
+}
+
+/// `app`, whose every response says so where `portfolio` may serve without a verdict: also those of routes that know nothing of it.
+pub fn in_development(app: Router, portfolio: &Portfolio) -> Router {
+    if portfolio.unverified() == Unverified::Refuse {
+        return app;
+    }
+    app.layer(middleware::map_response(async |mut response: Response| {
+        if !response.headers().contains_key(PACKAGE) {
+            response.headers_mut().entry(DEVELOPMENT).or_insert(MAY_BE_UNVERIFIED);
+        }
+        response
+    }))
 }
 
 /// Notes who is asked by the request that this task answers, where it answers one. The last one counts: who stands in for another.

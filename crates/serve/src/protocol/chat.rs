@@ -52,9 +52,34 @@ pub struct ChatRequest {
     pub stream: bool,
     /// Whether the client wants the last event, which counts the tokens.
     pub wants_usage: bool,
+    /// What it holds to be read.
+    pub(crate) texts: Texts,
     n_choices: u64,
-    n_prompts: u64,
     most_tokens: Option<u64>,
+}
+
+/// The messages or prompts of a request.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Texts {
+    pub(crate) n: usize,
+    /// Bytes of the longest as text, without pictures; four for a token that is sent as its number.
+    pub(crate) longest_bytes: usize,
+}
+
+impl Texts {
+    fn of(values: &[Value]) -> Self {
+        Self { n: values.len(), longest_bytes: values.iter().map(text_bytes).max().unwrap_or(0) }
+    }
+}
+
+fn text_bytes(content: &Value) -> usize {
+    match content {
+        Value::String(text) => text.len(),
+        Value::Number(_) => size_of::<u32>(),
+        Value::Array(parts) => parts.iter().map(text_bytes).sum(),
+        Value::Object(part) => part.get("text").map_or(0, text_bytes),
+        Value::Null | Value::Bool(_) => 0,
+    }
 }
 
 #[derive(Deserialize)]
@@ -120,9 +145,9 @@ impl ChatRequest {
             return Err(invalid("max_tokens", format!("`max_tokens` is {MAX_TOKENS} at most")));
         }
         let wants_usage = options.is_some_and(|options| options.include_usage);
-        let request = Self { kind, fields, model, stream, wants_usage, n_choices, n_prompts: 1, most_tokens };
-        let n_prompts = request.count_prompts()?;
-        Ok(Self { n_prompts, ..request })
+        let texts = Texts::default();
+        let request = Self { kind, fields, model, stream, wants_usage, texts, n_choices, most_tokens };
+        Ok(Self { texts: request.count_texts()?, ..request })
     }
 
     /// Below `/v1`.
@@ -175,20 +200,25 @@ impl ChatRequest {
         Glimpse::of_messages(messages.iter().map(|(role, text)| (role.as_str(), text.as_str()))).by_words()
     }
 
-    fn count_prompts(&self) -> Result<u64, Refused> {
+    fn count_texts(&self) -> Result<Texts, Refused> {
         let input = self.fields.get(self.kind.input());
         let input = input.ok_or_else(|| invalid(self.kind.input(), format!("`{}` is missing", self.kind.input())))?;
         match self.kind {
             Kind::Chat => match serde_json::from_str::<Vec<Message<'_>>>(input.get()) {
                 Ok(messages) if messages.is_empty() => Err(invalid("messages", "`messages` is empty")),
-                Ok(_) => Ok(1),
+                Ok(messages) => {
+                    let content = |message: &Message<'_>| serde_json::from_str(message.content?.get()).ok();
+                    let contents: Vec<Value> =
+                        messages.iter().map(|message| content(message).unwrap_or_default()).collect();
+                    Ok(Texts::of(&contents))
+                }
                 Err(_) => Err(invalid("messages", "`messages` is a list of objects with a `role`")),
             },
             Kind::Completion => match serde_json::from_str::<Value>(input.get()) {
-                Ok(Value::String(_)) => Ok(1),
+                Ok(text @ Value::String(_)) => Ok(Texts::of(&[text])),
                 Ok(Value::Array(items)) if items.is_empty() => Err(invalid("prompt", "`prompt` is empty")),
-                Ok(Value::Array(items)) if items[0].is_number() => Ok(1),
-                Ok(Value::Array(items)) if items.len() <= MAX_PROMPTS => Ok(items.len() as u64),
+                Ok(Value::Array(ids)) if ids[0].is_number() => Ok(Texts::of(&[Value::Array(ids)])),
+                Ok(Value::Array(items)) if items.len() <= MAX_PROMPTS => Ok(Texts::of(&items)),
                 _ => Err(invalid(
                     "prompt",
                     format!("`prompt` is a string, token ids, or a list of up to {MAX_PROMPTS} of them"),
@@ -221,7 +251,8 @@ impl ChatRequest {
         let body = serde_json::to_vec(&fields).expect("it was JSON");
         // A token is a byte or more, also one that is sent as its number.
         let input = body.len() as u64 + others;
-        Ok((body, Tokens { input, output: most_tokens.saturating_mul(self.n_choices).saturating_mul(self.n_prompts) }))
+        let n_prompts = if self.kind == Kind::Chat { 1 } else { self.texts.n as u64 };
+        Ok((body, Tokens { input, output: most_tokens.saturating_mul(self.n_choices).saturating_mul(n_prompts) }))
     }
 
     /// The conversation with the description's `system` and `prompt`; tokens that its bytes do not account for.

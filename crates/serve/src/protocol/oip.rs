@@ -12,12 +12,11 @@ use base64::prelude::{BASE64_STANDARD, Engine as _};
 use highroad_package::{Manifest, Task, TaskKind};
 use highroad_service::access::Priority;
 use highroad_service::{Kind, Problem};
-use highroad_task::raw::{DType, Dim, Program, Storage, Tensor, TensorSpec};
+use highroad_task::raw::{DType, Dim, Program, Storage, Tensor, TensorSpec, row_major_bytes};
 use highroad_task::{Answer, Input, Prompt};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use crate::model::row_major_bytes;
 use crate::protocol::similarity::Pairs;
 use crate::protocol::{prompts, rerank};
 use crate::revision::{Facts, Stats};

@@ -3,6 +3,8 @@
 //!
 //! Cohere's list what is ranked as `documents`, TEI as `texts`; both come to `/rerank`.
 
+use std::num::NonZeroUsize;
+
 use highroad_service::{Kind, Problem};
 use highroad_task::vector::cosine;
 use highroad_task::{Answer, Input, Prompt, Purpose, Ranked, Truncate, ranked};
@@ -12,6 +14,10 @@ use crate::protocol::tei::{self, ErrorType};
 
 /// Most documents of a request, as Cohere has it.
 pub(crate) const MAX_DOCUMENTS: usize = 1000;
+
+/// Most tokens of a document where a request in Cohere's v2 says nothing, as Cohere has it.
+const DEFAULT_DOCUMENT_TOKENS: NonZeroUsize = NonZeroUsize::new(4096).expect("4096 is not zero");
+const MAX_DOCUMENT_TOKENS: u64 = 1 << 31;
 
 /// How a request is answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +46,8 @@ pub struct RerankRequest {
     pub with_texts: bool,
     /// What happens to pairs that are too long.
     pub cut: Truncate,
+    /// Most tokens of a document, by Cohere's `max_tokens_per_doc`; what is more is cut off its end.
+    pub document_tokens: Option<NonZeroUsize>,
     /// How it is answered.
     pub dialect: Dialect,
 }
@@ -67,6 +75,14 @@ impl RerankRequest {
             Dialect::Tei { .. } => tei::cut(body).map_err(|refused| refused.problem)?,
             Dialect::Cohere(_) => Truncate::default(),
         };
+        let document_tokens = match dialect {
+            Dialect::Tei { .. } => None,
+            Dialect::Cohere(_) => {
+                // A document is one chunk here, which is within whatever is the most.
+                positive(body, "max_chunks_per_doc")?;
+                positive(body, "max_tokens_per_doc")?
+            }
+        };
         let query = text(body, "query")?.ok_or_else(|| Problem::invalid("`query` is missing"))?;
         if query.is_empty() {
             return Err(Problem::invalid("`query` is an empty string"));
@@ -78,8 +94,15 @@ impl RerankRequest {
             top_n,
             with_texts: flag(body, texts)?,
             cut,
+            document_tokens,
             dialect,
         })
+    }
+
+    /// Most tokens of a document for a model of our own: what the request says, in Cohere's v2 or else 4096.
+    pub fn most_document_tokens(&self) -> Option<NonZeroUsize> {
+        let usual = (self.dialect == Dialect::Cohere("2")).then_some(DEFAULT_DOCUMENT_TOKENS);
+        self.document_tokens.or(usual)
     }
 
     /// Bytes of all pairs: the query counts with every document, so that a small body cannot ask for a large work.
@@ -181,6 +204,17 @@ pub fn error_body(problem: &Problem) -> Value {
     json!({ "message": problem.message, "error": problem.message, "error_type": error_type })
 }
 
+fn positive(body: &Map<String, Value>, name: &str) -> Result<Option<NonZeroUsize>, Problem> {
+    let error = || Problem::invalid(format!("`{name}` is a whole number from 1 to {MAX_DOCUMENT_TOKENS}"));
+    match body.get(name) {
+        None | Some(Value::Null) => Ok(None),
+        Some(n) => {
+            let n = n.as_u64().filter(|&n| n <= MAX_DOCUMENT_TOKENS).and_then(|n| usize::try_from(n).ok());
+            n.and_then(NonZeroUsize::new).map(Some).ok_or_else(error)
+        }
+    }
+}
+
 fn documents(list: Option<&Value>, name: &str) -> Result<Vec<String>, Problem> {
     let error = || Problem::invalid(format!("`{name}` is a list of strings, or of objects with a `text`"));
     let items = list.and_then(Value::as_array).ok_or_else(error)?;
@@ -251,6 +285,28 @@ mod tests {
     fn a_query_counts_with_every_document() {
         let request = parse(&json!({ "query": "four", "documents": ["a", "bc", ""] })).unwrap();
         assert_eq!(request.pairs_bytes(), 3 * 4 + 3);
+    }
+
+    #[test]
+    fn documents_have_so_many_tokens_as_cohere_has_it() {
+        let most = |more: Value, version| {
+            let mut body = json!({ "query": "q", "documents": ["a"] });
+            body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            let request = RerankRequest::parse(body.to_string().as_bytes(), version).map_err(|problem| problem.message);
+            request.map(|request| request.most_document_tokens().map(NonZeroUsize::get))
+        };
+        assert_eq!(most(json!({}), "2"), Ok(Some(4096)));
+        assert_eq!(most(json!({}), "1"), Ok(None));
+        assert_eq!(most(json!({ "max_tokens_per_doc": 7, "max_chunks_per_doc": 10 }), "1"), Ok(Some(7)));
+        assert_eq!(most(json!({ "max_tokens_per_doc": null }), "2"), Ok(Some(4096)));
+        for key in ["max_tokens_per_doc", "max_chunks_per_doc"] {
+            for value in [json!(0), json!(-1), json!(1.5), json!("7"), json!(1_u64 << 40)] {
+                let complaint = format!("`{key}` is a whole number from 1 to 2147483648");
+                assert_eq!(most(json!({ key: value }), "2"), Err(complaint));
+            }
+        }
+        let tei = json!({ "query": "q", "texts": ["a"] }).to_string();
+        assert_eq!(RerankRequest::parse(tei.as_bytes(), "2").unwrap().most_document_tokens(), None);
     }
 
     #[test]

@@ -85,6 +85,7 @@ fn hosted_member(config: &HostedConfig) -> Value {
         "queue_requests": config.queue,
         "trial": config.trial.as_ref().map(digest),
         "queue_timeout_ms": milliseconds(config.queue_timeout),
+        "limits": config.limits,
     })
 }
 

@@ -9,7 +9,7 @@ use metrics::counter;
 use crate::config::RequestLimits;
 use crate::error::AskError;
 use crate::revision::{Asked, Revision, Terms};
-use crate::rollout::shadow::Job;
+use crate::rollout::shadow::{Exchange, Job};
 use crate::rollout::trial::Trial;
 use crate::rollout::{Probation, Side};
 use crate::telemetry::ROLLOUT_RETRIED;
@@ -122,29 +122,15 @@ impl Assigned {
                 return part.retried(again, &error, begun);
             }
         };
-        let live = begun.elapsed();
-        if part.answers == Side::Candidate {
-            part.trial.asked(Some(live));
-        }
-        part.trial.shadow.put(Job {
-            trial: Arc::clone(&part.trial),
-            other: Arc::clone(&part.other),
-            answered: part.answers,
-            request_id: self.request_id.clone(),
-            inputs: copy,
-            cut: terms.cut,
-            answers: asked.answers.clone(),
-            live,
-            cause: Span::current(),
-        });
+        let exchange = Exchange::Rows { inputs: copy, cut: terms.cut, answers: asked.answers.clone() };
+        part.compare(exchange, &self.request_id, begun);
         self.served(Ok(asked), begun)
     }
 
-    /// Runs the program itself on `tensors`, past the task. Programs are not compared, so only a canary takes part.
+    /// Runs the program itself on `tensors`, past the task; it takes part in rollouts as [`Assigned::ask`] does.
     pub async fn run_program(&self, tensors: Vec<Tensor>, terms: Terms) -> Served<Vec<Tensor>> {
         let begun = Instant::now();
-        let canary = self.part.as_ref().filter(|part| part.answers == Side::Candidate);
-        let Some(part) = canary else {
+        let Some(part) = &self.part else {
             let Some(probation) = &self.probation else {
                 let result = self.revision.run_program(tensors, terms).await;
                 return self.served(result, begun);
@@ -153,17 +139,18 @@ impl Assigned {
             let again = async |left| probation.before.run_program(tensors, Terms { timeout: left, ..terms }).await;
             return self.judged(probation, result, (begun, terms.timeout), again).await;
         };
-        match self.revision.run_program(tensors.clone(), terms).await {
-            Ok(asked) => {
-                part.trial.asked(Some(begun.elapsed()));
-                self.served(Ok(asked), begun)
-            }
-            Err(error) => {
+        let asked = match (self.revision.run_program(tensors.clone(), terms).await, part.answers) {
+            (Ok(asked), _) => asked,
+            (Err(error), Side::Stable) => return self.served(Err(error), begun),
+            (Err(error), Side::Candidate) => {
                 let left = terms.timeout.map(|timeout| timeout.saturating_sub(begun.elapsed()));
                 let again = part.other.run_program(tensors, Terms { timeout: left, ..terms }).await;
-                part.retried(again, &error, begun)
+                return part.retried(again, &error, begun);
             }
-        }
+        };
+        let (outputs, answered_by) = (asked.answers.clone(), Arc::clone(&self.revision));
+        part.compare(Exchange::Program { inputs: tensors, outputs, answered_by }, &self.request_id, begun);
+        self.served(Ok(asked), begun)
     }
 
     /// What the version on probation answered, or else what the one before does. Where that fails too, it is the request's fault.
@@ -203,6 +190,23 @@ impl Assigned {
 }
 
 impl Part {
+    /// Has the other version asked the same, once the client has its answer.
+    fn compare(&self, exchange: Exchange, request_id: &str, begun: Instant) {
+        let live = begun.elapsed();
+        if self.answers == Side::Candidate {
+            self.trial.asked(Some(live));
+        }
+        self.trial.shadow.put(Job {
+            trial: Arc::clone(&self.trial),
+            other: Arc::clone(&self.other),
+            answered: self.answers,
+            request_id: request_id.to_owned(),
+            exchange,
+            live,
+            cause: Span::current(),
+        });
+    }
+
     /// The stable version's answer to what the candidate failed. Where that fails too, it is the request's fault, or nobody's
     /// that one could tell.
     fn retried<A>(&self, mut again: Result<Asked<A>, AskError>, error: &AskError, begun: Instant) -> Served<A> {

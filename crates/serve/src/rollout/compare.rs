@@ -1,7 +1,10 @@
-use highroad_task::{Answer, ranked};
+use highroad_task::{Answer, OutputTensor, ranked};
 use serde::{Deserialize, Serialize};
 
 use crate::hosted::{Preferred, text_similarity};
+
+/// The relative difference of a tensor and its opposite, and of what cannot be compared: no other is larger.
+const MOST_RELATIVE: f64 = 2.0;
 
 /// Which answers count as different, and which as slow.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -14,6 +17,9 @@ pub struct Limits {
     /// Texts differ where their similarity is below this; see [`Compared::similarity`].
     #[serde(default = "min_similarity", skip_serializing_if = "is_usual")]
     pub min_similarity: f64,
+    /// Tensors differ where their relative difference is above this; see [`Compared::relative`].
+    #[serde(default = "max_relative", skip_serializing_if = "is_usual_relative")]
+    pub max_relative: f64,
     /// The candidate is slow where it takes longer: as a canary from the parsed request to the answer, in the shadow its own
     /// time on the processor. `None` where it has all the time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -21,9 +27,10 @@ pub struct Limits {
 }
 
 impl Default for Limits {
-    /// Cosines from 0.95, overlaps from 0.8, similarities from 0.5, all the time.
+    /// Cosines from 0.95, overlaps from 0.8, similarities from 0.5, relative differences to 0.1, all the time.
     fn default() -> Self {
-        Self { min_cosine: 0.95, min_overlap: 0.8, min_similarity: min_similarity(), latency_ms: None }
+        let (min_similarity, max_relative) = (min_similarity(), max_relative());
+        Self { min_cosine: 0.95, min_overlap: 0.8, min_similarity, max_relative, latency_ms: None }
     }
 }
 
@@ -31,6 +38,15 @@ impl Default for Limits {
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde asks with a reference")]
 fn is_usual(similarity: &f64) -> bool {
     *similarity == min_similarity()
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde asks with a reference")]
+fn is_usual_relative(relative: &f64) -> bool {
+    *relative == max_relative()
+}
+
+fn max_relative() -> f64 {
+    0.1
 }
 
 fn min_similarity() -> f64 {
@@ -42,6 +58,7 @@ impl Limits {
         (-1.0..=1.0).contains(&self.min_cosine)
             && (0.0..=1.0).contains(&self.min_overlap)
             && (0.0..=1.0).contains(&self.min_similarity)
+            && (0.0..=MOST_RELATIVE).contains(&self.max_relative)
             && self.latency_ms.is_none_or(|ms| ms > 0.0 && ms.is_finite())
     }
 }
@@ -50,7 +67,7 @@ impl Limits {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Compared {
-    /// Whether the request counts as answered differently: one of its labels flipped, or a vector or the ranking is further off
+    /// Whether the request counts as answered differently: one of its labels flipped, or a vector, a tensor or the ranking is further off
     /// than the limits say.
     pub differs: bool,
     /// Inputs whose label is another.
@@ -58,9 +75,15 @@ pub struct Compared {
     /// Largest change of a label's score over all inputs, 0 to 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shift: Option<f64>,
-    /// Smallest cosine over all inputs.
+    /// Smallest cosine over all inputs; of tensors over all outputs of more than one number.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cosine: Option<f64>,
+    /// Of tensors: the largest Euclidean length of an output's difference over that of the longer of both, 0 to 2.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub relative: Option<f64>,
+    /// Of tensors: the largest difference of two numbers in one place; none where outputs have other names, dtypes or shapes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub absolute: Option<f64>,
     /// How much of the two rankings is the same, 0 to 1: the share of common documents among the first one, two, … ten of
     /// both, on average. 1 only if all of these are in one order.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -101,12 +124,75 @@ pub fn compare(limits: &Limits, stable: &[Answer], candidate: &[Answer]) -> Opti
             let differs = cosine < limits.min_cosine;
             Some(Compared { differs, cosine: Some(cosine), severity: 1.0 - cosine, ..Compared::default() })
         }
+        (Answer::Tensors(stable), Answer::Tensors(candidate)) => Some(tensors(limits, stable, candidate)),
         (Answer::Relevance { .. }, Answer::Relevance { .. }) => {
             let overlap = overlap(stable, candidate);
             let differs = overlap < limits.min_overlap;
             Some(Compared { differs, overlap: Some(overlap), severity: 1.0 - overlap, ..Compared::default() })
         }
         _ => None,
+    }
+}
+
+/// Compares what two programs gave. Outputs of other names, dtypes or shapes are as far apart as can be.
+fn tensors(limits: &Limits, stable: &[OutputTensor], candidate: &[OutputTensor]) -> Compared {
+    let signature = |outputs: &[OutputTensor]| -> Vec<_> {
+        outputs.iter().map(|output| (output.name.clone(), output.dtype.clone(), output.shape.clone())).collect()
+    };
+    let apart =
+        Compared { differs: true, relative: Some(MOST_RELATIVE), severity: MOST_RELATIVE, ..Compared::default() };
+    if signature(stable) != signature(candidate) {
+        return apart;
+    }
+    let mut found = Compared { relative: Some(0.0), absolute: Some(0.0), ..Compared::default() };
+    for (stable, candidate) in stable.iter().zip(candidate) {
+        let Some((stable, candidate)) = stable.values().zip(candidate.values()) else { return apart };
+        let far = Far::of(&stable, &candidate);
+        found.relative = found.relative.map(|so_far| so_far.max(far.relative));
+        found.absolute = found.absolute.map(|so_far| so_far.max(far.absolute));
+        if stable.len() > 1 {
+            found.cosine = Some(found.cosine.unwrap_or(1.0).min(far.cosine));
+        }
+    }
+    found.severity = found.relative.unwrap_or_default();
+    found.differs = found.severity > limits.max_relative;
+    found
+}
+
+/// How far two lists of numbers are apart.
+struct Far {
+    relative: f64,
+    absolute: f64,
+    cosine: f64,
+}
+
+impl Far {
+    /// `left` and `right` have one length. Infinities and NaNs are as themselves, and as far as can be from all else.
+    fn of(left: &[f64], right: &[f64]) -> Self {
+        let (mut squares, mut dot, mut absolute) = ([0.0; 3], 0.0, 0.0_f64);
+        for (&left, &right) in left.iter().zip(right) {
+            if left.to_bits() == right.to_bits() && !left.is_finite() {
+                continue;
+            }
+            if !left.is_finite() || !right.is_finite() {
+                return Self { relative: MOST_RELATIVE, absolute: f64::MAX, cosine: -1.0 };
+            }
+            let difference = left - right;
+            absolute = absolute.max(difference.abs());
+            squares = [squares[0] + difference * difference, squares[1] + left * left, squares[2] + right * right];
+            dot += left * right;
+        }
+        let [difference, left, right] = squares.map(f64::sqrt);
+        let longer = left.max(right);
+        let relative = if difference == 0.0 { 0.0 } else { difference / longer };
+        let cosine = if difference == 0.0 {
+            1.0
+        } else if left == 0.0 || right == 0.0 {
+            0.0
+        } else {
+            dot / (left * right)
+        };
+        Self { relative, absolute, cosine }
     }
 }
 
@@ -179,6 +265,33 @@ mod tests {
 
     fn relevances(logits: &[f32]) -> Vec<Answer> {
         logits.iter().map(|&logit| Answer::Relevance { logit }).collect()
+    }
+
+    fn outputs(name: &str, shape: &[usize], values: &[f32]) -> Vec<Answer> {
+        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        let output =
+            OutputTensor { name: name.to_owned(), dtype: "f32".to_owned(), shape: shape.to_vec(), bytes: bytes.into() };
+        vec![Answer::Tensors(vec![output])]
+    }
+
+    #[test]
+    fn tensors_are_as_far_apart_as_their_difference_beside_the_longer_one() {
+        let found = of(&outputs("y", &[2], &[3.0, 4.0]), &outputs("y", &[2], &[3.0, 3.0])).unwrap();
+        assert!(found.differs && (found.relative, found.absolute) == (Some(0.2), Some(1.0)));
+        assert!((found.cosine.unwrap() - 21.0 / (5.0 * 18.0f64.sqrt())).abs() < 1e-12);
+        let near = of(&outputs("y", &[1, 1], &[100.0]), &outputs("y", &[1, 1], &[99.0])).unwrap();
+        assert_eq!((near.differs, near.relative, near.cosine), (false, Some(0.01), None));
+        let same = of(&outputs("y", &[2], &[0.0, f32::NAN]), &outputs("y", &[2], &[0.0, f32::NAN])).unwrap();
+        assert_eq!((same.differs, same.relative), (false, Some(0.0)));
+        let stable = outputs("y", &[2], &[1.0, 2.0]);
+        for other in [
+            outputs("z", &[2], &[1.0, 2.0]),
+            outputs("y", &[1, 2], &[1.0, 2.0]),
+            outputs("y", &[2], &[1.0, f32::INFINITY]),
+        ] {
+            let found = of(&stable, &other).unwrap();
+            assert!(found.differs && found.severity == 2.0, "{found:?}");
+        }
     }
 
     fn embedding(vector: &[f32]) -> Answer {

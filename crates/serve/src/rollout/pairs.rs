@@ -7,7 +7,7 @@ use std::io::{self, BufRead as _, BufReader, BufWriter, Write as _};
 use std::path::{Path, PathBuf};
 
 use highroad_package::Digest;
-use highroad_task::{Answer, Input, ranked};
+use highroad_task::{Answer, Input, OutputTensor, ranked};
 use serde::{Deserialize, Serialize};
 
 use crate::rollout::Compared;
@@ -64,7 +64,7 @@ pub(super) fn digest(input: &Input) -> Digest {
     Digest::of(&serde_json::to_vec(input).unwrap_or_default())
 }
 
-/// Answers in words: labels with their score, the first documents with theirs, the width of a vector.
+/// Answers in words: labels with their score, the first documents with theirs, the width of a vector, the first numbers of tensors.
 pub(super) fn in_words(answers: &[Answer]) -> Vec<String> {
     let documents = ranked(answers);
     if !documents.is_empty() {
@@ -76,9 +76,21 @@ pub(super) fn in_words(answers: &[Answer]) -> Vec<String> {
             let score = answer.values().iter().copied().fold(0.0, f32::max);
             format!("{} ({score:.3})", if label.is_empty() { "no label" } else { &label })
         }
-        None => format!("a vector of {}", answer.values().len()),
+        None => match answer {
+            Answer::Tensors(outputs) => outputs.iter().map(output_in_words).collect::<Vec<_>>().join("; "),
+            _ => format!("a vector of {}", answer.values().len()),
+        },
     };
     answers.iter().take(MAX_TOLD).map(told).collect()
+}
+
+/// The first few numbers of an output, after its name and shape.
+fn output_in_words(output: &OutputTensor) -> String {
+    const MOST_NUMBERS: usize = 4;
+    let values = output.values().unwrap_or_default();
+    let first: Vec<String> = values.iter().take(MOST_NUMBERS).map(|value| format!("{value:.4}")).collect();
+    let more = if values.len() > MOST_NUMBERS { ", …" } else { "" };
+    format!("{} {:?}: {}{more}", output.name, output.shape, first.join(", "))
 }
 
 /// Where one process writes the pairs of one rollout.

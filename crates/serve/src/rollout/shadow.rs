@@ -3,6 +3,7 @@
 //! Nothing of it is on the request's way: a request only puts a copy into a bounded queue, and drops it where that is full.
 //! The thread has the lowest priority and runs programs on itself alone, past the batcher that clients wait for.
 
+use std::borrow::Cow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,8 +12,8 @@ use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
 use std::time::{Duration, Instant};
 
 use highroad_service::trace::Current;
-use highroad_task::raw::Tensor;
-use highroad_task::{Answer, Engine, Input, Prepared, TaskError, Truncate};
+use highroad_task::raw::{Tensor, arrays_of};
+use highroad_task::{Answer, Engine, Input, OutputTensor, Prepared, TaskError, Truncate};
 use metrics::{counter, gauge, histogram};
 
 use crate::revision::{Revision, size_bytes};
@@ -46,12 +47,64 @@ pub(crate) struct Job {
     /// Who answered the client.
     pub(crate) answered: Side,
     pub(crate) request_id: String,
-    pub(crate) inputs: Vec<Input>,
-    pub(crate) cut: Truncate,
-    pub(crate) answers: Vec<Answer>,
+    pub(crate) exchange: Exchange,
     pub(crate) live: Duration,
     /// What the answer was a part of.
     pub(crate) cause: Current,
+}
+
+/// What was asked, and what the client was answered.
+pub(crate) enum Exchange {
+    /// Through the task.
+    Rows { inputs: Vec<Input>, cut: Truncate, answers: Vec<Answer> },
+    /// Of the program of `answered_by` itself.
+    Program { inputs: Vec<Tensor>, outputs: Vec<Tensor>, answered_by: Arc<Revision> },
+}
+
+impl Exchange {
+    fn n_bytes(&self) -> usize {
+        match self {
+            Self::Rows { inputs, .. } => inputs.iter().map(size_bytes).sum(),
+            Self::Program { inputs, outputs, .. } => {
+                inputs.iter().chain(outputs).map(|tensor| tensor.numel() * tensor.dtype().size_bytes()).sum()
+            }
+        }
+    }
+
+    fn answers(&self) -> Cow<'_, [Answer]> {
+        match self {
+            Self::Rows { answers, .. } => Cow::Borrowed(answers),
+            Self::Program { outputs, answered_by, .. } => Cow::Owned(vec![named(answered_by, outputs)]),
+        }
+    }
+
+    fn inputs(&self) -> Cow<'_, [Input]> {
+        match self {
+            Self::Rows { inputs, .. } => Cow::Borrowed(inputs),
+            Self::Program { inputs, answered_by, .. } => {
+                let specs = answered_by.predictor().program().inputs();
+                Cow::Owned(vec![Input::Tensors(arrays_of(specs, inputs))])
+            }
+        }
+    }
+
+    /// What `other` answers to the same, and to how many tokens.
+    fn ask(&self, other: &Revision) -> Result<(Vec<Answer>, usize), TaskError> {
+        match self {
+            Self::Rows { inputs, cut, .. } => ask(other, inputs, *cut),
+            Self::Program { inputs, .. } => {
+                other.predictor().program().check(inputs)?;
+                let outputs = other.model().run_aside(inputs)?;
+                Ok((vec![named(other, &outputs)], inputs.iter().map(Tensor::numel).max().unwrap_or(0)))
+            }
+        }
+    }
+}
+
+/// Outputs with the names that the program of `revision` has for them.
+fn named(revision: &Revision, outputs: &[Tensor]) -> Answer {
+    let specs = revision.predictor().program().outputs();
+    Answer::Tensors(specs.iter().zip(outputs).map(|(spec, tensor)| OutputTensor::of(&spec.name, tensor)).collect())
 }
 
 impl Shadow {
@@ -70,7 +123,7 @@ impl Shadow {
 
     /// Asks for a second answer, or counts that there is no room for the question.
     pub(crate) fn put(&self, job: Job) {
-        let n_bytes: usize = job.inputs.iter().map(size_bytes).sum();
+        let n_bytes = job.exchange.n_bytes();
         let room = self.queued.bytes.load(Ordering::Relaxed).saturating_add(n_bytes) <= MAX_QUEUE_BYTES;
         // Before the send: the worker may take it out at once.
         self.queued.rows.fetch_add(1, Ordering::Relaxed);
@@ -116,7 +169,7 @@ impl Worker {
                     }
                 }
             };
-            let n_bytes: usize = job.inputs.iter().map(size_bytes).sum();
+            let n_bytes = job.exchange.n_bytes();
             self.answer(job);
             self.queued.rows.fetch_sub(1, Ordering::Relaxed);
             self.queued.bytes.fetch_sub(n_bytes, Ordering::Relaxed);
@@ -131,7 +184,7 @@ impl Worker {
         }
         let member = job.trial.member.clone();
         let (begun, began) = (cpu_time(), Instant::now());
-        let answered = catch_unwind(AssertUnwindSafe(|| ask(&job.other, &job.inputs, job.cut)));
+        let answered = catch_unwind(AssertUnwindSafe(|| job.exchange.ask(&job.other)));
         // The processor time of another process is not this thread's.
         let took = match job.other.crew() {
             None => cpu_time().saturating_sub(begun),
@@ -150,12 +203,14 @@ impl Worker {
     }
 
     fn compare(&mut self, job: &Job, second: &[Answer], took: Duration) {
+        let first = job.exchange.answers();
         let (stable, candidate) = match job.answered {
-            Side::Stable => (job.answers.as_slice(), second),
-            Side::Candidate => (second, job.answers.as_slice()),
+            Side::Stable => (&*first, second),
+            Side::Candidate => (second, &*first),
         };
         let trial = &job.trial;
         let Some(compared) = compare(&trial.rollout.limits, stable, candidate) else { return };
+        let inputs = job.exchange.inputs();
         let pair = Pair {
             request_id: job.request_id.clone(),
             time: now(),
@@ -165,8 +220,8 @@ impl Worker {
             compared,
             stable: in_words(stable),
             candidate: in_words(candidate),
-            inputs: job.inputs.iter().map(digest).collect(),
-            kept: self.settings.config().keep_inputs.then(|| job.inputs.clone()),
+            inputs: inputs.iter().map(digest).collect(),
+            kept: self.settings.config().keep_inputs.then(|| inputs.to_vec()),
             live_ms: milliseconds(job.live),
             shadow_ms: milliseconds(took),
         };

@@ -81,6 +81,9 @@ pub struct Sums {
     /// Mean of the smallest cosine.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mean_cosine: Option<f64>,
+    /// Mean of the largest relative difference of tensors.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mean_relative: Option<f64>,
     /// Mean of the overlap.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mean_overlap: Option<f64>,
@@ -359,6 +362,7 @@ impl Sums {
         for (mean, value) in [
             (&mut self.mean_shift, compared.shift),
             (&mut self.mean_cosine, compared.cosine),
+            (&mut self.mean_relative, compared.relative),
             (&mut self.mean_overlap, compared.overlap),
             (&mut self.mean_similarity, compared.similarity),
         ] {

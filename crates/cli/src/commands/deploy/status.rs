@@ -277,6 +277,8 @@ fn apart(pair: &Pair) -> ApartRow {
         (compared.n_flips > 0).then(|| format!("{} label(s) flipped", compared.n_flips)),
         compared.shift.map(|shift| format!("scores by {shift:.3}")),
         compared.cosine.map(|cosine| format!("cosine {cosine:.4}")),
+        compared.relative.map(|relative| format!("relative difference {relative:.4}")),
+        compared.absolute.map(|absolute| format!("by {absolute:.4} at most")),
         compared.overlap.map(|overlap| format!("overlap {overlap:.3}")),
         compared.similarity.map(|similarity| format!("{:.0} % alike", 100.0 * similarity)),
         compared.tokens.map(|[stable, candidate]| format!("{stable} and {candidate} tokens")),

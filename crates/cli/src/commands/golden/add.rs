@@ -168,7 +168,7 @@ fn from_served(input: &Input) -> anyhow::Result<Value> {
     match input {
         Input::Text(text) | Input::Prompted { text, .. } => Ok(json!({"text": text})),
         Input::Tokens(ids) => Ok(json!({"tokens": ids})),
-        Input::Image(_) => Ok(serde_json::to_value(input)?),
+        Input::Image(_) | Input::Tensors(_) => Ok(serde_json::to_value(input)?),
         Input::Pair { .. } => {
             bail!("a query and one document are no case: add the whole ranking with --query and --document")
         }

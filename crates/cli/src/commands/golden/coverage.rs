@@ -84,9 +84,8 @@ fn table(rows: &[Coverage]) -> comfy_table::Table {
 }
 
 fn explanation(golden: &GoldenSet, alpha: f64, power: f64) -> String {
-    if matches!(golden.cases[0].case.expected, Expected::Number(_)) {
-        return "No drop is told for similarities, which are never just right or wrong: `highroad gate` tells it of their \
-                correlation."
+    if matches!(golden.cases[0].case.expected, Expected::Number(_) | Expected::Tensors { .. }) {
+        return "No drop is told for numbers, which are never just right or wrong: `highroad gate` tells it of each rule's metric."
             .to_owned();
     }
     format!(

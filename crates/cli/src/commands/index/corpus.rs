@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::path::Path;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use highroad_serve::index::lance::{Survey, Surveyed};
 use highroad_serve::index::{Document, IndexError, MAX_DOCUMENT_BYTES};
 use highroad_task::{Answer, Input, Predictor, Prompt, Purpose};
@@ -15,6 +15,16 @@ use crate::progress;
 const AT_ONCE: usize = 256;
 /// Most queries that recall is measured by: each is compared with every document.
 const MAX_QUERIES: usize = 10_000;
+
+/// Errors where no documents can be read from `path`, before anything takes long.
+pub fn check(path: &Path) -> anyhow::Result<()> {
+    // Not opened: what comes through a pipe comes once.
+    let about = std::fs::metadata(path).with_context(|| format!("cannot read `{}`", path.display()))?;
+    if about.is_dir() {
+        bail!("`{}` is a folder\nhint: the documents are one file of JSONL", path.display());
+    }
+    Ok(())
+}
 
 /// Embeds every document of `path` but the first `n_there`, and hands each on with its vector; gives the number of those that were cut.
 pub fn embed(
@@ -45,8 +55,8 @@ pub fn embed(
 
 /// Goes through every document of `path` before anything takes long. Errors if one is none, or two have one id.
 pub fn survey(path: &Path) -> anyhow::Result<Surveyed> {
-    let mut survey = Survey::new()?;
-    each(path, "reading", |document| Ok(survey.add(&document)?))?;
+    let mut survey = Survey::new().map_err(in_temporary_folder)?;
+    each(path, "reading", |document| survey.add(&document).map_err(in_temporary_folder))?;
     match survey.finish() {
         Ok(surveyed) if surveyed.n_documents == 0 => bail!("`{}` holds no document", path.display()),
         Err(IndexError::Twice { hash }) => {
@@ -59,13 +69,28 @@ pub fn survey(path: &Path) -> anyhow::Result<Surveyed> {
             })?;
             bail!("the id `{}` is there twice", found.unwrap_or_default());
         }
-        surveyed => Ok(surveyed?),
+        surveyed => surveyed.map_err(in_temporary_folder),
+    }
+}
+
+/// Ids are compared in files of their own, wherever the index goes.
+fn in_temporary_folder(error: IndexError) -> anyhow::Error {
+    let folder = std::env::temp_dir();
+    match error {
+        IndexError::Io { path, source } if path.starts_with(&folder) => {
+            anyhow!(
+                "cannot compare the documents' ids in `{}`: {source}\nhint: TMPDIR names another folder for it",
+                folder.display()
+            )
+        }
+        error => error.into(),
     }
 }
 
 /// Every document of `path`, with a bar that says `what` is done to them.
 fn each(path: &Path, what: &str, mut hand_on: impl FnMut(Document) -> anyhow::Result<()>) -> anyhow::Result<()> {
     let fail = || format!("cannot read `{}`", path.display());
+    let located = |line_number: usize| format!("`{}`, line {line_number}", path.display());
     let file = File::open(path).with_context(fail)?;
     let bar = progress::bar(what);
     bar.set_length(file.metadata().with_context(fail)?.len());
@@ -80,13 +105,32 @@ fn each(path: &Path, what: &str, mut hand_on: impl FnMut(Document) -> anyhow::Re
         }
         line_number += 1;
         bar.inc(n_bytes as u64);
-        let text = std::str::from_utf8(&line).with_context(|| format!("document {line_number}: it is not UTF-8"))?;
+        if n_bytes > MAX_DOCUMENT_BYTES && !line.ends_with(b"\n") {
+            bail!("{}: it has more bytes than the {MAX_DOCUMENT_BYTES} that a document may have", located(line_number));
+        }
+        let text = std::str::from_utf8(&line)
+            .with_context(|| format!("{}: it is not UTF-8, and so no JSONL", located(line_number)))?;
+        // A byte order mark is not part of the first line.
+        let text = if line_number == 1 { text.trim_start_matches('\u{feff}') } else { text };
         if !text.trim().is_empty() {
-            hand_on(Document::parse(text.trim_end(), line_number)?)?;
+            let document = Document::parse(text.trim_end(), line_number).map_err(|error| unread(error, path))?;
+            hand_on(document)?;
         }
     }
     bar.finish_and_clear();
     Ok(())
+}
+
+/// What is wrong with a document, with the name of its file.
+fn unread(error: IndexError, path: &Path) -> anyhow::Error {
+    match error {
+        IndexError::Document { line: 1, reason } => {
+            let hint = r#"hint: the documents are JSONL, on each line an object such as {"id": "a", "text": "…"}"#;
+            anyhow!("`{}`, line 1: {reason}\n{hint}", path.display())
+        }
+        IndexError::Document { line, reason } => anyhow!("`{}`, line {line}: {reason}", path.display()),
+        error => error.into(),
+    }
 }
 
 fn embed_some(

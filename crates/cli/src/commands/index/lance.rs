@@ -3,12 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use anyhow::bail;
+use anyhow::{anyhow, bail};
 use highroad_serve::index::lance::{AnnKind, LanceBuilder, LanceConfig, Phase, Plan, uri_problem};
 use highroad_serve::index::{DESCRIPTION, Embedder, Wanted, describe};
 use highroad_task::Predictor;
 
-use super::corpus;
+use super::{corpus, unmade};
 use crate::progress;
 
 #[derive(clap::Args)]
@@ -126,21 +126,27 @@ impl LanceStore {
         n_threads: usize,
     ) -> anyhow::Result<(PathBuf, usize)> {
         let surveyed = corpus::survey(documents)?;
+        let unmade = |error| unmade(error, output);
         let Self { uri, ann, config } = self;
         let target = output.to_owned();
         let plan = Plan { target, uri, embedder, dimensions, surveyed, ann, n_threads, config };
-        let mut builder = LanceBuilder::begin(plan)?;
+        let mut builder = LanceBuilder::begin(plan).map_err(unmade)?;
         let n_there = builder.n_there();
         if n_there > 0 {
             eprintln!("{n_there} of {} documents are there from an earlier build: it goes on", surveyed.n_documents);
         }
-        let n_truncated =
-            corpus::embed(documents, predictor, n_there, |document, vector| Ok(builder.add(document, vector)?))?;
+        let add = |document: &_, vector: &[f32]| builder.add(document, vector).map_err(|error| goes_on(unmade(error)));
+        let n_truncated = corpus::embed(documents, predictor, n_there, add)?;
         let bar = progress::bar("");
-        let folder = builder.finish(&mut |phase, done| progress::show(&bar, message(phase).to_owned(), done))?;
+        let folder = builder.finish(&mut |phase, done| progress::show(&bar, message(phase).to_owned(), done));
         bar.finish_and_clear();
-        Ok((folder, n_truncated))
+        Ok((folder.map_err(|error| goes_on(unmade(error)))?, n_truncated))
     }
+}
+
+/// An error after which a table is begun.
+fn goes_on(error: anyhow::Error) -> anyhow::Error {
+    anyhow!("{error:#}\nhint: the table that was begun stays; the same command goes on with it")
 }
 
 fn message(phase: Phase) -> &'static str {
