@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -121,6 +122,8 @@ def test_the_vectors_of_a_host_are_compared_with_those_it_gave_an_evaluation(sit
     assert report["baseline"]["kind"] == "golden" and report["baseline"]["n"] > N_CASES
     assert {"n_chars", "language", "unseen_words", "embedding", "embedding_distance"} == site.signals("embedder")
     assert report["mmd"]["n"] == 100 and report["mmd"]["p"] > 0.001
+    # A change that begins with a pane is told from what was before it.
+    time.sleep(1.1)
     site.many(150, lambda: site.embed(site.german()))
     report = site.watched(250, "embedder")
     assert {"language", "n_chars", "unseen_words", "embedding"} <= site.found("embedder")
