@@ -234,4 +234,8 @@ def test_an_approximate_index_tells_the_recall_that_it_was_built_to(site: Site) 
     (site.folder / "none.jsonl").write_text("\n")
     assert "holds no query" in site.run(*arguments, "-o", "no", "--approximate", "--queries", "none.jsonl", code=2).stderr
     assert "--approximate" in site.run(*arguments, "-o", "no", "--queries", "queries.jsonl", code=2).stderr
+    assert "is a folder" in site.run(*arguments, "-o", "no", "--approximate", "--queries", "near", code=2).stderr
+    (site.folder / "two.jsonl").write_text("\n".join(lines[:2]))
+    few = site.run("index", "two.jsonl", "--embedder", "embed", "-o", "few", "--approximate").stderr
+    assert "too few documents to measure" in few and "100.0 %" not in few
     assert "above 0" in site.run(*arguments, "-o", "no", "--approximate=2", code=2).stderr

@@ -10,7 +10,6 @@ import os
 import select
 import signal
 import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -174,7 +173,6 @@ def ours(call, desk, highroad, tmp_path) -> Iterator[Callable]:  # noqa: F811
         yield lambda candidate: stack.enter_context(open_site(run, server, candidate, desk, tmp_path, highroad))
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_server_on_a_registry_answers_on_a_thread_for_each_core(call, desk, tracking_uri, highroad, tmp_path) -> None:  # noqa: F811
     name = f"threads-{tmp_path.name}"
     call("push", "a", name, cwd=desk, HIGHROAD_TRACKING_URI=tracking_uri)

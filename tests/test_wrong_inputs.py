@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -85,7 +84,6 @@ def test_where_documents_and_indexes_are_is_told_in_the_words_of_who_asked(desk:
     assert [(each["id"], each["text"]) for each in kept] == [("a", "hello"), ("b", "the road")]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="limits the size of files as Linux does")
 def test_a_disk_that_is_full_is_told_of_the_index_and_of_the_store(desk: Path, highroad_bin: Path, tmp_path: Path) -> None:  # noqa: F811
     (tmp_path / "many.jsonl").write_text("".join(json.dumps({"id": str(n), "text": f"road {n}"}) + "\n" for n in range(3000)))
     before = left(tmp_path)

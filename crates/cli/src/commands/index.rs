@@ -289,6 +289,10 @@ fn is_unfinished(path: &Path) -> bool {
 
 fn tell_recall(how: &str, recall: Recall) {
     let Recall { at, value, n_queries } = recall;
+    if n_queries == 0 {
+        eprintln!("there are too few documents to measure what a search finds: it reads all of them");
+        return;
+    }
     eprintln!("a search {how} finds {:.1} % of the {at} nearest documents ({n_queries} queries)", 100.0 * value);
 }
 

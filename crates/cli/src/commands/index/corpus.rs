@@ -16,12 +16,12 @@ const AT_ONCE: usize = 256;
 /// Most queries that recall is measured by: each is compared with every document.
 const MAX_QUERIES: usize = 10_000;
 
-/// Errors where no documents can be read from `path`, before anything takes long.
+/// Errors where no texts can be read from `path`, before anything takes long.
 pub fn check(path: &Path) -> anyhow::Result<()> {
     // Not opened: what comes through a pipe comes once.
     let about = std::fs::metadata(path).with_context(|| format!("cannot read `{}`", path.display()))?;
     if about.is_dir() {
-        bail!("`{}` is a folder\nhint: the documents are one file of JSONL", path.display());
+        bail!("`{}` is a folder\nhint: expected one file of JSONL", path.display());
     }
     Ok(())
 }
@@ -160,6 +160,7 @@ fn embedded(predictor: &Predictor, texts: &[Document], purpose: Purpose) -> anyh
 
 /// The vectors of the queries in `path`, one after another.
 pub fn queries(path: &Path, predictor: &Predictor) -> anyhow::Result<Vec<f32>> {
+    check(path)?;
     let mut queries = Vec::new();
     each(path, "reading", |query| {
         if queries.len() == MAX_QUERIES {
