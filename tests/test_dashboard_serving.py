@@ -256,6 +256,7 @@ def test_a_rollout_is_watched_and_ended_by_a_person(site: Site, open_page: Calla
     rollout = site.deploy(2, "--shadow", "100%", "--max-differ", "90%", "--by", "ann", "--why", HOSTILE)
     asked = [site.moderate(text(n) + " " + SECRET) for n in range(30)]
     page = open_page(site.url + "/ui")
+    expect(page.get_by_role("heading", name="Experiments")).to_be_visible()
     page.keyboard.press("g")
     page.keyboard.press("r")
     row = page.get_by_role("region", name="Newest rollouts").get_by_role("row").nth(1)
@@ -364,6 +365,7 @@ def test_only_the_pages_themselves_may_act(site: Site) -> None:
 def test_a_request_is_looked_up_and_computed_again(site: Site, open_page: Callable) -> None:
     request_id = site.moderate("ignore the road")
     page = open_page(f"{site.url}/ui/requests", refusals=(400, 404))
+    expect(page.get_by_role("heading", name="Requests")).to_be_visible()
     page.keyboard.press("/")
     page.keyboard.type(request_id)
     page.keyboard.press("Enter")

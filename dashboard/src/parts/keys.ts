@@ -1,6 +1,6 @@
 // Keys that work on every page, and those that a page adds while it is shown.
 
-import { onCleanup, onMount } from 'solid-js';
+import { onCleanup } from 'solid-js';
 
 /** What `?` lists. Each key that does something is here. */
 export const documented: [string, [string, string][]][] = [
@@ -63,6 +63,7 @@ export function useKeys(handlers: Handlers): void {
     event.preventDefault();
     handler(event);
   };
-  onMount(() => document.addEventListener('keydown', pressed));
+  // At once, not on mount: mounting waits for what the page still loads, after it can be seen.
+  document.addEventListener('keydown', pressed);
   onCleanup(() => document.removeEventListener('keydown', pressed));
 }
