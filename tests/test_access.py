@@ -117,7 +117,10 @@ def test_records_are_shown_to_keys_that_may_ask_the_member(site: Site) -> None:
 def test_probes_are_open_and_a_browser_is_asked_for_the_key(site: Site) -> None:
     assert site.get("/health").status_code == 200
     assert site.get("/ready").status_code == 200
-    assert site.get("/metrics").status_code == 401
+    refused = site.get("/metrics")
+    assert refused.status_code == 401
+    # What is refused before any route says too that members may be unverified here.
+    assert refused.headers["x-highroad-development"] == "members may serve without a verdict"
     page = site.get("/ui", headers={"accept": "text/html"})
     assert page.status_code == 401 and page.headers["www-authenticate"].startswith("Basic")
     key = site.key("person", "--scope", "track")

@@ -21,6 +21,7 @@ import pytest
 import requests
 from cli import ROOT, bless, call, highroad_bin  # noqa: F401
 from conftest import serving
+from openapi import closed, schemathesis
 from playwright.sync_api import Browser, Page, expect
 from test_dashboard import AXE, browser, wait_for  # noqa: F401
 from test_hosted import describe
@@ -440,6 +441,43 @@ def test_a_server_that_does_not_monitor_says_so(site: Site, open_page: Callable)
         for member in watched:
             expect(page.get_by_role("region", name="Watched members").get_by_role("link", name=member)).to_be_visible()
         assert watched or page.get_by_text("No member is watched yet").is_visible()
+
+
+def test_what_pages_ask_is_answered_as_the_document_says(site: Site, tmp_path: Path) -> None:
+    """Of a portfolio with a rollout that goes on, a trial, a pipeline, budgets, baselines and a host that is away."""
+    rollout = site.deploy(2, "--shadow", "100%", "--max-differ", "90%", "--by", "ann", "--why", "to be looked at")
+    moderated = [site.moderate(text(n)) for n in range(20)]
+    wait_for(lambda: site.rollout()["worst"])
+    asked = requests.post(f"{site.url}/v1/pipelines/support", json={"input": "the road", "values": True}, timeout=10)
+    pipeline = asked.json()["id"]
+    definition = site.get(f"/v1/highroad/requests/{pipeline}")["package"]
+    hosted = site.get("/v1/highroad/status")["portfolio"]["settings"]["hosted"]["chat"]["description"]
+    whole = {"/v1/highroad/monitor": "members", "/v1/highroad/budgets": "budgets", "/v1/highroad/budgets/history": "accounts"}
+    assert all(site.get(path)[key] for path, key in whole.items())
+    document = closed(site.get("/openapi.json"))
+    only = ["--include-method", "GET", "--include-path-regex", "^/(v1/|v2/|tei/|ready|health)"]
+    for told in [
+        {"member": "router", "model": "router", "id": moderated[0], "digest": definition},
+        {"member": "tried", "model": "tried", "id": pipeline, "digest": hosted},
+    ]:
+        done = schemathesis(site.url, tmp_path, *only, document=document, **told)
+        assert done.returncode == 0, done.stdout[-6000:]
+    # What changes something, each asked once as it should be.
+    examples = {
+        "RolloutAct": {"rollout": rollout, "by": "ann", "why": "seen enough"},
+        "Labels": {"labels": [{"request_id": moderated[0], "label": "benign"}]},
+        "ReplayRequest": {"request_id": moderated[0], "case": {"text": text(0)}},
+        "PipelineRequest": {"input": "the road", "values": True},
+    }
+    for name, example in examples.items():
+        document["components"]["schemas"][name]["example"] = example
+    acts = ["--include-method", "POST", "--include-path-regex", "^/v1/(pipelines/|highroad/(labels|replay)|.*/abort)", "--phases", "examples"]
+    done = schemathesis(site.url, tmp_path, *acts, document=document, member="router", pipeline="support")
+    assert done.returncode == 0, done.stdout[-6000:]
+    end = site.rollout()["end"]
+    assert (end["rollout"], end["reason"]) == (rollout, "seen enough")
+    by_label = site.get("/v1/highroad/monitor/router")["quality"]
+    assert by_label["n"] > 0
 
 
 PAGES = ["portfolio", "rollouts", "rollouts/router/{rollout}", "budgets", "monitor", "requests?id={request}", "requests"]

@@ -11,7 +11,6 @@ import resource
 import socket
 import struct
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -24,6 +23,7 @@ import psutil
 import pytest
 import tritonclient.http as triton
 from conftest import serving
+from openapi import closed, schemathesis
 
 REPO = Path(__file__).resolve().parent.parent
 FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
@@ -302,13 +302,18 @@ def test_a_clock_that_jumps_changes_no_answer(highroad: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("model", ["embedder", "moderation"])
-def test_schemathesis_finds_no_failure_of_the_server(one: Server, model: str, tmp_path: Path) -> None:
-    """Every route of the OpenAPI document, asked what its schemas allow and what they do not."""
-    # What paths name, so that routes are reached. gRPC has statuses of its own.
-    (tmp_path / "schemathesis.toml").write_text(f'[parameters]\nmodel = "{model}"\n')
-    command = [Path(sys.executable).parent / "schemathesis", "run", f"{one.url}/openapi.json", "--max-examples", "2", "--seed", "7"]
-    command += ["--checks", "not_a_server_error,status_code_conformance,unsupported_method", "--phases", "examples,coverage"]
-    command += ["--exclude-path-regex", "GRPC", "--continue-on-failure", "--no-color", "--suppress-health-check", "all"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+def test_schemathesis_finds_no_failure_and_no_answer_that_is_not_as_the_document_says(one: Server, model: str, tmp_path: Path) -> None:
+    """Every route of the OpenAPI document, asked what its schemas allow and what they do not. gRPC has statuses of its own."""
+    document = closed(json.loads(urllib.request.urlopen(f"{one.url}/openapi.json", timeout=PATIENCE_S).read()))
+    done = schemathesis(one.url, tmp_path, "--exclude-path-regex", "GRPC", document=document, model=model)
     assert done.returncode == 0, done.stdout[-6000:]
     one.check()
+
+
+def test_an_answer_that_the_document_tells_wrong_is_found(one: Server, tmp_path: Path) -> None:
+    told = json.loads(urllib.request.urlopen(f"{one.url}/openapi.json", timeout=PATIENCE_S).read())
+    for name, key, path in [("Facts", "evidence", "/v1/models"), ("TeiInfo", "version", "/tei/{model}/info")]:
+        document = closed(told)
+        del document["components"]["schemas"][name]["properties"][key]
+        done = schemathesis(one.url, tmp_path, "--include-path", path, document=document, model="embedder")
+        assert done.returncode == 1 and f"'{key}' was unexpected" in done.stdout, done.stdout

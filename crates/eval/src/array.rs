@@ -1,3 +1,4 @@
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -9,8 +10,9 @@ const MAX_WHOLE: u64 = 1 << 53;
 
 /// Numbers in nested lists, as JSON has tensors: `[[0.5, 1], [2, 3]]` has shape `[2, 2]` and `7` has none. `true` and `false` are 1
 /// and 0. All are finite.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "Value", into = "Value")]
+#[schemars(rename = "NestedNumbers")]
 pub struct Array {
     shape: Vec<usize>,
     values: Vec<f64>,

@@ -1,3 +1,4 @@
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::gate::three_way;
@@ -8,7 +9,7 @@ use crate::{CheckResult, CostRule, Estimated, Gates, Loads, Outcome, Traffic};
 pub const HOURS_A_MONTH: f64 = 730.0;
 
 /// What serving costs at declared prices, from measured CPU time, throughput and memory.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CostEvidence {
     /// What prices are in.

@@ -1,3 +1,4 @@
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::rules::in_range;
@@ -32,7 +33,7 @@ pub struct JudgeRule {
 }
 
 /// What a judge says.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum JudgeMode {
     /// A score for one answer.
@@ -43,7 +44,7 @@ pub enum JudgeMode {
 }
 
 /// Who judged, and how much that is worth.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct JudgeEvidence {
     /// What `gates.toml` calls it.

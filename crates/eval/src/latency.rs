@@ -1,3 +1,4 @@
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use statrs::distribution::{ContinuousCDF as _, StudentsT};
 
@@ -79,7 +80,7 @@ pub struct BlockAtRate {
 }
 
 /// A value, and bounds that each err with the probability alpha of the gate.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[allow(missing_docs)]
 pub struct Estimated {
     pub value: f64,
@@ -87,7 +88,7 @@ pub struct Estimated {
 }
 
 /// What a gate saw at the declared traffic: the part of a verdict that latency, throughput, memory and cost rest on.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TrafficEvidence {
     /// The declared traffic; `threads` and `batch_tokens` are always told.
@@ -111,7 +112,7 @@ pub struct TrafficEvidence {
 }
 
 /// One package under load.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LoadEvidence {
     /// Most requests a second, when something always waits; absent if too few batches ended to tell.
@@ -134,7 +135,7 @@ pub struct LoadEvidence {
 }
 
 /// A percentile, or the ratio of two.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Percentile {
     /// Between 1 and 99.

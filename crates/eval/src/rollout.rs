@@ -3,12 +3,13 @@
 //! Nothing here knows a server, a clock or a registry: counts of several replicas add up, and the same counts always give
 //! the same judgement, so that every replica comes to the same one.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{CheckResult, Outcome, Sequential, SequentialError};
 
 /// How a candidate meets traffic.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Plan {
     /// It answers a share of the requests a second time, unseen by clients.
@@ -24,7 +25,7 @@ pub enum Plan {
 }
 
 /// What a candidate may do on live traffic, and how sure one has to be that it does more.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RolloutRules {
     /// The chance of ever aborting a candidate that is within all limits is at most this; so is that of passing one that is
@@ -57,7 +58,7 @@ pub enum RolloutRulesError {
 }
 
 /// What was seen of a candidate, by one replica or by all together.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct RolloutCounts {
     /// Requests that both versions answered.
@@ -87,7 +88,7 @@ pub struct Judgement {
 }
 
 /// When a canary goes on to its next share.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Pace {
     /// Requests that the candidate has to be asked at each share.

@@ -3,13 +3,15 @@ use std::time::Duration;
 
 use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::rules::{GatesError, in_range};
 
 /// The traffic that latency, throughput, memory and cost are judged at: `[traffic]`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "DeclaredTraffic")]
 pub struct Traffic {
     /// Requests that arrive in a second at the peak, at times of a Poisson process.
     pub requests_per_s: f64,
@@ -40,7 +42,7 @@ pub struct Traffic {
 }
 
 /// What the requests of a [`Traffic`] ask.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged, expecting = "expected \"golden\" or [{ tokens = 16, share = 0.7 }, …]")]
 pub enum Lengths {
     /// The inputs of the golden set, each as often as the others.
@@ -50,7 +52,7 @@ pub enum Lengths {
 }
 
 /// The word `golden`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[allow(missing_docs)]
 pub enum GoldenMix {
@@ -59,7 +61,7 @@ pub enum GoldenMix {
 }
 
 /// How many of the requests have a length.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LengthShare {
     /// Tokens of a row, special tokens included.

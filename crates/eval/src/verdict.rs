@@ -1,6 +1,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{CustomEvidence, HostedEvidence, JudgeEvidence, TrafficEvidence};
@@ -8,7 +9,7 @@ use crate::{CustomEvidence, HostedEvidence, JudgeEvidence, TrafficEvidence};
 /// What a gate decided about one package, and everything the decision rests on.
 ///
 /// Digests are written `sha256:…` and times as RFC 3339 in UTC, so that comparing text compares time.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Verdict {
     /// Format version, 1.
@@ -64,7 +65,7 @@ pub struct Verdict {
 }
 
 /// A pipeline by content: a verdict is about these members and indexes, and about no others.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PipelineEvidence {
     /// Its name.
@@ -80,7 +81,7 @@ fn is_zero(n: &usize) -> bool {
 }
 
 /// The decision of a gate or of one rule.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[allow(missing_docs)]
 pub enum Outcome {
@@ -90,8 +91,9 @@ pub enum Outcome {
 }
 
 /// What a candidate was compared with.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "snake_case")]
+#[schemars(rename = "BaselineEvidence")]
 pub enum Baseline {
     /// Another package.
     Package {
@@ -109,8 +111,9 @@ pub enum Baseline {
 }
 
 /// A golden set by content.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[allow(missing_docs)]
+#[schemars(rename = "GoldenSetFacts")]
 pub struct GoldenSet {
     pub name: String,
     pub digest: String,
@@ -118,7 +121,7 @@ pub struct GoldenSet {
 }
 
 /// How strongly the verdict binds what is served.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Evidence {
     /// The native runtime: production answers with the same bits.
@@ -140,7 +143,7 @@ impl fmt::Display for Evidence {
 }
 
 /// One rule of a gate and how it went.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct CheckResult {
     /// The rule in words a person understands: `accuracy, slice "multilingual": not worse by more than 2 points`.
     pub rule: String,
@@ -195,7 +198,7 @@ pub struct CheckResult {
 }
 
 /// A paired test.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Test {
     /// [`Discordance::mcnemar_worse`](crate::Discordance::mcnemar_worse) and its opposite.
@@ -217,9 +220,10 @@ impl fmt::Display for Test {
 }
 
 /// How long one case took, one case at a time.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[allow(missing_docs)]
+#[schemars(rename = "LatencyEvidence")]
 pub struct Latency {
     pub p50_ms: f64,
     pub p90_ms: f64,
@@ -230,7 +234,7 @@ pub struct Latency {
 }
 
 /// A golden case the two sides answer differently in a way that matters.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[allow(missing_docs)]
 pub struct Flip {
     pub case: String,
@@ -243,7 +247,7 @@ pub struct Flip {
 }
 
 /// A named person's acceptance of one flip.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Waiver {
     /// The case whose flip is accepted.

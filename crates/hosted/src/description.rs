@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use highroad_package::Digest;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::oip::Oip;
@@ -26,7 +27,7 @@ const MAX_OUTPUT_TOKENS: u32 = 1 << 20;
 const MAX_SEED: u64 = 1 << 53;
 
 /// A model that somebody hosts, as its file describes it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Hosted {
     /// Format version, 1.
@@ -91,7 +92,7 @@ pub struct Hosted {
 }
 
 /// What a hosted model is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum HostedTask {
     /// Writes: `/chat/completions`.
@@ -109,8 +110,9 @@ pub enum HostedTask {
 }
 
 /// How a host is spoken to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
+#[schemars(rename = "HostedProtocol")]
 pub enum Protocol {
     /// OpenAI's API, with Cohere's and Jina's `/rerank`.
     #[default]
@@ -128,7 +130,7 @@ impl Protocol {
 }
 
 /// What hosts call the most tokens of an answer.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[allow(missing_docs)]
 pub enum LimitName {
@@ -138,8 +140,9 @@ pub enum LimitName {
 }
 
 /// How a hosted model is asked. No part of what it is: another limit gives the same answers.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
+#[schemars(rename = "HostedLimits")]
 pub struct Limits {
     /// Requests under way at once.
     pub concurrency: NonZeroU32,
@@ -155,7 +158,7 @@ pub struct Limits {
 }
 
 /// What a hosted model costs.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Price {
     /// Such as `USD`.

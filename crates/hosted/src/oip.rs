@@ -11,6 +11,7 @@ use std::sync::Arc;
 use highroad_data::{Encoder, PairCut, Tokenizer};
 use highroad_package::Digest;
 use highroad_task::raw::DType;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::HostedTask;
@@ -20,8 +21,9 @@ const MAX_NAME_CHARS: usize = 200;
 const MAX_TOKENS: u32 = 1 << 20;
 
 /// The tensors of a model behind the Open Inference Protocol.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "HostedTensors")]
 pub struct Oip {
     /// Version of the model; the host's choice if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -67,7 +69,7 @@ pub struct Oip {
 }
 
 /// Datatype of token ids.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[allow(missing_docs)]
 pub enum Ids {
     #[default]
@@ -78,9 +80,10 @@ pub enum Ids {
 }
 
 /// Datatype of a tensor, as the protocol calls it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "UPPERCASE")]
 #[allow(missing_docs)]
+#[schemars(rename = "HostedDatatype")]
 pub enum Datatype {
     Bool,
     Uint8,
@@ -113,7 +116,7 @@ impl Datatype {
 }
 
 /// What an output holds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Scores {
     /// Softmax makes scores of them, and the logistic function relevances.

@@ -1,6 +1,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{Digest, MANIFEST, PARITY, PROGRAM, PackageError, TOKENIZER};
@@ -226,7 +227,7 @@ impl Task {
 }
 
 /// A task and its own parameters.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "task", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum TaskKind {

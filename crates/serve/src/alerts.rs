@@ -28,7 +28,8 @@ use serde_json::Value;
 
 pub use book::{Alert, Finding, Severity};
 pub use config::{AlertsConfig, WebhookConfig};
-pub(crate) use routes::{alerts as route, objectives as objectives_route};
+pub(crate) use objectives::ObjectivesShown;
+pub(crate) use routes::{AlertsShown, alerts as route, objectives as objectives_route};
 
 use crate::portfolio::Portfolio;
 use crate::telemetry::{ALERT_EVENTS, ALERTS_FIRING};

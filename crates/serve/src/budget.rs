@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use config::{BudgetsConfig, Limits};
@@ -50,9 +51,10 @@ const WRONG_DATE_S: i64 = Span::DAY;
 pub const HISTORY_DAYS: usize = 30;
 
 /// What kind of account.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[allow(missing_docs)]
+#[schemars(rename = "AccountKind")]
 pub enum Scope {
     Member,
     Pipeline,
@@ -61,9 +63,10 @@ pub enum Scope {
 }
 
 /// One of the limits that an account can have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[allow(missing_docs)]
+#[schemars(rename = "BudgetLimit")]
 pub enum Meter {
     CostPerDay,
     CostPerMonth,

@@ -9,6 +9,7 @@ use highroad_package::{Baselines, Digest, Package, Store, Verdicts, VerifiedPack
 use highroad_worker::Crew;
 use jiff::{SignedDuration, Timestamp};
 use metrics::{counter, gauge, histogram};
+use schemars::JsonSchema;
 use serde::Serialize;
 use tracing::{error, info, warn};
 
@@ -85,7 +86,8 @@ pub struct Deployment {
 }
 
 /// What a deployment is doing, for people and probes.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[schemars(rename = "MemberStatus")]
 pub struct Status {
     /// The member's name.
     pub member: String,
@@ -102,8 +104,9 @@ pub struct Status {
 }
 
 /// Where a deployment stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
+#[schemars(rename = "MemberState")]
 pub enum State {
     /// Not loaded yet, or its first load failed.
     Starting,
@@ -114,7 +117,7 @@ pub enum State {
 }
 
 /// A version that should serve and does not.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct Failure {
     /// The version, where it is known.
     pub version: Option<String>,

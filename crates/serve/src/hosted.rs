@@ -28,7 +28,6 @@ use highroad_service::access::Principal;
 use highroad_task::{Answer, Glimpse, Written};
 use jiff::Timestamp;
 use metrics::{counter, gauge};
-use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
 pub use again::{Heard, Question, Said, text_similarity};
@@ -37,7 +36,8 @@ pub use exchange::{Ended, HostedRecord};
 pub(crate) use grpc::infer;
 pub use routes::router;
 pub(crate) use routes::{Generation, Text};
-pub(crate) use trial::HostedTrial;
+pub(crate) use standing::Standing;
+pub(crate) use trial::{HostedTrial, TrialShown};
 pub use trial::{JudgeConfig, Preferred, TrialConfig};
 
 use crate::budget::keeper::Budgets;
@@ -46,6 +46,8 @@ use crate::config::{RequestLimits, RolloutConfig};
 use crate::deployment::{Failure, LocalState, State, Status};
 use crate::error::{AskError, DeployError};
 use crate::monitor::{Monitor, MonitorConfig, Watch};
+use crate::protocol::ModelTask;
+use crate::protocol::openai::ModelEntry;
 use crate::revision::{Facts, Unverified};
 use crate::telemetry::{HOSTED_BREAKER_OPENED, HOSTED_BREAKER_STATE, HOSTED_IN_FLIGHT, MEMBER_READY};
 use breaker::{Admission, Breaker, Circuit, Outcome, RetryBudget};
@@ -363,13 +365,9 @@ impl HostedMember {
     }
 
     /// Its entry in `GET /v1/models`, where it is ready.
-    pub(crate) fn entry(&self) -> Option<Value> {
+    pub(crate) fn entry(&self) -> Option<ModelEntry> {
         let serving = self.serving.load_full()?;
-        let created = serving.facts.loaded_at.parse::<Timestamp>().map_or(0, Timestamp::as_second);
-        Some(json!({
-            "id": self.name, "object": "model", "created": created, "owned_by": "hosted",
-            "highroad": { "task": self.hosted().task, "facts": serving.facts },
-        }))
+        Some(ModelEntry::of(&self.name, &serving.facts, ModelTask::Hosted(self.hosted().task)))
     }
 
     pub(crate) fn serving(&self) -> Result<Arc<Serving>, AskError> {

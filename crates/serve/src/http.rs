@@ -10,6 +10,10 @@ mod similarity;
 pub(crate) mod tei;
 pub(crate) mod told;
 
+pub(crate) use monitor::{LabelsTaken, Monitored};
+pub(crate) use pages::{Replayed, RequestChain, RolloutCourse};
+pub(crate) use records::Defined;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -28,7 +32,9 @@ use highroad_service::{Kind, Problem, RequestId, trace};
 use highroad_task::vector::{embedding_width, shortened};
 use highroad_task::{Answer, Input};
 use metrics::{counter, histogram};
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::Serialize;
+use serde_json::Value;
 use tower_http::CompressionLevel;
 use tower_http::compression::CompressionLayer;
 use tower_http::compression::predicate::SizeAbove;
@@ -36,20 +42,21 @@ use tower_http::compression::predicate::SizeAbove;
 use crate::alerts::{self, watch};
 use crate::budget::keeper::charged_to_pipeline;
 use crate::config::RequestLimits;
-use crate::deployment::{Deployment, State as DeploymentState};
+use crate::deployment::{Deployment, State as DeploymentState, Status};
 use crate::error::AskError;
 use crate::overview;
 use crate::pipeline::{self, Action, Finished};
 use crate::portfolio::Portfolio;
-use crate::protocol::oip::{self, InferRequest, Query};
-use crate::protocol::openai::{self, EmbeddingsRequest, ModerationsRequest, Refused};
-use crate::protocol::pipeline::{self as pipeline_protocol, PipelineRequest};
+use crate::protocol::oip::{self, InferRequest, ModelStatistics, Query, RepositoryEntry, ServerMetadata, Statistics};
+use crate::protocol::openai::{self, EmbeddingsRequest, ModelEntry, ModerationsRequest, Refused};
+use crate::protocol::pipeline::{self as pipeline_protocol, PipelineEntry, PipelineRequest};
 use crate::protocol::rerank::{self, Dialect, RerankRequest};
 use crate::protocol::tei as tei_protocol;
-use crate::protocol::{cohere, error_shape, similarity as alike};
+use crate::protocol::{List, ModelTask, cohere, error_shape, json_of, similarity as alike};
+use crate::reload::FileTold;
 use crate::request_log::{PipelineRecord, Record, RequestLog};
 use crate::revision::{Asked, Facts, Revision, Terms, check_limit};
-use crate::rollout::{Assigned, Key, Served};
+use crate::rollout::{Assigned, Key, RolloutStatus, Served};
 use crate::telemetry::{PIPELINE_REQUESTS, PIPELINE_SECONDS, REQUEST_SECONDS, REQUESTS};
 use crate::traffic;
 
@@ -183,9 +190,18 @@ pub fn probes(portfolio: Arc<Portfolio>) -> Router {
     Router::new().route("/health", get(|| async { StatusCode::OK })).route("/ready", get(ready)).with_state(portfolio)
 }
 
+/// Whether every member serves what it should.
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct Readiness {
+    ready: bool,
+    /// Where each stands.
+    members: Vec<Status>,
+}
+
 async fn ready(State(portfolio): State<Arc<Portfolio>>) -> Response {
-    let status = if portfolio.is_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (status, Json(json!({ "ready": portfolio.is_ready(), "members": portfolio.statuses() }))).into_response()
+    let readiness = Readiness { ready: portfolio.is_ready(), members: portfolio.statuses() };
+    let status = if readiness.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, Json(json_of(&readiness))).into_response()
 }
 
 fn openai_routes() -> Routes {
@@ -214,7 +230,7 @@ fn oip_routes() -> Routes {
     // Clients that ask for it get large tensors compressed; the fastest level, because time is what they are short of.
     let compression = CompressionLayer::new().quality(CompressionLevel::Fastest).compress_when(SizeAbove::new(1024));
     Routes::default()
-        .get("/v2", get(|| async { Json(oip::server_metadata()) }).fallback(oip_method))
+        .get("/v2", get(|| async { Json(json_of(&ServerMetadata::OWN)) }).fallback(oip_method))
         .get("/v2/health/live", get(|| async { StatusCode::OK }).fallback(oip_method))
         .get("/v2/health/ready", get(oip_ready).fallback(oip_method))
         .get("/v2/models/{model}", get(model_metadata).fallback(oip_method))
@@ -290,11 +306,11 @@ async fn pipelines(State(app): State<App>) -> Json<Value> {
     let entries = Principal::with_all_members(async {
         let entry = |name: &&str| {
             let composition = pipelines.composition(name, &app.portfolio);
-            Some(pipeline_protocol::entry(name, pipelines.get(name)?, composition.as_ref()))
+            Some(PipelineEntry::of(name, pipelines.get(name)?, composition))
         };
         named.iter().filter_map(entry).collect::<Vec<_>>()
     });
-    Json(json!({ "object": "list", "data": entries.await }))
+    Json(json_of(&List::of(entries.await)))
 }
 
 async fn run_pipeline(
@@ -311,23 +327,23 @@ async fn rerank_method(method: Method, OriginalUri(uri): OriginalUri) -> Respons
 }
 
 async fn models(State(app): State<App>) -> Response {
-    let mut models: Vec<Value> =
+    let mut models: Vec<ModelEntry> =
         app.portfolio.deployments().iter().filter_map(|d| d.revision().ok()).map(|r| entry(&r)).collect();
     models.extend(app.portfolio.hosted().all().iter().filter_map(|member| member.entry()));
-    Json(json!({ "object": "list", "data": models })).into_response()
+    Json(json_of(&List::of(models))).into_response()
 }
 
 async fn model(State(app): State<App>, Path(model): Path<String>) -> Response {
     if let Some(entry) = app.portfolio.hosted_member(&model).ok().and_then(|member| member.entry()) {
-        return Json(entry).into_response();
+        return Json(json_of(&entry)).into_response();
     }
-    openai_response(
-        app.portfolio.revision(&model).map(|revision| Json(entry(&revision)).into_response()).map_err(Refused::from),
-    )
+    let found = app.portfolio.revision(&model).map(|revision| Json(json_of(&entry(&revision))).into_response());
+    openai_response(found.map_err(Refused::from))
 }
 
-fn entry(revision: &Revision) -> Value {
-    openai::model(&revision.facts().member, revision.facts(), &revision.manifest().task.kind)
+fn entry(revision: &Revision) -> ModelEntry {
+    let task = ModelTask::Package(revision.manifest().task.kind.clone());
+    ModelEntry::of(&revision.facts().member, revision.facts(), task)
 }
 
 async fn openai_unknown(OriginalUri(uri): OriginalUri) -> Response {
@@ -367,7 +383,8 @@ struct ModelPath {
 
 async fn model_metadata(State(app): State<App>, Path(path): Path<ModelPath>) -> Result<Json<Value>, Problem> {
     let revision = app.versioned(&path)?;
-    Ok(Json(oip::model_metadata(&path.model, revision.facts(), revision.manifest(), revision.program())))
+    let metadata = oip::model_metadata(&path.model, revision.facts(), revision.manifest(), revision.program());
+    Ok(Json(json_of(&metadata)))
 }
 
 async fn model_ready(State(app): State<App>, Path(path): Path<ModelPath>) -> Result<StatusCode, Problem> {
@@ -376,20 +393,22 @@ async fn model_ready(State(app): State<App>, Path(path): Path<ModelPath>) -> Res
 
 async fn model_config(State(app): State<App>, Path(path): Path<ModelPath>) -> Result<Json<Value>, Problem> {
     let revision = app.versioned(&path)?;
-    Ok(Json(oip::model_config(&path.model, revision.facts(), revision.manifest(), revision.program())))
+    let config = oip::model_config(&path.model, revision.facts(), revision.manifest(), revision.program());
+    Ok(Json(json_of(&config)))
 }
 
 async fn model_stats(State(app): State<App>, Path(path): Path<ModelPath>) -> Result<Json<Value>, Problem> {
     let revision = app.versioned(&path)?;
-    Ok(Json(json!({ "model_stats": [oip::model_stats(&path.model, revision.facts(), &revision.stats)] })))
+    let stats = ModelStatistics::of(&path.model, revision.facts(), &revision.stats);
+    Ok(Json(json_of(&Statistics { model_stats: vec![stats] })))
 }
 
 async fn all_stats(State(app): State<App>) -> Json<Value> {
     let revisions = app.portfolio.deployments().into_iter().filter_map(|deployment| deployment.revision().ok());
-    let stats: Vec<Value> = revisions
-        .map(|revision| oip::model_stats(&revision.facts().member, revision.facts(), &revision.stats))
+    let stats = revisions
+        .map(|revision| ModelStatistics::of(&revision.facts().member, revision.facts(), &revision.stats))
         .collect();
-    Json(json!({ "model_stats": stats }))
+    Json(json_of(&Statistics { model_stats: stats }))
 }
 
 async fn infer(
@@ -414,9 +433,10 @@ async fn repository_index(State(app): State<App>) -> Json<Value> {
             (DeploymentState::Starting, None) if reason.is_none() => "LOADING",
             _ => "UNAVAILABLE",
         };
-        json!({ "name": status.member, "version": version, "state": state, "reason": reason.unwrap_or_default() })
+        RepositoryEntry { name: status.member, version, state, reason: reason.unwrap_or_default() }
     };
-    Json(app.portfolio.statuses().into_iter().map(entry).collect())
+    let entries: Vec<RepositoryEntry> = app.portfolio.statuses().into_iter().map(entry).collect();
+    Json(json_of(&entries))
 }
 
 async fn repository_action(Path((model, action)): Path<(String, String)>) -> Problem {
@@ -431,21 +451,37 @@ async fn repository_action(Path((model, action)): Path<(String, String)>) -> Pro
     Problem::new(Kind::Unsupported, message)
 }
 
+/// Where every member stands, and what the portfolio's file says.
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct ServerStatus {
+    #[serde(flatten)]
+    readiness: Readiness,
+    portfolio: FileTold,
+}
+
 async fn status(State(app): State<App>) -> Json<Value> {
     let portfolio = &app.portfolio;
-    Json(json!({ "ready": portfolio.is_ready(), "members": portfolio.statuses(), "portfolio": portfolio.told() }))
+    let readiness = Readiness { ready: portfolio.is_ready(), members: portfolio.statuses() };
+    Json(json_of(&ServerStatus { readiness, portfolio: portfolio.told() }))
 }
 
 async fn alerts(State(app): State<App>) -> Json<Value> {
-    Json(alerts::route(&app.portfolio))
+    Json(json_of(&alerts::route(&app.portfolio)))
 }
 
 async fn objectives(State(app): State<App>) -> Json<Value> {
-    Json(alerts::objectives_route(&app.portfolio))
+    Json(json_of(&alerts::objectives_route(&app.portfolio)))
+}
+
+/// Candidates that are tried, and the last of each member that was.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Rollouts")]
+pub(crate) struct RolloutsTold {
+    rollouts: Vec<RolloutStatus>,
 }
 
 async fn rollouts(State(app): State<App>) -> Json<Value> {
-    Json(json!({ "rollouts": app.portfolio.rollouts() }))
+    Json(json_of(&RolloutsTold { rollouts: app.portfolio.rollouts() }))
 }
 
 async fn rollout(State(app): State<App>, Path(member): Path<String>) -> Response {
@@ -460,6 +496,13 @@ async fn rollout(State(app): State<App>, Path(member): Path<String>) -> Response
 struct Label {
     request_id: String,
     label: String,
+}
+
+/// Whether a right answer counts.
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct LabelCounted {
+    /// Not where this process has not compared the request, or not any more.
+    counted: bool,
 }
 
 async fn labels(State(app): State<App>, Path(member): Path<String>, body: Result<Bytes, BytesRejection>) -> Response {
@@ -725,7 +768,7 @@ impl App {
             .map_err(|error| Problem::invalid(format!("expected `request_id` and `label`: {error}")))?;
         let deployment = self.portfolio.deployment(member)?;
         let counted = deployment.label(&given.request_id, &given.label);
-        Ok(Json(json!({ "counted": counted })).into_response())
+        Ok(Json(LabelCounted { counted }).into_response())
     }
 
     /// Who answers a request for `member`.

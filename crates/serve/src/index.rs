@@ -26,6 +26,7 @@ use std::sync::Arc;
 
 use highroad_package::Digest;
 use highroad_worker::{Crew, Tell, WorkerError};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
@@ -142,7 +143,7 @@ pub struct Embedder {
 }
 
 /// One document.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Document {
     /// Its name, unique in the index.
     pub id: String,

@@ -17,6 +17,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use highroad_package::{Digest, TaskKind};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use composition::{Composition, Part};
@@ -27,6 +28,7 @@ pub(crate) use indexes::{IndexPlaces, Indexes, Missing};
 pub use replay::{Replay, Wants};
 pub(crate) use run::Request;
 pub use run::{Finished, PipelineError, StepReport, Stopped, Value};
+pub(crate) use shown::{IndexShown, PipelineShown};
 
 use crate::error::DeployError;
 use crate::index::IndexError;
@@ -69,7 +71,8 @@ impl Kind {
 }
 
 /// One step.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "DefinedStep")]
 pub struct Step {
     /// Its name, by which later steps refer to it.
     pub name: String,
@@ -87,7 +90,7 @@ pub struct Step {
 }
 
 /// What happens to a request whose step fails.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum OnError {
     /// It fails.
@@ -98,7 +101,7 @@ pub enum OnError {
 }
 
 /// What a step does.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[allow(missing_docs)]
 pub enum Action {
@@ -115,8 +118,9 @@ pub enum Action {
 }
 
 /// What is sought in an index.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
+#[schemars(rename = "SearchQuery")]
 pub enum Query {
     /// A text, embedded by the index's embedder.
     Text(Template),
@@ -125,10 +129,10 @@ pub enum Query {
 }
 
 /// A text with references in it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Template(Vec<Piece>);
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 enum Piece {
     Literal(String),

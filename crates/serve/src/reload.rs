@@ -7,6 +7,7 @@
 mod locate;
 mod settings;
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io::Read as _;
@@ -18,6 +19,7 @@ use highroad_package::Digest;
 use highroad_service::access::Principal;
 use jiff::Timestamp;
 use metrics::{counter, gauge};
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
@@ -56,7 +58,7 @@ pub struct Read {
 }
 
 /// What is known of the file that is served.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct FileStatus {
     /// Where it is.
     pub file: String,
@@ -69,11 +71,12 @@ pub struct FileStatus {
 }
 
 /// Why an edit was not taken up.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct LastError {
     /// When that was told first, RFC 3339 in UTC.
     pub at: String,
-    /// Everything that is wrong.
+    /// Everything that is wrong; nothing for a key that may not ask every member, as reasons name others.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub problems: Vec<ConfigProblem>,
 }
 
@@ -267,9 +270,8 @@ impl<'a> Follower<'a> {
 
 impl Portfolio {
     /// What the file says that is served, and what became of its last edit; of that what the request's key may see.
-    pub fn told(&self) -> Value {
-        let file = self.file.load_full();
-        let mut told = file.map_or_else(|| json!({ "file": null }), |file| json!(*file));
+    pub(crate) fn told(&self) -> FileTold {
+        let mut file = self.file.load_full().map(Arc::unwrap_or_clone);
         let mut settings = settings(&self.config());
         if !Principal::current_may_ask_all() {
             for part in ["members", "hosted", "pipelines"] {
@@ -281,13 +283,34 @@ impl Portfolio {
                 settings[part] = json!({});
             }
             // Reasons name members and files of others.
-            if let Some(error) = told["last_error"].as_object_mut() {
-                error.remove("problems");
+            if let Some(error) = file.as_mut().and_then(|file| file.last_error.as_mut()) {
+                error.problems.clear();
             }
         }
-        told["settings"] = settings;
-        told
+        let file = file.map_or(MaybeFile::None { file: () }, MaybeFile::Read);
+        FileTold { file, settings }
     }
+}
+
+/// What the portfolio's file says, and what became of its last edit.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "PortfolioFile")]
+pub(crate) struct FileTold {
+    #[serde(flatten)]
+    file: MaybeFile,
+    /// Everything that it says, by its keys; of what may hold secrets the digest.
+    #[schemars(with = "BTreeMap<String, Value>")]
+    settings: Value,
+}
+
+#[derive(Serialize, JsonSchema)]
+#[serde(untagged)]
+enum MaybeFile {
+    Read(FileStatus),
+    /// A server of one package has no file.
+    None {
+        file: (),
+    },
 }
 
 fn now() -> String {

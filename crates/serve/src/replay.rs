@@ -1,10 +1,14 @@
 //! A served answer computed again: whether it has the same bits, and what stands behind it.
 
+use std::collections::BTreeMap;
+
 use highroad_eval::Verdict;
-use highroad_package::{Digest, Manifest, TaskKind};
+use highroad_package::{Digest, Manifest, Provenance, TaskKind};
 use highroad_service::Problem;
 use highroad_task::raw::{RunOptions, row_major_bytes, tensors_digest};
 use highroad_task::{Answer, Predictor};
+use schemars::JsonSchema;
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::case;
@@ -67,10 +71,20 @@ impl Answers {
         Ok(Self { numerics_id: predictor.numerics_id(), rows })
     }
 
-    /// The same as JSON: a list of `answer` and `digest`.
-    pub fn json(&self) -> Vec<Value> {
-        self.rows.iter().map(|(digest, answer)| json!({ "answer": answer, "digest": digest })).collect()
+    /// The same, to be told.
+    pub fn told(&self) -> Vec<ReplayedAnswer> {
+        let row = |(digest, answer): &(Digest, Value)| ReplayedAnswer { answer: answer.clone(), digest: *digest };
+        self.rows.iter().map(row).collect()
     }
+}
+
+/// An answer that was computed again.
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+pub struct ReplayedAnswer {
+    /// What its task gives, as `{"class": {"label": …, "scores": …}}`.
+    pub answer: Value,
+    /// Of it.
+    pub digest: Digest,
 }
 
 fn row(answer: &Answer) -> (Digest, Value) {
@@ -112,19 +126,68 @@ impl Comparison {
     }
 }
 
-/// From the answer back to the data, as far as it is known here: `manifest` of the package, the verdict's file, the tracked run.
-pub fn chain(record: &Record, manifest: Option<&Manifest>, verdict: Option<&Verdict>, run: Option<&Value>) -> Value {
-    let provenance = manifest.map(|manifest| &manifest.provenance);
-    json!({
-        "answer": record.request_id,
-        "verdict": { "digest": record.verdict, "file": verdict },
-        "override": record.overridden,
-        "package": {
-            "digest": record.package, "version": record.version, "owner": manifest.map(|manifest| &manifest.owner),
-        },
-        "run": { "id": provenance.and_then(|provenance| provenance.run_id.as_ref()), "tracked": run },
-        "commit": provenance.and_then(|provenance| provenance.git_commit.as_ref()),
-        "environment": provenance.and_then(|provenance| provenance.environment.as_ref()),
-        "data": provenance.map(|provenance| &provenance.data),
-    })
+/// From the answer back to the data, as far as it is known here.
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+pub struct Chain {
+    /// Id of the request.
+    answer: String,
+    verdict: ChainVerdict,
+    /// The override that let it serve without a verdict.
+    #[serde(rename = "override")]
+    overridden: Option<Digest>,
+    package: ChainPackage,
+    run: ChainRun,
+    /// Of the training code.
+    commit: Option<String>,
+    /// Digest of the environment's lock file.
+    environment: Option<Digest>,
+    /// Digest of every data file that trained it, by name; nothing where the package is not known here.
+    data: Option<BTreeMap<String, Digest>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+struct ChainVerdict {
+    digest: Option<Digest>,
+    /// The verdict, where its file is here.
+    file: Option<Verdict>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+struct ChainPackage {
+    digest: Digest,
+    version: String,
+    owner: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+struct ChainRun {
+    id: Option<String>,
+    /// What the tracking server has of it, where it was asked.
+    tracked: Option<Value>,
+}
+
+impl Chain {
+    /// Of an answer: `manifest` of the package, the verdict's file, the tracked run.
+    pub fn of(record: &Record, manifest: Option<&Manifest>, verdict: Option<Verdict>, run: Option<Value>) -> Self {
+        let provenance = manifest.map(|manifest| manifest.provenance.clone());
+        let of = |provenance: Provenance| {
+            let Provenance { run_id, git_commit, environment, data, .. } = provenance;
+            (run_id, git_commit, environment, Some(data))
+        };
+        let (run_id, commit, environment, data) = provenance.map(of).unwrap_or_default();
+        Self {
+            answer: record.request_id.clone(),
+            verdict: ChainVerdict { digest: record.verdict, file: verdict },
+            overridden: record.overridden,
+            package: ChainPackage {
+                digest: record.package,
+                version: record.version.clone(),
+                owner: manifest.map(|manifest| manifest.owner.clone()),
+            },
+            run: ChainRun { id: run_id, tracked: run },
+            commit,
+            environment,
+            data,
+        }
+    }
 }

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use highroad_package::Digest;
 use highroad_task::Cut;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use crate::hosted::{Ended, HostedRecord};
@@ -23,7 +24,8 @@ pub use pipeline::{PipelineRecord, StepRecord};
 use crate::telemetry::LOG_DROPPED;
 
 /// What is kept of one answered request.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "RequestRecord")]
 pub struct Record {
     /// The id in the response's `x-request-id`.
     pub request_id: String,

@@ -16,6 +16,7 @@ use highroad_task::{
     Truncate, ranked,
 };
 use highroad_worker::Crew;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::attestation;
@@ -71,7 +72,7 @@ pub enum Unverified {
 }
 
 /// What every answer of a revision says about its origin.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct Facts {
     /// The member's name.
     pub member: String,
@@ -98,7 +99,7 @@ pub struct Facts {
 }
 
 /// What is told of an override.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct OverrideFacts {
     /// Its digest.
     pub digest: Digest,

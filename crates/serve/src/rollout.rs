@@ -20,6 +20,7 @@ use std::collections::BTreeMap;
 
 use highroad_eval::{CheckResult, Pace, Plan, RolloutCounts, RolloutRules};
 use highroad_package::Digest;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
@@ -45,7 +46,7 @@ const SEEN_TAG: &str = "highroad.rollout-seen.";
 const MAX_REPLICAS: usize = 10_000;
 
 /// What is tried, and how.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Rollout {
     /// Format version, 1.
@@ -75,7 +76,7 @@ pub struct Rollout {
 }
 
 /// A version and what it holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[allow(missing_docs)]
 pub struct Release {
@@ -84,7 +85,7 @@ pub struct Release {
 }
 
 /// What follows a pass.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum OnPass {
     /// The alias moves to the candidate.
@@ -94,8 +95,9 @@ pub enum OnPass {
 }
 
 /// How far a rollout has come.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "RolloutStep")]
 pub struct Step {
     /// Id of the rollout.
     pub rollout: String,
@@ -111,7 +113,7 @@ pub struct Step {
 }
 
 /// A pass.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Passed {
     /// When, RFC 3339 in UTC.
@@ -121,8 +123,9 @@ pub struct Passed {
 }
 
 /// How a rollout ended.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "RolloutEnd")]
 pub struct End {
     /// Id of the rollout.
     pub rollout: String,
@@ -145,9 +148,10 @@ pub struct End {
 }
 
 /// What became of a candidate.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[allow(missing_docs)]
+#[schemars(rename = "RolloutOutcome")]
 pub enum Ended {
     Promoted,
     Aborted,

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use highroad_package::{Digest, Reference, Selector};
 use metrics::gauge;
+use schemars::JsonSchema;
 use serde::Serialize;
 use tracing::{info, warn};
 
@@ -19,7 +20,7 @@ use crate::revision::{Candidate, Facts, Revision, Unverified};
 use crate::telemetry::WAY_BACK;
 
 /// Where the way back stands.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct WayBackStatus {
     /// The version that `highroad rollback` leads to.
     pub version: String,

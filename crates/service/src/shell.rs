@@ -66,6 +66,8 @@ pub struct Shell {
     pub tls: Option<Tls>,
     /// The body of what is refused before a route is reached.
     pub error_shape: ErrorShape,
+    /// Adds to the headers of every response, also of what is refused before a route is reached.
+    pub headers: Option<fn(&mut HeaderMap)>,
 }
 
 impl Default for Shell {
@@ -77,6 +79,7 @@ impl Default for Shell {
             access: None,
             tls: None,
             error_shape: |_path, problem| json!({ "error": problem.message }),
+            headers: None,
         }
     }
 }
@@ -223,7 +226,8 @@ impl Shell {
             app = app.layer(middleware::from_fn_with_state(guard, access::guard)).layer(cors(access.clone()));
         }
         let pages = Pages { address, access: self.access.clone() };
-        app.layer(middleware::from_fn_with_state(pages, refuse_foreign_pages)).layer(middleware::from_fn(observe))
+        app.layer(middleware::from_fn_with_state(pages, refuse_foreign_pages))
+            .layer(middleware::from_fn_with_state(self.headers, observe))
     }
 }
 
@@ -252,8 +256,8 @@ pub async fn stop_signal() {
 /// Asked by machines all the time, or by exporters of traces themselves.
 const UNTRACED: [&str; 4] = ["/health", "/ready", "/metrics", "/v1/traces"];
 
-/// Outermost: the request's id, its span, its log line and its metrics.
-async fn observe(mut request: Request, next: Next) -> Response {
+/// Outermost: the request's id, its span, its log line and its metrics, and headers that every response has.
+async fn observe(State(headers): State<Option<fn(&mut HeaderMap)>>, mut request: Request, next: Next) -> Response {
     let started = Instant::now();
     let id = request_id(request.headers());
     let method = request.method().clone();
@@ -273,6 +277,9 @@ async fn observe(mut request: Request, next: Next) -> Response {
     let status = response.status();
     if let Ok(value) = HeaderValue::from_str(&id) {
         response.headers_mut().insert(X_REQUEST_ID, value);
+    }
+    if let Some(add) = headers {
+        add(response.headers_mut());
     }
     let trace_id = span.ids().map(|(trace, _)| trace);
     span.set(|| {

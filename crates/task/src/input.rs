@@ -4,6 +4,7 @@ use std::sync::Arc;
 use highroad_eval::Array;
 use highroad_package::Truncation;
 use highroad_tensor::Tensor;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::raw::row_major_bytes;
@@ -11,7 +12,7 @@ use crate::{Prompt, Waiting};
 
 /// What a model is asked: `{"text": "…"}`, `{"tokens": [101, …, 102]}`, `{"pair": {"query": "…", "document": "…"}}`,
 /// `{"image_base64": "…"}` or `{"tensors": {"x": [[0.5, 1]]}}` in JSON.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Input {
     /// A text, which the package's tokenizer encodes with special tokens and cuts as the package says if too long. The package's
@@ -36,7 +37,11 @@ pub enum Input {
     },
     /// A picture as it was encoded: PNG, JPEG or WebP.
     #[serde(rename = "image_base64")]
-    Image(#[serde(with = "in_base64")] Arc<[u8]>),
+    Image(
+        #[serde(with = "in_base64")]
+        #[schemars(with = "String")]
+        Arc<[u8]>,
+    ),
     /// The inputs of a program, by name, as numbers of the dtypes that it takes.
     Tensors(BTreeMap<String, Array>),
 }
@@ -106,7 +111,7 @@ impl Truncate {
 }
 
 /// What happens to a text that is longer than the package takes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Cut {
     /// It loses its end; a history its start.

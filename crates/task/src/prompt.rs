@@ -1,12 +1,13 @@
 //! Which of a package's prompts goes before a text.
 
 use highroad_package::Task;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::TaskError;
 
 /// Which of the package's prompts goes before a text. Where none is asked for it is the package's default, if it has one.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Prompt {
     /// The one of this name. A package without it refuses the text.
@@ -17,7 +18,7 @@ pub enum Prompt {
 }
 
 /// What a text is embedded for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Purpose {
     /// To find documents by.

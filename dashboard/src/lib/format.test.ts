@@ -1,5 +1,5 @@
 import { expect, test } from 'vitest';
-import { ago, compact, duration, number, plural, shortDigests, size } from './format';
+import { ago, codeParts, compact, duration, number, plural, shortDigests, size } from './format';
 
 test('numbers are short and honest', () => {
   for (const [value, text] of [
@@ -17,6 +17,11 @@ test('numbers are short and honest', () => {
   ] as const) {
     expect(number(value)).toBe(text);
   }
+});
+
+test('what stands in backticks is code, and one alone is a backtick', () => {
+  expect(codeParts('`a` of `b:1` differs')).toEqual(['', 'a', ' of ', 'b:1', ' differs']);
+  expect(codeParts('5` wide')).toEqual(['5` wide']);
 });
 
 test('counts and sizes have units', () => {

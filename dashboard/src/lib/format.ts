@@ -82,6 +82,12 @@ export function shortDigests(text: string): string {
   return text.replace(/sha256:([0-9a-f]{12})[0-9a-f]{52}/g, 'sha256:$1');
 }
 
+/** The parts of a text of the server, of which every other one stood in backticks; a text with one that ends nowhere is one part. */
+export function codeParts(text: string): string[] {
+  const parts = text.split('`');
+  return parts.length % 2 === 1 ? parts : [text];
+}
+
 export function plural(n: number, one: string): string {
   return `${n.toLocaleString('en')} ${one}${n === 1 ? '' : 's'}`;
 }

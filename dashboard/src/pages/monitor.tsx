@@ -7,6 +7,7 @@ import { useKeys } from '../parts/keys';
 import { ServerPicker, useServers, WithServer } from '../parts/server';
 import { Empty, Failure, Moment, Pill, Skeleton } from '../parts/states';
 import { useTitle } from '../parts/title';
+import { Told } from '../parts/told';
 import { type Server, serving, type Watched } from '../serving';
 import { step } from './experiments';
 
@@ -58,7 +59,7 @@ function OfServer(props: { server: Accessor<Server> }): JSX.Element {
                       <li>
                         <span class="pill bad">{finding.kind.replaceAll('_', ' ')}</span>
                         <span class="alert-text">
-                          <bdi>{shortDigests(finding.message)}</bdi>
+                          <Told text={finding.message} />
                         </span>
                         <span class="soft nowrap">
                           <Moment at={Date.parse(finding.since)} />
@@ -115,7 +116,7 @@ function Members(props: { members: Watched[] }): JSX.Element {
                 <td class="why">
                   <Pill text={member.state.replaceAll('_', ' ')} />
                   <div class="soft">
-                    <bdi>{member.message}</bdi>
+                    <Told text={member.message} />
                   </div>
                 </td>
                 <td>

@@ -7,6 +7,7 @@ import { Loaded } from '../parts/page';
 import { ServerPicker, useServers, WithServer } from '../parts/server';
 import { Moment, Pill } from '../parts/states';
 import { useTitle } from '../parts/title';
+import { Told } from '../parts/told';
 import { type Ratio, type Server, type Signal, serving, type Watched } from '../serving';
 
 const EVERY_MS = 5000;
@@ -46,7 +47,7 @@ function OfServer(props: { server: Accessor<Server>; member: Accessor<string> })
       {(value) => (
         <>
           <p>
-            <Pill text={value().state.replaceAll('_', ' ')} /> <bdi>{value().message}</bdi>
+            <Pill text={value().state.replaceAll('_', ' ')} /> <Told text={value().message} />
           </p>
           <Facts of={value()} />
           <Quality of={value()} />

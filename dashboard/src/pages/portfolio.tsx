@@ -12,6 +12,7 @@ import { PipelineGraph } from '../parts/pipeline-graph';
 import { ServerPicker, useServers, WithServer } from '../parts/server';
 import { Empty } from '../parts/states';
 import { useTitle } from '../parts/title';
+import { Told } from '../parts/told';
 import { useViewer } from '../parts/viewer';
 import { type Index, type Member, type Pipeline, type Server, type Portfolio as Shown, serving } from '../serving';
 
@@ -178,10 +179,7 @@ function MemberRow(props: { member: Member }): JSX.Element {
         <Show when={props.member.failure}>
           {(failure) => (
             <div class="soft reason">
-              <bdi>
-                {failure().version ? `${failure().version}: ` : ''}
-                {failure().reason}
-              </bdi>
+              <Told text={`${failure().version ? `${failure().version}: ` : ''}${failure().reason}`} />
             </div>
           )}
         </Show>
@@ -317,7 +315,7 @@ function Hosted(props: { members: Member[]; server: Server; again: () => void })
                         <Show when={member.failure}>
                           {(failure) => (
                             <div class="soft reason">
-                              <bdi>{failure().reason}</bdi>
+                              <Told text={failure().reason} />
                             </div>
                           )}
                         </Show>

@@ -156,8 +156,8 @@ function Record(props: { record: RequestRecord }): JSX.Element {
             <dt>Host</dt>
             <dd>
               <bdi>{each().model}</bdi>, {each().n_tries === 1 ? '1 try' : `${each().n_tries} tries`}
-              {each().cost === null ? '' : `, ${number(each().cost)} ${each().currency ?? ''}`}
-              {each().fallback_from.length > 0 ? `, after ${each().fallback_from.join(', ')}` : ''}
+              {paid(each())}
+              {each().fallback_from ? `, after ${each().fallback_from?.join(', ')}` : ''}
             </dd>
           </div>
         )}
@@ -194,7 +194,7 @@ function wholeOf(id: string): string {
 }
 
 /** What the steps of a pipeline were, each with a record of its own where a member answered. */
-function Steps(props: { id: string; steps: StepRecord[]; stopped?: string | undefined }): JSX.Element {
+function Steps(props: { id: string; steps: StepRecord[]; stopped: string | null | undefined }): JSX.Element {
   return (
     <>
       <h2>Its steps</h2>
@@ -249,6 +249,10 @@ function Steps(props: { id: string; steps: StepRecord[]; stopped?: string | unde
       </p>
     </>
   );
+}
+
+function paid({ cost, currency }: NonNullable<RequestRecord['hosted']>): string {
+  return cost === null || cost === undefined ? '' : `, ${number(cost)} ${currency ?? ''}`;
 }
 
 /** Answer, verdict, package, run, commit, data. */

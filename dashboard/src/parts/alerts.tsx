@@ -1,9 +1,10 @@
 import { A } from '@solidjs/router';
 import { type Accessor, createMemo, For, type JSX, Show } from 'solid-js';
-import { plural, shortDigests } from '../lib/format';
+import { plural } from '../lib/format';
 import { createLive } from '../lib/live';
 import { type Alert, type Server, serving } from '../serving';
 import { Moment, Pill } from './states';
+import { Told } from './told';
 
 const EVERY_MS = 3000;
 const RANK: Record<string, number> = { critical: 0, warning: 1, info: 2 };
@@ -51,7 +52,7 @@ function Row(props: { alert: Alert }): JSX.Element {
     <li>
       <Pill text={props.alert.state === 'firing' ? props.alert.severity : 'ended'} />
       <span class="alert-text">
-        <bdi>{shortDigests(props.alert.summary)}</bdi>
+        <Told text={props.alert.summary} />
         <Show when={props.alert.alert.includes('drift') && member()}>
           {(name) => (
             <>

@@ -186,9 +186,9 @@ fn report(record: &Record, answers: &Answered, comparison: &Comparison, other: &
         "same_bits": comparison.same_bits,
         "why": comparison.why,
         "numerics_id": answers.answers.numerics_id,
-        "answers": answers.answers.json(),
+        "answers": answers.answers.told(),
         "with": other.as_ref().map(|(reference, answers)| json!({
-            "reference": reference, "package": answers.package, "answers": answers.answers.json(),
+            "reference": reference, "package": answers.package, "answers": answers.answers.told(),
         })),
         "chain": chain.json(record),
     })

@@ -5,7 +5,7 @@ use anyhow::bail;
 use highroad_package::registry::RegistryClient;
 use highroad_serve::config::{ModelSource, PortfolioConfig};
 use highroad_serve::{RemoteRates, in_development, probes, router};
-use highroad_service::{Bound, stop_signal};
+use highroad_service::{Bound, Shell, stop_signal};
 
 use crate::access::Guard;
 use crate::resolve::Home;
@@ -72,7 +72,7 @@ impl Args {
         let app = router(Arc::clone(&portfolio), log.clone())
             .merge(probes(Arc::clone(&portfolio)))
             .merge(highroad_service::metrics::route());
-        let app = in_development(app, &portfolio);
+        let shell = Shell { headers: in_development(&portfolio), ..shell };
         let following = asked.follow(&portfolio);
         serving::announce(&url, &portfolio)?;
         self.guard.warn_if_open(bound.address());

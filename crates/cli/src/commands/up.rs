@@ -82,7 +82,7 @@ impl Args {
             .merge(probes(Arc::clone(&portfolio)))
             .merge(highroad_service::metrics::route())
             .route("/", get(|| async { Redirect::to("/ui") }));
-        let app = in_development(app, &portfolio);
+        let shell = Shell { headers: in_development(&portfolio), ..shell };
         // The registry is this very process, so it has to answer before members can load.
         let address = bound.address();
         if let Some(inner) = inner {

@@ -1,3 +1,4 @@
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::baseline::{Baseline, Signal, SignalKind};
@@ -47,7 +48,7 @@ pub struct Suffix<'a> {
 }
 
 /// How a signal stands.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct SignalState {
     /// Its name.
     pub signal: String,
@@ -85,8 +86,9 @@ pub struct SignalState {
 }
 
 /// Whether a signal is as in the baseline.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
+#[schemars(rename = "SignalVerdict")]
 pub enum Verdict {
     /// Too few observations to judge.
     Collecting,
@@ -97,7 +99,7 @@ pub enum Verdict {
 }
 
 /// Since when a signal differs.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Alarm {
     /// The beginning with the strongest evidence, seconds since 1970, UTC.
     pub since_s: i64,

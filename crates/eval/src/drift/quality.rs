@@ -1,5 +1,6 @@
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{Sequential, SequentialFlips, wilson};
@@ -18,7 +19,7 @@ pub struct Confusion {
 }
 
 /// A share with its intervals.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Rate {
     /// The share.
     pub value: f64,
@@ -29,7 +30,7 @@ pub struct Rate {
 }
 
 /// How one label is met.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct LabelQuality {
     /// The label.
     pub label: String,

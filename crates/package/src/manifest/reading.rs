@@ -1,5 +1,6 @@
 //! What happens to a text before it is tokens, and where it is cut.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Task, TaskKind, ensure, is_line};
@@ -13,7 +14,7 @@ const MAX_PROMPT_BYTES: usize = 4096;
 const SIDES: [&str; 2] = ["query", "document"];
 
 /// What happens to an input that has more tokens than the model takes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Truncation {
     /// It loses its end; a history its start.

@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 
 use highroad_package::Digest;
 use jiff::{SignedDuration, Timestamp};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::Event;
 
 /// How much it matters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
     /// Somebody should know.
@@ -50,16 +51,17 @@ pub struct Finding {
 }
 
 /// Where an alert stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[allow(missing_docs)]
+#[schemars(rename = "AlertState")]
 pub enum State {
     Firing,
     Resolved,
 }
 
 /// A finding from its first to its last time.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Alert {
     /// 16 hexadecimal digits of what it is about.
@@ -77,11 +79,14 @@ pub struct Alert {
     /// Numbers that go with it, as last found.
     pub values: BTreeMap<String, f64>,
     /// Since when, RFC 3339 in UTC.
+    #[schemars(with = "String")]
     pub since: Timestamp,
     /// Until when.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
     pub resolved_at: Option<Timestamp>,
     /// When it is over unless it is found again.
+    #[schemars(with = "String")]
     until: Timestamp,
 }
 

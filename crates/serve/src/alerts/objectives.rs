@@ -7,8 +7,8 @@ use std::time::Duration;
 use highroad_eval::{Burned, Burning, Counts, Objective};
 use jiff::{SignedDuration, Timestamp};
 use metrics::gauge;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
 
 use super::book::{Finding, Severity};
 use super::config::ObjectiveConfig;
@@ -17,9 +17,10 @@ use super::watch::Went;
 use crate::telemetry::{OBJECTIVE_BURN, OBJECTIVE_LEFT};
 
 /// What an objective is about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[allow(missing_docs)]
+#[schemars(rename = "ObjectiveScope")]
 pub enum Scope {
     Member,
     Pipeline,
@@ -43,7 +44,7 @@ impl Scope {
 }
 
 /// What of an answer an objective measures.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Indicator {
     /// Whether there was one.
@@ -184,11 +185,11 @@ impl Objectives {
     }
 
     /// Where each stands.
-    pub fn view(&self, now: Timestamp, may_see: impl Fn(Scope, &str) -> bool) -> Value {
+    pub fn view(&self, now: Timestamp, may_see: impl Fn(Scope, &str) -> bool) -> ObjectivesShown {
         let at_ms = now.as_millisecond();
         let rows =
             self.each(|objective, series| may_see(series.scope, &series.name).then(|| series.view(objective, at_ms)));
-        json!({ "objectives": rows.into_iter().flatten().collect::<Vec<_>>() })
+        ObjectivesShown { objectives: rows.into_iter().flatten().collect() }
     }
 
     fn each<T>(&self, mut of: impl FnMut(&Objective, &Series) -> T) -> Vec<T> {
@@ -245,20 +246,74 @@ impl Series {
         of(OBJECTIVE_LEFT, words(objective.window_s)).set(self.burned.left(objective, at_ms));
     }
 
-    fn view(&self, objective: &Objective, at_ms: i64) -> Value {
+    fn view(&self, objective: &Objective, at_ms: i64) -> ObjectiveShown {
         let seen = self.burned.seen(at_ms, objective.window_s);
-        let rates = self.burned.burning(objective, at_ms).into_iter().map(|one| {
-            json!({
-                "burn": one.rule.burn, "long": words(one.rule.long_s), "short": words(one.rule.short_s),
-                "long_rate": one.long, "short_rate": one.short, "fires": one.fires,
-            })
+        let rates = self.burned.burning(objective, at_ms).into_iter().map(|one| BurnShown {
+            burn: one.rule.burn,
+            long: words(one.rule.long_s),
+            short: words(one.rule.short_s),
+            long_rate: one.long,
+            short_rate: one.short,
+            fires: one.fires,
         });
-        json!({
-            "objective": self.objective, "scope": self.scope, "name": self.name, "indicator": self.indicator,
-            "target": objective.target, "window": words(objective.window_s), "requests": seen.n, "bad_requests": seen.n_bad,
-            "budget_left": self.burned.left(objective, at_ms), "rules": rates.collect::<Vec<_>>(),
-        })
+        ObjectiveShown {
+            objective: self.objective.clone(),
+            scope: self.scope,
+            name: self.name.clone(),
+            indicator: self.indicator,
+            target: objective.target,
+            window: words(objective.window_s),
+            requests: seen.n,
+            bad_requests: seen.n_bad,
+            budget_left: self.burned.left(objective, at_ms),
+            rules: rates.collect(),
+        }
     }
+}
+
+/// What is promised, and what is left of it.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Objectives")]
+pub struct ObjectivesShown {
+    objectives: Vec<ObjectiveShown>,
+}
+
+/// One indicator of one objective, of one member, pipeline, tenant or key.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Objective")]
+struct ObjectiveShown {
+    /// Its name in the file.
+    objective: String,
+    scope: Scope,
+    /// Of the member, pipeline, tenant or key.
+    name: String,
+    indicator: Indicator,
+    /// The share of good requests that is promised.
+    target: f64,
+    /// As `30d`.
+    window: String,
+    /// Requests in the window that count.
+    requests: u64,
+    /// Those of them that were bad.
+    bad_requests: u64,
+    /// The share of the allowed bad requests that is left; below 0 where more were bad.
+    budget_left: f64,
+    rules: Vec<BurnShown>,
+}
+
+/// How fast the budget burns, by one rule.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "BurnRule")]
+struct BurnShown {
+    /// Times as fast as allowed from which on it fires, in both windows.
+    burn: f64,
+    /// The long window, as `1h`.
+    long: String,
+    /// The short one.
+    short: String,
+    long_rate: f64,
+    short_rate: f64,
+    fires: bool,
 }
 
 /// `5m`, `3d`: a span in its largest whole unit.
@@ -289,11 +344,8 @@ mod tests {
 
     fn seen(objectives: &Objectives) -> Vec<(String, String, u64, u64)> {
         let view = objectives.view(Timestamp::now(), |_, _| true);
-        let row = |row: &Value| {
-            let text = |key: &str| row[key].as_str().unwrap().to_owned();
-            (text("name"), text("indicator"), row["requests"].as_u64().unwrap(), row["bad_requests"].as_u64().unwrap())
-        };
-        view["objectives"].as_array().unwrap().iter().map(row).collect()
+        let row = |row: ObjectiveShown| (row.name, row.indicator.name().to_owned(), row.requests, row.bad_requests);
+        view.objectives.into_iter().map(row).collect()
     }
 
     #[test]

@@ -2,21 +2,32 @@
 
 use highroad_service::access::Principal;
 use jiff::Timestamp;
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::Serialize;
 
 use super::book::{Alert, State};
-use super::objectives::Scope;
+use super::objectives::{ObjectivesShown, Scope};
 use crate::portfolio::Portfolio;
 
 /// What fires and what ended lately.
-pub(crate) fn alerts(portfolio: &Portfolio) -> Value {
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Alerts")]
+pub(crate) struct AlertsShown {
+    /// How many fire.
+    firing: usize,
+    /// What fires first, of each the newest first.
+    alerts: Vec<Alert>,
+}
+
+/// What the request's key may see of all alerts.
+pub(crate) fn alerts(portfolio: &Portfolio) -> AlertsShown {
     let alerts: Vec<Alert> = portfolio.alerts().all().into_iter().filter(may_see).collect();
-    let n_firing = alerts.iter().filter(|alert| alert.state == State::Firing).count();
-    json!({ "firing": n_firing, "alerts": alerts })
+    let firing = alerts.iter().filter(|alert| alert.state == State::Firing).count();
+    AlertsShown { firing, alerts }
 }
 
 /// Where every objective stands.
-pub(crate) fn objectives(portfolio: &Portfolio) -> Value {
+pub(crate) fn objectives(portfolio: &Portfolio) -> ObjectivesShown {
     portfolio.alerts().objectives().view(Timestamp::now(), |scope, name| may_see_of(scope.name(), name))
 }
 

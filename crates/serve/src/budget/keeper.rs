@@ -14,8 +14,9 @@ use std::time::{Duration, Instant};
 use highroad_package::Digest;
 use highroad_service::access::Principal;
 use metrics::counter;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::Number;
 use tokio::sync::oneshot;
 
 use super::shared::{Granted, Held, LEASE_TIMEOUT, Leases, Sharing, Wanted};
@@ -265,31 +266,94 @@ impl Budgets {
     }
 
     /// Every account with its limits and what it has spent; within a request of a key for some members theirs, its own and its tenant's.
-    pub fn view(&self) -> Value {
-        let standings = self.standings();
-        let shown = standings.iter().filter(|standing| is_shown(standing.scope, &standing.name));
-        let rows = shown.map(|standing| {
-            let value = |value: u64| if standing.meter.is_cost() { json!(value as f64 / 1e9) } else { json!(value) };
-            json!({
-                "scope": standing.scope, "name": standing.name, "limit": standing.meter,
-                "most": standing.most.map(value), "used": value(standing.used), "reserved": value(standing.reserved),
-                "resets_at": jiff::Timestamp::from_second(standing.resets_at).ok().map(|time| time.to_string()),
-            })
-        });
-        json!({ "currency": self.currency(), "budgets": rows.collect::<Vec<_>>() })
+    pub fn view(&self) -> BudgetsShown {
+        let shown = self.standings().into_iter().filter(|standing| is_shown(standing.scope, &standing.name));
+        BudgetsShown { currency: self.currency(), budgets: shown.map(BudgetShown::of).collect() }
     }
 
     /// What the same accounts spent on each of the last [`HISTORY_DAYS`] days, of those that spent anything.
-    pub fn history(&self) -> Value {
+    pub fn history(&self) -> Spending {
         let now = now();
         let courses = self.shared.lock().ledger.courses(now);
-        let shown = courses.iter().filter(|course| is_shown(course.scope, &course.name));
-        let accounts = shown.map(|Course { scope, name, days }| {
-            let cost: Vec<f64> = days.iter().map(|day| day.nanos as f64 / 1e9).collect();
-            let tokens: Vec<u64> = days.iter().map(|day| day.tokens).collect();
-            json!({ "scope": scope, "name": name, "cost": cost, "tokens": tokens })
+        let shown = courses.into_iter().filter(|course| is_shown(course.scope, &course.name));
+        let accounts = shown.map(|Course { scope, name, days }| AccountSpending {
+            scope,
+            name,
+            cost: days.iter().map(|day| day.nanos as f64 / 1e9).collect(),
+            tokens: days.iter().map(|day| day.tokens).collect(),
         });
-        json!({ "currency": self.currency(), "days": days(now), "accounts": accounts.collect::<Vec<_>>() })
+        Spending { currency: self.currency(), days: days(now), accounts: accounts.collect() }
+    }
+}
+
+/// What is spent and what may be.
+#[derive(Debug, Default, Serialize, JsonSchema)]
+#[schemars(rename = "Budgets")]
+pub struct BudgetsShown {
+    /// What costs are in.
+    currency: Option<String>,
+    budgets: Vec<BudgetShown>,
+}
+
+/// One limit of one account: costs are in the currency, tokens are counted.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Budget")]
+struct BudgetShown {
+    scope: Scope,
+    /// Of the member, pipeline, tenant or key.
+    name: String,
+    limit: Meter,
+    /// What may be used; nothing where the account has no such limit.
+    most: Option<Number>,
+    used: Number,
+    /// What requests under way may use at most.
+    reserved: Number,
+    /// When what is used counts from nothing again, RFC 3339 in UTC.
+    resets_at: Option<String>,
+}
+
+impl BudgetShown {
+    fn of(standing: super::Standing) -> Self {
+        let number = |value: u64| {
+            let cost = standing.meter.is_cost().then(|| Number::from_f64(value as f64 / 1e9)).flatten();
+            cost.unwrap_or_else(|| value.into())
+        };
+        Self {
+            scope: standing.scope,
+            limit: standing.meter,
+            most: standing.most.map(number),
+            used: number(standing.used),
+            reserved: number(standing.reserved),
+            resets_at: jiff::Timestamp::from_second(standing.resets_at).ok().map(|time| time.to_string()),
+            name: standing.name,
+        }
+    }
+}
+
+/// What accounts spent on each of the last days, of those that spent anything.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Spending {
+    /// What costs are in.
+    currency: Option<String>,
+    /// The days, as `2026-11-29`, the oldest first; today is the last.
+    days: Vec<String>,
+    accounts: Vec<AccountSpending>,
+}
+
+/// What one account spent on each of the days.
+#[derive(Debug, Serialize, JsonSchema)]
+struct AccountSpending {
+    scope: Scope,
+    /// Of the member, pipeline, tenant or key.
+    name: String,
+    cost: Vec<f64>,
+    tokens: Vec<u64>,
+}
+
+impl Default for Spending {
+    /// Nothing on any of the days.
+    fn default() -> Self {
+        Self { currency: None, days: days(now()), accounts: Vec::new() }
     }
 }
 
@@ -385,13 +449,13 @@ impl Shared {
 }
 
 /// The last [`HISTORY_DAYS`] days as `2026-11-29`, the oldest first.
-pub(crate) fn days(now: i64) -> Vec<String> {
+fn days(now: i64) -> Vec<String> {
     let today = jiff::Timestamp::from_second(now).unwrap_or_default().to_zoned(jiff::tz::TimeZone::UTC).date();
     let days_ago = (0..HISTORY_DAYS as i64).rev();
     days_ago.map(|n| today.saturating_sub(jiff::Span::new().days(n)).to_string()).collect()
 }
 
-pub(crate) fn now() -> i64 {
+fn now() -> i64 {
     jiff::Timestamp::now().as_second()
 }
 
@@ -644,7 +708,7 @@ mod tests {
         }
         let budgets = again(dir.path()).unwrap();
         assert!(matches!(budgets.hold("chat", most(600)), Err(AskError::Budget(Refused::Over { .. }))));
-        assert_eq!(budgets.view()["budgets"][0]["name"], "chat");
+        assert_eq!(budgets.view().budgets[0].name, "chat");
     }
 
     #[tokio::test]

@@ -11,6 +11,7 @@ use highroad_package::Digest;
 use highroad_service::trace::Span;
 use highroad_task::{Cut, Glimpse};
 use metrics::{counter, histogram};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::ask::Began;
@@ -23,7 +24,7 @@ use crate::traced;
 use crate::traffic;
 
 /// What the request log has of a hosted answer beside what it has of every answer.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct HostedRecord {
     /// What the host calls the model.
     pub model: String,
@@ -52,8 +53,9 @@ pub struct HostedRecord {
 }
 
 /// How an answer ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
+#[schemars(rename = "HostedOutcome")]
 pub enum Ended {
     /// As it should.
     Complete,

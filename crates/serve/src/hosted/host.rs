@@ -5,12 +5,15 @@ use std::time::{Duration, Instant};
 
 use highroad_hosted::{HostedTask, Protocol};
 use highroad_package::TaskKind;
-use serde_json::{Value, json};
+use serde::Deserialize;
+use serde_json::Value;
 
 use super::{HostedMember, lock};
 use crate::config::RequestLimits;
 use crate::error::AskError;
-use crate::protocol::oip::{self, task_output_specs};
+use crate::protocol::ModelTask;
+use crate::protocol::oip::{self, ModelMetadata, TensorMetadata, task_output_specs};
+use crate::protocol::tei::{Info, LabelIds, ModelType};
 
 /// Between two looks at a host.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
@@ -23,7 +26,15 @@ pub(super) struct Host {
     looked_at: Option<Instant>,
     /// Why its model is not ready.
     pub(super) failure: Option<String>,
-    metadata: Option<Value>,
+    metadata: Option<HostMetadata>,
+}
+
+/// The tensors of a host's model, of the answer to `GET /v2/models/{m}`.
+#[derive(Clone, Default, Deserialize)]
+#[serde(default)]
+struct HostMetadata {
+    inputs: Vec<TensorMetadata>,
+    outputs: Vec<TensorMetadata>,
 }
 
 impl HostedMember {
@@ -89,53 +100,42 @@ impl HostedMember {
     }
 
     /// `GET /v2/models/{m}`: what the task takes and gives, then the tensors of the host's own.
-    pub(crate) fn metadata(&self) -> Result<Value, AskError> {
+    pub(crate) fn metadata(&self) -> Result<ModelMetadata, AskError> {
         let serving = self.serving()?;
-        let metadata = lock(&self.host).metadata.clone().unwrap_or_default();
-        let tensors = |key: &str| metadata[key].as_array().cloned().unwrap_or_default();
-        let named = |(name, datatype, shape): (&str, &str, &[i64])| json!({ "name": name, "datatype": datatype, "shape": shape });
-        let inputs = self.has_task().then(|| json!({ "name": oip::TEXT, "datatype": "BYTES", "shape": [-1] }));
-        let outputs = self.task().map(|task| task_output_specs(&task).into_iter().map(named).collect::<Vec<_>>());
-        let has = |own: &[Value], tensor: &Value| own.iter().any(|known| known["name"] == tensor["name"]);
-        let joined = |own: Vec<Value>, others: Vec<Value>| -> Vec<Value> {
-            let others: Vec<Value> = others.into_iter().filter(|tensor| !has(&own, tensor)).collect();
+        let HostMetadata { inputs, outputs } = lock(&self.host).metadata.clone().unwrap_or_default();
+        let text = self.has_task().then(|| TensorMetadata::of(&(oip::TEXT, "BYTES", &[-1])));
+        let answers = self.task().map(|task| task_output_specs(&task).iter().map(TensorMetadata::of).collect());
+        let joined = |own: Vec<TensorMetadata>, others: Vec<TensorMetadata>| -> Vec<TensorMetadata> {
+            let others: Vec<_> =
+                others.into_iter().filter(|other| own.iter().all(|tensor| tensor.name != other.name)).collect();
             own.into_iter().chain(others).collect()
         };
-        Ok(json!({
-            "name": self.name, "versions": [oip::version(&serving.facts)], "platform": "hosted",
-            "inputs": joined(inputs.into_iter().collect(), tensors("inputs")),
-            "outputs": joined(outputs.unwrap_or_default(), tensors("outputs")),
-        }))
+        Ok(ModelMetadata {
+            name: self.name.clone(),
+            versions: vec![oip::version(&serving.facts)],
+            platform: "hosted",
+            inputs: joined(text.into_iter().collect(), inputs),
+            outputs: joined(answers.unwrap_or_default(), outputs),
+        })
     }
 
     /// `GET /tei/{m}/info`
-    pub(crate) fn tei_info(&self, limits: &RequestLimits) -> Result<Value, AskError> {
+    pub(crate) fn tei_info(&self, limits: &RequestLimits) -> Result<Info, AskError> {
         let serving = self.serving()?;
         let hosted = self.hosted();
-        let classifier = |labels: &[String]| {
-            let named = labels.iter().enumerate();
-            let id2label: serde_json::Map<_, _> = named.map(|(id, label)| (id.to_string(), json!(label))).collect();
-            let named = labels.iter().enumerate();
-            let label2id: serde_json::Map<_, _> = named.map(|(id, label)| (label.clone(), json!(id))).collect();
-            json!({ "id2label": id2label, "label2id": label2id })
-        };
         let model_type = match hosted.task {
-            HostedTask::Classify | HostedTask::Moderate => json!({ "classifier": classifier(&hosted.labels) }),
-            HostedTask::Rerank => json!({ "reranker": classifier(&["relevance".to_owned()]) }),
-            HostedTask::Embed => json!({ "embedding": { "pooling": "host" } }),
+            HostedTask::Classify | HostedTask::Moderate => ModelType::Classifier(LabelIds::of(&hosted.labels)),
+            HostedTask::Rerank => ModelType::Reranker(LabelIds::of(&["relevance".to_owned()])),
+            HostedTask::Embed => ModelType::Embedding { pooling: "host" },
             HostedTask::Generate | HostedTask::Infer => {
                 let (member, task) = (self.name.clone(), "another task");
                 return Err(AskError::WrongTask { member, task, wanted: "embeddings, classification or reranking" });
             }
         };
-        Ok(json!({
-            "model_id": hosted.model, "model_sha": serving.facts.package.hex(), "served_model_name": self.name,
-            "model_dtype": "unknown", "model_type": model_type, "max_concurrent_requests": hosted.limits.concurrency,
-            "max_input_length": limits.input_bytes, "max_batch_tokens": limits.tokens, "max_batch_requests": null,
-            "max_client_batch_size": limits.inputs, "auto_truncate": true, "tokenization_workers": 1,
-            "version": env!("CARGO_PKG_VERSION"), "sha": null, "docker_label": null,
-            "highroad": { "task": hosted.task, "facts": serving.facts, "limits": limits },
-        }))
+        let mut info = Info::of(ModelTask::Hosted(hosted.task), &serving.facts, limits, model_type, None);
+        info.model_id.clone_from(&hosted.model);
+        info.max_concurrent_requests = hosted.limits.concurrency.get() as usize;
+        Ok(info)
     }
 
     /// What its answers to texts are of.

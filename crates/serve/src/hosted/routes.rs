@@ -27,15 +27,14 @@ use super::exchange::{self, Asked, Exchange};
 use super::shared::Shared;
 use super::trial::Part;
 use crate::alerts::watch::{self, Watch};
-use crate::budget::keeper;
 use crate::config::RequestLimits;
 use crate::error::AskError;
 use crate::http::told::Origin;
 use crate::http::{self};
 use crate::portfolio::Portfolio;
 use crate::protocol::chat::{ChatRequest, Kind, Tally};
-use crate::protocol::error_shape;
 use crate::protocol::openai;
+use crate::protocol::{error_shape, json_of};
 use crate::request_log::RequestLog;
 use crate::revision::{Facts, check_limit, is_image, size_bytes};
 use crate::rollout::{Key, Side};
@@ -69,13 +68,11 @@ pub fn router(portfolio: Arc<Portfolio>, log: RequestLog) -> Router {
 }
 
 async fn budgets(State(app): State<App>) -> Json<Value> {
-    let none = || json!({ "currency": null, "budgets": [] });
-    Json(app.portfolio.budgets().map_or_else(none, |budgets| budgets.view()))
+    Json(json_of(&app.portfolio.budgets().map(|budgets| budgets.view()).unwrap_or_default()))
 }
 
 async fn spent(State(app): State<App>) -> Json<Value> {
-    let none = || json!({ "currency": null, "days": keeper::days(keeper::now()), "accounts": [] });
-    Json(app.portfolio.budgets().map_or_else(none, |budgets| budgets.history()))
+    Json(json_of(&app.portfolio.budgets().map(|budgets| budgets.history()).unwrap_or_default()))
 }
 
 async fn chat(

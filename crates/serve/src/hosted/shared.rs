@@ -10,8 +10,7 @@ use highroad_hosted::{HostedTask, Protocol};
 use highroad_package::TaskKind;
 use highroad_service::Problem;
 use highroad_task::Answer;
-use serde::Deserialize;
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
 
 use super::answers::{Asker, Instead, Tensors, Told, only_end};
 use super::ask::Declined;
@@ -20,12 +19,12 @@ use super::{HostedMember, HostedMembers};
 use crate::deployment::Deployment;
 use crate::http::{HEADER_LENGTH, is_for, json_bytes, tei as tei_routes};
 use crate::protocol::cohere::{self, EmbedRequest as CohereRequest};
-use crate::protocol::error_shape;
 use crate::protocol::oip::{self, InferRequest, Query, rename};
 use crate::protocol::openai::{self, EmbeddingsRequest, ModerationsRequest};
 use crate::protocol::rerank::{self, RerankRequest};
 use crate::protocol::similarity;
 use crate::protocol::tei::{self, EmbedRequest, PredictRequest, ScoreFunction, SimilarityRequest, Wish};
+use crate::protocol::{error_shape, json_of};
 use crate::revision::check_limit;
 
 /// A route that hosted members share.
@@ -272,10 +271,7 @@ impl App {
             let reply = if told.results.is_empty() {
                 openai::moderations_reply(asker.id, name, &told.task, &told.answers)
             } else {
-                // As the host has them: it knows more categories than we do.
-                json!({ "id": format!("modr-{}", asker.id), "model": name, "results": told.results })
-                    .to_string()
-                    .into_bytes()
+                openai::moderated(asker.id, name, told.results)
             };
             json_reply(told.headers, reply)
         }))
@@ -400,7 +396,11 @@ impl App {
                 tail => tail,
             };
             let answer = match tail {
-                [] => self.portfolio.hosted_member(member.name()).and_then(|member| member.metadata()).map(as_json),
+                [] => self
+                    .portfolio
+                    .hosted_member(member.name())
+                    .and_then(|member| member.metadata())
+                    .map(|found| as_json(&found)),
                 ["ready"] => {
                     self.portfolio.hosted_member(member.name()).and_then(|member| member.check_ready()).map(as_ok)
                 }
@@ -412,7 +412,9 @@ impl App {
         let member = self.portfolio.hosted().get(model).cloned()?;
         let found = self.portfolio.hosted_member(member.name());
         let answer = match rest {
-            "info" => found.and_then(|member| member.tei_info(&member.limits(&self.portfolio.limits()))).map(as_json),
+            "info" => found
+                .and_then(|member| member.tei_info(&member.limits(&self.portfolio.limits())))
+                .map(|found| as_json(&found)),
             "health" => found.and_then(|member| member.check_ready()).map(as_ok),
             _ => return None,
         };
@@ -420,8 +422,8 @@ impl App {
     }
 }
 
-fn as_json(value: Value) -> Response {
-    Json(value).into_response()
+fn as_json(answer: &impl Serialize) -> Response {
+    Json(json_of(answer)).into_response()
 }
 
 fn as_ok((): ()) -> Response {

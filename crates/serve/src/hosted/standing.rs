@@ -1,10 +1,11 @@
 use highroad_hosted::Price;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::{HostedMember, lock};
 
 /// How a hosted member is doing, and how it is asked. Nothing of its key, and of its address the host alone.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub(crate) struct Standing {
     /// What the host calls the model.
     pub(crate) model: String,

@@ -18,7 +18,8 @@ use highroad_package::Digest;
 use highroad_service::{Kind, Problem};
 use highroad_task::Input;
 use metrics::{counter, gauge, histogram};
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::Serialize;
 
 pub(crate) use config::TrialTable;
 pub use config::{JudgeConfig, TrialConfig};
@@ -311,12 +312,15 @@ impl HostedTrial {
     }
 
     /// What is tried, for a page.
-    pub(crate) fn shown(&self) -> Value {
+    pub(crate) fn shown(&self) -> TrialShown {
         let status = self.status();
-        json!({
-            "id": self.rollout.id, "candidate": self.candidate.name(), "percent": status.percent,
-            "passed": status.step.passed.is_some(), "ended": status.end.map(|end| json!({ "by": end.by, "reason": end.reason })),
-        })
+        TrialShown {
+            id: self.rollout.id.clone(),
+            candidate: self.candidate.name().to_owned(),
+            percent: status.percent,
+            passed: status.step.passed.is_some(),
+            ended: status.end.map(|End { by, reason, .. }| TrialEnd { by, reason }),
+        }
     }
 
     fn end(&self, by: String, reason: String, counts: RolloutCounts, checks: Vec<highroad_eval::CheckResult>) -> End {
@@ -335,6 +339,27 @@ impl HostedTrial {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// A trial of a hosted member, in short.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Trial")]
+pub(crate) struct TrialShown {
+    id: String,
+    /// The member that is tried.
+    candidate: String,
+    /// The share of the traffic that takes part here.
+    percent: f64,
+    /// Whether it has kept every rule.
+    passed: bool,
+    ended: Option<TrialEnd>,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct TrialEnd {
+    /// Who decided: a person, or `rollout` for the rules.
+    by: String,
+    reason: String,
 }
 
 impl Part {

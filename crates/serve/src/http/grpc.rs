@@ -76,7 +76,7 @@ impl GrpcInferenceService for Inference {
         if let Some(member) = self.0.portfolio.hosted().get(&name) {
             let metadata = self.0.portfolio.hosted_member(member.name()).and_then(|member| member.metadata());
             let metadata = metadata.map_err(|error| status(&error.problem()))?;
-            return Ok(Response::new(metadata_message(&name, &metadata)));
+            return Ok(Response::new(metadata_message(metadata)));
         }
         let path = model_path(name, version);
         let revision = self.0.versioned(&path).map_err(|problem| status(&problem))?;

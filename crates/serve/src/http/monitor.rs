@@ -10,11 +10,12 @@ use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
 use highroad_service::access::Principal;
 use highroad_service::{Kind, Problem};
-use serde::Deserialize;
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use super::{App, Routes, openai_method, openai_response, printable};
-use crate::monitor::{Given, LabelOutcome, MAX_LABELS_AT_ONCE, MemberReport};
+use crate::monitor::{Finding, Given, LabelOutcome, Labelled, MAX_LABELS_AT_ONCE, MemberReport};
+use crate::protocol::json_of;
 use crate::protocol::openai::Refused;
 
 pub(super) fn routes() -> Routes {
@@ -31,9 +32,17 @@ async fn members(State(app): State<App>) -> Response {
     let allowed: BTreeSet<String> = own.chain(app.portfolio.hosted().names()).collect();
     let reports = tokio::task::spawn_blocking(move || monitor.reports(|member| allowed.contains(member))).await;
     let reports: Vec<MemberReport> = reports.unwrap_or_default().into_iter().map(MemberReport::brief).collect();
-    let findings: Vec<Value> =
-        reports.iter().flat_map(|report| &report.findings).map(|finding| json!(finding)).collect();
-    Json(json!({ "members": reports, "findings": findings })).into_response()
+    let findings = reports.iter().flat_map(|report| report.findings.clone()).collect();
+    Json(json_of(&Monitored { members: reports, findings })).into_response()
+}
+
+/// How every member that is watched stands.
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct Monitored {
+    /// Without distributions and series.
+    members: Vec<MemberReport>,
+    /// What differs now, of all of them.
+    findings: Vec<Finding>,
 }
 
 async fn member(State(app): State<App>, Path(member): Path<String>) -> Response {
@@ -57,6 +66,15 @@ async fn member(State(app): State<App>, Path(member): Path<String>) -> Response 
 enum Body {
     Several { labels: Vec<Given> },
     One(Given),
+}
+
+/// What became of right answers.
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct LabelsTaken {
+    /// How many count.
+    counted: usize,
+    /// Each, in the order sent.
+    results: Vec<Labelled>,
 }
 
 async fn labels(State(app): State<App>, body: Result<Bytes, BytesRejection>) -> Response {
@@ -88,7 +106,7 @@ impl App {
         let results = results.map_err(|error| Problem::internal(&error))?;
         let counts = |outcome| results.iter().filter(|labelled| labelled.outcome == outcome).count();
         let n_counted = counts(LabelOutcome::Counted) + counts(LabelOutcome::Replaced);
-        Ok(Json(json!({ "counted": n_counted, "results": results })).into_response())
+        Ok(Json(json_of(&LabelsTaken { counted: n_counted, results })).into_response())
     }
 
     /// Counts a body that cannot be read for the member it was meant for: the path's, the one it names, or the only one.

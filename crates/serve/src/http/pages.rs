@@ -13,18 +13,21 @@ use highroad_package::{Manifest, PackageError, VerifiedPackage};
 use highroad_service::access::Principal;
 use highroad_service::{Kind, Problem};
 use highroad_task::{Predictor, PredictorOptions};
-use serde::Deserialize;
+use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use tokio::sync::Semaphore;
 
 use super::{App, Routes, openai_method, openai_response, printable};
 use crate::deployment::LocalState;
 use crate::overview::overview;
+use crate::protocol::json_of;
 use crate::protocol::openai::Refused;
-use crate::replay::{Answers, Comparison, chain};
+use crate::replay::{Answers, Chain, Comparison, ReplayedAnswer};
 use crate::request_log::Record;
 use crate::revision::Revision;
+use crate::rollout::CourseShown;
 use crate::rollout::by_hand::Hand;
 
 /// Answers that are computed again at one time: each may load a whole model that serves no more.
@@ -41,7 +44,7 @@ pub(super) fn routes() -> Routes {
 }
 
 async fn portfolio(State(app): State<App>) -> Json<Value> {
-    Json(overview(&app.portfolio))
+    Json(json_of(&overview(&app.portfolio)))
 }
 
 async fn course(State(app): State<App>, Path(member): Path<String>) -> Response {
@@ -91,6 +94,36 @@ struct Replay {
     case: Value,
 }
 
+/// What each rule said in the course of a rollout.
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct RolloutCourse {
+    /// Its id.
+    rollout: String,
+    course: CourseShown,
+}
+
+/// An answer and what stands behind it.
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct RequestChain {
+    request: Record,
+    chain: Chain,
+}
+
+/// An answer that was computed again.
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct Replayed {
+    /// Whether its bits are those that were served.
+    same_bits: bool,
+    /// In words; where they are not, why that may be.
+    why: String,
+    /// What decided the bits here.
+    numerics_id: String,
+    /// The answers; absent where the bits are others.
+    answers: Option<Vec<ReplayedAnswer>>,
+    chain: Chain,
+    request: Record,
+}
+
 fn parse<T: DeserializeOwned>(body: &[u8], expected: &str) -> Result<T, Problem> {
     // What is wrong is told by its place and never by its text, which may be an input.
     serde_json::from_slice(body).map_err(|error| {
@@ -106,7 +139,7 @@ impl App {
         let status = status.ok_or_else(|| Problem::not_found(format!("`{member}` has had no rollout here")))?;
         let id = status.rollout.id.clone();
         let course = blocking(move || status.course()).await?;
-        Ok(Json(json!({ "rollout": id, "course": course })).into_response())
+        Ok(Json(json_of(&RolloutCourse { rollout: id, course })).into_response())
     }
 
     fn abort(&self, member: &str, body: Result<Bytes, BytesRejection>) -> Result<Response, Refused> {
@@ -149,7 +182,7 @@ impl App {
                 None => kept().map(|package| package.manifest().clone()),
             };
             let chain = told_chain(&record, manifest.as_ref(), &local);
-            json!({ "request": record, "chain": chain })
+            json_of(&RequestChain { request: record, chain })
         })
         .await?;
         Ok(Json(told).into_response())
@@ -191,13 +224,13 @@ impl App {
                 }
             };
             let Comparison { same_bits, why } = Comparison::of(&record, &answers);
-            Ok::<_, Problem>(json!({
-                "same_bits": same_bits,
-                "why": why,
-                "numerics_id": answers.numerics_id,
-                "answers": same_bits.then(|| answers.json()),
-                "chain": told_chain(&record, Some(&manifest), &local),
-                "request": record,
+            Ok::<_, Problem>(json_of(&Replayed {
+                same_bits,
+                why,
+                answers: same_bits.then(|| answers.told()),
+                numerics_id: answers.numerics_id,
+                chain: told_chain(&record, Some(&manifest), &local),
+                request: record,
             }))
         });
         Ok(Json(replayed.await??).into_response())
@@ -215,10 +248,10 @@ fn kept(local: &LocalState, record: &Record) -> Result<VerifiedPackage, Problem>
     })
 }
 
-fn told_chain(record: &Record, manifest: Option<&Manifest>, local: &LocalState) -> Value {
+fn told_chain(record: &Record, manifest: Option<&Manifest>, local: &LocalState) -> Chain {
     let verdict = record.verdict.and_then(|digest| local.verdicts.get(&record.package, &digest).ok());
     let verdict: Option<Verdict> = verdict.and_then(|bytes| serde_json::from_slice(&bytes).ok());
-    chain(record, manifest, verdict.as_ref(), None)
+    Chain::of(record, manifest, verdict, None)
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Problem> {

@@ -13,11 +13,13 @@ use highroad_service::access::Principal;
 use highroad_service::{Problem, RequestId};
 use highroad_task::Cut;
 use metrics::histogram;
-use serde_json::Value;
+use schemars::JsonSchema;
+use serde::Serialize;
 
 use super::{App, milliseconds, openai_response, printable, record};
 use crate::hosted::HostedMember;
 use crate::pipeline::{self, Finished};
+use crate::protocol::json_of;
 use crate::protocol::openai::Refused;
 use crate::request_log::{PipelineRecord, Record};
 use crate::revision::Facts;
@@ -48,21 +50,29 @@ pub(super) fn may_read(record: &Record) -> bool {
 pub(super) async fn definition(State(app): State<App>, Path(digest): Path<String>) -> Response {
     let unknown = || Problem::not_found(format!("there is no definition `{}` here", printable(&digest)));
     let found = digest.parse().ok().and_then(|digest| app.definition(&digest)).ok_or_else(|| unknown().into());
-    openai_response(found.map(|definition| Json(definition).into_response()))
+    openai_response(found.map(|definition| Json(json_of(&definition)).into_response()))
+}
+
+/// What a digest of a record is of.
+#[derive(Serialize, JsonSchema)]
+#[serde(untagged)]
+pub(crate) enum Defined {
+    Pipeline(pipeline::Definition),
+    Hosted(Box<Hosted>),
 }
 
 impl App {
     /// A definition that the request's key may see: of a pipeline that it may ask, or a description that a member has which it may ask.
-    fn definition(&self, digest: &Digest) -> Option<Value> {
+    fn definition(&self, digest: &Digest) -> Option<Defined> {
         let kept = self.portfolio.definitions();
         if let Some(definition) = kept.find(digest).and_then(|bytes| pipeline::Definition::read(&bytes).ok()) {
-            return serde_json::to_value(&definition).ok().filter(|_| Principal::current_may_ask(&definition.name));
+            return Principal::current_may_ask(&definition.name).then_some(Defined::Pipeline(definition));
         }
         let serves = |member: &Arc<HostedMember>| member.hosted().digest() == *digest;
         let may_see = self.portfolio.hosted().all().iter().any(serves) || Principal::current_may_ask_all();
         // Where a key lies on this machine is of use to nobody elsewhere.
-        let hosted = Hosted { api_key_file: None, ..kept.find_hosted(digest).filter(|_| may_see)? };
-        serde_json::to_value(hosted).ok()
+        let hosted = kept.find_hosted(digest).filter(|_| may_see)?;
+        Some(Defined::Hosted(Box::new(Hosted { api_key_file: None, ..hosted })))
     }
 
     /// Each step that asked a member has a record of its own, `REQUEST.STEP`, and can be replayed by it.

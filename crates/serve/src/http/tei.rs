@@ -17,6 +17,7 @@ use super::{
     App, Asker, Call, Failed, Routes, Wanted, classifies, count, embeds, origin, reads, wrong_method, wrong_task,
 };
 use crate::error::AskError;
+use crate::protocol::json_of;
 use crate::protocol::tei::{
     self, Body, DecodeRequest, EmbedRequest, ErrorType, PredictRequest, Refused, ScoreFunction, SimilarityRequest,
     TokenizeRequest, Wish,
@@ -102,7 +103,7 @@ async fn info(State(app): State<App>, Path(at): Path<At>) -> Response {
             let limits = revision.limits(&app.portfolio.limits());
             tei::info(revision.facts(), revision.manifest(), revision.max_tokens(), &limits)
         };
-        let mut response = Json(body).into_response();
+        let mut response = Json(json_of(&body)).into_response();
         origin(revision.facts(), response.headers_mut());
         response
     };

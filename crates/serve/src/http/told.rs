@@ -2,10 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use axum::Router;
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
-use axum::middleware;
-use axum::response::Response;
 
 use super::{DEVELOPMENT, PACKAGE, origin};
 use crate::portfolio::Portfolio;
@@ -46,17 +43,15 @@ impl Origin {
     }
 }
 
-/// `app`, whose every response says so where `portfolio` may serve without a verdict: also those of routes that know nothing of it.
-pub fn in_development(app: Router, portfolio: &Portfolio) -> Router {
-    if portfolio.unverified() == Unverified::Refuse {
-        return app;
-    }
-    app.layer(middleware::map_response(async |mut response: Response| {
-        if !response.headers().contains_key(PACKAGE) {
-            response.headers_mut().entry(DEVELOPMENT).or_insert(MAY_BE_UNVERIFIED);
+/// What every response says beside where it comes from, where `portfolio` may serve without a verdict: also those of routes that know
+/// nothing of it, and what is refused before any route.
+pub fn in_development(portfolio: &Portfolio) -> Option<fn(&mut HeaderMap)> {
+    let add: fn(&mut HeaderMap) = |headers| {
+        if !headers.contains_key(PACKAGE) {
+            headers.entry(DEVELOPMENT).or_insert(MAY_BE_UNVERIFIED);
         }
-        response
-    }))
+    };
+    (portfolio.unverified() == Unverified::ServeAsDevelopment).then_some(add)
 }
 
 /// Notes who is asked by the request that this task answers, where it answers one. The last one counts: who stands in for another.

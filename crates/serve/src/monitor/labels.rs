@@ -4,6 +4,7 @@ use std::io::{BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as 
 use std::path::{Path, PathBuf};
 
 use highroad_eval::drift::{Alarm, Confusion, Ranks, Rate, worse_evidence};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
@@ -48,7 +49,7 @@ pub struct Given {
 }
 
 /// What became of a right answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum LabelOutcome {
     /// It counts.
@@ -85,7 +86,7 @@ impl LabelOutcome {
 }
 
 /// A right answer and what became of it.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 #[allow(missing_docs)]
 pub struct Labelled {
     pub request_id: String,

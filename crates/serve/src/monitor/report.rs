@@ -5,6 +5,7 @@ use highroad_eval::drift::{
     Alarm, LabelQuality, Pane, Rate, Signal, SignalKind, SignalState, Suffix, Verdict, judge_signals, mmd, psi_excess,
 };
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::monitor::book::Book;
@@ -17,7 +18,8 @@ const N_PERMUTATIONS: usize = 199;
 const MIN_VECTORS: usize = 30;
 
 /// How a member stands.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[schemars(rename = "MonitorReport")]
 pub struct MemberReport {
     /// Its name.
     pub member: String,
@@ -59,8 +61,9 @@ pub struct MemberReport {
 }
 
 /// Where the watching of a member stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
+#[schemars(rename = "MonitorState")]
 pub enum State {
     /// Its package has no baseline.
     NoBaseline,
@@ -73,7 +76,7 @@ pub enum State {
 }
 
 /// What a member is compared with.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 #[allow(missing_docs)]
 pub struct BaselineFacts {
     pub digest: String,
@@ -86,7 +89,7 @@ pub struct BaselineFacts {
 }
 
 /// How a signal stands, and its distributions.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct SignalReport {
     /// How it stands.
     #[serde(flatten)]
@@ -97,7 +100,7 @@ pub struct SignalReport {
 }
 
 /// A bin of a signal: shares of the baseline and of the window.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 #[allow(missing_docs)]
 pub struct Bin {
     pub name: String,
@@ -106,7 +109,7 @@ pub struct Bin {
 }
 
 /// A kernel test of embeddings.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, JsonSchema)]
 #[allow(missing_docs)]
 pub struct MmdReport {
     pub n: usize,
@@ -116,7 +119,8 @@ pub struct MmdReport {
 }
 
 /// One stretch of time.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[schemars(rename = "EffectSeries")]
 pub struct Series {
     /// When it begins, RFC 3339 in UTC.
     pub since: String,
@@ -127,7 +131,7 @@ pub struct Series {
 }
 
 /// How often a member is right, by the right answers that came later.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct Quality {
     /// Answers of the version whose right answer is known.
     pub n: u64,

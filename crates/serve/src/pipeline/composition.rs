@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use highroad_package::Digest;
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::json;
 
@@ -11,7 +12,7 @@ use super::{Action, PipelineConfig, Pipelines, Step};
 use crate::portfolio::Portfolio;
 
 /// A pipeline by content.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct Composition {
     /// Digest of all of it.
     pub digest: Digest,
@@ -24,7 +25,8 @@ pub struct Composition {
 }
 
 /// A member of a pipeline.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[schemars(rename = "CompositionPart")]
 pub struct Part {
     /// What it follows.
     pub source: String,

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use highroad_hosted::HostedTask;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Action, IndexConfig, Kind, OnError, Piece, Query, Step, Template};
@@ -20,7 +21,7 @@ const DEFAULT_TOP: usize = 10;
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// One pipeline.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct PipelineConfig {
     /// The steps; each reads only those above it.
     pub steps: Vec<Step>,

@@ -3,14 +3,16 @@
 use std::collections::BTreeMap;
 
 use highroad_package::Digest;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Action, Finished, PipelineConfig, StepReport};
 use crate::request_log::{PipelineRecord, StepRecord};
 
 /// A pipeline and what it searches.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "PipelineDefinition")]
 pub struct Definition {
     /// Format version, 1.
     pub highroad_pipeline: u32,
@@ -23,7 +25,7 @@ pub struct Definition {
 }
 
 /// An index as a pipeline names it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DefinedIndex {
     /// Digest of its description.

@@ -11,6 +11,7 @@ use highroad_package::Digest;
 use highroad_service::Problem;
 use highroad_service::trace::{Side, Span};
 use highroad_task::{Answer, Input, Prompt, Purpose, apart, ranked};
+use schemars::JsonSchema;
 use serde::Serialize;
 use tokio::sync::SetOnce;
 
@@ -27,8 +28,9 @@ use crate::rollout::{Key, Served};
 use crate::traffic;
 
 /// What a step gave.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
+#[schemars(rename = "StepValue")]
 pub enum Value {
     /// A text that was generated.
     Text(String),
@@ -46,7 +48,8 @@ pub enum Value {
 }
 
 /// A document and how well it fits.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+#[schemars(rename = "FoundDocument")]
 pub struct Found {
     /// How well: a cosine after a search, a relevance from 0 to 1 after a reranking.
     pub score: f32,
@@ -75,7 +78,7 @@ pub struct Finished {
 }
 
 /// A label that ended a request.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct Stopped {
     /// The step.
     pub step: String,
@@ -86,7 +89,7 @@ pub struct Stopped {
 }
 
 /// What a step did.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct StepReport {
     /// Its name.
     pub name: String,
@@ -116,7 +119,8 @@ pub struct StepReport {
 }
 
 /// Where a step's answer comes from.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+#[schemars(rename = "StepOrigin")]
 pub struct Origin {
     /// The member.
     pub member: String,

@@ -1,13 +1,18 @@
 //! Cohere's v1 and v2 interfaces for embeddings; its rerankers are in `rerank`.
 
+use std::collections::BTreeMap;
+
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use highroad_service::Problem;
 use highroad_task::vector::{int8, signs};
 use highroad_task::{Input, Prompt, Truncate};
+use schemars::JsonSchema;
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use crate::protocol::prompts;
+use crate::protocol::openai::Vector;
+use crate::protocol::{body_of, prompts};
 
 /// Which of Cohere's interfaces a request is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,25 +101,56 @@ impl EmbedRequest {
             (name(kind).to_owned(), Value::Array(vectors.iter().map(|vector| write(vector, kind)).collect()))
         };
         let (embeddings, response_type) = match &self.types {
-            Some(types) => (types.iter().map(written).collect::<Map<_, _>>().into(), "embeddings_by_type"),
-            None => (written(&EmbeddingType::Float).1, "embeddings_floats"),
+            Some(types) => (Embeddings::ByType(types.iter().map(written).collect()), "embeddings_by_type"),
+            None => (Embeddings::Floats(written(&EmbeddingType::Float).1), "embeddings_floats"),
         };
         let version = match self.version {
             Version::V1 => "1",
             Version::V2 => "2",
         };
-        let reply = json!({
-            "id": request_id,
-            "texts": self.texts,
-            "embeddings": embeddings,
-            "response_type": response_type,
-            "meta": {
-                "api_version": { "version": version },
-                "billed_units": { "input_tokens": n_tokens }, "tokens": { "input_tokens": n_tokens },
-            },
-        });
-        serde_json::to_vec(&reply).expect("a value is JSON")
+        let tokens = InputTokens { input_tokens: n_tokens };
+        let meta = EmbedMeta { api_version: ApiVersion { version }, billed_units: tokens, tokens };
+        body_of(&EmbedReply { id: request_id, texts: &self.texts, embeddings, response_type, meta })
     }
+}
+
+/// The reply to [`EmbedRequest`].
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "CohereEmbedReply")]
+pub(crate) struct EmbedReply<'a> {
+    /// Id of the request.
+    id: &'a str,
+    texts: &'a [String],
+    embeddings: Embeddings,
+    /// `embeddings_floats`, or `embeddings_by_type` where types were asked for; always in v2.
+    response_type: &'static str,
+    meta: EmbedMeta,
+}
+
+/// One vector for each text, in each type that was asked for.
+#[derive(Serialize, JsonSchema)]
+#[serde(untagged)]
+enum Embeddings {
+    Floats(#[schemars(with = "Vec<Vec<f32>>")] Value),
+    ByType(#[schemars(with = "BTreeMap<String, Vec<Vector<'static>>>")] Map<String, Value>),
+}
+
+#[derive(Serialize, JsonSchema)]
+struct EmbedMeta {
+    api_version: ApiVersion,
+    billed_units: InputTokens,
+    tokens: InputTokens,
+}
+
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct ApiVersion {
+    /// `1` or `2`
+    pub(crate) version: &'static str,
+}
+
+#[derive(Clone, Copy, Serialize, JsonSchema)]
+pub(crate) struct InputTokens {
+    pub(crate) input_tokens: usize,
 }
 
 /// Whole numbers are relative to the coordinate of the largest magnitude, which becomes 127; `uint8` is `int8` plus 128. Bits are

@@ -6,6 +6,7 @@
 
 pub mod grpc;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
@@ -14,7 +15,8 @@ use highroad_service::access::Priority;
 use highroad_service::{Kind, Problem};
 use highroad_task::raw::{DType, Dim, Program, Storage, Tensor, TensorSpec, row_major_bytes};
 use highroad_task::{Answer, Input, Prompt};
-use serde::Deserialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::protocol::similarity::Pairs;
@@ -642,21 +644,18 @@ impl Wanted {
         for output in &outputs {
             let asked = self.outputs.iter().find(|requested| requested.name == output.name);
             let as_binary = asked.and_then(|requested| requested.binary).unwrap_or(self.binary_outputs);
-            let mut entry = json!({ "name": output.name, "datatype": output.datatype(), "shape": output.shape });
-            if as_binary {
+            let (data, parameters) = if as_binary {
                 let before = binary.len();
                 output.write_binary(&mut binary);
-                entry["parameters"] = json!({ "binary_data_size": binary.len() - before });
+                (None, Some(BinaryData { binary_data_size: binary.len() - before }))
             } else {
-                entry["data"] = output.json_data()?;
-            }
-            entries.push(entry);
+                (Some(output.json_data()?), None)
+            };
+            let (name, datatype, shape) = (&*output.name, output.datatype(), &*output.shape);
+            entries.push(InferOutput { data, datatype, name, parameters, shape });
         }
-        let mut reply = json!({ "model_name": model, "model_version": version(facts), "outputs": entries });
-        if let Some(id) = self.id {
-            reply["id"] = id.into();
-        }
-        let mut body = serde_json::to_vec(&reply).expect("a value is JSON");
+        let reply = InferReply { id: self.id, model_name: model, model_version: version(facts), outputs: entries };
+        let mut body = serde_json::to_vec(&reply).expect("plain data with text keys is JSON");
         let has_binary = outputs.iter().any(|output| {
             let asked = self.outputs.iter().find(|requested| requested.name == output.name);
             asked.and_then(|requested| requested.binary).unwrap_or(self.binary_outputs)
@@ -665,6 +664,36 @@ impl Wanted {
         body.extend_from_slice(&binary);
         Ok(Reply { body, json_bytes })
     }
+}
+
+/// The reply to [`InferRequest`]; binary data may follow it.
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct InferReply<'a> {
+    /// The request's, where it has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<String>,
+    model_name: &'a str,
+    model_version: String,
+    outputs: Vec<InferOutput<'a>>,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct InferOutput<'a> {
+    /// All elements in row-major order: numbers, booleans or texts. Absent where they are binary data.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<Vec<Value>>")]
+    data: Option<Value>,
+    datatype: &'static str,
+    name: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    parameters: Option<BinaryData>,
+    shape: &'a [usize],
+}
+
+#[derive(Serialize, JsonSchema)]
+struct BinaryData {
+    /// Bytes of this output behind the JSON.
+    binary_data_size: usize,
 }
 
 fn select(requested: &[Requested], outputs: Vec<Output>, task: &TaskKind) -> Result<Vec<Output>, Problem> {
@@ -801,24 +830,67 @@ pub fn version(facts: &Facts) -> String {
 }
 
 /// `GET /v2`
-pub fn server_metadata() -> Value {
-    json!({
-        "name": "highroad",
-        "version": env!("CARGO_PKG_VERSION"),
-        "extensions": ["binary_tensor_data", "classification", "model_configuration", "model_repository", "statistics"],
-    })
+#[derive(Serialize, JsonSchema)]
+pub struct ServerMetadata {
+    name: &'static str,
+    version: &'static str,
+    /// What beyond the core of the protocol is there.
+    extensions: [&'static str; 5],
+}
+
+impl ServerMetadata {
+    /// Of this program.
+    pub const OWN: Self = Self {
+        name: "highroad",
+        version: env!("CARGO_PKG_VERSION"),
+        extensions: ["binary_tensor_data", "classification", "model_configuration", "model_repository", "statistics"],
+    };
 }
 
 /// `GET /v2/models/{m}`. `text` or `image` and the program's own inputs are alternatives.
-pub fn model_metadata(name: &str, facts: &Facts, manifest: &Manifest, program: &Program) -> Value {
-    json!({
-        "name": name, "versions": [version(facts)], "platform": "highroad_pt2",
-        "inputs": tensors(task_input_specs(&manifest.task), program.inputs()),
-        "outputs": tensors(&task_output_specs(&manifest.task.kind), program.outputs()),
-    })
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[allow(missing_docs)]
+pub struct ModelMetadata {
+    pub name: String,
+    /// The one that serves.
+    pub versions: Vec<String>,
+    /// `highroad_pt2`, or `hosted` where somebody else hosts it.
+    pub platform: &'static str,
+    pub inputs: Vec<TensorMetadata>,
+    pub outputs: Vec<TensorMetadata>,
 }
 
-fn task_input_specs(task: &Task) -> &'static [(&'static str, &'static str, &'static [i64])] {
+/// A tensor that a model takes or gives.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[allow(missing_docs)]
+pub struct TensorMetadata {
+    pub name: String,
+    pub datatype: String,
+    /// -1 where any size will do.
+    pub shape: Vec<i64>,
+}
+
+/// Name, datatype and shape of a tensor that a task has.
+type TaskSpec = (&'static str, &'static str, &'static [i64]);
+
+impl TensorMetadata {
+    pub(crate) fn of(&(name, datatype, shape): &TaskSpec) -> Self {
+        Self { name: name.to_owned(), datatype: datatype.to_owned(), shape: shape.to_vec() }
+    }
+}
+
+/// The metadata of a model of our own.
+pub fn model_metadata(name: &str, facts: &Facts, manifest: &Manifest, program: &Program) -> ModelMetadata {
+    ModelMetadata {
+        name: name.to_owned(),
+        versions: vec![version(facts)],
+        platform: "highroad_pt2",
+        inputs: tensors(task_input_specs(&manifest.task), program.inputs()),
+        outputs: tensors(&task_output_specs(&manifest.task.kind), program.outputs()),
+    }
+}
+
+fn task_input_specs(task: &Task) -> &'static [TaskSpec] {
     match task.kind {
         TaskKind::Rerank => &[(QUERY, "BYTES", &[1]), (DOCUMENTS, "BYTES", &[-1])],
         TaskKind::Classify { pairs: true, .. } | TaskKind::Embed { .. } => {
@@ -830,7 +902,7 @@ fn task_input_specs(task: &Task) -> &'static [(&'static str, &'static str, &'sta
     }
 }
 
-pub(crate) fn task_output_specs(task: &TaskKind) -> Vec<(&'static str, &'static str, &'static [i64])> {
+pub(crate) fn task_output_specs(task: &TaskKind) -> Vec<TaskSpec> {
     match task {
         TaskKind::Rerank => vec![("relevance", "FP32", &[-1]), ("logit", "FP32", &[-1])],
         TaskKind::Classify { .. } | TaskKind::Recommend { .. } => {
@@ -841,12 +913,13 @@ pub(crate) fn task_output_specs(task: &TaskKind) -> Vec<(&'static str, &'static 
     }
 }
 
-fn tensors(task: &[(&str, &str, &[i64])], specs: &[TensorSpec]) -> Vec<Value> {
-    let of_task =
-        task.iter().map(|(name, datatype, shape)| json!({ "name": name, "datatype": datatype, "shape": shape }));
-    let of_program =
-        specs.iter().map(|spec| json!({ "name": spec.name, "datatype": datatype(spec.dtype), "shape": dims(spec) }));
-    of_task.chain(of_program).collect()
+fn tensors(task: &[TaskSpec], specs: &[TensorSpec]) -> Vec<TensorMetadata> {
+    let of_program = |spec: &TensorSpec| TensorMetadata {
+        name: spec.name.clone(),
+        datatype: datatype(spec.dtype).to_owned(),
+        shape: dims(spec),
+    };
+    task.iter().map(TensorMetadata::of).chain(specs.iter().map(of_program)).collect()
 }
 
 fn dims(spec: &TensorSpec) -> Vec<i64> {
@@ -858,53 +931,147 @@ fn dims(spec: &TensorSpec) -> Vec<i64> {
 }
 
 /// `GET /v2/models/{m}/config`, as far as it has a meaning here.
-pub fn model_config(name: &str, facts: &Facts, manifest: &Manifest, program: &Program) -> Value {
-    let metadata = model_metadata(name, facts, manifest, program);
-    let config = |key: &str, optional: bool| -> Vec<Value> {
-        let entries = metadata[key].as_array().map(Vec::as_slice).unwrap_or_default();
-        let entry = |tensor: &Value| {
-            let datatype = tensor["datatype"].as_str().unwrap_or_default();
+pub fn model_config(name: &str, facts: &Facts, manifest: &Manifest, program: &Program) -> ModelConfig {
+    let ModelMetadata { platform, inputs, outputs, .. } = model_metadata(name, facts, manifest, program);
+    let config = |tensors: Vec<TensorMetadata>, optional: Option<bool>| {
+        let entry = |TensorMetadata { name, datatype, shape }| {
             let data_type = if datatype == "BYTES" { "TYPE_STRING".to_owned() } else { format!("TYPE_{datatype}") };
-            let mut entry = json!({ "name": tensor["name"], "data_type": data_type, "dims": tensor["shape"] });
-            if optional {
-                entry["optional"] = true.into();
-            }
-            entry
+            TensorConfig { name, data_type, dims: shape, optional }
         };
-        entries.iter().map(entry).collect()
+        tensors.into_iter().map(entry).collect()
     };
-    let mut parameters = json!({ "package": { "string_value": facts.package.to_string() } });
-    if manifest.task.image.is_none() {
-        parameters["max_tokens"] = json!({ "string_value": manifest.task.max_tokens.to_string() });
+    let parameter = |name: &str, value: String| (name.to_owned(), ConfigParameter { string_value: value });
+    let max_tokens = manifest.task.image.is_none().then(|| manifest.task.max_tokens.to_string());
+    let parameters = [parameter("package", facts.package.to_string())].into_iter();
+    ModelConfig {
+        name: name.to_owned(),
+        platform,
+        backend: "highroad",
+        max_batch_size: 0,
+        version_policy: VersionPolicy { latest: LatestVersions { num_versions: 1 } },
+        input: config(inputs, Some(true)),
+        output: config(outputs, None),
+        parameters: parameters.chain(max_tokens.map(|most| parameter("max_tokens", most))).collect(),
     }
-    json!({
-        "name": name, "platform": "highroad_pt2", "backend": "highroad", "max_batch_size": 0,
-        "version_policy": { "latest": { "num_versions": 1 } },
-        "input": config("inputs", true), "output": config("outputs", false),
-        "parameters": parameters,
-    })
 }
 
-/// One entry of `GET /v2/models/{m}/stats`.
-pub(crate) fn model_stats(name: &str, facts: &Facts, stats: &Stats) -> Value {
-    use std::sync::atomic::Ordering::Relaxed;
-    let n_success = stats.n_success.load(Relaxed);
-    let duration = |ns: u64| json!({ "count": n_success, "ns": ns });
-    let nothing = json!({ "count": 0, "ns": 0 });
-    json!({
-        "name": name, "version": version(facts),
-        "last_inference": stats.last_ms.load(Relaxed),
-        "inference_count": stats.n_rows.load(Relaxed),
-        "execution_count": n_success,
-        "inference_stats": {
-            "success": duration(stats.success_ns.load(Relaxed)),
-            "fail": { "count": stats.n_failed.load(Relaxed), "ns": 0 },
-            "queue": duration(stats.queue_ns.load(Relaxed)),
-            "compute_input": nothing, "compute_infer": duration(stats.compute_ns.load(Relaxed)),
-            "compute_output": nothing, "cache_hit": nothing, "cache_miss": nothing,
-        },
-        "batch_stats": [],
-    })
+/// The answer to `GET /v2/models/{m}/config`, with Triton's names.
+#[derive(Serialize, JsonSchema)]
+pub struct ModelConfig {
+    name: String,
+    platform: &'static str,
+    backend: &'static str,
+    max_batch_size: u32,
+    version_policy: VersionPolicy,
+    input: Vec<TensorConfig>,
+    output: Vec<TensorConfig>,
+    parameters: BTreeMap<String, ConfigParameter>,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct VersionPolicy {
+    latest: LatestVersions,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct LatestVersions {
+    num_versions: u32,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct TensorConfig {
+    name: String,
+    /// As `TYPE_FP32`.
+    data_type: String,
+    /// -1 where any size will do.
+    dims: Vec<i64>,
+    /// Of inputs, of which there are alternatives.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    optional: Option<bool>,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct ConfigParameter {
+    string_value: String,
+}
+
+/// The answer to `GET /v2/models/{m}/stats`.
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct Statistics {
+    pub(crate) model_stats: Vec<ModelStatistics>,
+}
+
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct ModelStatistics {
+    name: String,
+    version: String,
+    /// Milliseconds since 1970, UTC; 0 without any.
+    last_inference: u64,
+    /// Rows.
+    inference_count: u64,
+    /// Requests.
+    execution_count: u64,
+    inference_stats: InferStatistics,
+    /// Nothing is counted by batch.
+    batch_stats: [u32; 0],
+}
+
+#[derive(Serialize, JsonSchema)]
+struct InferStatistics {
+    success: StatisticDuration,
+    fail: StatisticDuration,
+    queue: StatisticDuration,
+    compute_input: StatisticDuration,
+    compute_infer: StatisticDuration,
+    compute_output: StatisticDuration,
+    cache_hit: StatisticDuration,
+    cache_miss: StatisticDuration,
+}
+
+#[derive(Clone, Copy, Default, Serialize, JsonSchema)]
+struct StatisticDuration {
+    count: u64,
+    /// All together, in nanoseconds.
+    ns: u64,
+}
+
+impl ModelStatistics {
+    pub(crate) fn of(name: &str, facts: &Facts, stats: &Stats) -> Self {
+        use std::sync::atomic::Ordering::Relaxed;
+        let n_success = stats.n_success.load(Relaxed);
+        let duration = |ns: u64| StatisticDuration { count: n_success, ns };
+        let nothing = StatisticDuration::default();
+        Self {
+            name: name.to_owned(),
+            version: version(facts),
+            last_inference: stats.last_ms.load(Relaxed),
+            inference_count: stats.n_rows.load(Relaxed),
+            execution_count: n_success,
+            inference_stats: InferStatistics {
+                success: duration(stats.success_ns.load(Relaxed)),
+                fail: StatisticDuration { count: stats.n_failed.load(Relaxed), ns: 0 },
+                queue: duration(stats.queue_ns.load(Relaxed)),
+                compute_input: nothing,
+                compute_infer: duration(stats.compute_ns.load(Relaxed)),
+                compute_output: nothing,
+                cache_hit: nothing,
+                cache_miss: nothing,
+            },
+            batch_stats: [],
+        }
+    }
+}
+
+/// An entry of the answer to `POST /v2/repository/index`.
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct RepositoryEntry {
+    pub(crate) name: String,
+    /// What serves; empty where nothing does.
+    pub(crate) version: String,
+    /// `READY`, `LOADING` or `UNAVAILABLE`.
+    pub(crate) state: &'static str,
+    /// Why another version does not serve; empty where none should.
+    pub(crate) reason: String,
 }
 
 fn dtype(datatype: &str) -> Result<DType, String> {

@@ -3,17 +3,20 @@
 //! Bodies may carry fields that are not known here (clients send vendor extras); known fields of a wrong type are errors
 //! that name the parameter, as the original answers them.
 
+use std::collections::BTreeMap;
+
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use highroad_package::{ANY_LABEL, TaskKind};
 use highroad_service::{Kind, Problem};
 use highroad_task::{Answer, Input, Truncate};
+use schemars::JsonSchema;
 use serde::Serialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use crate::budget;
 use crate::error::AskError;
-use crate::protocol::prompts;
+use crate::protocol::{ModelTask, body_of, json_of, prompts};
 use crate::revision::Facts;
 
 /// A refused request in OpenAI's words.
@@ -41,10 +44,29 @@ impl Refused {
             Kind::Forbidden => "permission_error",
             _ => "invalid_request_error",
         };
-        json!({ "error": {
-            "message": self.problem.message, "type": kind, "param": self.param, "code": self.code,
-        } })
+        let (message, param, code) = (self.problem.message.clone(), self.param, self.code);
+        json_of(&OpenAiError { error: ErrorFacts { message, kind, param, code } })
     }
+}
+
+/// A refusal in OpenAI's words.
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct OpenAiError {
+    error: ErrorFacts,
+}
+
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "OpenAiErrorFacts")]
+struct ErrorFacts {
+    /// What is wrong, where, and what helps.
+    message: String,
+    /// `invalid_request_error`, `rate_limit_error`, …
+    #[serde(rename = "type")]
+    kind: &'static str,
+    /// The parameter that it is about.
+    param: Option<&'static str>,
+    /// OpenAI's code for it, where it has one.
+    code: Option<&'static str>,
 }
 
 impl From<Problem> for Refused {
@@ -167,40 +189,49 @@ fn token_input(ids: &[Value]) -> Option<Input> {
     ids.filter(|ids| !ids.is_empty()).map(Input::Tokens)
 }
 
-#[derive(Serialize)]
-struct EmbeddingsReply<'a> {
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct EmbeddingsReply<'a> {
     object: &'static str,
     data: Vec<EmbeddingItem<'a>>,
     model: &'a str,
     usage: Usage,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct EmbeddingItem<'a> {
     object: &'static str,
     index: usize,
     embedding: Vector<'a>,
 }
 
-#[derive(Serialize)]
+/// A vector, as numbers or as the base64 of its little-endian float32 values.
+#[derive(Serialize, JsonSchema)]
 #[serde(untagged)]
-enum Vector<'a> {
+pub(crate) enum Vector<'a> {
     Float(&'a [f32]),
     Base64(String),
 }
 
-#[derive(Serialize)]
-struct Usage {
+/// Tokens of a request.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "TokenUsage")]
+pub(crate) struct Usage {
     prompt_tokens: usize,
     total_tokens: usize,
+}
+
+impl Usage {
+    /// Of a request that is read and to which nothing is written.
+    pub(crate) fn read(n_tokens: usize) -> Self {
+        Self { prompt_tokens: n_tokens, total_tokens: n_tokens }
+    }
 }
 
 /// The reply to [`EmbeddingsRequest`].
 pub fn embeddings_reply(model: &str, vectors: &[Vec<f32>], n_tokens: usize, encoding: Encoding) -> Vec<u8> {
     let embeddings = vectors.iter().map(|values| vector(values, encoding)).enumerate();
     let data = embeddings.map(|(index, embedding)| EmbeddingItem { object: "embedding", index, embedding }).collect();
-    let usage = Usage { prompt_tokens: n_tokens, total_tokens: n_tokens };
-    let reply = EmbeddingsReply { object: "list", data, model, usage };
+    let reply = EmbeddingsReply { object: "list", data, model, usage: Usage::read(n_tokens) };
     serde_json::to_vec(&reply).expect("strings and finite or null numbers are JSON")
 }
 
@@ -284,40 +315,75 @@ pub fn moderations_reply(request_id: &str, model: &str, task: &TaskKind, answers
         TaskKind::Classify { labels, flagged, .. } => (labels.as_slice(), flagged.as_deref().unwrap_or_default()),
         _ => (&[][..], ""),
     };
-    let results: Vec<Value> = answers.iter().map(|answer| moderation(labels, flagged, answer)).collect();
-    let reply = json!({ "id": format!("modr-{request_id}"), "model": model, "results": results });
-    serde_json::to_vec(&reply).expect("a value is JSON")
+    let results = answers.iter().map(|answer| json_of(&moderation(labels, flagged, answer))).collect();
+    moderated(request_id, model, results)
 }
 
-fn moderation(labels: &[String], flagged_label: &str, answer: &Answer) -> Value {
+/// The same of results that a host has given: it may know more categories than we do.
+pub fn moderated(request_id: &str, model: &str, results: Vec<Value>) -> Vec<u8> {
+    body_of(&ModerationsReply { id: format!("modr-{request_id}"), model, results })
+}
+
+/// The reply to [`ModerationsRequest`].
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct ModerationsReply<'a> {
+    id: String,
+    /// The member that answered.
+    model: &'a str,
+    /// One for each input.
+    #[schemars(with = "Vec<Moderation>")]
+    results: Vec<Value>,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct Moderation {
+    /// Whether some category is true.
+    flagged: bool,
+    categories: BTreeMap<String, bool>,
+    /// From 0 to 1.
+    #[schemars(with = "BTreeMap<String, f64>")]
+    category_scores: Map<String, Value>,
+    /// `text` where the model knows the category; a host may leave it out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    category_applied_input_types: Option<BTreeMap<String, Vec<&'static str>>>,
+    /// What a model of our own said; nothing of a hosted one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    highroad: Option<LabelScores>,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct LabelScores {
+    /// The label; of a model of any number of labels all that hold, with `, ` between them.
+    label: String,
+    /// From 0 to 1, of every label.
+    #[schemars(with = "BTreeMap<String, f64>")]
+    scores: Map<String, Value>,
+}
+
+fn moderation(labels: &[String], flagged_label: &str, answer: &Answer) -> Moderation {
     let said = answer.label().unwrap_or_default();
     let holds = |label: &str| match answer {
         Answer::Labels { labels, .. } => labels.iter().any(|held| held == label),
         _ => said == label,
     };
-    let (mut categories, mut category_scores, mut applied) = (Map::new(), Map::new(), Map::new());
+    let (mut categories, mut category_scores, mut applied) = (BTreeMap::new(), Map::new(), BTreeMap::new());
     for name in CATEGORIES {
-        categories.insert(name.to_owned(), false.into());
+        categories.insert(name.to_owned(), false);
         category_scores.insert(name.to_owned(), 0.0.into());
-        applied.insert(name.to_owned(), json!([]));
+        applied.insert(name.to_owned(), Vec::new());
     }
     let scored = || labels.iter().zip(answer.values().iter().copied());
     let mut flagged = false;
     for (label, value) in scored().filter(|(label, _)| flagged_label == ANY_LABEL || *label == flagged_label) {
         let own = CATEGORIES.iter().copied().find(|name| same_category(name, label)).unwrap_or(label);
-        categories.insert(own.to_owned(), holds(label).into());
+        categories.insert(own.to_owned(), holds(label));
         category_scores.insert(own.to_owned(), score(value));
-        applied.insert(own.to_owned(), json!(["text"]));
+        applied.insert(own.to_owned(), vec!["text"]);
         flagged |= holds(label);
     }
-    let by_label: Map<String, Value> = scored().map(|(label, value)| (label.clone(), score(value))).collect();
-    json!({
-        "flagged": flagged,
-        "categories": categories,
-        "category_scores": category_scores,
-        "category_applied_input_types": applied,
-        "highroad": { "label": said, "scores": by_label },
-    })
+    let scores = scored().map(|(label, value)| (label.clone(), score(value))).collect();
+    let highroad = Some(LabelScores { label: said.into_owned(), scores });
+    Moderation { flagged, categories, category_scores, category_applied_input_types: Some(applied), highroad }
 }
 
 // The shortest decimal that reads back as the same f32, not the longer one of the f64 beside it.
@@ -331,13 +397,38 @@ fn same_category(standard: &str, label: &str) -> bool {
         || label.chars().map(plain).eq(standard.chars().map(|c| if c == '/' { '-' } else { c }))
 }
 
-/// One entry of `GET /v1/models`, with the facts of what serves.
-pub fn model(name: &str, facts: &Facts, task: &TaskKind) -> Value {
-    let created = facts.loaded_at.parse::<jiff::Timestamp>().map_or(0, |time| time.as_second());
-    json!({
-        "id": name, "object": "model", "created": created, "owned_by": "highroad",
-        "highroad": { "task": task, "facts": facts },
-    })
+/// One entry of `GET /v1/models`.
+#[derive(Serialize, JsonSchema)]
+pub struct ModelEntry {
+    /// The member's name.
+    id: String,
+    /// `model`
+    object: &'static str,
+    /// When what serves was loaded, seconds since 1970, UTC.
+    created: i64,
+    /// `highroad`, or `hosted` where somebody else hosts it.
+    owned_by: &'static str,
+    highroad: ModelFacts,
+}
+
+/// What serves, and for what.
+#[derive(Serialize, JsonSchema)]
+struct ModelFacts {
+    task: ModelTask,
+    facts: Facts,
+}
+
+impl ModelEntry {
+    /// Of a member that serves what `facts` say.
+    pub(crate) fn of(name: &str, facts: &Facts, task: ModelTask) -> Self {
+        let created = facts.loaded_at.parse::<jiff::Timestamp>().map_or(0, |time| time.as_second());
+        let owned_by = match task {
+            ModelTask::Package(_) => "highroad",
+            ModelTask::Hosted(_) => "hosted",
+        };
+        let highroad = ModelFacts { task, facts: facts.clone() };
+        Self { id: name.to_owned(), object: "model", created, owned_by, highroad }
+    }
 }
 
 fn object(body: &[u8]) -> Result<Map<String, Value>, Refused> {
@@ -362,6 +453,8 @@ fn required_text<'a>(body: &'a Map<String, Value>, key: &'static str) -> Result<
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     fn text(text: &str) -> Input {

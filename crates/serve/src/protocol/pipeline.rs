@@ -1,9 +1,12 @@
 //! `/v1/pipelines`: one text in, the last step's value out, and where every part of it comes from.
 
 use highroad_service::Problem;
+use schemars::JsonSchema;
+use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::pipeline::{Composition, Finished, PipelineConfig};
+use super::body_of;
+use crate::pipeline::{Composition, Finished, PipelineConfig, StepReport, Stopped, Value as StepValue};
 
 /// `POST /v1/pipelines/{name}`
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,19 +39,64 @@ impl PipelineRequest {
 
     /// The reply.
     pub fn reply(&self, request_id: &str, pipeline: &str, finished: &Finished) -> Vec<u8> {
-        let step = |report: &crate::pipeline::StepReport| {
-            let mut step = serde_json::to_value(report).expect("a report is JSON");
-            if self.values {
-                step["value"] = serde_json::to_value(&report.value).expect("a value is JSON");
-            }
-            step
-        };
-        let steps: Vec<Value> = finished.steps.iter().map(step).collect();
-        let reply = json!({
-            "id": request_id, "object": "pipeline.answer", "pipeline": pipeline,
-            "output": finished.output, "stopped": finished.stopped, "steps": steps,
-        });
-        serde_json::to_vec(&reply).expect("a value is JSON")
+        let step = |report| PipelineStep { report, value: self.values.then_some(&report.value) };
+        body_of(&PipelineReply {
+            id: request_id,
+            object: "pipeline.answer",
+            pipeline,
+            output: finished.output.as_ref(),
+            stopped: finished.stopped.as_ref(),
+            steps: finished.steps.iter().map(step).collect(),
+        })
+    }
+}
+
+/// The reply to [`PipelineRequest`].
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct PipelineReply<'a> {
+    /// Id of the request.
+    id: &'a str,
+    /// `pipeline.answer`
+    object: &'static str,
+    /// Its name.
+    pipeline: &'a str,
+    /// What the output step gave; absent where a step ended the request.
+    output: Option<&'a StepValue>,
+    /// Which step ended it.
+    stopped: Option<&'a Stopped>,
+    /// What each step that ran did, in the pipeline's order.
+    steps: Vec<PipelineStep<'a>>,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct PipelineStep<'a> {
+    #[serde(flatten)]
+    report: &'a StepReport,
+    /// What it gave, where the request asks for that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    value: Option<&'a StepValue>,
+}
+
+/// A pipeline in a list, and of what it is made now.
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct PipelineEntry {
+    /// Its name.
+    id: String,
+    /// `pipeline`
+    object: &'static str,
+    /// The names of its steps.
+    steps: Vec<String>,
+    /// The step whose value is the answer.
+    output: String,
+    /// Of what it is made now; none where a member of it serves nothing.
+    composition: Option<Composition>,
+}
+
+impl PipelineEntry {
+    pub(crate) fn of(name: &str, config: &PipelineConfig, composition: Option<Composition>) -> Self {
+        let steps: Vec<String> = config.steps.iter().map(|step| step.name.clone()).collect();
+        let output = steps[config.output].clone();
+        Self { id: name.to_owned(), object: "pipeline", steps, output, composition }
     }
 }
 
@@ -57,12 +105,6 @@ pub fn first_event(request_id: &str, pipeline: &str, finished: &Finished) -> Vec
     let steps = serde_json::to_value(&finished.steps).expect("reports are JSON");
     let data = json!({ "id": request_id, "object": "pipeline.steps", "pipeline": pipeline, "steps": steps });
     format!("event: pipeline\ndata: {data}\n\n").into_bytes()
-}
-
-/// A pipeline in a list, and of what it is made now.
-pub fn entry(name: &str, config: &PipelineConfig, composition: Option<&Composition>) -> Value {
-    let steps: Vec<&str> = config.steps.iter().map(|step| step.name.as_str()).collect();
-    json!({ "id": name, "object": "pipeline", "steps": steps, "output": steps[config.output], "composition": composition })
 }
 
 #[cfg(test)]

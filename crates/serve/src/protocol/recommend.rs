@@ -5,7 +5,11 @@ use std::collections::HashSet;
 use highroad_package::{Manifest, TaskKind};
 use highroad_service::Problem;
 use highroad_task::Answer;
-use serde_json::{Map, Value, json};
+use schemars::JsonSchema;
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use super::body_of;
 
 /// Most items of a history, and most that are left out.
 const MAX_ITEMS: usize = 10_000;
@@ -70,21 +74,47 @@ impl RecommendRequest {
         let scores = answers.first().map(Answer::values).unwrap_or_default();
         let known: HashSet<&str> = items.iter().map(String::as_str).collect();
         let n_unknown = self.history.iter().filter(|item| !known.contains(item.as_str())).count();
-        let data: Vec<Value> = best(items, scores, &self.left_out(), self.top_n)
+        let data = best(items, scores, &self.left_out(), self.top_n)
             .into_iter()
-            .map(|(item, score)| json!({ "item": item, "score": score }))
+            .map(|(item, score)| Recommended { item, score })
             .collect();
-        let reply = json!({
-            "id": request_id, "object": "list", "model": model, "data": data,
-            "usage": { "n_history": self.history.len(), "n_unknown": n_unknown },
-        });
-        serde_json::to_vec(&reply).expect("a value is JSON")
+        let usage = HistoryUsage { n_history: self.history.len(), n_unknown };
+        body_of(&RecommendReply { id: request_id, object: "list", model, data, usage })
     }
 
     fn left_out(&self) -> HashSet<&str> {
         let seen = self.history.iter().filter(|_| self.exclude_seen);
         seen.chain(&self.exclude).map(String::as_str).collect()
     }
+}
+
+/// The reply to [`RecommendRequest`].
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct RecommendReply<'a> {
+    /// Id of the request.
+    id: &'a str,
+    /// `list`
+    object: &'static str,
+    /// The member that answered.
+    model: &'a str,
+    /// Items, best first.
+    data: Vec<Recommended<'a>>,
+    usage: HistoryUsage,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct Recommended<'a> {
+    item: &'a str,
+    /// From 0 to 1, over all items of the catalogue.
+    score: f32,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct HistoryUsage {
+    /// Items of the history.
+    n_history: usize,
+    /// Those that the model does not know.
+    n_unknown: usize,
 }
 
 fn best<'a>(items: &'a [String], scores: &[f32], left_out: &HashSet<&str>, top_n: usize) -> Vec<(&'a str, f32)> {
@@ -113,6 +143,8 @@ fn items(body: &Map<String, Value>, name: &str) -> Result<Vec<String>, Problem> 
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     fn parse(body: &Value) -> Result<RecommendRequest, String> {

@@ -8,9 +8,13 @@ use std::num::NonZeroUsize;
 use highroad_service::{Kind, Problem};
 use highroad_task::vector::cosine;
 use highroad_task::{Answer, Input, Prompt, Purpose, Ranked, Truncate, ranked};
-use serde_json::{Map, Value, json};
+use schemars::JsonSchema;
+use serde::Serialize;
+use serde_json::{Map, Value};
 
-use crate::protocol::tei::{self, ErrorType};
+use crate::protocol::cohere::{ApiVersion, InputTokens};
+use crate::protocol::tei::{self, ErrorType, TeiError};
+use crate::protocol::{body_of, json_of};
 
 /// Most documents of a request, as Cohere has it.
 pub(crate) const MAX_DOCUMENTS: usize = 1000;
@@ -128,36 +132,111 @@ impl RerankRequest {
             [Answer::Embedding { vector: query }, documents @ ..] => by_cosine(query, documents),
             _ => ranked(answers),
         };
-        let best: Vec<Value> = documents.into_iter().take(self.top_n).map(|document| self.entry(document)).collect();
-        let reply = match self.dialect {
-            Dialect::Tei { .. } => Value::Array(best),
-            Dialect::Cohere(version) => json!({
-                "id": request_id,
-                "model": model,
-                "results": best,
-                "usage": { "total_tokens": n_tokens },
-                "meta": { "api_version": { "version": version }, "tokens": { "input_tokens": n_tokens } },
-            }),
-        };
-        serde_json::to_vec(&reply).expect("a value is JSON")
-    }
-
-    fn entry(&self, document: Ranked) -> Value {
-        let text = || self.documents[document.index].as_str();
-        let mut entry = match self.dialect {
+        let best = documents.into_iter().take(self.top_n);
+        let text = |index: usize| self.with_texts.then(|| self.documents[index].as_str());
+        body_of(&match self.dialect {
             Dialect::Tei { raw_scores } => {
-                json!({ "index": document.index, "score": if raw_scores { document.logit } else { document.score } })
+                let ranked = |Ranked { index, logit, score }| TeiRank {
+                    index,
+                    score: if raw_scores { logit } else { score },
+                    text: text(index),
+                };
+                RerankReply::Tei(best.map(ranked).collect())
             }
-            Dialect::Cohere(_) => json!({ "index": document.index, "relevance_score": document.score }),
-        };
-        if self.with_texts {
-            match self.dialect {
-                Dialect::Tei { .. } => entry["text"] = text().into(),
-                Dialect::Cohere(_) => entry["document"] = json!({ "text": text() }),
+            Dialect::Cohere(version) => {
+                let ranked = |Ranked { index, score, .. }| CohereRank {
+                    index,
+                    relevance_score: score,
+                    document: text(index).map(|text| RankedDocument { text }),
+                };
+                let tokens = InputTokens { input_tokens: n_tokens };
+                RerankReply::Cohere(CohereRerankReply {
+                    id: request_id,
+                    model,
+                    results: best.map(ranked).collect(),
+                    usage: TotalTokens { total_tokens: n_tokens },
+                    meta: RerankMeta { api_version: ApiVersion { version }, tokens },
+                })
             }
-        }
-        entry
+        })
     }
+}
+
+/// The reply to [`RerankRequest`], in the dialect of its body.
+#[derive(Serialize, JsonSchema)]
+#[serde(untagged)]
+pub(crate) enum RerankReply<'a> {
+    Cohere(CohereRerankReply<'a>),
+    Tei(Vec<TeiRank<'a>>),
+}
+
+/// A reply in Cohere's words.
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct CohereRerankReply<'a> {
+    /// Id of the request.
+    id: &'a str,
+    /// The member that answered.
+    model: &'a str,
+    /// The best documents, best first.
+    results: Vec<CohereRank<'a>>,
+    usage: TotalTokens,
+    meta: RerankMeta,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct CohereRank<'a> {
+    /// Which of the request's documents, from 0.
+    index: usize,
+    /// From 0 to 1; of a member that embeds the cosine.
+    relevance_score: f32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    document: Option<RankedDocument<'a>>,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct RankedDocument<'a> {
+    text: &'a str,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct TotalTokens {
+    total_tokens: usize,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct RerankMeta {
+    api_version: ApiVersion,
+    tokens: InputTokens,
+}
+
+/// A document in TEI's words.
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct TeiRank<'a> {
+    /// Which of the request's texts, from 0.
+    index: usize,
+    /// From 0 to 1, or the logit where raw scores were asked for; of a member that embeds the cosine.
+    score: f32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    text: Option<&'a str>,
+}
+
+/// A refusal in the words of Cohere, which read `message`, and of TEI, which read the others.
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct CohereError {
+    /// What is wrong, where, and what helps.
+    message: String,
+    /// The same.
+    error: String,
+    error_type: ErrorType,
+}
+
+/// A refusal in the dialect of the body, where it could be read.
+#[derive(JsonSchema)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "what may be answered, for the OpenAPI document")]
+pub(crate) enum RerankError {
+    Cohere(CohereError),
+    Tei(TeiError),
 }
 
 /// A query and documents as an embedder is asked them, each with the prompt that is for it.
@@ -196,12 +275,13 @@ pub(crate) fn tei_refused(body: &[u8], failed: impl Into<tei::Refused>) -> tei::
 /// A refusal: Cohere's clients read `message`, TEI's `error` and `error_type`.
 pub fn error_body(problem: &Problem) -> Value {
     let error_type = match problem.kind {
-        Kind::Overloaded => "Overloaded",
-        Kind::Internal | Kind::BadGateway => "Backend",
-        Kind::Unavailable => "Unhealthy",
-        _ => "Validation",
+        Kind::Overloaded => ErrorType::Overloaded,
+        Kind::Internal | Kind::BadGateway => ErrorType::Backend,
+        Kind::Unavailable => ErrorType::Unhealthy,
+        _ => ErrorType::Validation,
     };
-    json!({ "message": problem.message, "error": problem.message, "error_type": error_type })
+    let message = &problem.message;
+    json_of(&CohereError { message: message.clone(), error: message.clone(), error_type })
 }
 
 fn positive(body: &Map<String, Value>, name: &str) -> Result<Option<NonZeroUsize>, Problem> {
@@ -245,6 +325,8 @@ fn flag(body: &Map<String, Value>, name: &str) -> Result<bool, Problem> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     fn parse(body: &Value) -> Result<RerankRequest, String> {

@@ -5,9 +5,12 @@ use std::collections::HashMap;
 use highroad_service::Problem;
 use highroad_task::vector::cosine;
 use highroad_task::{Answer, Input, Prompt, Truncate};
-use serde_json::{Map, Value, json};
+use schemars::JsonSchema;
+use serde::Serialize;
+use serde_json::{Map, Value};
 
-use crate::protocol::prompts;
+use crate::protocol::openai::Usage;
+use crate::protocol::{body_of, prompts};
 
 /// Most pairs of a request. Their different texts count as inputs.
 const MAX_PAIRS: usize = 10_000;
@@ -84,12 +87,31 @@ impl SimilarityRequest {
 
     /// The reply: how alike each pair is.
     pub fn reply(request_id: &str, model: &str, cosines: &[f32], n_tokens: usize) -> Vec<u8> {
-        let data: Vec<Value> =
-            cosines.iter().enumerate().map(|(index, cosine)| json!({ "index": index, "similarity": cosine })).collect();
-        let usage = json!({ "prompt_tokens": n_tokens, "total_tokens": n_tokens });
-        let reply = json!({ "id": request_id, "object": "list", "model": model, "data": data, "usage": usage });
-        serde_json::to_vec(&reply).expect("a value is JSON")
+        let pair = |(index, &similarity): (usize, &f32)| PairSimilarity { index, similarity };
+        let data = cosines.iter().enumerate().map(pair).collect();
+        body_of(&SimilarityReply { id: request_id, object: "list", model, data, usage: Usage::read(n_tokens) })
     }
+}
+
+/// The reply to [`SimilarityRequest`].
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct SimilarityReply<'a> {
+    /// Id of the request.
+    id: &'a str,
+    /// `list`
+    object: &'static str,
+    /// The member that answered.
+    model: &'a str,
+    /// The pairs, in the order sent.
+    data: Vec<PairSimilarity>,
+    usage: Usage,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct PairSimilarity {
+    index: usize,
+    /// The cosine of the two vectors.
+    similarity: f32,
 }
 
 fn pairs(body: &Map<String, Value>) -> Result<Vec<[String; 2]>, Problem> {
@@ -112,6 +134,8 @@ fn pairs(body: &Map<String, Value>) -> Result<Vec<[String; 2]>, Problem> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     fn parse(body: &Value) -> Result<SimilarityRequest, String> {

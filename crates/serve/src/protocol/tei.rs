@@ -3,19 +3,25 @@
 //! A TEI server has one model, and clients name it by the server's address; so every route also exists below `/tei/{model}`.
 //! Bodies may carry fields that are not known here; known fields of a wrong type are errors that name them.
 
+use std::collections::BTreeMap;
+
 use highroad_package::{Manifest, TaskKind, Truncation};
 use highroad_service::{Kind, Problem};
 use highroad_task::vector::{cosine, unit};
 use highroad_task::{Answer, CutSide, Input, Piece, Prompt, Special, TaskError, Truncate};
-use serde_json::{Map, Value, json};
+use schemars::JsonSchema;
+use serde::Serialize;
+use serde_json::{Map, Value};
 
 use crate::config::RequestLimits;
 use crate::error::AskError;
-use crate::protocol::prompts;
+use crate::protocol::rerank::TeiRank;
+use crate::protocol::{ModelTask, body_of, json_of, prompts};
 use crate::revision::Facts;
 
 /// What sort of error, in TEI's words.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[schemars(rename = "TeiErrorType")]
 #[allow(missing_docs)]
 pub enum ErrorType {
     Unhealthy,
@@ -60,8 +66,16 @@ impl Refused {
 
     /// The error object.
     pub fn body(&self) -> Value {
-        json!({ "error": self.problem.message, "error_type": format!("{:?}", self.error_type) })
+        json_of(&TeiError { error: self.problem.message.clone(), error_type: self.error_type })
     }
+}
+
+/// A refusal in TEI's words.
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct TeiError {
+    /// What is wrong, where, and what helps.
+    error: String,
+    error_type: ErrorType,
 }
 
 impl From<Problem> for Refused {
@@ -226,16 +240,45 @@ impl PredictRequest {
 
     /// The reply: the labels of each input with their scores, the highest first.
     pub fn reply(&self, labels: &[String], answers: &[Answer]) -> Vec<u8> {
-        let predictions = |answer: &Answer| -> Vec<Value> {
+        let predictions = |answer: &Answer| -> Vec<Prediction> {
             let mut scored: Vec<(&String, f32)> = labels.iter().zip(answer.values().iter().copied()).collect();
             scored.sort_by(|(_, left), (_, right)| right.total_cmp(left));
-            let entry = |(label, score)| json!({ "score": number(score), "label": label });
+            let entry = |(label, score): (&String, f32)| Prediction { score: number(score), label: label.clone() };
             scored.into_iter().take(self.top_k).map(entry).collect()
         };
         let mut rows = answers.iter().map(predictions);
-        let reply = if self.is_batch { json!(rows.collect::<Vec<_>>()) } else { json!(rows.next()) };
-        serde_json::to_vec(&reply).expect("a value is JSON")
+        body_of(&match self.is_batch {
+            true => Predictions::Batch(rows.collect()),
+            false => Predictions::One(rows.next().unwrap_or_default()),
+        })
     }
+}
+
+/// The reply to [`PredictRequest`]: of each text its labels, best first.
+#[derive(Serialize, JsonSchema)]
+#[serde(untagged)]
+pub(crate) enum Predictions {
+    One(Vec<Prediction>),
+    Batch(Vec<Vec<Prediction>>),
+}
+
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct Prediction {
+    label: String,
+    /// From 0 to 1.
+    #[schemars(with = "f32")]
+    score: Value,
+}
+
+/// The reply to a request that is for whatever the model is for.
+#[derive(JsonSchema)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "what may be answered, for the OpenAPI document")]
+pub(crate) enum RootReply {
+    Embeddings(Vec<Vec<f32>>),
+    Predictions(Predictions),
+    Similarities(Vec<f32>),
+    Ranks(Vec<TeiRank<'static>>),
 }
 
 fn sequence(texts: &[Value]) -> Option<Input> {
@@ -315,15 +358,29 @@ impl TokenizeRequest {
 
     /// The reply: the tokens of each text.
     pub fn reply(texts: &[Vec<Piece>]) -> Vec<u8> {
-        let token = |piece: &Piece| {
-            json!({
-                "id": piece.id, "text": piece.text, "special": piece.bytes.is_none(),
-                "start": piece.bytes.map(|(start, _)| start), "stop": piece.bytes.map(|(_, stop)| stop),
-            })
+        let token = |piece: &Piece| Token {
+            id: piece.id,
+            text: piece.text.clone(),
+            special: piece.bytes.is_none(),
+            start: piece.bytes.map(|(start, _)| start),
+            stop: piece.bytes.map(|(_, stop)| stop),
         };
-        let reply: Vec<Vec<Value>> = texts.iter().map(|pieces| pieces.iter().map(token).collect()).collect();
-        serde_json::to_vec(&reply).expect("a value is JSON")
+        let reply: Vec<Vec<Token>> = texts.iter().map(|pieces| pieces.iter().map(token).collect()).collect();
+        body_of(&reply)
     }
+}
+
+/// A token of a text.
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct Token {
+    id: u32,
+    text: String,
+    /// Whether it stands for no part of the text.
+    special: bool,
+    /// Where it begins in the text, in bytes.
+    start: Option<usize>,
+    /// Where it ends.
+    stop: Option<usize>,
 }
 
 /// `POST /decode`
@@ -446,31 +503,126 @@ pub(crate) fn cut(body: &Map<String, Value>) -> Result<Truncate, Refused> {
 }
 
 /// `GET /info`
-pub fn info(facts: &Facts, manifest: &Manifest, max_tokens: usize, limits: &RequestLimits) -> Value {
-    let classifier = |labels: &[String]| {
-        let id2label: Map<String, Value> =
-            labels.iter().enumerate().map(|(id, label)| (id.to_string(), json!(label))).collect();
-        let label2id: Map<String, Value> =
-            labels.iter().enumerate().map(|(id, label)| (label.clone(), json!(id))).collect();
-        json!({ "id2label": id2label, "label2id": label2id })
-    };
-    let model_type = match &manifest.task.kind {
-        TaskKind::Classify { labels, .. } => json!({ "classifier": classifier(labels) }),
-        TaskKind::Rerank => json!({ "reranker": classifier(&["relevance".to_owned()]) }),
+pub fn info(facts: &Facts, manifest: &Manifest, max_tokens: usize, limits: &RequestLimits) -> Info {
+    let task = &manifest.task;
+    let model_type = match &task.kind {
+        TaskKind::Classify { labels, .. } => ModelType::Classifier(LabelIds::of(labels)),
+        TaskKind::Rerank => ModelType::Reranker(LabelIds::of(&["relevance".to_owned()])),
         // The program pools, and what it does is in its graph: `highroad inspect`.
-        _ => json!({ "embedding": { "pooling": "program" } }),
+        _ => ModelType::Embedding { pooling: "program" },
     };
-    json!({
-        "model_id": facts.version, "model_sha": facts.package.hex(), "served_model_name": facts.member,
-        "model_dtype": "float32", "model_type": model_type,
-        "max_concurrent_requests": limits.inputs, "max_input_length": max_tokens, "max_batch_tokens": limits.tokens,
-        "max_batch_requests": null, "max_client_batch_size": limits.inputs, "auto_truncate": manifest.task.truncation != Truncation::Error,
-        "tokenization_workers": 1, "version": env!("CARGO_PKG_VERSION"), "sha": null, "docker_label": null,
-        "highroad": {
-            "task": manifest.task.kind, "facts": facts, "limits": limits, "prompts": manifest.task.prompts,
-            "default_prompt_name": manifest.task.default_prompt_name, "truncation": manifest.task.truncation,
-        },
-    })
+    let texts = PackageTexts {
+        prompts: task.prompts.clone(),
+        default_prompt_name: task.default_prompt_name.clone(),
+        truncation: task.truncation,
+    };
+    Info {
+        model_dtype: "float32",
+        max_input_length: max_tokens,
+        auto_truncate: task.truncation != Truncation::Error,
+        ..Info::of(ModelTask::Package(task.kind.clone()), facts, limits, model_type, Some(texts))
+    }
+}
+
+/// The answer to `GET /info`, with TEI's names.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "TeiInfo")]
+pub struct Info {
+    /// The version that serves; of a hosted member what its host calls the model.
+    pub(crate) model_id: String,
+    /// The package's digest, or that of a hosted member's description.
+    model_sha: String,
+    /// The member.
+    served_model_name: String,
+    pub(crate) model_dtype: &'static str,
+    model_type: ModelType,
+    pub(crate) max_concurrent_requests: usize,
+    /// Tokens of a text; of a hosted member bytes.
+    pub(crate) max_input_length: usize,
+    max_batch_tokens: usize,
+    max_batch_requests: Option<usize>,
+    max_client_batch_size: usize,
+    /// Whether texts that are too long are cut.
+    pub(crate) auto_truncate: bool,
+    tokenization_workers: usize,
+    /// Highroad's.
+    version: &'static str,
+    sha: Option<String>,
+    docker_label: Option<String>,
+    highroad: InfoFacts,
+}
+
+/// What a model is for.
+#[derive(Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum ModelType {
+    Classifier(LabelIds),
+    Reranker(LabelIds),
+    Embedding {
+        /// `program` or `host`: who pools.
+        pooling: &'static str,
+    },
+}
+
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct LabelIds {
+    id2label: BTreeMap<String, String>,
+    label2id: BTreeMap<String, usize>,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct InfoFacts {
+    task: ModelTask,
+    facts: Facts,
+    limits: RequestLimits,
+    #[serde(flatten)]
+    texts: Option<PackageTexts>,
+}
+
+/// How a package reads texts.
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct PackageTexts {
+    /// What goes before texts, by name.
+    prompts: BTreeMap<String, String>,
+    default_prompt_name: Option<String>,
+    truncation: Truncation,
+}
+
+impl LabelIds {
+    pub(crate) fn of(labels: &[String]) -> Self {
+        let id2label = labels.iter().enumerate().map(|(id, label)| (id.to_string(), label.clone())).collect();
+        let label2id = labels.iter().enumerate().map(|(id, label)| (label.clone(), id)).collect();
+        Self { id2label, label2id }
+    }
+}
+
+impl Info {
+    pub(crate) fn of(
+        task: ModelTask,
+        facts: &Facts,
+        limits: &RequestLimits,
+        model_type: ModelType,
+        texts: Option<PackageTexts>,
+    ) -> Self {
+        Self {
+            model_id: facts.version.clone(),
+            model_sha: facts.package.hex(),
+            served_model_name: facts.member.clone(),
+            model_dtype: "unknown",
+            model_type,
+            max_concurrent_requests: limits.inputs,
+            max_input_length: limits.input_bytes,
+            max_batch_tokens: limits.tokens,
+            max_batch_requests: None,
+            max_client_batch_size: limits.inputs,
+            auto_truncate: true,
+            tokenization_workers: 1,
+            version: env!("CARGO_PKG_VERSION"),
+            sha: None,
+            docker_label: None,
+            highroad: InfoFacts { task, facts: facts.clone(), limits: *limits, texts },
+        }
+    }
 }
 
 fn not_empty<T>(items: Vec<T>, name: &str) -> Result<Vec<T>, Refused> {
@@ -506,6 +658,8 @@ fn number(value: f32) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     fn body(value: Value) -> Body {

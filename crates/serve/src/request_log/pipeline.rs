@@ -1,8 +1,9 @@
 use highroad_package::Digest;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// What the request log has of a request to a pipeline beside what it has of every answer.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct PipelineRecord {
     /// The pipeline's name.
     pub name: String,
@@ -19,7 +20,7 @@ pub struct PipelineRecord {
 }
 
 /// What is kept of one step.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct StepRecord {
     /// Its name.
     pub name: String,

@@ -1,4 +1,5 @@
 use highroad_task::{Answer, OutputTensor, ranked};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::hosted::{Preferred, text_similarity};
@@ -7,8 +8,9 @@ use crate::hosted::{Preferred, text_similarity};
 const MOST_RELATIVE: f64 = 2.0;
 
 /// Which answers count as different, and which as slow.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "ComparisonLimits")]
 pub struct Limits {
     /// Embeddings differ where their cosine is below this.
     pub min_cosine: f64,
@@ -64,7 +66,7 @@ impl Limits {
 }
 
 /// The answers of two versions to one request, side by side.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Compared {
     /// Whether the request counts as answered differently: one of its labels flipped, or a vector, a tensor or the ranking is further off

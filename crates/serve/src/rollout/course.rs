@@ -1,6 +1,7 @@
 use std::collections::BTreeSet;
 
 use highroad_eval::{RolloutCounts, RolloutRules, judge_rollout};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 /// Most points of a course; beyond it every other one is let go.
@@ -23,7 +24,8 @@ struct Point {
 }
 
 /// The course of each rule of a rollout: bounds that held at every moment, as the sequential test promises.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, JsonSchema)]
+#[schemars(rename = "Course")]
 pub struct CourseShown {
     /// The rules, in the order of the columns of each point.
     pub rules: Vec<RuleShown>,
@@ -32,7 +34,8 @@ pub struct CourseShown {
 }
 
 /// A rule and what it allows.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[schemars(rename = "CourseRule")]
 pub struct RuleShown {
     /// In words.
     pub rule: String,
@@ -43,7 +46,8 @@ pub struct RuleShown {
 }
 
 /// What the rules said at one moment.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[schemars(rename = "CoursePoint")]
 pub struct PointShown {
     /// Milliseconds since 1970, UTC.
     pub at_ms: i64,

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use highroad_package::Digest;
 use highroad_task::{Answer, Input, OutputTensor, ranked};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::rollout::Compared;
@@ -20,7 +21,7 @@ const MAX_READ_BYTES: u64 = 256 << 20;
 const MAX_TOLD: usize = 8;
 
 /// One request and what two versions made of it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Pair {
     /// The id in the response's `x-request-id`.
     pub request_id: String,
@@ -51,7 +52,7 @@ pub struct Pair {
 }
 
 /// One of two versions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[allow(missing_docs)]
 pub enum Side {

@@ -1,11 +1,12 @@
 use highroad_eval::{CheckResult, RolloutCounts};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::rollout::trial::{Sums, Trial};
 use crate::rollout::{Course, CourseShown, End, Pair, Rollout, Step, now_ms};
 
 /// Where a rollout stands in this process.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct RolloutStatus {
     /// The member.
     pub member: String,

@@ -1,3 +1,4 @@
+use schemars::JsonSchema;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -70,8 +71,9 @@ impl SeenHere {
 }
 
 /// How far answers are apart, over all compared requests.
-#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize, JsonSchema)]
 #[serde(default)]
+#[schemars(rename = "RolloutSums")]
 pub struct Sums {
     /// Labels that flipped.
     pub n_flips: u64,

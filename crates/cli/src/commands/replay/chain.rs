@@ -25,7 +25,8 @@ impl Chain {
     }
 
     pub fn json(&self, record: &Record) -> Value {
-        replay::chain(record, Some(&self.manifest), self.verdict.as_ref(), self.run.as_ref())
+        let chain = replay::Chain::of(record, Some(&self.manifest), self.verdict.clone(), self.run.clone());
+        serde_json::to_value(chain).unwrap_or_default()
     }
 
     pub fn lines(&self, record: &Record) -> Vec<(&'static str, String)> {

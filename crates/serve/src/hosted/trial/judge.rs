@@ -1,5 +1,6 @@
 //! A hosted model that says which of two texts answers a conversation better, asked in both orders.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::super::routes::step_body;
@@ -7,7 +8,7 @@ use super::{HostedMember, Wanted};
 use crate::protocol::chat::{ChatRequest, Kind};
 
 /// What a judge prefers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Preferred {
     /// The text of what serves, in both orders.

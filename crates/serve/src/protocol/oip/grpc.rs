@@ -8,8 +8,8 @@ use highroad_task::raw::{DType, Program};
 use serde_json::{Map, Value, json};
 
 use super::{
-    Contents, HeaderInput, HeaderOutput, InferRequest, Output, OutputData, Wanted, dtype, invalid, micros,
-    model_metadata, priority, select, server_metadata, version,
+    Contents, HeaderInput, HeaderOutput, InferRequest, ModelMetadata, Output, OutputData, ServerMetadata, Wanted,
+    dtype, invalid, micros, model_metadata, priority, select, version,
 };
 use crate::protocol::prompts;
 use crate::revision::Facts;
@@ -268,12 +268,9 @@ struct RestReply {
 
 /// The reply to `ServerMetadata`, which says what `GET /v2` says.
 pub fn server_metadata_message() -> ServerMetadataResponse {
-    let metadata = server_metadata();
-    ServerMetadataResponse {
-        name: text(&metadata["name"]),
-        version: text(&metadata["version"]),
-        extensions: list(&metadata["extensions"], text),
-    }
+    let ServerMetadata { name, version, extensions } = ServerMetadata::OWN;
+    let extensions = extensions.map(str::to_owned).to_vec();
+    ServerMetadataResponse { name: name.to_owned(), version: version.to_owned(), extensions }
 }
 
 /// The reply to `ModelMetadata`, which says what `GET /v2/models/{m}` says.
@@ -283,31 +280,22 @@ pub fn model_metadata_message(
     manifest: &Manifest,
     program: &Program,
 ) -> ModelMetadataResponse {
-    metadata_message(name, &model_metadata(name, facts, manifest, program))
+    metadata_message(model_metadata(name, facts, manifest, program))
 }
 
 /// The same of metadata as REST has it.
-pub fn metadata_message(name: &str, metadata: &Value) -> ModelMetadataResponse {
-    let tensor = |tensor: &Value| TensorMetadata {
-        name: text(&tensor["name"]),
-        datatype: text(&tensor["datatype"]),
-        shape: list(&tensor["shape"], |size| size.as_i64().unwrap_or(-1)),
+pub fn metadata_message(metadata: ModelMetadata) -> ModelMetadataResponse {
+    let tensors = |tensors: Vec<super::TensorMetadata>| {
+        let message = |super::TensorMetadata { name, datatype, shape }| TensorMetadata { name, datatype, shape };
+        tensors.into_iter().map(message).collect()
     };
     ModelMetadataResponse {
-        name: name.to_owned(),
-        versions: list(&metadata["versions"], text),
-        platform: text(&metadata["platform"]),
-        inputs: list(&metadata["inputs"], tensor),
-        outputs: list(&metadata["outputs"], tensor),
+        name: metadata.name,
+        versions: metadata.versions,
+        platform: metadata.platform.to_owned(),
+        inputs: tensors(metadata.inputs),
+        outputs: tensors(metadata.outputs),
     }
-}
-
-fn text(value: &Value) -> String {
-    value.as_str().unwrap_or_default().to_owned()
-}
-
-fn list<T>(value: &Value, item: impl Fn(&Value) -> T) -> Vec<T> {
-    value.as_array().map(|items| items.iter().map(item).collect()).unwrap_or_default()
 }
 
 /// Parameters as JSON has them; those without a value are left out.
