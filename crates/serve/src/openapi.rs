@@ -91,6 +91,8 @@ const EMBEDS_NOT: &[u16] = &[400, 404, 413, 422, 424];
 /// What hosts refuse too, and what is told of hosts that fail.
 const HOSTS: &[u16] = &[400, 403, 404, 413, 422, 429, 500, 502, 503];
 const LOOKS: &[u16] = &[404, 503];
+/// What is told of models of our own alone refuses a hosted member.
+const LOOKS_IN: &[u16] = &[400, 404, 503];
 
 const fn get(
     path: &'static str,
@@ -182,7 +184,7 @@ const ROUTES: &[Route] = &[
     ),
     post("/tokenize", TEI, "Tokens of texts", Takes::Json("TeiTokenizeRequest"), json::<Vec<Vec<Token>>>(), TEI_ASKS),
     post("/decode", TEI, "Texts of tokens", Takes::Json("TeiDecodeRequest"), json::<Vec<String>>(), TEI_ASKS),
-    get("/info", TEI, "What serves, and its limits", json::<Info>(), &[404, 422, 503]),
+    get("/info", TEI, "What serves, and its limits", json::<Info>(), &[404, 422, 424, 503]),
     post(
         "/tei/{model}/rerank",
         TEI,
@@ -199,17 +201,17 @@ const ROUTES: &[Route] = &[
     get("/v2/models/{model}/versions/{version}", OIP, "Tensors of a version", json::<ModelMetadata>(), LOOKS),
     get("/v2/models/{model}/ready", OIP, "Whether a model serves", Answers::Nothing, LOOKS),
     get("/v2/models/{model}/versions/{version}/ready", OIP, "Whether a version serves", Answers::Nothing, LOOKS),
-    get("/v2/models/{model}/config", OIP, "Configuration of a model", json::<ModelConfig>(), LOOKS),
+    get("/v2/models/{model}/config", OIP, "Configuration of a model", json::<ModelConfig>(), LOOKS_IN),
     get(
         "/v2/models/{model}/versions/{version}/config",
         OIP,
         "Configuration of a version",
         json::<ModelConfig>(),
-        LOOKS,
+        LOOKS_IN,
     ),
     get("/v2/models/stats", OIP, "Statistics of all models", json::<Statistics>(), &[]),
-    get("/v2/models/{model}/stats", OIP, "Statistics of a model", json::<Statistics>(), LOOKS),
-    get("/v2/models/{model}/versions/{version}/stats", OIP, "Statistics of a version", json::<Statistics>(), LOOKS),
+    get("/v2/models/{model}/stats", OIP, "Statistics of a model", json::<Statistics>(), LOOKS_IN),
+    get("/v2/models/{model}/versions/{version}/stats", OIP, "Statistics of a version", json::<Statistics>(), LOOKS_IN),
     post(
         "/v2/models/{model}/infer",
         OIP,
@@ -301,7 +303,7 @@ const ROUTES: &[Route] = &[
         OWN,
         "What each rule said in the course of a rollout",
         json::<RolloutCourse>(),
-        &[404],
+        &[400, 404],
     ),
     post(
         "/v1/highroad/rollouts/{member}/abort",
