@@ -432,6 +432,7 @@ def test_budgets_show_what_was_spent_on_the_last_days(site: Site, open_page: Cal
 
 
 def test_a_server_that_does_not_monitor_says_so(site: Site, open_page: Callable) -> None:
+    site.embed("on and on")
     answered = requests.get(f"{site.url}/v1/highroad/monitor", timeout=10)
     page = open_page(f"{site.url}/ui/monitor")
     if answered.status_code == 404:
@@ -441,6 +442,9 @@ def test_a_server_that_does_not_monitor_says_so(site: Site, open_page: Callable)
         for member in watched:
             expect(page.get_by_role("region", name="Watched members").get_by_role("link", name=member)).to_be_visible()
         assert watched or page.get_by_text("No member is watched yet").is_visible()
+        # What helps is told as code.
+        row = page.get_by_role("region", name="Watched members").get_by_role("row").filter(has_text="embedder")
+        expect(row.locator("code").first).to_have_text("highroad monitor baseline PACKAGE --data FILE")
 
 
 def test_what_pages_ask_is_answered_as_the_document_says(site: Site, tmp_path: Path) -> None:

@@ -33,8 +33,8 @@ pub(super) struct Host {
 #[derive(Clone, Default, Deserialize)]
 #[serde(default)]
 struct HostMetadata {
-    inputs: Vec<TensorMetadata>,
-    outputs: Vec<TensorMetadata>,
+    inputs: Vec<Value>,
+    outputs: Vec<Value>,
 }
 
 impl HostedMember {
@@ -105,9 +105,11 @@ impl HostedMember {
         let HostMetadata { inputs, outputs } = lock(&self.host).metadata.clone().unwrap_or_default();
         let text = self.has_task().then(|| TensorMetadata::of(&(oip::TEXT, "BYTES", &[-1])));
         let answers = self.task().map(|task| task_output_specs(&task).iter().map(TensorMetadata::of).collect());
-        let joined = |own: Vec<TensorMetadata>, others: Vec<TensorMetadata>| -> Vec<TensorMetadata> {
-            let others: Vec<_> =
-                others.into_iter().filter(|other| own.iter().all(|tensor| tensor.name != other.name)).collect();
+        // What the host tells that is no tensor is left out.
+        let tensor = |told| serde_json::from_value::<TensorMetadata>(told).ok();
+        let joined = |own: Vec<TensorMetadata>, others: Vec<Value>| -> Vec<TensorMetadata> {
+            let is_new = |other: &TensorMetadata| own.iter().all(|known| known.name != other.name);
+            let others: Vec<TensorMetadata> = others.into_iter().filter_map(tensor).filter(is_new).collect();
             own.into_iter().chain(others).collect()
         };
         Ok(ModelMetadata {

@@ -16,7 +16,7 @@ use highroad_service::{Kind, Problem};
 use highroad_task::raw::{DType, Dim, Program, Storage, Tensor, TensorSpec, row_major_bytes};
 use highroad_task::{Answer, Input, Prompt};
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::protocol::similarity::Pairs;
@@ -867,7 +867,14 @@ pub struct TensorMetadata {
     pub name: String,
     pub datatype: String,
     /// -1 where any size will do.
+    #[serde(deserialize_with = "sizes")]
     pub shape: Vec<i64>,
+}
+
+// Hosts whose REST is made of gRPC write sizes as texts, as Protobuf's JSON has numbers of 64 bits.
+fn sizes<'de, D: Deserializer<'de>>(shape: D) -> Result<Vec<i64>, D::Error> {
+    let size = |size: &Value| size.as_i64().or_else(|| size.as_str()?.parse().ok()).unwrap_or(-1);
+    Ok(Vec::<Value>::deserialize(shape)?.iter().map(size).collect())
 }
 
 /// Name, datatype and shape of a tensor that a task has.
