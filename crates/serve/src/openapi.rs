@@ -46,7 +46,8 @@ enum Takes {
     Protobuf,
 }
 
-/// What an answer has as its body. Its schema is that of the type that is serialized, so that it cannot tell anything else.
+/// What an answer has as its body. Schemas are derived from the types that handlers serialize; that each route has the right one
+/// schemathesis finds out.
 #[derive(Clone, Copy)]
 enum Answers {
     Nothing,
