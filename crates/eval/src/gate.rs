@@ -5,6 +5,7 @@ use crate::bootstrap::Draws;
 use crate::deciders::deciders;
 use crate::interval::{clopper_pearson, quantile, quantile_interval};
 use crate::power::normal_power;
+use crate::tensors::Beyond;
 use crate::weights::{effective_size_of_rarest, kish, uneven};
 use crate::{
     Bootstrap, Case, CheckResult, Discordance, Flip, FloorPower, Gates, Given, LatencyRule, McNemarPower, Metric,
@@ -432,7 +433,7 @@ impl Judge<'_> {
         let right = |of| match scope.rule.metric {
             // Every value of a share has been found to be 0 or 1.
             Metric::CustomShare => {
-                self.statistic(scope, of).ok()?.of_case().map(|of| of.iter().map(|&v| v == 1.0).collect())
+                self.statistic(scope, of).ok()?.of_case().map(|of| of.iter().map(|&v| Some(v == 1.0)).collect())
             }
             _ => match of {
                 Of::Candidate => scope.candidate.right(),
@@ -442,7 +443,8 @@ impl Judge<'_> {
         let (Some(was_right), Some(is_right)) = (right(Of::Baseline), right(Of::Candidate)) else {
             return Vec::new();
         };
-        let lost = was_right.into_iter().zip(is_right).enumerate().filter(|(_, (was, is))| *was && !*is);
+        let lost =
+            was_right.into_iter().zip(is_right).enumerate().filter(|(_, sides)| *sides == (Some(true), Some(false)));
         let counts = |idx: &usize| match (&scope.rule.label, &scope.candidate) {
             (Some(label), Observed::Classes(classes)) => {
                 let is_label = |of: &[usize]| classes.labels()[of[*idx]] == *label;
@@ -932,7 +934,15 @@ fn answered(observed: &Observed, idx: usize) -> String {
             format!("{positive:.3} against {negative:.3}")
         }
         Observed::Numbers(numbers) => decimal(numbers.predicted()[idx]),
-        Observed::Tensors(tensors) => several(tensors.case(idx, None).map(|(_, predicted)| predicted)),
+        Observed::Tensors(tensors) => match tensors.beyond(idx) {
+            Some(Beyond { output, position, predicted, error, allowed }) => format!(
+                "{} (number {position} of \"{output}\"), off by {} where {} is allowed",
+                decimal(predicted),
+                decimal(error),
+                decimal(allowed)
+            ),
+            None => several(tensors.case(idx, None).map(|(_, predicted)| predicted)),
+        },
         Observed::Texts(texts) => brief(texts.answer(idx)),
     }
 }

@@ -28,6 +28,10 @@ pub(super) fn of_tensors(metric: Metric, tensors: &Tensors, output: Option<&str>
     let case = |idx: usize| tensors.case(idx, output);
     let side_by_side = || (0..n_cases).flat_map(case);
     match (metric, tensors.width(output)) {
+        (Metric::WithinTolerance, _) => match tensors.within_tolerance() {
+            right if right.iter().all(Option::is_none) => Err(metric.of_other_answers()),
+            right => Ok(Measure::Right(right)),
+        },
         (Metric::R2 | Metric::Pearson | Metric::Spearman, Some(1)) => {
             let (expected, predicted): (Vec<f64>, Vec<f64>) = side_by_side().unzip();
             measure(metric, &Numbers { expected, predicted })
