@@ -19,7 +19,10 @@ use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
 use super::shared::{Granted, Held, LEASE_TIMEOUT, Leases, Sharing, Wanted};
-use super::{Amount, Books, BudgetsConfig, Course, Entry, HISTORY_DAYS, Ledger, Meter, Most, Payer, Refused, Scope};
+use super::{
+    Amount, Books, BudgetsConfig, Course, Entry, HISTORY_DAYS, Ledger, Meter, Most, Payer, Refused, Scope, courses_of,
+    first_day, spent,
+};
 use crate::error::AskError;
 use crate::telemetry::{BUDGET_LOST, BUDGET_REFUSED};
 
@@ -196,6 +199,10 @@ impl Budgets {
     pub async fn tend_leases(&self) {
         // Told where it happened.
         let _told = self.lease(None).await;
+        if let Some(sharing) = &self.shared.sharing {
+            let now = now();
+            sharing.tell_spent(first_day(now), || spent(&self.shared.lock().ledger.courses(now), now)).await;
+        }
     }
 
     /// [`Budgets::hold`] for what costs money: it is written down before this returns. Errors also where it cannot be.
@@ -279,17 +286,28 @@ impl Budgets {
         json!({ "currency": self.currency(), "budgets": rows.collect::<Vec<_>>() })
     }
 
-    /// What the same accounts spent on each of the last [`HISTORY_DAYS`] days, of those that spent anything.
-    pub fn history(&self) -> Value {
+    /// What the same accounts spent on each of the last [`HISTORY_DAYS`] days, of those that spent anything. Of shared budgets what all servers
+    /// spent, as far as they have told it, and `of_all_servers` says so; where their keeper gives no answer, what this one did.
+    pub async fn history(&self) -> Value {
         let now = now();
-        let courses = self.shared.lock().ledger.courses(now);
+        let own = self.shared.lock().ledger.courses(now);
+        let all = match &self.shared.sharing {
+            Some(sharing) => {
+                let asked = sharing.spent(first_day(now), spent(&own, now));
+                tokio::time::timeout(LEASE_TIMEOUT, asked).await.ok().and_then(Result::ok)
+            }
+            None => None,
+        };
+        let of_all_servers = all.is_some();
+        let courses = all.map_or(own, |all| courses_of(all, now));
         let shown = courses.iter().filter(|course| is_shown(course.scope, &course.name));
         let accounts = shown.map(|Course { scope, name, days }| {
             let cost: Vec<f64> = days.iter().map(|day| day.nanos as f64 / 1e9).collect();
             let tokens: Vec<u64> = days.iter().map(|day| day.tokens).collect();
             json!({ "scope": scope, "name": name, "cost": cost, "tokens": tokens })
         });
-        json!({ "currency": self.currency(), "days": days(now), "accounts": accounts.collect::<Vec<_>>() })
+        let (currency, accounts) = (self.currency(), accounts.collect::<Vec<_>>());
+        json!({ "currency": currency, "days": days(now), "of_all_servers": of_all_servers, "accounts": accounts })
     }
 }
 

@@ -74,8 +74,12 @@ async fn budgets(State(app): State<App>) -> Json<Value> {
 }
 
 async fn spent(State(app): State<App>) -> Json<Value> {
-    let none = || json!({ "currency": null, "days": keeper::days(keeper::now()), "accounts": [] });
-    Json(app.portfolio.budgets().map_or_else(none, |budgets| budgets.history()))
+    let none =
+        || json!({ "currency": null, "days": keeper::days(keeper::now()), "of_all_servers": false, "accounts": [] });
+    match app.portfolio.budgets() {
+        Some(budgets) => Json(budgets.history().await),
+        None => Json(none()),
+    }
 }
 
 async fn chat(
