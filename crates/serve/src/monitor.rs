@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::{self, Thread};
 use std::time::Duration;
 
 use highroad_package::{Baselines, Digest};
@@ -38,6 +39,8 @@ use crate::telemetry::{
 
 /// Observations that may wait to be counted.
 const QUEUE: usize = 4096;
+/// How long observations gather before they are counted: a thread that woke for each would take its turn on the core from the requests.
+const GATHER: Duration = Duration::from_millis(50);
 /// How often books are looked through when nothing comes.
 const TICK: Duration = Duration::from_millis(500);
 /// Most books of one member that are kept in memory: of what serves, of a candidate, of what served before.
@@ -48,7 +51,13 @@ pub struct Monitor {
     dir: PathBuf,
     baselines: Baselines,
     members: Mutex<BTreeMap<String, Arc<Member>>>,
-    to_worker: OnceLock<SyncSender<Message>>,
+    worker: OnceLock<Worker>,
+}
+
+/// The way to the thread that counts, and the thread, if it could be started.
+struct Worker {
+    sender: SyncSender<Message>,
+    thread: Option<Thread>,
 }
 
 enum Message {
@@ -74,7 +83,7 @@ pub(crate) struct Member {
 impl Monitor {
     /// Keeps its state in `dir`, and finds baselines in `baselines`. Nothing is written before something is seen.
     pub fn new(dir: PathBuf, baselines: Baselines) -> Arc<Self> {
-        Arc::new(Self { dir, baselines, members: Mutex::default(), to_worker: OnceLock::new() })
+        Arc::new(Self { dir, baselines, members: Mutex::default(), worker: OnceLock::new() })
     }
 
     /// The monitoring as it was last written in `dir`, to be read only.
@@ -150,36 +159,39 @@ impl Monitor {
 
     /// Hands an observation to the thread that counts; drops and counts it if too many wait.
     pub(crate) fn put(self: &Arc<Self>, seen: Box<Seen>) {
-        let sender = self.to_worker.get_or_init(|| self.start());
+        let worker = self.worker.get_or_init(|| self.start());
         if let Err(TrySendError::Full(Message::Seen(seen)) | TrySendError::Disconnected(Message::Seen(seen))) =
-            sender.try_send(Message::Seen(seen))
+            worker.sender.try_send(Message::Seen(seen))
         {
             seen.dropped();
             counter!(MONITOR_DROPPED).increment(1);
         }
     }
 
-    fn start(self: &Arc<Self>) -> SyncSender<Message> {
+    fn start(self: &Arc<Self>) -> Worker {
         let (sender, messages) = sync_channel(QUEUE);
         // The thread ends with the last sender, which is in the monitor: it must not hold the monitor itself.
         let monitor = Arc::downgrade(self);
         let run = move || {
-            while let Some(message) = next(&messages) {
-                match message {
-                    Some(Message::Seen(seen)) => count(seen),
-                    Some(Message::Flush(done)) => {
-                        monitor.upgrade().iter().for_each(|monitor| monitor.save());
-                        let _ = done.send(());
+            while let Some(first) = next(&messages) {
+                if first.is_some() {
+                    thread::park_timeout(GATHER);
+                }
+                for message in first.into_iter().chain(messages.try_iter()).take(QUEUE) {
+                    match message {
+                        Message::Seen(seen) => count(seen),
+                        Message::Flush(done) => {
+                            monitor.upgrade().iter().for_each(|monitor| monitor.save());
+                            let _ = done.send(());
+                        }
                     }
-                    None => {}
                 }
                 monitor.upgrade().iter().for_each(|monitor| monitor.turn());
             }
         };
-        if let Err(error) = std::thread::Builder::new().name("monitor".to_owned()).spawn(run) {
-            error!("Nothing is monitored: no thread can be started: {error}");
-        }
-        sender
+        let started = thread::Builder::new().name("monitor".to_owned()).spawn(run);
+        let started = started.inspect_err(|error| error!("Nothing is monitored: no thread can be started: {error}"));
+        Worker { sender, thread: started.ok().map(|started| started.thread().clone()) }
     }
 
     /// Ends what is over of every book and writes down what has changed.
@@ -201,7 +213,9 @@ impl Monitor {
     /// Waits until everything seen is on the disk, at most a few seconds.
     pub fn flush(&self) {
         let (done, is_done) = sync_channel(1);
-        if self.to_worker.get().is_some_and(|sender| sender.send(Message::Flush(done)).is_ok()) {
+        let Some(worker) = self.worker.get() else { return };
+        if worker.sender.send(Message::Flush(done)).is_ok() {
+            worker.thread.iter().for_each(Thread::unpark);
             let _ = is_done.recv_timeout(Duration::from_secs(5));
         }
     }

@@ -1,16 +1,18 @@
 //! The request log: one JSON line for every answer, never its input.
 //!
-//! A thread of its own writes; a request only puts a record into a bounded queue. When the disk cannot keep up, records are
-//! dropped and counted, never silently and never at the request's expense.
+//! A thread of its own writes, some milliseconds' records at once; a request only puts its record into a bounded queue. When the disk
+//! cannot keep up, records are dropped and counted, never silently and never at the request's expense.
 
 mod pipeline;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead as _, BufReader, BufWriter, Write as _};
+use std::iter;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
 use highroad_package::Digest;
@@ -114,10 +116,14 @@ impl Default for LogLimits {
     }
 }
 
+/// How long records gather before they are written: a thread that woke for each would take its turn on the core from the requests.
+const GATHER: Duration = Duration::from_millis(20);
+
 /// The way into the log. Cloning is cheap; the writer ends when the last clone is dropped.
 #[derive(Clone)]
 pub struct RequestLog {
     to_writer: SyncSender<Message>,
+    writer: Thread,
     dir: PathBuf,
 }
 
@@ -132,8 +138,8 @@ impl RequestLog {
         fs::create_dir_all(dir)?;
         let (to_writer, messages) = sync_channel(limits.waiting);
         let writer = Writer::new(dir.to_owned(), limits)?;
-        std::thread::Builder::new().name("request-log".to_owned()).spawn(move || writer.run(&messages))?;
-        Ok(Self { to_writer, dir: dir.to_owned() })
+        let thread = thread::Builder::new().name("request-log".to_owned()).spawn(move || writer.run(&messages))?;
+        Ok(Self { to_writer, writer: thread.thread().clone(), dir: dir.to_owned() })
     }
 
     /// Queues a record; drops and counts it if the queue is full.
@@ -148,6 +154,7 @@ impl RequestLog {
     pub fn flush(&self) {
         let (done, is_done) = sync_channel(1);
         if self.to_writer.send(Message::Flush(done)).is_ok() {
+            self.writer.unpark();
             let _ = is_done.recv_timeout(Duration::from_secs(5));
         }
     }
@@ -173,7 +180,7 @@ pub fn find_written(dir: &Path, request_id: &str, patience: Duration) -> io::Res
         // Asked before the look, so that what it wrote last is seen.
         let may_come = begun.elapsed() < patience && is_written(dir);
         match find(dir, request_id)? {
-            None if may_come => std::thread::sleep(LOOK_AGAIN),
+            None if may_come => thread::sleep(LOOK_AGAIN),
             found => return Ok(found),
         }
     }
@@ -297,26 +304,18 @@ impl Writer {
     }
 
     fn run(mut self, messages: &Receiver<Message>) {
-        loop {
-            // Write while there is something; flush as soon as there is nothing, so that a reader sees answers at once.
-            let message = match messages.try_recv() {
-                Ok(message) => message,
-                Err(_) => {
-                    self.report(|writer| writer.file.flush());
-                    match messages.recv_timeout(Duration::from_secs(3600)) {
-                        Ok(message) => message,
-                        Err(RecvTimeoutError::Timeout) => continue,
-                        Err(RecvTimeoutError::Disconnected) => return,
+        while let Ok(first) = messages.recv() {
+            thread::park_timeout(GATHER);
+            for message in iter::once(first).chain(messages.try_iter()) {
+                match message {
+                    Message::Record(record) => self.report(|writer| writer.write(&record)),
+                    Message::Flush(done) => {
+                        self.report(|writer| writer.file.flush());
+                        let _ = done.send(());
                     }
                 }
-            };
-            match message {
-                Message::Record(record) => self.report(|writer| writer.write(&record)),
-                Message::Flush(done) => {
-                    self.report(|writer| writer.file.flush());
-                    let _ = done.send(());
-                }
             }
+            self.report(|writer| writer.file.flush());
         }
     }
 
@@ -458,11 +457,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = begin_file(dir.path(), 0).unwrap().into_parts().0;
         let line = format!("{}\n", serde_json::to_string(&record("id")).unwrap());
-        let writer = std::thread::spawn(move || {
+        let writer = thread::spawn(move || {
             let mut file = path;
             let (first, rest) = line.split_at(40);
             file.write_all(first.as_bytes()).unwrap();
-            std::thread::sleep(Duration::from_millis(60));
+            thread::sleep(Duration::from_millis(60));
             file.write_all(rest.as_bytes()).unwrap();
         });
         assert_eq!(find_written(dir.path(), "id", Duration::from_secs(20)).unwrap(), Some(record("id")));

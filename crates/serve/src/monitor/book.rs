@@ -3,6 +3,7 @@ use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use highroad_eval::drift::{Baseline, Observation};
 use highroad_package::{Baselines, Digest};
@@ -30,6 +31,8 @@ pub(crate) struct Book {
     pub(crate) version: String,
     pub(crate) package: Digest,
     pub(crate) baseline: Option<(Digest, Arc<Baseline>)>,
+    /// The same for those who count here, without waiting for the book.
+    pub(crate) has_baseline: Arc<AtomicBool>,
     pub(crate) kept: Kept,
     pub(crate) recent: VecDeque<Vec<f32>>,
     dir: PathBuf,
@@ -96,6 +99,7 @@ impl Book {
             member: member.to_owned(),
             version: version.to_owned(),
             package,
+            has_baseline: Arc::new(AtomicBool::new(baseline.is_some())),
             baseline,
             kept,
             recent: VecDeque::new(),
@@ -114,8 +118,8 @@ impl Book {
         self.version == version && self.package == *package && (pane_s == 0 || self.pane_s == pane_s)
     }
 
-    /// Counts one input of a request that had `n_inputs`.
-    pub(crate) fn count(&mut self, observation: &Observation, n_inputs: u64, now_s: i64) {
+    /// Counts one input of a request that had `n_inputs`, and what was seen of it if there was a baseline then.
+    pub(crate) fn count(&mut self, observation: Option<&Observation>, n_inputs: u64, now_s: i64) {
         self.kept.n_requests += 1;
         self.kept.n_inputs += n_inputs;
         self.has_changed = true;
@@ -124,6 +128,7 @@ impl Book {
             pane.n_rows += 1;
             return;
         };
+        let Some(observation) = observation else { return };
         baseline.count(observation, pane);
         if let Some(vector) = baseline.project(&observation.vector) {
             if self.recent.len() == N_RECENT {
@@ -174,6 +179,7 @@ impl Book {
         };
         info!(member.name = %self.member, "`{}` is watched against baseline {} from now on", self.member, digest.short());
         self.baseline = Some((digest, baseline));
+        self.has_baseline.store(true, Ordering::Relaxed);
         self.recent.clear();
         self.kept.baseline = Some(digest);
         self.kept.panes = Panes::default();

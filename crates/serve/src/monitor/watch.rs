@@ -1,4 +1,4 @@
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use highroad_eval::drift::{Observation, TensorRow};
@@ -13,6 +13,7 @@ use crate::telemetry::{MONITOR_DROPPED, MONITOR_VIOLATIONS};
 pub(crate) struct Watch {
     monitor: Arc<Monitor>,
     book: Arc<Mutex<Book>>,
+    has_baseline: Arc<AtomicBool>,
     unknown_id: Option<u32>,
     /// Of a package that computes tensors.
     tensors: Option<TensorGlimpse>,
@@ -28,8 +29,17 @@ pub(crate) struct Seen {
 }
 
 enum What {
-    Answered { glimpse: Glimpse, answer: Answer, unknown_id: Option<u32> },
-    Written { glimpse: Glimpse, written: Written },
+    /// Where no baseline says what to look for.
+    Asked,
+    Answered {
+        glimpse: Glimpse,
+        answer: Answer,
+        unknown_id: Option<u32>,
+    },
+    Written {
+        glimpse: Glimpse,
+        written: Written,
+    },
     Computed(Vec<TensorRow>),
 }
 
@@ -37,7 +47,8 @@ enum What {
 pub(crate) struct Drawn {
     at: usize,
     n_inputs: usize,
-    glimpse: Glimpse,
+    /// Where there is a baseline.
+    glimpse: Option<Glimpse>,
 }
 
 /// The row that was drawn of a request for tensors, before these are computed.
@@ -50,7 +61,8 @@ pub(crate) struct DrawnRow {
 
 impl Watch {
     pub(crate) fn new(monitor: Arc<Monitor>, book: Arc<Mutex<Book>>, unknown_id: Option<u32>) -> Self {
-        Self { monitor, book, unknown_id, tensors: None, n_drawn: AtomicU64::new(0) }
+        let has_baseline = Arc::clone(&lock(&book).has_baseline);
+        Self { monitor, book, has_baseline, unknown_id, tensors: None, n_drawn: AtomicU64::new(0) }
     }
 
     /// The same of a package that computes tensors, and what is looked at of them.
@@ -67,7 +79,10 @@ impl Watch {
     /// The same of `n_inputs`, of which `glimpse` looks at one.
     pub(crate) fn draw_of(&self, n_inputs: usize, glimpse: impl FnOnce(usize) -> Option<Glimpse>) -> Option<Drawn> {
         let (at, _) = self.drawn_of(n_inputs)?;
-        glimpse(at).map(|glimpse| Drawn { at, n_inputs, glimpse })
+        if !self.has_baseline() {
+            return Some(Drawn { at, n_inputs, glimpse: None });
+        }
+        glimpse(at).map(|glimpse| Drawn { at, n_inputs, glimpse: Some(glimpse) })
     }
 
     /// The same of the rows of tensors; nothing of a package that has another task.
@@ -76,6 +91,10 @@ impl Watch {
         let n_rows = look.n_rows(inputs);
         let (at, draw) = self.drawn_of(n_rows)?;
         Some(DrawnRow { at, draw, n_rows, inputs: look.of_inputs(inputs, at, draw) })
+    }
+
+    fn has_baseline(&self) -> bool {
+        self.has_baseline.load(Ordering::Relaxed)
     }
 
     /// One of `n`, and the number of the draw; `None` of none.
@@ -87,15 +106,16 @@ impl Watch {
 
     pub(crate) fn prepared(&self, drawn: Drawn, prepared: &[Prepared]) -> Drawn {
         match prepared.get(drawn.at) {
-            Some(prepared) => Drawn { glimpse: drawn.glimpse.prepared(prepared), ..drawn },
+            Some(prepared) => Drawn { glimpse: drawn.glimpse.map(|glimpse| glimpse.prepared(prepared)), ..drawn },
             None => drawn,
         }
     }
 
     pub(crate) fn answered(&self, drawn: Drawn, answers: &[Answer]) -> Option<Box<Seen>> {
         let Drawn { at, n_inputs, glimpse } = drawn;
-        let answer = answers.get(at)?.clone();
-        Some(self.seen(What::Answered { glimpse, answer, unknown_id: self.unknown_id }, n_inputs))
+        let answer = answers.get(at)?;
+        let answered = |glimpse| What::Answered { glimpse, answer: answer.clone(), unknown_id: self.unknown_id };
+        Some(self.seen(glimpse.map_or(What::Asked, answered), n_inputs))
     }
 
     /// The tensors that came of a request.
@@ -146,14 +166,15 @@ impl std::fmt::Debug for Seen {
 }
 
 impl Seen {
-    /// Counts it; takes some 50 µs.
+    /// Counts it; takes some 50 µs where there is a baseline.
     pub(crate) fn count(self) {
         let observation = match self.what {
-            What::Answered { glimpse, answer, unknown_id } => glimpse.observe(&answer, unknown_id),
-            What::Written { glimpse, written } => glimpse.observe_written(written),
-            What::Computed(tensors) => Observation { tensors, ..Observation::default() },
+            What::Asked => None,
+            What::Answered { glimpse, answer, unknown_id } => Some(glimpse.observe(&answer, unknown_id)),
+            What::Written { glimpse, written } => Some(glimpse.observe_written(written)),
+            What::Computed(tensors) => Some(Observation { tensors, ..Observation::default() }),
         };
-        lock(&self.book).count(&observation, self.n_inputs as u64, now_s());
+        lock(&self.book).count(observation.as_ref(), self.n_inputs as u64, now_s());
     }
 
     /// Counts that it was not looked at.
