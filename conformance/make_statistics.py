@@ -217,7 +217,20 @@ def tensors(rng):
         both = [np.concatenate([side[name].reshape(n, -1) for name in sorted(side)], axis=1) for side in (expected, predicted)]
         sides = {name: (expected[name].reshape(n, -1), predicted[name].reshape(n, -1)) for name in expected} | {"": tuple(both)}
         yield {"expected": expected, "predicted": predicted, "weights": weights,
-               "metrics": {name: of_tensors(*side, weights) for name, side in sides.items()}}
+               "metrics": {name: of_tensors(*side, weights) for name, side in sides.items()},
+               "within": [within(expected, predicted, tolerances) for tolerances in TOLERANCES]}
+
+
+# Of each output; an output without one is not judged.
+TOLERANCES = [{"flow": {"atol": 4, "rtol": 0.25}}, {"flow": {"atol": 0, "rtol": 3}, "price": {"rtol": 0.15}}, {"price": {"atol": 20}}]
+
+
+def within(expected, predicted, tolerances):
+    def close(case, name, atol=0, rtol=0):
+        return np.allclose(predicted[name][case], expected[name][case], rtol=rtol, atol=atol)
+
+    cases = range(len(expected["flow"]))
+    return {"tolerances": tolerances, "right": [all(close(case, name, **tolerances[name]) for name in tolerances) for case in cases]}
 
 
 def of_tensors(right, given, weights):

@@ -33,6 +33,14 @@ class Fleet:
         return sum(row["used"] + row["reserved"] for row in rows if row["limit"] == "tokens_per_day" and row["name"] == "router")
 
 
+    @staticmethod
+    def spent_today(replica: Replica) -> tuple[bool, int]:
+        """Whether of all servers, and how much the router took."""
+        history = replica.get("/v1/highroad/budgets/history")
+        tokens = [account["tokens"][-1] for account in history["accounts"] if account["name"] == "router"]
+        return history["of_all_servers"], sum(tokens)
+
+
 def ask(replica: Replica) -> int:
     body = json.dumps({"model": "router", "input": [TEXT] * 4}).encode()
     request = urllib.request.Request(f"{replica.url}/v1/moderations", body, {"content-type": "application/json"})
@@ -80,6 +88,14 @@ def test_three_servers_together_stay_within_the_limit_and_use_it_up(fleet: Fleet
     time.sleep(2.5)
     spend(fleet.replicas[:1], 60)
     assert fleet.used() <= MOST
+    # Each tells the history of all, as the others tell their part of it: unasked, or at once where they are asked.
+    deadline = time.monotonic() + 15
+    while fleet.spent_today(fleet.replicas[2]) != (True, fleet.used()):
+        assert time.monotonic() < deadline, [fleet.spent_today(fleet.replicas[2]), fleet.used()]
+        time.sleep(0.2)
+    fleet.server.stop()
+    of_all, own = fleet.spent_today(fleet.replicas[2])
+    assert not of_all and 0 < own < fleet.used()
 
 
 def test_servers_go_on_with_what_they_hold_while_nobody_keeps_the_whole(fleet: Fleet) -> None:

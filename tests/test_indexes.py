@@ -233,6 +233,9 @@ def test_an_approximate_index_tells_the_recall_that_it_was_built_to(site: Site) 
     assert recall["value"] >= 0.95 and recall["n_queries"] == len(DOCUMENTS) and f"({len(DOCUMENTS)} queries)" in asked.stderr
     (site.folder / "none.jsonl").write_text("\n")
     assert "holds no query" in site.run(*arguments, "-o", "no", "--approximate", "--queries", "none.jsonl", code=2).stderr
+    (site.folder / "odd.jsonl").write_text("hello\n")
+    odd = site.run(*arguments, "-o", "no", "--approximate", "--queries", "odd.jsonl", code=2).stderr
+    assert "`odd.jsonl`, line 1" in odd and "hint: the queries are JSONL" in odd
     assert "--approximate" in site.run(*arguments, "-o", "no", "--queries", "queries.jsonl", code=2).stderr
     assert "is a folder" in site.run(*arguments, "-o", "no", "--approximate", "--queries", "near", code=2).stderr
     (site.folder / "two.jsonl").write_text("\n".join(lines[:2]))

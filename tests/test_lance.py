@@ -345,6 +345,17 @@ def test_what_is_not_what_the_description_says_does_not_serve(highroad: Path, de
     assert "is no index" in refused(highroad, portfolio(desk, {"open": (tmp_path / "changed", {})}), tmp_path / "home")
 
 
+def test_what_lance_says_is_told_without_the_places_in_its_code(highroad: Path, desk: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "gutted"
+    shutil.copytree(desk / "help", folder)
+    for file in folder.glob("*.lance/data/*.lance"):
+        file.unlink()
+    with site(highroad, portfolio(desk, {"open": (folder, {"workers": 1})}), tmp_path / "home") as found:
+        answer = found.ask("hello")
+        told = answer.text + found.log()
+    assert answer.status_code >= 500 and "Not found" in told and ".rs:" not in told, told
+
+
 def test_options_and_environments_that_do_not_fit_are_told(highroad: Path, desk: Path, call: Callable, tmp_path: Path) -> None:  # noqa: F811
     told = refused(highroad, portfolio(desk, {"open": (desk / "memory", {"workers": 1})}), tmp_path / "home")
     assert "is not in LanceDB" in told

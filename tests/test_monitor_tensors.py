@@ -3,18 +3,25 @@ it was not trained on, and the same rows with one feature in another unit."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
+import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import highroad as highroad_module
 import numpy as np
 import pytest
+import requests
 import safetensors.numpy
 import torch
 from conftest import serving
 from scipy import stats
 from sklearn.datasets import load_breast_cancer
+from test_hosted import describe, jsonl
+from test_hosted_protocols import MLSERVER
 from test_monitor import Site, metrics, wait
 
 DATA = load_breast_cancer()
@@ -179,3 +186,82 @@ def test_a_baseline_of_named_tensors_and_what_is_no_data_of_the_program(site: Te
     safetensors.numpy.save_file({"other": TRAINED}, path)
     assert "`features`" in site.run("monitor", "baseline", "package", "--data", path, code=2).stderr
     assert "--data" in site.run("monitor", "baseline", "package", code=2).stderr
+
+
+MODEL = '''
+import numpy as np
+from mlserver import MLModel
+from mlserver.codecs import NumpyCodec
+from mlserver.types import InferenceRequest, InferenceResponse
+
+
+class Score(MLModel):
+    """Half of the sum of each row, and what has no rows."""
+
+    async def load(self) -> bool:
+        return True
+
+    async def predict(self, payload: InferenceRequest) -> InferenceResponse:
+        rows = NumpyCodec.decode_input(payload.inputs[0])
+        outputs = [("score", rows.sum(axis=1, keepdims=True) / 2), ("edition", np.array([7]))]
+        return InferenceResponse(model_name=self.name, outputs=[NumpyCodec.encode_output(name, of) for name, of in outputs])
+'''
+
+
+def test_a_program_of_tensors_that_mlserver_hosts_is_watched(highroad: Path, tmp_path: Path) -> None:
+    site = Tensors(highroad, tmp_path)
+    (tmp_path / "models" / "score").mkdir(parents=True)
+    (tmp_path / "models" / "score" / "model.py").write_text(MODEL)
+    (tmp_path / "models" / "score" / "model-settings.json").write_text(json.dumps({"name": "score", "implementation": "model.Score"}))
+    ports = free_ports(3)
+    settings = dict(zip(["http_port", "grpc_port", "metrics_port"], ports, strict=True)) | {"parallel_workers": 0, "host": "127.0.0.1"}
+    (tmp_path / "models" / "settings.json").write_text(json.dumps(settings))
+    host = f"http://127.0.0.1:{ports[0]}"
+    describe(tmp_path, "score.toml", host, task="infer", model="score", protocol="oip", oip={"binary": False}, **{"oip.inputs": {"features": "FP32"}})
+    held = HELD[:, :4]
+    golden = jsonl(tmp_path / "golden.jsonl", [
+        {"id": str(at), "input": {"tensors": {"features": [row.tolist()]}}, "expected": {"tensors": {"score": [[float(row.sum()) / 2]]}}}
+        for at, row in enumerate(held)
+    ])
+    (tmp_path / "portfolio.toml").write_text("[monitor]\npane_s = 1\nmin_requests = 50\n[members.score]\nhosted = 'score.toml'\n")
+    with open(tmp_path / "mlserver.log", "wb") as log:
+        mlserver = subprocess.Popen([MLSERVER, "start", str(tmp_path / "models")], stdout=log, stderr=log)
+        try:
+            wait(lambda: is_ready(f"{host}/v2/models/score/ready"), 60)
+            site.run("golden", "bless", golden, "--by", "tests", "--why", "made for this test")
+            site.run("eval", "score.toml", "--golden", golden)
+            with serving(site.serve(), tmp_path / "serve.log", env=site.env(), cwd=tmp_path) as site.url:
+                rng = np.random.default_rng(5)
+                # One row of each request is looked at, however many it has.
+                for _ in range(100):
+                    site.infer("score", held[rng.integers(0, len(held), 3)])
+                report = site.watched(100, "score")
+                assert (report["state"], report["findings"], report["n_dropped"]) == ("same", [], 0), report
+                assert (report["baseline"]["kind"], report["baseline"]["n"]) == ("golden", len(held))
+                expected = {f"input.features[{at}]" for at in range(4)} | {"input.features.missing", "output.score", "output.score.missing", "output.edition"}
+                assert set(site.signals("score")) == expected
+                time.sleep(1.1)
+                # In another unit from now on.
+                for _ in range(100):
+                    rows = held[rng.integers(0, len(held), 1)].copy()
+                    rows[:, 3] /= 100
+                    site.infer("score", rows)
+                found = {finding["signal"] for finding in site.watched(200, "score")["findings"]}
+                assert {"input.features[3]", "output.score"} <= found and not found & {f"input.features[{at}]" for at in range(3)}, found
+        finally:
+            mlserver.terminate()
+            mlserver.wait(timeout=30)
+
+
+def free_ports(n: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(n)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+def is_ready(url: str) -> bool:
+    with contextlib.suppress(requests.ConnectionError):
+        return requests.get(url, timeout=5).ok
+    return False

@@ -13,6 +13,8 @@ from types import ModuleType
 
 import highroad as highroad_module
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import requests
 import torch
@@ -145,7 +147,107 @@ def test_other_kinds_of_golden_sets_and_packages_are_told_apart(site: Site, tmp_
     golden.write_text("\n".join(map(json.dumps, [first, first | {"id": "b", "expected": {"tensors": {"z": 1}}}])))
     assert "all cases expect the same tensors: `y` before, `z` here" in site.run("eval", "good", "--golden", golden, code=2).stderr
     golden.write_text(json.dumps(first | {"must_pass": True}))
-    assert "tensors never just are" in site.run("eval", "good", "--golden", golden, code=2).stderr
+    assert "give its tensors a `tolerance`" in site.run("eval", "good", "--golden", golden, code=2).stderr
+
+
+def tolerated(site: Site, folder: Path, wanted: dict[str, object]) -> Path:
+    """The patients whose progression a network may miss by so much, in a folder of their own."""
+    folder.mkdir(exist_ok=True)
+    golden = folder / "golden.jsonl"
+    cases = [json.loads(line) for line in site.golden.read_text().splitlines()]
+    golden.write_text("".join(json.dumps(case | {"expected": case["expected"] | wanted}) + "\n" for case in cases))
+    return golden
+
+
+def test_cases_pass_within_a_tolerance_flip_and_are_accepted(site: Site, tmp_path: Path) -> None:
+    golden = tolerated(site, tmp_path, {"tolerance": {"atol": 25, "rtol": 0.3}})
+    ids = [json.loads(line)["id"] for line in golden.read_text().splitlines()]
+    right = site.progression[site.held_out]
+    close = {name: np.isclose(site.predicted(name), right, atol=25, rtol=0.3) for name in site.models}
+    report = json.loads(site.run("eval", "good", "--golden", golden, "--json").stdout)
+    (share,) = [metric for metric in report["summaries"][0]["metrics"] if metric["metric"] == "within_tolerance"]
+    assert share["value"] == pytest.approx(close["good"].mean()) and share["method"] == "wilson"
+
+    (tmp_path / "gates.toml").write_text("[[rule]]\nmetric = 'within_tolerance'\nmargin = 0.02\n")
+    gate = ("gate", "again", "--baseline", "good", "--golden", golden, "--gates", tmp_path / "gates.toml", "--json")
+    bless(site.call, golden, site.folder)
+    verdict = json.loads(site.run(*gate, code=3).stdout)
+    lost, gained = (close["good"] & ~close["again"], close["again"] & ~close["good"])
+    flips = {flip["case"]: flip["regression"] for flip in verdict["flips"]}
+    assert flips == {name: bool(was) for name, was, now in zip(ids, lost, gained, strict=True) if was or now} and lost.any()
+    (told, *_) = [flip for flip in verdict["flips"] if flip["regression"]]
+    assert 'number 0 of "progression"), off by' in told["candidate"], told
+    check = next(check for check in verdict["checks"] if check.get("baseline") is not None)
+    assert check["test"] == "exact_mcnemar" and check["waivable"] and set(check["regressions"]) == {case for case, regression in flips.items() if regression}
+    accepted = [part for case, regression in flips.items() if regression for part in ("--accept", case)]
+    waived = json.loads(site.run(*gate, *accepted, "--by", "ann", "--why", "read each").stdout)
+    assert waived["outcome"] == "pass" and {waiver["case"] for waiver in waived["waivers"]} == set(check["regressions"])
+
+    # The same case, once it must pass, fails every gate and cannot be accepted.
+    site.run("golden", "edit", told["case"], "--golden", golden, "--must-pass", "true")
+    bless(site.call, golden, site.folder)
+    failed = json.loads(site.run(*gate, code=1).stdout)
+    assert failed["outcome"] == "fail" and failed["flips"][0]["must_pass"] and failed["flips"][0]["case"] == told["case"]
+
+
+def test_golden_sets_of_tensors_are_kept_as_others_are(site: Site, tmp_path: Path) -> None:
+    golden = tolerated(site, tmp_path, {"tolerance": {"atol": 25}})
+    before = tmp_path / "before.jsonl"
+    before.write_bytes(golden.read_bytes())
+    assert "exact McNemar finds" in site.run("golden", "coverage", golden).stdout
+    assert "No drop is told" in site.run("golden", "coverage", site.golden).stdout
+    site.run("golden", "lint", golden)
+    case = json.loads(golden.read_text().splitlines()[0])
+    asked = tmp_path / "case.json"
+    asked.write_text(json.dumps(case | {"id": "again", "expected": case["expected"] | {"tolerance": {"atol": 5}}}))
+    site.run("golden", "add", "--golden", golden, "--json", asked)
+    # One question, and another tolerance.
+    assert "again" in site.run("golden", "lint", golden, code=1).stdout
+    site.run("golden", "edit", "again", "--golden", golden, "--expected", '{"tensors": {"progression": [[7]]}, "tolerances": {"progression": {"rtol": 0.1}}}')
+    line = json.loads(golden.read_text().splitlines()[-1])
+    assert line["expected"] == {"tensors": {"progression": [[7]]}, "tolerances": {"progression": {"rtol": 0.1}}}
+    site.run("golden", "edit", case["id"], "--golden", golden, "--expected", json.dumps(case["expected"] | {"tolerance": {"atol": 26}}))
+    difference = json.loads(site.run("golden", "diff", before, golden, "--json", code=1).stdout)
+    assert difference["added"] == ["again"] and difference["edited"][0]["changed"] == ["expected"]
+    assert [text.rsplit("; ", 1)[1] for text in difference["edited"][0]["expected"]] == ["progression within atol 25", "progression within atol 26"]
+    refused = site.run("golden", "edit", "again", "--golden", golden, "--expected", '{"tensors": {"progression": [[7]]}, "tolerance": {"eps": 1}}', code=2)
+    assert "tolerance of `progression`: unknown field `eps`" in refused.stderr
+    assert golden.read_text().splitlines()[-1] == json.dumps(line)
+
+
+def test_a_golden_set_of_tensors_is_parquet_too(site: Site, tmp_path: Path) -> None:
+    golden = tolerated(site, tmp_path, {"tolerance": {"atol": 25}})
+    cases = [json.loads(line) for line in golden.read_text().splitlines()]
+    rows = np.array([case["input"]["tensors"]["measurements"] for case in cases])
+    right = np.array([case["expected"]["tensors"]["progression"] for case in cases], dtype=np.float32)
+    tolerance = pa.array([{"atol": 25.0, "rtol": None}] * len(cases))
+
+    def lists(values: np.ndarray, item: pa.DataType) -> pa.Array:
+        return pa.array(values.tolist(), pa.list_(pa.list_(item)))
+
+    def fixed(values: np.ndarray, item: pa.DataType) -> pa.Array:
+        flat = pa.array(values.ravel(), item)
+        for size in reversed(values.shape[1:]):
+            flat = pa.FixedSizeListArray.from_arrays(flat, size)
+        return flat
+
+    def shaped(values: np.ndarray, item: pa.DataType) -> pa.Array:
+        return pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(values.astype(item.to_pandas_dtype())))
+
+    native = json.loads(site.run("eval", "good", "--golden", golden, "--json").stdout)
+    for layout in (lists, fixed, shaped):
+        def nested(values: np.ndarray, name: str, item: pa.DataType) -> pa.Array:
+            return pa.StructArray.from_arrays([layout(values, item)], [name])
+
+        table = pa.table({
+            "id": [case["id"] for case in cases], "slices": [case["slices"] for case in cases],
+            "input": pa.StructArray.from_arrays([nested(rows, "measurements", pa.float64())], ["tensors"]),
+            "expected": pa.StructArray.from_arrays([nested(right, "progression", pa.float32()), tolerance], ["tensors", "tolerance"]),
+        })
+        parquet = tmp_path / f"{layout.__name__}.parquet"
+        pq.write_table(table, parquet)
+        report = json.loads(site.run("eval", "good", "--golden", parquet, "--json").stdout)
+        assert report["answers"] == native["answers"] and report["summaries"] == native["summaries"], layout.__name__
 
 
 def test_pytorch_is_judged_by_the_same_cases(site: Site) -> None:

@@ -2,10 +2,10 @@
 
 use highroad_eval::Observed;
 use highroad_eval::drift::{BaselineBuilder, Observation};
-use highroad_hosted::{Hosted, HostedTask, Said, about_text, answer_of, relevances};
+use highroad_hosted::{Hosted, HostedTask, Question, Said, about_text, answer_of, inputs_of, relevances};
 use highroad_package::TaskKind;
 use highroad_task::raw::Tensor;
-use highroad_task::{Answer, Glimpse, Input, Predictor, TensorGlimpse, Written};
+use highroad_task::{Answer, Glimpse, Input, MetShapes, MetTensors, Predictor, TensorGlimpse, Written};
 
 use crate::hosted::conversation;
 use crate::run::{Asks, Inputs, spread};
@@ -50,8 +50,10 @@ pub fn hosted_baseline(
     kept: &KeptReplies,
     mut builder: BaselineBuilder,
 ) -> Result<BaselineBuilder, AssessError> {
-    if hosted.task == HostedTask::Embed {
-        return embedded_baseline(hosted, golden, kept, builder);
+    match hosted.task {
+        HostedTask::Embed => return embedded_baseline(hosted, golden, kept, builder),
+        HostedTask::Infer => return computed_baseline(hosted, golden, kept, builder),
+        _ => {}
     }
     for idx in spread(golden.cases.len().min(MOST_CASES), MOST_INPUTS) {
         let asked = golden.input(idx)?;
@@ -108,6 +110,39 @@ fn embedded_baseline(
         }
     }
     Ok(builder)
+}
+
+/// Of the tensors of every case and of what came of them: first which of their sizes vary, then one row of each, as one of each request is
+/// looked at.
+fn computed_baseline(
+    hosted: &Hosted,
+    golden: &GoldenSet,
+    kept: &KeptReplies,
+    mut builder: BaselineBuilder,
+) -> Result<BaselineBuilder, AssessError> {
+    let idxs = spread(golden.cases.len().min(MOST_CASES), MOST_INPUTS);
+    let mut shapes = MetShapes::default();
+    for &idx in &idxs {
+        met(hosted, golden, kept, idx)?.iter().for_each(|met| shapes.add(met));
+    }
+    let glimpse = shapes.glimpse();
+    for idx in idxs {
+        let Some(met) = met(hosted, golden, kept, idx)? else { continue };
+        let Some(row) = idx.wrapping_mul(PRIME).checked_rem(met.n_rows_or_one()) else { continue };
+        builder.add(Observation { tensors: met.rows(&glimpse, row, idx as u64), ..Observation::default() });
+    }
+    Ok(builder)
+}
+
+/// What a case asks, as the host is asked it, and what is kept of its answer.
+fn met(hosted: &Hosted, golden: &GoldenSet, kept: &KeptReplies, idx: usize) -> Result<Option<MetTensors>, AssessError> {
+    let asked = golden.input(idx)?;
+    let GoldenInput::One(Input::Tensors(arrays)) = &*asked else { return Ok(None) };
+    let Ok(question) = Question::tensors(hosted, arrays) else { return Ok(None) };
+    let said = kept.get(&question.digest())?.map(|reply| reply.said);
+    let Some(Said::Tensors { outputs }) = said else { return Ok(None) };
+    let (body, json_bytes) = question.body();
+    Ok(inputs_of(&body, json_bytes).ok().map(|inputs| MetTensors::of(inputs, outputs)))
 }
 
 /// What there is to count of each row of `inputs`, those of a program that takes tensors, in its order; it computes what comes out.

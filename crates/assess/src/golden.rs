@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
-use highroad_eval::{Array, Case, Expected};
+use highroad_eval::{Array, Case, Expected, Tolerance};
 use highroad_package::Digest;
 use highroad_task::Input;
 use serde::{Deserialize, Serialize};
@@ -24,7 +24,7 @@ mod near;
 mod pictures;
 mod slices;
 
-pub use coverage::{ASSUMED_DISCORDANCE, Coverage, coverage};
+pub use coverage::{ASSUMED_DISCORDANCE, Coverage, can_be_right, coverage};
 pub use diff::{Difference, Edited, diff};
 pub use edit::{EditError, Editing, add, edit};
 pub use leaks::{MeaningError, Training, alike_by_meaning, leaks};
@@ -222,9 +222,13 @@ pub(crate) enum LineInput {
 
 /// A right answer as it is written.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(untagged)]
+#[serde(
+    untagged,
+    expecting = "expected a label or text, a list of them, a number, a list of relevances, or {\"tensors\": {…}} with \"tolerance\" or \
+                 \"tolerances\" at most"
+)]
 pub(crate) enum LineExpected {
-    Tensors(NamedTensors),
+    Tensors(RightTensors),
     Other(Expected),
 }
 
@@ -293,6 +297,18 @@ pub(crate) struct NamedTensors {
     tensors: BTreeMap<String, Value>,
 }
 
+/// The same with how far they may be off, not read further either.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RightTensors {
+    tensors: BTreeMap<String, Value>,
+    /// Of every output without one of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    tolerance: Option<Value>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    tolerances: Option<BTreeMap<String, Value>>,
+}
+
 impl Default for LineExpected {
     fn default() -> Self {
         Self::Other(Expected::Implied)
@@ -306,9 +322,26 @@ impl LineExpected {
 
     fn read(self) -> Result<Expected, String> {
         match self {
-            Self::Tensors(named) => Ok(Expected::Tensors { tensors: named.arrays("expected tensor")? }),
+            Self::Tensors(right) => right.read(),
             Self::Other(expected) => Ok(expected),
         }
+    }
+}
+
+impl RightTensors {
+    fn read(self) -> Result<Expected, String> {
+        let tensors = NamedTensors { tensors: self.tensors }.arrays("expected tensor")?;
+        let of_one = self.tolerances.unwrap_or_default();
+        if let Some(name) = of_one.keys().find(|name| !tensors.contains_key(*name)) {
+            return Err(format!("`tolerances` names `{name}`, which is not expected"));
+        }
+        let tolerance = |name: &String| {
+            let written = of_one.get(name).or(self.tolerance.as_ref())?;
+            let read = Tolerance::deserialize(written).map_err(|problem| format!("tolerance of `{name}`: {problem}"));
+            Some(read.map(|tolerance| (name.clone(), tolerance)))
+        };
+        let tolerances = tensors.keys().filter_map(tolerance).collect::<Result<_, String>>()?;
+        Ok(Expected::Tensors { tensors, tolerances })
     }
 }
 
@@ -470,7 +503,7 @@ impl Reader {
             let [first, kind] = [first, kind].map(GoldenKind::in_words);
             return Err(format!("a golden set asks for one kind of answer: {first} before, {kind} here"));
         }
-        if let Expected::Tensors { tensors } = &expected {
+        if let Expected::Tensors { tensors, .. } = &expected {
             self.check_outputs(tensors)?;
         }
         let sources = match (&input, &source) {
@@ -492,7 +525,7 @@ impl Reader {
     /// All cases expect the same outputs, so that each is measured on all of them.
     fn check_outputs(&self, tensors: &BTreeMap<String, Array>) -> Result<(), String> {
         let first = self.cases.first().map(|first| &first.case.expected);
-        let Some(Expected::Tensors { tensors: first }) = first else { return Ok(()) };
+        let Some(Expected::Tensors { tensors: first, .. }) = first else { return Ok(()) };
         if first.keys().eq(tensors.keys()) {
             return Ok(());
         }
@@ -578,10 +611,12 @@ fn check_name(what: &str, name: &str) -> Result<(), String> {
 
 fn check_expected(input: &GoldenInput, expected: &Expected, must_pass: bool) -> Result<(), String> {
     match (input, expected) {
-        (GoldenInput::One(Input::Tensors(_)), Expected::Tensors { .. }) if must_pass => {
-            Err("`must_pass` needs a case that can be right: tensors never just are".to_owned())
+        (GoldenInput::One(Input::Tensors(_)), Expected::Tensors { tolerances, .. })
+            if must_pass && tolerances.is_empty() =>
+        {
+            Err("`must_pass` needs a case that can be right: give its tensors a `tolerance`".to_owned())
         }
-        (GoldenInput::One(Input::Tensors(_)), Expected::Tensors { tensors }) => {
+        (GoldenInput::One(Input::Tensors(_)), Expected::Tensors { tensors, .. }) => {
             match tensors.iter().find(|(_, array)| array.values().is_empty()) {
                 Some((name, _)) => Err(format!("expected tensor `{name}` has no number")),
                 None => Ok(()),

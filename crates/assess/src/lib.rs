@@ -28,7 +28,7 @@ pub use error::{AssessError, GoldenError};
 pub use golden::{
     ASSUMED_DISCORDANCE, Blessing, Changes, Coverage, Difference, EditError, Edited, Editing, Fact, Finding,
     GoldenCase, GoldenInput, GoldenKind, GoldenSet, Kind, Level, Line, LintOptions, Lock, LockError, MeaningError,
-    Message, SliceError, Training, add, alike_by_meaning, coverage, diff, edit, in_words, leaks, lint,
+    Message, SliceError, Training, add, alike_by_meaning, can_be_right, coverage, diff, edit, in_words, leaks, lint,
 };
 pub use hosted::{HostedModel, run_hosted};
 pub use judging::HostedJudge;

@@ -118,7 +118,7 @@ fn wanted(expected: &Expected) -> String {
     match expected {
         Expected::Label(label) => label.clone(),
         Expected::Number(number) => format!("{number:.3}"),
-        Expected::Tensors { tensors } => text(&tensors_in_words(tensors), shown::MOST_CHARS),
+        tensors @ Expected::Tensors { .. } => text(&crate::in_words(tensors), shown::MOST_CHARS),
         Expected::References(references) => text(references.first().map_or("", String::as_str), shown::MOST_CHARS),
         Expected::Labels(labels) if labels.is_empty() => "no label".to_owned(),
         Expected::Labels(labels) => text(&labels.join(", "), shown::MOST_CHARS),

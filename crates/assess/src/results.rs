@@ -205,10 +205,11 @@ impl Results {
     fn tensors(&self, golden: &GoldenSet) -> Result<Observed, AssessError> {
         let predicted = self.values(|value| if let Value::Tensors(tensors) = value { Some(tensors) } else { None })?;
         let expected = golden.cases.iter().filter_map(|case| match &case.case.expected {
-            Expected::Tensors { tensors } => Some(tensors),
+            Expected::Tensors { tensors, tolerances } => Some((tensors, tolerances)),
             _ => None,
         });
-        Ok(Observed::Tensors(Tensors::new(&expected.collect::<Vec<_>>(), &predicted)?))
+        let (expected, tolerances): (Vec<_>, Vec<_>) = expected.unzip();
+        Ok(Observed::Tensors(Tensors::new(&expected, &predicted)?.with_tolerances(&tolerances)?))
     }
 
     fn texts(&self, golden: &GoldenSet) -> Result<Observed, AssessError> {

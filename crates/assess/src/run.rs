@@ -721,7 +721,7 @@ pub(crate) fn case_answer(case: &GoldenCase, given: &[Kept]) -> Result<CaseAnswe
 
 /// The outputs that a case expects. Errors if one is not there, has another shape, or holds what is no number.
 fn expected_outputs(case: &GoldenCase, outputs: &[OutputTensor]) -> Result<BTreeMap<String, Array>, AssessError> {
-    let Expected::Tensors { tensors } = &case.case.expected else { return Ok(BTreeMap::new()) };
+    let Expected::Tensors { tensors, .. } = &case.case.expected else { return Ok(BTreeMap::new()) };
     let wrong = |problem: String| AssessError::Tensors { case: case.case.id.clone(), problem };
     let output = |(name, expected): (&String, &Array)| {
         let output = outputs.iter().find(|output| output.name == *name).ok_or_else(|| {

@@ -5,7 +5,7 @@
 use std::path::Path;
 
 use highroad_assess::{Changes, Fact, GoldenInput, GoldenKind, GoldenSet, Lock, LockError, Message};
-use highroad_eval::Expected;
+use highroad_eval::{Expected, Tolerance};
 use highroad_package::Digest;
 use highroad_task::Input;
 
@@ -56,7 +56,7 @@ const TENSORS: &str = r#"{"id": "x", "input": {"tensors": {"x": [[1, 2.5]], "on"
 fn tensors_expect_tensors() {
     let set = parse(TENSORS).unwrap();
     assert_eq!((set.kind(), set.kind().in_words()), (GoldenKind::Tensors, "tensors"));
-    let Expected::Tensors { tensors } = &set.cases[0].case.expected else { panic!("{:?}", set.cases[0]) };
+    let Expected::Tensors { tensors, .. } = &set.cases[0].case.expected else { panic!("{:?}", set.cases[0]) };
     assert_eq!((tensors["y"].shape(), tensors["y"].values(), tensors["z"].shape()), (&[1, 1][..], &[3.0][..], &[][..]));
     let GoldenInput::One(Input::Tensors(arrays)) = &*set.input(0).unwrap() else { panic!("no tensors") };
     assert_eq!((arrays["x"].shape(), arrays["on"].values()), (&[1, 2][..], &[1.0][..]));
@@ -69,12 +69,38 @@ fn tensors_expect_tensors() {
     refused(&with("[[3]]", "[[]]"), "expected tensor `y` has no number");
     refused(&with(r#"{"x": [[1, 2.5]], "on": true}"#, "{}"), "`tensors` names no input tensor");
     refused(&with(r#"{"tensors": {"y": [[3]], "z": 4}}"#, "4"), r#"tensors expect {"tensors": {…}}"#);
-    refused(&with(r#""id": "x""#, r#""id": "x", "must_pass": true"#), "tensors never just are");
+    refused(&with(r#""id": "x""#, r#""id": "x", "must_pass": true"#), "give its tensors a `tolerance`");
     let many: Vec<String> = (0..65).map(|n| format!(r#""t{n}": 1"#)).collect();
     refused(&with(r#""x": [[1, 2.5]], "on": true"#, &many.join(", ")), "65 tensors are more than 64");
     let other = with(r#""id": "x""#, r#""id": "y""#).replace(r#", "z": 4"#, "");
     refused(&format!("{TENSORS}\n{other}"), "all cases expect the same tensors: `y`, `z` before, `y` here");
     refused(&format!("{TENSORS}\n{NUMBER}"), "tensors before, numbers here");
+}
+
+#[test]
+fn tensors_are_right_within_a_tolerance() {
+    let with = |more: &str| TENSORS.replace(r#""z": 4}}"#, &format!(r#""z": 4}}, {more}}}"#));
+    let read = |more: &str| match parse(&with(more)).unwrap().cases.remove(0).case.expected {
+        Expected::Tensors { tolerances, .. } => tolerances,
+        other => panic!("{other:?}"),
+    };
+    let tolerance = |atol, rtol| Tolerance::new(atol, rtol).unwrap();
+    let all = read(r#""tolerance": {"atol": 0.5, "rtol": 0.01}"#);
+    assert_eq!((all["y"], all["z"]), (tolerance(0.5, 0.01), tolerance(0.5, 0.01)));
+    let one = read(r#""tolerance": {"atol": 1}, "tolerances": {"z": {"rtol": 0}}"#);
+    assert_eq!((one["y"], one["z"]), (tolerance(1.0, 0.0), tolerance(0.0, 0.0)));
+    assert_eq!(read(r#""tolerances": {"z": {"rtol": 0.1}}"#).into_keys().collect::<Vec<_>>(), ["z"]);
+    let must_pass = with(r#""tolerance": {"atol": 1}"#).replace(r#""id": "x""#, r#""id": "x", "must_pass": true"#);
+    assert!(parse(&must_pass).unwrap().cases[0].case.must_pass);
+    for (wrong, problem) in [
+        (r#""tolerance": {}"#, "tolerance of `y`: it has neither `atol` nor `rtol`"),
+        (r#""tolerance": {"atol": -1}"#, "tolerance of `y`: `atol` -1 and `rtol` 0 must be 0 or more"),
+        (r#""tolerances": {"z": {"atol": 1, "eps": 2}}"#, "tolerance of `z`: unknown field `eps`"),
+        (r#""tolerances": {"q": {"atol": 1}}"#, "`tolerances` names `q`, which is not expected"),
+        (r#""tolerence": {"atol": 1}"#, "\"tolerance\" or \"tolerances\""),
+    ] {
+        refused(&with(wrong), problem);
+    }
 }
 
 #[test]

@@ -325,7 +325,7 @@ fn a_reranker_reads_each_document_beside_its_query() {
     assert_eq!(results.cases[0].value, Value::Scores(vec![3.0, 1.0]));
     assert_eq!(results.cases[1].value, Value::Scores(vec![1.0, 2.0]));
     let observed = results.observed(&set, &[]).unwrap();
-    assert_eq!(observed.right(), Some(vec![true, true]));
+    assert_eq!(observed.right(), Some(vec![Some(true), Some(true)]));
     assert_eq!(results.speed.single_ms.len(), 4);
 }
 
@@ -353,7 +353,7 @@ fn an_embedder_compares_the_texts_of_a_triplet_with_their_anchor() {
     // The angles between (3, 3) and (3, 2), then between (3, 3) and (3, 0).
     assert!((positive - 15.0 / (18.0f64 * 13.0).sqrt()).abs() < 1e-12 && (negative - 0.5f64.sqrt()).abs() < 1e-12);
     let observed = results.observed(&set, &[]).unwrap();
-    assert_eq!(observed.right(), Some(vec![true, false]));
+    assert_eq!(observed.right(), Some(vec![Some(true), Some(false)]));
     assert_eq!(Metric::PairAccuracy.of(&observed, None).unwrap().observed(), 0.5);
 }
 

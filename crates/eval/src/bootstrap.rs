@@ -1,3 +1,5 @@
+use std::sync::Arc;
+
 use rand::seq::SliceRandom as _;
 use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
@@ -11,6 +13,16 @@ pub struct Units {
     n_units: usize,
     /// The one or two units each case belongs to.
     of_case: Vec<[usize; 2]>,
+    drawn: Option<Arc<Draws>>,
+}
+
+/// What the resamples of so many units with one seed draw, for who takes many bootstraps of such: drawing takes longer than a mean.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Draws {
+    n_units: usize,
+    seed: u64,
+    /// `[n_resamples, n_units]`, row-major.
+    units: Vec<u32>,
 }
 
 /// How many resamples, and the seed they are drawn with (ChaCha8).
@@ -58,7 +70,7 @@ const MOST_LEFT_OUT: usize = 1_000;
 impl Units {
     /// Every case for itself.
     pub fn cases(n_cases: usize) -> Self {
-        Self { n_units: n_cases, of_case: (0..n_cases).map(|idx| [idx, idx]).collect() }
+        Self { n_units: n_cases, of_case: (0..n_cases).map(|idx| [idx, idx]).collect(), drawn: None }
     }
 
     /// Cases by source: two equal numbers put a case into a cluster; two different ones make it a pair of units, counted
@@ -69,7 +81,7 @@ impl Units {
         names.dedup();
         let unit = |source: usize| names.binary_search(&source).expect("every source was collected");
         let of_case = of_case.iter().map(|&[left, right]| [unit(left), unit(right)]).collect();
-        Self { n_units: names.len(), of_case }
+        Self { n_units: names.len(), of_case, drawn: None }
     }
 
     /// Number of things drawn.
@@ -90,6 +102,19 @@ impl Units {
     /// The sum of `of_case`, times its weight, over the cases of each unit; `None` if cases are pairs of units.
     pub(crate) fn sums(&self, of_case: &[f64], weights: Option<&[f64]>) -> Option<Vec<f64>> {
         (!self.are_paired()).then(|| self.totals(of_case, weights).into_iter().map(|total| total.sum).collect())
+    }
+
+    /// The same with draws that are known already; they change no bit.
+    pub(crate) fn with_draws(self, drawn: Option<Arc<Draws>>) -> Self {
+        Self { drawn, ..self }
+    }
+
+    /// Hands the draws of a resample to `take`.
+    fn draw(&self, seed: u64, resample: usize, mut take: impl FnMut(usize)) {
+        match self.drawn.as_ref().and_then(|drawn| drawn.of(self.n_units, seed, resample)) {
+            Some(units) => units.iter().for_each(|&unit| take(unit as usize)),
+            None => draw(seed, resample, self.n_units, take),
+        }
     }
 
     fn are_paired(&self) -> bool {
@@ -122,6 +147,28 @@ impl Units {
         let n_groups = self.n_units.min(MOST_LEFT_OUT);
         let group = |idx| units[idx..].iter().step_by(n_groups).copied().collect();
         (0..n_groups).map(group).collect()
+    }
+}
+
+/// Most draws that are kept: 64 MiB of them.
+const MOST_DRAWS_KEPT: usize = 1 << 24;
+
+impl Draws {
+    /// `None` where they are too many to keep.
+    pub(crate) fn of_units(n_units: usize, resamples: Resamples) -> Option<Self> {
+        let n_resamples = resamples.of_units(n_units);
+        let n_draws = n_resamples.checked_mul(n_units).filter(|&n| (1..=MOST_DRAWS_KEPT).contains(&n))?;
+        let mut units = Vec::with_capacity(n_draws);
+        for resample in 0..n_resamples {
+            draw(resamples.seed, resample, n_units, |unit| units.push(unit as u32));
+        }
+        Some(Self { n_units, seed: resamples.seed, units })
+    }
+
+    fn of(&self, n_units: usize, seed: u64, resample: usize) -> Option<&[u32]> {
+        let start = resample.checked_mul(n_units)?;
+        let units = self.units.get(start..start.checked_add(n_units)?);
+        units.filter(|_| (self.n_units, self.seed) == (n_units, seed))
     }
 }
 
@@ -217,7 +264,7 @@ impl Bootstrap {
         let scratch = || (vec![0; n_units], vec![0; n_cases]);
         let resample = |counts: &mut Counts, idx: usize| {
             counts.0.fill(0);
-            draw(resamples.seed, idx, n_units, |unit| counts.0[unit] += 1);
+            units.draw(resamples.seed, idx, |unit| counts.0[unit] += 1);
             counted(counts)
         };
         let without = |counts: &mut Counts, group: &Vec<usize>| {
@@ -351,13 +398,13 @@ impl Mean<'_> {
 
     fn of_clusters(&self, resample: usize) -> f64 {
         let mut total = Total::default();
-        draw(self.seed, resample, self.totals.len(), |unit| total.add(self.totals[unit]));
+        self.units.draw(self.seed, resample, |unit| total.add(self.totals[unit]));
         total.mean()
     }
 
     fn of_pairs(&self, unit_counts: &mut [u32], resample: usize) -> f64 {
         unit_counts.fill(0);
-        draw(self.seed, resample, self.totals.len(), |unit| unit_counts[unit] += 1);
+        self.units.draw(self.seed, resample, |unit| unit_counts[unit] += 1);
         let mut total = Total::default();
         for (&units, of_case) in self.units.of_case.iter().zip(self.each()) {
             let n = f64::from(case_count(units, unit_counts));
@@ -385,6 +432,26 @@ mod tests {
         let mut drawn = Vec::new();
         draw(5, 3, n_units, |unit| drawn.push(unit));
         drawn
+    }
+
+    #[test]
+    fn draws_that_are_kept_change_no_bit() {
+        let sources: Vec<[usize; 2]> = (0..90).map(|idx| [idx / 2, idx / if idx % 3 == 0 { 3 } else { 2 }]).collect();
+        for units in [Units::cases(60), Units::sources(&sources)] {
+            let n_cases = units.of_case.len();
+            let values = values(n_cases);
+            let kept = units.clone().with_draws(Draws::of_units(units.len(), RESAMPLES).map(Arc::new));
+            assert!(kept.drawn.is_some());
+            let [fresh, again] = [&units, &kept].map(|units| Bootstrap::of_mean(units, RESAMPLES, &values));
+            assert_eq!(fresh, again);
+            let [fresh, again] = [&units, &kept].map(|units| Bootstrap::new(units, RESAMPLES, mean_of(&values)));
+            assert_eq!(fresh, again);
+            // Of another seed or number of units they are not taken.
+            let other = Resamples { seed: 8, ..RESAMPLES };
+            let [fresh, again] = [&units, &kept].map(|units| Bootstrap::of_mean(units, other, &values));
+            assert_eq!(fresh, again);
+        }
+        assert_eq!(Draws::of_units(1 << 22, RESAMPLES), None);
     }
 
     /// Skewed values without a pattern.

@@ -47,7 +47,7 @@ pub(crate) fn deciders<'g>(
             Observed::Texts(texts) => !texts.references(idx).is_empty() && !is_decided(idx),
             _ => true,
         };
-        let right = right.into_iter().enumerate().map(|(idx, right)| counts(idx).then_some(right));
+        let right = right.into_iter().enumerate().map(|(idx, right)| right.filter(|_| counts(idx)));
         Decider { name: None, right: right.collect() }
     });
     all.splice(0..0, of_kind);

@@ -1,9 +1,11 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use crate::bootstrap::Draws;
 use crate::deciders::deciders;
 use crate::interval::{clopper_pearson, quantile, quantile_interval};
 use crate::power::normal_power;
+use crate::tensors::Beyond;
 use crate::weights::{effective_size_of_rarest, kish, uneven};
 use crate::{
     Bootstrap, Case, CheckResult, Discordance, Flip, FloorPower, Gates, Given, LatencyRule, McNemarPower, Metric,
@@ -113,23 +115,27 @@ pub fn decide_with(
     comparison: &Comparison<'_>,
     given: &BTreeMap<String, Given>,
 ) -> Result<Decision, GateError> {
-    decide_again(gates, comparison, given, &Exact::default())
+    decide_again(gates, comparison, given, &Known::default())
 }
 
-/// What exact paired comparisons showed, for those who judge with the same rules many times: few pairs of counts make up
-/// most simulated golden sets, and each takes milliseconds.
+/// What those who judge with the same rules many times need not find again.
 #[derive(Default)]
-pub(crate) struct Exact(Mutex<HashMap<ExactKey, Estimate>>);
+pub(crate) struct Known {
+    /// What exact paired comparisons showed: few pairs of counts make up most simulated golden sets, and each takes milliseconds.
+    exact: Mutex<HashMap<ExactKey, Estimate>>,
+    /// What a bootstrap draws, of as many units as the first golden set had: simulated ones mostly have as many.
+    draws: Option<OnceLock<Option<Arc<Draws>>>>,
+}
 
 /// Counts, margin and supposed share of flips, the latter two by their bits.
 type ExactKey = (Discordance, u64, Option<u64>);
 
-/// The same, remembering exact comparisons in `known`, which must have seen `gates` only.
+/// The same, remembering in `known`, which must have seen `gates` only.
 pub(crate) fn decide_again(
     gates: &Gates,
     comparison: &Comparison<'_>,
     given: &BTreeMap<String, Given>,
-    known: &Exact,
+    known: &Known,
 ) -> Result<Decision, GateError> {
     let trivial = trivial_answers(comparison.candidate, comparison.cases);
     let baseline = match comparison.baseline {
@@ -222,10 +228,26 @@ pub(crate) fn in_slice(cases: &[Case], slice: Option<&str>) -> Result<Vec<usize>
     }
 }
 
-impl Exact {
-    fn or(&self, pairs: Discordance, rule: &Rule, margin: f64, find: impl FnOnce(Discordance) -> Estimate) -> Estimate {
+impl Known {
+    /// For many golden sets.
+    pub(crate) fn of_many() -> Self {
+        Self { draws: Some(OnceLock::new()), ..Self::default() }
+    }
+
+    fn draws(&self, n_units: usize, resamples: Resamples) -> Option<Arc<Draws>> {
+        let kept = self.draws.as_ref()?.get_or_init(|| Draws::of_units(n_units, resamples).map(Arc::new));
+        kept.clone()
+    }
+
+    fn exact_or(
+        &self,
+        pairs: Discordance,
+        rule: &Rule,
+        margin: f64,
+        find: impl FnOnce(Discordance) -> Estimate,
+    ) -> Estimate {
         let key = (pairs, margin.to_bits(), rule.discordant.map(f64::to_bits));
-        let lock = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let lock = || self.exact.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = lock().get(&key) {
             return known.clone();
         }
@@ -256,7 +278,7 @@ struct Judge<'a> {
     candidate: &'a Observed,
     baseline: &'a Observed,
     given: &'a BTreeMap<String, Given>,
-    known: &'a Exact,
+    known: &'a Known,
 }
 
 /// Whose answers.
@@ -411,7 +433,7 @@ impl Judge<'_> {
         let right = |of| match scope.rule.metric {
             // Every value of a share has been found to be 0 or 1.
             Metric::CustomShare => {
-                self.statistic(scope, of).ok()?.of_case().map(|of| of.iter().map(|&v| v == 1.0).collect())
+                self.statistic(scope, of).ok()?.of_case().map(|of| of.iter().map(|&v| Some(v == 1.0)).collect())
             }
             _ => match of {
                 Of::Candidate => scope.candidate.right(),
@@ -421,7 +443,8 @@ impl Judge<'_> {
         let (Some(was_right), Some(is_right)) = (right(Of::Baseline), right(Of::Candidate)) else {
             return Vec::new();
         };
-        let lost = was_right.into_iter().zip(is_right).enumerate().filter(|(_, (was, is))| *was && !*is);
+        let lost =
+            was_right.into_iter().zip(is_right).enumerate().filter(|(_, sides)| *sides == (Some(true), Some(false)));
         let counts = |idx: &usize| match (&scope.rule.label, &scope.candidate) {
             (Some(label), Observed::Classes(classes)) => {
                 let is_label = |of: &[usize]| classes.labels()[of[*idx]] == *label;
@@ -462,7 +485,7 @@ impl Judge<'_> {
         let right = |statistic: &Statistic| scope.right(statistic);
         let mut estimate = match (right(&candidate), right(&baseline)) {
             (Some(of_candidate), Some(of_baseline)) => {
-                self.known.or(Discordance::of(&of_baseline, &of_candidate), scope.rule, margin, |pairs| {
+                self.known.exact_or(Discordance::of(&of_baseline, &of_candidate), scope.rule, margin, |pairs| {
                     self.exact_difference(pairs, scope.rule, margin)
                 })
             }
@@ -540,13 +563,13 @@ impl Judge<'_> {
         let Gates { alpha, power, .. } = *self.gates;
         let [candidate, baseline] = sides;
         let differences = differences_of_case(sides);
+        let drawn = self.known.draws(scope.units.len(), self.resamples());
+        let units = scope.units.clone().with_draws(drawn);
         let sample = match &differences {
             Some(differences) => {
-                Bootstrap::of_weighted_mean(&scope.units, self.resamples(), differences, scope.weights.as_deref())
+                Bootstrap::of_weighted_mean(&units, self.resamples(), differences, scope.weights.as_deref())
             }
-            None => Bootstrap::new(&scope.units, self.resamples(), |counts| {
-                candidate.value(counts) - baseline.value(counts)
-            }),
+            None => Bootstrap::new(&units, self.resamples(), |counts| candidate.value(counts) - baseline.value(counts)),
         };
         let swaps = differences.and_then(|differences| scope.units.sums(&differences, scope.weights.as_deref()));
         let swaps = swaps.map(|sums| SignFlips::of(&sums, self.resamples()));
@@ -911,7 +934,15 @@ fn answered(observed: &Observed, idx: usize) -> String {
             format!("{positive:.3} against {negative:.3}")
         }
         Observed::Numbers(numbers) => decimal(numbers.predicted()[idx]),
-        Observed::Tensors(tensors) => several(tensors.case(idx, None).map(|(_, predicted)| predicted)),
+        Observed::Tensors(tensors) => match tensors.beyond(idx) {
+            Some(Beyond { output, position, predicted, error, allowed }) => format!(
+                "{} (number {position} of \"{output}\"), off by {} where {} is allowed",
+                decimal(predicted),
+                decimal(error),
+                decimal(allowed)
+            ),
+            None => several(tensors.case(idx, None).map(|(_, predicted)| predicted)),
+        },
         Observed::Texts(texts) => brief(texts.answer(idx)),
     }
 }

@@ -33,6 +33,7 @@ mod summary;
 mod tensors;
 mod text;
 mod texts;
+mod tolerance;
 mod traffic;
 mod verdict;
 mod weights;
@@ -73,6 +74,7 @@ pub use sequential::{Sequential, SequentialError, SequentialFlips};
 pub use summary::{Measured, Method, Summary, summarise};
 pub use tensors::Tensors;
 pub use texts::{Generated, Likelihood, Texts};
+pub use tolerance::Tolerance;
 pub use traffic::{
     Arrival, CostRule, GoldenMix, LengthShare, Lengths, Loaded, MemoryRule, RequestDraw, ThroughputRule, Traffic,
     pair_orders, poisson_arrivals,

@@ -64,6 +64,8 @@ pub enum Metric {
     MaxError,
     /// Mean over cases of the Euclidean length of the error over that of what is right.
     RelativeL2,
+    /// Share of the cases with a tolerance that have every number within it.
+    WithinTolerance,
     /// Mean over queries of the discounted cumulative gain of the first k documents over that of the best order.
     Ndcg(Cutoff),
     /// Mean over queries of 1 / rank of the first relevant document, 0 where it is not among the first k.
@@ -129,6 +131,7 @@ enum Answers {
     Correlated,
     Triplets,
     Numbers,
+    Tolerated,
     Rankings,
     Texts,
     /// Values that come from outside.
@@ -154,7 +157,7 @@ const UNBOUNDED: (f64, f64) = (0.0, f64::INFINITY);
 const ANY: (f64, f64) = (f64::NEG_INFINITY, f64::INFINITY);
 
 /// Every metric, by the names that `gates.toml` and reports use.
-const DECLARED: [Declared; 43] = [
+const DECLARED: [Declared; 44] = [
     percent(Metric::Accuracy, "accuracy", "accuracy", Answers::Classes),
     percent_at(Metric::AccuracyAt, "accuracy_at_", "accuracy@", Answers::Classes),
     percent(Metric::BalancedAccuracy, "balanced_accuracy", "balanced accuracy", Answers::Classes),
@@ -183,6 +186,7 @@ const DECLARED: [Declared; 43] = [
     },
     error(Metric::MaxError, "max_error", "largest absolute error", Answers::Numbers),
     error(Metric::RelativeL2, "relative_l2", "relative L2 error", Answers::Numbers),
+    percent(Metric::WithinTolerance, "within_tolerance", "share within tolerance", Answers::Tolerated),
     number_at(Metric::Ndcg, "ndcg_at_", "nDCG@", Answers::Rankings),
     number_at(Metric::Mrr, "mrr_at_", "MRR@", Answers::Rankings),
     number_at(Metric::RecallAt, "recall_at_", "recall@", Answers::Rankings),
@@ -268,6 +272,7 @@ impl Answers {
             Self::Correlated => "similarities of pairs, or a number a case",
             Self::Triplets => "triplets of texts",
             Self::Numbers => "numbers, or tensors of them",
+            Self::Tolerated => "tensors, of cases with a `tolerance`",
             Self::Rankings => "documents ranked for queries",
             Self::Texts => "texts",
             Self::Given => "what a program of your own gives, which is not run here",
@@ -487,8 +492,17 @@ impl fmt::Debug for Statistic {
 
 impl Metric {
     /// What is told of tensors, as far as it is defined on them.
-    pub(crate) const OF_TENSORS: [Self; 8] =
-        [Self::Mae, Self::Rmse, Self::R2, Self::RelativeL2, Self::MaxError, Self::Mape, Self::Pearson, Self::Spearman];
+    pub(crate) const OF_TENSORS: [Self; 9] = [
+        Self::Mae,
+        Self::Rmse,
+        Self::R2,
+        Self::RelativeL2,
+        Self::MaxError,
+        Self::Mape,
+        Self::Pearson,
+        Self::Spearman,
+        Self::WithinTolerance,
+    ];
 
     /// Every metric; of those of the first k the one of the first.
     pub fn all() -> impl Iterator<Item = Self> {
@@ -524,6 +538,7 @@ impl Metric {
                 | Self::F1Macro
                 | Self::PairAccuracy
                 | Self::ExactMatch
+                | Self::WithinTolerance
                 | Self::CustomShare
         )
     }

@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Array, Numbers, Rankings, Tensors, Texts, Triplets};
+use crate::{Array, Numbers, Rankings, Tensors, Texts, Tolerance, Triplets};
 
 mod mixed;
 
@@ -26,7 +26,7 @@ pub struct Case {
 
 /// The right answer to a golden case.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, deny_unknown_fields)]
 pub enum Expected {
     /// A label.
     Label(String),
@@ -38,10 +38,13 @@ pub enum Expected {
     References(Vec<String>),
     /// Every label that holds, in any order; where none does, none. In JSON a list as the one above, which the input tells apart.
     Labels(Vec<String>),
-    /// The right tensors of a program, by output: `{"tensors": {"y": [[1.5]]}}` in JSON.
+    /// The right tensors of a program, by output: `{"tensors": {"y": [[1.5]]}, "tolerances": {"y": {"atol": 0.1}}}` in JSON.
     Tensors {
         /// At least one, each with its shape.
         tensors: BTreeMap<String, Array>,
+        /// How far an output may be off in a right answer; the case is never just right where there is none.
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        tolerances: BTreeMap<String, Tolerance>,
     },
     /// The case says it by itself: of a triplet, that the positive text is the closer one.
     Implied,
@@ -119,16 +122,21 @@ impl Observed {
     }
 
     /// Whether each case was answered rightly: with the right label, with a most relevant document in the first place, with
-    /// the positive text closer, or with a text that equals a reference. `None` for numbers, which are never just right.
-    pub fn right(&self) -> Option<Vec<bool>> {
+    /// the positive text closer, with a text that equals a reference, or with tensors within their tolerance, where a case has
+    /// one. `None` for numbers and tensors without, which are never just right.
+    pub fn right(&self) -> Option<Vec<Option<bool>>> {
+        let all = |right: Vec<bool>| Some(right.into_iter().map(Some).collect());
         match self {
-            Self::Classes(classes) => Some(classes.correct()),
+            Self::Classes(classes) => all(classes.correct()),
             Self::Rankings(rankings) => {
-                Some((0..rankings.n_cases()).map(|idx| rankings.best_rank(idx) == Some(1)).collect())
+                all((0..rankings.n_cases()).map(|idx| rankings.best_rank(idx) == Some(1)).collect())
             }
-            Self::Triplets(triplets) => Some(triplets.right()),
-            Self::Texts(texts) => Some(texts.right()),
-            Self::Similarities(_) | Self::Numbers(_) | Self::Tensors(_) => None,
+            Self::Triplets(triplets) => all(triplets.right()),
+            Self::Texts(texts) => all(texts.right()),
+            Self::Tensors(tensors) => {
+                Some(tensors.within_tolerance()).filter(|right| right.iter().any(Option::is_some))
+            }
+            Self::Similarities(_) | Self::Numbers(_) => None,
         }
     }
 

@@ -7,7 +7,7 @@ use std::thread;
 use serde::Serialize;
 use statrs::distribution::{Binomial, DiscreteCDF as _};
 
-use crate::gate::{Exact, decide_again};
+use crate::gate::{Known, decide_again};
 use crate::power::normal_power;
 use crate::{
     Case, CheckResult, Comparison, Decision, GateError, Gates, Metric, NonInferiority, Observed, Outcome, Rule, Side,
@@ -189,7 +189,7 @@ struct Scope<'a> {
     cases: Vec<Case>,
     /// Where they are in the golden set.
     idxs: Vec<usize>,
-    known: Exact,
+    known: Known,
 }
 
 fn scopes<'a>(gates: &'a Gates, cases: &[Case]) -> Result<Vec<Scope<'a>>, GateError> {
@@ -205,7 +205,7 @@ fn scopes<'a>(gates: &'a Gates, cases: &[Case]) -> Result<Vec<Scope<'a>>, GateEr
             let resamples = gates.resamples.min(MOST_RESAMPLES);
             let gates = Gates { rules: vec![alone], latency: Vec::new(), resamples, ..gates.clone() };
             let cases = idxs.iter().map(|&idx| Case { must_pass: false, ..cases[idx].clone() }).collect();
-            scopes.push(Scope { rule, gates, cases, idxs, known: Exact::default() });
+            scopes.push(Scope { rule, gates, cases, idxs, known: Known::of_many() });
         }
     }
     if scopes.is_empty() { Err(GateError::NothingToTest) } else { Ok(scopes) }
@@ -376,7 +376,7 @@ fn statistic_of(rule: &Rule, observed: &Observed, weights: &[f64]) -> Result<f64
 /// Judges simulated golden sets with the code that judges true ones.
 struct Bench<'a> {
     gates: &'a Gates,
-    known: &'a Exact,
+    known: &'a Known,
 }
 
 impl Bench<'_> {

@@ -1,6 +1,6 @@
 use std::collections::BTreeMap;
 
-use crate::{Array, ObservedError};
+use crate::{Array, ObservedError, Tolerance};
 
 /// Tensors that a model answered beside the right ones, output by output.
 #[derive(Clone, Debug, PartialEq)]
@@ -18,6 +18,19 @@ struct Output {
     ends: Vec<usize>,
     expected: Vec<f64>,
     predicted: Vec<f64>,
+    /// Of each case, where it has one.
+    tolerances: Vec<Option<Tolerance>>,
+}
+
+/// The number of an answer that is farthest beyond its tolerance.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Beyond<'a> {
+    pub output: &'a str,
+    /// Row-major, from 0.
+    pub position: usize,
+    pub predicted: f64,
+    pub error: f64,
+    pub allowed: f64,
 }
 
 impl Output {
@@ -38,8 +51,11 @@ impl Tensors {
             return Err(ObservedError::Lengths { n_expected: expected.len(), n_answers: predicted.len() });
         }
         let names: Vec<&String> = expected.first().map(|first| first.keys().collect()).unwrap_or_default();
-        let output = |name: &str| Output { name: name.to_owned(), ends: vec![], expected: vec![], predicted: vec![] };
-        let mut outputs: Vec<Output> = names.iter().map(|name| output(name)).collect();
+        let output = |name: &&String| {
+            let (name, tolerances) = ((*name).clone(), vec![None; expected.len()]);
+            Output { name, ends: vec![], expected: vec![], predicted: vec![], tolerances }
+        };
+        let mut outputs: Vec<Output> = names.iter().map(output).collect();
         for (case_idx, (expected, predicted)) in expected.iter().zip(predicted).enumerate() {
             let wrong = |problem: String| ObservedError::Tensors { case_idx, problem };
             if !expected.keys().eq(names.iter().copied()) {
@@ -62,9 +78,48 @@ impl Tensors {
         Ok(Self { n_cases: expected.len(), outputs })
     }
 
+    /// The same, judged by how far each output of each case may be off, in their order.
+    ///
+    /// Errors if there is a tolerance of an output that the cases do not expect, or of more or fewer cases.
+    pub fn with_tolerances(mut self, of_cases: &[&BTreeMap<String, Tolerance>]) -> Result<Self, ObservedError> {
+        if of_cases.len() != self.n_cases {
+            return Err(ObservedError::Lengths { n_expected: of_cases.len(), n_answers: self.n_cases });
+        }
+        for (case_idx, tolerances) in of_cases.iter().enumerate() {
+            for (name, tolerance) in *tolerances {
+                let output = self.outputs.iter_mut().find(|output| output.name == *name).ok_or_else(|| {
+                    let problem = format!("has a tolerance of `{name}`, which it does not expect");
+                    ObservedError::Tensors { case_idx, problem }
+                })?;
+                output.tolerances[case_idx] = Some(*tolerance);
+            }
+        }
+        Ok(self)
+    }
+
     /// Number of cases.
     pub fn n_cases(&self) -> usize {
         self.n_cases
+    }
+
+    /// Whether each case has every number within its tolerance, as `numpy.allclose` says it; `None` for one without any.
+    pub fn within_tolerance(&self) -> Vec<Option<bool>> {
+        let is_judged = |idx: usize| self.outputs.iter().any(|of| of.tolerances[idx].is_some());
+        (0..self.n_cases).map(|idx| is_judged(idx).then(|| self.beyond(idx).is_none())).collect()
+    }
+
+    /// The number of a case that is farthest beyond its tolerance, if any is.
+    pub(crate) fn beyond(&self, idx: usize) -> Option<Beyond<'_>> {
+        let judged = self.outputs.iter().filter_map(|of| Some((of, of.tolerances[idx]?)));
+        let wrong = judged.flat_map(|(of, tolerance)| {
+            let pairs = of.case(idx).map(|place| (of.expected[place], of.predicted[place])).enumerate();
+            let wrong = pairs.filter(move |(_, (right, given))| !tolerance.admits(*right, *given));
+            wrong.map(move |(position, (right, predicted))| {
+                let (error, allowed) = ((predicted - right).abs(), tolerance.allowed(right));
+                Beyond { output: &of.name, position, predicted, error, allowed }
+            })
+        });
+        wrong.max_by(|left, right| f64::total_cmp(&(left.error - left.allowed), &(right.error - right.allowed)))
     }
 
     /// The outputs, by name.
@@ -73,9 +128,9 @@ impl Tensors {
     }
 
     /// The right and the answered numbers of a case, of all outputs or of one; none where there is no such output.
-    pub fn case(&self, idx: usize, output: Option<&str>) -> impl Iterator<Item = (f64, f64)> + '_ {
-        let asked = self.outputs.iter().filter(move |of| output.is_none_or(|name| name == of.name)).collect::<Vec<_>>();
-        asked.into_iter().flat_map(move |of| {
+    pub fn case(&self, idx: usize, output: Option<&str>) -> impl Iterator<Item = (f64, f64)> {
+        let asked = self.outputs.iter().filter(move |of| output.is_none_or(|name| name == of.name));
+        asked.flat_map(move |of| {
             let place = of.case(idx);
             of.expected[place.clone()].iter().copied().zip(of.predicted[place].iter().copied())
         })
@@ -83,8 +138,9 @@ impl Tensors {
 
     /// How many numbers every case has, of all outputs or of one; `None` where they have not as many.
     pub(crate) fn width(&self, output: Option<&str>) -> Option<usize> {
-        let width = |idx| self.case(idx, output).count();
-        let first = (self.n_cases > 0).then(|| width(0))?;
+        let asked = || self.outputs.iter().filter(|of| output.is_none_or(|name| name == of.name));
+        let width = |idx| asked().map(|of| of.case(idx).len()).sum();
+        let first: usize = (self.n_cases > 0).then(|| width(0))?;
         (1..self.n_cases).all(|idx| width(idx) == first).then_some(first)
     }
 
@@ -118,7 +174,9 @@ impl Tensors {
                 end
             });
             let ends = ends.collect();
-            Output { name: of.name.clone(), ends, expected: pick(&of.expected), predicted: pick(&of.predicted) }
+            let tolerances = case_idxs.iter().map(|&idx| of.tolerances[idx]).collect();
+            let (expected, predicted) = (pick(&of.expected), pick(&of.predicted));
+            Output { name: of.name.clone(), ends, expected, predicted, tolerances }
         };
         Self { n_cases: case_idxs.len(), outputs: self.outputs.iter().map(output).collect() }
     }

@@ -2,10 +2,12 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::collections::BTreeMap;
+
 use highroad_eval::{
-    Case, CheckResult, Classes, Comparison, Decision, Expected, Flip, GateError, Gates, Generated, Given, Metric,
-    Numbers, Observed, Outcome, Rankings, Resamples, Side, Similarities, Test, Texts, Triplets, Waiver, WaiverError,
-    decide, decide_with, summarise,
+    Array, Case, CheckResult, Classes, Comparison, Decision, Expected, Flip, GateError, Gates, Generated, Given,
+    Metric, Numbers, Observed, Outcome, Rankings, Resamples, Side, Similarities, Tensors, Test, Texts, Tolerance,
+    Triplets, Waiver, WaiverError, decide, decide_with, summarise,
 };
 
 const LABELS: [&str; 2] = ["benign", "injection"];
@@ -38,6 +40,41 @@ fn judge(gates: &str, n: usize, baseline_wrong: &[usize], candidate_wrong: &[usi
     let comparison =
         Comparison { cases: &cases, candidate: &candidate, baseline: Side::Package(&baseline), latencies_ms: &[] };
     decide(&Gates::parse(gates).unwrap(), &comparison)
+}
+
+/// `n` cases that expect 10 within 1, but the last ten, which have no tolerance; answered so far off.
+fn within_tolerance(n: usize, baseline_off: impl Fn(usize) -> f64, candidate_off: impl Fn(usize) -> f64) -> Decision {
+    let one = |value: f64| BTreeMap::from([("y".to_owned(), Array::new(vec![1], vec![value]).unwrap())]);
+    let tolerance = BTreeMap::from([("y".to_owned(), Tolerance::new(0.5, 0.05).unwrap())]);
+    let (right, none) = (one(10.0), BTreeMap::new());
+    let observed = |off: &dyn Fn(usize) -> f64| {
+        let answers: Vec<_> = (0..n).map(|idx| one(10.0 + off(idx))).collect();
+        let tolerances: Vec<_> = (0..n).map(|idx| if idx + 10 < n { &tolerance } else { &none }).collect();
+        let tensors = Tensors::new(&vec![&right; n], &answers.iter().collect::<Vec<_>>()).unwrap();
+        Observed::Tensors(tensors.with_tolerances(&tolerances).unwrap())
+    };
+    let (candidate, baseline) = (observed(&candidate_off), observed(&baseline_off));
+    let comparison =
+        Comparison { cases: &cases(n), candidate: &candidate, baseline: Side::Package(&baseline), latencies_ms: &[] };
+    decide(&Gates::parse("[[rule]]\nmetric = 'within_tolerance'\nmargin = 0.02").unwrap(), &comparison).unwrap()
+}
+
+#[test]
+fn tensors_with_a_tolerance_are_right_or_wrong_and_flip() {
+    let lost = |at: &'static [usize]| move |idx| if at.contains(&idx) { 1.5 } else { 1.0 };
+    let failed = within_tolerance(1000, |_| 1.0, lost(&[0]));
+    assert_eq!((failed.outcome, failed.flips.len(), failed.flips[0].must_pass), (Outcome::Fail, 1, true));
+    assert_eq!(failed.flips[0].candidate, "11.500 (number 0 of \"y\"), off by 1.500 where 1.000 is allowed");
+    assert_eq!((failed.flips[0].expected.as_str(), failed.flips[0].baseline.as_str()), ("10.000", "11.000"));
+    let gained = within_tolerance(1000, lost(&[7]), |_| -1.0);
+    assert_eq!((gained.outcome, gained.flips[0].regression), (Outcome::Pass, false));
+    // What has no tolerance is neither right nor wrong, however far it is off.
+    let check = gained.checks.iter().find(|check| check.baseline.is_some()).unwrap();
+    assert_eq!((check.n_cases, check.test), (990, Some(Test::ExactMcnemar)));
+    assert_eq!(within_tolerance(1000, |_| 0.0, |idx| if idx < 990 { 0.0 } else { 9.0 }).flips, []);
+    let undecided = within_tolerance(110, |_| 0.0, lost(&[3, 4]));
+    assert_eq!(undecided.outcome, Outcome::Inconclusive);
+    assert_eq!(undecided.accept(vec![waiver("case-3"), waiver("case-4")]).unwrap().outcome, Outcome::Pass);
 }
 
 const ACCURACY: &str = "[[rule]]\nmetric = 'accuracy'\nmargin = 0.02";

@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 
 use highroad_eval::{
     About, Array, Classes, Costs, Cutoff, Generated, Likelihood, Metric, MetricError, Numbers, Observed, Parameter,
-    Pattern, Rankings, Schema, Similarities, Tensors, Texts, Triplets,
+    Pattern, Rankings, Schema, Similarities, Tensors, Texts, Tolerance, Triplets,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -136,7 +136,9 @@ fn tensors(cases: &[Drawn]) -> Observed {
     let expected = side(|case| [f64::from(case.numbers[0]), 1.0, f64::from(case.similarities[0])]);
     let predicted = side(|case| [f64::from(case.numbers[1]) / 3.0, f64::from(case.similarities[1]), 0.5]);
     let (expected, predicted): (Vec<_>, Vec<_>) = expected.iter().zip(&predicted).unzip();
-    Observed::Tensors(Tensors::new(&expected, &predicted).unwrap())
+    let tolerance = BTreeMap::from([("x".to_owned(), Tolerance::new(0.25, 0.5).unwrap())]);
+    let tensors = Tensors::new(&expected, &predicted).unwrap();
+    Observed::Tensors(tensors.with_tolerances(&vec![&tolerance; cases.len()]).unwrap())
 }
 
 static COSTS: LazyLock<Costs> =

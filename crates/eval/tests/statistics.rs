@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 
 use highroad_eval::{
     About, Array, Bootstrap, Classes, Costs, Discordance, Generated, Likelihood, McNemarPower, Metric, Numbers,
-    Observed, Rankings, Sides, Similarities, Tensors, Texts, clopper_pearson, fisher_z, quantile, quantile_interval,
-    wilson,
+    Observed, Rankings, Sides, Similarities, Tensors, Texts, Tolerance, clopper_pearson, fisher_z, quantile,
+    quantile_interval, wilson,
 };
 use serde::Deserialize;
 
@@ -253,6 +253,33 @@ struct OfTensors {
     weights: Vec<f64>,
     /// By output, by metric; of all outputs side by side under no name.
     metrics: BTreeMap<String, BTreeMap<String, f64>>,
+    within: Vec<Within>,
+}
+
+#[derive(Deserialize)]
+struct Within {
+    tolerances: BTreeMap<String, Tolerance>,
+    right: Vec<bool>,
+}
+
+#[test]
+fn tensors_are_within_their_tolerance_where_numpy_finds_them_close() {
+    let mut n_right = [0, 0];
+    for golden in goldens().tensors {
+        let n_cases = golden.weights.len();
+        let [expected, predicted] = [&golden.expected, &golden.predicted].map(|side| by_case(side, n_cases));
+        let (expected, predicted): (Vec<_>, Vec<_>) = expected.iter().zip(&predicted).unzip();
+        let tensors = Tensors::new(&expected, &predicted).unwrap();
+        for Within { tolerances, right } in &golden.within {
+            let judged = tensors.clone().with_tolerances(&vec![tolerances; n_cases]).unwrap();
+            assert_eq!(judged.within_tolerance(), right.iter().copied().map(Some).collect::<Vec<_>>());
+            right.iter().for_each(|&right| n_right[usize::from(right)] += 1);
+            let share = right.iter().filter(|&&right| right).count() as f64 / n_cases as f64;
+            let statistic = Metric::WithinTolerance.of(&Observed::Tensors(judged), None).unwrap();
+            assert_close(statistic.observed(), share, CLOSED_FORM);
+        }
+    }
+    assert!(n_right.iter().all(|&n| n > 20), "{n_right:?}");
 }
 
 /// Of each case its tensors by name.

@@ -1,6 +1,6 @@
 mod forward;
 mod tei;
-mod tensors;
+pub(crate) mod tensors;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;

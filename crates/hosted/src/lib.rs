@@ -17,6 +17,7 @@ mod template;
 
 pub use answer::{NO_LABEL, about_text, answer_of, finish_reason_of, one_of, relevances};
 pub use budget::{Budget, Tokens};
+pub use client::tensors::{inputs_of, outputs_of};
 pub use client::{Answers, Client, Fault, FaultKind, Incoming, Question, Refusal, Vector, pause_before_retry};
 pub use description::{Hosted, HostedTask, LimitName, Limits, NUMERICS_ID, Price, Protocol};
 pub use error::{DescriptionError, HostedError};

@@ -462,6 +462,14 @@ impl RegistryClient {
         Ok(reply["leases"].take())
     }
 
+    /// Tells what a server spent of budgets that servers share: `pool`, `replica`, `from` and `spent` as `highroad track` reads them; gives what
+    /// all of them spent.
+    pub async fn budgets_spent(&self, told: &Value) -> Result<Value, RegistryError> {
+        let request = self.request(Method::POST, "api/2.0/highroad/budgets/spent").json(told);
+        let mut reply: Value = self.ask(request, "tell what was spent").await?;
+        Ok(reply["spent"].take())
+    }
+
     /// Moves of the aliases of `name`, newest first; of every model if it is empty. Where the server keeps no trail, those that
     /// clients recorded as tags.
     pub async fn audit(&self, name: &str) -> Result<Vec<AliasMove>, RegistryError> {

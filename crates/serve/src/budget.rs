@@ -17,7 +17,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use config::{BudgetsConfig, Limits};
-use shared::{Granted, Held, SLICE, Wanted, account as account_name};
+use shared::{Granted, Held, SLICE, Spent, Wanted, account as account_name};
 
 /// Money and tokens.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -294,6 +294,39 @@ fn month(now: i64, later: i64) -> i64 {
 /// The beginning of the oldest day of which is kept what was spent.
 fn first_day(now: i64) -> i64 {
     Span::Day.start(now) - (HISTORY_DAYS as i64 - 1) * Span::DAY
+}
+
+/// The courses of the days up to that of `now` as servers tell each other of them: days on which nothing was spent are left out.
+fn spent(courses: &[Course], now: i64) -> Vec<Spent> {
+    let of_course = |course: &Course| {
+        let account = account_name(course.scope, &course.name);
+        let days = course.days.iter().enumerate().filter(|(_, day)| **day != Amount::default());
+        let one = |(day, amount): (usize, &Amount)| {
+            let (account, since) = (account.clone(), first_day(now) + day as i64 * Span::DAY);
+            Spent { account, since, nanos: amount.nanos, tokens: amount.tokens }
+        };
+        days.map(one).collect::<Vec<_>>()
+    };
+    courses.iter().flat_map(of_course).collect()
+}
+
+/// The other way round. Accounts of no known scope are left out, and so are other days.
+fn courses_of(spent: Vec<Spent>, now: i64) -> Vec<Course> {
+    let mut all: BTreeMap<(Scope, String), Vec<Amount>> = BTreeMap::new();
+    for Spent { account, since, nanos, tokens } in spent {
+        let Some((scope, name)) = account.split_once(':') else { continue };
+        let Some(scope) =
+            [Scope::Member, Scope::Pipeline, Scope::Tenant, Scope::Key].into_iter().find(|known| known.name() == scope)
+        else {
+            continue;
+        };
+        let Ok(day) = usize::try_from((since - first_day(now)).div_euclid(Span::DAY)) else { continue };
+        let days = all.entry((scope, name.to_owned())).or_insert_with(|| vec![Amount::default(); HISTORY_DAYS]);
+        let Some(amount) = days.get_mut(day) else { continue };
+        amount.nanos = amount.nanos.saturating_add(nanos);
+        amount.tokens = amount.tokens.saturating_add(tokens);
+    }
+    all.into_iter().map(|((scope, name), days)| Course { scope, name, days }).collect()
 }
 
 impl Window {

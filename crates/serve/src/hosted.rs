@@ -23,9 +23,9 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 use arc_swap::ArcSwapOption;
-use highroad_hosted::{Client, Hosted, HostedTask, NUMERICS_ID, Tokens};
+use highroad_hosted::{Client, Hosted, HostedTask, NUMERICS_ID, Tokens, inputs_of, outputs_of};
 use highroad_service::access::Principal;
-use highroad_task::{Answer, Glimpse, Written};
+use highroad_task::{Answer, Glimpse, MetTensors, Written};
 use jiff::Timestamp;
 use metrics::{counter, gauge};
 use tokio::sync::Semaphore;
@@ -76,8 +76,21 @@ pub struct HostedMember {
     host: Mutex<Host>,
     watching: Watching,
     watch: OnceLock<Watch>,
+    /// Requests for tensors whose tensors may be looked at at one time.
+    looks: Arc<Semaphore>,
     /// Else it is prepared for a portfolio that may never be, and tells nothing.
     is_member: AtomicBool,
+}
+
+/// Requests of one member whose tensors are looked at at one time, and the most bytes of one and its answer.
+const MOST_LOOKS: usize = 4;
+const MOST_LOOKED_AT_BYTES: usize = 4 << 20;
+
+/// Tensors in the Open Inference Protocol, and how many bytes of them are JSON where binary data follows.
+#[derive(Clone, Copy)]
+struct Passed<'a> {
+    body: &'a [u8],
+    json_bytes: Option<usize>,
 }
 
 /// What has members looked at, and how.
@@ -184,6 +197,7 @@ impl HostedMember {
         Self {
             watching,
             watch: OnceLock::new(),
+            looks: Arc::new(Semaphore::new(MOST_LOOKS)),
             serving: ArcSwapOption::empty(),
             failure: Mutex::default(),
             breaker: Mutex::new(Breaker::new(config.breaker)),
@@ -231,12 +245,9 @@ impl HostedMember {
         tracing::info!(member.name = %self.name, "Removed `{}`", self.name);
     }
 
-    /// Has what it answers looked at from now on, of every task that a golden set can ask it.
+    /// Has what it answers looked at from now on.
     fn begin_watch(&self, serving: &Serving) {
         let Facts { version, package, .. } = &serving.facts;
-        if self.hosted().task == HostedTask::Infer {
-            return;
-        }
         let Watching { monitor, config } = &self.watching;
         if let Some(watch) = monitor.watch(&self.name, config, version, *package, None) {
             monitor.serves(&self.name, version, package);
@@ -252,6 +263,28 @@ impl HostedMember {
         if let Some(seen) = drawn.and_then(|drawn| watch.answered(drawn, answers)) {
             watch.put(seen);
         }
+    }
+
+    /// Has the tensors looked at that it was asked and that it answered, on another thread: they have to be read once more. What is large,
+    /// or comes while as many are looked at as may be, is not looked at.
+    fn passed_on(self: &Arc<Self>, asked: Passed<'_>, answered: Passed<'_>) {
+        let Some(watch) = self.watch.get().filter(|_| self.hosted().task == HostedTask::Infer) else { return };
+        let is_small = asked.body.len() + answered.body.len() <= MOST_LOOKED_AT_BYTES;
+        let Some(place) = Arc::clone(&self.looks).try_acquire_owned().ok().filter(|_| is_small) else {
+            return watch.dropped();
+        };
+        let member = Arc::clone(self);
+        let [asked, answered] = [asked, answered].map(|passed| (passed.body.to_vec(), passed.json_bytes));
+        tokio::task::spawn_blocking(move || {
+            let _place = place;
+            let Some(watch) = member.watch.get() else { return };
+            let read = || Ok::<_, String>((inputs_of(&asked.0, asked.1)?, outputs_of(&answered.0, answered.1)?));
+            let met = read().ok().map(|(inputs, outputs)| MetTensors::of(inputs, outputs));
+            match met.and_then(|met| watch.passed_on(&met)) {
+                Some(seen) => watch.put(seen),
+                None => watch.dropped(),
+            }
+        });
     }
 
     /// Has a text looked at that it wrote.

@@ -8,7 +8,7 @@ use serde_json::json;
 use tracing::warn;
 
 use crate::admission;
-use crate::budget::shared::{Granted, Leases, Wanted};
+use crate::budget::shared::{Granted, Leases, Spent, Wanted};
 use crate::deployment::{LocalState, read_verdict};
 use crate::error::DeployError;
 use crate::registry::{BoxFuture, Registry, Resolved};
@@ -136,6 +136,20 @@ impl Leases for RegistryClient {
             let asked = json!({ "pool": pool, "replica": replica, "leases": wanted });
             let granted = self.lease_budgets(&asked).await.map_err(|error| error.to_string())?;
             serde_json::from_value(granted).map_err(|error| format!("its leases cannot be read: {error}"))
+        })
+    }
+
+    fn spent<'a>(
+        &'a self,
+        pool: &'a str,
+        replica: &'a str,
+        from: i64,
+        spent: &'a [Spent],
+    ) -> BoxFuture<'a, Result<Vec<Spent>, String>> {
+        Box::pin(async move {
+            let told = json!({ "pool": pool, "replica": replica, "from": from, "spent": spent });
+            let all = self.budgets_spent(&told).await.map_err(|error| error.to_string())?;
+            serde_json::from_value(all).map_err(|error| format!("what was spent cannot be read: {error}"))
         })
     }
 }

@@ -28,7 +28,7 @@ pub use parity::{ParityCase, ParityReport, check_cases, check_parity_on, verify_
 pub use predictor::{Engine, Predictor, PredictorOptions};
 pub use prompt::{Prompt, Purpose, document_prompt};
 pub use signature::Sharing;
-pub use tensor_glimpse::TensorGlimpse;
+pub use tensor_glimpse::{MetShapes, MetTensors, TensorGlimpse};
 pub use tensors::OutputTensor;
 
 /// What a caller needs to run [`Predictor::program`] itself, past the task: servers that take program tensors.

@@ -1,7 +1,11 @@
+use std::collections::BTreeMap;
+
 use highroad_eval::drift::{MAX_TENSOR_SIGNALS, RowValues, TensorRow};
 use highroad_runtime::TensorSpec;
 use highroad_runtime::graph::Dim;
 use highroad_tensor::{DType, Tensor, TensorError};
+
+use crate::OutputTensor;
 
 /// Most elements that a summary is made of, evenly spread over the row.
 const MOST_ELEMENTS: usize = 4096;
@@ -20,6 +24,142 @@ const MOST_FEATURE_DIMS: usize = 2;
 pub struct TensorGlimpse {
     inputs: Vec<Option<Look>>,
     outputs: Vec<Option<Look>>,
+}
+
+/// What went into a program that somebody else hosts and what came out, by name. Which of its sizes vary nobody says.
+#[derive(Clone, Debug, Default)]
+pub struct MetTensors {
+    /// What went in.
+    pub inputs: BTreeMap<String, Tensor>,
+    /// What came out.
+    pub outputs: BTreeMap<String, Tensor>,
+}
+
+/// What is known of such a program from what it met: sizes that were always the same, and others. The first dimension of a tensor is of
+/// rows where it was always as long as that of the first input by name.
+#[derive(Clone, Debug, Default)]
+pub struct MetShapes {
+    n_met: usize,
+    inputs: BTreeMap<String, MetShape>,
+    outputs: BTreeMap<String, MetShape>,
+}
+
+#[derive(Clone, Debug)]
+struct MetShape {
+    dtype: DType,
+    n_met: usize,
+    has_rows: bool,
+    /// `None` where sizes were different; no tensor at all where the number of dimensions was.
+    sizes: Option<Vec<Option<usize>>>,
+}
+
+impl MetShapes {
+    /// Takes in one request and its answer.
+    pub fn add(&mut self, met: &MetTensors) {
+        let n_rows = met.n_rows();
+        self.n_met += 1;
+        for (known, tensors) in [(&mut self.inputs, &met.inputs), (&mut self.outputs, &met.outputs)] {
+            for (name, tensor) in tensors {
+                let shape = tensor.shape();
+                let has_rows = n_rows.is_some() && shape.first().copied() == n_rows;
+                let new = || MetShape {
+                    dtype: tensor.dtype(),
+                    n_met: 0,
+                    has_rows,
+                    sizes: Some(shape.iter().copied().map(Some).collect()),
+                };
+                let known = known.entry(name.clone()).or_insert_with(new);
+                known.n_met += 1;
+                known.has_rows &= has_rows;
+                let sizes = known.sizes.take().filter(|sizes| sizes.len() == shape.len());
+                known.sizes = sizes.map(|sizes| {
+                    sizes.into_iter().zip(shape).map(|(known, &size)| known.filter(|&known| known == size)).collect()
+                });
+            }
+        }
+    }
+
+    /// What is looked at of it: tensors that were always there, by name.
+    pub fn glimpse(&self) -> TensorGlimpse {
+        let spec = |(name, met): (&String, &MetShape)| {
+            let sizes = met.sizes.as_ref().filter(|_| met.n_met == self.n_met)?;
+            let dim = |(at, size): (usize, &Option<usize>)| match size {
+                _ if at == 0 && met.has_rows => Dim::Symbol("rows".to_owned()),
+                Some(size) => Dim::Known(*size),
+                None => Dim::Symbol(format!("{name}.{at}")),
+            };
+            let sizes = sizes.iter().enumerate().map(dim).collect();
+            Some(TensorSpec { name: name.clone(), dtype: met.dtype, sizes })
+        };
+        let specs = |of: &BTreeMap<String, MetShape>| of.iter().filter_map(spec).collect::<Vec<_>>();
+        TensorGlimpse::of(&specs(&self.inputs), &specs(&self.outputs))
+    }
+}
+
+impl MetTensors {
+    /// Those that came with their bits; what has others than its shape says is left out.
+    pub fn of(inputs: Vec<OutputTensor>, outputs: Vec<OutputTensor>) -> Self {
+        let named = |all: Vec<OutputTensor>| -> BTreeMap<String, Tensor> {
+            all.into_iter().filter_map(|of| of.tensor().map(|tensor| (of.name, tensor))).collect()
+        };
+        Self { inputs: named(inputs), outputs: named(outputs) }
+    }
+
+    /// Rows of the first input by name; `None` where it has no dimension.
+    fn n_rows(&self) -> Option<usize> {
+        self.inputs.values().next().and_then(|tensor| tensor.shape().first().copied())
+    }
+
+    /// The same, where no dimension is one row.
+    pub fn n_rows_or_one(&self) -> usize {
+        self.n_rows().unwrap_or(1)
+    }
+
+    /// Row `row` of it, as `glimpse` has its tensors; `draw` decides the place where a row has several.
+    pub fn rows(&self, glimpse: &TensorGlimpse, row: usize, draw: u64) -> Vec<TensorRow> {
+        let of = |looks: &[Option<Look>], side: &str, tensors: &BTreeMap<String, Tensor>| {
+            let look = |look: &Look| {
+                let tensor = tensors.get(look.name.strip_prefix(side)?)?;
+                look.at(tensor, row, draw).ok().flatten()
+            };
+            looks.iter().flatten().filter_map(look).collect::<Vec<_>>()
+        };
+        let mut rows = of(&glimpse.inputs, "input.", &self.inputs);
+        rows.extend(of(&glimpse.outputs, "output.", &self.outputs));
+        rows
+    }
+
+    /// All that any glimpse might look at in row `row`: features and their summary. A baseline counts those that it has.
+    pub fn rows_of_any(&self, row: usize, draw: u64) -> Vec<TensorRow> {
+        let n_rows = self.n_rows();
+        let mut rows = Vec::new();
+        for (side, tensors) in [("input", &self.inputs), ("output", &self.outputs)] {
+            for (name, tensor) in tensors {
+                let shape = tensor.shape();
+                let has_rows = n_rows.is_some() && shape.first().copied() == n_rows;
+                let rest = &shape[usize::from(has_rows)..];
+                let values = match rest.last() {
+                    None => Some(Values::Scalar),
+                    Some(&n) if rest.len() <= MOST_FEATURE_DIMS && (1..=MAX_TENSOR_SIGNALS).contains(&n) => {
+                        Some(Values::Features(n))
+                    }
+                    Some(_) => None,
+                };
+                let look = |values: Values, has_more: bool| Look {
+                    name: format!("{side}.{name}"),
+                    n_dims: shape.len(),
+                    has_rows,
+                    values,
+                    has_nan: has_more && tensor.dtype().is_float(),
+                    size_varies: has_more,
+                };
+                let summary = (!rest.is_empty()).then(|| look(Values::Summary, values.is_none()));
+                let looks = values.map(|values| look(values, true)).into_iter().chain(summary);
+                rows.extend(looks.filter_map(|look| look.at(tensor, row, draw).ok().flatten()));
+            }
+        }
+        rows
+    }
 }
 
 /// What is looked at of one tensor.
@@ -218,6 +358,55 @@ mod tests {
         }
         assert_eq!(row(&["x: B 3"], &[counted(6, &[2, 3])], 2, 0), []);
         assert_eq!(glimpse(&["x: B 3"]).n_rows(&[counted(0, &[0, 3])]), 0);
+    }
+
+    fn met(inputs: &[(&str, Tensor)], outputs: &[(&str, Tensor)]) -> MetTensors {
+        let named =
+            |tensors: &[(&str, Tensor)]| tensors.iter().map(|(name, of)| ((*name).to_owned(), of.clone())).collect();
+        MetTensors { inputs: named(inputs), outputs: named(outputs) }
+    }
+
+    #[test]
+    fn what_a_host_met_says_which_sizes_vary_and_later_requests_are_looked_at_alike() {
+        let request = |n: usize, length: usize| {
+            let picture = counted(n * 300, &[n, 3, 10, 10]);
+            let inputs = [
+                ("a", counted(3 * n, &[n, 3])),
+                ("words", counted(n * length, &[n, length])),
+                ("scale", counted(1, &[])),
+            ];
+            met(&inputs, &[("score", counted(n, &[n])), ("picture", picture), ("classes", counted(4, &[4]))])
+        };
+        let (mut shapes, requests) = (MetShapes::default(), [request(1, 5), request(2, 7), request(1, 9)]);
+        requests.iter().for_each(|request| shapes.add(request));
+        // Of one that is not always there, or of another rank, nothing.
+        shapes.add(&met(
+            &[("a", counted(3, &[1, 3])), ("words", counted(6, &[1, 2, 3])), ("scale", counted(1, &[]))],
+            &[("score", counted(1, &[1]))],
+        ));
+        let glimpse = shapes.glimpse();
+        let names = |rows: &[TensorRow]| rows.iter().map(|row| row.name.clone()).collect::<Vec<_>>();
+        let rows = requests[1].rows(&glimpse, 1, 0);
+        assert_eq!(names(&rows), ["input.a", "input.scale", "output.score"]);
+        assert_eq!(
+            (&rows[0].values, &rows[2].values),
+            (&RowValues::Features(vec![3.0, 4.0, 5.0]), &RowValues::Scalar(1.0))
+        );
+        let mut all = MetShapes::default();
+        requests.iter().for_each(|request| all.add(request));
+        let rows = requests[1].rows(&all.glimpse(), 1, 0);
+        assert_eq!(
+            names(&rows),
+            ["input.a", "input.scale", "input.words", "output.classes", "output.picture", "output.score"]
+        );
+        assert!(matches!(rows[2].values, RowValues::Summary { .. }) && rows[2].size == Some(7.0));
+        // Each is among what is looked at where nothing is known.
+        let any = requests[1].rows_of_any(1, 0);
+        for row in rows {
+            let of_any: Vec<_> = any.iter().filter(|other| other.name == row.name).collect();
+            assert!(of_any.iter().any(|other| other.values == row.values), "{row:?} {of_any:?}");
+            assert!(row.size.is_none() || of_any.iter().any(|other| other.size == row.size), "{row:?}");
+        }
     }
 
     #[test]

@@ -36,14 +36,18 @@ impl OutputTensor {
     /// Its elements as f64, to which 64-bit integers beyond 2^53 are rounded. `None` unless there are as many as the shape says, of a
     /// dtype that programs have.
     pub fn values(&self) -> Option<Vec<f64>> {
+        Some(self.tensor()?.cast(DType::F64).ok()?.contiguous().as_slice::<f64>()?.to_vec())
+    }
+
+    /// The same as a tensor. `None` unless it has as many elements as the shape says, of a dtype that programs have.
+    pub fn tensor(&self) -> Option<Tensor> {
         let dtype = DType::from_name(&self.dtype)?;
         let n_bytes = self.shape.iter().try_fold(dtype.size_bytes(), |n, &size| n.checked_mul(size))?;
         if n_bytes != self.bytes.len() {
             return None;
         }
         let storage = Storage::copy_of(&self.bytes);
-        let tensor = Tensor::from_storage(storage, dtype, &self.shape, &strides(&self.shape), 0).ok()?;
-        Some(tensor.cast(DType::F64).ok()?.contiguous().as_slice::<f64>()?.to_vec())
+        Tensor::from_storage(storage, dtype, &self.shape, &strides(&self.shape), 0).ok()
     }
 }
 

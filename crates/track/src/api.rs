@@ -51,6 +51,7 @@ pub fn routes(tracker: Tracker) -> Router {
         )
         .route("/2.0/highroad/audit", get(highroad::audit))
         .route("/2.0/highroad/budgets/lease", post(budgets::lease))
+        .route("/2.0/highroad/budgets/spent", post(budgets::spent))
         .route("/2.0/highroad/promote", post(highroad::promote))
         .route("/2.0/highroad/rollback", post(highroad::rollback))
         .fallback(unknown_route)

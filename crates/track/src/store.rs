@@ -27,7 +27,7 @@ mod traces;
 mod views;
 
 pub use backup::{Backup, back_up, check_backup};
-pub use budgets::LeaseWanted;
+pub use budgets::{LeaseWanted, Spent};
 pub use database::Database;
 pub use datasets::{DatasetSearch, EvaluationDataset, Upserted};
 pub use experiments::ExperimentSearch;

@@ -67,12 +67,20 @@ fn by_label<'a>(cases: &[&'a GoldenCase]) -> BTreeMap<&'a str, Vec<&'a GoldenCas
     labels
 }
 
+/// Whether an answer can be just right, rather than near or far.
+pub fn can_be_right(expected: &Expected) -> bool {
+    match expected {
+        Expected::Number(_) => false,
+        Expected::Tensors { tolerances, .. } => !tolerances.is_empty(),
+        _ => true,
+    }
+}
+
 fn covered(cases: &[&GoldenCase], alpha: f64, power: f64) -> Coverage {
     let sources: BTreeSet<usize> = cases.iter().flat_map(|case| case.case.sources).collect();
     // Pairs draw texts, of which there are not more than what is independent among the pairs.
     let n_sources = sources.len();
-    let is_just_right =
-        cases.iter().all(|case| !matches!(case.case.expected, Expected::Number(_) | Expected::Tensors { .. }));
+    let is_just_right = cases.iter().all(|case| can_be_right(&case.case.expected));
     let n_effective = effective_size(cases.iter().map(|case| case.case.weight));
     let n = n_sources.min(cases.len()).min(n_effective.map_or(usize::MAX, |n| n as usize)) as u64;
     let detectable = |discordant| {

@@ -4,7 +4,6 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use highroad_eval::Expected;
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 use serde_json::ser::Formatter;
@@ -21,8 +20,8 @@ const MAX_CHANGED_BYTES: u64 = 1 << 30;
 /// What changes in a case; what is `None` or empty stays.
 #[derive(Clone, Debug, Default)]
 pub struct Editing {
-    /// Another right answer.
-    pub expected: Option<Expected>,
+    /// Another right answer, as a case has it.
+    pub expected: Option<Value>,
     /// Slices it joins.
     pub join: Vec<String>,
     /// Slices it leaves.
@@ -121,7 +120,7 @@ fn edited(content: &str, id: &str, editing: &Editing) -> Result<String, EditErro
         keys.insert(key.to_owned(), raw(value, is_spaced(content)));
     };
     if let Some(expected) = &editing.expected {
-        set("expected", &json!(expected));
+        set("expected", expected);
     }
     if let Some(must_pass) = editing.must_pass {
         set("must_pass", &json!(must_pass));

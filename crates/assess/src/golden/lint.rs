@@ -316,7 +316,10 @@ pub fn in_words(expected: &Expected) -> String {
     match expected {
         Expected::Label(label) => format!("\"{label}\""),
         Expected::Number(number) => number.to_string(),
-        Expected::Tensors { tensors } => crate::report::tensors_in_words(tensors),
+        Expected::Tensors { tensors, tolerances } => {
+            let within = tolerances.iter().map(|(name, tolerance)| format!("; {name} within {tolerance}"));
+            crate::report::tensors_in_words(tensors) + &within.collect::<String>()
+        }
         Expected::References(references) => match references.as_slice() {
             [] => "what a program or a judge decides".to_owned(),
             [one] => format!("\"{one}\""),

@@ -32,8 +32,8 @@ pub enum RowValues {
 }
 
 impl TensorRow {
-    /// Each number with the name of its signal: `input.x[3]`, or `input.x[bmi]` where `names` has one for each feature. No name's signal
-    /// is another's.
+    /// Each number with the name of its signal: `input.x[3]`, `input.x[bmi]` where `names` has one for each feature, or `input.x` where there
+    /// is only one. No name's signal is another's.
     pub(super) fn signals(&self, names: Option<&[String]>) -> Vec<(String, f64)> {
         let Self { name, values, missing, size } = self;
         let mut signals = match values {
@@ -41,6 +41,7 @@ impl TensorRow {
                 let names = names.filter(|names| names.len() == values.len());
                 let signal = |(at, &value): (usize, &f64)| match names {
                     Some(names) => (format!("{name}[{}]", names[at]), value),
+                    None if values.len() == 1 => (name.clone(), value),
                     None => (format!("{name}[{at}]"), value),
                 };
                 values.iter().enumerate().map(signal).collect()
@@ -70,5 +71,8 @@ mod tests {
         let columns = ["age".to_owned(), "bmi".to_owned()];
         assert_eq!(names(Some(&columns)), ["input.x[age]", "input.x[bmi]", "input.x.missing"]);
         assert_eq!(names(Some(&columns[..1])), names(None));
+        let only = TensorRow { values: RowValues::Features(vec![1.0]), ..row.clone() };
+        let [first, _] = &only.signals(None)[..] else { panic!("{only:?}") };
+        assert_eq!(first.0, "input.x");
     }
 }

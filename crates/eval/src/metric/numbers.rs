@@ -28,6 +28,10 @@ pub(super) fn of_tensors(metric: Metric, tensors: &Tensors, output: Option<&str>
     let case = |idx: usize| tensors.case(idx, output);
     let side_by_side = || (0..n_cases).flat_map(case);
     match (metric, tensors.width(output)) {
+        (Metric::WithinTolerance, _) => match tensors.within_tolerance() {
+            right if right.iter().all(Option::is_none) => Err(metric.of_other_answers()),
+            right => Ok(Measure::Right(right)),
+        },
         (Metric::R2 | Metric::Pearson | Metric::Spearman, Some(1)) => {
             let (expected, predicted): (Vec<f64>, Vec<f64>) = side_by_side().unzip();
             measure(metric, &Numbers { expected, predicted })
@@ -173,23 +177,43 @@ fn r2_of_columns(mut expected: Vec<f64>, width: usize, squared_errors: Vec<f64>)
         expected.iter_mut().skip(column).step_by(width).for_each(|value| *value = centred(*value));
     }
     let of_case: Vec<f64> = expected.chunks(width).map(|row| row.iter().map(|value| value * value).sum()).collect();
+    let square_of_sum = square_of_sum(expected, width);
     Box::new(move |counts| {
-        let (mut sums, mut about_0, mut residual, mut n) = (vec![0.0; width], 0.0, 0.0, 0.0);
-        for (idx, (row, &count)) in
-            expected.chunks(width).zip(counts).enumerate().filter(|(_, (_, count))| **count > 0.0)
-        {
-            sums.iter_mut().zip(row).for_each(|(sum, value)| *sum += count * value);
+        let (mut about_0, mut residual, mut n) = (0.0, 0.0, 0.0);
+        for (idx, &count) in counts.iter().enumerate() {
             about_0 += count * of_case[idx];
             residual += count * squared_errors[idx];
             n += count;
         }
-        let squares = about_0 - sums.iter().map(|sum| sum * sum).sum::<f64>() / n;
+        let squares = about_0 - square_of_sum(counts) / n;
         match residual == 0.0 {
             true if n == 0.0 => f64::NAN,
             true => 1.0,
             false if squares <= 1e-12 * about_0 => 0.0,
             false => 1.0 - residual / squares,
         }
+    })
+}
+
+/// The squared length of the sum of the rows of `[n_cases, width]`, each counted so often: by columns, or where there are fewer cases than
+/// columns by the products of the rows with each other, which are taken once.
+fn square_of_sum(rows: Vec<f64>, width: usize) -> Evaluate {
+    let n_cases = rows.len() / width;
+    if n_cases >= width {
+        return Box::new(move |counts| {
+            let mut sums = vec![0.0; width];
+            for (row, &count) in rows.chunks(width).zip(counts).filter(|(_, count)| **count > 0.0) {
+                sums.iter_mut().zip(row).for_each(|(sum, value)| *sum += count * value);
+            }
+            sums.iter().map(|sum| sum * sum).sum()
+        });
+    }
+    let product = |left: &[f64], right: &[f64]| left.iter().zip(right).map(|(left, right)| left * right).sum::<f64>();
+    let of_row = |row: &[f64]| rows.chunks(width).map(|other| product(row, other)).collect::<Vec<f64>>();
+    let products: Vec<f64> = rows.chunks(width).flat_map(of_row).collect();
+    Box::new(move |counts| {
+        let counted = products.chunks(n_cases).zip(counts).filter(|(_, count)| **count > 0.0);
+        counted.map(|(row, count)| count * product(row, counts)).sum()
     })
 }
 

@@ -49,7 +49,7 @@ impl<'a> Population<'a> {
             Models::Retrained(both) => both.map(|answers| answers.subset(idxs)),
             Models::One { answers, discordant } => {
                 let one = answers.subset(idxs);
-                let n_right = one.right().map(|right| right.iter().filter(|&&right| right).count());
+                let n_right = one.right().map(|right| right.iter().filter(|&&right| right == Some(true)).count());
                 // Only what is right can be spoilt.
                 let share = n_right.map_or(discordant, |n| discordant * idxs.len() as f64 / n.max(1) as f64);
                 let spoil: Vec<bool> = idxs.iter().map(|_| rng.random::<f64>() < share).collect();

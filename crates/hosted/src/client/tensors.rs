@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use highroad_task::raw::{Dim, TensorSpec, of_arrays as tensors_of, row_major_bytes};
 use highroad_task::{Array, OutputTensor};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::{Body, Said};
@@ -140,6 +141,11 @@ struct Reply {
 }
 
 #[derive(Deserialize)]
+struct Request {
+    inputs: Vec<Output>,
+}
+
+#[derive(Deserialize)]
 struct Output {
     name: String,
     datatype: String,
@@ -204,19 +210,40 @@ pub(super) fn read(
 
 /// Every output that holds numbers, with its bits; and what the host says answered.
 pub(super) fn read_all((body, json_bytes): (&[u8], Option<usize>)) -> Result<(Said, Option<String>), String> {
-    let (json, mut binary) =
-        body.split_at_checked(json_bytes.unwrap_or(body.len())).ok_or("its header says more JSON than there is")?;
-    let Reply { outputs, model_name, model_version } =
-        serde_json::from_slice(json).map_err(|error| error.to_string())?;
-    let mut read = Vec::new();
-    for output in outputs {
-        read.extend(output.bits(&mut binary)?);
-    }
+    let (Reply { outputs, model_name, model_version }, binary) = parsed(body, json_bytes)?;
+    let read = bits_of_all(outputs, binary)?;
     if read.is_empty() {
         return Err("it has no tensor of numbers".to_owned());
     }
     let served_by = model_name.map(|name| format!("{name} {}", model_version.unwrap_or_default()));
     Ok((Said::Tensors { outputs: read }, served_by))
+}
+
+/// The tensors of a request in this protocol that hold numbers, with their bits. `json_bytes` of the body are JSON where binary data
+/// follows. Errors, in words, where it is none.
+pub fn inputs_of(body: &[u8], json_bytes: Option<usize>) -> Result<Vec<OutputTensor>, String> {
+    let (Request { inputs }, binary) = parsed(body, json_bytes)?;
+    bits_of_all(inputs, binary)
+}
+
+/// The same of an answer.
+pub fn outputs_of(body: &[u8], json_bytes: Option<usize>) -> Result<Vec<OutputTensor>, String> {
+    let (Reply { outputs, .. }, binary) = parsed(body, json_bytes)?;
+    bits_of_all(outputs, binary)
+}
+
+fn parsed<T: DeserializeOwned>(body: &[u8], json_bytes: Option<usize>) -> Result<(T, &[u8]), String> {
+    let (json, binary) =
+        body.split_at_checked(json_bytes.unwrap_or(body.len())).ok_or("its header says more JSON than there is")?;
+    Ok((serde_json::from_slice(json).map_err(|error| error.to_string())?, binary))
+}
+
+fn bits_of_all(tensors: Vec<Output>, mut binary: &[u8]) -> Result<Vec<OutputTensor>, String> {
+    let mut read = Vec::new();
+    for tensor in tensors {
+        read.extend(tensor.bits(&mut binary)?);
+    }
+    Ok(read)
 }
 
 impl Output {

@@ -20,7 +20,10 @@ use serde_json::Number;
 use tokio::sync::oneshot;
 
 use super::shared::{Granted, Held, LEASE_TIMEOUT, Leases, Sharing, Wanted};
-use super::{Amount, Books, BudgetsConfig, Course, Entry, HISTORY_DAYS, Ledger, Meter, Most, Payer, Refused, Scope};
+use super::{
+    Amount, Books, BudgetsConfig, Course, Entry, HISTORY_DAYS, Ledger, Meter, Most, Payer, Refused, Scope, courses_of,
+    first_day, spent,
+};
 use crate::error::AskError;
 use crate::telemetry::{BUDGET_LOST, BUDGET_REFUSED};
 
@@ -197,6 +200,10 @@ impl Budgets {
     pub async fn tend_leases(&self) {
         // Told where it happened.
         let _told = self.lease(None).await;
+        if let Some(sharing) = &self.shared.sharing {
+            let now = now();
+            sharing.tell_spent(first_day(now), || spent(&self.shared.lock().ledger.courses(now), now)).await;
+        }
     }
 
     /// [`Budgets::hold`] for what costs money: it is written down before this returns. Errors also where it cannot be.
@@ -271,10 +278,20 @@ impl Budgets {
         BudgetsShown { currency: self.currency(), budgets: shown.map(BudgetShown::of).collect() }
     }
 
-    /// What the same accounts spent on each of the last [`HISTORY_DAYS`] days, of those that spent anything.
-    pub fn history(&self) -> Spending {
+    /// What the same accounts spent on each of the last [`HISTORY_DAYS`] days, of those that spent anything. Of shared budgets what all servers
+    /// spent, as far as they have told it; where their keeper gives no answer, what this one did.
+    pub async fn history(&self) -> Spending {
         let now = now();
-        let courses = self.shared.lock().ledger.courses(now);
+        let own = self.shared.lock().ledger.courses(now);
+        let all = match &self.shared.sharing {
+            Some(sharing) => {
+                let asked = sharing.spent(first_day(now), spent(&own, now));
+                tokio::time::timeout(LEASE_TIMEOUT, asked).await.ok().and_then(Result::ok)
+            }
+            None => None,
+        };
+        let of_all_servers = all.is_some();
+        let courses = all.map_or(own, |all| courses_of(all, now));
         let shown = courses.into_iter().filter(|course| is_shown(course.scope, &course.name));
         let accounts = shown.map(|Course { scope, name, days }| AccountSpending {
             scope,
@@ -282,7 +299,7 @@ impl Budgets {
             cost: days.iter().map(|day| day.nanos as f64 / 1e9).collect(),
             tokens: days.iter().map(|day| day.tokens).collect(),
         });
-        Spending { currency: self.currency(), days: days(now), accounts: accounts.collect() }
+        Spending { currency: self.currency(), days: days(now), of_all_servers, accounts: accounts.collect() }
     }
 }
 
@@ -337,6 +354,8 @@ pub struct Spending {
     currency: Option<String>,
     /// The days, as `2026-11-29`, the oldest first; today is the last.
     days: Vec<String>,
+    /// Whether it is what all servers spent that share these budgets, as far as they have told it.
+    of_all_servers: bool,
     accounts: Vec<AccountSpending>,
 }
 
@@ -353,7 +372,7 @@ struct AccountSpending {
 impl Default for Spending {
     /// Nothing on any of the days.
     fn default() -> Self {
-        Self { currency: None, days: days(now()), accounts: Vec::new() }
+        Self { currency: None, days: days(now()), of_all_servers: false, accounts: Vec::new() }
     }
 }
 

@@ -4,7 +4,7 @@
 //! together stay within it, also while the keeper is away: then each goes on with what it holds. The price is what lies idle: a server that
 //! died keeps its last part until the time is over, at most a [`SLICE`] and what it had set aside.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
@@ -28,6 +28,11 @@ pub(super) const LEASE_TIMEOUT: Duration = Duration::from_secs(2);
 const ASK_AGAIN: Duration = Duration::from_millis(100);
 const MOST_DENIED: usize = 1000;
 
+/// Pause between two times that what was spent is told, where it changed.
+const TELL_EVERY: Duration = Duration::from_secs(5);
+/// Most days of accounts that are told at once: what the keeper takes.
+const MOST_TOLD: usize = 1000;
+
 /// Who keeps the whole of shared budgets.
 pub trait Leases: Send + Sync + 'static {
     /// Asks for parts; the error says in words why there are none now.
@@ -37,6 +42,29 @@ pub trait Leases: Send + Sync + 'static {
         replica: &'a str,
         wanted: &'a [Wanted],
     ) -> BoxFuture<'a, Result<Vec<Granted>, String>>;
+
+    /// Tells what `replica` spent, in the place of what it told of the same accounts and days before, and gives what all of `pool` spent on
+    /// each day from `from` on; the error says in words why that is not known now.
+    fn spent<'a>(
+        &'a self,
+        pool: &'a str,
+        replica: &'a str,
+        from: i64,
+        spent: &'a [Spent],
+    ) -> BoxFuture<'a, Result<Vec<Spent>, String>>;
+}
+
+/// What an account spent on a day.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Spent {
+    /// `member:chat`
+    pub account: String,
+    /// First second of the day, since 1970.
+    pub since: i64,
+    /// Billionths of the currency.
+    pub nanos: u64,
+    /// Tokens.
+    pub tokens: u64,
 }
 
 /// A part that is asked for.
@@ -108,6 +136,14 @@ pub(super) struct Sharing {
     pub(super) asking: tokio::sync::Mutex<()>,
     denied: Mutex<HashMap<Payer, Instant>>,
     is_away: AtomicBool,
+    told: tokio::sync::Mutex<Told>,
+}
+
+/// What the keeper knows of what was spent here.
+#[derive(Default)]
+struct Told {
+    spent: HashSet<Spent>,
+    at: Option<Instant>,
 }
 
 #[derive(Default, Serialize, Deserialize)]
@@ -135,6 +171,7 @@ impl Sharing {
             asking: tokio::sync::Mutex::default(),
             denied: Mutex::default(),
             is_away: AtomicBool::new(false),
+            told: tokio::sync::Mutex::default(),
         };
         // Before anything is leased under the name, so that what is leased is never lost with it.
         sharing.write(&held)?;
@@ -152,6 +189,38 @@ impl Sharing {
             (Err(error), false) => tracing::warn!("Shared budgets go on with what is held here: {error}"),
             (Ok(()), true) => tracing::info!("Shared budgets are leased again"),
             _ => {}
+        }
+    }
+
+    /// Tells the keeper what was spent here from `from` on, as far as it does not know it, and gives what all servers spent.
+    pub(super) async fn spent(&self, from: i64, spent: Vec<Spent>) -> Result<Vec<Spent>, String> {
+        let mut told = self.told.lock().await;
+        let news: Vec<Spent> = spent.iter().filter(|spent| !told.spent.contains(spent)).cloned().collect();
+        // At least once, for what the others spent.
+        let mut all = Vec::new();
+        for at in (0..news.len().max(1)).step_by(MOST_TOLD) {
+            let some = &news[at..news.len().min(at + MOST_TOLD)];
+            all = self.keeper.spent(&self.pool, &self.replica, from, some).await?;
+        }
+        *told = Told { spent: spent.into_iter().collect(), at: Some(Instant::now()) };
+        Ok(all)
+    }
+
+    /// The same where it is time for it and something changed.
+    pub(super) async fn tell_spent(&self, from: i64, spent: impl FnOnce() -> Vec<Spent>) {
+        let news = {
+            let mut told = self.told.lock().await;
+            if told.at.is_some_and(|at| at.elapsed() < TELL_EVERY) {
+                return;
+            }
+            told.at = Some(Instant::now());
+            Some(spent()).filter(|spent| spent.iter().any(|spent| !told.spent.contains(spent)))
+        };
+        if let Some(Err(error)) = match news {
+            Some(spent) => Some(self.spent(from, spent).await),
+            None => None,
+        } {
+            tracing::debug!("What was spent is not told to the keeper of shared budgets: {error}");
         }
     }
 
@@ -246,6 +315,16 @@ mod tests {
                 _replica: &'a str,
                 _wanted: &'a [Wanted],
             ) -> BoxFuture<'a, Result<Vec<Granted>, String>> {
+                Box::pin(async { Err("away".to_owned()) })
+            }
+
+            fn spent<'a>(
+                &'a self,
+                _pool: &'a str,
+                _replica: &'a str,
+                _from: i64,
+                _spent: &'a [Spent],
+            ) -> BoxFuture<'a, Result<Vec<Spent>, String>> {
                 Box::pin(async { Err("away".to_owned()) })
             }
         }

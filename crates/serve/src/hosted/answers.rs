@@ -10,11 +10,11 @@ use highroad_service::Problem;
 use highroad_task::{Answer, CutSide, Glimpse, Input, Truncate};
 use serde_json::Value;
 
-use super::HostedMember;
 use super::ask::{Declined, Received, Wanted};
 use super::exchange::Exchange;
 use super::routes::{Answer as Answered, App, InOrder, Load, fits, origin};
 use super::tasks::{self, Read};
+use super::{HostedMember, Passed};
 use crate::protocol::chat::Tally;
 use crate::protocol::openai;
 use crate::protocol::rerank::RerankRequest;
@@ -174,6 +174,7 @@ impl App {
             Answered::Own(name) => return Ok(Err((name, passed))),
         };
         let (facts, headers) = (began.serving.facts.clone(), origin(&began, &passed));
+        let (member, asked) = (Arc::clone(&began.member), Passed { body, json_bytes });
         let (exchange, received) = Exchange::new(began, self.asked(asker, passed));
         let (body, json_bytes) = match received {
             Received::Whole(body) => (body, None),
@@ -181,6 +182,7 @@ impl App {
             Received::Events(..) => return Err(Problem::internal(&"tensors came as events").into()),
         };
         exchange.whole(Tally::of(None, None), vec![Digest::of(&body)]);
+        member.passed_on(asked, Passed { body: &body, json_bytes });
         Ok(Ok(Tensors { body, json_bytes, facts, headers }))
     }
 

@@ -72,7 +72,10 @@ async fn budgets(State(app): State<App>) -> Json<Value> {
 }
 
 async fn spent(State(app): State<App>) -> Json<Value> {
-    Json(json_of(&app.portfolio.budgets().map(|budgets| budgets.history()).unwrap_or_default()))
+    Json(match app.portfolio.budgets() {
+        Some(budgets) => json_of(&budgets.history().await),
+        None => json_of(&Spending::default()),
+    })
 }
 
 async fn chat(

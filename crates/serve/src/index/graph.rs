@@ -10,10 +10,10 @@
 //! on queries that are given, or on documents that are linked last, and sought before. A document that is linked already would be found
 //! by its own links, and promise too much.
 
-use std::collections::HashMap;
 use std::convert::Infallible;
 use std::fs::File;
-use std::io::Read as _;
+use std::hash::{BuildHasher as _, RandomState};
+use std::io::{self, BufReader, Read, Seek as _};
 use std::ops::Deref;
 use std::panic::resume_unwind;
 use std::path::Path;
@@ -37,11 +37,12 @@ use diskann_utils::Reborrow;
 use diskann_vector::DistanceFunction;
 use diskann_vector::distance::{Distance, Metric};
 use futures_util::FutureExt as _;
+use hashbrown::HashTable;
 use highroad_package::Digest;
 use serde::{Deserialize, Serialize};
 
 use super::recall::{Found, N_NEIGHBOURS, N_QUERIES, Recall, enough, spread};
-use super::{Hit, IndexError, Wanted, io, top_hits};
+use super::{Hit, IndexError, Wanted, io as failed, top_hits};
 
 /// The graph's file.
 pub(super) const GRAPH: &str = "graph.u32";
@@ -144,7 +145,7 @@ impl Graph {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(n_threads.max(1))
             .build()
-            .map_err(io(Path::new(GRAPH)))?;
+            .map_err(failed(Path::new(GRAPH)))?;
         let all = Arc::clone(&self.store().nodes);
         let linking = async {
             let mut n_linked = 0;
@@ -212,31 +213,38 @@ impl Graph {
             )));
         }
         let n_bytes = 4 * (n + n_links);
-        let mut file = File::open(path).map_err(io(path))?;
-        let found = file.metadata().map_err(io(path))?.len();
+        let mut file = File::open(path).map_err(failed(path))?;
+        let found = file.metadata().map_err(failed(path))?.len();
         if found != n_bytes as u64 {
             return Err(changed(format!("{found} bytes, not {n_bytes}")));
         }
-        let mut bytes = vec![0; n_bytes];
-        file.read_exact(&mut bytes).map_err(io(path))?;
-        if Digest::of(&bytes) != told.graph {
+        if Digest::of_reader(&file).map_err(failed(path))? != told.graph {
             return Err(changed("its digest is another".to_owned()));
         }
-        let numbers: Vec<u32> = bytes.as_chunks::<4>().0.iter().map(|&bytes| u32::from_le_bytes(bytes)).collect();
-        let (lengths, mut rest) = numbers.split_at(n);
+        file.rewind().map_err(failed(path))?;
+        // Link by link: all of them at once would be in memory twice.
+        let mut file = BufReader::new(file);
         let mut links = Vec::with_capacity(n);
-        for &length in lengths {
-            let own = rest.split_off(..length as usize).filter(|own| own.len() <= MAX_LINKS);
-            links.push(RwLock::new(
-                own.ok_or_else(|| changed("a document has more links than it may".to_owned()))?.to_vec(),
-            ));
+        let mut n_left = n_links;
+        for length in numbers(&mut file, n).map_err(failed(path))? {
+            let length = Some(length as usize).filter(|&length| length <= MAX_LINKS.min(n_left));
+            let length = length.ok_or_else(|| changed("a document has more links than it may".to_owned()))?;
+            n_left -= length;
+            links.push(RwLock::new(numbers(&mut file, length).map_err(failed(path))?));
         }
-        if !rest.is_empty() || numbers[n..].iter().any(|&to| to as usize >= n) {
+        if n_left > 0 || links.iter().any(|links| read(links).iter().any(|&to| to as usize >= n)) {
             return Err(changed("a link leads to no document".to_owned()));
         }
         let store = Store { nodes: Arc::new(nodes), start, links };
         Ok(Self { index: Arc::new(DiskANNIndex::new(config(1)?, store, None)), breadth })
     }
+}
+
+/// The next `n` numbers of a graph's file.
+fn numbers(file: &mut impl Read, n: usize) -> io::Result<Vec<u32>> {
+    let mut bytes = vec![0; 4 * n];
+    file.read_exact(&mut bytes)?;
+    Ok(bytes.as_chunks::<4>().0.iter().map(|&bytes| u32::from_le_bytes(bytes)).collect())
 }
 
 /// How many documents a search reads, about.
@@ -290,30 +298,22 @@ struct Nodes {
 impl Nodes {
     fn of(vectors: &[f32], dimensions: usize) -> Self {
         let mut codes = Vec::with_capacity(vectors.len());
-        let scales: Vec<f32> = vectors.chunks_exact(dimensions).map(|vector| code(vector, &mut codes)).collect();
-        let mut nodes: HashMap<&[i8], usize> = HashMap::with_capacity(scales.len());
-        let mut members: Vec<Vec<u32>> = Vec::with_capacity(scales.len());
-        for (document, codes) in codes.chunks_exact(dimensions).enumerate() {
-            let node = *nodes.entry(codes).or_insert(members.len());
-            match members.get_mut(node) {
-                Some(members) => members.push(document as u32),
-                None => members.push(vec![document as u32]),
-            }
+        let mut scales: Vec<f32> = vectors.chunks_exact(dimensions).map(|vector| code(vector, &mut codes)).collect();
+        let node_of = equal_to_the_front(&mut codes, &mut scales, dimensions);
+        // Of each node how many documents it has, then where its own begin, and once all are there where they end.
+        let mut ends = vec![0u32; scales.len()];
+        node_of.iter().for_each(|&node| ends[node as usize] += 1);
+        let mut n_before = 0;
+        for end in &mut ends {
+            n_before += std::mem::replace(end, n_before);
         }
-        let first = |members: &Vec<u32>| members[0] as usize;
-        let scales = members.iter().map(|members| scales[first(members)]).collect();
-        if members.len() < codes.len() / dimensions {
-            codes = members
-                .iter()
-                .flat_map(|members| &codes[first(members) * dimensions..][..dimensions])
-                .copied()
-                .collect();
+        let mut documents = vec![0; node_of.len()];
+        for (document, &node) in node_of.iter().enumerate() {
+            let place = &mut ends[node as usize];
+            documents[*place as usize] = document as u32;
+            *place += 1;
         }
-        let ends = members.iter().scan(0, |end, members| {
-            *end += members.len() as u32;
-            Some(*end)
-        });
-        Self { dimensions, far: Far::new(dimensions), codes, scales, ends: ends.collect(), documents: members.concat() }
+        Self { dimensions, far: Far::new(dimensions), codes, scales, documents, ends }
     }
 
     fn len(&self) -> usize {
@@ -343,6 +343,33 @@ impl Nodes {
         let far = |node: &u32| -self.far.product(mean, self.get(*node));
         (0..self.len() as u32).min_by(|a, b| far(a).total_cmp(&far(b))).unwrap_or(0)
     }
+}
+
+/// Leaves one of all equal codes, in the order of the first of each, and its scale; gives the node of every document. Takes some 10 bytes
+/// a document while it works: a set of the codes themselves takes several times that.
+fn equal_to_the_front(codes: &mut Vec<i8>, scales: &mut Vec<f32>, dimensions: usize) -> Vec<u32> {
+    let hashes = RandomState::new();
+    let mut nodes: HashTable<u32> = HashTable::with_capacity(scales.len());
+    let mut node_of = Vec::with_capacity(scales.len());
+    let mut n_nodes = 0;
+    for document in 0..scales.len() {
+        let (before, own) = codes.split_at(document * dimensions);
+        let own = &own[..dimensions];
+        let at = |node: &u32| &before[*node as usize * dimensions..][..dimensions];
+        let found = nodes.entry(hashes.hash_one(own), |node| at(node) == own, |node| hashes.hash_one(at(node)));
+        let node = *found.or_insert(n_nodes as u32).get();
+        if node as usize == n_nodes {
+            codes.copy_within(document * dimensions..(document + 1) * dimensions, n_nodes * dimensions);
+            scales[n_nodes] = scales[document];
+            n_nodes += 1;
+        }
+        node_of.push(node);
+    }
+    codes.truncate(n_nodes * dimensions);
+    codes.shrink_to_fit();
+    scales.truncate(n_nodes);
+    scales.shrink_to_fit();
+    node_of
 }
 
 /// A vector, rounded.
@@ -724,6 +751,31 @@ mod tests {
             assert!((0.95..=1.0).contains(&recall.value), "{recall:?}");
             let nearest = graph.candidates(&vectors[..DIMENSIONS], 10).unwrap();
             assert!((0..vectors.len() / DIMENSIONS).step_by(50).all(|equal| nearest.contains(&(equal as u32))));
+        }
+    }
+
+    #[test]
+    fn documents_are_one_node_where_their_codes_are_equal() {
+        // Of two numbers, so that many are equal; the slow, obvious version beside it.
+        let vectors: Vec<f32> = (0..3000).map(|at| if at * at % 7 % 3 == at / 600 % 2 { 0.5 } else { -0.25 }).collect();
+        for dimensions in [1, 3, 8, 24] {
+            let nodes = Nodes::of(&vectors, dimensions);
+            let mut codes = Vec::new();
+            vectors.chunks_exact(dimensions).for_each(|vector| _ = code(vector, &mut codes));
+            let mut first: Vec<(&[i8], Vec<u32>)> = Vec::new();
+            for (document, codes) in codes.chunks_exact(dimensions).enumerate() {
+                match first.iter_mut().find(|(of, _)| *of == codes) {
+                    Some((_, documents)) => documents.push(document as u32),
+                    None => first.push((codes, vec![document as u32])),
+                }
+            }
+            assert!(first.len() < vectors.len() / dimensions && first.len() == nodes.len());
+            for (node, (codes, documents)) in first.iter().enumerate() {
+                assert_eq!(
+                    (nodes.get(node as u32).codes, nodes.documents(node as u32)),
+                    (*codes, documents.as_slice())
+                );
+            }
         }
     }
 

@@ -3,11 +3,11 @@ use std::sync::{Arc, Mutex};
 
 use highroad_eval::drift::{Observation, TensorRow};
 use highroad_task::raw::Tensor;
-use highroad_task::{Answer, Glimpse, Input, Prepared, TensorGlimpse, Written};
+use highroad_task::{Answer, Glimpse, Input, MetTensors, Prepared, TensorGlimpse, Written};
 
 use crate::monitor::book::Book;
 use crate::monitor::{Monitor, lock, now_s};
-use crate::telemetry::MONITOR_VIOLATIONS;
+use crate::telemetry::{MONITOR_DROPPED, MONITOR_VIOLATIONS};
 
 /// What a revision hands its observations to.
 pub(crate) struct Watch {
@@ -125,6 +125,13 @@ impl Watch {
         Some(self.seen(What::Computed(rows), n_rows))
     }
 
+    /// The tensors of a request that somebody else answered.
+    pub(crate) fn passed_on(&self, met: &MetTensors) -> Option<Box<Seen>> {
+        let n_rows = met.n_rows_or_one();
+        let (at, draw) = self.drawn_of(n_rows)?;
+        Some(self.seen(What::Computed(met.rows_of_any(at, draw)), n_rows))
+    }
+
     /// A text that was written.
     pub(crate) fn wrote(&self, glimpse: Glimpse, written: Written) -> Box<Seen> {
         self.seen(What::Written { glimpse, written }, 1)
@@ -142,6 +149,12 @@ impl Watch {
 
     pub(crate) fn put(&self, seen: Box<Seen>) {
         self.monitor.put(seen);
+    }
+
+    /// Counts a request that was not looked at.
+    pub(crate) fn dropped(&self) {
+        lock(&self.book).dropped();
+        metrics::counter!(MONITOR_DROPPED).increment(1);
     }
 }
 

@@ -1,5 +1,7 @@
 //! Budgets that servers share: each leases a part of what is left, and no two have the same part.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::{Millis, Store, required};
@@ -32,12 +34,27 @@ pub struct Leased {
     pub granted: i64,
 }
 
+/// What an account spent on a day.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spent {
+    /// Whose: `member:chat`.
+    pub account: String,
+    /// First second of the day, since 1970.
+    pub since: i64,
+    /// Billionths of the currency of the budgets.
+    pub nanos: i64,
+    /// Tokens.
+    pub tokens: i64,
+}
+
 /// Most limits of one request, and most servers of one pool.
 const MAX_LEASES: usize = 1000;
 /// Longest name of a pool, a server, an account or a limit, in bytes.
 const MAX_NAME: usize = 500;
 /// Leases of a month are over after it; a few days more cost nothing.
 const KEPT_MS: i64 = 40 * 24 * 3600 * 1000;
+/// Most days of accounts that are told at once.
+const MAX_SPENT: usize = 1000;
 /// Leases of a rate are over after their minute; clocks of servers differ a little.
 const RATE: &str = "requests_per_minute";
 const RATES_KEPT_MS: i64 = 10 * 60 * 1000;
@@ -105,5 +122,62 @@ impl Store {
         }
         db.commit().await?;
         Ok(leased)
+    }
+
+    /// Notes what `replica` says that it spent, in the place of what it said of the same accounts and days before, and gives what all servers
+    /// of `pool` spent on each day from `from` on.
+    pub async fn tell_spent(
+        &self,
+        pool: &str,
+        replica: &str,
+        from: i64,
+        spent: &[Spent],
+        now: Millis,
+    ) -> Result<Vec<Spent>, TrackError> {
+        for (name, text) in [("pool", pool), ("replica", replica)] {
+            limits::length(name, required(name, text)?, MAX_NAME)?;
+        }
+        if spent.len() > MAX_SPENT {
+            return Err(TrackError::Invalid(format!("At most {MAX_SPENT} days of accounts are told at once.")));
+        }
+        let mut db = self.write().await?;
+        sqlx::query("DELETE FROM budget_spent WHERE since < $1")
+            .bind((now.0 - KEPT_MS) / 1000)
+            .execute(&mut *db)
+            .await?;
+        for Spent { account, since, nanos, tokens } in spent {
+            limits::length("account", required("account", account)?, MAX_NAME)?;
+            if [*nanos, *tokens].iter().any(|&amount| amount < 0) {
+                return Err(TrackError::Invalid("What was spent is not negative.".to_owned()));
+            }
+            sqlx::query(
+                "INSERT INTO budget_spent (pool, account, since, replica, nanos, tokens) VALUES ($1, $2, $3, $4, $5, $6)
+                 ON CONFLICT (pool, account, since, replica) DO UPDATE SET nanos = excluded.nanos, tokens = excluded.tokens",
+            )
+            .bind(pool)
+            .bind(account)
+            .bind(since)
+            .bind(replica)
+            .bind(nanos)
+            .bind(tokens)
+            .execute(&mut *db)
+            .await?;
+        }
+        let all: Vec<(String, i64, i64, i64)> = sqlx::query_as(
+            "SELECT account, since, nanos, tokens FROM budget_spent WHERE pool = $1 AND since >= $2 ORDER BY account, since",
+        )
+        .bind(pool)
+        .bind(from)
+        .fetch_all(&mut *db)
+        .await?;
+        db.commit().await?;
+        let mut sums: BTreeMap<(String, i64), [i64; 2]> = BTreeMap::new();
+        for (account, since, nanos, tokens) in all {
+            let sum = sums.entry((account, since)).or_default();
+            *sum = [sum[0].saturating_add(nanos), sum[1].saturating_add(tokens)];
+        }
+        let one =
+            |((account, since), [nanos, tokens]): ((String, i64), [i64; 2])| Spent { account, since, nanos, tokens };
+        Ok(sums.into_iter().map(one).collect())
     }
 }

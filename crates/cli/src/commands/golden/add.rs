@@ -5,7 +5,6 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, bail, ensure};
 use highroad_assess::{Line, add};
-use highroad_eval::Expected;
 use highroad_package::Digest;
 use highroad_serve::request_log::Record;
 use highroad_task::Input;
@@ -58,7 +57,7 @@ pub struct Args {
     /// The server that answered, for its request log; without it, the log of this machine.
     #[arg(long, value_name = "URL", requires = "from_request")]
     server: Option<String>,
-    /// The right answer: a label, a number, or a list such as `[0, 2]`.
+    /// The right answer: a label, a number, a list such as `[0, 2]`, or tensors, `{"tensors": {…}, "tolerance": {"atol": …}}`.
     #[arg(long, value_name = "ANSWER")]
     expected: Option<String>,
     /// A slice it is in; may be given again.
@@ -116,7 +115,7 @@ impl Args {
         };
         facts.extend(self.provenance.iter().cloned());
         let is_label = ["text", "tokens", "image", "image_base64"].iter().any(|key| input.get(key).is_some());
-        let expected: Expected = expected(is_label, needs(self.expected.as_deref(), "an --expected")?)?;
+        let expected = expected(is_label, needs(self.expected.as_deref(), "an --expected")?)?;
         let id = needs(self.id.as_ref().or(self.from_request.as_ref()), "an --id")?;
         let mut case = json!({"id": id, "input": input, "expected": expected, "must_pass": self.must_pass});
         case["slices"] = json!(self.slice);

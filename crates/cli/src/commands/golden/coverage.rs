@@ -1,8 +1,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use highroad_assess::{ASSUMED_DISCORDANCE, Coverage, GoldenSet, coverage};
-use highroad_eval::Expected;
+use highroad_assess::{ASSUMED_DISCORDANCE, Coverage, GoldenSet, can_be_right, coverage};
 use serde::Serialize;
 
 use super::{declared_gates, path_or_declared};
@@ -84,8 +83,9 @@ fn table(rows: &[Coverage]) -> comfy_table::Table {
 }
 
 fn explanation(golden: &GoldenSet, alpha: f64, power: f64) -> String {
-    if matches!(golden.cases[0].case.expected, Expected::Number(_) | Expected::Tensors { .. }) {
-        return "No drop is told for numbers, which are never just right or wrong: `highroad gate` tells it of each rule's metric."
+    if !golden.cases.iter().all(|case| can_be_right(&case.case.expected)) {
+        return "No drop is told for numbers, and tensors without a tolerance, which are never just right or wrong: `highroad gate` \
+                tells it of each rule's metric."
             .to_owned();
     }
     format!(

@@ -3,7 +3,6 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
 use highroad_assess::{Editing, GoldenKind, GoldenSet, edit};
-use highroad_eval::Expected;
 use serde_json::Value;
 
 use super::{bless_command, path_or_declared};
@@ -16,7 +15,7 @@ pub struct Args {
     /// The golden set; the one of highroad.toml unless told.
     #[arg(long, value_name = "FILE")]
     golden: Option<PathBuf>,
-    /// Another right answer: a label, a number, or a list such as `[0, 2]`.
+    /// Another right answer: a label, a number, a list such as `[0, 2]`, or tensors, `{"tensors": {…}, "tolerance": {"atol": …}}`.
     #[arg(long, value_name = "ANSWER")]
     expected: Option<String>,
     /// A slice it joins; may be given again.
@@ -58,7 +57,7 @@ impl Args {
     }
 
     /// What the text means depends on what the case asks: `1` may be a label or a number.
-    fn expected(&self, path: &Path, text: &str) -> anyhow::Result<Expected> {
+    fn expected(&self, path: &Path, text: &str) -> anyhow::Result<Value> {
         let golden = GoldenSet::read(path)?;
         let case = golden.cases.iter().find(|case| case.case.id == self.id);
         let case = case.with_context(|| format!("golden set `{}` has no case `{}`", path.display(), self.id))?;
@@ -67,11 +66,13 @@ impl Args {
 }
 
 /// A right answer as a person types it.
-pub fn expected(is_label: bool, text: &str) -> anyhow::Result<Expected> {
+pub fn expected(is_label: bool, text: &str) -> anyhow::Result<Value> {
     if is_label {
-        return Ok(Expected::Label(text.to_owned()));
+        return Ok(Value::String(text.to_owned()));
     }
-    serde_json::from_str(text).with_context(|| format!("`{text}` is neither a number nor a list such as `[0, 2]`"))
+    serde_json::from_str(text).with_context(|| {
+        format!("`{text}` is neither a number nor a list such as `[0, 2]` nor tensors such as `{{\"tensors\": {{\"y\": [[1.5]]}}}}`")
+    })
 }
 
 /// `KEY=VALUE`; a value that is a number, `true` or `false` is one.

@@ -34,7 +34,7 @@ pub fn embed(
     mut add: impl FnMut(&Document, &[f32]) -> anyhow::Result<()>,
 ) -> anyhow::Result<usize> {
     let (mut waiting, mut n_seen, mut n_truncated) = (Vec::new(), 0, 0);
-    each(path, "embedding", |document| {
+    each(path, Of::Documents, "embedding", |document| {
         n_seen += 1;
         if n_seen <= n_there {
             return Ok(());
@@ -56,12 +56,12 @@ pub fn embed(
 /// Goes through every document of `path` before anything takes long. Errors if one is none, or two have one id.
 pub fn survey(path: &Path) -> anyhow::Result<Surveyed> {
     let mut survey = Survey::new().map_err(in_temporary_folder)?;
-    each(path, "reading", |document| survey.add(&document).map_err(in_temporary_folder))?;
+    each(path, Of::Documents, "reading", |document| survey.add(&document).map_err(in_temporary_folder))?;
     match survey.finish() {
         Ok(surveyed) if surveyed.n_documents == 0 => bail!("`{}` holds no document", path.display()),
         Err(IndexError::Twice { hash }) => {
             let mut found = None;
-            each(path, "reading", |document| {
+            each(path, Of::Documents, "reading", |document| {
                 if Survey::is_hash(&hash, &document.id) {
                     found = Some(document.id);
                 }
@@ -87,8 +87,30 @@ fn in_temporary_folder(error: IndexError) -> anyhow::Error {
     }
 }
 
-/// Every document of `path`, with a bar that says `what` is done to them.
-fn each(path: &Path, what: &str, mut hand_on: impl FnMut(Document) -> anyhow::Result<()>) -> anyhow::Result<()> {
+/// What a file holds.
+#[derive(Clone, Copy)]
+enum Of {
+    Documents,
+    Queries,
+}
+
+impl Of {
+    /// All of them, and one with its article.
+    fn in_words(self) -> [&'static str; 2] {
+        match self {
+            Self::Documents => ["documents", "a document"],
+            Self::Queries => ["queries", "a query"],
+        }
+    }
+}
+
+/// Every document or query of `path`, with a bar that says `what` is done to them.
+fn each(
+    path: &Path,
+    of: Of,
+    what: &str,
+    mut hand_on: impl FnMut(Document) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
     let fail = || format!("cannot read `{}`", path.display());
     let located = |line_number: usize| format!("`{}`, line {line_number}", path.display());
     let file = File::open(path).with_context(fail)?;
@@ -106,14 +128,15 @@ fn each(path: &Path, what: &str, mut hand_on: impl FnMut(Document) -> anyhow::Re
         line_number += 1;
         bar.inc(n_bytes as u64);
         if n_bytes > MAX_DOCUMENT_BYTES && !line.ends_with(b"\n") {
-            bail!("{}: it has more bytes than the {MAX_DOCUMENT_BYTES} that a document may have", located(line_number));
+            let [_, one] = of.in_words();
+            bail!("{}: it has more bytes than the {MAX_DOCUMENT_BYTES} that {one} may have", located(line_number));
         }
         let text = std::str::from_utf8(&line)
             .with_context(|| format!("{}: it is not UTF-8, and so no JSONL", located(line_number)))?;
         // A byte order mark is not part of the first line.
         let text = if line_number == 1 { text.trim_start_matches('\u{feff}') } else { text };
         if !text.trim().is_empty() {
-            let document = Document::parse(text.trim_end(), line_number).map_err(|error| unread(error, path))?;
+            let document = Document::parse(text.trim_end(), line_number).map_err(|error| unread(error, path, of))?;
             hand_on(document)?;
         }
     }
@@ -121,11 +144,13 @@ fn each(path: &Path, what: &str, mut hand_on: impl FnMut(Document) -> anyhow::Re
     Ok(())
 }
 
-/// What is wrong with a document, with the name of its file.
-fn unread(error: IndexError, path: &Path) -> anyhow::Error {
+/// What is wrong with a line, with the name of its file.
+fn unread(error: IndexError, path: &Path, of: Of) -> anyhow::Error {
     match error {
         IndexError::Document { line: 1, reason } => {
-            let hint = r#"hint: the documents are JSONL, on each line an object such as {"id": "a", "text": "…"}"#;
+            let [all, _] = of.in_words();
+            let hint =
+                format!(r#"hint: the {all} are JSONL, on each line an object such as {{"id": "a", "text": "…"}}"#);
             anyhow!("`{}`, line 1: {reason}\n{hint}", path.display())
         }
         IndexError::Document { line, reason } => anyhow!("`{}`, line {line}: {reason}", path.display()),
@@ -162,7 +187,7 @@ fn embedded(predictor: &Predictor, texts: &[Document], purpose: Purpose) -> anyh
 pub fn queries(path: &Path, predictor: &Predictor) -> anyhow::Result<Vec<f32>> {
     check(path)?;
     let mut queries = Vec::new();
-    each(path, "reading", |query| {
+    each(path, Of::Queries, "reading", |query| {
         if queries.len() == MAX_QUERIES {
             bail!("`{}` holds over {MAX_QUERIES} queries: recall is measured as well by fewer", path.display());
         }

@@ -5,7 +5,15 @@
 # f32 `[n, dimensions]`, and lines of JSON, `[id, text, more]` each, where `more` is JSON in a text, or null: nothing here reads it.
 
 import os
+import re
 from concurrent.futures import ThreadPoolExecutor
+
+# Where in Lance's own code an error came up, as on the machine that built it.
+PLACES = re.compile(r",? (?:/\S*\.rs:\d+(?::\d+)?|location: Location \{[^}]*\}|backtrace: \w+)")
+
+
+def told(error):
+    return f"{type(error).__name__}: {PLACES.sub('', str(error))}"
 
 
 def storage_options(uri):
@@ -163,14 +171,14 @@ def main():
         store = Store(asked)
         hello = store.hello()
     except Exception as error:
-        return write_frame(answers, {"error": f"{type(error).__name__}: {error}"})
+        return write_frame(answers, {"error": told(error)})
     write_frame(answers, hello)
     while True:
         said, tensors = read_frame(questions)
         try:
             said, tensors = store.answer(json.loads(said["ask"]), tensors)
         except Exception as error:
-            said, tensors = {"error": f"{type(error).__name__}: {error}"}, ()
+            said, tensors = {"error": told(error)}, ()
         write_frame(answers, said, tensors)
 
 
