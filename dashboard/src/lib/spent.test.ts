@@ -10,6 +10,7 @@ const account = (scope: 'member' | 'tenant', name: string, cost: number[], token
 });
 
 const HISTORY: Spending = {
+  of_all_servers: false,
   currency: 'EUR',
   days: ['2026-11-28', '2026-11-29'],
   accounts: [

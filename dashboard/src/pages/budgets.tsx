@@ -38,7 +38,8 @@ export default function Budgets(): JSX.Element {
       </div>
       <p class="soft">
         What is used and what is set aside for requests under way never pass a limit together. Each serving process
-        keeps budgets of its own, of the present minute, day and month (UTC), and what was spent on the last 30 days.
+        keeps budgets of its own, of the present minute, day and month (UTC), unless they are shared; and what was spent
+        on the last 30 days.
       </p>
       <WithServer servers={servers}>
         {(server) => (

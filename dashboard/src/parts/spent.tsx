@@ -22,7 +22,9 @@ export function Courses(props: {
   return (
     <Show when={shown().length > 0}>
       <section aria-label={`What ${props.title.toLowerCase()} spent on the last ${props.history.days.length} days`}>
-        <h3 class="over-charts">The last {props.history.days.length} days</h3>
+        <h3 class="over-charts">
+          The last {props.history.days.length} days{props.history.of_all_servers ? ', of all servers' : ''}
+        </h3>
         <div class="charts small">
           <For each={indices()}>
             {(i) => (

@@ -27,6 +27,7 @@ use super::exchange::{self, Asked, Exchange};
 use super::shared::Shared;
 use super::trial::Part;
 use crate::alerts::watch::{self, Watch};
+use crate::budget::keeper::Spending;
 use crate::config::RequestLimits;
 use crate::error::AskError;
 use crate::http::told::Origin;
