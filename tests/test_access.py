@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import ssl
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import jsonschema
 import mlflow
 import openai
 import pytest
@@ -125,6 +127,29 @@ def test_probes_are_open_and_a_browser_is_asked_for_the_key(site: Site) -> None:
     assert page.status_code == 401 and page.headers["www-authenticate"].startswith("Basic")
     key = site.key("person", "--scope", "track")
     soon(lambda: site.get("/ui", auth=("anyone", key)).status_code == 200)
+
+
+def test_the_openapi_document_says_where_a_key_is_needed_and_how_it_is_refused(site: Site) -> None:
+    key = site.key("reads")
+    soon(lambda: known(site.openai(key)))
+    document = site.get("/openapi.json", headers={"x-api-key": key}).json()
+    schemes = document["components"]["securitySchemes"]
+    assert schemes["bearer"]["scheme"] == "bearer" and schemes["api-key"]["name"] == "x-api-key"
+    n_refused = 0
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            answer = requests.request(method, site.url + re.sub(r"\{.*?\}", "x", path), verify=str(site.ca), timeout=10)
+            if operation.get("security") == []:
+                assert answer.status_code != 401, path
+            elif refusal := operation["responses"].get("401"):
+                assert answer.status_code == 401, path
+                [_, _, kind, name] = refusal["$ref"].split("/")
+                told = document["components"][kind][name]["content"]["application/json"]["schema"]
+                jsonschema.validate(answer.json(), told | {"components": document["components"]})
+                n_refused += 1
+            else:
+                assert path.startswith("/inference.GRPCInferenceService/"), path
+    assert n_refused > 60
 
 
 def test_the_mlflow_client_tracks_with_a_token_and_moves_no_alias(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -351,6 +351,11 @@ const ROUTES: &[Route] = &[
     get("/docs/{file}", OWN, "What the page loads", Answers::Script, &[404]),
 ];
 
+/// What may be asked without a key, where keys are needed.
+const OPEN: &[&str] = &["/health", "/ready", "/v2/health/live", "/v2/health/ready"];
+/// How all others are refused before they are looked at, where keys are needed.
+const KEYS: &[u16] = &[401, 403, 429];
+
 /// Below it the routes of TEI are once more, of the model that the path names.
 const TEI_BASE: &str = "/tei/{model}";
 
@@ -380,8 +385,17 @@ pub fn document() -> Value {
             "version": env!("CARGO_PKG_VERSION"),
         },
         "tags": tags,
+        // Keys are needed where the server has an access file.
+        "security": [{}, { "bearer": [] }, { "api-key": [] }],
         "paths": paths,
-        "components": { "schemas": schemas, "responses": components.refusals },
+        "components": {
+            "schemas": schemas,
+            "responses": components.refusals,
+            "securitySchemes": {
+                "bearer": { "type": "http", "scheme": "bearer", "description": "A key of the server's access file." },
+                "api-key": { "type": "apiKey", "in": "header", "name": "x-api-key", "description": "The same in a header." },
+            },
+        },
     })
 }
 
@@ -434,7 +448,9 @@ fn operation(path: &str, route: &Route, components: &mut Components) -> Value {
     if let Some(answer) = answer(route.answers, &mut components.generator) {
         responses.insert("200".to_owned(), answer);
     }
-    for status in route.refuses {
+    let asks_for_keys = !OPEN.contains(&path) && !matches!(route.takes, Takes::Protobuf);
+    let of_keys = if asks_for_keys { KEYS } else { &[] };
+    for status in route.refuses.iter().chain(of_keys) {
         // A body that cannot be read is in nobody's dialect.
         let dialect = if path.ends_with("/rerank") { Dialect::Cohere } else { Dialect::of(path) };
         let refusal = match (route.answers, status) {
@@ -444,6 +460,9 @@ fn operation(path: &str, route: &Route, components: &mut Components) -> Value {
         responses.insert(status.to_string(), refusal);
     }
     let mut operation = json!({ "tags": [route.tag], "summary": route.summary, "responses": responses });
+    if OPEN.contains(&path) {
+        operation["security"] = json!([]);
+    }
     if !parameters.is_empty() {
         operation["parameters"] = parameters.into();
     }
@@ -515,14 +534,17 @@ impl Components {
 fn refusal(status: u16, schema: &schemars::Schema) -> Value {
     let description = match status {
         400 => "The body cannot be read, or an input or a limit is broken",
+        401 => "A key is needed, or this one is not known",
+        403 => "The key may not do this, or the host refuses",
         404 => "No such model, version or record",
         409 => "It contradicts what is there",
         413 => "More than a limit allows",
         422 => "The body cannot be read, or an input cannot be taken",
         424 => "The model does not do this, or failed",
-        429 => "The queue is full; `retry-after` says when to try again",
+        429 => "The queue is full, or the key's rate used up; `retry-after` says when to try again",
         500 => "The model failed",
         501 => "Not done by hand",
+        502 => "The host failed",
         _ => "Not ready, or waited too long",
     };
     json!({ "description": description, "content": { "application/json": { "schema": schema } } })
