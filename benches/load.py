@@ -7,7 +7,7 @@ counts from the moment a request was due. Parts, each by `--only`:
 overhead  one request at a time: what the client waits less what the model computes, by the server's request log
 inside    texts a second over HTTP beside the same predictor in this process, in turns
 queue     arrivals at 80 % of the most: p99 beside that of an ideal queue (one server, first come first served, no cost of its own) with the
-          same arrivals and service times; without batches, where that queue is exact (Lindley, 1952), and with them
+          same arrivals and service times (Lindley, 1952), without batches and with them
 overload  arrivals at 300 % of the most: goodput within the deadline, and whether what was admitted kept it
 memory    resident memory after 10,000 and after 1,000,000 mixed requests
 peers     the highest rate of arrivals at which p99 stays within the limit, for every server in turn
@@ -247,36 +247,29 @@ def inside(options: argparse.Namespace) -> list[list[str]]:
 
 
 def queue(options: argparse.Namespace) -> list[list[str]]:
-    """Three times the rounds, each half as long and each with its own 80 %, of one row a batch and of batches in turn: a machine that is
-    faster in one minute than in the next spoils a few of them, and the median is of those that it did not."""
+    """Three times the rounds, each half as long, the same arrivals first one row a batch and then in batches: a machine that is faster in
+    one minute than in the next spoils a few rounds, and the median is of those that it did not. What 80 % is of is found anew for each.
+    The service times are those of the requests that were run alone, so that one ideal queue stands beside both."""
     asked = bodies("embedder", texts())
-    rounds: dict[bool, list[tuple[float, float, float]]] = {False: [], True: []}
-    alone: dict[int, float] = {}
+    rates: list[float] = []
+    rounds: dict[bool, list[tuple[float, float]]] = {False: [], True: []}
     with pinned_embedder(batch_tokens=1) as single, pinned_embedder() as batched:
         for round_idx in range(3 * options.rounds):
-            for (url, home), in_batches in ((single, False), (batched, True)):
-                rate = 0.8 * most(url, asked, seconds=4)
-                answered = sorted(row for row in load(url, asked, rate=rate, seconds=options.seconds / 2, seed=round_idx, cores=CLIENT) if row[2] == 200)
-                if in_batches:
-                    usual = statistics.median(alone.values())
-                    took = [alone.get(row[1], usual) for row in answered]
-                else:
-                    records = logged(home)
-                    took = [records[row[4]]["compute_ms"] for row in answered]
-                    times: dict[int, list[float]] = {}
-                    for row, ms in zip(answered, took, strict=True):
-                        times.setdefault(row[1], []).append(ms)
-                    # What this round did not ask, an earlier one did, or it takes what is usual.
-                    alone |= {body: statistics.median(of) for body, of in times.items()}
-                ideal = lindley(np.array([row[0] for row in answered]), np.array(took))
-                rounds[in_batches].append((rate, np.quantile([row[3] for row in answered], 0.99), np.quantile(ideal, 0.99)))
-                print(f"{'in batches' if in_batches else 'one by one'}: {rate:.0f} requests/s, p99 {rounds[in_batches][-1][1]:.1f} ms over {rounds[in_batches][-1][2]:.1f} ms", file=sys.stderr)
+            rates.append(0.8 * most(single[0], asked, seconds=4))
+            arrivals = {"rate": rates[-1], "seconds": options.seconds / 2, "seed": round_idx, "cores": CLIENT}
+            alone, together = (sorted(row for row in load(url, asked, **arrivals) if row[2] == 200) for url, _ in (single, batched))
+            records = logged(single[1])
+            ideal = np.quantile(lindley(np.array([row[0] for row in alone]), np.array([records[row[4]]["compute_ms"] for row in alone])), 0.99)
+            for in_batches, answered in ((False, alone), (True, together)):
+                rounds[in_batches].append((np.quantile([row[3] for row in answered], 0.99), ideal))
+            of_both = [f"{p99:.1f}" for p99, _ in (rounds[False][-1], rounds[True][-1])]
+            print(f"{rates[-1]:.0f} requests/s: p99 {of_both[0]} ms, in batches {of_both[1]}, ideal {ideal:.1f}", file=sys.stderr)
     rows = []
     for in_batches, found in rounds.items():
-        rate, p99, best = (statistics.median(side) for side in zip(*found, strict=True))
-        ratios = sorted(each / ideal for _, each, ideal in found)
+        p99, best = (statistics.median(side) for side in zip(*found, strict=True))
+        ratios = sorted(each / ideal for each, ideal in found)
         ratio = statistics.median(ratios)
-        what = f"the same in batches, at 80 % of the most then ({rate:.0f} requests/s)" if in_batches else f"p99 at 80 % load ({rate:.0f} requests/s), one row a batch, over the ideal queue's"
+        what = "the same arrivals in batches" if in_batches else f"p99 at 80 % load ({statistics.median(rates):.0f} requests/s), one row a batch, over the ideal queue's"
         quartiles = f"{ratios[len(ratios) // 4]:.2f} to {ratios[-1 - len(ratios) // 4]:.2f} in half of {len(ratios)} rounds"
         rows.append([what, f"{p99:.1f} / {best:.1f} ms, {ratio:.2f} ({quartiles})", f"{LIMITS['queue']}", said(ratio <= LIMITS["queue"])])
     return rows
