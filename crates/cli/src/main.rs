@@ -26,9 +26,10 @@ mod training;
 mod trust;
 mod verdicts;
 
-// A server's memory stays near what it was over a million mixed requests (benches/load.py); under the system's allocator it went on growing.
+// A server's memory stays near what it was over a million mixed requests (benches/load.py): under the system's allocator and under mimalloc, which
+// keep pages for each thread, it goes on growing for longer. How soon free pages go back is set in .cargo/config.toml.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// The paved road for PyTorch: from research to production on one artifact, one runtime and one verdict.
 #[derive(Parser)]

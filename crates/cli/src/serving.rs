@@ -5,6 +5,7 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
 use highroad_package::registry::{RegistryClient, RegistryError};
@@ -104,6 +105,17 @@ impl Asked {
                 () = Hangups::notify(self.hangups, &now) => {}
             }
         }
+    }
+}
+
+/// Gives the memory of bursts back, for as long as the future is polled.
+pub async fn release_memory() {
+    // Buffers are given back when unused for one to two of these; filling them again costs a small part of the batch that needs them.
+    let mut ticks = tokio::time::interval(Duration::from_secs(2));
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        highroad_tensor::release_unused();
     }
 }
 

@@ -28,6 +28,7 @@ pub use gemm::{LinearWeights, PackedMatrix, instruction_set, linear, matmul};
 pub use half::{bf16, f16};
 pub use math::{Unary, unary};
 pub use norm::{LayerNorm, Softmax, batch_norm, layer_norm, softmax};
+pub use pool::release_unused;
 pub use reduce::{Keep, fold, gather_rows, reduced_shape, sum};
 pub use storage::Storage;
 pub use tensor::{Shape, Strides, Tensor, TensorError};

@@ -1,4 +1,4 @@
-//! Freed buffers kept for reuse, so that a steady stream of runs asks the system for no memory.
+//! Freed buffers kept for reuse, so that a steady stream of runs asks the system for no memory; what a burst leaves is given back.
 
 use std::sync::Mutex;
 
@@ -55,11 +55,38 @@ impl Drop for Buffer {
 }
 
 struct Pool {
-    classes: Vec<Vec<Vec<Line>>>,
+    /// Of each class the buffers in the order they were freed in; the last is taken first.
+    classes: Vec<Vec<Kept>>,
     n_lines: usize,
+    /// Calls of [`release_unused`].
+    n_releases: u64,
 }
 
-static POOL: Mutex<Pool> = Mutex::new(Pool { classes: Vec::new(), n_lines: 0 });
+struct Kept {
+    lines: Vec<Line>,
+    /// [`Pool::n_releases`] when it was freed.
+    freed_at: u64,
+}
+
+static POOL: Mutex<Pool> = Mutex::new(Pool { classes: Vec::new(), n_lines: 0, n_releases: 0 });
+
+/// Gives buffers that nobody used since the last call back to the allocator, and returns their bytes. A server calls it every few
+/// seconds, so that memory follows the load: what keeps running keeps its buffers.
+pub fn release_unused() -> usize {
+    let unused: Vec<Kept> = {
+        let Ok(mut pool) = POOL.lock() else { return 0 };
+        let now = pool.n_releases;
+        pool.n_releases += 1;
+        let cold = |kept: &mut Vec<Kept>| {
+            let n_cold = kept.partition_point(|buffer| buffer.freed_at < now);
+            kept.drain(..n_cold).collect::<Vec<_>>()
+        };
+        let unused: Vec<Kept> = pool.classes.iter_mut().flat_map(cold).collect();
+        pool.n_lines -= unused.iter().map(|buffer| buffer.lines.len()).sum::<usize>();
+        unused
+    };
+    unused.iter().map(|buffer| 64 * buffer.lines.len()).sum()
+}
 
 fn take(n_lines: usize) -> Option<Vec<Line>> {
     if n_lines < SMALLEST_POOLED_LINES {
@@ -67,9 +94,9 @@ fn take(n_lines: usize) -> Option<Vec<Line>> {
     }
     let class = class_of(n_lines);
     let mut pool = POOL.lock().ok()?;
-    let lines = pool.classes.get_mut(class)?.pop()?;
-    pool.n_lines -= lines.len();
-    Some(lines)
+    let kept = pool.classes.get_mut(class)?.pop()?;
+    pool.n_lines -= kept.lines.len();
+    Some(kept.lines)
 }
 
 fn give_back(lines: Vec<Line>) {
@@ -83,8 +110,9 @@ fn give_back(lines: Vec<Line>) {
     }
     let fits = (pool.n_lines + lines.len()) * 64 <= POOL_LIMIT_BYTES;
     let n_lines = lines.len();
+    let freed_at = pool.n_releases;
     match pool.classes.get_mut(class) {
-        Some(kept) if fits && kept.len() < KEPT_PER_CLASS => kept.push(lines),
+        Some(kept) if fits && kept.len() < KEPT_PER_CLASS => kept.push(Kept { lines, freed_at }),
         _ => return,
     }
     pool.n_lines += n_lines;
@@ -130,5 +158,18 @@ mod tests {
         let address = buffer.lines().as_ptr();
         drop(buffer);
         assert_eq!(Buffer::scratch(len).lines().as_ptr(), address);
+    }
+
+    #[test]
+    fn what_nobody_uses_is_released() {
+        let (used, unused) = (5_555_555, 6_666_666);
+        let address = |len: usize| Buffer::scratch(len).lines().as_ptr();
+        let kept = address(used);
+        drop(Buffer::scratch(unused));
+        release_unused();
+        assert_eq!(address(used), kept, "freed since the call before");
+        assert!(release_unused() >= unused, "the other one was not");
+        assert_eq!(address(used), kept, "and this one was used meanwhile");
+        assert!(take(unused.div_ceil(64)).is_none());
     }
 }

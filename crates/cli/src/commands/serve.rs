@@ -80,6 +80,7 @@ impl Args {
             served = bound.serve(app, shell, stop_signal()) => served?,
             () = portfolio.follow() => {}
             () = serving::keep_leases(&portfolio) => {}
+            () = serving::release_memory() => {}
             () = following => {}
         }
         serving::close(&portfolio, &log);

@@ -103,6 +103,7 @@ impl Args {
             served = server => served??,
             () = portfolio.follow() => {}
             () = serving::keep_leases(&portfolio) => {}
+            () = serving::release_memory() => {}
             () = following => {}
             () = keep_discovering(&client, &listeners), if discovers => {}
         }
