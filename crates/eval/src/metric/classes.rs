@@ -1,3 +1,5 @@
+use std::collections::BTreeMap;
+
 use super::{Measure, Metric, MetricError, TieGroups};
 use crate::{About, Classes, Costs, Cutoff};
 
@@ -65,29 +67,39 @@ struct Confusion {
     predicted: Vec<f64>,
 }
 
+/// Cases with the same two labels count alike, so a resample costs one sum of them and not three additions a case.
 fn confusion(classes: &Classes, of: impl Fn(&Confusion) -> f64 + Send + Sync + 'static) -> Measure {
     let n_labels = classes.labels().len();
-    let cases: Vec<[u32; 2]> = classes
-        .expected()
-        .iter()
-        .zip(classes.predicted())
-        .map(|(&expected, &predicted)| [expected, predicted].map(short))
-        .collect();
+    let mut cells: BTreeMap<[usize; 2], Vec<u32>> = BTreeMap::new();
+    for (idx, (&expected, &predicted)) in classes.expected().iter().zip(classes.predicted()).enumerate() {
+        cells.entry([expected, predicted]).or_default().push(short(idx));
+    }
     Measure::Of(Box::new(move |counts| {
         let none = || vec![0.0; n_labels];
         let mut confusion = Confusion { right: none(), expected: none(), predicted: none() };
-        for (&labels, &count) in cases.iter().zip(counts) {
-            let [expected, predicted] = labels.map(|label| label as usize);
+        for (&[expected, predicted], cases) in &cells {
+            let count = sum_of(cases, counts);
             confusion.expected[expected] += count;
             confusion.predicted[predicted] += count;
-            confusion.right[expected] += count * f64::from(u8::from(expected == predicted));
+            confusion.right[expected] += if expected == predicted { count } else { 0.0 };
         }
         of(&confusion)
     }))
 }
 
-fn short(label: usize) -> u32 {
-    u32::try_from(label).expect("more than four billion labels do not fit in memory")
+/// The sum of `counts` at `cases`, in eight sums that do not wait for each other.
+fn sum_of(cases: &[u32], counts: &[f64]) -> f64 {
+    let mut sums = [0.0; 8];
+    let chunks = cases.chunks_exact(sums.len());
+    let rest: f64 = chunks.remainder().iter().map(|&idx| counts[idx as usize]).sum();
+    for chunk in chunks {
+        sums.iter_mut().zip(chunk).for_each(|(sum, &idx)| *sum += counts[idx as usize]);
+    }
+    sums.iter().sum::<f64>() + rest
+}
+
+fn short(idx: usize) -> u32 {
+    u32::try_from(idx).expect("more than four billion cases do not fit in memory")
 }
 
 impl Confusion {
@@ -185,45 +197,71 @@ fn cost(classes: &Classes, costs: &Costs) -> Result<Measure, MetricError> {
 
 /// The rank-sum form with half credit for ties (Hanley and McNeil 1982), over cases sorted once by score.
 fn auroc(classes: &Classes, label: usize) -> Measure {
-    by_score(classes, label, |groups| {
-        let (mut n_label, mut n_below, mut wins) = (0.0, 0.0, 0.0);
-        for [label_here, others_here] in groups {
-            wins += label_here * (n_below + 0.5 * others_here);
-            n_label += label_here;
-            n_below += others_here;
-        }
-        wins / (n_label * n_below)
-    })
+    #[derive(Default)]
+    struct Below {
+        n_label: f64,
+        n_others: f64,
+        wins: f64,
+    }
+    let add = |below: &mut Below, label_here: f64, others_here: f64| {
+        below.wins += label_here * (below.n_others + 0.5 * others_here);
+        below.n_label += label_here;
+        below.n_others += others_here;
+    };
+    by_score(classes, label, Order::Ascending, add, |all| all.wins / (all.n_label * all.n_others))
 }
 
 /// The sum over distinct scores, highest first, of precision down to that score times the recall it adds: scikit-learn's
 /// `average_precision_score`.
 fn average_precision(classes: &Classes, label: usize) -> Measure {
-    by_score(classes, label, |groups| {
-        let (mut n_label, mut n_others, mut total) = (0.0, 0.0, 0.0);
-        for [label_here, others_here] in groups.rev() {
-            n_label += label_here;
-            n_others += others_here;
-            if label_here > 0.0 {
-                total += label_here * n_label / (n_label + n_others);
-            }
+    #[derive(Default)]
+    struct Above {
+        n_label: f64,
+        n_others: f64,
+        total: f64,
+    }
+    let add = |above: &mut Above, label_here: f64, others_here: f64| {
+        above.n_label += label_here;
+        above.n_others += others_here;
+        if label_here > 0.0 {
+            above.total += label_here * above.n_label / (above.n_label + above.n_others);
         }
-        total / n_label
-    })
+    };
+    by_score(classes, label, Order::Descending, add, |all| all.total / all.n_label)
 }
 
-/// A function of how many cases of `label` and of others there are at each distinct score of it, ascending.
-fn by_score(classes: &Classes, label: usize, of: fn(&mut dyn DoubleEndedIterator<Item = [f64; 2]>) -> f64) -> Measure {
-    let is_label: Vec<bool> = classes.expected().iter().map(|&expected| expected == label).collect();
+enum Order {
+    Ascending,
+    Descending,
+}
+
+/// What `add` makes of how many cases of `label` and of others there are at each distinct score of it.
+fn by_score<S: Default>(
+    classes: &Classes,
+    label: usize,
+    order: Order,
+    add: impl Fn(&mut S, f64, f64) + Send + Sync + 'static,
+    value: impl Fn(&S) -> f64 + Send + Sync + 'static,
+) -> Measure {
+    let of_label: Vec<f64> =
+        classes.expected().iter().map(|&expected| f64::from(u8::from(expected == label))).collect();
     let groups = TieGroups::of(&classes.scores_of(label));
     Measure::Of(Box::new(move |counts| {
-        let count = |group: &[u32]| {
-            let mut here = [0.0; 2];
+        let mut all = S::default();
+        let mut add_group = |group: &[u32]| {
+            let (mut label_here, mut others_here) = (0.0, 0.0);
             for &idx in group {
-                here[usize::from(!is_label[idx as usize])] += counts[idx as usize];
+                // A product and no branch: which case is whose is as random as the labels.
+                let (count, of_label) = (counts[idx as usize], of_label[idx as usize]);
+                label_here += count * of_label;
+                others_here += count * (1.0 - of_label);
             }
-            here
+            add(&mut all, label_here, others_here);
         };
-        of(&mut groups.iter().map(count))
+        match order {
+            Order::Ascending => groups.iter().for_each(&mut add_group),
+            Order::Descending => groups.iter().rev().for_each(&mut add_group),
+        }
+        value(&all)
     }))
 }
