@@ -266,12 +266,13 @@ def queue(options: argparse.Namespace) -> list[list[str]]:
             print(f"{rates[-1]:.0f} requests/s: p99 {of_both[0]} ms, in batches {of_both[1]}, ideal {ideal:.1f}", file=sys.stderr)
     rows = []
     for in_batches, found in rounds.items():
-        p99, best = (statistics.median(side) for side in zip(*found, strict=True))
-        ratios = sorted(each / ideal for each, ideal in found)
-        ratio = statistics.median(ratios)
+        found.sort(key=lambda of: of[0] / of[1])
+        ratios = [each / ideal for each, ideal in found]
+        middle = len(found) // 2  # of three times the rounds, so an odd number of them has a middle one
+        (p99, best), ratio = found[middle], ratios[middle]
         what = "the same arrivals in batches" if in_batches else f"p99 at 80 % load ({statistics.median(rates):.0f} requests/s), one row a batch, over the ideal queue's"
-        quartiles = f"{ratios[len(ratios) // 4]:.2f} to {ratios[-1 - len(ratios) // 4]:.2f} in half of {len(ratios)} rounds"
-        rows.append([what, f"{p99:.1f} / {best:.1f} ms, {ratio:.2f} ({quartiles})", f"{LIMITS['queue']}", said(ratio <= LIMITS["queue"])])
+        quartiles = f"the middle one of {len(ratios)} rounds; half of them {ratios[len(ratios) // 4]:.2f} to {ratios[-1 - len(ratios) // 4]:.2f}"
+        rows.append([what, f"{p99:.1f} / {best:.1f} ms = {ratio:.2f} ({quartiles})", f"{LIMITS['queue']}", said(ratio <= LIMITS["queue"])])
     return rows
 
 
@@ -286,21 +287,26 @@ def lindley(due: np.ndarray, service: np.ndarray) -> np.ndarray:
 def overload(options: argparse.Namespace) -> list[list[str]]:
     asked = bodies("embedder", texts())
     with pinned_embedder(queue_timeout_ms=int(options.deadline_ms)) as (url, _):
-        peak = most(url, asked)
-        goods, kept, statuses = [], [], {}
+        full = most(url, asked)
+        headers = [["x-highroad-timeout-ms", str(int(options.deadline_ms))]]
+        goods: dict[float, list[float]] = {load_share: [] for load_share in (1.0, 1.25, 1.5, 2.0, 3.0)}
+        kept, statuses = [], {}
         for round_idx in range(options.rounds):
-            headers = [["x-highroad-timeout-ms", str(int(options.deadline_ms))]]
-            rows = load(url, asked, rate=3 * peak, seconds=options.seconds, seed=round_idx, headers=headers, cores=CLIENT)
-            answered = [row for row in rows if row[2] == 200]
-            good = [row for row in answered if row[3] <= options.deadline_ms]
-            goods.append(len(good) / options.seconds)
-            kept.append(len(good) / len(answered))
-            for row in rows:
-                statuses[row[2]] = statuses.get(row[2], 0) + 1
-    goodput, share = statistics.median(goods), statistics.median(kept)
+            for load_share, found in goods.items():
+                rows = load(url, asked, rate=load_share * full, seconds=options.seconds, seed=round_idx, headers=headers, cores=CLIENT)
+                answered = [row for row in rows if row[2] == 200]
+                good = [row for row in answered if row[3] <= options.deadline_ms]
+                found.append(len(good) / options.seconds)
+                if load_share == 3.0:
+                    kept.append(len(good) / len(answered))
+                    for row in rows:
+                        statuses[row[2]] = statuses.get(row[2], 0) + 1
+    medians = {load_share: statistics.median(found) for load_share, found in goods.items()}
+    goodput, share, at = medians[3.0], statistics.median(kept), max(medians, key=medians.get)
+    peak = medians[at]
     refused = ", ".join(f"{n / sum(statuses.values()):.0%} {status}" for status, n in sorted(statuses.items()))
     return [
-        [f"goodput at 300 % load within {options.deadline_ms:.0f} ms, over the most ({peak:.0f} requests/s)", f"{goodput:.0f} requests/s = {goodput / peak:.2f}", f"{LIMITS['goodput']}", said(goodput / peak >= LIMITS["goodput"])],
+        [f"goodput at 300 % load within {options.deadline_ms:.0f} ms, over the peak ({peak:.0f} requests/s, at {at:.0%} of what 64 connections ask)", f"{goodput:.0f} requests/s = {goodput / peak:.2f}", f"{LIMITS['goodput']}", said(goodput / peak >= LIMITS["goodput"])],
         [f"answers that kept the deadline, of those that were given ({refused})", f"{share:.1%}", f"{LIMITS['kept']:.0%}", said(share >= LIMITS["kept"])],
     ]
 
@@ -345,7 +351,7 @@ def memory(options: argparse.Namespace) -> list[list[str]]:
 
 
 def resident(pid: int) -> int:
-    time.sleep(2)
+    time.sleep(8)  # after a few seconds without work buffers go back to the system
     fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":" in line)
     return int(fields["VmRSS"].split()[0]) * 1024
 
