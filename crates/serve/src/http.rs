@@ -54,7 +54,7 @@ use crate::protocol::rerank::{self, Dialect, RerankRequest};
 use crate::protocol::tei as tei_protocol;
 use crate::protocol::{List, ModelTask, cohere, error_shape, json_of, similarity as alike};
 use crate::reload::FileTold;
-use crate::request_log::{PipelineRecord, Record, RequestLog};
+use crate::request_log::{Caller, PipelineRecord, Record, RequestLog};
 use crate::revision::{Asked, Facts, Revision, Terms, check_limit};
 use crate::rollout::{Assigned, Key, RolloutStatus, Served};
 use crate::telemetry::{PIPELINE_REQUESTS, PIPELINE_SECONDS, REQUEST_SECONDS, REQUESTS};
@@ -1110,6 +1110,7 @@ fn record<A>(request_id: String, route: &str, facts: Facts, asked: &Asked<A>, to
         route: route.to_owned(),
         version: facts.version,
         package: facts.package,
+        caller: Caller::current(),
         verdict: facts.verdict,
         evidence: facts.evidence.to_owned(),
         overridden: facts.overridden.map(|overridden| overridden.digest),
