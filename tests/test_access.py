@@ -116,6 +116,54 @@ def test_records_are_shown_to_keys_that_may_ask_the_member(site: Site) -> None:
     assert site.get(path, headers={"authorization": f"Bearer {reader}"}).status_code == 404
 
 
+def test_an_id_that_comes_again_takes_nobodys_answer_away(site: Site, tmp_path: Path) -> None:
+    scopes = ("--scope", "infer", "--scope", "observe")
+    keys = {name: site.key(f"{name}-web", "--tenant", name, *scopes) for name in ("acme", "beta")}
+    keys["watcher"] = site.key("watcher", "--scope", "observe")
+    soon(lambda: all(site.get("/v1/highroad/status", headers={"x-api-key": key}).status_code == 200 for key in keys.values()))
+
+    def call(who: str, path: str, body: object = None, **more: str) -> requests.Response:
+        headers = {"x-api-key": keys[who]} | {name.replace("_", "-"): value for name, value in more.items()}
+        method = "GET" if body is None else "POST"
+        return requests.request(method, site.url + path, json=body, headers=headers, verify=str(site.ca), timeout=20)
+
+    def embed(who: str, text: str) -> str:
+        reply = call(who, "/v1/embeddings", {"model": "embedder", "input": text}, x_request_id="shared-1")
+        assert reply.status_code == 200 and reply.headers["x-request-id"] == "shared-1", reply.text
+        return reply.headers["x-highroad-request-id"]
+
+    def replay(who: str, id: str, text: str) -> requests.Response:
+        return call(who, "/v1/highroad/replay", {"request_id": id, "case": {"text": text}})
+
+    asked = {"acme": embed("acme", "of acme"), "beta": embed("beta", "of beta")}
+    for who, other in [("acme", "beta"), ("beta", "acme")]:
+        record = call(who, "/v1/highroad/requests/shared-1").json()
+        assert [record[key] for key in ("unique_id", "tenant", "key")] == [asked[who], who, f"{who}-web"]
+        assert replay(who, "shared-1", f"of {who}").json()["same_bits"] is True
+        assert replay(who, "shared-1", f"of {other}").json()["answers"] is None
+        for path in (f"requests/{asked[other]}", f"requests/{asked[other]}/chain"):
+            assert call(who, f"/v1/highroad/{path}").status_code == 404
+        assert replay(who, asked[other], f"of {other}").status_code == 404
+        label = {"request_id": asked[other], "label": "x"}
+        assert call(who, "/v1/highroad/labels", label).json()["results"][0]["outcome"] == "unknown"
+
+    later = embed("acme", "again of acme")
+    several = call("acme", "/v1/highroad/requests/shared-1")
+    assert several.status_code == 409 and several.json()["error"]["message"].count("by `embedder`, asked by `acme`") == 2
+    assert asked["acme"] in several.text and later in several.text and asked["beta"] not in several.text
+    assert replay("acme", asked["acme"], "of acme").json()["same_bits"] is replay("acme", later, "again of acme").json()["same_bits"] is True
+    label = {"request_id": "shared-1", "label": "x"}
+    assert call("acme", "/v1/highroad/labels", label).json()["results"][0]["outcome"] == "ambiguous"
+    assert "is the id of 3 requests" in call("watcher", "/v1/highroad/requests/shared-1").json()["error"]["message"]
+
+    assert "acme-web" in site.run("access", "list", "--access", site.access).stdout
+    case = tmp_path / "case.json"
+    case.write_text('{"text": "of acme"}')
+    told = site.run("replay", "shared-1", "--input", case, code=2).stderr
+    assert "`shared-1` is the id of 3 requests; name one by its own:" in told and all(id in told for id in [*asked.values(), later])
+    assert site.run("replay", asked["acme"], "--input", case).stdout.startswith("the same bits\n")
+
+
 def test_probes_are_open_and_a_browser_is_asked_for_the_key(site: Site) -> None:
     assert site.get("/health").status_code == 200
     assert site.get("/ready").status_code == 200

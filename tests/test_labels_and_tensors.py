@@ -239,7 +239,8 @@ def test_a_model_of_tensors_says_what_it_takes_and_is_replayed(site: Site) -> No
     refused = requests.post(f"{site.url}/v2/models/scorer/infer", json=text, timeout=10)
     assert refused.status_code == 400 and "the inputs of its program, by name" in refused.text
     wrong = body | {"inputs": body["inputs"][:1]}
-    assert "country" in requests.post(f"{site.url}/v2/models/scorer/infer", json=wrong, timeout=10).json()["error"]
+    missing = requests.post(f"{site.url}/v2/models/scorer/infer", json=wrong, timeout=10).json()["error"]
+    assert missing == "input `country` is missing; give `features`, `country`"
 
 
 def test_a_bare_program_says_that_nothing_proves_it_and_stays_what_it_was(site: Site) -> None:
@@ -253,7 +254,7 @@ def test_a_bare_program_says_that_nothing_proves_it_and_stays_what_it_was(site: 
     assert after.json()["outputs"] == before.json()["outputs"]
     shutil.copy(site.folder / "scorer-source" / "program.pt2", site.folder / "bare.pt2")
     refused = site.run("serve", "./bare.pt2", "--listen", "127.0.0.1:0", code=2)
-    assert "no verdict" in refused.stderr
+    assert "a bare program has no verdict and can have none: `--development` serves it as it is" in refused.stderr
 
 
 def test_sets_of_labels_are_judged_and_what_no_gate_judges_serves_by_a_named_persons_word(

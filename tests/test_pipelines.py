@@ -290,6 +290,7 @@ def test_a_request_is_replayed_up_to_what_a_host_said_and_past_it_where_that_is_
     found = replayed(answering, tmp_path, answer, text)
     told = found["steps"][2]
     assert found["same_bits"] and told["asked_the_same"] is True and told["same_answer"] is None and told["value"] is None
+    assert "not compared at 1 step(s)" in found["why"] and "nobody" not in [step["by"] for step in found["steps"]]
     reply = tmp_path / "reply.json"
     reply.write_text(json.dumps(answer))
     known = replayed(answering, tmp_path, answer, text, "--answer", reply)
@@ -312,4 +313,4 @@ def test_a_streamed_request_is_replayed_too(answering: Site, tmp_path: Path) -> 
         first = json.loads(reply.content.decode().split("\n\n")[0].removeprefix("event: pipeline\ndata: "))
     found = replayed(answering, tmp_path, first, text)
     assert [step["name"] for step in found["steps"]] == ["safe", "found", "answer"]
-    assert found["same_bits"] and found["steps"][2]["asked_the_same"] is True
+    assert found["same_bits"] and found["steps"][2]["asked_the_same"] is True and found["steps"][2]["by"] == "assistant"

@@ -117,7 +117,7 @@ def test_an_edit_that_cannot_serve_is_told_and_changes_nothing(site: Site) -> No
     site.server.send_signal(signal.SIGHUP)
     eventually(lambda: site.portfolio()["last_error"] is not None, "an error")
     told = site.portfolio()
-    assert told["last_error"]["problems"] == [{"line": 4, "reason": "[moderation] unknown key `treads`: did you mean `threads`?"}]
+    assert told["last_error"]["problems"] == [{"line": 4, "reason": "[members.moderation] unknown key `treads`: did you mean `threads`?"}]
     assert {k: v for k, v in told.items() if k != "last_error"} == {k: v for k, v in before.items() if k != "last_error"}
     assert site.moderate().status_code == 200 and requests.get(f"{site.url}/ready", timeout=10).ok
     log = (site.home / "serve.log").read_text()

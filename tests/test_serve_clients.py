@@ -477,7 +477,7 @@ def test_up_serves_what_is_promoted_and_takes_it_back(highroad: Path, tmp_path: 
         assert page.url.endswith("/ui") and b"moderation" in urllib.request.urlopen(f"{site.url}/ui/api/models", timeout=10).read()
 
 
-def test_a_raw_request_is_one_text(site: Site) -> None:
+def test_a_raw_request_is_one_text(site: Site, tmp_path: Path) -> None:
     request = urllib.request.Request(f"{site.url}/v2/models/embedder/infer", b"hello")
     request.add_header("Inference-Header-Content-Length", "0")
     reply = urllib.request.urlopen(request, timeout=10)
@@ -487,3 +487,6 @@ def test_a_raw_request_is_one_text(site: Site) -> None:
     expected = site.openai().embeddings.create(model="embedder", input="hello", encoding_format="base64").data[0].embedding
     vector = base64.b64decode(expected) if isinstance(expected, str) else np.float32(expected).tobytes()
     assert body[length : length + size] == vector
+    # The very body is its case.
+    (tmp_path / "body").write_bytes(b"hello")
+    assert site.run("replay", reply.headers["x-request-id"], "--input", tmp_path / "body").stdout.startswith("the same bits\n")

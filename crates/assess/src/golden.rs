@@ -7,7 +7,8 @@ use base64::prelude::{BASE64_STANDARD, Engine as _};
 use highroad_eval::{Array, Case, Expected, Tolerance};
 use highroad_package::Digest;
 use highroad_task::Input;
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
@@ -221,15 +222,26 @@ pub(crate) enum LineInput {
 }
 
 /// A right answer as it is written.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(
-    untagged,
-    expecting = "expected a label or text, a list of them, a number, a list of relevances, or {\"tensors\": {…}} with \"tolerance\" or \
-                 \"tolerances\" at most"
-)]
+#[derive(Clone, Debug, Serialize)]
+#[serde(untagged)]
 pub(crate) enum LineExpected {
     Tensors(RightTensors),
     Other(Expected),
+}
+
+impl<'de> Deserialize<'de> for LineExpected {
+    fn deserialize<D: Deserializer<'de>>(reader: D) -> Result<Self, D::Error> {
+        const EXPECTED: &str = "expected a label or text, a list of them, a number, a list of relevances, or {\"tensors\": {…}} with \
+                                \"tolerance\" or \"tolerances\" at most";
+        let told = |problem: String| D::Error::custom(problem);
+        // Of an object is told which of its keys is wrong.
+        match Value::deserialize(reader)? {
+            value @ Value::Object(_) => RightTensors::deserialize(value)
+                .map(Self::Tensors)
+                .map_err(|problem| told(format!("{EXPECTED}: {problem}"))),
+            value => Expected::deserialize(value).map(Self::Other).map_err(|_| told(EXPECTED.to_owned())),
+        }
+    }
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]

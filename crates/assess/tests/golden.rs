@@ -66,6 +66,10 @@ fn tensors_expect_tensors() {
         "golden/slabs.jsonl:1: input tensor `x`: lists side by side have one length",
     );
     refused(&with("[[3]]", "[null]"), "expected tensor `y`: `null` is no number");
+    refused(
+        &with(r#""z": 4}"#, r#""z": 4}, "toleranse": {"atol": 1}"#),
+        "unknown field `toleranse`, expected one of `tensors`, `tolerance`",
+    );
     refused(&with("[[3]]", "[[]]"), "expected tensor `y` has no number");
     refused(&with(r#"{"x": [[1, 2.5]], "on": true}"#, "{}"), "`tensors` names no input tensor");
     refused(&with(r#"{"tensors": {"y": [[3]], "z": 4}}"#, "4"), r#"tensors expect {"tensors": {…}}"#);

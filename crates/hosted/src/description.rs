@@ -270,6 +270,10 @@ impl Hosted {
         if !["http", "https"].contains(&url.scheme()) || url.host().is_none() {
             return Err("base_url must begin with http:// or https:// and name a host".to_owned());
         }
+        let authority = self.base_url.split("://").nth(1).and_then(|rest| rest.split('/').next()).unwrap_or_default();
+        if authority.ends_with(':') {
+            return Err(format!("base_url: `{authority}` has no port behind its colon"));
+        }
         // A secret in an address ends up in logs, verdicts and shell histories.
         if !url.username().is_empty() || url.password().is_some() || url.query().is_some() || url.fragment().is_some() {
             return Err("base_url takes no user, password, query or fragment: a key belongs into `api_key_env` or \
@@ -444,6 +448,8 @@ mod tests {
             Hosted::parse(&format!("highroad_hosted = 1\ntask = '{task}'\nbase_url = '{url}'\nmodel = 'm'"))
         };
         assert!(of("generate", "https://me:secret@models.example").unwrap_err().contains("no user, password"));
+        assert!(of("generate", "http://127.0.0.1:/v1").unwrap_err().contains("no port behind its colon"));
+        assert!(of("generate", "http://[::1]/v1").is_ok());
         assert!(of("generate", "file:///etc/passwd").unwrap_err().contains("http"));
         assert!(of("classify", "https://models.example").unwrap_err().contains("`labels`"));
     }

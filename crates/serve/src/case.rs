@@ -8,7 +8,7 @@ use highroad_task::{Input, Prompt};
 use serde_json::Value;
 
 use crate::protocol::cohere;
-use crate::protocol::oip::{InferRequest, Query};
+use crate::protocol::oip::{InferRequest, Query, ROUTE};
 use crate::protocol::openai;
 use crate::protocol::recommend::RecommendRequest;
 use crate::protocol::rerank::{self, RerankRequest};
@@ -76,6 +76,20 @@ pub fn query(case: &[u8], specs: &[TensorSpec]) -> Result<Query, Problem> {
     }
     let inputs = openai::inputs(&case).map_err(|refused| refused.problem)?;
     Ok(Query::Rows(inputs))
+}
+
+/// The same of a request that was asked `on` a route: on the Open Inference Protocol's, what is no JSON of a case is the one raw text that
+/// a body is with `Inference-Header-Content-Length: 0`.
+pub fn query_on(case: &[u8], specs: &[TensorSpec], on: &str) -> Result<Query, Problem> {
+    let refused = match query(case, specs) {
+        Ok(query) => return Ok(query),
+        Err(problem) => problem,
+    };
+    let is_other = matches!(serde_json::from_slice(case), Ok(Value::Object(_) | Value::Array(_)));
+    match str::from_utf8(case) {
+        Ok(text) if on == ROUTE && !text.is_empty() && !is_other => Ok(Query::Rows(vec![Input::Text(text.to_owned())])),
+        _ => Err(refused),
+    }
 }
 
 /// The rows of a reranking as an embedder was asked them: the query once, then each document by itself. Others as they are.
@@ -260,6 +274,22 @@ mod tests {
             other => panic!("{other:?}"),
         }
         assert!(query(&case[..case.len() - 1], &[]).is_err());
+    }
+
+    #[test]
+    fn a_raw_text_is_a_case_of_the_route_that_takes_one() {
+        let on = |case: &str, route| match query_on(case.as_bytes(), &[], route) {
+            Ok(Query::Rows(rows)) => Some(rows),
+            _ => None,
+        };
+        for raw in ["hello raw", "123", "\"quoted\"", "{ no JSON"] {
+            assert_eq!(on(raw, ROUTE), Some(vec![text(raw)]), "{raw}");
+        }
+        assert_eq!(on(r#"{"text": "a"}"#, ROUTE), Some(vec![text("a")]));
+        assert_eq!(
+            [on("hello raw", "/v1/embeddings"), on(r#"{"texd": "a"}"#, ROUTE), on("", ROUTE)],
+            [None, None, None]
+        );
     }
 
     #[test]

@@ -156,7 +156,7 @@ impl PortfolioConfig {
             check_hosted(&hosted, |name| members.contains_key(name), &budgets, &mut problems);
         }
         let indexes = pipeline::index_configs(&table, base, &members, &mut problems);
-        let pipelines = pipeline::pipeline_configs(&table, &members, &hosted, &indexes, &mut problems);
+        let pipelines = pipeline::pipeline_configs(&table, &limits, &members, &hosted, &indexes, &mut problems);
         for name in budgets.pipelines().filter(|name| !pipelines.contains_key(*name)) {
             problems.push(format!("[budgets.pipelines.{name}] there is no pipeline `{name}`"));
         }
@@ -354,7 +354,8 @@ fn members(
             continue;
         }
         let known = [MEMBER_KEYS, ENGINE_KEYS].concat();
-        let Some(member) = part::<MemberTable>(tables, name, &known, problems) else { continue };
+        let place = format!("members.{name}");
+        let Some(member) = part_at::<MemberTable>(tables, (name, &place), &known, problems) else { continue };
         let watched = table.get("monitor").and_then(toml::Value::as_table);
         watched.iter().for_each(|table| check_keys(table, MONITOR_KEYS, &format!("members.{name}.monitor"), problems));
         check_limit_keys(table, name, problems);
@@ -387,7 +388,8 @@ fn hosted(table: &toml::Table, base: &Path, problems: &mut Vec<String>) -> BTree
     let mut hosted = BTreeMap::new();
     let Some(tables) = table.get("members").and_then(toml::Value::as_table) else { return hosted };
     for name in tables.iter().filter(|(_, table)| is_hosted(table)).map(|(name, _)| name) {
-        let Some(member) = part::<HostedTable>(tables, name, HOSTED_KEYS, problems) else { continue };
+        let place = format!("members.{name}");
+        let Some(member) = part_at::<HostedTable>(tables, (name, &place), HOSTED_KEYS, problems) else { continue };
         check_limit_keys(&tables[name], name, problems);
         match member.config(base) {
             Ok(config) => drop(hosted.insert(name.clone(), config)),
@@ -403,15 +405,34 @@ fn part<'de, T: Deserialize<'de>>(
     known: &[&str],
     problems: &mut Vec<String>,
 ) -> Option<T> {
+    part_at(table, (key, key), known, problems)
+}
+
+/// What `table` has under a key, which problems call by its place in the file.
+fn part_at<'de, T: Deserialize<'de>>(
+    table: &toml::Table,
+    (key, place): (&str, &str),
+    known: &[&str],
+    problems: &mut Vec<String>,
+) -> Option<T> {
     let value = table.get(key)?;
     let before = problems.len();
     if let Some(table) = value.as_table() {
-        check_keys(table, known, key, problems);
+        check_keys(table, known, place, problems);
     }
     if problems.len() > before {
         return None;
     }
-    value.clone().try_into().map_err(|error| problems.push(format!("[{key}] {}", error.to_string().trim()))).ok()
+    value.clone().try_into().map_err(|error| problems.push(format!("[{place}] {}", in_words(&error)))).ok()
+}
+
+/// What serde found, on one line and without the names of Rust's types.
+fn in_words(error: &toml::de::Error) -> String {
+    let told = error.to_string().trim().replace('\n', " ");
+    ["usize", "u64", "u32", "u16"].iter().fold(told, |told, integer| {
+        let told = told.replace(&format!("a nonzero {integer}"), "a whole number from 1");
+        told.replace(&format!("expected {integer}"), "expected a whole number from 0")
+    })
 }
 
 fn poll_interval(table: &toml::Table, problems: &mut Vec<String>) -> PollInterval {
@@ -507,9 +528,9 @@ mod tests {
             "[rollouts] `keep` is a share from 0 to 1, not 2",
             "member name `a b`",
             "`moderation:x` is not a reference",
-            "[ok] unknown key `batch_token`: did you mean `batch_tokens`?",
-            "[none] missing field `model`",
-            "[zero]",
+            "[members.ok] unknown key `batch_token`: did you mean `batch_tokens`?",
+            "[members.none] missing field `model`",
+            "[members.zero] invalid value: integer `0`, expected a whole number from 1 in `threads`",
         ] {
             assert!(text.contains(part), "{part} not in:\n{text}");
         }

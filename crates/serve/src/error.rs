@@ -30,6 +30,8 @@ pub enum AskError {
     Limit { what: &'static str, found: usize, limit: usize },
     #[error("input {input_idx}: {source}")]
     Input { input_idx: usize, source: TaskError },
+    #[error("pair {pair_idx}: {source}")]
+    Pair { pair_idx: usize, source: TaskError },
     #[error(transparent)]
     Dimensions(TaskError),
     #[error("the tensors do not fit the program: {reason}")]
@@ -64,6 +66,7 @@ impl AskError {
             Self::WrongTask { .. }
             | Self::Limit { .. }
             | Self::Input { .. }
+            | Self::Pair { .. }
             | Self::Dimensions(_)
             | Self::Tensors { .. } => Problem::invalid(self.to_string()),
             Self::Overloaded { retry_after, .. } => {
@@ -89,11 +92,13 @@ impl AskError {
             Self::WrongTask { .. } => "wrong_task",
             Self::Limit { what: "inputs" | "images" | "documents", .. } => "too_many_inputs",
             Self::Limit { .. } => "too_long",
-            Self::Input { source: TaskError::TooManyTokens { .. } | TaskError::MayNotCut { .. }, .. } => "too_long",
-            Self::Input { source: TaskError::NoTokens, .. } => "empty",
-            Self::Input { source: TaskError::UnknownToken(_), .. } => "unknown_token",
-            Self::Input { source: TaskError::Image(_) | TaskError::ImageSize { .. }, .. } => "image",
-            Self::Input { .. } => "wrong_input",
+            Self::Input { source, .. } | Self::Pair { source, .. } => match source {
+                TaskError::TooManyTokens { .. } | TaskError::MayNotCut { .. } => "too_long",
+                TaskError::NoTokens => "empty",
+                TaskError::UnknownToken(_) => "unknown_token",
+                TaskError::Image(_) | TaskError::ImageSize { .. } => "image",
+                _ => "wrong_input",
+            },
             Self::Dimensions(_) => "dimensions",
             Self::Tensors { kind, .. } => kind,
             _ => return None,
@@ -109,6 +114,7 @@ impl AskError {
             Self::WrongTask { .. }
             | Self::Limit { .. }
             | Self::Input { .. }
+            | Self::Pair { .. }
             | Self::Dimensions(_)
             | Self::Tensors { .. } => "invalid",
             Self::Overloaded { .. } => "overloaded",
@@ -139,6 +145,11 @@ pub enum DeployError {
     Package(#[from] PackageError),
     #[error("package {0} has no verdict; `highroad gate` makes one, `--development` serves it without")]
     NoVerdict(Digest),
+    #[error(
+        "a bare program has no verdict and can have none: `--development` serves it as it is, and `highroad pack` makes a package of it, \
+         which `highroad gate` judges"
+    )]
+    BareProgram,
     #[error("package {package} may not serve: {refusal}; `--development` serves it without a passing verdict")]
     Refused { package: Digest, refusal: Refusal },
     #[error("package {package} may not serve: {reason}, and without an override: {refusal}")]

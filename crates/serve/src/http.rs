@@ -54,7 +54,7 @@ use crate::protocol::rerank::{self, Dialect, RerankRequest};
 use crate::protocol::tei as tei_protocol;
 use crate::protocol::{List, ModelTask, cohere, error_shape, json_of, similarity as alike};
 use crate::reload::FileTold;
-use crate::request_log::{PipelineRecord, Record, RequestLog};
+use crate::request_log::{Caller, PipelineRecord, Record, RequestLog};
 use crate::revision::{Asked, Facts, Revision, Terms, check_limit};
 use crate::rollout::{Assigned, Key, RolloutStatus, Served};
 use crate::telemetry::{PIPELINE_REQUESTS, PIPELINE_SECONDS, REQUEST_SECONDS, REQUESTS};
@@ -683,7 +683,8 @@ impl App {
         let pipelines = self.portfolio.pipelines().unwrap_or_default();
         let Some(config) = pipelines.get(name) else {
             let known = pipelines.names().collect::<Vec<_>>().join(", ");
-            return Err(Problem::not_found(format!("there is no pipeline `{}`; there are: {known}", printable(name))));
+            let known = if known.is_empty() { "there are none".to_owned() } else { format!("there are: {known}") };
+            return Err(Problem::not_found(format!("there is no pipeline `{}`; {known}", printable(name))));
         };
         if !Principal::current_may_ask(name) {
             return Err(AskError::NotAllowed { member: name.to_owned() }.problem());
@@ -787,7 +788,9 @@ impl App {
         let refused = |problem: &Problem| self.malformed(Some(&path.model), &[], &problem.message);
         let request = InferRequest::parse(&self.whole(body)?, json_bytes(headers)?).inspect_err(refused)?;
         let terms = Terms { timeout: request.timeout, priority: request.priority, ..Terms::default() };
-        let (query, wanted) = request.query(assigned.revision().program().inputs()).inspect_err(refused)?;
+        let asked = assigned.revision();
+        let task_inputs = oip::task_inputs(&asked.manifest().task);
+        let (query, wanted) = request.query_of(asked.program().inputs(), task_inputs).inspect_err(refused)?;
         let reply = |revision: &Revision, outputs| {
             wanted.reply(&path.model, revision.facts(), &revision.manifest().task.kind, outputs)
         };
@@ -811,7 +814,6 @@ impl App {
         terms: Terms,
         reply: impl FnOnce(&Revision, Vec<oip::Output>) -> Result<R, Problem>,
     ) -> Result<(R, HeaderMap), Problem> {
-        const ROUTE: &str = "/v2/models/infer";
         let limits = self.portfolio.limits();
         let (rows, places) = match query {
             Query::Rows(rows) => (rows, None),
@@ -821,15 +823,18 @@ impl App {
             }
             Query::Pairs(pairs) => (pairs.rows()?, None),
             Query::Program(tensors) => {
-                let (call, result) = Call::of(asker, ROUTE, assigned.run_program(tensors, terms).await);
+                let (call, result) = Call::of(asker, oip::ROUTE, assigned.run_program(tensors, terms).await);
                 let asked = call.finish(result).map_err(|error| error.problem())?;
                 let outputs = oip::program_outputs(call.revision.program().outputs(), &asked.answers);
                 let reply = reply(&call.revision, outputs)?;
                 return Ok((reply, self.answered(&call, &asked)));
             }
         };
-        let (call, result) = Call::of(asker, ROUTE, assigned.ask(rows, &limits, terms).await);
-        let asked = call.finish(result).map_err(|error| error.problem())?;
+        let (call, result) = Call::of(asker, oip::ROUTE, assigned.ask(rows, &limits, terms).await);
+        let asked = call.finish(result).map_err(|error| match &places {
+            Some(places) => alike::of_pairs(error, places).problem(),
+            None => error.problem(),
+        })?;
         let outputs = match places {
             Some(places) => vec![oip::similarity_output(&alike::cosines(&places, &asked.answers))],
             None => oip::task_outputs(&call.revision.manifest().task.kind, &asked.answers),
@@ -1105,6 +1110,7 @@ impl<'a> Call<'a> {
 fn record<A>(request_id: String, route: &str, facts: Facts, asked: &Asked<A>, total: Duration) -> Record {
     Record {
         request_id,
+        caller: Caller::current(),
         time: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S%.3fZ").to_string(),
         member: facts.member,
         route: route.to_owned(),

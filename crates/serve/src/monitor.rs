@@ -259,22 +259,19 @@ impl Monitor {
         self.all().iter().flat_map(|member| lock(&member.told).values().cloned().collect::<Vec<_>>()).collect()
     }
 
-    /// Takes in right answers. `records` are what the request log has of them.
-    pub fn label(
-        &self,
-        given: &[Given],
-        records: &BTreeMap<String, Record>,
-        may: impl Fn(&str) -> bool,
-    ) -> Vec<Labelled> {
-        given.iter().map(|given| self.label_one(given, records.get(&given.request_id), &may)).collect()
+    /// Takes in right answers. `records` are those that the request log has under each id.
+    pub fn label(&self, given: &[Given], records: &BTreeMap<String, Vec<Record>>) -> Vec<Labelled> {
+        let of = |id: &str| records.get(id).map(Vec::as_slice).unwrap_or_default();
+        given.iter().map(|given| self.label_one(given, of(&given.request_id))).collect()
     }
 
-    fn label_one(&self, given: &Given, record: Option<&Record>, may: &impl Fn(&str) -> bool) -> Labelled {
-        // What a key may not ask is as unknown to it as what never was.
-        let record = record.filter(|record| may(&record.member));
-        let record = record.filter(|record| given.member.as_ref().is_none_or(|member| *member == record.member));
+    fn label_one(&self, given: &Given, records: &[Record]) -> Labelled {
+        let mut records =
+            records.iter().filter(|record| given.member.as_ref().is_none_or(|member| *member == record.member));
+        let (record, another) = (records.next(), records.next());
         let member = record.and_then(|record| self.members().get(&record.member).cloned());
         let labelled = match (record, member) {
+            _ if another.is_some() => given.answered(LabelOutcome::Ambiguous, None),
             (Some(record), Some(member)) => member.labels().take(given, record),
             (Some(_), None) => given.answered(LabelOutcome::NotWatched, None),
             (None, _) => given.answered(LabelOutcome::Unknown, None),

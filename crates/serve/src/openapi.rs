@@ -332,16 +332,22 @@ const ROUTES: &[Route] = &[
     get("/v1/highroad/budgets", OWN, "What is spent and what may be", json::<BudgetsShown>(), &[]),
     get("/v1/highroad/budgets/history", OWN, "What was spent on each of the last 30 days", json::<Spending>(), &[]),
     get("/v1/highroad/status", OWN, "Where every member stands", json::<ServerStatus>(), &[]),
-    get("/v1/highroad/requests/{id}", OWN, "The record of one answer", json::<Record>(), &[404, 500]),
+    get("/v1/highroad/requests/{id}", OWN, "The record of one answer", json::<Record>(), &[404, 409, 500]),
     get("/v1/highroad/definitions/{digest}", OWN, "What a pipeline or a hosted member was", json::<Defined>(), &[404]),
-    get("/v1/highroad/requests/{id}/chain", OWN, "What stands behind one answer", json::<RequestChain>(), &[404, 500]),
+    get(
+        "/v1/highroad/requests/{id}/chain",
+        OWN,
+        "What stands behind one answer",
+        json::<RequestChain>(),
+        &[404, 409, 500],
+    ),
     post(
         "/v1/highroad/replay",
         OWN,
         "One answer computed again and compared bit by bit",
         Takes::Json("ReplayRequest"),
         json::<Replayed>(),
-        &[400, 404, 413, 429, 500],
+        &[400, 404, 409, 413, 429, 500],
     ),
     get("/health", OWN, "The process answers", Answers::Nothing, &[]),
     get("/ready", OWN, "Every member serves what it should", Answers::Probe(schema::<Readiness>), &[503]),
@@ -450,7 +456,8 @@ fn operation(path: &str, route: &Route, components: &mut Components) -> Value {
     }
     let asks_for_keys = !OPEN.contains(&path) && !matches!(route.takes, Takes::Protobuf);
     let of_keys = if asks_for_keys { KEYS } else { &[] };
-    for status in route.refuses.iter().chain(of_keys) {
+    let of_bodies: &[u16] = if matches!(route.takes, Takes::Nothing | Takes::Protobuf) { &[] } else { &[415] };
+    for status in route.refuses.iter().chain(of_bodies).chain(of_keys) {
         // A body that cannot be read is in nobody's dialect.
         let dialect = if path.ends_with("/rerank") { Dialect::Cohere } else { Dialect::of(path) };
         let refusal = match (route.answers, status) {
@@ -539,6 +546,7 @@ fn refusal(status: u16, schema: &schemars::Schema) -> Value {
         404 => "No such model, version or record",
         409 => "It contradicts what is there",
         413 => "More than a limit allows",
+        415 => "The body is compressed otherwise than `accept-encoding` of this answer says",
         422 => "The body cannot be read, or an input cannot be taken",
         424 => "The model does not do this, or failed",
         429 => "The queue is full, or the key's rate used up; `retry-after` says when to try again",

@@ -158,6 +158,14 @@ impl Action {
         }
     }
 
+    /// Most documents that it gives.
+    fn most(&self) -> usize {
+        match self {
+            Self::Search { top, .. } | Self::Rerank { top, .. } => *top,
+            Self::Classify { .. } | Self::Embed { .. } | Self::Generate { .. } => 0,
+        }
+    }
+
     fn member(&self) -> Option<&str> {
         match self {
             Self::Classify { member, .. } | Self::Embed { member, .. } | Self::Rerank { member, .. } => Some(member),
@@ -190,6 +198,12 @@ impl Action {
 impl Template {
     fn reads(&self) -> Vec<usize> {
         self.0.iter().filter_map(|piece| if let Piece::Step(step) = piece { Some(*step) } else { None }).collect()
+    }
+
+    /// Bytes of what it says whatever it reads.
+    fn least_bytes(&self) -> usize {
+        let literal = |piece: &Piece| if let Piece::Literal(text) = piece { text.len() } else { 0 };
+        self.0.iter().map(literal).sum()
     }
 
     /// The text, where `value` gives what the steps it reads gave; the first of them that gave nothing where one did not.
@@ -290,6 +304,10 @@ fn check_step(step: &Step, portfolio: &Served) -> Vec<String> {
         let task = &revision.manifest().task.kind;
         if !step.action.fits(task) {
             problems.push(format!("`{member}` is for another task"));
+        } else if revision.manifest().task.image.is_some() {
+            problems.push(format!("`{member}` takes pictures, and a step gives it a text"));
+        } else if matches!(task, TaskKind::Classify { pairs: true, .. }) {
+            problems.push(format!("`{member}` takes pairs of texts, and a step gives it one"));
         }
         if let (Action::Classify { stop_when, .. }, TaskKind::Classify { labels, .. }) = (&step.action, task) {
             let unknown = stop_when.iter().filter(|label| !labels.contains(label));

@@ -26,12 +26,12 @@ pub struct Answers {
 
 impl Answers {
     /// Asks `predictor` what the case asks, with the prompts, and the texts that are too long cut, as `asked` says they were; see
-    /// [`case::query`]. Blocks while the program runs. Errors if the case cannot be read or is
+    /// [`case::query_on`]. Blocks while the program runs. Errors if the case cannot be read or is
     /// not for this program.
     pub fn of(predictor: &Predictor, case: &[u8], asked: &Record) -> Result<Self, Problem> {
         let fail = |error: &dyn std::fmt::Display| Problem::invalid(error.to_string());
         let embeds = matches!(predictor.manifest().task.kind, TaskKind::Embed { .. });
-        let query = match (case::query(case, predictor.program().inputs())?, asked.document_tokens) {
+        let query = match (case::query_on(case, predictor.program().inputs(), &asked.route)?, asked.document_tokens) {
             (Query::Rows(rows), Some(most)) => {
                 let rows = case::with_documents_cut(rows, |document| predictor.first_tokens(document, most));
                 Query::Rows(rows.map_err(|error| fail(&error))?)

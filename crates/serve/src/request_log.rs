@@ -3,9 +3,11 @@
 //! A thread of its own writes, some milliseconds' records at once; a request only puts its record into a bounded queue. When the disk
 //! cannot keep up, records are dropped and counted, never silently and never at the request's expense.
 
+mod caller;
 mod pipeline;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fmt::Write as _;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead as _, BufReader, BufWriter, Write as _};
 use std::iter;
@@ -16,11 +18,13 @@ use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
 use highroad_package::Digest;
+use highroad_service::{Kind, Problem};
 use highroad_task::Cut;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use crate::hosted::{Ended, HostedRecord};
+pub use caller::Caller;
 pub use pipeline::{PipelineRecord, StepRecord};
 
 use crate::telemetry::LOG_DROPPED;
@@ -31,6 +35,9 @@ use crate::telemetry::LOG_DROPPED;
 pub struct Record {
     /// The id in the response's `x-request-id`.
     pub request_id: String,
+    #[serde(flatten)]
+    #[allow(missing_docs, reason = "its fields have theirs")]
+    pub caller: Caller,
     /// When it was answered, RFC 3339 in UTC.
     pub time: String,
     /// The member that answered.
@@ -93,6 +100,18 @@ pub struct Record {
     /// Of a whole request to a pipeline.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pipeline: Option<PipelineRecord>,
+}
+
+impl Record {
+    /// The id that this server made, or before there were such the request's.
+    pub fn own_id(&self) -> &str {
+        self.caller.unique_id.as_deref().unwrap_or(&self.request_id)
+    }
+
+    /// What finds this record and no other.
+    fn name(&self) -> String {
+        self.caller.unique_id.clone().unwrap_or_else(|| format!("{}@{}", self.request_id, self.time))
+    }
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde asks with a reference")]
@@ -161,27 +180,62 @@ impl RequestLog {
         }
     }
 
-    /// The newest record of each of `request_ids`, after a flush and one reading of the files. Errors if they cannot be read.
-    pub fn find_all(&self, request_ids: &BTreeSet<String>) -> io::Result<BTreeMap<String, Record>> {
+    /// [`find_all`], after a flush.
+    pub fn find_all(
+        &self,
+        ids: &BTreeSet<String>,
+        may: impl Fn(&Record) -> bool,
+    ) -> io::Result<BTreeMap<String, Vec<Record>>> {
         self.flush();
-        find_all(&self.dir, request_ids)
+        find_all(&self.dir, ids, may)
     }
 
-    /// The newest record of `request_id`, after a flush. Errors if the files cannot be read.
-    pub fn find(&self, request_id: &str) -> io::Result<Option<Record>> {
+    /// [`find`], after a flush.
+    pub fn find(&self, id: &str, may: impl Fn(&Record) -> bool) -> Result<Option<Record>, FindError> {
         self.flush();
-        find(&self.dir, request_id)
+        find(&self.dir, id, may)
     }
 }
 
-/// [`find`] of a request that was answered a moment ago: its record may still be on its way to the file, and is waited for up to
+/// Why no record is found.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+#[allow(missing_docs)]
+pub enum FindError {
+    #[error(transparent)]
+    Unreadable(#[from] io::Error),
+    #[error("{}", told_apart(id, records))]
+    Several { id: String, records: Vec<Record> },
+}
+
+impl FindError {
+    /// The problem in no protocol's words.
+    pub fn problem(&self) -> Problem {
+        match self {
+            Self::Unreadable(error) => Problem::internal(error),
+            Self::Several { .. } => Problem::new(Kind::Conflict, self.to_string()),
+        }
+    }
+}
+
+fn told_apart(id: &str, records: &[Record]) -> String {
+    let more = if records.len() == MOST_OF_ONE { " or more" } else { "" };
+    let mut told = format!("`{id}` is the id of {}{more} requests; name one by its own:", records.len());
+    for record in records {
+        let tenant = record.caller.tenant.as_ref().map(|tenant| format!(", asked by `{tenant}`")).unwrap_or_default();
+        let _ = write!(told, "\n  {} at {} by `{}`{tenant}", record.name(), record.time, record.member);
+    }
+    told
+}
+
+/// [`find`] of anybody's request that was answered a moment ago: its record may still be on its way to the file, and is waited for up to
 /// `patience` where the process that writes the newest file lives.
-pub fn find_written(dir: &Path, request_id: &str, patience: Duration) -> io::Result<Option<Record>> {
+pub fn find_written(dir: &Path, id: &str, patience: Duration) -> Result<Option<Record>, FindError> {
     let begun = Instant::now();
     loop {
         // Asked before the look, so that what it wrote last is seen.
         let may_come = begun.elapsed() < patience && is_written(dir);
-        match find(dir, request_id)? {
+        match find(dir, id, |_| true)? {
             None if may_come => thread::sleep(LOOK_AGAIN),
             found => return Ok(found),
         }
@@ -201,76 +255,128 @@ fn is_written(dir: &Path) -> bool {
     log_files(dir).unwrap_or_default().iter().rev().filter_map(writer).any(lives)
 }
 
-/// The newest record of `request_id` in the log files of `dir`; `None` also where there is no such directory. Lines that
-/// are not records (a crash can cut the last one) are passed over.
-pub fn find(dir: &Path, request_id: &str) -> io::Result<Option<Record>> {
-    let files = match log_files(dir) {
-        Ok(files) => files,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    for path in files.iter().rev() {
-        match find_in_file(path, request_id) {
-            Ok(Some(record)) => return Ok(Some(record)),
-            Ok(None) => {}
-            // The writer removes the oldest while others read.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
-        }
+/// The record that `id` names, of those that `may` be seen; `None` also where there is no such directory. Lines that are not records
+/// (a crash can cut the last one) are passed over.
+///
+/// An id that this server made names one record, whoever brings it once more. An id that clients brought may name several,
+/// which is an error that tells them apart: by their unique ids, or as `ID@TIME` where an earlier build wrote them.
+pub fn find(dir: &Path, id: &str, may: impl Fn(&Record) -> bool) -> Result<Option<Record>, FindError> {
+    let mut found = find_all(dir, &BTreeSet::from([id.to_owned()]), may)?.remove(id).unwrap_or_default();
+    match found.len() {
+        0 | 1 => Ok(found.pop()),
+        _ => Err(FindError::Several { id: id.to_owned(), records: found }),
     }
-    Ok(None)
 }
 
-/// The newest record of each of `request_ids` in the log files of `dir`, which are read once, the newest first; those that are not
-/// there are left out.
-pub fn find_all(dir: &Path, request_ids: &BTreeSet<String>) -> io::Result<BTreeMap<String, Record>> {
+/// The records that each of `ids` names as in [`find`], the newest ones at the end, at most 16 of one id; ids that name none are left out.
+/// The files are read once.
+pub fn find_all(
+    dir: &Path,
+    ids: &BTreeSet<String>,
+    may: impl Fn(&Record) -> bool,
+) -> io::Result<BTreeMap<String, Vec<Record>>> {
     let files = match log_files(dir) {
         Ok(files) => files,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
         Err(error) => return Err(error),
     };
-    let (mut found, mut missing) = (BTreeMap::new(), request_ids.clone());
-    for path in files.iter().rev().take_while(|_| !request_ids.is_empty()) {
-        if missing.is_empty() {
-            break;
+    let mut wanted = Wanted::new(ids);
+    for path in files.iter().take_while(|_| !ids.is_empty()) {
+        match File::open(path) {
+            Ok(file) => wanted.read(file, &may)?,
+            // The writer removes the oldest while others read.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
         }
-        let mut here = BTreeMap::new();
-        let mut reader = BufReader::with_capacity(1 << 20, File::open(path)?);
-        let mut line = String::new();
-        while reader.read_line(&mut line)? > 0 {
-            if let Some(id) = id_of(&line).filter(|id| missing.contains(*id))
-                && let Ok(record) = serde_json::from_str::<Record>(&line)
-                && record.request_id == id
-            {
-                here.insert(id.to_owned(), record);
-            }
+    }
+    Ok(wanted.found())
+}
+
+/// Most records that are told of one id.
+const MOST_OF_ONE: usize = 16;
+
+/// What is looked for in the files, by id without time.
+struct Wanted<'a> {
+    ids: BTreeMap<&'a str, Vec<Sought<'a>>>,
+}
+
+/// What was found of one id.
+struct Sought<'a> {
+    asked: &'a str,
+    /// The time behind an `@`.
+    time: Option<&'a str>,
+    /// Records whose own id it is, and those whose client only brought it.
+    own: VecDeque<Record>,
+    brought: VecDeque<Record>,
+}
+
+impl<'a> Wanted<'a> {
+    fn new(asked: &'a BTreeSet<String>) -> Self {
+        let mut ids: BTreeMap<&str, Vec<Sought<'_>>> = BTreeMap::new();
+        for asked in asked {
+            let (id, time) = asked.split_once('@').map_or((asked.as_str(), None), |(id, time)| (id, Some(time)));
+            let (own, brought) = Default::default();
+            ids.entry(id).or_default().push(Sought { asked, time, own, brought });
+        }
+        Self { ids }
+    }
+
+    fn read(&mut self, file: File, may: impl Fn(&Record) -> bool) -> io::Result<()> {
+        let mut reader = BufReader::with_capacity(1 << 20, file);
+        let mut line = Vec::new();
+        while reader.read_until(b'\n', &mut line)? > 0 {
+            self.line(&line, &may);
             line.clear();
         }
-        missing.retain(|id| !here.contains_key(id));
-        found.extend(here);
+        Ok(())
     }
-    Ok(found)
-}
 
-/// The id that a line begins with, as [`Record`] is written: cheaper than reading all of it.
-fn id_of(line: &str) -> Option<&str> {
-    line.strip_prefix("{\"request_id\":\"")?.split_once('"').map(|(id, _)| id)
-}
-
-fn find_in_file(path: &Path, request_id: &str) -> io::Result<Option<Record>> {
-    // Ids are free of characters that JSON escapes, so a line without the bare id cannot be its record.
-    let needle = format!("\"{request_id}\"");
-    let mut found = None;
-    let mut reader = BufReader::with_capacity(1 << 20, File::open(path)?);
-    let mut line = String::new();
-    while reader.read_line(&mut line)? > 0 {
-        if line.contains(&needle) {
-            let record = serde_json::from_str::<Record>(&line).ok().filter(|record| record.request_id == request_id);
-            found = record.or(found);
+    fn line(&mut self, line: &[u8], may: impl Fn(&Record) -> bool) {
+        let Some((request_id, unique_id)) = ids_of(line) else { return };
+        let ids = [Some(request_id), unique_id].into_iter().flatten();
+        if !ids.clone().any(|id| self.ids.contains_key(id)) {
+            return;
         }
-        line.clear();
+        let Some(record) = serde_json::from_slice::<Record>(line).ok().filter(|record| may(record)) else { return };
+        for id in ids {
+            self.ids.get_mut(id).into_iter().flatten().for_each(|sought| sought.put(id, &record));
+        }
     }
-    Ok(found)
+
+    fn found(self) -> BTreeMap<String, Vec<Record>> {
+        let found = |sought: Sought<'_>| {
+            let records = if sought.own.is_empty() { sought.brought } else { sought.own };
+            (sought.asked.to_owned(), Vec::from(records))
+        };
+        self.ids.into_values().flatten().map(found).filter(|(_, records)| !records.is_empty()).collect()
+    }
+}
+
+impl Sought<'_> {
+    fn put(&mut self, id: &str, record: &Record) {
+        if self.time.is_some_and(|time| time != record.time) {
+            return;
+        }
+        let records = if record.own_id() == id { &mut self.own } else { &mut self.brought };
+        if records.len() == MOST_OF_ONE {
+            records.pop_front();
+        }
+        records.push_back(record.clone());
+    }
+}
+
+/// The request's id and the unique one, with which a line begins as [`Record`] is written: cheaper than reading all of it. No id has what
+/// JSON escapes.
+fn ids_of(line: &[u8]) -> Option<(&str, Option<&str>)> {
+    let (request_id, rest) = quoted(line.strip_prefix(b"{\"request_id\":\"")?)?;
+    let unique_id = rest.strip_prefix(b",\"unique_id\":\"").and_then(quoted);
+    Some((request_id, unique_id.map(|(unique_id, _)| unique_id)))
+}
+
+/// What is before the quote, and what is after it.
+fn quoted(text: &[u8]) -> Option<(&str, &[u8])> {
+    let end = text.iter().position(|byte| *byte == b'"')?;
+    Some((str::from_utf8(&text[..end]).ok()?, &text[end + 1..]))
 }
 
 // Names begin with the time of creation, so that sorting by name sorts by age.
@@ -368,6 +474,7 @@ mod tests {
     fn record(request_id: &str) -> Record {
         Record {
             request_id: request_id.to_owned(),
+            caller: Caller::default(),
             time: "2026-11-23T09:00:00Z".to_owned(),
             member: "moderation".to_owned(),
             route: "/v1/moderations".to_owned(),
@@ -402,32 +509,79 @@ mod tests {
         let log = RequestLog::open(dir.path(), LogLimits::default()).unwrap();
         log.put(record("one"));
         log.put(record("two"));
-        assert_eq!(log.find("two").unwrap(), Some(record("two")));
-        assert_eq!(log.find("three").unwrap(), None);
-        assert_eq!(find(dir.path(), "one").unwrap(), Some(record("one")));
+        assert_eq!(log.find("two", |_| true).unwrap(), Some(record("two")));
+        assert_eq!(log.find("three", |_| true).unwrap(), None);
+        assert_eq!(find(dir.path(), "one", |_| true).unwrap(), Some(record("one")));
+    }
+
+    /// A record of a client that brought the id itself.
+    fn brought(request_id: &str, unique_id: &str, tenant: &str) -> Record {
+        let [unique_id, tenant] = [unique_id, tenant].map(|text| Some(text.to_owned()));
+        Record { caller: Caller { unique_id, key: tenant.clone(), tenant }, ..record(request_id) }
     }
 
     #[test]
-    fn the_newest_record_of_a_reused_id_counts() {
+    fn an_id_that_is_brought_again_takes_nobodys_answer_away() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = RequestLog::open(dir.path(), LogLimits { file_bytes: 1000, ..LogLimits::default() }).unwrap();
+        let (first, second) = (brought("id", "u1", "acme"), brought("id", "u2", "acme"));
+        // The id that the server made for somebody else, or for this very client, is as good as any.
+        for record in
+            [record("made"), first.clone(), brought("id", "u3", "beta"), second.clone(), brought("made", "u4", "beta")]
+        {
+            log.put(record);
+        }
+        let of = |tenant: &'static str| move |record: &Record| record.caller.tenant.as_deref() == Some(tenant);
+        assert_eq!(log.find("made", |_| true).unwrap(), Some(record("made")));
+        assert_eq!(log.find("made", of("beta")).unwrap(), Some(brought("made", "u4", "beta")));
+        assert_eq!(log.find("id", of("beta")).unwrap(), Some(brought("id", "u3", "beta")));
+        assert_eq!(
+            [log.find("u1", of("acme")).unwrap(), log.find("u2", of("acme")).unwrap()],
+            [Some(first), Some(second)]
+        );
+        assert_eq!(log.find("u1", of("beta")).unwrap(), None);
+        let error = log.find("id", of("acme")).unwrap_err();
+        assert_eq!(error.problem().kind, Kind::Conflict);
+        assert_eq!(
+            error.to_string(),
+            "`id` is the id of 2 requests; name one by its own:
+  u1 at 2026-11-23T09:00:00Z by `moderation`, asked by `acme`
+  u2 at 2026-11-23T09:00:00Z by `moderation`, asked by `acme`"
+        );
+        let found = log.find_all(&["id", "u3", "made"].map(str::to_owned).into(), |_| true).unwrap();
+        assert_eq!(found.values().map(Vec::len).collect::<Vec<_>>(), [3, 1, 1]);
+    }
+
+    #[test]
+    fn records_of_earlier_builds_are_told_apart_by_their_time() {
         let dir = tempfile::tempdir().unwrap();
         let log = RequestLog::open(dir.path(), LogLimits::default()).unwrap();
         log.put(record("id"));
-        log.put(Record { version: "moderation:8".to_owned(), ..record("id") });
-        assert_eq!(log.find("id").unwrap().unwrap().version, "moderation:8");
+        log.put(Record { time: "2026-11-23T09:00:01Z".to_owned(), ..record("id") });
+        let error = log.find("id", |_| true).unwrap_err().to_string();
+        assert!(error.ends_with("\n  id@2026-11-23T09:00:01Z at 2026-11-23T09:00:01Z by `moderation`"), "{error}");
+        assert_eq!(log.find("id@2026-11-23T09:00:00Z", |_| true).unwrap(), Some(record("id")));
     }
 
     #[test]
-    fn many_records_are_found_in_one_reading_the_newest_of_each() {
+    fn of_an_id_that_came_ever_again_the_newest_are_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = RequestLog::open(dir.path(), LogLimits::default()).unwrap();
+        (0..=MOST_OF_ONE).for_each(|n| log.put(brought("id", &format!("u{n:02}"), "acme")));
+        let error = log.find("id", |_| true).unwrap_err().to_string();
+        assert!(error.contains("16 or more requests") && !error.contains("u00") && error.contains("u16"), "{error}");
+    }
+
+    #[test]
+    fn many_records_are_found_in_one_reading() {
         let dir = tempfile::tempdir().unwrap();
         let log = RequestLog::open(dir.path(), LogLimits { file_bytes: 1000, ..LogLimits::default() }).unwrap();
-        for id in ["one", "two", "three", "one"] {
-            log.put(Record { total_ms: if id == "one" { 9.0 } else { 1.0 }, ..record(id) });
-        }
-        log.put(Record { version: "moderation:8".to_owned(), ..record("one") });
-        let wanted = ["one", "two", "four"].map(str::to_owned).into();
-        let found = log.find_all(&wanted).unwrap();
-        assert_eq!(found.keys().collect::<Vec<_>>(), ["one", "two"]);
-        assert_eq!(found["one"].version, "moderation:8");
+        ["one", "two", "three"].into_iter().for_each(|id| log.put(record(id)));
+        let found = log.find_all(&["one", "two", "four"].map(str::to_owned).into(), |_| true).unwrap();
+        assert_eq!(
+            found,
+            [("one", vec![record("one")]), ("two", vec![record("two")])].map(|(id, of)| (id.to_owned(), of)).into()
+        );
     }
 
     #[test]
@@ -442,8 +596,8 @@ mod tests {
         let files = log_files(dir.path()).unwrap();
         assert_eq!(files.len(), 3);
         assert!(files.iter().all(|file| fs::metadata(file).unwrap().len() <= 1000));
-        assert_eq!(log.find("id-0").unwrap(), None);
-        assert!(log.find("id-19").unwrap().is_some());
+        assert_eq!(log.find("id-0", |_| true).unwrap(), None);
+        assert!(log.find("id-19", |_| true).unwrap().is_some());
     }
 
     #[test]
@@ -451,7 +605,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let whole = serde_json::to_string(&record("id")).unwrap();
         fs::write(dir.path().join("1.jsonl"), format!("{whole}\n{}", &whole[..whole.len() / 2])).unwrap();
-        assert_eq!(find(dir.path(), "id").unwrap(), Some(record("id")));
+        assert_eq!(find(dir.path(), "id", |_| true).unwrap(), Some(record("id")));
     }
 
     #[test]
@@ -479,6 +633,6 @@ mod tests {
 
     #[test]
     fn a_directory_that_is_not_there_holds_no_records() {
-        assert_eq!(find(Path::new("/nonexistent/requests"), "id").unwrap(), None);
+        assert_eq!(find(Path::new("/nonexistent/requests"), "id", |_| true).unwrap(), None);
     }
 }

@@ -10,7 +10,7 @@ use highroad_eval::{Aliased, Evidence, Override, OverrideRefusal, Verdict};
 use highroad_hosted::NUMERICS_ID;
 use highroad_package::{Digest, Manifest, TaskKind, VerifiedPackage};
 use highroad_service::access::Priority;
-use highroad_task::raw::{Program, RunError, Tensor, tensors_digest};
+use highroad_task::raw::{Program, RunError, Tensor, is_finite, tensors_digest};
 use highroad_task::{
     Answer, Cut, Input, ParityReport, Piece, Predictor, PredictorOptions, Prepared, Special, TaskError, TensorGlimpse,
     Truncate, ranked,
@@ -451,6 +451,14 @@ impl Revision {
         tensors: Vec<Tensor>,
         terms: Terms,
     ) -> Result<Asked<Vec<Tensor>>, AskError> {
+        // What decides by finite numbers must have them, on this way too; a program of any tensors may mean infinities, as masks do.
+        let is_tensors = matches!(self.manifest().task.kind, TaskKind::Tensors);
+        let first_odd = |tensors: &[Tensor]| tensors.iter().position(|tensor| !is_finite(tensor));
+        if !is_tensors && let Some(input_idx) = first_odd(&tensors) {
+            let name = self.program().inputs().get(input_idx).map_or("?", |spec| spec.name.as_str());
+            let reason = format!("an element of `{name}` is infinite or not a number");
+            return Err(AskError::Tensors { kind: "not_a_number", reason });
+        }
         let watch = self.watch.get();
         let drawn = watch.and_then(|watch| watch.draw_row(&tensors));
         let work = Work::Program(tensors);
@@ -460,6 +468,10 @@ impl Revision {
         settle(hold, n_tokens);
         let (queued, computed) = longest_times(&done);
         let answers: Vec<Tensor> = done.into_iter().flat_map(|done| done.output.tensors()).collect();
+        if !is_tensors && first_odd(&answers).is_some() {
+            let reason = "the program's output is infinite or not a number".to_owned();
+            return Err(AskError::Failed { member: self.facts.member.clone(), reason });
+        }
         let digests = vec![tensors_digest(&answers)];
         let seen = watch.zip(drawn).and_then(|(watch, drawn)| watch.computed(drawn, &answers));
         let (n_tokens, n_truncated, prepared) = (Vec::new(), 0, Duration::ZERO);
@@ -698,6 +710,7 @@ impl<'a> Standing<'a> {
         let package = candidate.package.digest();
         let at = candidate.admitted_at.as_deref().unwrap_or(now);
         let refusal = match &candidate.verdict {
+            None if candidate.package.is_bare() => DeployError::BareProgram,
             None => DeployError::NoVerdict(package),
             Some((digest, verdict)) => match verdict.admits(&package.to_string(), at) {
                 Ok(()) => return Ok(Self::Admitted { digest: *digest, verdict }),

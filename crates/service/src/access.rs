@@ -201,6 +201,8 @@ pub struct Principal {
     /// The highest class it may ask.
     pub priority: Priority,
     members: Option<Arc<BTreeSet<String>>>,
+    /// Whether it sees what other tenants asked.
+    sees_all: bool,
 }
 
 tokio::task_local! {
@@ -223,6 +225,12 @@ impl Principal {
     /// Whether the request that this task answers may ask every member; yes where it answers none, or where no keys are asked for.
     pub fn current_may_ask_all() -> bool {
         PRINCIPAL.try_with(|principal| principal.members.is_none()).unwrap_or(true)
+    }
+
+    /// Whether it may see a request of `tenant`: its own tenant's. Of any tenant, and of what came before keys were asked for, where it may
+    /// move production, or where its tenant has no key that asks models, and so watches over others.
+    pub fn may_see(&self, tenant: Option<&str>) -> bool {
+        self.sees_all || tenant == Some(self.tenant.as_str())
     }
 
     /// Does `work` for the request that this task answers with every member, because what was asked for is theirs together.
@@ -533,19 +541,23 @@ impl Table {
                 table.tenant_limits.insert(name, limit);
             }
         }
+        let asks = |(_, entry): &(&String, &KeyEntry)| entry.scopes.contains(&Scope::Infer);
+        let asking = file.keys.iter().filter(asks).map(|(name, entry)| entry.tenant(name).to_owned());
+        let asking: BTreeSet<String> = asking.collect();
         for (name, entry) in file.keys {
-            table.add(name, entry, &before.key_limits);
+            let sees_all = entry.scopes.contains(&Scope::Deploy) || !asking.contains(entry.tenant(&name));
+            table.add(name, entry, sees_all, &before.key_limits);
         }
         if let Some(own) = own {
             let scopes = Arc::new(Scope::ALL.into());
             let (key, tenant) = (OWN.to_owned(), OWN.to_owned());
-            let principal = Principal { key, tenant, scopes, priority: Priority::High, members: None };
+            let principal = Principal { key, tenant, scopes, priority: Priority::High, members: None, sees_all: true };
             table.keys.insert(digest(own), Key { principal, expires: None, limits: Vec::new() });
         }
         table
     }
 
-    fn add(&mut self, name: String, entry: KeyEntry, before: &Limits) {
+    fn add(&mut self, name: String, entry: KeyEntry, sees_all: bool, before: &Limits) {
         let Some(digest) = entry.digest() else { return };
         if let Some(rate) = entry.requests_per_minute {
             let limit = Limit::of(before, ["key", &name], rate, self.pool.as_deref());
@@ -555,7 +567,7 @@ impl Table {
         let limits = self.key_limits.get(&name).into_iter().chain(self.tenant_limits.get(&tenant)).cloned().collect();
         let (scopes, members) = (Arc::new(entry.scopes), entry.members.map(Arc::new));
         let priority = entry.priority.unwrap_or(Priority::High);
-        let principal = Principal { key: name, tenant, scopes, priority, members };
+        let principal = Principal { key: name, tenant, scopes, priority, members, sees_all };
         self.keys.insert(digest, Key { principal, expires: entry.expires, limits });
     }
 }
@@ -738,6 +750,27 @@ mod tests {
         let rig = Rig::new("members = [\"router\"]");
         let principal = bearer(&rig.access(), "/ask", &rig.key).unwrap().unwrap();
         assert!(principal.may_ask("router") && !principal.may_ask("other"));
+    }
+
+    #[test]
+    fn a_key_sees_the_requests_of_its_tenant_and_who_watches_or_deploys_those_of_all() {
+        let entry = |name: &str, tenant: &str, scopes: &str| {
+            let (key, sha256) = new_key().unwrap();
+            (key, format!("[keys.{name}]\nsha256 = \"{sha256}\"\nscopes = [{scopes}]\ntenant = \"{tenant}\"\n"))
+        };
+        let (acme, first) = entry("acme", "acme", "\"infer\", \"observe\"");
+        let (board, second) = entry("board", "acme", "\"observe\"");
+        let (watcher, third) = entry("watcher", "ops", "\"observe\"");
+        let (release, fourth) = entry("release", "acme", "\"infer\", \"deploy\"");
+        let rig = Rig::new(&[first, second, third, fourth].concat());
+        let access = rig.access();
+        for (key, path, others) in
+            [(&acme, "/ask", false), (&board, "/docs", false), (&watcher, "/docs", true), (&release, "/ask", true)]
+        {
+            let principal = bearer(&access, path, key).unwrap().unwrap();
+            assert_eq!(principal.may_see(Some("acme")), others || principal.tenant == "acme", "{principal:?}");
+            assert_eq!([principal.may_see(Some("beta")), principal.may_see(None)], [others; 2], "{principal:?}");
+        }
     }
 
     #[test]

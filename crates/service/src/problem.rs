@@ -35,6 +35,8 @@ pub enum Kind {
     Conflict,
     /// 413: the body is over the limit.
     TooLarge,
+    /// 415: the body is in a form that is not spoken.
+    UnsupportedMedia,
     /// 422: readable, but this model cannot answer it.
     Unprocessable,
     /// 429: the queue is full.
@@ -60,6 +62,7 @@ impl Kind {
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::Conflict => StatusCode::CONFLICT,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::UnsupportedMedia => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::Unprocessable => StatusCode::UNPROCESSABLE_ENTITY,
             Self::Overloaded => StatusCode::TOO_MANY_REQUESTS,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,

@@ -28,6 +28,7 @@ use crate::trace::{KeyValue, Span};
 use crate::{Kind, Problem, ServiceError, Tls};
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const UNIQUE_REQUEST_ID: HeaderName = HeaderName::from_static("x-highroad-request-id");
 const MAX_REQUEST_ID_BYTES: usize = 128;
 const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 const RELOAD_EVERY: Duration = Duration::from_secs(1);
@@ -89,6 +90,17 @@ impl Default for Shell {
 /// The client's own if it sent a sane one (1 to 128 of `A-Z a-z 0-9 . _ -`), else a new UUIDv7.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RequestId(pub String);
+
+tokio::task_local! {
+    static UNIQUE_ID: Option<String>;
+}
+
+impl RequestId {
+    /// This server's own id of the request that this task answers, a new UUIDv7, where [`RequestId`] is the client's, which may come again.
+    pub fn unique() -> Option<String> {
+        UNIQUE_ID.try_with(Clone::clone).ok().flatten()
+    }
+}
 
 impl Bound {
     /// Listens on `HOST:PORT`; port 0 takes a free one.
@@ -217,9 +229,12 @@ impl Shell {
         let inner = ServiceBuilder::new()
             .layer(CatchPanicLayer::custom(answer_panic))
             .layer(RequestBodyTimeoutLayer::new(BODY_TIMEOUT))
-            .layer(RequestDecompressionLayer::new().pass_through_unaccepted(true))
+            .layer(RequestDecompressionLayer::new())
             .map_request(|request: Request<_>| request.map(Body::new));
-        let mut app = router.layer(DefaultBodyLimit::max(self.body_limit_bytes)).layer(inner);
+        let mut app = router
+            .layer(DefaultBodyLimit::max(self.body_limit_bytes))
+            .layer(inner)
+            .layer(middleware::from_fn_with_state(self.error_shape, refuse_encodings));
         if let Some(access) = &self.access {
             let guard = access::Guard { access: access.clone(), shape: self.error_shape };
             // Pages ask leave before they bring a key, so that is answered outside of the guard.
@@ -259,7 +274,7 @@ const UNTRACED: [&str; 4] = ["/health", "/ready", "/metrics", "/v1/traces"];
 /// Outermost: the request's id, its span, its log line and its metrics, and headers that every response has.
 async fn observe(State(headers): State<Option<fn(&mut HeaderMap)>>, mut request: Request, next: Next) -> Response {
     let started = Instant::now();
-    let id = request_id(request.headers());
+    let (id, unique) = request_id(request.headers());
     let method = request.method().clone();
     let path = request.uri().path().to_owned();
     let route = request.extensions().get::<MatchedPath>().map_or("unmatched".to_owned(), |m| m.as_str().to_owned());
@@ -271,12 +286,15 @@ async fn observe(State(headers): State<Option<fn(&mut HeaderMap)>>, mut request:
         false => Span::of_request(request.headers(), || format!("{label} {route}")),
     };
 
-    let mut response = span.scope(next.run(request)).await;
+    let mut response = span.scope(UNIQUE_ID.scope(unique.clone(), next.run(request))).await;
 
     let seconds = started.elapsed().as_secs_f64();
     let status = response.status();
     if let Ok(value) = HeaderValue::from_str(&id) {
         response.headers_mut().insert(X_REQUEST_ID, value);
+    }
+    if let Some(value) = unique.and_then(|unique| HeaderValue::try_from(unique).ok()) {
+        response.headers_mut().insert(UNIQUE_REQUEST_ID, value);
     }
     if let Some(add) = headers {
         add(response.headers_mut());
@@ -306,15 +324,39 @@ async fn observe(State(headers): State<Option<fn(&mut HeaderMap)>>, mut request:
     response
 }
 
-fn request_id(headers: &HeaderMap) -> String {
+/// The id of a request, and one of this server's own where that is the client's.
+fn request_id(headers: &HeaderMap) -> (String, Option<String>) {
     let sane = |id: &&str| {
         (1..=MAX_REQUEST_ID_BYTES).contains(&id.len())
             && id.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
     };
     match headers.get(X_REQUEST_ID).and_then(|value| value.to_str().ok()).filter(sane) {
-        Some(id) => id.to_owned(),
-        None => uuid::Uuid::now_v7().to_string(),
+        Some(id) => (id.to_owned(), Some(uuid::Uuid::now_v7().to_string())),
+        None => (uuid::Uuid::now_v7().to_string(), None),
     }
+}
+
+/// The encodings of bodies that are read, as RFC 9110 wants them told to who sends another.
+const ENCODINGS: &str = "gzip, identity";
+
+/// Refuses bodies in other encodings with 415, in the shape of the path's protocol; names of encodings have no case.
+async fn refuse_encodings(State(shape): State<ErrorShape>, mut request: Request, next: Next) -> Response {
+    let Some(named) = request.headers().get(header::CONTENT_ENCODING) else { return next.run(request).await };
+    let plain = match named.as_bytes().trim_ascii().to_ascii_lowercase().as_slice() {
+        b"gzip" | b"x-gzip" => HeaderValue::from_static("gzip"),
+        b"identity" | b"" => HeaderValue::from_static("identity"),
+        _ => {
+            let problem = Problem::new(
+                Kind::UnsupportedMedia,
+                format!("the body's `content-encoding` is not read here; known are {ENCODINGS}"),
+            );
+            let mut response = problem.respond(|problem| shape(request.uri().path(), problem));
+            response.headers_mut().insert(header::ACCEPT_ENCODING, HeaderValue::from_static(ENCODINGS));
+            return response;
+        }
+    };
+    request.headers_mut().insert(header::CONTENT_ENCODING, plain);
+    next.run(request).await
 }
 
 /// Methods are free text in HTTP; a label must not be.
@@ -421,11 +463,14 @@ mod tests {
     async fn a_sane_request_id_is_kept_and_a_hostile_one_replaced() {
         let kept = ask(request("GET", "/id").header("x-request-id", "abc-1").body(Body::empty()).unwrap()).await;
         assert_eq!(kept.headers()["x-request-id"], "abc-1");
+        let unique = kept.headers()["x-highroad-request-id"].to_str().unwrap();
+        assert_eq!(uuid::Uuid::parse_str(unique).unwrap().get_version_num(), 7);
         let long = "a".repeat(129);
         for hostile in ["../../etc", "a b", "", long.as_str()] {
             let made = ask(request("GET", "/id").header("x-request-id", hostile).body(Body::empty()).unwrap()).await;
             let id = made.headers()["x-request-id"].to_str().unwrap();
             assert_eq!(uuid::Uuid::parse_str(id).unwrap().get_version_num(), 7);
+            assert!(!made.headers().contains_key("x-highroad-request-id"));
         }
     }
 
@@ -435,6 +480,24 @@ mod tests {
         assert_eq!(fits.status(), StatusCode::OK);
         let over = ask(request("POST", "/length").body(Body::from("123456789")).unwrap()).await;
         assert_eq!(over.status(), StatusCode::PAYLOAD_TOO_LARGE);
+    }
+
+    #[tokio::test]
+    async fn a_body_in_another_encoding_is_415_and_told_which_are_read() {
+        let encoded =
+            |name: &str| request("POST", "/length").header("content-encoding", name).body(Body::from("{}")).unwrap();
+        for unread in ["br", "deflate", "zstd", "gzip, gzip"] {
+            let refused = ask(encoded(unread)).await;
+            assert_eq!(
+                (refused.status().as_u16(), &refused.headers()["accept-encoding"]),
+                (415, &HeaderValue::from_static("gzip, identity"))
+            );
+            let told = axum::body::to_bytes(refused.into_body(), 1 << 10).await.unwrap();
+            assert!(String::from_utf8_lossy(&told).contains("known are gzip, identity"), "{told:?}");
+        }
+        assert_eq!(ask(encoded("Identity")).await.status(), StatusCode::OK);
+        // What is no gzip cannot be read, whatever the letters' case.
+        assert_eq!(ask(encoded("GZIP")).await.status(), StatusCode::BAD_REQUEST);
     }
 
     #[tokio::test]

@@ -37,5 +37,5 @@ pub mod raw {
     pub use highroad_runtime::{Program, RunError, RunOptions, TensorSpec, numerics_id};
     pub use highroad_tensor::{DType, Storage, Tensor, TensorError};
 
-    pub use crate::tensors::{arrays_of, of_arrays, row_major_bytes, tensors_digest};
+    pub use crate::tensors::{arrays_of, is_finite, of_arrays, row_major_bytes, tensors_digest};
 }

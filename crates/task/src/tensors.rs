@@ -59,6 +59,18 @@ pub fn row_major_bytes(tensor: &Tensor) -> Vec<u8> {
     tensor.storage().bytes()[start..start + tensor.numel() * width].to_vec()
 }
 
+/// Whether no element is infinite or not a number; tensors of dtypes without such are finite.
+pub fn is_finite(tensor: &Tensor) -> bool {
+    if !tensor.dtype().is_float() {
+        return true;
+    }
+    let wide = || tensor.cast(DType::F64).ok()?.to_vec::<f64>();
+    match tensor.as_slice::<f32>() {
+        Some(elements) => elements.iter().all(|element| element.is_finite()),
+        None => wide().is_some_and(|elements| elements.iter().all(|element| element.is_finite())),
+    }
+}
+
 /// The digest of a program's outputs: SHA-256 over their elements, little-endian and row-major, one tensor after the
 /// other. For one output of one row that is what [`Answer::digest`](crate::Answer::digest) says of the same values.
 pub fn tensors_digest(outputs: &[Tensor]) -> Digest {

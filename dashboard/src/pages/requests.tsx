@@ -72,7 +72,11 @@ function Found(props: { server: Accessor<Server>; id: Accessor<string> }): JSX.E
     () => ({ server: props.server(), id: props.id() }),
     ({ server, id }, signal) => serving.request(server, id, signal),
   );
-  const isCurrent = () => live.value?.request.request_id === props.id();
+  const isCurrent = () => {
+    const [id] = props.id().split('@');
+    const found = live.value?.request;
+    return found !== undefined && [found.request_id, found.unique_id].includes(id);
+  };
   return (
     <Switch>
       <Match when={live.error && !live.loading && !isCurrent()}>
@@ -97,7 +101,7 @@ function Found(props: { server: Accessor<Server>; id: Accessor<string> }): JSX.E
               }
             >
               {(pipeline) => (
-                <Steps id={value().request.request_id} steps={pipeline().steps} stopped={pipeline().stopped} />
+                <Steps id={ownId(value().request)} steps={pipeline().steps} stopped={pipeline().stopped} />
               )}
             </Show>
           </>
@@ -167,7 +171,7 @@ function Record(props: { record: RequestRecord }): JSX.Element {
           <div>
             <dt>Step of</dt>
             <dd>
-              <A href={`/requests?id=${encodeURIComponent(wholeOf(props.record.request_id))}`}>
+              <A href={`/requests?id=${encodeURIComponent(wholeOf(ownId(props.record)))}`}>
                 <bdi>{pipeline()}</bdi>
               </A>
             </dd>
@@ -185,6 +189,11 @@ function Record(props: { record: RequestRecord }): JSX.Element {
       </div>
     </dl>
   );
+}
+
+/** The id that names this record alone: the client's own may come again. */
+function ownId(record: RequestRecord): string {
+  return record.unique_id ?? record.request_id;
 }
 
 /** The request of a pipeline that `ID.STEP` is a step of. */
@@ -370,24 +379,24 @@ function Again(props: { record: RequestRecord; server: Accessor<Server> }): JSX.
     setResult(undefined);
     setError(undefined);
   };
-  createEffect(on(() => props.record.request_id, clear, { defer: true }));
+  createEffect(on(() => ownId(props.record), clear, { defer: true }));
   const submit = async (event: SubmitEvent) => {
     event.preventDefault();
     if (busy()) return;
-    const asked = props.record.request_id;
+    const asked = ownId(props.record);
     clear();
     setBusy(true);
     try {
       const replayed = await serving.replay(props.server(), asked, caseOf(input()));
-      if (asked === props.record.request_id) setResult(replayed);
+      if (asked === ownId(props.record)) setResult(replayed);
     } catch (failure) {
-      if (asked === props.record.request_id) setError(message(failure));
+      if (asked === ownId(props.record)) setError(message(failure));
     } finally {
       setBusy(false);
     }
   };
   const command = () =>
-    replayCommand(props.record.request_id, props.server().acts ? location.origin : `http://${props.server().name}`);
+    replayCommand(ownId(props.record), props.server().acts ? location.origin : `http://${props.server().name}`);
   return (
     <Show
       when={!props.record.hosted}

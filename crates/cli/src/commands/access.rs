@@ -31,7 +31,7 @@ enum What {
 #[derive(clap::Args)]
 struct Place {
     /// The access file.
-    #[arg(long, value_name = "FILE", env = "HIGHROAD_ACCESS", default_value = "access.toml")]
+    #[arg(long, visible_alias = "access", value_name = "FILE", env = "HIGHROAD_ACCESS", default_value = "access.toml")]
     file: PathBuf,
     /// Print JSON.
     #[arg(long)]

@@ -279,6 +279,10 @@ fn unmade(error: IndexError, output: &Path) -> anyhow::Error {
         IndexError::Lance { uri, reason } if is_unfinished(Path::new(&uri)) => {
             anyhow!("cannot make the index `{output}` in LanceDB: {reason}")
         }
+        IndexError::Exists { .. } => anyhow!(
+            "`{output}` exists already\nhint: build into another folder and name that in `[indexes]` of the portfolio, which running servers \
+             take up; or remove this one first"
+        ),
         error => error.into(),
     }
 }

@@ -30,7 +30,7 @@ const MISMATCH: u8 = 1;
 /// `highroad replay REQUEST_ID --input case.json [--with REF]`
 #[derive(clap::Args)]
 pub struct Args {
-    /// The answer's `x-request-id`; of a pipeline also `ID.STEP`, one of its steps.
+    /// The answer's `x-request-id` or `x-highroad-request-id`; of a pipeline also `ID.STEP`, one of its steps.
     request_id: String,
     /// What was asked: `{"input": {"text": "…"}}`, `{"text": "…"}`, a picture, or the body that was sent. The server keeps no inputs.
     #[arg(long, value_name = "FILE")]
@@ -152,7 +152,7 @@ pub fn served(id: &str, input: &Path, server: Option<&str>) -> anyhow::Result<Se
         bail!("`{}` is not what request `{id}` asked: {}", input.display(), comparison.why);
     }
     let specs = predictor.program().inputs();
-    match case::query(&case, specs)? {
+    match case::query_on(&case, specs, &record.route)? {
         Query::Program(tensors) => Ok(Served { record, input: Input::Tensors(arrays_of(specs, &tensors)) }),
         Query::Rows(inputs) if inputs.len() == 1 => Ok(Served { record, input: inputs[0].clone() }),
         _ => bail!("`{}` holds more than one input: keep the one that is to become a case", input.display()),

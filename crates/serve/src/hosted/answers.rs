@@ -26,7 +26,10 @@ const MAX_CHATS: usize = 64;
 /// Who asks, and where.
 #[derive(Clone, Copy)]
 pub(super) struct Asker<'a> {
+    /// The request's.
     pub id: &'a str,
+    /// Which part of it asks, where several do.
+    pub part: Option<&'a str>,
     pub route: &'static str,
 }
 
@@ -97,10 +100,10 @@ impl App {
                 format!("{} texts, and a model that is asked by chat labels {MAX_CHATS} at once", inputs.len());
             return Err(Problem::invalid(message).into());
         }
-        let ids: Vec<String> = (0..inputs.len()).map(|idx| format!("{}.{idx}", asker.id)).collect();
-        let alone = ids.iter().zip(inputs).map(|(id, input)| {
-            let id = if inputs.len() == 1 { asker.id } else { id.as_str() };
-            self.labels_together(Asker { id, ..asker }, member, load, std::slice::from_ref(input))
+        let parts: Vec<String> = (0..inputs.len()).map(|idx| idx.to_string()).collect();
+        let alone = parts.iter().zip(inputs).map(|(part, input)| {
+            let part = (inputs.len() > 1).then_some(part.as_str());
+            self.labels_together(Asker { part, ..asker }, member, load, std::slice::from_ref(input))
         });
         let told = try_join_all(alone).await?;
         Ok(told.into_iter().collect::<Result<Vec<_>, _>>().map(|parts| joined(parts, member.hosted())))

@@ -18,7 +18,7 @@ use super::ask::Began;
 use super::trial::Part;
 use crate::alerts::watch::{self, Watch};
 use crate::protocol::chat::{Event, Events, Tally, error_event};
-use crate::request_log::{Record, RequestLog};
+use crate::request_log::{Caller, Record, RequestLog};
 use crate::telemetry::{HOSTED_COST, HOSTED_FIRST_BYTE_SECONDS, HOSTED_TOKENS, REQUEST_SECONDS, REQUESTS};
 use crate::traced;
 use crate::traffic;
@@ -68,6 +68,7 @@ pub enum Ended {
 /// Who asked, and where.
 pub(crate) struct Asked {
     pub request_id: String,
+    pub caller: Caller,
     pub route: &'static str,
     pub log: RequestLog,
     /// Members that could not answer, each with the reason.
@@ -179,6 +180,7 @@ impl Exchange {
         };
         Record {
             request_id: self.asked.request_id.clone(),
+            caller: self.asked.caller.clone(),
             time: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S%.3fZ").to_string(),
             member: facts.member,
             route: self.asked.route.to_owned(),

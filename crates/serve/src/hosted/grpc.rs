@@ -35,7 +35,7 @@ impl App {
         message: &ModelInferRequest,
     ) -> Result<Result<(ModelInferResponse, HeaderMap), String>, Declined> {
         let member = self.portfolio.hosted_member(&message.model_name).map_err(counted)?;
-        let asker = Asker { id, route: ROUTE };
+        let asker = Asker { id, part: None, route: ROUTE };
         let (request, form) = infer_request(message.clone())?;
         if request.is_texts() && (member.has_task() || !member.takes_tensors()) {
             let (query, wanted) = request.query(&[])?;

@@ -36,7 +36,7 @@ use crate::portfolio::Portfolio;
 use crate::protocol::chat::{ChatRequest, Kind, Tally};
 use crate::protocol::openai;
 use crate::protocol::{error_shape, json_of};
-use crate::request_log::RequestLog;
+use crate::request_log::{Caller, RequestLog};
 use crate::revision::{Facts, check_limit, is_image, size_bytes};
 use crate::rollout::{Key, Side};
 use crate::telemetry::{HOSTED_FALLBACKS, REQUESTS};
@@ -182,9 +182,8 @@ pub(super) struct InOrder<T> {
 pub(crate) struct Generation<'a> {
     pub portfolio: &'a Arc<Portfolio>,
     pub log: &'a RequestLog,
-    /// `REQUEST.STEP`
-    pub request_id: String,
     pub pipeline: &'a str,
+    pub step: &'a str,
     /// Decides on which side of a trial it falls.
     pub key: &'a Key,
     pub member: &'a str,
@@ -240,7 +239,8 @@ impl Generation<'_> {
 
     fn asked(&self, app: &App) -> Asked {
         let step_of = Some(self.pipeline.to_owned());
-        Asked { step_of, ..app.asking(&RequestId(self.request_id.clone()), PIPELINES) }
+        let asker = Asker { id: &self.key.request_id, part: Some(self.step), route: PIPELINES };
+        Asked { step_of, ..app.asked(asker, Vec::new()) }
     }
 }
 
@@ -464,12 +464,16 @@ impl App {
     }
 
     pub(super) fn asked(&self, asker: Asker<'_>, passed: Vec<String>) -> Asked {
-        let (request_id, log) = (asker.id.to_owned(), self.log.clone());
-        Asked { request_id, route: asker.route, log, passed, step_of: None, part: None, glimpse: None }
+        let (caller, id, log) = (Caller::current(), asker.id.to_owned(), self.log.clone());
+        let (caller, request_id) = match asker.part {
+            Some(part) => (caller.part(part), format!("{id}.{part}")),
+            None => (caller, id),
+        };
+        Asked { request_id, caller, route: asker.route, log, passed, step_of: None, part: None, glimpse: None }
     }
 
     fn asking(&self, id: &RequestId, route: &'static str) -> Asked {
-        self.asked(Asker { id: &id.0, route }, Vec::new())
+        self.asked(Asker { id: &id.0, part: None, route }, Vec::new())
     }
 }
 

@@ -213,7 +213,7 @@ impl App {
         member: &Arc<HostedMember>,
         body: &[u8],
     ) -> Result<Result<Response, Instead>, Declined> {
-        let asker = Asker { id, route: shared.route };
+        let asker = Asker { id, part: None, route: shared.route };
         match shared.kind {
             Kind::Embeddings => {
                 let request = EmbeddingsRequest::parse(body)?;

@@ -11,6 +11,7 @@ use tonic::metadata::MetadataMap;
 use tonic::{Code, Request, Response, Status};
 
 use super::{App, Asker, ModelPath};
+use crate::protocol::oip;
 use crate::protocol::oip::grpc::proto::grpc_inference_service_server::{
     GrpcInferenceService, GrpcInferenceServiceServer,
 };
@@ -117,7 +118,9 @@ impl Inference {
         let refused = |problem: &Problem| self.0.malformed(Some(&path.model), &[], &problem.message);
         let (request, form) = infer_request(message).inspect_err(refused)?;
         let terms = Terms { timeout: request.timeout, priority: request.priority, ..Terms::default() };
-        let (query, wanted) = request.query(assigned.revision().program().inputs()).inspect_err(refused)?;
+        let asked = assigned.revision();
+        let task_inputs = oip::task_inputs(&asked.manifest().task);
+        let (query, wanted) = request.query_of(asked.program().inputs(), task_inputs).inspect_err(refused)?;
         let reply = |revision: &Revision, outputs| {
             wanted.message(form, &path.model, revision.facts(), &revision.manifest().task.kind, outputs)
         };

@@ -12,11 +12,13 @@ use highroad_service::access::Principal;
 use highroad_service::{Kind, Problem};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::{App, Routes, openai_method, openai_response, printable};
 use crate::monitor::{Finding, Given, LabelOutcome, Labelled, MAX_LABELS_AT_ONCE, MemberReport};
 use crate::protocol::json_of;
 use crate::protocol::openai::Refused;
+use crate::request_log::Record;
 
 pub(super) fn routes() -> Routes {
     Routes::default()
@@ -60,14 +62,6 @@ async fn member(State(app): State<App>, Path(member): Path<String>) -> Response 
     openai_response(found.await.map(|report| Json(report).into_response()))
 }
 
-/// One right answer, or several.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Body {
-    Several { labels: Vec<Given> },
-    One(Given),
-}
-
 /// What became of right answers.
 #[derive(Serialize, JsonSchema)]
 pub(crate) struct LabelsTaken {
@@ -81,26 +75,44 @@ async fn labels(State(app): State<App>, body: Result<Bytes, BytesRejection>) -> 
     openai_response(app.take_labels(body).await.map_err(Refused::from))
 }
 
+/// One right answer, or several. Errors tell where a body is something else, and nothing of what it says.
+fn read_labels(body: &[u8]) -> Result<Vec<Given>, Problem> {
+    const EXPECTED: &str = "expected `request_id` and `label` (or `relevant`), or `labels` with a list of these";
+    let refused = |what: String| Problem::invalid(format!("{what}; {EXPECTED}"));
+    if body.trim_ascii().is_empty() {
+        return Err(refused("the body is empty".to_owned()));
+    }
+    let mut body: Value = serde_json::from_slice(body).map_err(|error| {
+        refused(format!("the body is not JSON at line {}, column {}", error.line(), error.column()))
+    })?;
+    let (items, is_list) = match body.get_mut("labels").map(Value::take) {
+        Some(Value::Array(items)) => (items, true),
+        Some(_) => return Err(refused("`labels` is no list".to_owned())),
+        None => (vec![body], false),
+    };
+    if items.len() > MAX_LABELS_AT_ONCE {
+        let message = format!("{} labels; the limit is {MAX_LABELS_AT_ONCE} at once", items.len());
+        return Err(Problem::new(Kind::Invalid, message));
+    }
+    let one = |(idx, item)| {
+        let place = if is_list { format!("`labels[{idx}]`") } else { "the body".to_owned() };
+        serde_json::from_value(item).map_err(|_| refused(format!("{place} is something else")))
+    };
+    items.into_iter().enumerate().map(one).collect()
+}
+
 impl App {
     async fn take_labels(&self, body: Result<Bytes, BytesRejection>) -> Result<Response, Problem> {
-        let body: Body = serde_json::from_slice(&self.whole(body)?).map_err(|_| {
-            Problem::invalid("expected `request_id` and `label` (or `relevant`), or `labels` with a list of these")
-        })?;
-        let given = match body {
-            Body::Several { labels } => labels,
-            Body::One(given) => vec![given],
-        };
-        if given.len() > MAX_LABELS_AT_ONCE {
-            let message = format!("{} labels; the limit is {MAX_LABELS_AT_ONCE} at once", given.len());
-            return Err(Problem::new(Kind::Invalid, message));
-        }
-        let (monitor, log) = (self.portfolio.monitor().clone(), self.log.clone());
+        let given = read_labels(&self.whole(body)?)?;
+        let (monitor, log, may) = (self.portfolio.monitor().clone(), self.log.clone(), super::records::reader());
         let allowed: BTreeSet<String> =
             self.portfolio.deployments().iter().map(|deployment| deployment.name().to_owned()).collect();
         // The files of the request log are read.
         let taken = tokio::task::spawn_blocking(move || {
             let ids = given.iter().map(|given| given.request_id.clone()).collect();
-            log.find_all(&ids).map(|records| monitor.label(&given, &records, |member| allowed.contains(member)))
+            // What a key may not read is as unknown to it as what never was.
+            let may = |record: &Record| allowed.contains(&record.member) && may(record);
+            log.find_all(&ids, may).map(|records| monitor.label(&given, &records))
         });
         let results = taken.await.map_err(|error| Problem::internal(&error))?;
         let results = results.map_err(|error| Problem::internal(&error))?;
@@ -135,5 +147,29 @@ fn kind_of(message: &str) -> &'static str {
         () if says(&["empty", "at least one"]) => "empty",
         () if says(&["not JSON", "cannot read", "EOF", "expected value", "trailing"]) => "not_json",
         () => "wrong_type",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_label_is_told_by_its_place() {
+        let one = r#"{"request_id": "a", "label": "b"}"#;
+        assert_eq!(read_labels(one.as_bytes()).map(|given| given.len()), Ok(1));
+        assert_eq!(read_labels(format!("{{\"labels\": [{one}, {one}]}}").as_bytes()).map(|given| given.len()), Ok(2));
+        let many = format!("{{\"labels\": [{}0]}}", "0,".repeat(MAX_LABELS_AT_ONCE));
+        for (body, reason) in [
+            (" ", "the body is empty; expected"),
+            ("{\n  secret", "the body is not JSON at line 2, column 3; expected"),
+            (r#"{"labels": 1}"#, "`labels` is no list"),
+            (r#"{"label": "secret"}"#, "the body is something else; expected"),
+            (&format!(r#"{{"labels": [{one}, {{"request_id": 1}}]}}"#), "`labels[1]` is something else"),
+            (&many, "10001 labels; the limit is 10000 at once"),
+        ] {
+            let message = read_labels(body.as_bytes()).unwrap_err().message;
+            assert!(message.starts_with(reason) && !message.contains("secret"), "{message}");
+        }
     }
 }

@@ -159,11 +159,11 @@ impl App {
         Ok(Json(end).into_response())
     }
 
-    /// The record of a request to a member that the key may ask.
-    async fn record(&self, id: &str) -> Result<Record, Problem> {
-        let (log, wanted) = (self.log.clone(), id.to_owned());
-        let found = blocking(move || log.find(&wanted)).await?.map_err(|error| Problem::internal(&error))?;
-        let found = found.filter(super::records::may_read);
+    /// The record that `id` names of those that the key may read. Errors with 409 where it names several.
+    pub(super) async fn record(&self, id: &str) -> Result<Record, Problem> {
+        let (log, wanted, may) = (self.log.clone(), id.to_owned(), super::records::reader());
+        let found = blocking(move || log.find(&wanted, may)).await?.map_err(|error| error.problem())?;
+        // That there is one is a secret too.
         found.ok_or_else(|| Problem::not_found(format!("the request log has no `{}`", printable(id))))
     }
 

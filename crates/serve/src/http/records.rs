@@ -21,29 +21,25 @@ use crate::hosted::HostedMember;
 use crate::pipeline::{self, Finished};
 use crate::protocol::json_of;
 use crate::protocol::openai::Refused;
-use crate::request_log::{PipelineRecord, Record};
+use crate::request_log::{Caller, PipelineRecord, Record};
 use crate::revision::Facts;
 use crate::telemetry::PIPELINE_STEP_SECONDS;
 
 /// `GET /v1/highroad/requests/{id}`
 pub(super) async fn record_of(State(app): State<App>, Path(id): Path<String>) -> Response {
-    let log = app.log.clone();
-    let wanted = id.clone();
-    let found = tokio::task::spawn_blocking(move || log.find(&wanted)).await;
-    let result = match found {
-        Ok(Ok(Some(record))) if may_read(&record) => Ok(Json(record).into_response()),
-        // That there is one is a secret too.
-        Ok(Ok(_)) => Err(Problem::not_found(format!("the request log has no `{}`", printable(&id)))),
-        Ok(Err(error)) => Err(Problem::internal(&error)),
-        Err(error) => Err(Problem::internal(&error)),
-    };
-    openai_response(result.map_err(Refused::from))
+    openai_response(app.record(&id).await.map(|record| Json(record).into_response()).map_err(Refused::from))
 }
 
-/// Whether the request's key may ask what the record is about.
-pub(super) fn may_read(record: &Record) -> bool {
-    let names = [Some(&record.member), record.step_of.as_ref()];
-    names.into_iter().flatten().any(|name| Principal::current_may_ask(name))
+/// Whether the request that this task answers may read a record: of what its key may ask, and of a tenant that it may see.
+pub(super) fn reader() -> impl Fn(&Record) -> bool + Send + 'static {
+    let principal = Principal::current();
+    move |record| {
+        let names = [Some(&record.member), record.step_of.as_ref()];
+        principal.as_ref().is_none_or(|principal| {
+            principal.may_see(record.caller.tenant.as_deref())
+                && names.into_iter().flatten().any(|name| principal.may_ask(name))
+        })
+    }
 }
 
 /// What a pipeline or a hosted member was, for replays elsewhere; never a key.
@@ -83,8 +79,9 @@ impl App {
                 .record(step.duration_ms / 1e3);
             let total = Duration::from_secs_f64(step.duration_ms / 1e3);
             let id = format!("{}.{}", id.0, step.name);
+            let caller = Caller::current().part(&step.name);
             let step = record(id, "/v1/pipelines", asked.facts.clone(), &asked.asked, total);
-            self.log.put(Record { step_of: Some(pipeline.to_owned()), ..step });
+            self.log.put(Record { step_of: Some(pipeline.to_owned()), caller, ..step });
         }
     }
 }
@@ -120,6 +117,7 @@ pub(super) fn of_pipeline(
     let numerics: BTreeSet<&str> = steps.iter().filter_map(|step| step.numerics_id.as_deref()).collect();
     Record {
         request_id,
+        caller: Caller::current(),
         time: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S%.3fZ").to_string(),
         member: pipeline.name.clone(),
         route: "/v1/pipelines".to_owned(),

@@ -8,7 +8,7 @@ use axum::routing::post;
 
 use super::{App, Asker, Failed, Routes, Wanted, embeds, openai_method, openai_response};
 use crate::protocol::openai::Refused;
-use crate::protocol::similarity::{SimilarityRequest, cosines};
+use crate::protocol::similarity::{SimilarityRequest, cosines, of_pairs};
 use crate::revision::Terms;
 
 pub(super) fn routes() -> Routes {
@@ -35,7 +35,8 @@ impl App {
         let (inputs, places) = request.pairs.texts();
         let terms = Terms { cut: request.cut, ..Terms::default() };
         let wanted = Wanted { inputs, terms, dimensions: None };
-        let embedded = self.embed(asker, "/v1/similarity", &member, wanted).await?;
+        let embedded = self.embed(asker, "/v1/similarity", &member, wanted).await;
+        let embedded = embedded.map_err(|error| of_pairs(error, &places))?;
         let cosines = cosines(&places, &embedded.asked.answers);
         let name = &embedded.call.revision.facts().member;
         let body = SimilarityRequest::reply(&asker.id.0, name, &cosines, embedded.n_tokens());

@@ -31,7 +31,7 @@ const MIN_POINTS: f64 = 0.02;
 /// A right answer that came later.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 pub struct Given {
-    /// The answer's `x-request-id`.
+    /// The answer's `x-request-id`, or `x-highroad-request-id`.
     pub request_id: String,
     /// Which input of the request, from 0.
     #[serde(default)]
@@ -62,6 +62,8 @@ pub enum LabelOutcome {
     Replaced,
     /// The request log has no such request, or not any more.
     Unknown,
+    /// Several answers have this id, which their clients brought: `member` or their unique ids tell them apart.
+    Ambiguous,
     /// The request has no such input, or documents.
     NoSuchInput,
     /// It is empty, too long, or of another kind than the answer.
@@ -78,6 +80,7 @@ impl LabelOutcome {
             Self::Contradicts => "contradicts",
             Self::Replaced => "replaced",
             Self::Unknown => "unknown",
+            Self::Ambiguous => "ambiguous",
             Self::NoSuchInput => "no_such_input",
             Self::Invalid => "invalid",
             Self::NotWatched => "not_watched",
@@ -278,7 +281,8 @@ impl Labels {
             Err(outcome) => return given.answered(outcome, Some(record)),
         };
         let right = Some(of.is_right());
-        let key = (given.request_id.clone(), given.input);
+        // Whichever id it was called by.
+        let key = (record.own_id().to_owned(), given.input);
         let outcome = match self.entries.get(&key) {
             Some(known) if known.of == of => LabelOutcome::Duplicate,
             Some(_) if !given.replace => LabelOutcome::Contradicts,

@@ -9,9 +9,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Action, IndexConfig, Kind, OnError, Piece, Query, Step, Template};
-use crate::config::{MemberConfig, is_member_name};
+use crate::config::{MemberConfig, RequestLimits, is_member_name};
 use crate::hosted::config::HostedConfig;
 use crate::index::lance::LanceKeys;
+use crate::protocol::chat::MAX_TOKENS;
 
 /// Most steps of one pipeline.
 const MAX_STEPS: usize = 32;
@@ -118,6 +119,7 @@ pub(crate) fn index_configs(
 /// Reads `[pipelines]`.
 pub(crate) fn pipeline_configs(
     table: &toml::Table,
+    limits: &RequestLimits,
     members: &BTreeMap<String, MemberConfig>,
     hosted: &BTreeMap<String, HostedConfig>,
     indexes: &BTreeMap<String, IndexConfig>,
@@ -130,7 +132,7 @@ pub(crate) fn pipeline_configs(
             Ok(_) if members.contains_key(&name) || hosted.contains_key(&name) => {
                 Err(vec!["a member has this name".to_owned()])
             }
-            Ok(pipeline) => Reader { members, hosted, indexes, steps: Vec::new() }.read(pipeline),
+            Ok(pipeline) => Reader { limits, members, hosted, indexes, steps: Vec::new() }.read(pipeline),
         };
         match read {
             Ok(pipeline) => drop(pipelines.insert(name, pipeline)),
@@ -156,6 +158,8 @@ fn section(table: &toml::Table, key: &str, problems: &mut Vec<String>) -> Vec<(S
 }
 
 struct Reader<'a> {
+    /// Of all members.
+    limits: &'a RequestLimits,
     members: &'a BTreeMap<String, MemberConfig>,
     hosted: &'a BTreeMap<String, HostedConfig>,
     indexes: &'a BTreeMap<String, IndexConfig>,
@@ -218,7 +222,46 @@ impl Reader<'_> {
         }
         let timeout = table.timeout_ms.map(Duration::from_millis);
         let (name, fallback) = (table.name.clone(), table.fallback.clone());
-        Ok(Step { name, action: self.action(table)?, after, timeout, fallback, on_error })
+        let action = self.action(table)?;
+        let asked = match &action {
+            Action::Search { index, .. } => self.indexes.get(index).map(|index| index.embedder.as_str()),
+            Action::Generate { member, .. } => Some(member.as_str()),
+            action => action.member(),
+        };
+        asked.into_iter().chain(fallback.as_deref()).try_for_each(|member| self.takes(member, &action))?;
+        Ok(Step { name, action, after, timeout, fallback, on_error })
+    }
+
+    /// Whether the limits of `member` let through what `action` asks whatever the request is. A reranking is taken at its most: one that an
+    /// index must stay small for is refused before it has grown.
+    fn takes(&self, member: &str, action: &Action) -> Result<(), String> {
+        let own = self.members.get(member).map(|member| &member.limits);
+        let own = own.or_else(|| self.hosted.get(member).map(|member| &member.limits));
+        let Some(own) = own else { return Ok(()) };
+        let limits = own.over(self.limits);
+        let (n_inputs, least_bytes) = match action {
+            Action::Classify { input, .. } | Action::Embed { input, .. } => (1, input.least_bytes()),
+            Action::Search { query: Query::Text(query), .. } => (1, query.least_bytes()),
+            Action::Search { query: Query::Vector(_), .. } => return Ok(()),
+            Action::Rerank { query, documents, .. } => (self.steps[*documents].action.most(), query.least_bytes()),
+            Action::Generate { system, prompt, .. } => {
+                let system_bytes = system.as_ref().map_or(0, String::len);
+                (1 + usize::from(system.is_some()), prompt.least_bytes().max(system_bytes))
+            }
+        };
+        let over = |what: &str, asked: usize, limit: usize, key: &str| {
+            Err(format!("it asks `{member}` {what} {asked}, and its limits let through {limit} (`{key}`)"))
+        };
+        match (action, own.documents) {
+            (Action::Rerank { .. }, Some(most)) if n_inputs > most => {
+                over("for as many documents as", n_inputs, most, "documents")
+            }
+            _ if n_inputs > limits.inputs => over("for as many inputs as", n_inputs, limits.inputs, "inputs"),
+            _ if least_bytes > limits.input_bytes => {
+                over("a text whose bytes are at least", least_bytes, limits.input_bytes, "input_bytes")
+            }
+            _ => Ok(()),
+        }
     }
 
     fn action(&self, table: StepTable) -> Result<Action, String> {
@@ -295,8 +338,8 @@ impl Reader<'_> {
             }
             Some(_) => {}
         }
-        if max_tokens == Some(0) {
-            return Err("`max_tokens` is 1 or more".to_owned());
+        if max_tokens.is_some_and(|most| !(1..=MAX_TOKENS).contains(&most)) {
+            return Err(format!("`max_tokens` is 1 to {MAX_TOKENS}"));
         }
         Ok(Action::Generate { member, system, prompt: self.template("prompt", prompt)?, max_tokens })
     }
@@ -455,6 +498,34 @@ mod tests {
         }
         assert!(parse("[pipelines.embedder]\nsteps = []").unwrap_err().contains("a member has this name"));
         assert!(parse("[indexes.x]\npath = \"a\"\nembedder = \"b\"").unwrap_err().contains("no member `b`"));
+    }
+
+    #[test]
+    fn a_step_that_the_limits_of_its_member_never_let_through_is_refused() {
+        let found = "{ name = \"f\", search = \"help\", top = 6 }";
+        let rerank = "{ name = \"r\", rerank = \"reranker\", documents = \"$f\", on_error = \"skip\" }";
+        let long = "{ name = \"c\", classify = \"moderation\", input = \"Is this rude? $input\" }";
+        for (limits, steps, reason) in [
+            (
+                "[members.reranker.limits]\ndocuments = 5",
+                [found, rerank],
+                Some(
+                    "step `r`: it asks `reranker` for as many documents as 6, and its limits let through 5 (`documents`)",
+                ),
+            ),
+            ("[members.reranker.limits]\ninputs = 5", [found, rerank], Some("(`inputs`)")),
+            ("[limits]\ninputs = 5", [found, rerank], Some("(`inputs`)")),
+            ("[members.reranker.limits]\ndocuments = 6\ninputs = 6", [found, rerank], None),
+            ("[members.moderation.limits]\ninput_bytes = 13", [long, found], Some("bytes are at least 14")),
+            ("[members.moderation.limits]\ninput_bytes = 14", [long, found], None),
+            ("[members.embedder.limits]\ninput_bytes = 1", [found, rerank], None),
+        ] {
+            let parsed = parse(&format!("{limits}\n[pipelines.p]\nsteps = [{}]", steps.join(", ")));
+            match reason {
+                Some(reason) => assert!(parsed.unwrap_err().contains(reason), "{limits}"),
+                None => assert!(parsed.is_ok(), "{limits}"),
+            }
+        }
     }
 
     #[test]

@@ -251,15 +251,14 @@ impl Pipelines {
 impl Request<'_> {
     fn generation<'a>(
         &'a self,
-        step: &Step,
+        step: &'a Step,
         member: &'a str,
         system: Option<&'a str>,
         prompt: &'a str,
         max_tokens: Option<u64>,
     ) -> Generation<'a> {
-        let request_id = format!("{}.{}", self.key.request_id, step.name);
         let Self { portfolio, log, pipeline, key, .. } = self;
-        Generation { portfolio, log, request_id, pipeline, key, member, system, prompt, max_tokens }
+        Generation { portfolio, log, pipeline, step: &step.name, key, member, system, prompt, max_tokens }
     }
 }
 

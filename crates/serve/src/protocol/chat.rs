@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use super::openai::Refused;
 
 /// Most tokens that a request may ask for, answers that it may ask for, and prompts that it may hold.
-const MAX_TOKENS: u64 = 1 << 20;
+pub(crate) const MAX_TOKENS: u64 = 1 << 20;
 const MAX_CHOICES: u64 = 128;
 const MAX_PROMPTS: usize = 2048;
 /// What is counted for a part of a message that is no text: its bytes may be elsewhere.

@@ -194,8 +194,13 @@ impl InferRequest {
 
     /// Splits the request into what it asks of a model with these inputs and how it wants the answer.
     pub fn query(self, specs: &[TensorSpec]) -> Result<(Query, Wanted), Problem> {
+        self.query_of(specs, "`text` or `image` alone, or ")
+    }
+
+    /// The same of a model that takes `task_inputs`, as errors name them; see [`task_inputs`].
+    pub fn query_of(self, specs: &[TensorSpec], task_inputs: &str) -> Result<(Query, Wanted), Problem> {
         let Self { id, inputs, outputs, binary_outputs, prompt, .. } = self;
-        let query = query(inputs, specs)?.prompted(prompt)?;
+        let query = query(inputs, specs, task_inputs)?.prompted(prompt)?;
         Ok((query, Wanted { id, outputs, binary_outputs }))
     }
 }
@@ -214,7 +219,22 @@ impl Query {
     }
 }
 
-fn query(mut inputs: Vec<(String, Contents)>, specs: &[TensorSpec]) -> Result<Query, Problem> {
+/// The route of its requests in the request log, with or without a version and over gRPC too.
+pub const ROUTE: &str = "/v2/models/infer";
+
+/// What a request to a model may hold in place of its program's tensors, in words before these.
+pub fn task_inputs(task: &Task) -> &'static str {
+    match &task.kind {
+        TaskKind::Tensors => "",
+        TaskKind::Rerank => "`query` and `documents`, or ",
+        TaskKind::Classify { pairs: true, .. } => "`text` and `text_pair`, or ",
+        _ if task.image.is_some() => "`image` alone, or ",
+        TaskKind::Embed { .. } => "`text` alone, `text` and `text_pair`, or ",
+        _ => "`text` alone, or ",
+    }
+}
+
+fn query(mut inputs: Vec<(String, Contents)>, specs: &[TensorSpec], task_inputs: &str) -> Result<Query, Problem> {
     if let Some(query) = pairs(&mut inputs)? {
         return Ok(query);
     }
@@ -230,16 +250,16 @@ fn query(mut inputs: Vec<(String, Contents)>, specs: &[TensorSpec]) -> Result<Qu
         let Contents::Tensor(tensor) = contents else {
             return Err(invalid(format!("input `{name}`: BYTES is the datatype of `{TEXT}` or `{IMAGE}` alone")));
         };
-        let spec_idx = specs.iter().position(|spec| spec.name == name).ok_or_else(|| {
-            invalid(format!("input `{name}` does not exist; give `{TEXT}` or `{IMAGE}` alone, or {}", known()))
-        })?;
+        let spec_idx = specs
+            .iter()
+            .position(|spec| spec.name == name)
+            .ok_or_else(|| invalid(format!("input `{name}` does not exist; give {task_inputs}{}", known())))?;
         if tensors[spec_idx].replace(tensor).is_some() {
             return Err(invalid(format!("input `{name}` is given twice")));
         }
     }
-    let missing = |idx: usize| {
-        invalid(format!("input `{}` is missing; give `{TEXT}` or `{IMAGE}` alone, or {}", specs[idx].name, known()))
-    };
+    let missing =
+        |idx: usize| invalid(format!("input `{}` is missing; give {task_inputs}{}", specs[idx].name, known()));
     let tensors = tensors
         .into_iter()
         .enumerate()
@@ -746,7 +766,11 @@ impl Output {
     fn json_data(&self) -> Result<Value, Problem> {
         let not_json = || {
             let (name, datatype) = (&self.name, self.datatype());
-            invalid(format!("output `{name}` ({datatype}) cannot be written as JSON; ask for `binary_data`"))
+            let why = match &self.data {
+                OutputData::Elements(DType::F32 | DType::F64, _) => "has an infinity or a NaN, which JSON cannot say",
+                _ => "cannot be written as JSON",
+            };
+            invalid(format!("output `{name}` ({datatype}) {why}; `binary_data` has it as it is"))
         };
         match &self.data {
             OutputData::Texts(texts) => Ok(json!(texts)),

@@ -81,6 +81,7 @@ impl From<AskError> for Refused {
             AskError::UnknownMember { .. } | AskError::NotDeployed(_) => (Some("model"), Some("model_not_found")),
             AskError::WrongTask { .. } => (Some("model"), None),
             AskError::Dimensions(_) => (Some("dimensions"), None),
+            AskError::Pair { .. } => (Some("pairs"), None),
             AskError::Input { .. } | AskError::Limit { .. } => (Some("input"), None),
             AskError::Overloaded { .. } => (None, Some("queue_full")),
             AskError::Budget(budget::Refused::UnknownPrice { .. }) => (None, Some("price_unknown")),

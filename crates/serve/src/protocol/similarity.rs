@@ -9,6 +9,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+use crate::error::AskError;
 use crate::protocol::openai::Usage;
 use crate::protocol::{body_of, prompts};
 
@@ -70,6 +71,18 @@ pub fn cosines(places: &[[usize; 2]], answers: &[Answer]) -> Vec<f32> {
     places.iter().map(alike).collect()
 }
 
+/// An error about one of the different texts as one about the first pair that has it, by its `places`.
+pub fn of_pairs(error: AskError, places: &[[usize; 2]]) -> AskError {
+    let pair_of = |text: usize| places.iter().position(|pair| pair.contains(&text));
+    match error {
+        AskError::Input { input_idx, source } => match pair_of(input_idx) {
+            Some(pair_idx) => AskError::Pair { pair_idx, source },
+            None => AskError::Input { input_idx, source },
+        },
+        error => error,
+    }
+}
+
 impl SimilarityRequest {
     /// Reads a body: `{"model": "…", "pairs": [["…", "…"]]}`; a pair may also be `{"a": "…", "b": "…"}`, as golden sets have it.
     pub fn parse(body: &[u8]) -> Result<Self, Problem> {
@@ -116,6 +129,7 @@ struct PairSimilarity {
 
 fn pairs(body: &Map<String, Value>) -> Result<Vec<[String; 2]>, Problem> {
     let error = || Problem::invalid(format!("`pairs` is a list of 1 to {MAX_PAIRS} pairs of texts that are not empty"));
+    let odd = |idx| Problem::invalid(format!("`pairs[{idx}]` is no pair of texts that are not empty"));
     let items = body.get("pairs").and_then(Value::as_array).filter(|items| (1..=MAX_PAIRS).contains(&items.len()));
     let text = |text: &Value| text.as_str().filter(|text| !text.is_empty()).map(str::to_owned);
     let pair = |item: &Value| -> Option<[String; 2]> {
@@ -128,12 +142,13 @@ fn pairs(body: &Map<String, Value>) -> Result<Vec<[String; 2]>, Problem> {
             _ => None,
         }
     };
-    items.ok_or_else(error)?.iter().map(|item| pair(item).ok_or_else(error)).collect()
+    items.ok_or_else(error)?.iter().enumerate().map(|(idx, item)| pair(item).ok_or_else(|| odd(idx))).collect()
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use highroad_task::TaskError;
     use serde_json::json;
 
     use super::*;
@@ -154,20 +169,21 @@ mod tests {
     }
 
     #[test]
+    fn a_text_that_is_refused_is_told_by_its_pair() {
+        let refused = |input_idx| AskError::Input { input_idx, source: TaskError::MayNotCut { max_tokens: 4 } };
+        let told = of_pairs(refused(2), &[[0, 1], [0, 2], [2, 1]]);
+        assert_eq!((told.to_string().split(':').next(), told.violation()), (Some("pair 1"), Some("too_long")));
+    }
+
+    #[test]
     fn what_is_no_pair_is_told() {
-        for pairs in [
-            json!([]),
-            json!("a"),
-            json!([["a"]]),
-            json!([["a", "b", "c"]]),
-            json!([["a", ""]]),
-            json!([["a", 1]]),
-            json!([{ "a": "b" }]),
-        ] {
-            assert!(
-                parse(&json!({ "pairs": pairs })).unwrap_err().starts_with("`pairs` is a list of 1 to 10000"),
-                "{pairs}"
-            );
+        for pairs in [json!([]), json!("a")] {
+            let told = parse(&json!({ "pairs": pairs })).unwrap_err();
+            assert!(told.starts_with("`pairs` is a list of 1 to 10000"), "{told}");
+        }
+        for odd in [json!(["a"]), json!(["a", "b", "c"]), json!(["a", ""]), json!(["a", 1]), json!({ "a": "b" })] {
+            let told = parse(&json!({ "pairs": [["a", "b"], odd] })).unwrap_err();
+            assert_eq!(told, "`pairs[1]` is no pair of texts that are not empty");
         }
         let many = vec![["a", "b"]; MAX_PAIRS + 1];
         assert!(parse(&json!({ "pairs": many })).is_err());

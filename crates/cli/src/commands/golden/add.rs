@@ -105,9 +105,10 @@ impl Args {
         let input = match (&self.from_request, &self.input) {
             (Some(id), Some(file)) => {
                 let served = served(id, file, self.server.as_deref())?;
-                let Record { request_id, time, version, package, .. } = served.record;
+                let request = served.record.own_id().to_owned();
+                let Record { time, version, package, .. } = served.record;
                 let known =
-                    [("request", request_id), ("at", time), ("version", version), ("package", package.to_string())];
+                    [("request", request), ("at", time), ("version", version), ("package", package.to_string())];
                 facts.extend(known.map(|(key, value)| (key.to_owned(), json!(value))));
                 from_served(&served.input)?
             }

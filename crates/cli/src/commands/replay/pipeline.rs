@@ -7,7 +7,7 @@ use anyhow::{Context as _, bail};
 use highroad_package::{Digest, Reference, VerifiedPackage};
 use highroad_serve::hosted::{Question, Said};
 use highroad_serve::index::Index;
-use highroad_serve::pipeline::{Definition, Replay, Value, Wants};
+use highroad_serve::pipeline::{Action, Definition, Replay, Value, Wants};
 use highroad_serve::request_log::{PipelineRecord, Record, StepRecord};
 use highroad_task::{Answer, Input, Predictor, PredictorOptions};
 use serde_json::{Value as Json, json};
@@ -232,7 +232,12 @@ impl At<'_> {
         let by = self.kept.and_then(|kept| kept.version.clone());
         let by = match self.instead.filter(|instead| self.kept.is_some_and(|kept| instead.stands_for(kept))) {
             Some(instead) => format!("{}@{}", instead.package.manifest().name, instead.package.digest().short()),
-            None => by.unwrap_or_else(|| "nobody".to_owned()),
+            None => by.unwrap_or_else(|| match &self.walk.definition.pipeline.steps[self.step_idx].action {
+                // A vector is sought by nobody but the index, and who writes a stream is told by its own record.
+                Action::Search { index, .. } => format!("index {index}"),
+                Action::Generate { member, .. } => member.clone(),
+                _ => "nobody".to_owned(),
+            }),
         };
         Ok(StepOutcome { name: self.name().to_owned(), by, outcome, value, after: Vec::new() })
     }
@@ -302,7 +307,7 @@ impl At<'_> {
         prompt: &str,
         max_tokens: Option<u64>,
     ) -> anyhow::Result<(Outcome, Option<Value>)> {
-        let id = format!("{}.{}", self.walk.record.request_id, self.name());
+        let id = format!("{}.{}", self.walk.record.own_id(), self.name());
         let kept = sources.find_record(&id).await?;
         let (asked, digest) = match &kept {
             Some(record) => (record.hosted.clone(), record.outputs.first().copied()),
@@ -404,7 +409,7 @@ async fn chains(
     let mut chains = Vec::new();
     for step in &pipeline.steps {
         let Some((package, _)) = step.package.and_then(|package| parts.packages.get(&package)) else { continue };
-        let of_step = sources.find_record(&format!("{}.{}", record.request_id, step.name)).await;
+        let of_step = sources.find_record(&format!("{}.{}", record.own_id(), step.name)).await;
         if let Ok(Some(of_step)) = of_step {
             let chain = Chain::find(sources, &of_step, package.manifest()).await;
             chains.push((of_step, chain));
@@ -431,14 +436,23 @@ impl Found<'_> {
     }
 
     fn why(&self) -> String {
-        let hosts = self.steps.iter().any(|step| matches!(step.outcome, Outcome::Host { .. }));
+        let is_host = |step: &&StepOutcome| matches!(step.outcome, Outcome::Host { .. });
+        let hosts = self.steps.iter().filter(is_host).count();
+        let unheard = |step: &&StepOutcome| matches!(step.outcome, Outcome::Host { said_same: None, .. });
+        let unheard = self.steps.iter().filter(unheard).count();
+        let own = if self.steps.len() > hosts { "the same bits; " } else { "" };
         let left = self.steps.iter().filter(|step| matches!(step.outcome, Outcome::NotReached { .. })).count();
         match self.first_other() {
             Some(step) => format!("step `{}` is the first that differs: {}", step.name, step.why()),
             None if left > 0 => {
                 format!("the same bits up to what a host said; {left} step(s) read that and were not replayed")
             }
-            None if hosts => format!("the same bits; what a host said is {PROMISE}"),
+            None if unheard > 0 => {
+                format!(
+                    "{own}what a host said was not compared at {unheard} step(s): it was not asked again (`--ask-host`)"
+                )
+            }
+            None if hosts > 0 => format!("{own}what a host said is {PROMISE}"),
             None => "the same bits".to_owned(),
         }
     }

@@ -13,7 +13,7 @@ use highroad_serve::config::PortfolioConfig;
 use highroad_serve::definitions::Definitions;
 use highroad_serve::index::Index;
 use highroad_serve::pipeline::{Definition, Pipelines, Step};
-use highroad_serve::request_log::{self, PipelineRecord, Record};
+use highroad_serve::request_log::{self, FindError, PipelineRecord, Record};
 use serde_json::Value;
 
 use crate::resolve::{Home, Target};
@@ -176,8 +176,12 @@ impl Sources {
             return Ok(self.ask(&["requests", id]).await?.map(serde_json::from_value).transpose()?);
         }
         let dir = serving::requests_dir(&self.home);
-        let found = request_log::find_written(&dir, id, WAIT_FOR_RECORD);
-        found.with_context(|| format!("cannot read `{}`", dir.display()))
+        request_log::find_written(&dir, id, WAIT_FOR_RECORD).map_err(|error| match error {
+            FindError::Unreadable(error) => {
+                anyhow::Error::new(error).context(format!("cannot read `{}`", dir.display()))
+            }
+            several => several.into(),
+        })
     }
 
     /// [`Sources::find_record`] of a request that must be known.
@@ -205,8 +209,10 @@ impl Sources {
             _ => request,
         };
         let response = request.send().await.with_context(|| format!("`{server}` does not answer"))?;
-        if response.status() == 404 {
-            return Ok(None);
+        match response.status().as_u16() {
+            404 => return Ok(None),
+            409 => bail!("{}", response.json::<Value>().await?["error"]["message"].as_str().unwrap_or("a conflict")),
+            _ => {}
         }
         Ok(Some(response.error_for_status()?.json().await?))
     }
