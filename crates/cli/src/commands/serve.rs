@@ -83,6 +83,7 @@ impl Args {
             () = following => {}
         }
         serving::close(&portfolio, &log);
+        portfolio.withdraw().await;
         Ok(ExitCode::SUCCESS)
     }
 }
