@@ -14,7 +14,7 @@ use serde::Serialize;
 use tracing::{error, info, warn};
 
 use crate::cache::AnswerCache;
-use crate::config::{MemberConfig, ModelSource};
+use crate::config::{MemberConfig, ModelSource, Task};
 use crate::definitions::Definitions;
 use crate::error::{AskError, DeployError};
 use crate::monitor::Monitor;
@@ -563,6 +563,12 @@ impl Deployment {
         unverified: Unverified,
         missing: Missing,
     ) -> Result<Arc<Revision>, DeployError> {
+        let found = Task::of(&candidate.package.manifest().task.kind);
+        if let Some(wanted) = config.task.filter(|wanted| found != Some(*wanted)) {
+            let found = found.map_or("unknown".to_owned(), |found| found.to_string());
+            let (version, member) = (candidate.version, self.name.clone());
+            return Err(DeployError::Task { version, member, found, wanted });
+        }
         let (name, places) = (self.name.clone(), self.indexes.clone());
         let (attestations, cache) = (self.local.attestations.clone(), self.cache.clone());
         let kept = self.local.definitions.clone();

@@ -7,6 +7,7 @@ use highroad_service::{Kind, Problem};
 use highroad_task::TaskError;
 
 use crate::budget::Refused;
+use crate::config::Task;
 use crate::index::IndexError;
 
 /// Why a request was not answered. Protocols turn it into their own shape through [`AskError::problem`].
@@ -153,6 +154,10 @@ pub enum DeployError {
     WarmUp(TaskError),
     #[error("`{version}` holds another package than the rollout names: {found}")]
     OtherPackage { version: String, found: Digest },
+    #[error(
+        "`{version}` is for the task `{found}`, and `[members.{member}]` says `task = \"{wanted}\"`: name a package for that task as its `model`, or mend `task`"
+    )]
+    Task { version: String, member: String, found: String, wanted: Task },
     #[error("`{0}` is for another task, or has other labels, than what serves")]
     OtherTask(String),
     #[error(
