@@ -566,8 +566,7 @@ impl Deployment {
         let found = Task::of(&candidate.package.manifest().task.kind);
         if let Some(wanted) = config.task.filter(|wanted| found != Some(*wanted)) {
             let found = found.map_or("unknown".to_owned(), |found| found.to_string());
-            let (version, member) = (candidate.version, self.name.clone());
-            return Err(DeployError::Task { version, member, found, wanted });
+            return Err(DeployError::Task { version: candidate.version, found, wanted });
         }
         let (name, places) = (self.name.clone(), self.indexes.clone());
         let (attestations, cache) = (self.local.attestations.clone(), self.cache.clone());

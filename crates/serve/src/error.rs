@@ -155,9 +155,9 @@ pub enum DeployError {
     #[error("`{version}` holds another package than the rollout names: {found}")]
     OtherPackage { version: String, found: Digest },
     #[error(
-        "`{version}` is for the task `{found}`, and `[members.{member}]` says `task = \"{wanted}\"`: name a package for that task as its `model`, or mend `task`"
+        "`{version}` is for the task `{found}`, and `task` says `{wanted}`: name a package for that as `model`, or mend it"
     )]
-    Task { version: String, member: String, found: String, wanted: Task },
+    Task { version: String, found: String, wanted: Task },
     #[error("`{0}` is for another task, or has other labels, than what serves")]
     OtherTask(String),
     #[error(
