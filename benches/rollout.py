@@ -272,7 +272,7 @@ def serving(options: argparse.Namespace) -> str:
             for n in range(options.rounds):
                 for move in moves:
                     if move == "a rollback":
-                        site.run("rollback", "router")
+                        site.run("rollback", "router", "--no-wait")
                         moves[move].append(until(urls, lambda url: version(url) == "router:1"))
                         continue
                     site.run("deploy", "router", 2, "--shadow", "100%", *never)

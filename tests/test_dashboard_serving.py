@@ -271,6 +271,8 @@ def test_a_rollout_is_watched_and_ended_by_a_person(site: Site, open_page: Calla
     expect(page.locator(".chart canvas")).to_have_count(2)
     chart = page.get_by_role("img", name=re.compile(r"at most 90.0 % of requests answered differently. After \d+ requests"))
     expect(chart).to_be_visible()
+    latency = page.get_by_role("region", name="Latency on the same requests")
+    expect(latency).to_contain_text(re.compile(r"Median[\d.]+ m?s[\d.]+ m?s[\d.]+ times"))
     worst = page.get_by_role("region", name="Answers that were furthest apart")
     expect(worst).to_contain_text("label flipped")
     shown = worst.get_by_role("link").first.inner_text()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import hashlib
 import json
 import os
 import select
@@ -145,7 +146,8 @@ def open_site(run: Callable, server: str, candidate: str, desk: Path, folder: Pa
     run("promote", "router", 1)
     replicas: list[Replica] = []
     (folder / "portfolio.toml").write_text(
-        "poll_interval_ms = 500\n[rollouts]\nkeep = 1.0\nqueue = 4096\n[members.router]\nmodel = 'router@champion'\nthreads = 1\n"
+        "poll_interval_ms = 500\n[rollouts]\nkeep = 1.0\nqueue = 4096\n[members.router]\nmodel = 'router@champion'\nthreads = 1\ntask = 'classify'\n"
+        "[members.router.rollout]\ncanary = [20, 100]\nmax_differ = 0.3\nmax_errors = 0.3\nstep_requests = 10\nstep_seconds = 0\n"
     )
     try:
         for n in range(N_REPLICAS):
@@ -229,9 +231,14 @@ def test_a_worse_candidate_is_aborted_in_the_shadow_by_all_replicas(ours: Callab
     assert "goes on" in site.run("deploy", "abort", "router", code=1).stderr
 
 
-def test_an_equal_candidate_is_promoted_everywhere_within_two_seconds_and_rolled_back_warm(ours: Callable) -> None:
+def test_an_equal_candidate_is_promoted_everywhere_within_two_seconds_and_rolled_back_warm(ours: Callable, tmp_path: Path) -> None:
     site = ours("same")
-    site.deploy("--canary", "20%,100%", *QUICK, "--by", "ann", "--why", "the same")
+    assert "or `[members.router.rollout]` in portfolio.toml" in site.run("deploy", "router", 2, code=2).stderr
+    site.deploy("--portfolio", tmp_path / "portfolio.toml", "--max-differ", "25%", "--by", "ann", "--why", "the same")
+    # What the portfolio declares for the member, and what the command says before it.
+    tried = site.status(code=3)["rollout"]
+    assert tried["plan"] == {"canary": {"percents": [20.0, 100.0]}} and tried["pace"] == {"requests": 10, "seconds": 0.0}
+    assert (tried["rules"]["max_differ"], tried["rules"]["max_errors"]) == (0.25, 0.3)
     # All replicas agree on who is in; fewer requests than a step takes.
     sides = {user: {replica.ask(0, user)["version"] for replica in site.replicas} for user in ["ann", "bob", "eve"]}
     assert all(len(versions) == 1 for versions in sides.values()), sides
@@ -247,8 +254,53 @@ def test_an_equal_candidate_is_promoted_everywhere_within_two_seconds_and_rolled
     assert moved["rehearsal"]["passed"] and moved["rehearsal"]["version"] == 1 and moved["why"].endswith("the same")
     assert all(replica.rollout()["switch_ms"] < 100 for replica in site.replicas)
 
-    assert site.run("rollback", "router", "--by", "bob", "--why", "seen enough").stdout.strip() == "router@champion -> router:1"
-    assert wait(lambda: site.all_serve("router:1")) < CONVERGE_LIMIT_S
+    # The last share ran before the promotion: it was asked the requests of a step, and the report has what both versions took.
+    log = (site.replicas[0].home / "serve.log").read_text()
+    assert found["step"]["idx"] == 1 and found["counts"]["n_asked"] - found["step"]["n_asked"] >= 10, log
+    shown = site.run("deploy", "status", "router", home=site.replicas[0].home).stdout
+    assert "latency, median" in shown and "latency, p99" in shown and "tokens of a request" in shown
+    assert "0 replicas" not in shown and " asked of it, " in shown
+
+    begun = time.monotonic()
+    back = site.run("rollback", "router", "--by", "bob", "--why", "seen enough")
+    assert back.stdout.strip() == "router@champion -> router:1" and back.stderr.count("member `router`: serves router:1") == N_REPLICAS
+    # The command returned once all of them had followed.
+    assert time.monotonic() - begun < WAIT_LIMIT_S and site.all_serve("router:1")
+
+
+def test_a_rollback_says_which_servers_refuse_it(ours: Callable, tmp_path: Path) -> None:
+    site = ours("same")
+    for version in (2, 1):
+        site.run("promote", "router", version)
+        wait(lambda: site.all_serve(f"router:{version}"))
+    package = json.loads(site.run("audit", "router", "--json").stdout)[1]["package"].removeprefix("sha256:")
+    # No server has it in memory any more, one has lost its bytes, and so has the registry.
+    for replica in site.replicas:
+        replica.stop()
+    damaged = [path for path in [*(tmp_path / "track").rglob("program.pt2"), *site.replicas[0].home.rglob("program.pt2")] if holds(path, package)]
+    assert len(damaged) >= 2, package
+    for path in damaged:
+        path.unlink()
+        path.write_bytes(b"rust")
+    for replica in site.replicas:
+        replica.start()
+    assert site.all_serve("router:1")
+    back = site.run("rollback", "router", "--json", code=1)
+    servers = json.loads(back.stdout)["servers"]
+    assert sorted(server["state"] for server in servers) == ["followed"] * (N_REPLICAS - 1) + ["refused"], servers
+    [refused] = [server for server in servers if server["state"] == "refused"]
+    assert (refused["serving"], refused["refused"]["version"], refused["process"]) == (1, 2, site.replicas[0].process.pid)
+    assert "program.pt2" in refused["refused"]["reason"]
+    assert "refuses router:2 and goes on with router:1" in back.stderr and "highroad promote router VERSION" in back.stderr
+    status = site.replicas[0].get("/v1/highroad/status")["members"][0]
+    assert status["serving"]["version"] == "router:1"
+    assert site.run("rollback", "router", "--no-wait").stdout.strip() == "router@champion -> router:1"
+
+
+def holds(program: Path, package: str) -> bool:
+    """Whether a program lies in the package of this digest: beside the manifest that has it."""
+    manifest = program.parent / "manifest.json"
+    return manifest.is_file() and hashlib.sha256(manifest.read_bytes()).hexdigest() == package
 
 
 def test_a_verdict_survives_every_crash(ours: Callable) -> None:

@@ -28,6 +28,8 @@ export type Pair = Schemas['Pair'];
 /** A rollout as one serving process sees it. */
 export type Trial = Schemas['RolloutStatus'];
 export type Course = Schemas['Course'];
+/** What both versions of a rollout took for the same requests. */
+export type Latencies = Schemas['Latencies'];
 export type Budget = Schemas['Budget'];
 export type Spending = Schemas['Spending'];
 export type RequestRecord = Schemas['RequestRecord'];

@@ -16,7 +16,7 @@ mod upgrade;
 use highroad_eval::{CustomEvidence, Evidence, Expected, HostedEvidence, JudgeEvidence, Observed};
 use serde::Serialize;
 
-pub use charts::{charts, distribution_chart, effect_chart};
+pub use charts::{charts, distribution_chart, effect_chart, ratio_chart};
 pub use evaluation::{EvalReport, MetricRow, WorstCase};
 pub use gate::{CheckRow, FlipRow, GateReport, SliceFlips};
 pub use github::{Annotation, Level, MOST_SUMMARY_BYTES, annotations};
@@ -26,7 +26,7 @@ pub use page::{
     eval_html, eval_markdown, gate_html, gate_markdown, monitor_html, review_html, review_markdown, rollout_html,
     rollout_markdown, upgrade_html, upgrade_markdown,
 };
-pub use rollout::{ApartRow, RolloutReport};
+pub use rollout::{ApartRow, RolloutReport, TimesReport, TimesRow};
 pub(crate) use shown::tensors_in_words;
 pub use shown::{asked, in_words, one_line, picture, text};
 pub use traffic::traffic_facts;

@@ -8,6 +8,7 @@ mod access;
 mod commands;
 mod engine;
 mod environment;
+mod following;
 mod out;
 mod pages;
 mod progress;

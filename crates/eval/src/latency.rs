@@ -153,6 +153,12 @@ const TOLD: [u8; 3] = [50, 95, 99];
 const FEWEST_BLOCKS: usize = 6;
 /// Fewer requests than this on the far side of a percentile are too few for a bootstrap of it.
 const FEWEST_BEYOND: f64 = 10.0;
+/// Most blocks that paired requests are cut into, and fewest requests of one.
+const MOST_PAIRED_BLOCKS: usize = 50;
+const FEWEST_OF_A_BLOCK: usize = 5;
+/// How bounds of paired latencies are drawn, and the probability with which each errs.
+const PAIRED_RESAMPLES: Resamples = Resamples { n: 10_000, seed: 0 };
+const PAIRED_ALPHA: f64 = 0.025;
 /// Longest run that an undecided check asks for.
 const LONGEST_RUN_S: f64 = 3600.0;
 
@@ -236,18 +242,8 @@ impl Judge<'_> {
         }
     }
 
-    /// A percentile of one side, or the ratio of two sides whose blocks are pairs.
     fn percentile<const SIDES: usize>(&self, percentile: u8, sides: &[Pooled; SIDES]) -> Percentile {
-        let q = f64::from(percentile) / 100.0;
-        let statistic = |counts: &[u32]| match sides.as_slice() {
-            [candidate, baseline] => candidate.quantile(q, counts) / baseline.quantile(q, counts),
-            _ => sides[0].quantile(q, counts),
-        };
-        let n_blocks = sides[0].block_sizes.len();
-        let enough = sides.iter().all(|side| side.n_beyond(q) >= FEWEST_BEYOND);
-        let estimated = over_blocks(self.gates, self.gates.alpha, n_blocks, statistic);
-        let value = statistic(&vec![1; n_blocks]);
-        Percentile { percentile, value, interval: estimated.filter(|_| enough).map(|estimated| estimated.interval) }
+        percentile_of(resamples(self.gates), self.gates.alpha, percentile, &sides.each_ref())
     }
 
     /// Whether the declared rate is below what the candidate answers when something always waits: else its queue has no end.
@@ -354,6 +350,76 @@ impl Judge<'_> {
     }
 }
 
+/// Latency of two versions of one model on the same requests.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct PairedLatency {
+    /// Requests that both were timed on.
+    pub n_requests: usize,
+    /// Mean of the stable version, milliseconds.
+    pub stable_mean_ms: f64,
+    /// Mean of the candidate, milliseconds.
+    pub candidate_mean_ms: f64,
+    /// Percentiles of the stable version, milliseconds.
+    pub stable_ms: Vec<Percentile>,
+    /// Percentiles of the candidate, milliseconds.
+    pub candidate_ms: Vec<Percentile>,
+    /// The candidate's percentiles as multiples of the stable version's.
+    pub ratios: Vec<Percentile>,
+}
+
+/// What two versions took for the same requests, `[stable, candidate]` in milliseconds and in the order of time: medians, 95th and
+/// 99th percentiles and their ratios. `None` if there are no requests.
+///
+/// Bounds are those of the latency rule of a gate, with up to 50 stretches of consecutive requests as its blocks, and each err with
+/// the probability 2.5 %. They hold for one look, and decide nothing.
+pub fn paired_latency(pairs_ms: &[[f64; 2]]) -> Option<PairedLatency> {
+    let n_requests = pairs_ms.len();
+    if n_requests == 0 {
+        return None;
+    }
+    let block_size = n_requests.div_ceil(MOST_PAIRED_BLOCKS).max(FEWEST_OF_A_BLOCK);
+    let side = |side: usize| {
+        Pooled::of_blocks(pairs_ms.chunks(block_size).map(|pairs| pairs.iter().map(|pair| pair[side]).collect()))
+    };
+    let (stable, candidate) = (side(0), side(1));
+    let mean = |side: usize| pairs_ms.iter().map(|pair| pair[side]).sum::<f64>() / n_requests as f64;
+    let [of_stable, of_candidate] = [&stable, &candidate]
+        .map(|side| TOLD.map(|percentile| percentile_of(PAIRED_RESAMPLES, PAIRED_ALPHA, percentile, &[side])));
+    let ratios =
+        TOLD.map(|percentile| percentile_of(PAIRED_RESAMPLES, PAIRED_ALPHA, percentile, &[&candidate, &stable]));
+    Some(PairedLatency {
+        n_requests,
+        stable_mean_ms: mean(0),
+        candidate_mean_ms: mean(1),
+        stable_ms: of_stable.to_vec(),
+        candidate_ms: of_candidate.to_vec(),
+        ratios: ratios.to_vec(),
+    })
+}
+
+/// A percentile of one side, or the ratio of two sides whose blocks are pairs.
+fn percentile_of<const SIDES: usize>(
+    resamples: Resamples,
+    alpha: f64,
+    percentile: u8,
+    sides: &[&Pooled; SIDES],
+) -> Percentile {
+    let q = f64::from(percentile) / 100.0;
+    let statistic = |counts: &[u32]| match sides.as_slice() {
+        [candidate, baseline] => candidate.quantile(q, counts) / baseline.quantile(q, counts),
+        _ => sides[0].quantile(q, counts),
+    };
+    let n_blocks = sides[0].block_sizes.len();
+    let enough = sides.iter().all(|side| side.n_beyond(q) >= FEWEST_BEYOND);
+    let estimated = if enough { over_blocks(resamples, alpha, n_blocks, statistic) } else { None };
+    let value = statistic(&vec![1; n_blocks]);
+    Percentile { percentile, value, interval: estimated.map(|estimated| estimated.interval) }
+}
+
+fn resamples(gates: &Gates) -> Resamples {
+    Resamples { n: gates.resamples, seed: gates.seed }
+}
+
 /// The most that a percentile or a ratio of percentiles may be, and what was seen of it.
 struct Limit {
     name: String,
@@ -442,7 +508,7 @@ pub(crate) fn cpu_s_per_request(gates: &Gates, at_rate: &AtRate, alpha: f64) -> 
 
 fn ratio_of_sums<T>(gates: &Gates, alpha: f64, blocks: &[T], parts: impl Fn(&T) -> [f64; 2]) -> Option<Estimated> {
     let parts: Vec<[f64; 2]> = blocks.iter().map(parts).collect();
-    over_blocks(gates, alpha, parts.len(), |counts| {
+    over_blocks(resamples(gates), alpha, parts.len(), |counts| {
         let sum = |part: usize| counts.iter().zip(&parts).map(|(&n, parts)| f64::from(n) * parts[part]).sum::<f64>();
         sum(0) / sum(1)
     })
@@ -454,7 +520,7 @@ fn ratio_of_sums<T>(gates: &Gates, alpha: f64, blocks: &[T], parts: impl Fn(&T) 
 /// The bounds, each wrong with probability `alpha`, are the expanded percentile interval (Hesterberg 2015): few blocks make a
 /// plain percentile interval as much too narrow as a normal interval without Student's t.
 fn over_blocks(
-    gates: &Gates,
+    resamples: Resamples,
     alpha: f64,
     n_blocks: usize,
     statistic: impl Fn(&[u32]) -> f64 + Sync,
@@ -462,7 +528,6 @@ fn over_blocks(
     if n_blocks < FEWEST_BLOCKS {
         return None;
     }
-    let resamples = Resamples { n: gates.resamples, seed: gates.seed };
     let sample = Bootstrap::new(&Units::cases(n_blocks), resamples, statistic);
     let interval = sample.percentile(1.0 - 2.0 * expanded_tail(alpha, n_blocks));
     let is_defined = sample.observed.is_finite() && interval.iter().all(|bound| bound.is_finite());
@@ -485,12 +550,16 @@ struct Pooled {
 
 impl Pooled {
     fn of(blocks: &[BlockAtRate]) -> Self {
-        let of_block = |(idx, block): (usize, &BlockAtRate)| {
-            block.latencies_ms.iter().map(move |&latency| (latency, idx)).collect::<Vec<_>>()
-        };
-        let mut samples: Vec<(f64, usize)> = blocks.iter().enumerate().flat_map(of_block).collect();
-        samples.sort_by(|a, b| a.0.total_cmp(&b.0));
-        let block_sizes = blocks.iter().map(|block| block.latencies_ms.len() as u64).collect();
+        Self::of_blocks(blocks.iter().map(|block| block.latencies_ms.clone()))
+    }
+
+    fn of_blocks(blocks: impl Iterator<Item = Vec<f64>>) -> Self {
+        let (mut samples, mut block_sizes) = (Vec::new(), Vec::new());
+        for (idx, latencies_ms) in blocks.enumerate() {
+            block_sizes.push(latencies_ms.len() as u64);
+            samples.extend(latencies_ms.into_iter().map(|latency| (latency, idx)));
+        }
+        samples.sort_by(|a: &(f64, usize), b| a.0.total_cmp(&b.0));
         Self { n: samples.len(), samples, block_sizes }
     }
 
@@ -618,5 +687,50 @@ mod tests {
             assert_close(low, golden.interval[0]);
             assert_close(high, golden.interval[1]);
         }
+    }
+
+    #[test]
+    fn two_versions_on_the_same_requests_have_a_ratio_with_bounds() {
+        // Stable takes 1 to 20 ms in turns, the candidate half as much again; percentiles are numpy's of 1..=20 repeated.
+        let pairs: Vec<[f64; 2]> = (0..1200).map(|n| f64::from(n % 20 + 1)).map(|ms| [ms, 1.5 * ms]).collect();
+        let seen = paired_latency(&pairs).unwrap();
+        let values = |percentiles: &[Percentile]| percentiles.iter().map(|p| p.value).collect::<Vec<_>>();
+        assert_eq!(seen.n_requests, 1200);
+        assert_close(seen.stable_mean_ms, 10.5);
+        assert_close(seen.candidate_mean_ms, 15.75);
+        values(&seen.stable_ms)
+            .into_iter()
+            .zip([10.5, 19.05, 20.0])
+            .for_each(|(ours, theirs)| assert_close(ours, theirs));
+        assert!(
+            seen.ratios.iter().all(|ratio| ratio.interval.is_some() && (ratio.value - 1.5).abs() < 1e-9),
+            "{seen:?}"
+        );
+        // Too few beyond a percentile, or in all, leave it without bounds; nothing is no latency.
+        let few = paired_latency(&pairs[..100]).unwrap();
+        assert_eq!(few.ratios.iter().map(|ratio| ratio.interval.is_some()).collect::<Vec<_>>(), [true, false, false]);
+        assert!(paired_latency(&pairs[..20]).unwrap().ratios.iter().all(|ratio| ratio.interval.is_none()));
+        assert_eq!(paired_latency(&[]), None);
+    }
+
+    /// Nineteen in twenty intervals hold the true ratio, or a few less: a bootstrap over blocks is no exact test.
+    #[test]
+    fn bounds_of_a_paired_ratio_hold_the_true_one() {
+        use rand::{RngExt as _, SeedableRng as _};
+        let mut n_held = 0;
+        for seed in 0..40 {
+            let mut random = rand_chacha::ChaCha8Rng::seed_from_u64(seed);
+            let mut exponential = || 1.0 - random.random::<f64>().ln();
+            // Both have one part in common, which the request decides.
+            let pairs: Vec<[f64; 2]> = (0..200)
+                .map(|_| {
+                    let common = exponential();
+                    [common * exponential(), 1.25 * common * exponential()]
+                })
+                .collect();
+            let [low, high] = paired_latency(&pairs).unwrap().ratios[0].interval.unwrap();
+            n_held += u32::from(low <= 1.25 && 1.25 <= high);
+        }
+        assert!((34..=40).contains(&n_held), "{n_held}");
     }
 }

@@ -51,8 +51,8 @@ pub use hosted::{HostedCost, HostedEvidence};
 pub use interval::{clopper_pearson, fisher_z, quantile, quantile_interval, wilson};
 pub use judged::{JudgeEvidence, JudgeMode, JudgeRule};
 pub use latency::{
-    AtRate, BlockAtRate, BlockSaturated, Estimated, Load, LoadEvidence, Loads, Percentile, Run, TrafficEvidence,
-    capacity, judge_load,
+    AtRate, BlockAtRate, BlockSaturated, Estimated, Load, LoadEvidence, Loads, PairedLatency, Percentile, Run,
+    TrafficEvidence, capacity, judge_load, paired_latency,
 };
 pub use metric::{Metric, MetricError, Statistic, UnknownMetric};
 pub use multiplicity::{benjamini_hochberg, holm};

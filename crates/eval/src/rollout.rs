@@ -87,7 +87,7 @@ pub struct Judgement {
     pub checks: Vec<CheckResult>,
 }
 
-/// When a canary goes on to its next share.
+/// How long each share of a canary lasts, the last one before its pass included.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Pace {
@@ -224,14 +224,21 @@ pub fn judge_rollout(rules: &RolloutRules, counts: &RolloutCounts) -> Result<Jud
 }
 
 /// What to do after `judgement`, at share `step_idx` of `plan`, which has seen `n_asked` requests in `seconds`.
+///
+/// A canary passes once its last share has kept the pace too; a shadow has none and passes as soon as the rules say so.
 pub fn next_move(plan: &Plan, pace: &Pace, [step_idx, n_asked]: [u64; 2], seconds: f64, judgement: &Judgement) -> Move {
     if let Some(broken) = judgement.checks.iter().find(|check| check.outcome == Outcome::Fail) {
         return Move::Abort(broken.reason.clone());
     }
     let is_last = step_idx + 1 >= plan.percents().len() as u64;
+    let has_lasted = match plan {
+        Plan::Shadow { .. } => true,
+        Plan::Canary { .. } => n_asked >= pace.requests && seconds >= pace.seconds,
+    };
     match judgement.outcome {
-        _ if !is_last && n_asked >= pace.requests && seconds >= pace.seconds => Move::Step,
-        Outcome::Pass if is_last => Move::Pass,
+        _ if !has_lasted => Move::Stay,
+        _ if !is_last => Move::Step,
+        Outcome::Pass => Move::Pass,
         _ => Move::Stay,
     }
 }
@@ -386,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn a_canary_takes_its_steps_and_passes_at_the_last() {
+    fn a_canary_takes_its_steps_and_passes_once_the_last_has_lasted_too() {
         let plan = Plan::Canary { percents: vec![5.0, 25.0, 100.0] };
         let pace = Pace { requests: 50, seconds: 10.0 };
         let passing = judge_rollout(&rules(), &seen(5000, 0, 0)).unwrap();
@@ -394,8 +401,12 @@ mod tests {
         assert_eq!(next_move(&plan, &pace, [0, 49], 11.0, &passing), Move::Stay);
         assert_eq!(next_move(&plan, &pace, [0, 50], 9.0, &passing), Move::Stay);
         assert_eq!(next_move(&plan, &pace, [1, 50], 10.0, &unsure), Move::Step);
-        assert_eq!(next_move(&plan, &pace, [2, 0], 0.0, &passing), Move::Pass);
+        assert_eq!(next_move(&plan, &pace, [2, 49], 11.0, &passing), Move::Stay);
+        assert_eq!(next_move(&plan, &pace, [2, 50], 9.0, &passing), Move::Stay);
+        assert_eq!(next_move(&plan, &pace, [2, 50], 10.0, &passing), Move::Pass);
         assert_eq!(next_move(&plan, &pace, [2, 500], 100.0, &unsure), Move::Stay);
+        let shadow = Plan::Shadow { percent: 20.0 };
+        assert_eq!(next_move(&shadow, &pace, [0, 1], 0.0, &passing), Move::Pass);
     }
 
     #[test]

@@ -4,6 +4,8 @@
 
 mod cache;
 mod limits;
+mod plan;
+mod task;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,11 +14,14 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use highroad_package::{ParseReferenceError, Reference};
+use highroad_package::{ParseReferenceError, Reference, Selector};
 use highroad_task::PredictorOptions;
 use serde::{Deserialize, Serialize};
 
 pub use limits::{MemberLimits, RequestLimits};
+use plan::PLAN_KEYS;
+pub use plan::RolloutPlan;
+pub use task::Task;
 
 use crate::alerts::AlertsConfig;
 use crate::batcher::BatchLimits;
@@ -49,6 +54,8 @@ pub struct PortfolioConfig {
     pub pipelines: BTreeMap<String, PipelineConfig>,
     /// What rollouts may take and keep here.
     pub rollouts: RolloutConfig,
+    /// How versions of members are tried that declare it, by member.
+    pub plans: BTreeMap<String, RolloutPlan>,
     /// How members are watched that do not say it themselves.
     pub monitor: MonitorConfig,
 }
@@ -83,6 +90,8 @@ const DEFAULT_SHADOW_QUEUE: NonZeroUsize = NonZeroUsize::new(256).expect("256 is
 pub struct MemberConfig {
     /// Where the package comes from.
     pub source: ModelSource,
+    /// What it has to be for, where that is said: a package for another task does not serve.
+    pub task: Option<Task>,
     /// Threads of one program run.
     pub threads: NonZeroUsize,
     /// The batches and the queue.
@@ -150,6 +159,7 @@ impl PortfolioConfig {
         }
         let monitor = monitor(&table, &mut problems);
         let members = members(&table, base, &monitor, &mut problems);
+        let plans = plans(&table, &members, &mut problems);
         let hosted = hosted(&table, base, &mut problems);
         let budgets = BudgetsConfig::parse(&table, &mut problems);
         if problems.is_empty() {
@@ -169,7 +179,19 @@ impl PortfolioConfig {
         if !problems.is_empty() {
             return Err(ConfigErrors(problems));
         }
-        Ok(Self { members, hosted, budgets, alerts, limits, poll_interval, rollouts, monitor, indexes, pipelines })
+        Ok(Self {
+            members,
+            hosted,
+            budgets,
+            alerts,
+            limits,
+            poll_interval,
+            indexes,
+            pipelines,
+            rollouts,
+            plans,
+            monitor,
+        })
     }
 
     /// A portfolio without a file: one member for each reference or package directory, under its model's name.
@@ -185,6 +207,7 @@ impl MemberConfig {
         let threads = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
         Self {
             source,
+            task: None,
             threads,
             batching: BatchLimits {
                 batch_tokens: PredictorOptions::default().max_batch_tokens,
@@ -262,6 +285,8 @@ const LIMIT_KEYS: &[&str] = &["body_bytes", "inputs", "input_bytes", "tokens", "
 const MEMBER_LIMIT_KEYS: &[&str] = &["inputs", "input_bytes", "tokens", "documents"];
 const MEMBER_KEYS: &[&str] = &[
     "model",
+    "task",
+    "rollout",
     "threads",
     "replicas",
     "batch_tokens",
@@ -276,6 +301,7 @@ const MEMBER_KEYS: &[&str] = &[
 #[derive(Deserialize)]
 struct MemberTable {
     model: String,
+    task: Option<Task>,
     threads: Option<NonZeroUsize>,
     replicas: Option<NonZeroUsize>,
     batch_tokens: Option<NonZeroUsize>,
@@ -296,7 +322,15 @@ impl MemberTable {
             ModelSource::Directory(path) => ModelSource::Directory(base.join(path)),
             source @ ModelSource::Registry(_) => source,
         };
+        let is_program =
+            matches!(&source, ModelSource::Directory(path) if path.extension().is_some_and(|it| it == "pt2"));
+        if let Some(task) = self.task.filter(|task| is_program && *task != Task::Tensors) {
+            return Err(format!(
+                "`task` is `{task}`, and a program alone takes and gives `tensors`: what a task needs besides, such as a tokenizer and labels, is in a package (`highroad export` or `highroad pack` makes one)"
+            ));
+        }
         let mut config = MemberConfig::new(source);
+        config.task = self.task;
         config.threads = self.threads.unwrap_or(config.threads);
         config.batching.batch_tokens = self.batch_tokens.unwrap_or(config.batching.batch_tokens);
         config.batching.queue_rows = self.queue_rows.unwrap_or(config.batching.queue_rows);
@@ -367,6 +401,37 @@ fn members(
         }
     }
     members
+}
+
+/// `[members.NAME.rollout]` of members that are ours.
+fn plans(
+    table: &toml::Table,
+    members: &BTreeMap<String, MemberConfig>,
+    problems: &mut Vec<String>,
+) -> BTreeMap<String, RolloutPlan> {
+    let mut plans = BTreeMap::new();
+    let told = |name: &String| table.get("members")?.get(name)?.get("rollout");
+    for (name, config) in members {
+        let Some(value) = told(name) else { continue };
+        let (place, before) = (format!("members.{name}.rollout"), problems.len());
+        if let Some(table) = value.as_table() {
+            check_keys(table, PLAN_KEYS, &place, problems);
+        }
+        if problems.len() > before {
+            continue;
+        }
+        let plan = value.clone().try_into().map_err(|error: toml::de::Error| error.to_string().trim().to_owned());
+        let plan = plan.and_then(|plan: RolloutPlan| plan.check().map(|()| plan));
+        let follows = |plan: RolloutPlan| match &config.source {
+            ModelSource::Registry(Reference { selector: Selector::Alias(_), .. }) => Ok(plan),
+            source => Err(format!("`{source}` names no alias, so no version is tried beside it")),
+        };
+        match plan.and_then(follows) {
+            Ok(plan) => drop(plans.insert(name.clone(), plan)),
+            Err(error) => problems.push(format!("[{place}] {error}")),
+        }
+    }
+    plans
 }
 
 fn check_limit_keys(member: &toml::Value, name: &str, problems: &mut Vec<String>) {
@@ -483,11 +548,23 @@ mod tests {
             threads = 1
             replicas = 2
             queue_rows = 8
+            [members.moderation.rollout]
+            canary = [5, 25, 100]
+            step_seconds = 600
+            max_differ = 0.1
             [members.embedder]
             model = "./package"
+            task = "embed"
             "#,
         )
         .unwrap();
+        assert_eq!(
+            (portfolio.members["embedder"].task, portfolio.members["moderation"].task),
+            (Some(Task::Embed), None)
+        );
+        let [(name, plan)] = portfolio.plans.iter().collect::<Vec<_>>()[..] else { panic!("{:?}", portfolio.plans) };
+        assert_eq!((name.as_str(), plan.canary.as_deref()), ("moderation", Some([5.0, 25.0, 100.0].as_slice())));
+        assert_eq!((plan.step_seconds, plan.max_differ), (Some(600.0), Some(0.1)));
         assert_eq!(portfolio.limits, RequestLimits { inputs: 16, ..RequestLimits::default() });
         assert_eq!(portfolio.poll_interval.0, Duration::from_millis(500));
         let queue = NonZeroUsize::new(16).unwrap();
@@ -518,6 +595,21 @@ mod tests {
             [members.zero]
             model = "m:1"
             threads = 0
+            [members.odd]
+            model = "m:1"
+            task = "translate"
+            [members.bare]
+            model = "./model.pt2"
+            task = "rerank"
+            [members.pinned]
+            model = "m:1"
+            rollout = { shadow = 20 }
+            [members.tried]
+            model = "m"
+            rollout = { shadow = 200 }
+            [members.misspelt]
+            model = "m"
+            rollout = { shadows = 20 }
             "#,
         )
         .unwrap_err();
@@ -531,6 +623,11 @@ mod tests {
             "[members.ok] unknown key `batch_token`: did you mean `batch_tokens`?",
             "[members.none] missing field `model`",
             "[members.zero] invalid value: integer `0`, expected a whole number from 1 in `threads`",
+            "[members.odd] unknown variant `translate`, expected one of `classify`, `embed`, `rerank`, `recommend`, `tensors`",
+            "[members.bare] `task` is `rerank`, and a program alone takes and gives `tensors`",
+            "[members.pinned.rollout] `m:1` names no alias",
+            "[members.tried.rollout] a share of 200 % is not above 0 % and up to 100 %",
+            "[members.misspelt.rollout] unknown key `shadows`: did you mean `shadow`?",
         ] {
             assert!(text.contains(part), "{part} not in:\n{text}");
         }

@@ -14,14 +14,14 @@ use serde::Serialize;
 use tracing::{error, info, warn};
 
 use crate::cache::AnswerCache;
-use crate::config::{MemberConfig, ModelSource};
+use crate::config::{MemberConfig, ModelSource, Task};
 use crate::definitions::Definitions;
 use crate::error::{AskError, DeployError};
 use crate::monitor::Monitor;
 use crate::pipeline::{IndexPlaces, Missing};
 use crate::registry::{Registry, Resolved};
 use crate::revision::{Candidate, Facts, OverrideFacts, Revision, Unverified};
-use crate::rollout::{Assigned, Key, RolloutStatus, Rollouts, Trial, now};
+use crate::rollout::{Assigned, Key, RefusedVersion, RolloutStatus, Rollouts, Trial, now};
 use crate::saved::{self, Saved, SavedRollout, SavedVersion};
 use crate::telemetry::{LOAD_FAILURES, MEMBER_INFO, MEMBER_READY, OVERRIDE_EXPIRES, ROLLOUT_SWITCH, SWAPS, WAY_BACK};
 use crate::way_back::{Looking, WayBack, WayBackStatus};
@@ -279,6 +279,9 @@ impl Deployment {
     /// [`Deployment::leave`] where nothing takes its place.
     pub(crate) fn remove(&self) {
         self.leave();
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            drop(runtime.spawn(self.withdraw()));
+        }
         saved::remove(&self.local.serving, &self.name);
         self.monitor.forget(&self.name);
         gauge!(MEMBER_READY, "member" => self.name.clone()).set(0.0);
@@ -381,6 +384,7 @@ impl Deployment {
                     let refreshed = self.refresh_from_registry(reference, registry.as_ref()).await;
                     if self.is(Stage::Member) {
                         self.follow_rollout(reference, registry.as_ref()).await;
+                        self.tell_standing(reference, registry.as_ref()).await;
                         self.walk_way_back(reference, registry);
                     }
                     refreshed
@@ -456,8 +460,8 @@ impl Deployment {
         let trial = self.rollouts.trial.load_full();
         let may_serve = |trial: &Arc<Trial>| trial.may_serve() && self.indexes.are_all_in(trial.candidate.indexes());
         let candidate = trial.filter(|trial| trial.resolved == *resolved && may_serve(trial));
+        let served = self.current.load_full().zip(self.serving());
         if let Some(trial) = candidate {
-            let served = self.current.load_full().zip(self.memory().serving.clone());
             let saved = SavedVersion { resolved: resolved.clone(), overridden: None, admitted_at: Some(now()) };
             let switched = self.switch_to(Arc::clone(&trial.candidate), Some(saved));
             trial.switched(switched.duration_since(begun));
@@ -466,9 +470,10 @@ impl Deployment {
         }
         let Some(revision) = self.rollouts.take_warm(resolved) else { return false };
         let saved = SavedVersion { resolved: resolved.clone(), overridden: None, admitted_at: Some(now()) };
-        let switched = self.switch_to(revision, Some(saved));
+        let switched = self.switch_to(Arc::clone(&revision), Some(saved));
         let took = switched.duration_since(begun);
         histogram!(ROLLOUT_SWITCH, "member" => self.name.clone()).record(took.as_secs_f64());
+        self.keep_before(&revision, resolved, served);
         true
     }
 
@@ -501,6 +506,13 @@ impl Deployment {
     /// What is served, as the registry has it.
     pub(crate) fn serving(&self) -> Option<Resolved> {
         self.memory().serving.clone()
+    }
+
+    /// The version that should serve and does not, where the registry names one.
+    pub(crate) fn refused(&self) -> Option<RefusedVersion> {
+        let memory = self.memory();
+        let (failed, failure) = (memory.failed.as_ref()?, memory.failure.as_ref()?);
+        Some(RefusedVersion::new(failed.version, &failure.reason))
     }
 
     /// Keeps what serves, and how far its rollout has come, on the disk. A disk that is full takes nothing down.
@@ -551,6 +563,11 @@ impl Deployment {
         unverified: Unverified,
         missing: Missing,
     ) -> Result<Arc<Revision>, DeployError> {
+        let found = Task::of(&candidate.package.manifest().task.kind);
+        if let Some(wanted) = config.task.filter(|wanted| found != Some(*wanted)) {
+            let found = found.map_or("unknown".to_owned(), |found| found.to_string());
+            return Err(DeployError::Task { version: candidate.version, found, wanted });
+        }
         let (name, places) = (self.name.clone(), self.indexes.clone());
         let (attestations, cache) = (self.local.attestations.clone(), self.cache.clone());
         let kept = self.local.definitions.clone();
@@ -691,7 +708,12 @@ impl Deployment {
             since,
         });
         memory.failed = resolved;
+        let package = memory.failed.as_ref().map(|failed| failed.package);
         drop(memory);
+        // A registry that is away says nothing of what it holds.
+        if let Some(package) = package.filter(|_| !matches!(failure, DeployError::Registry(_))) {
+            self.way_back.failed(&package, &reason);
+        }
         if !self.is(Stage::Member) {
             return failure;
         }

@@ -7,6 +7,7 @@ use highroad_service::{Kind, Problem};
 use highroad_task::TaskError;
 
 use crate::budget::Refused;
+use crate::config::Task;
 use crate::index::IndexError;
 
 /// Why a request was not answered. Protocols turn it into their own shape through [`AskError::problem`].
@@ -164,6 +165,10 @@ pub enum DeployError {
     WarmUp(TaskError),
     #[error("`{version}` holds another package than the rollout names: {found}")]
     OtherPackage { version: String, found: Digest },
+    #[error(
+        "`{version}` is for the task `{found}`, and `task` says `{wanted}`: name a package for that as `model`, or mend it"
+    )]
+    Task { version: String, found: String, wanted: Task },
     #[error("`{0}` is for another task, or has other labels, than what serves")]
     OtherTask(String),
     #[error(

@@ -488,7 +488,11 @@ async fn rollout(State(app): State<App>, Path(member): Path<String>) -> Response
     let found = app.portfolio.rollout(&member).map_err(Refused::from).and_then(|status| {
         status.ok_or_else(|| Problem::not_found(format!("`{member}` has had no rollout here")).into())
     });
-    openai_response(found.map(|status| Json(status).into_response()))
+    let shown = match found {
+        Ok(status) => pages::blocking(move || status.with_latency()).await.map_err(Refused::from),
+        Err(refused) => Err(refused),
+    };
+    openai_response(shown.map(|status| Json(status).into_response()))
 }
 
 /// A right answer that came later: it counts for a rollout that compared the request in this process.

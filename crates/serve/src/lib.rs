@@ -49,7 +49,7 @@ pub use http::probes;
 pub use http::told::in_development;
 pub use portfolio::{Portfolio, Prepared};
 pub use protocol::error_shape;
-pub use registry::{BoxFuture, Registry, Resolved};
+pub use registry::{BoxFuture, Promoted, Registry, Resolved};
 pub use remote::{RemoteRates, RemoteRegistry};
 pub use revision::{Asked, Candidate, Facts, Overridden, OverrideFacts, Revision, Terms, Unverified};
 pub use way_back::WayBackStatus;

@@ -445,6 +445,11 @@ impl Portfolio {
         }
     }
 
+    /// Tells the registry that this process follows nothing any more, within two seconds.
+    pub async fn withdraw(&self) {
+        futures_util::future::join_all(self.deployments().iter().map(|deployment| deployment.withdraw())).await;
+    }
+
     /// Wakes [`Portfolio::follow`]: the registry has just changed.
     pub fn look_now(&self) {
         self.look_now.notify_one();

@@ -25,9 +25,9 @@ pub trait Registry: Send + Sync + 'static {
         resolved: &'a Resolved,
     ) -> BoxFuture<'a, Result<Candidate, DeployError>>;
 
-    /// Brings the version that a rollback of the alias leads to, as the record of its moves has it; nothing where there is none or
-    /// it is no package.
-    fn way_back<'a>(&'a self, reference: &'a Reference) -> BoxFuture<'a, Result<Option<Candidate>, DeployError>>;
+    /// The version that a rollback of the alias leads to, as the record of its moves has it; nothing where there is none or it is
+    /// no package.
+    fn way_back<'a>(&'a self, reference: &'a Reference) -> BoxFuture<'a, Result<Option<Promoted>, DeployError>>;
 
     /// Tags of the model called `name`, where rollouts are kept.
     fn tags<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<BTreeMap<String, String>, DeployError>>;
@@ -60,6 +60,15 @@ pub struct Resolved {
     pub verdict: Option<Digest>,
     /// The override for the alias it was asked by, where it has one.
     pub overridden: Option<Digest>,
+}
+
+/// A version, and when it was promoted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Promoted {
+    /// The version.
+    pub resolved: Resolved,
+    /// When, RFC 3339 in UTC, where the record says so: a rollback asks whether it was admitted then.
+    pub at: Option<String>,
 }
 
 impl Resolved {

@@ -11,7 +11,7 @@ use crate::admission;
 use crate::budget::shared::{Granted, Leases, Spent, Wanted};
 use crate::deployment::{LocalState, read_verdict};
 use crate::error::DeployError;
-use crate::registry::{BoxFuture, Registry, Resolved};
+use crate::registry::{BoxFuture, Promoted, Registry, Resolved};
 use crate::revision::{Candidate, Overridden};
 
 /// A registry that speaks MLflow, with what it brings kept in the local state.
@@ -73,14 +73,8 @@ impl Registry for RemoteRegistry {
         })
     }
 
-    fn way_back<'a>(&'a self, reference: &'a Reference) -> BoxFuture<'a, Result<Option<Candidate>, DeployError>> {
-        Box::pin(async move {
-            let failed = |error| failed(reference, error);
-            let Some((resolved, admitted_at)) = self.before(reference).await.map_err(failed)? else { return Ok(None) };
-            let candidate = self.fetch(reference, &resolved).await?;
-            // It was admitted when it was promoted, and a rollback asks about that moment.
-            Ok(Some(Candidate { admitted_at: admitted_at.or(candidate.admitted_at), ..candidate }))
-        })
+    fn way_back<'a>(&'a self, reference: &'a Reference) -> BoxFuture<'a, Result<Option<Promoted>, DeployError>> {
+        Box::pin(async move { self.before(reference).await.map_err(|error| failed(reference, error)) })
     }
 
     fn tags<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<BTreeMap<String, String>, DeployError>> {
@@ -184,7 +178,7 @@ fn unanswered(error: &RegistryError) -> DeployError {
 
 impl RemoteRegistry {
     /// Where a rollback of the alias leads, and when that version was promoted, RFC 3339 in UTC.
-    async fn before(&self, reference: &Reference) -> Result<Option<(Resolved, Option<String>)>, RegistryError> {
+    async fn before(&self, reference: &Reference) -> Result<Option<Promoted>, RegistryError> {
         let Some(alias) = alias_of(reference) else { return Ok(None) };
         let current = self.client.aliased(&reference.name, alias).await?;
         let moves = self.client.audit(&reference.name).await?;
@@ -202,7 +196,7 @@ impl RemoteRegistry {
             let at = moved.and_then(|moved| jiff::Timestamp::from_millisecond(moved.at).ok());
             let at = at.map(|at| at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string());
             let ResolvedVersion { name, version, package, verdict, .. } = found;
-            return Ok(Some((Resolved { name, version, package, verdict, overridden }, at)));
+            return Ok(Some(Promoted { resolved: Resolved { name, version, package, verdict, overridden }, at }));
         }
         Ok(None)
     }

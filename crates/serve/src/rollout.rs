@@ -13,6 +13,7 @@ mod follow;
 pub(crate) mod pairs;
 mod probation;
 mod shadow;
+mod standing;
 mod status;
 pub(crate) mod trial;
 
@@ -29,9 +30,10 @@ pub use compare::{Compared, Limits, compare, compare_texts};
 pub(crate) use course::Course;
 pub use course::{CourseShown, PointShown, RuleShown};
 pub(crate) use follow::{RolloutSettings, Rollouts};
-pub use pairs::{Pair, Side, read_pairs};
+pub use pairs::{Pair, Side, Spent, Timed, Written, read_pairs};
 pub(crate) use probation::{Probation, Promised, WaysBack};
-pub use status::RolloutStatus;
+pub use standing::{Follower, RefusedVersion};
+pub use status::{Latencies, RolloutStatus};
 pub(crate) use trial::Trial;
 
 /// Tag of what is tried, followed by the alias.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use highroad_package::{Digest, Reference, Selector};
 use metrics::gauge;
@@ -15,9 +15,12 @@ use crate::config::MemberConfig;
 use crate::deployment::{blocking, pause_after};
 use crate::engine::EngineConfig;
 use crate::error::DeployError;
-use crate::registry::{Registry, Resolved};
+use crate::registry::{Promoted, Registry, Resolved};
 use crate::revision::{Candidate, Facts, Revision, Unverified};
 use crate::telemetry::WAY_BACK;
+
+/// Pause before the bytes of a way back that was there are verified again.
+const LOOK_AGAIN: Duration = Duration::from_secs(1800);
 
 /// Where the way back stands.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
@@ -77,8 +80,19 @@ impl WayBack {
         }
     }
 
-    /// Looks for the way back from `serving` and walks it, once for each version that serves, and again after a growing pause where that
-    /// failed. Returns at once: what loads does so aside.
+    /// A version did not load: whatever it has shown before, no way leads back to it now.
+    pub(crate) fn failed(&self, package: &Digest, reason: &str) {
+        let mut memory = self.memory();
+        memory.evidence.remove(package);
+        let Some(found) = memory.found.as_mut().filter(|found| found.package == *package) else { return };
+        (found.evidence, found.failure) = (None, Some(reason.to_owned()));
+        memory.failures += 1;
+        memory.retry_at = Instant::now().checked_add(pause_after(memory.failures));
+        gauge!(WAY_BACK, "member" => self.member.clone()).set(0.0);
+    }
+
+    /// Looks for the way back from `serving` and walks it, once for each version that serves, again after a growing pause where that
+    /// failed, and now and then where it did not: bytes on a disk change. Returns at once: what loads does so aside.
     pub(crate) fn look(self: &Arc<Self>, serving: Resolved, looking: &Looking<'_>) {
         if !matches!(looking.reference.selector, Selector::Alias(_)) || !self.begins(&serving) {
             return;
@@ -87,9 +101,11 @@ impl WayBack {
         let (config, unverified) = (looking.config.clone(), looking.unverified);
         let (attestations, this) = (looking.attestations.to_owned(), Arc::clone(self));
         drop(tokio::spawn(async move {
-            let brought = registry.way_back(&reference).await;
-            let found = match brought {
-                Ok(Some(candidate)) => Ok(Some(this.walk(candidate, config, unverified, attestations).await)),
+            let found = match registry.way_back(&reference).await {
+                Ok(Some(promoted)) => {
+                    let brought = registry.fetch(&reference, &promoted.resolved).await;
+                    this.walk(promoted, brought, config, unverified, attestations).await.map(Some)
+                }
                 Ok(None) => Ok(None),
                 Err(error) => Err(error),
             };
@@ -97,21 +113,33 @@ impl WayBack {
         }));
     }
 
+    /// Whether what was brought would serve. Errors where the registry does not answer, which says nothing of it.
     async fn walk(
         &self,
-        candidate: Candidate,
+        promoted: Promoted,
+        brought: Result<Candidate, DeployError>,
         config: MemberConfig,
         unverified: Unverified,
         attestations: std::path::PathBuf,
-    ) -> WayBackStatus {
-        let (version, package) = (candidate.version.clone(), candidate.package.digest());
+    ) -> Result<WayBackStatus, DeployError> {
+        let Promoted { resolved, at } = promoted;
+        let (version, package) = (resolved.label(), resolved.package);
         let status = |evidence, failure| WayBackStatus { version, package, evidence, failure };
+        let candidate = match brought {
+            // It was admitted when it was promoted, and a rollback asks about that moment.
+            Ok(candidate) => Candidate { admitted_at: at.or(candidate.admitted_at.clone()), ..candidate },
+            Err(error @ DeployError::Registry(_)) => return Err(error),
+            Err(error) => {
+                self.memory().evidence.remove(&package);
+                return Ok(status(None, Some(error.with_causes())));
+            }
+        };
         if let Some(evidence) = self.memory().evidence.get(&package) {
-            return status(Some(*evidence), None);
+            return Ok(status(Some(*evidence), None));
         }
         // Processes of PyTorch may not fit a second time beside those that serve.
         if config.engine != EngineConfig::Native {
-            return status(None, None);
+            return Ok(status(None, None));
         }
         let member = self.member.clone();
         let rehearsed =
@@ -119,9 +147,9 @@ impl WayBack {
         match rehearsed {
             Ok(evidence) => {
                 self.memory().evidence.insert(package, evidence);
-                status(Some(evidence), None)
+                Ok(status(Some(evidence), None))
             }
-            Err(error) => status(None, Some(error.with_causes())),
+            Err(error) => Ok(status(None, Some(error.with_causes()))),
         }
     }
 
@@ -146,6 +174,10 @@ impl WayBack {
             Err(error) => Some(error.with_causes()),
             Ok(found) => found.as_ref().and_then(|found| found.failure.clone()),
         };
+        memory.retry_at = Instant::now().checked_add(LOOK_AGAIN);
+        if failure.is_none() {
+            memory.failures = 0;
+        }
         if let Some(reason) = &failure {
             memory.failures += 1;
             memory.retry_at = Instant::now().checked_add(pause_after(memory.failures));
@@ -158,7 +190,9 @@ impl WayBack {
             matches!(&found, Ok(Some(WayBackStatus { evidence: Some(evidence), .. })) if *evidence != "development");
         gauge!(WAY_BACK, "member" => self.member.clone()).set(f64::from(u8::from(is_there)));
         if let Ok(found) = found {
-            if let Some(WayBackStatus { version, evidence: Some(evidence), .. }) = &found {
+            if let Some(WayBackStatus { version, evidence: Some(evidence), .. }) = &found
+                && memory.found != found
+            {
                 info!(member.name = %self.member, "The way back of `{}` is {version}, {evidence} here", self.member);
             }
             memory.found = found;

@@ -314,6 +314,30 @@ async fn the_package_of_a_version_cannot_be_taken_off_or_exchanged(#[values(Kind
 
 #[rstest]
 #[tokio::test]
+async fn what_servers_tell_of_themselves_is_no_change_of_a_model(#[values(Kind::Sqlite, Kind::Postgres)] kind: Kind) {
+    let house = House::new(kind).await;
+    house.version("m", &package(1), None).await;
+    let updated = async || {
+        let path = "/api/2.0/mlflow/registered-models/get?name=m";
+        house.call("GET", path, Value::Null).await.1["registered_model"]["last_updated_timestamp"].clone()
+    };
+    let before = updated().await;
+    house.now.fetch_add(1000, Ordering::SeqCst);
+    let tag = |key: &str| json!({ "name": "m", "key": key, "value": "v" });
+    let standing = tag("highroad.serving.00000000000000aa.champion");
+    for (method, path) in [("POST", "set-tag"), ("DELETE", "delete-tag")] {
+        let path = format!("/api/2.0/mlflow/registered-models/{path}");
+        assert_eq!(house.call(method, &path, standing.clone()).await.0, 200);
+        assert_eq!(updated().await, before);
+    }
+    assert_eq!(house.call("POST", "/api/2.0/mlflow/registered-models/set-tag", tag("team")).await.0, 200);
+    assert_ne!(updated().await, before);
+    let unknown = json!({ "name": "none", "key": "highroad.serving.aa.champion", "value": "v" });
+    assert_eq!(house.call("POST", "/api/2.0/mlflow/registered-models/set-tag", unknown).await.0, 404);
+}
+
+#[rstest]
+#[tokio::test]
 async fn every_move_is_recorded_and_each_rollback_undoes_one(#[values(Kind::Sqlite, Kind::Postgres)] kind: Kind) {
     let house = House::new(kind).await;
     for n in 1..=3 {

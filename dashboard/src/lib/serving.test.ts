@@ -13,6 +13,7 @@ import {
   share,
   signalName,
   stageOf,
+  timesOf,
   until,
 } from './serving';
 
@@ -81,6 +82,23 @@ describe('a rollout in words', () => {
     expect(apart(pair({ cosine: 0.5, overlap: 0 }))).toBe('cosine 0.5000, overlap 0.000');
     expect(apart(pair({ relative: 0.2, absolute: 1.5 }))).toBe('relative difference 0.2000, by 1.5000 at most');
     expect(apart(pair({ n_flips: 0 }))).toBe('alike');
+  });
+  it('tells what both versions took', () => {
+    const at = (percentile: number, value: number, interval?: number[]) => ({ percentile, value, interval });
+    const rows = timesOf({
+      of_processor: true,
+      n_requests: 120,
+      stable_mean_ms: 2,
+      candidate_mean_ms: 3,
+      stable_ms: [at(50, 2), at(95, 4)],
+      candidate_ms: [at(50, 3), at(95, 6)],
+      ratios: [at(50, 1.5, [1.4, 1.62]), at(95, 1.5)],
+    } as never);
+    expect(rows.map(({ name, stable, candidate, ratio }) => [name, stable, candidate, ratio])).toEqual([
+      ['Median', '2 ms', '3 ms', '1.50 times (1.40 to 1.62)'],
+      ['p95', '4 ms', '6 ms', '1.50 times'],
+      ['Mean', '2 ms', '3 ms', '1.50 times'],
+    ]);
   });
   it('shows a kept input as it was', () => {
     expect([{ text: 'hi' }, 'hi', { tokens: [1] }, null].map(inputText)).toEqual([

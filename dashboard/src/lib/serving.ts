@@ -1,6 +1,6 @@
 // Numbers of serving as people read them, and what pages say of them. Pure functions.
 
-import type { Pair, Registered, Rollout, Signal, Traffic } from '../serving';
+import type { Latencies, Pair, Registered, Rollout, Signal, Traffic } from '../serving';
 import { number } from './format';
 
 /** `4.2 %`; small shares keep two digits, and none is none. */
@@ -86,6 +86,29 @@ export function apart(pair: Pair): string {
     pair.overlap === null || pair.overlap === undefined ? '' : `overlap ${pair.overlap.toFixed(3)}`,
   ];
   return parts.filter(Boolean).join(', ') || 'alike';
+}
+
+/** What both versions took at a percentile, and the ratio with its bounds where there are any. */
+export interface TimesRow {
+  name: string;
+  stable: string;
+  candidate: string;
+  ratio: string;
+}
+
+export function timesOf(latency: Latencies): TimesRow[] {
+  const rows = latency.ratios.map((ratio, i): TimesRow => {
+    const bounds = ratio.interval ? ` (${ratio.interval.map((end) => end.toFixed(2)).join(' to ')})` : '';
+    return {
+      name: ratio.percentile === 50 ? 'Median' : `p${ratio.percentile}`,
+      stable: millis(latency.stable_ms[i]?.value),
+      candidate: millis(latency.candidate_ms[i]?.value),
+      ratio: `${ratio.value.toFixed(2)} times${bounds}`,
+    };
+  });
+  const { stable_mean_ms: stable, candidate_mean_ms: candidate } = latency;
+  const ratio = stable > 0 ? `${(candidate / stable).toFixed(2)} times` : '–';
+  return [...rows, { name: 'Mean', stable: millis(stable), candidate: millis(candidate), ratio }];
 }
 
 /** A kept input as text: a text itself, anything else as JSON. */

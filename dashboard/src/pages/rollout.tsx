@@ -3,14 +3,14 @@ import { type Accessor, createMemo, For, type JSX, Match, Show, Switch } from 's
 import { api } from '../api';
 import { number, plural, shortDigest } from '../lib/format';
 import { createLive } from '../lib/live';
-import { apart, headline, inputText, isShadow, millis, percents, share, stageOf } from '../lib/serving';
+import { apart, headline, inputText, isShadow, millis, percents, share, stageOf, timesOf } from '../lib/serving';
 import { ActButton } from '../parts/act';
 import { Courses } from '../parts/course';
 import { ServerPicker, useServers } from '../parts/server';
 import { Empty, Failure, Moment, Pill, Skeleton } from '../parts/states';
 import { useTitle } from '../parts/title';
 import { useViewer } from '../parts/viewer';
-import { type Check, type End, type Registered, type Server, serving, type Trial } from '../serving';
+import { type Check, type End, type Latencies, type Registered, type Server, serving, type Trial } from '../serving';
 import { planOf } from './rollouts';
 
 const EVERY_MS = 2000;
@@ -368,8 +368,54 @@ function Seen(props: { trial: Trial; server: Accessor<Server> }): JSX.Element {
           )}
         </For>
       </dl>
+      <Show when={course.value?.latency}>{(latency) => <Times latency={latency()} />}</Show>
       <h2>Furthest apart</h2>
       <Worst trial={props.trial} />
+    </>
+  );
+}
+
+function Times(props: { latency: Latencies }): JSX.Element {
+  return (
+    <>
+      <h2>Latency on the same requests here</h2>
+      <section class="card scroll" tabindex="0" aria-label="Latency on the same requests">
+        <table class="rows">
+          <thead>
+            <tr>
+              <th scope="col">Latency</th>
+              <th scope="col" class="n">
+                Stable
+              </th>
+              <th scope="col" class="n">
+                Candidate
+              </th>
+              <th scope="col" class="n">
+                Candidate / stable
+              </th>
+            </tr>
+          </thead>
+          <tbody>
+            <For each={timesOf(props.latency)}>
+              {(row) => (
+                <tr>
+                  <td>{row.name}</td>
+                  <td class="n">{row.stable}</td>
+                  <td class="n">{row.candidate}</td>
+                  <td class="n">{row.ratio}</td>
+                </tr>
+              )}
+            </For>
+          </tbody>
+        </table>
+      </section>
+      <p class="soft note-below">
+        The latest {plural(props.latency.n_requests, 'request')} that both were timed on:{' '}
+        {props.latency.of_processor
+          ? 'processor time of each with the request alone, on one thread that nobody waits for'
+          : 'time of each from the question to the whole answer'}
+        . Bounds are 95 % intervals of one look and decide nothing.
+      </p>
     </>
   );
 }

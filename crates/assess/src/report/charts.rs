@@ -6,8 +6,8 @@ mod monitored;
 use std::error::Error;
 
 use highroad_eval::{
-    Classes, CurvePoint, Observed, Rankings, ReliabilityBin, Summary, Tensors, precision_recall_curve, reliability,
-    roc_curve, thin,
+    Classes, CurvePoint, Observed, Percentile, Rankings, ReliabilityBin, Summary, Tensors, precision_recall_curve,
+    reliability, roc_curve, thin,
 };
 use plotters::coord::Shift;
 use plotters::coord::types::RangedCoordf64;
@@ -397,6 +397,45 @@ fn forest(summaries: &[Summary]) -> Result<Chart, ReportError> {
             let at = (162, plot.backend_coord(&(least, y)).1);
             let label = format!("{} ({n_cases})", self::name(name));
             names.draw(&Text::new(label, at, anchored(14, HPos::Right, VPos::Center))).map_err(told)?;
+        }
+        Ok(())
+    })
+}
+
+/// A candidate's latency as a multiple of the stable version's, at each percentile.
+pub fn ratio_chart(ratios: &[Percentile]) -> Result<Chart, ReportError> {
+    let rows: Vec<&Percentile> = ratios.iter().filter(|ratio| ratio.value.is_finite()).collect();
+    let description = "The candidate's latency as a multiple of the stable version's on the same requests, with its 95 % interval where \
+                       enough requests were timed. Left of the dashed line it is faster."
+        .to_owned();
+    let row = |ratio: &&Percentile| {
+        let bound = |at: usize| ratio.interval.map_or("-".to_owned(), |interval| format!("{:.3}", interval[at]));
+        vec![format!("p{}", ratio.percentile), format!("{:.3}", ratio.value), bound(0), bound(1)]
+    };
+    let table = (columns(["latency", "times", "low", "high"]), rows.iter().map(row).collect());
+    let size = (SIZE.0, 70 + ROW_HEIGHT * rows.len() as u32);
+    chart("Latency, candidate over stable", description, size, table, |area| {
+        let (names, plot) = area.split_horizontally(80);
+        let ends = || rows.iter().flat_map(|ratio| ratio.interval.unwrap_or([ratio.value; 2])).chain([1.0]);
+        let (least, most) = (ends().fold(f64::INFINITY, f64::min), ends().fold(f64::NEG_INFINITY, f64::max));
+        let (room, n) = (((most - least) * 0.05).max(0.01), rows.len() as f64);
+        let mut builder = ChartBuilder::on(&plot);
+        builder.margin(10).margin_left(0).margin_right(18).x_label_area_size(44);
+        let mut plot = builder.build_cartesian_2d(least - room..most + room, 0.0..n).map_err(told)?;
+        let mut mesh = plot.configure_mesh();
+        mesh.disable_y_mesh().light_line_style(TRANSPARENT).bold_line_style(LINE).axis_style(SOFT);
+        mesh.label_style(font(14)).axis_desc_style(font(14)).x_labels(5).x_desc("times").draw().map_err(told)?;
+        plot.draw_series(DashedLineSeries::new([(1.0, 0.0), (1.0, n)], 5, 5, SOFT.into())).map_err(told)?;
+        for (idx, ratio) in rows.iter().enumerate() {
+            let y = n - idx as f64 - 0.5;
+            if let Some([low, high]) = ratio.interval {
+                plot.draw_series([PathElement::new([(low, y), (high, y)], MAIN.stroke_width(2))]).map_err(told)?;
+            }
+            plot.draw_series([Circle::new((ratio.value, y), 4, MAIN.filled())]).map_err(told)?;
+            let at = (72, plot.backend_coord(&(least, y)).1);
+            names
+                .draw(&Text::new(format!("p{}", ratio.percentile), at, anchored(14, HPos::Right, VPos::Center)))
+                .map_err(told)?;
         }
         Ok(())
     })

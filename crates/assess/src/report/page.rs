@@ -11,7 +11,9 @@ use sha2::{Digest as _, Sha256};
 
 use super::gate::word;
 use super::shown::MOST_CHARS;
-use super::{Chart, EvalReport, GateReport, MonitorReport, ReportError, RolloutReport, UpgradeReport, one_line};
+use super::{
+    Chart, EvalReport, GateReport, MonitorReport, ReportError, RolloutReport, UpgradeReport, one_line, ratio_chart,
+};
 use crate::review::{Review, Status};
 
 const STYLE: &str = include_str!("templates/style.css");
@@ -72,7 +74,12 @@ pub fn upgrade_markdown(report: &UpgradeReport) -> Result<String, ReportError> {
 
 /// A rollout as a page, with the answers that were furthest apart side by side.
 pub fn rollout_html(report: &RolloutReport) -> Result<String, ReportError> {
-    render("rollout.html", context! { report => of(report), word => word(report.outcome), ..style()? })
+    let ratios = report.times.as_ref().map(|times| &times.ratios).filter(|ratios| !ratios.is_empty());
+    let charts: Vec<Chart> = ratios.map(|ratios| ratio_chart(ratios)).transpose()?.into_iter().collect();
+    render(
+        "rollout.html",
+        context! { report => of(report), charts => of(&charts), word => word(report.outcome), ..style()? },
+    )
 }
 
 /// What members meet, as a page.

@@ -1,4 +1,4 @@
-use highroad_eval::{CheckResult, Outcome};
+use highroad_eval::{CheckResult, Outcome, Percentile};
 use serde::Serialize;
 
 use super::Fact;
@@ -16,8 +16,34 @@ pub struct RolloutReport {
     pub worst: Vec<ApartRow>,
     /// Of how many that were written down.
     pub n_pairs: usize,
+    /// What both versions took and cost, where that was measured.
+    pub times: Option<TimesReport>,
     /// What was tried, and how.
     pub facts: Vec<Fact>,
+}
+
+/// What both versions took for the same requests, and what these cost.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct TimesReport {
+    /// What was measured, and of how many requests.
+    pub how: String,
+    /// Latency, tokens and cost.
+    pub rows: Vec<TimesRow>,
+    /// The candidate's percentiles as multiples of the stable version's.
+    pub ratios: Vec<Percentile>,
+}
+
+/// One thing that was measured of both versions.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct TimesRow {
+    /// Which.
+    pub what: String,
+    /// Of the stable version, with its unit.
+    pub stable: String,
+    /// Of the candidate.
+    pub candidate: String,
+    /// The candidate's as a multiple of the stable version's, with its bounds where there are any.
+    pub ratio: String,
 }
 
 /// The answers of two versions to one request.

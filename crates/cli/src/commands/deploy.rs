@@ -1,20 +1,21 @@
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
-use highroad_eval::{Pace, Plan, RolloutRules};
+use highroad_eval::Plan;
 use highroad_package::registry::{RegistryClient, ResolvedVersion};
 use highroad_package::{Reference, Selector};
 use highroad_serve::admission;
-use highroad_serve::rollout::{
-    Book, End, Ended, Limits, OnPass, Release, Rollout, end_tag, new_id, rollout_tag, seen_tags,
-};
+use highroad_serve::config::{ModelSource, PortfolioConfig, RolloutPlan};
+use highroad_serve::rollout::{Book, End, Ended, Release, Rollout, end_tag, new_id, rollout_tag, seen_tags};
 use jiff::Timestamp;
 
 use super::eval::print_json;
 use super::gate::{REQUIRED, whole_seconds};
 use super::promote::{MoverArgs, rehearse};
 use super::push::print;
+use crate::serving::PORTFOLIO;
 use crate::tracking::{self, Tracking};
 
 mod status;
@@ -46,8 +47,10 @@ enum Action {
 }
 
 /// Try a version on live traffic beside what the alias names now: every `highroad serve` that follows the alias does so.
+///
+/// What is not told here is as `[members.NAME.rollout]` of portfolio.toml declares it for the member that follows the alias.
 #[derive(clap::Args)]
-#[command(group = clap::ArgGroup::new("plan").args(["shadow", "canary"]).required(true))]
+#[command(group = clap::ArgGroup::new("plan").args(["shadow", "canary"]))]
 pub struct Args {
     /// Registered model.
     #[arg(required = true)]
@@ -60,43 +63,49 @@ pub struct Args {
     shadow: Option<f64>,
     /// Let it answer these shares of the requests, one after the other.
     #[arg(long, value_name = "PERCENT,…", value_parser = parse_percent, value_delimiter = ',')]
-    canary: Vec<f64>,
-    /// The chance of ever aborting a candidate within all limits, and of ever passing one beyond one of them.
-    #[arg(long, value_name = "SHARE", default_value_t = RolloutRules::default().alpha)]
-    alpha: f64,
-    /// Largest share of requests that it may answer differently.
-    #[arg(long, value_name = "PERCENT", default_value = "5%", value_parser = parse_percent)]
-    max_differ: f64,
-    /// Largest share of requests that it may fail.
-    #[arg(long, value_name = "PERCENT", default_value = "1%", value_parser = parse_percent)]
-    max_errors: f64,
+    canary: Option<Vec<f64>>,
+    /// The chance of ever aborting a candidate within all limits, and of ever passing one beyond one of them; 0.05 unless told.
+    #[arg(long, value_name = "SHARE")]
+    alpha: Option<f64>,
+    /// Largest share of requests that it may answer differently; 5% unless told.
+    #[arg(long, value_name = "PERCENT", value_parser = parse_percent)]
+    max_differ: Option<f64>,
+    /// Largest share of requests that it may fail; 1% unless told.
+    #[arg(long, value_name = "PERCENT", value_parser = parse_percent)]
+    max_errors: Option<f64>,
     /// Milliseconds that an answer of it may take.
     #[arg(long, value_name = "MS")]
     latency_budget: Option<f64>,
-    /// Largest share of requests that may take it longer.
-    #[arg(long, value_name = "PERCENT", default_value = "1%", value_parser = parse_percent, requires = "latency_budget")]
-    max_slow: f64,
+    /// Largest share of requests that may take it longer; 1% unless told.
+    #[arg(long, value_name = "PERCENT", value_parser = parse_percent)]
+    max_slow: Option<f64>,
     /// Judge its right answers too: it may have so many fewer. They are given to `/v1/highroad/rollouts/NAME/labels`.
     #[arg(long, value_name = "PERCENT", value_parser = parse_percent)]
     margin: Option<f64>,
-    /// Embeddings differ below this cosine.
-    #[arg(long, value_name = "COSINE", default_value_t = Limits::default().min_cosine)]
-    min_cosine: f64,
-    /// Rankings differ below this overlap.
-    #[arg(long, value_name = "SHARE", default_value_t = Limits::default().min_overlap)]
-    min_overlap: f64,
-    /// Tensors differ above this relative difference: the length of the difference over that of the longer of both.
-    #[arg(long, value_name = "SHARE", default_value_t = Limits::default().max_relative)]
-    max_relative: f64,
-    /// Requests that a canary is asked at each share before the next.
-    #[arg(long, value_name = "N", default_value_t = 100)]
-    step_requests: u64,
-    /// Seconds that each share of a canary lasts at least.
-    #[arg(long, value_name = "S", default_value_t = 60.0)]
-    step_seconds: f64,
+    /// Embeddings differ below this cosine; 0.95 unless told.
+    #[arg(long, value_name = "COSINE", allow_negative_numbers = true)]
+    min_cosine: Option<f64>,
+    /// Rankings differ below this overlap; 0.8 unless told.
+    #[arg(long, value_name = "SHARE")]
+    min_overlap: Option<f64>,
+    /// Tensors differ above this relative difference: the length of the difference over that of the longer of both; 0.1 unless told.
+    #[arg(long, value_name = "SHARE")]
+    max_relative: Option<f64>,
+    /// Requests that a canary is asked at each share, the last included, before it goes on; 100 unless told.
+    #[arg(long, value_name = "N")]
+    step_requests: Option<u64>,
+    /// Seconds that each share of a canary lasts at least, the last included; 60 unless told.
+    #[arg(long, value_name = "S")]
+    step_seconds: Option<f64>,
     /// Leave the promotion to a person: `highroad deploy promote`.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "no_hold")]
     hold: bool,
+    /// Promote it once it has passed, though the portfolio declares otherwise.
+    #[arg(long)]
+    no_hold: bool,
+    /// Where a plan is declared; `portfolio.toml` here, if there is one, unless told.
+    #[arg(long, value_name = "FILE")]
+    portfolio: Option<PathBuf>,
     #[command(flatten)]
     mover: MoverArgs,
 }
@@ -131,9 +140,10 @@ impl Command {
 impl Args {
     fn run(self) -> anyhow::Result<ExitCode> {
         let (name, number) = (self.name.clone().expect(REQUIRED), self.version.expect(REQUIRED));
-        let (rules, plan) = (self.rules(), self.plan());
-        rules.check()?;
-        plan.check()?;
+        let asked = self.asked(&name)?;
+        let plan = asked.plan().with_context(|| {
+            format!("a rollout is a shadow or a canary\nhint: --shadow 20%, --canary 5%,25%,100%, or `[members.{name}.rollout]` in {PORTFOLIO}")
+        })?;
         let tracking = tracking::client(&self.mover.tracking)?;
         if tracking.is_embedded() {
             eprintln!("warning: no tracking server is named; only servers over the same local state see this");
@@ -171,7 +181,7 @@ impl Args {
             eprintln!("warning: it is tried, but {reason}");
         }
         rehearse(&tracking, &name, number, &alias)?;
-        let rollout = self.rollout(rules, plan, &stable, &candidate)?;
+        let rollout = self.rollout(&asked, plan, &stable, &candidate)?;
         for key in seen_tags(&tags, &alias) {
             tracking.block_on(client.delete_model_tag(&name, &key))?;
         }
@@ -179,26 +189,65 @@ impl Args {
         self.report(&rollout)
     }
 
-    fn rules(&self) -> RolloutRules {
-        RolloutRules {
+    /// What is told here and, of what is not, what a member declares that follows the alias. Errors if that cannot be kept.
+    fn asked(&self, name: &str) -> anyhow::Result<RolloutPlan> {
+        let share = |percent: Option<f64>| percent.map(|percent| percent / 100.0);
+        let told = RolloutPlan {
+            shadow: self.shadow,
+            canary: self.canary.clone(),
             alpha: self.alpha,
-            max_differ: self.max_differ / 100.0,
-            max_errors: self.max_errors / 100.0,
-            max_slow: self.latency_budget.map(|_| self.max_slow / 100.0),
-            margin: self.margin.map(|percent| percent / 100.0),
-        }
+            max_differ: share(self.max_differ),
+            max_errors: share(self.max_errors),
+            latency_ms: self.latency_budget,
+            max_slow: share(self.max_slow),
+            margin: share(self.margin),
+            min_cosine: self.min_cosine,
+            min_overlap: self.min_overlap,
+            max_relative: self.max_relative,
+            step_requests: self.step_requests,
+            step_seconds: self.step_seconds,
+            hold: (self.hold || self.no_hold).then_some(self.hold),
+        };
+        let asked = match self.declared(name)? {
+            Some(declared) => told.over(&declared),
+            None => told,
+        };
+        asked.check().map_err(anyhow::Error::msg)?;
+        Ok(asked)
     }
 
-    fn plan(&self) -> Plan {
-        match self.shadow {
-            Some(percent) => Plan::Shadow { percent },
-            None => Plan::Canary { percents: self.canary.clone() },
+    /// What the portfolio declares for members that follow the alias. One that was not named and cannot be read is passed over where
+    /// the plan is told here.
+    fn declared(&self, name: &str) -> anyhow::Result<Option<RolloutPlan>> {
+        let path = self.portfolio.clone().unwrap_or_else(|| PORTFOLIO.into());
+        if self.portfolio.is_none() && !path.is_file() {
+            return Ok(None);
         }
+        let config = match read_portfolio(&path) {
+            Ok(config) => config,
+            Err(error) if self.portfolio.is_none() && (self.shadow.is_some() || self.canary.is_some()) => {
+                eprintln!("warning: nothing is taken of what `{}` may declare: {error:#}", path.display());
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
+        };
+        let alias = Selector::Alias(self.mover.alias.clone());
+        let follows = |member: &str| match &config.members[member].source {
+            ModelSource::Registry(reference) => reference.name == name && reference.selector == alias,
+            ModelSource::Directory(_) => false,
+        };
+        let mut declared = config.plans.iter().filter(|(member, _)| follows(member));
+        let Some((member, plan)) = declared.next() else { return Ok(None) };
+        if let Some((other, _)) = declared.find(|(_, other)| *other != plan) {
+            bail!("`{member}` and `{other}` of `{}` declare different plans for `{name}`", path.display());
+        }
+        eprintln!("plan: `[members.{member}.rollout]` of `{}`", path.display());
+        Ok(Some(plan.clone()))
     }
 
     fn rollout(
         &self,
-        rules: RolloutRules,
+        asked: &RolloutPlan,
         plan: Plan,
         stable: &ResolvedVersion,
         candidate: &ResolvedVersion,
@@ -214,16 +263,10 @@ impl Args {
             stable: release(stable),
             candidate: release(candidate),
             plan,
-            rules,
-            pace: Pace { requests: self.step_requests, seconds: self.step_seconds },
-            limits: Limits {
-                min_cosine: self.min_cosine,
-                min_overlap: self.min_overlap,
-                max_relative: self.max_relative,
-                latency_ms: self.latency_budget,
-                ..Limits::default()
-            },
-            on_pass: if self.hold { OnPass::Hold } else { OnPass::Promote },
+            rules: asked.rules(),
+            pace: asked.pace(),
+            limits: asked.limits(),
+            on_pass: asked.on_pass(),
             by,
             why,
             begun_at: whole_seconds(Timestamp::now()),
@@ -245,6 +288,12 @@ impl Args {
         );
         Ok(ExitCode::SUCCESS)
     }
+}
+
+fn read_portfolio(path: &Path) -> anyhow::Result<PortfolioConfig> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read `{}`", path.display()))?;
+    let base = path.parent().unwrap_or(Path::new(""));
+    PortfolioConfig::parse(&text, base).with_context(|| format!("cannot use `{}`", path.display()))
 }
 
 /// Whether a verdict admits a version now, or what it lacks.

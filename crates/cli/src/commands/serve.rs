@@ -84,6 +84,7 @@ impl Args {
             () = following => {}
         }
         serving::close(&portfolio, &log);
+        portfolio.withdraw().await;
         Ok(ExitCode::SUCCESS)
     }
 }

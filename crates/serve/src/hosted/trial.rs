@@ -33,8 +33,10 @@ use crate::config::RolloutConfig;
 use crate::protocol::chat::{ChatRequest, Tally};
 use crate::rollout::by_hand::Hand;
 use crate::rollout::pairs::{Worst, Writer};
-use crate::rollout::trial::{PARTS, Sums, part_of};
-use crate::rollout::{Compared, End, Ended, Key, Pair, Passed, Rollout, RolloutStatus, Side, Step, compare_texts, now};
+use crate::rollout::trial::{PARTS, Sums, Times, part_of};
+use crate::rollout::{
+    Compared, End, Ended, Key, Pair, Passed, Rollout, RolloutStatus, Side, Step, Timed, compare_texts, now,
+};
 use crate::telemetry::{
     ROLLOUT_ASKED, ROLLOUT_COMPARED, ROLLOUT_DIFFER, ROLLOUT_ENDED, ROLLOUT_ERRORS, ROLLOUT_SHARE, SHADOW_DROPPED,
     SHADOW_TOKENS,
@@ -66,6 +68,7 @@ pub(crate) struct HostedTrial {
 struct State {
     kept: Kept,
     sums: Sums,
+    times: Times,
     worst: Worst,
     writer: Writer,
     n_seen: u64,
@@ -106,7 +109,14 @@ impl HostedTrial {
         let before = before.filter(|before| before.rollout.id == rollout.id).map(|before| before.lock().kept.clone());
         let kept = before.unwrap_or_else(|| Kept::read(&local.serving, stable.name(), &rollout));
         let writer = Writer::new(local.rollouts.join(&rollout.id));
-        let state = State { kept, sums: Sums::default(), worst: Worst::new(N_WORST), writer, n_seen: 0 };
+        let state = State {
+            kept,
+            sums: Sums::default(),
+            times: Times::default(),
+            worst: Worst::new(N_WORST),
+            writer,
+            n_seen: 0,
+        };
         let trial = Self {
             stable,
             candidate,
@@ -188,6 +198,9 @@ impl HostedTrial {
             n_dropped: self.n_dropped.load(Ordering::Relaxed),
             switch_ms: None,
             worst: state.worst.clone().into_vec(),
+            latency: None,
+            spent: state.times.spent,
+            times: state.times.clone(),
             course: Default::default(),
             as_of_ms: jiff::Timestamp::now().as_millisecond(),
         }
@@ -237,10 +250,14 @@ impl HostedTrial {
     fn keep_pair(&self, pair: Pair) {
         let mut state = self.lock();
         state.sums.add(&pair.compared, pair.live_ms, pair.shadow_ms);
+        state.times.add(&pair);
         state.n_seen += 1;
         let (n, keep) = (state.n_seen as f64, self.settings.keep);
-        if pair.compared.differs || (n * keep).floor() > ((n - 1.0) * keep).floor() {
-            let written = state.writer.write(&pair).and_then(|()| state.writer.flush());
+        let is_due = (n * keep).floor() > ((n - 1.0) * keep).floor();
+        if pair.compared.differs || is_due {
+            // Times of those alone that differ would tell of these.
+            let line = Pair { timed: pair.timed.filter(|_| is_due), ..pair.clone() };
+            let written = state.writer.write(&line).and_then(|()| state.writer.flush());
             if let Err(error) = written {
                 tracing::warn!("Cannot write what a rollout compared: {error}");
             }
@@ -403,7 +420,7 @@ impl Part {
         if self.answers == Side::Stable {
             trial.asked(Some(second.took));
         }
-        let (live, shadow) = (first.took, second.took);
+        let [live_ms, shadow_ms] = [&first, &second].map(|written| written.took.as_secs_f64() * 1e3);
         let (stable, candidate) = match self.answers {
             Side::Stable => (first, second),
             Side::Candidate => (second, first),
@@ -416,6 +433,8 @@ impl Part {
             preferred,
             ..compared
         };
+        let [stable_ms, candidate_ms] = [&stable, &candidate].map(|written| written.took.as_secs_f64() * 1e3);
+        let timed = Timed { stable_ms, candidate_ms, of_processor: false };
         let conversation = self.request.conversation();
         let keeps = trial.settings.keep_inputs;
         trial.compared(Pair {
@@ -429,8 +448,9 @@ impl Part {
             candidate: vec![told(&candidate, keeps)],
             inputs: vec![Digest::of(conversation.as_bytes())],
             kept: keeps.then(|| vec![Input::Text(conversation)]),
-            live_ms: live.as_secs_f64() * 1e3,
-            shadow_ms: shadow.as_secs_f64() * 1e3,
+            live_ms,
+            shadow_ms,
+            timed: Some(timed),
         });
     }
 

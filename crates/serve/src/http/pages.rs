@@ -254,6 +254,6 @@ fn told_chain(record: &Record, manifest: Option<&Manifest>, local: &LocalState) 
     Chain::of(record, manifest, verdict, None)
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Problem> {
+pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Problem> {
     tokio::task::spawn_blocking(work).await.map_err(|error| Problem::internal(&error))
 }

@@ -22,6 +22,7 @@ pub fn settings(config: &PortfolioConfig) -> Value {
         indexes,
         pipelines,
         rollouts,
+        plans,
         monitor: _,
     } = config;
     let indexes = indexes.iter().map(|(name, config)| (name.clone(), index(config)));
@@ -29,6 +30,7 @@ pub fn settings(config: &PortfolioConfig) -> Value {
         "poll_interval_ms": milliseconds(poll_interval.0),
         "limits": limits,
         "rollouts": rollouts,
+        "plans": plans,
         "members": members.iter().map(|(name, config)| (name.clone(), member(config))).collect::<Map<_, _>>(),
         "hosted": hosted.iter().map(|(name, config)| (name.clone(), hosted_member(config))).collect::<Map<_, _>>(),
         "indexes": indexes.collect::<Map<_, _>>(),
@@ -46,6 +48,7 @@ fn member(config: &MemberConfig) -> Value {
     };
     json!({
         "model": model,
+        "task": config.task,
         "threads": config.threads,
         "replicas": config.batching.replicas,
         "batch_tokens": config.batching.batch_tokens,

@@ -123,7 +123,7 @@ impl Assigned {
             }
         };
         let exchange = Exchange::Rows { inputs: copy, cut: terms.cut, answers: asked.answers.clone() };
-        part.compare(exchange, &self.request_id, begun);
+        part.compare(exchange, &self.revision, &self.request_id, begun);
         self.served(Ok(asked), begun)
     }
 
@@ -149,7 +149,8 @@ impl Assigned {
             }
         };
         let (outputs, answered_by) = (asked.answers.clone(), Arc::clone(&self.revision));
-        part.compare(Exchange::Program { inputs: tensors, outputs, answered_by }, &self.request_id, begun);
+        let exchange = Exchange::Program { inputs: tensors, outputs, answered_by };
+        part.compare(exchange, &self.revision, &self.request_id, begun);
         self.served(Ok(asked), begun)
     }
 
@@ -191,13 +192,14 @@ impl Assigned {
 
 impl Part {
     /// Has the other version asked the same, once the client has its answer.
-    fn compare(&self, exchange: Exchange, request_id: &str, begun: Instant) {
+    fn compare(&self, exchange: Exchange, first: &Arc<Revision>, request_id: &str, begun: Instant) {
         let live = begun.elapsed();
         if self.answers == Side::Candidate {
             self.trial.asked(Some(live));
         }
         self.trial.shadow.put(Job {
             trial: Arc::clone(&self.trial),
+            first: Arc::clone(first),
             other: Arc::clone(&self.other),
             answered: self.answers,
             request_id: request_id.to_owned(),

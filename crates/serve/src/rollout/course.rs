@@ -4,6 +4,8 @@ use highroad_eval::{RolloutCounts, RolloutRules, judge_rollout};
 use schemars::JsonSchema;
 use serde::Serialize;
 
+use crate::rollout::Latencies;
+
 /// Most points of a course; beyond it every other one is let go.
 const MOST: usize = 200;
 
@@ -31,6 +33,9 @@ pub struct CourseShown {
     pub rules: Vec<RuleShown>,
     /// Moments, the oldest first. The last is the present.
     pub points: Vec<PointShown>,
+    /// What both versions took lately for the same requests.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub latency: Option<Latencies>,
 }
 
 /// A rule and what it allows.

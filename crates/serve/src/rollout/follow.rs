@@ -18,6 +18,7 @@ use crate::deployment::{Deployment, blocking};
 use crate::error::DeployError;
 use crate::registry::{Registry, Resolved};
 use crate::revision::{Candidate, Revision, Unverified};
+use crate::rollout::standing::{RefusedVersion, Told};
 use crate::rollout::trial::{Warm, of_others};
 use crate::rollout::{
     Book, End, Ended, OnPass, Passed, Probation, Promised, Rollout, RolloutStatus, Seen, Step, Trial, WaysBack,
@@ -37,11 +38,14 @@ pub(crate) struct RolloutSettings {
     config: ArcSwap<RolloutConfig>,
     /// Fewest milliseconds between two counts that are told to the registry.
     tell_every_ms: AtomicU64,
+    /// What this process is to others, through all edits.
+    process: String,
 }
 
 impl RolloutSettings {
     pub(crate) fn new(config: RolloutConfig, tell_every: Duration) -> Self {
-        let settings = Self { config: ArcSwap::from_pointee(config), tell_every_ms: AtomicU64::new(0) };
+        let config_now = ArcSwap::from_pointee(config);
+        let settings = Self { config: config_now, tell_every_ms: AtomicU64::new(0), process: new_id() };
         settings.set(config, tell_every);
         settings
     }
@@ -85,6 +89,10 @@ struct Memory {
     retry_at: Option<Instant>,
     /// Since when a rollout is known to have ended with a promotion that this process has not followed.
     promoted: Option<(String, Instant)>,
+    /// Where the registry was told that the member stands.
+    standing: Option<Told>,
+    /// Whether the registry was seen to take no tag.
+    is_untold: bool,
 }
 
 /// What a look at the registry works with.
@@ -167,6 +175,38 @@ impl Rollouts {
         }
         let since = memory.promoted.as_ref().map(|(_, since)| since.elapsed());
         since.is_some_and(|since| since < 3 * self.settings.tell_every())
+    }
+
+    pub(super) fn tell_every(&self) -> Duration {
+        self.settings.tell_every()
+    }
+
+    pub(super) fn process(&self) -> &str {
+        &self.settings.process
+    }
+
+    /// Whether the registry is to be told where the member stands, which is taken as done.
+    pub(super) fn standing_is_due(
+        &self,
+        serving: Option<u64>,
+        refused: Option<&RefusedVersion>,
+        every: Duration,
+    ) -> bool {
+        let mut memory = self.memory();
+        if memory.standing.as_ref().is_some_and(|told| told.is_current(serving, refused, every)) {
+            return false;
+        }
+        memory.standing = Some(Told::new(serving, refused));
+        true
+    }
+
+    pub(super) fn was_told(&self) -> bool {
+        self.memory().standing.is_some()
+    }
+
+    /// Whether this is the first time that the registry takes no tag: one warning says it.
+    pub(super) fn is_first_untold(&self) -> bool {
+        !std::mem::replace(&mut self.memory().is_untold, true)
     }
 
     /// Wakes who follows the registry.

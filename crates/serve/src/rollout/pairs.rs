@@ -49,6 +49,20 @@ pub struct Pair {
     pub live_ms: f64,
     /// Milliseconds that the other answer took of one processor.
     pub shadow_ms: f64,
+    /// What both versions took for it, measured in one way; of a part of the requests that has nothing to do with their answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timed: Option<Timed>,
+}
+
+/// What both versions took for one request, measured in one way.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Timed {
+    /// The stable version, milliseconds.
+    pub stable_ms: f64,
+    /// The candidate, milliseconds.
+    pub candidate_ms: f64,
+    /// Whether that is the time of one processor, with the request alone; else it is the time from the question to the whole answer.
+    pub of_processor: bool,
 }
 
 /// One of two versions.
@@ -132,17 +146,60 @@ impl Writer {
     }
 }
 
-/// The worst pairs that processes wrote to `dir`, worst first, and how many lines there are; none where there is no such
-/// directory. Lines that are no pairs (a crash can cut the last one) are passed over, and so is what is beyond 256 MiB.
-pub fn read_pairs(dir: &Path, n_worst: usize) -> io::Result<(Vec<Pair>, usize)> {
-    let entries = match fs::read_dir(dir) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((Vec::new(), 0)),
+/// What processes wrote about one rollout.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Written {
+    /// The worst pairs, worst first.
+    pub worst: Vec<Pair>,
+    /// How many there are.
+    pub n_pairs: usize,
+    /// What both versions took, of the pairs that were timed, by file and in the order of time.
+    pub timed: Vec<Timed>,
+    /// What the answers of these counted, where both versions' are known.
+    pub spent: Spent,
+}
+
+/// Tokens and cost of requests that both versions answered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct Spent {
+    /// Requests whose tokens are known.
+    pub n_counted: u64,
+    /// Their tokens, of the stable version and of the candidate: of hosted models those of the answers as their hosts count them, of
+    /// own ones those of the inputs.
+    pub tokens: [u64; 2],
+    /// Requests whose cost is known.
+    pub n_priced: u64,
+    /// Their cost, of the stable version and of the candidate, at the prices that hosted models declare.
+    pub cost: [f64; 2],
+}
+
+impl Spent {
+    pub(crate) fn add(&mut self, compared: &Compared) {
+        if let Some([stable, candidate]) = compared.tokens {
+            self.n_counted += 1;
+            self.tokens = [self.tokens[0].saturating_add(stable), self.tokens[1].saturating_add(candidate)];
+        }
+        if let Some([stable, candidate]) = compared.cost {
+            self.n_priced += 1;
+            self.cost = [self.cost[0] + stable, self.cost[1] + candidate];
+        }
+    }
+}
+
+/// What processes wrote to `dir`, with up to `n_worst` of the pairs; nothing where there is no such directory. Lines that are no
+/// pairs (a crash can cut the last one) are passed over, and so is what is beyond 256 MiB.
+pub fn read_pairs(dir: &Path, n_worst: usize) -> io::Result<Written> {
+    let mut paths = match fs::read_dir(dir) {
+        Ok(entries) => entries.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>()?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Written::default()),
         Err(error) => return Err(error),
     };
-    let (mut worst, mut n_lines, mut left) = (Worst::new(n_worst), 0, MAX_READ_BYTES);
-    for entry in entries {
-        let file = File::open(entry?.path())?;
+    // Names begin with the time.
+    paths.sort();
+    let (mut worst, mut found, mut left) = (Worst::new(n_worst), Written::default(), MAX_READ_BYTES);
+    for path in paths {
+        let file = File::open(path)?;
         let mut reader = BufReader::new(io::Read::take(file, left));
         let mut line = String::new();
         loop {
@@ -152,13 +209,16 @@ pub fn read_pairs(dir: &Path, n_worst: usize) -> io::Result<(Vec<Pair>, usize)> 
                 break;
             }
             left -= n_bytes;
-            if let Ok(pair) = serde_json::from_str::<Pair>(&line) {
-                n_lines += 1;
-                worst.offer(pair);
+            let Ok(pair) = serde_json::from_str::<Pair>(&line) else { continue };
+            found.n_pairs += 1;
+            if let Some(timed) = pair.timed {
+                found.timed.push(timed);
+                found.spent.add(&pair.compared);
             }
+            worst.offer(pair);
         }
     }
-    Ok((worst.into_vec(), n_lines))
+    Ok(Written { worst: worst.into_vec(), ..found })
 }
 
 /// The pairs that are furthest apart, worst first.
@@ -205,6 +265,7 @@ mod tests {
             kept: None,
             live_ms: 1.0,
             shadow_ms: 2.0,
+            timed: None,
         }
     }
 
@@ -219,10 +280,26 @@ mod tests {
         let file = fs::read_dir(dir.path().join("aa")).unwrap().next().unwrap().unwrap().path();
         assert!(!fs::read_to_string(&file).unwrap().contains("secret"));
         OpenOptions::new().append(true).open(file).unwrap().write_all(b"{\"request_id\": \"fo").unwrap();
-        let (worst, n_lines) = read_pairs(&dir.path().join("aa"), 2).unwrap();
+        let Written { worst, n_pairs, .. } = read_pairs(&dir.path().join("aa"), 2).unwrap();
         assert_eq!(worst.iter().map(|pair| pair.request_id.as_str()).collect::<Vec<_>>(), ["two", "three"]);
-        assert_eq!(n_lines, 3);
-        assert_eq!(read_pairs(&dir.path().join("none"), 2).unwrap(), (Vec::new(), 0));
+        assert_eq!(n_pairs, 3);
+        assert_eq!(read_pairs(&dir.path().join("none"), 2).unwrap(), Written::default());
+    }
+
+    #[test]
+    fn times_tokens_and_cost_are_of_the_pairs_that_were_timed_and_older_files_have_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut writer = Writer::new(dir.path().to_owned());
+        let timed = Timed { stable_ms: 2.0, candidate_ms: 3.0, of_processor: true };
+        let compared = Compared { tokens: Some([5, 7]), cost: Some([0.5, 0.25]), ..Compared::default() };
+        writer.write(&Pair { timed: Some(timed), compared, ..pair("one", 0.0) }).unwrap();
+        writer.write(&Pair { compared, ..pair("it differed and was not timed", 0.0) }).unwrap();
+        writer.flush().unwrap();
+        let old = serde_json::to_value(pair("old", 0.0)).unwrap();
+        assert!(old.get("timed").is_none() && serde_json::from_value::<Pair>(old).unwrap().timed.is_none());
+        let found = read_pairs(dir.path(), 2).unwrap();
+        assert_eq!((found.n_pairs, found.timed), (2, vec![timed]));
+        assert_eq!(found.spent, Spent { n_counted: 1, tokens: [5, 7], n_priced: 1, cost: [0.5, 0.25] });
     }
 
     #[test]

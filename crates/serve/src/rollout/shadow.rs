@@ -18,10 +18,13 @@ use metrics::{counter, gauge, histogram};
 
 use crate::revision::{Revision, size_bytes};
 use crate::rollout::pairs::{Writer, digest, in_words};
-use crate::rollout::{Pair, RolloutSettings, Side, Trial, compare, now};
+use crate::rollout::{Compared, Pair, RolloutSettings, Side, Timed, Trial, compare, now};
 use crate::telemetry::{SHADOW_DROPPED, SHADOW_QUEUE, SHADOW_SECONDS, SHADOW_TOKENS};
 use crate::traced;
 
+/// Requests whose versions are timed: the first ones, and then every so many.
+const N_TIMED_FIRST: u64 = 100;
+const TIMED_EVERY: u64 = 10;
 /// Bytes of inputs that may wait.
 const MAX_QUEUE_BYTES: usize = 64 << 20;
 
@@ -42,6 +45,8 @@ struct Queued {
 /// A request whose client has its answer.
 pub(crate) struct Job {
     pub(crate) trial: Arc<Trial>,
+    /// Who answered.
+    pub(crate) first: Arc<Revision>,
     /// Who is asked now.
     pub(crate) other: Arc<Revision>,
     /// Who answered the client.
@@ -183,33 +188,40 @@ impl Worker {
             return;
         }
         let member = job.trial.member.clone();
-        let (begun, began) = (cpu_time(), Instant::now());
-        let answered = catch_unwind(AssertUnwindSafe(|| job.exchange.ask(&job.other)));
-        // The processor time of another process is not this thread's.
-        let took = match job.other.crew() {
-            None => cpu_time().saturating_sub(begun),
-            Some(_) => began.elapsed(),
-        };
+        self.n_seen += 1;
+        let is_early = self.n_seen <= N_TIMED_FIRST || self.n_seen.is_multiple_of(TIMED_EVERY);
+        let is_timed = is_early && self.settings.config().keep > 0.0;
+        // Now the one and now the other goes first, so that neither always finds what its forerunner left in the caches.
+        let goes_first = is_timed && (self.n_seen / TIMED_EVERY + self.n_seen).is_multiple_of(2);
+        let before = goes_first.then(|| ask_timed(&job.exchange, &job.first));
+        let began = Instant::now();
+        let asked = ask_timed(&job.exchange, &job.other);
+        let took = asked.took(job.other.crew().is_none());
         traced::shadow(&job.cause, &member, &job.other, &job.request_id, began);
         histogram!(SHADOW_SECONDS, "member" => member.clone()).record(took.as_secs_f64());
-        let second = answered.unwrap_or_else(|_| Err(TaskError::Tensors("it panicked".to_owned())));
         let of_candidate = job.answered == Side::Stable;
         if of_candidate {
-            job.trial.asked(second.is_ok().then_some(took));
+            job.trial.asked(asked.answered.is_ok().then_some(took));
         }
-        let Ok((second, n_tokens)) = second else { return };
+        let Ok((_, n_tokens)) = asked.answered else { return };
         counter!(SHADOW_TOKENS, "member" => member).increment(n_tokens as u64);
-        self.compare(&job, &second, took);
+        let first = before.or_else(|| is_timed.then(|| ask_timed(&job.exchange, &job.first)));
+        self.compare(&job, &asked, first.as_ref());
     }
 
-    fn compare(&mut self, job: &Job, second: &[Answer], took: Duration) {
+    /// Compares what `other` answered now with what the client was answered by the version that `first` asked once more, if it did.
+    fn compare(&mut self, job: &Job, other: &AskedAside, first: Option<&AskedAside>) {
+        let Ok((second, _)) = &other.answered else { return };
+        let timing = first.and_then(|first| time(job, [first, other]));
+        let (timed, tokens) = timing.unzip();
         let first = job.exchange.answers();
         let (stable, candidate) = match job.answered {
-            Side::Stable => (&*first, second),
-            Side::Candidate => (second, &*first),
+            Side::Stable => (&*first, second.as_slice()),
+            Side::Candidate => (second.as_slice(), &*first),
         };
         let trial = &job.trial;
         let Some(compared) = compare(&trial.rollout.limits, stable, candidate) else { return };
+        let compared = Compared { tokens: tokens.flatten(), ..compared };
         let inputs = job.exchange.inputs();
         let pair = Pair {
             request_id: job.request_id.clone(),
@@ -223,13 +235,13 @@ impl Worker {
             inputs: inputs.iter().map(digest).collect(),
             kept: self.settings.config().keep_inputs.then(|| inputs.to_vec()),
             live_ms: milliseconds(job.live),
-            shadow_ms: milliseconds(took),
+            shadow_ms: milliseconds(other.took(job.other.crew().is_none())),
+            timed,
         };
-        self.n_seen += 1;
-        // All that differ, and evenly spaced ones of the rest.
+        // All that differ or were timed, and evenly spaced ones of the rest.
         let keep = self.settings.config().keep;
         let due = |n: u64| (n as f64 * keep).floor();
-        if compared.differs || due(self.n_seen) > due(self.n_seen - 1) {
+        if compared.differs || timed.is_some() || due(self.n_seen) > due(self.n_seen - 1) {
             self.told(|writer| writer.write(&pair));
         }
         trial.compared(pair, labels(stable, candidate));
@@ -241,6 +253,44 @@ impl Worker {
             tracing::warn!("Cannot write what a rollout compared: {error}");
         }
     }
+}
+
+/// An answer that nobody waits for, and what it took.
+struct AskedAside {
+    answered: Result<(Vec<Answer>, usize), TaskError>,
+    /// Of a processor, by this thread.
+    cpu: Duration,
+    /// In all.
+    wall: Duration,
+}
+
+impl AskedAside {
+    /// As this thread's time of the processor, which that of another process is not, or in all.
+    fn took(&self, of_processor: bool) -> Duration {
+        if of_processor { self.cpu } else { self.wall }
+    }
+}
+
+fn ask_timed(exchange: &Exchange, revision: &Revision) -> AskedAside {
+    let (begun, began) = (cpu_time(), Instant::now());
+    let answered = catch_unwind(AssertUnwindSafe(|| exchange.ask(revision)));
+    let (cpu, wall) = (cpu_time().saturating_sub(begun), began.elapsed());
+    AskedAside { answered: answered.unwrap_or_else(|_| Err(TaskError::Tensors("it panicked".to_owned()))), cpu, wall }
+}
+
+/// What both versions took for a request that was asked of each in one way, and how many tokens it has for them.
+fn time(job: &Job, both: [&AskedAside; 2]) -> Option<(Timed, Option<[u64; 2]>)> {
+    let n_tokens = both.map(|asked| asked.answered.as_ref().ok().map(|(_, n_tokens)| *n_tokens as u64));
+    let [Some(first_tokens), Some(other_tokens)] = n_tokens else { return None };
+    // Where one of them runs in other processes, this thread's time tells of neither.
+    let of_processor = job.first.crew().is_none() && job.other.crew().is_none();
+    let [first_ms, other_ms] = both.map(|asked| milliseconds(asked.took(of_processor)));
+    let has_tokens = matches!(job.exchange, Exchange::Rows { .. }) && first_tokens > 0 && other_tokens > 0;
+    let ([stable_ms, candidate_ms], tokens) = match job.answered {
+        Side::Stable => ([first_ms, other_ms], [first_tokens, other_tokens]),
+        Side::Candidate => ([other_ms, first_ms], [other_tokens, first_tokens]),
+    };
+    Some((Timed { stable_ms, candidate_ms, of_processor }, has_tokens.then_some(tokens)))
 }
 
 /// The two labels, where the request had one input that gets one.

@@ -13,7 +13,7 @@ use tracing::warn;
 
 use crate::registry::Resolved;
 use crate::revision::Revision;
-use crate::rollout::pairs::{Pair, Worst};
+use crate::rollout::pairs::{Pair, Spent, Timed, Worst};
 use crate::rollout::shadow::Shadow;
 use crate::rollout::{Compared, Course, End, Ended, Rollout, RolloutSettings, Step, now, now_ms};
 use crate::telemetry::{
@@ -24,6 +24,8 @@ use crate::telemetry::{
 const N_WORST: usize = 20;
 /// Compared requests whose right answer can still come.
 const N_AWAITING: usize = 50_000;
+/// Requests whose times are kept in memory: the latest.
+const N_TIMED: usize = 2000;
 /// Parts of the traffic that are told apart: a millionth each.
 pub(crate) const PARTS: u64 = 1_000_000;
 
@@ -53,8 +55,32 @@ struct SeenHere {
     step: Step,
     worst: Worst,
     sums: Sums,
+    times: Times,
     course: Course,
     awaiting: Awaiting,
+}
+
+/// What both versions took lately, oldest first, and what their answers counted.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Times {
+    timed: VecDeque<Timed>,
+    pub(crate) spent: Spent,
+}
+
+impl Times {
+    /// Takes in a pair, if it was timed.
+    pub(crate) fn add(&mut self, pair: &Pair) {
+        let Some(timed) = pair.timed else { return };
+        self.spent.add(&pair.compared);
+        self.timed.push_back(timed);
+        if self.timed.len() > N_TIMED {
+            self.timed.pop_front();
+        }
+    }
+
+    pub(crate) fn timed(&self) -> Vec<Timed> {
+        self.timed.iter().copied().collect()
+    }
 }
 
 impl SeenHere {
@@ -92,7 +118,7 @@ pub struct Sums {
     /// Mean similarity of the texts.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mean_similarity: Option<f64>,
-    /// Tokens that the two versions wrote, where both hosts count them.
+    /// Tokens that the two versions wrote, where both hosts count them; of own models those of the inputs that were timed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tokens: Option<[u64; 2]>,
     /// What the two versions cost, where both prices are known.
@@ -147,6 +173,7 @@ impl Trial {
                 step: Step::default(),
                 worst: Worst::new(N_WORST),
                 sums: Sums::default(),
+                times: Times::default(),
                 course: Course::default(),
                 awaiting: Awaiting::default(),
             }),
@@ -211,6 +238,10 @@ impl Trial {
         self.lock().worst.clone().into_vec()
     }
 
+    pub(crate) fn times(&self) -> Times {
+        self.lock().times.clone()
+    }
+
     pub(crate) fn sums(&self) -> Sums {
         self.lock().sums
     }
@@ -242,6 +273,7 @@ impl Trial {
         }
         let mut seen = self.lock();
         seen.sums.add(&pair.compared, pair.live_ms, pair.shadow_ms);
+        seen.times.add(&pair);
         if let Some(labels) = labels {
             seen.awaiting.put(pair.request_id.clone(), labels);
         }

@@ -1,5 +1,6 @@
 use std::time::Duration;
 
+use highroad_serve::rollout::Follower;
 use highroad_serve::{DeployError, State, Unverified};
 use highroad_testkit::TinyPackage;
 use serde_json::{Value, json};
@@ -294,12 +295,62 @@ async fn the_version_before_stays_loaded_so_that_the_way_back_is_a_switch() {
     rig.registry.release("moderation", 2, TinyPackage::ClassifyB, Verdicted::Pass);
     rig.registry.promote("moderation", 2);
     eventually(async || version_served(&rig).await == "moderation:2").await;
+    let after = rig.portfolio.revision("moderation").unwrap();
     rig.registry.promote("moderation", 1);
     eventually(async || version_served(&rig).await == "moderation:1").await;
     assert!(
         std::sync::Arc::ptr_eq(&before, &rig.portfolio.revision("moderation").unwrap()),
         "it was never loaded again"
     );
+    // The switch to a version that was warm leaves the one that it left warm, so that forth is a switch again.
+    rig.registry.promote("moderation", 2);
+    eventually(async || version_served(&rig).await == "moderation:2").await;
+    let again = rig.portfolio.revision("moderation").unwrap();
+    assert!(std::sync::Arc::ptr_eq(&after, &again), "it was kept");
+}
+
+/// Changes the program of a package in the store, as a failing disk would.
+fn damage(rig: &Rig, package: &highroad_package::Digest) {
+    let dir = rig.registry.store.get(package).unwrap().dir().to_owned();
+    let program = dir.join("program.pt2");
+    std::fs::remove_file(&program).unwrap();
+    std::fs::write(program, b"rust").unwrap();
+}
+
+#[tokio::test]
+async fn a_way_back_whose_bytes_were_changed_is_told_and_so_is_who_refuses_it() {
+    let rig = Rig::ready_with(Options { warm_s: 0, ..Options::default() }).await;
+    let package = rig.registry.release("moderation", 2, TinyPackage::ClassifyB, Verdicted::Pass);
+    let status = || rig.portfolio.deployment("moderation").unwrap().status();
+    let told = || {
+        let tags = rig.registry.tags.lock().unwrap().get("moderation").cloned().unwrap_or_default();
+        let [follower] = <[Follower; 1]>::try_from(Follower::all(&tags, "champion")).ok()?;
+        Some(follower)
+    };
+    for version in [2, 1] {
+        rig.registry.promote("moderation", version);
+        eventually(async || told().is_some_and(|told| told.serving == Some(version))).await;
+    }
+    eventually(async || status().way_back.is_some_and(|way_back| way_back.evidence == Some("bit-exact"))).await;
+    let follower = told().unwrap();
+    assert_eq!((follower.member.as_str(), follower.process), ("moderation", std::process::id()));
+    assert!(follower.is_running(follower.at.parse().unwrap()) && follower.refused.is_none(), "{follower:?}");
+
+    damage(&rig, &package);
+    rig.registry.promote("moderation", 2);
+    eventually(async || told().is_some_and(|told| told.refused.is_some())).await;
+    let Follower { serving, refused, .. } = told().unwrap();
+    let refused = refused.unwrap();
+    assert_eq!((serving, refused.version), (Some(1), 2));
+    assert!(refused.reason.contains("program.pt2"), "{}", refused.reason);
+    let way_back = status().way_back.unwrap();
+    assert_eq!((way_back.version.as_str(), way_back.evidence), ("moderation:2", None));
+    assert!(way_back.failure.as_ref().is_some_and(|failure| failure.contains("program.pt2")), "{way_back:?}");
+    assert_eq!(version_served(&rig).await, "moderation:1");
+
+    // A server that ends in order takes back what it told.
+    rig.portfolio.withdraw().await;
+    assert_eq!(told(), None);
 }
 
 #[tokio::test]

@@ -125,6 +125,7 @@ async fn an_edit_that_cannot_serve_changes_nothing_and_is_told_with_its_line() {
         (MODERATION.replace("threads", "thread"), 4, "did you mean `threads`?"),
         (format!("{MODERATION}secret hunter2\n"), 5, "expected"),
         (with_embedder("[members.worse]\nmodel = 'worse@champion'\n"), 8, "the verdict is Fail"),
+        (MODERATION.replace("threads", "task = 'embed'\nthreads"), 4, "`moderation:1` is for the task `classify`"),
         (with_embedder("[members.none]\nmodel = 'none@champion'\n"), 8, "does not exist in the registry"),
         (with_embedder("[pipelines.p]\nsteps = [{ name = 'v', embed = 'moderation' }]\n"), 8, "for another task"),
         (with_embedder("[limits]\ninputs = 'many'\n"), 9, "invalid type"),
@@ -216,6 +217,17 @@ async fn a_rollout_goes_on_through_edits() {
         replicas == 2 && seen().is_some_and(|status| status.rollout.id == rollout.id)
     })
     .await;
+}
+
+#[tokio::test]
+async fn how_versions_are_tried_is_edited_and_no_model_loaded_anew() {
+    let site = Site::new(MODERATION).await;
+    let served = site.rig.portfolio.revision("moderation").unwrap();
+    site.edit(&format!("{MODERATION}[members.moderation.rollout]\nshadow = 20\n"));
+    let plan = async || site.portfolio().await["settings"]["plans"]["moderation"].clone();
+    eventually("it is taken up", async || plan().await == json!({ "shadow": 20.0 })).await;
+    assert!(Arc::ptr_eq(&served, &site.rig.portfolio.revision("moderation").unwrap()));
+    assert!(site.rig.portfolio.deployment("moderation").unwrap().rollout().is_none(), "a server begins none");
 }
 
 #[tokio::test]

@@ -12,8 +12,8 @@ use highroad_serve::budget::keeper::Budgets;
 use highroad_serve::config::{MemberConfig, ModelSource, PollInterval, PortfolioConfig, RequestLimits, RolloutConfig};
 use highroad_serve::request_log::{LogLimits, RequestLog};
 use highroad_serve::{
-    BoxFuture, Candidate, DeployError, LocalState, Overridden, Portfolio, Registry, Resolved, Unverified, probes,
-    router,
+    BoxFuture, Candidate, DeployError, LocalState, Overridden, Portfolio, Promoted, Registry, Resolved, Unverified,
+    probes, router,
 };
 use highroad_service::{Bound, Shell};
 use highroad_task::{Predictor, PredictorOptions};
@@ -179,7 +179,7 @@ pub enum Verdicted {
 
 /// A registry in memory.
 pub struct FakeRegistry {
-    store: Store,
+    pub store: Store,
     verdicts: Verdicts,
     sources: tempfile::TempDir,
     versions: Mutex<BTreeMap<(String, u64), Release>>,
@@ -327,14 +327,13 @@ impl Registry for FakeRegistry {
         })
     }
 
-    fn way_back<'a>(&'a self, reference: &'a Reference) -> BoxFuture<'a, Result<Option<Candidate>, DeployError>> {
+    fn way_back<'a>(&'a self, reference: &'a Reference) -> BoxFuture<'a, Result<Option<Promoted>, DeployError>> {
         Box::pin(async move {
             self.answers()?;
             let moves: Vec<u64> = self.moves.lock().unwrap().get(&reference.name).cloned().unwrap_or_default();
             let Some(&before) = moves.iter().rev().nth(1) else { return Ok(None) };
             let reference = Reference { selector: Selector::Version(before), ..reference.clone() };
-            let resolved = self.resolve(&reference).await?;
-            self.fetch(&reference, &resolved).await.map(Some)
+            Ok(Some(Promoted { resolved: self.resolve(&reference).await?, at: None }))
         })
     }
 

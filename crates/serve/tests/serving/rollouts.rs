@@ -98,8 +98,18 @@ async fn a_shadow_that_answers_otherwise_is_aborted_and_no_client_sees_it() {
     assert_eq!(worst["differs"], true);
     assert!(worst["stable"] != worst["candidate"] && worst.get("kept").is_none(), "{worst}");
     let dir = rig.home.path().join("rollouts").join(&rollout.id);
-    let (pairs, _) = highroad_serve::rollout::read_pairs(&dir, 5).unwrap();
-    assert_eq!(pairs[0].request_id, worst["request_id"].as_str().unwrap());
+    let written = highroad_serve::rollout::read_pairs(&dir, 5).unwrap();
+    assert_eq!(written.worst[0].request_id, worst["request_id"].as_str().unwrap());
+    // Both versions were timed in one way, whatever they answered, and the file knows what the server tells.
+    let latency = &status["latency"];
+    let timed = written.timed.len() as u64;
+    assert!(timed > 0 && latency["n_requests"].as_u64() == Some(timed), "{timed} and {latency}");
+    assert_eq!((&latency["of_processor"], latency["ratios"][0]["percentile"].as_u64()), (&json!(true), Some(50)));
+    assert!(latency["stable_ms"][0]["value"].as_f64().unwrap() > 0.0, "{latency}");
+    assert_eq!(status["spent"]["n_counted"].as_u64(), Some(timed));
+    assert!(status["spent"]["tokens"][0].as_u64().unwrap() > 0, "{status}");
+    let all: Value = rig.get("/v1/highroad/rollouts").await.json().await.unwrap();
+    assert!(all["rollouts"][0].get("latency").is_none(), "what takes a moment is told of one alone");
     // Live answers alone are billed: the log has all of them, and the account their tokens, to the last one.
     let page = rig.get("/metrics").await.text().await.unwrap();
     assert!(page.contains("highroad_shadow_tokens_total{member=\"moderation\"}"), "{page}");

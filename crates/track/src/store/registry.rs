@@ -11,6 +11,8 @@ use crate::limits;
 use crate::wire::{Alias, AliasMove, ModelParam, ModelVersion, Pair, RegisteredModel};
 
 /// The tag that makes a registered model a prompt, which searches for models leave out.
+/// What servers tell every few seconds of where they stand: no change of the model that somebody looks for by its time.
+const STANDING_PREFIX: &str = "highroad.serving.";
 const IS_PROMPT: &str = "mlflow.prompt.is_prompt";
 const STAGES: [&str; 4] = ["None", "Staging", "Production", "Archived"];
 /// `models:/a/1` may point to another registered version; a longer chain is a mistake or a trap.
@@ -212,7 +214,7 @@ impl Store {
     /// Sets a tag of a registered model.
     pub async fn set_registered_model_tag(&self, name: &str, tag: &Pair, now: Millis) -> Result<(), TrackError> {
         let mut tx = self.write().await?;
-        touch(&mut tx, name, now).await?;
+        touch_for_tag(&mut tx, name, &tag.key, now).await?;
         put_model_tag(&mut tx, name, tag).await?;
         Ok(tx.commit().await?)
     }
@@ -220,7 +222,7 @@ impl Store {
     /// Removes a tag of a registered model; a tag that is not there is fine.
     pub async fn delete_registered_model_tag(&self, name: &str, key: &str, now: Millis) -> Result<(), TrackError> {
         let mut tx = self.write().await?;
-        touch(&mut tx, name, now).await?;
+        touch_for_tag(&mut tx, name, key, now).await?;
         sqlx::query("DELETE FROM registered_model_tags WHERE name = $1 AND key = $2")
             .bind(name)
             .bind(key)
@@ -782,6 +784,14 @@ async fn touch(tx: &mut AnyConnection, name: &str, now: Millis) -> Result<(), Tr
         .execute(tx)
         .await?;
     if changed.rows_affected() == 0 { Err(no_model(name)) } else { Ok(()) }
+}
+
+async fn touch_for_tag(tx: &mut AnyConnection, name: &str, key: &str, now: Millis) -> Result<(), TrackError> {
+    if !key.starts_with(STANDING_PREFIX) {
+        return touch(tx, name, now).await;
+    }
+    required("name", name)?;
+    exists(tx, name).await
 }
 
 async fn touch_version(tx: &mut AnyConnection, name: &str, number: i64, now: Millis) -> Result<(), TrackError> {

@@ -1,4 +1,5 @@
 mod server;
+mod times;
 
 use std::io::{IsTerminal as _, Write as _};
 use std::path::PathBuf;
@@ -9,7 +10,7 @@ use anyhow::Context as _;
 use highroad_assess::report::{ApartRow, Fact, RolloutReport, one_line, rollout_html, rollout_markdown};
 use highroad_eval::{CheckResult, Outcome, Plan, judge_rollout};
 use highroad_serve::hosted::Preferred;
-use highroad_serve::rollout::{Book, Ended, OnPass, Pair, Rollout, read_pairs};
+use highroad_serve::rollout::{Book, Ended, Latencies, OnPass, Pair, Rollout, Spent, Written, read_pairs};
 use serde_json::json;
 
 use super::super::eval::print_json;
@@ -81,6 +82,11 @@ struct Known {
     /// The requests whose answers were furthest apart, and of how many.
     worst: Vec<Pair>,
     n_pairs: usize,
+    /// What both versions took, and what the answers of the requests that were timed counted.
+    latency: Option<Latencies>,
+    spent: Spent,
+    /// Whether a server told it, which adds up what replicas tell it.
+    of_server: bool,
 }
 
 impl Args {
@@ -148,15 +154,15 @@ impl Args {
         let book = Book::read(&tags, &self.alias);
         let Some(rollout) = &book.rollout else { return Ok(None) };
         let dir = serving::local_state(&Home::find())?.rollouts.join(&rollout.id);
-        let (worst, n_pairs) =
+        let Written { worst, n_pairs, timed, spent } =
             read_pairs(&dir, self.worst).with_context(|| format!("cannot read `{}`", dir.display()))?;
-        Ok(Some(Known { book, worst, n_pairs }))
+        Ok(Some(Known { book, worst, n_pairs, latency: Latencies::of(&timed), spent, of_server: false }))
     }
 
     fn told(&self, known: &Known, name: &str) -> anyhow::Result<Look> {
-        let Known { book, worst, n_pairs } = known;
+        let Known { book, worst, latency, spent, .. } = known;
         let rollout = book.rollout.as_ref().context("a known rollout is there")?;
-        let report = report(book, rollout, name, worst, *n_pairs)?;
+        let report = report(known, rollout, name)?;
         if let Some(path) = &self.html {
             std::fs::write(path, rollout_html(&report)?)
                 .with_context(|| format!("cannot write `{}`", path.display()))?;
@@ -174,6 +180,8 @@ impl Args {
             "checks": report.checks,
             "outcome": report.outcome,
             "replicas": book.seen.len(),
+            "latency": latency,
+            "spent": spent,
             "worst": worst,
             "ends": book.ends,
         });
@@ -197,7 +205,8 @@ fn code(book: &Book, outcome: Outcome) -> u8 {
     }
 }
 
-fn report(book: &Book, rollout: &Rollout, name: &str, worst: &[Pair], n_pairs: usize) -> anyhow::Result<RolloutReport> {
+fn report(known: &Known, rollout: &Rollout, name: &str) -> anyhow::Result<RolloutReport> {
+    let Known { book, worst, n_pairs, latency, spent, .. } = known;
     let checks = match (&book.end, &book.step.passed) {
         (Some(end), _) if !end.checks.is_empty() => end.checks.clone(),
         (None, Some(passed)) => passed.checks.clone(),
@@ -205,7 +214,9 @@ fn report(book: &Book, rollout: &Rollout, name: &str, worst: &[Pair], n_pairs: u
     };
     let (outcome, headline) = headline(book, rollout, name);
     let worst = worst.iter().map(apart).collect();
-    Ok(RolloutReport { outcome, headline, worst, n_pairs, facts: facts(book, rollout, &checks), checks })
+    let times = times::report(latency.as_ref(), spent, times::declared_price().as_ref());
+    let facts = facts(known, rollout, &checks);
+    Ok(RolloutReport { outcome, headline, worst, n_pairs: *n_pairs, times, facts, checks })
 }
 
 fn headline(book: &Book, rollout: &Rollout, name: &str) -> (Outcome, String) {
@@ -236,7 +247,8 @@ fn counts(book: &Book) -> highroad_eval::RolloutCounts {
     book.end.as_ref().map_or_else(|| book.counts(), |end| end.counts)
 }
 
-fn facts(book: &Book, rollout: &Rollout, checks: &[CheckResult]) -> Vec<Fact> {
+fn facts(known: &Known, rollout: &Rollout, checks: &[CheckResult]) -> Vec<Fact> {
+    let book = &known.book;
     let percents: Vec<String> = rollout.plan.percents().iter().map(|percent| format!("{percent} %")).collect();
     let plan = match rollout.plan {
         Plan::Shadow { .. } => format!("shadow of {}", percents.join(", ")),
@@ -256,9 +268,9 @@ fn facts(book: &Book, rollout: &Rollout, checks: &[CheckResult]) -> Vec<Fact> {
         Fact {
             name: "seen",
             value: format!(
-                "{} requests asked of it by {} replicas, {} compared, {} with a right answer",
-                seen.n_asked,
-                book.seen.len(),
+                "{} asked of it{}, {} compared, {} with a right answer",
+                plural(seen.n_asked, "request"),
+                replicas(known),
                 seen.n_compared,
                 seen.n_labelled
             ),
@@ -268,6 +280,18 @@ fn facts(book: &Book, rollout: &Rollout, checks: &[CheckResult]) -> Vec<Fact> {
             value: format!("{n_rules} rules together are ever wrong with probability at most {}", rollout.rules.alpha),
         },
     ]
+}
+
+/// By how many replicas. Once a rollout has ended they take back what they told, and a server does not say how many tell it.
+fn replicas(known: &Known) -> String {
+    match known.book.seen.len() as u64 {
+        _ if known.of_server || known.book.end.is_some() => String::new(),
+        n => format!(" by {}", plural(n, "replica")),
+    }
+}
+
+fn plural(n: u64, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }
 
 /// One request's answers, side by side.
@@ -281,7 +305,8 @@ fn apart(pair: &Pair) -> ApartRow {
         compared.absolute.map(|absolute| format!("by {absolute:.4} at most")),
         compared.overlap.map(|overlap| format!("overlap {overlap:.3}")),
         compared.similarity.map(|similarity| format!("{:.0} % alike", 100.0 * similarity)),
-        compared.tokens.map(|[stable, candidate]| format!("{stable} and {candidate} tokens")),
+        // Those of an input are one question's to both.
+        compared.similarity.and(compared.tokens).map(|[stable, candidate]| format!("{stable} and {candidate} tokens")),
         compared.cost.map(|[stable, candidate]| format!("cost {stable:.6} and {candidate:.6}")),
         compared.preferred.map(|preferred| match preferred {
             Preferred::Stable => "judged worse".to_owned(),
@@ -308,6 +333,13 @@ fn in_words(report: &RolloutReport) -> String {
         lines.push(format!("{}  {}", mark(check.outcome), check.rule));
         lines.push(format!("      {}", check.reason));
     }
+    if let Some(times) = &report.times {
+        let mut table = new_table(["", "stable", "candidate", "candidate / stable"]);
+        for row in &times.rows {
+            table.add_row([&row.what, &row.stable, &row.candidate, &row.ratio]);
+        }
+        lines.push(format!("\n{}\n{table}", times.how));
+    }
     if !report.worst.is_empty() {
         let mut table = new_table(["request", "apart", "stable", "candidate", "input"]);
         for row in report.worst.iter().take(N_WORST) {
@@ -325,4 +357,61 @@ fn in_words(report: &RolloutReport) -> String {
     lines.push(String::new());
     lines.extend(report.facts.iter().map(|fact| format!("{:<10} {}", fact.name, one_line(&fact.value, usize::MAX))));
     lines.join("\n") + "\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use highroad_eval::{Pace, RolloutCounts, RolloutRules};
+    use highroad_package::Digest;
+    use highroad_serve::rollout::{End, Limits, Release};
+
+    use super::*;
+
+    fn known(n_replicas: usize, n_asked: u64) -> Known {
+        let release = |version: u64| Release { version, package: Digest::of(&version.to_le_bytes()) };
+        let rollout = Rollout {
+            highroad_rollout: 1,
+            id: "00000000000000aa".to_owned(),
+            stable: release(1),
+            candidate: release(2),
+            plan: Plan::Shadow { percent: 20.0 },
+            rules: RolloutRules::default(),
+            pace: Pace { requests: 10, seconds: 0.0 },
+            limits: Limits::default(),
+            on_pass: OnPass::Promote,
+            by: "ann".to_owned(),
+            why: "better".to_owned(),
+            begun_at: "2026-11-29T09:00:00Z".to_owned(),
+        };
+        let counts = RolloutCounts { n_asked, ..RolloutCounts::default() };
+        let seen = (0..n_replicas).map(|at| (format!("{at}"), counts)).collect();
+        let book = Book { rollout: Some(rollout), seen, ..Book::default() };
+        let (latency, spent) = (None, Spent::default());
+        Known { book, worst: Vec::new(), n_pairs: 0, latency, spent, of_server: false }
+    }
+
+    fn seen(known: &Known) -> String {
+        let rollout = known.book.rollout.as_ref().expect("it is there");
+        let facts = facts(known, rollout, &[]);
+        facts.into_iter().find(|fact| fact.name == "seen").expect("it is told").value
+    }
+
+    #[test]
+    fn replicas_are_counted_while_they_tell_and_one_is_one() {
+        assert_eq!(seen(&known(1, 1)), "1 request asked of it by 1 replica, 0 compared, 0 with a right answer");
+        assert!(seen(&known(2, 11)).starts_with("22 requests asked of it by 2 replicas, "));
+        assert!(seen(&Known { of_server: true, ..known(1, 3) }).starts_with("3 requests asked of it, "));
+        let mut ended = known(0, 0);
+        ended.book.end = Some(End {
+            rollout: "00000000000000aa".to_owned(),
+            outcome: Ended::Aborted,
+            candidate: 2,
+            reason: "worse".to_owned(),
+            by: "rollout".to_owned(),
+            at: "2026-11-29T09:00:00Z".to_owned(),
+            counts: RolloutCounts { n_asked: 22, ..RolloutCounts::default() },
+            checks: Vec::new(),
+        });
+        assert!(seen(&ended).starts_with("22 requests asked of it, "), "{}", seen(&ended));
+    }
 }

@@ -19,7 +19,8 @@ pub(super) fn one(server: &str, member: &str, n_worst: usize) -> anyhow::Result<
         serde_json::from_value(found).context("the server tells of a rollout in other words")?;
     let n_pairs = status.worst.len();
     let worst = status.worst.iter().take(n_worst).cloned().collect();
-    Ok(Some(Known { book: book(status), worst, n_pairs }))
+    let (latency, spent) = (status.latency.clone(), status.spent);
+    Ok(Some(Known { book: book(status), worst, n_pairs, latency, spent, of_server: true }))
 }
 
 /// As the registry would have it: counts of all replicas, as far as the server knows them.
