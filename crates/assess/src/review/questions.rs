@@ -1,7 +1,7 @@
 use highroad_eval::{CheckResult, Outcome, Override};
 use highroad_package::Provenance;
 
-use super::{Facts, Finding, Line, Status, baseline_in_words};
+use super::{Facts, Finding, Line, Status};
 use crate::report::traffic_facts;
 
 /// Short name, question, and what answers it.
@@ -91,7 +91,7 @@ fn metrics(facts: &Facts<'_>) -> Finding {
     }
     let set = &kept.verdict.golden_set;
     let improved: Vec<&str> = compared.iter().filter(|check| check.improved).map(|check| measured(check)).collect();
-    let on = format!("on {} ({} cases) against {}", set.name, set.n_cases, baseline_in_words(&kept.verdict.baseline));
+    let on = format!("on {} ({} cases) against {}", set.name, set.n_cases, kept.verdict.baseline.in_words());
     let summary = match improved.as_slice() {
         [] => format!("none that the intervals show, {on}"),
         rules => format!("{} improved {on}", rules.join("; ")),
