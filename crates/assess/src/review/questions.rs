@@ -38,7 +38,7 @@ fn data(facts: &Facts<'_>) -> Finding {
     let held_out = facts.leaks.iter().flat_map(|leaks| &leaks.held_out);
     let held_out = held_out.map(|file| format!("held out as test data, so not compared with the golden set: {file}"));
     let changes = changes.into_iter().chain(held_out);
-    match &facts.leaks {
+    let finding = match &facts.leaks {
         Some(leaks) if !leaks.cases.is_empty() => Finding::new(
             Status::Fail,
             format!("{summary}; {} golden case(s) are in the training data too", leaks.cases.len()),
@@ -62,7 +62,9 @@ fn data(facts: &Facts<'_>) -> Finding {
             format!("{summary}; whether golden cases are among them was not checked, as the files are not here"),
         )
         .details(changes),
-    }
+    };
+    // Its manifest names the files.
+    finding.see([format!("package {}", facts.package.digest)])
 }
 
 /// What a data file was for, where the manifest says it.

@@ -78,8 +78,9 @@ fn known(facts: &Facts<'_>, name: &str) -> Option<(Vec<String>, Option<String>)>
         "lock" => Some((vec!["named by the manifest of the package".to_owned()], None)),
         _ => {
             let data = &facts.package.manifest.provenance.data;
-            let (file, _) = data.iter().find(|(file, digest)| name == format!("{file} {digest}"))?;
-            Some((vec![format!("`{file}` as the manifest of the package names it")], None))
+            let cites = |file: &String| name.starts_with(&format!("{file} ")) || name.ends_with(&format!(": {file}"));
+            let (file, digest) = data.iter().find(|(file, _)| cites(file))?;
+            Some((vec![format!("{file} is {digest} in the manifest of the package")], None))
         }
     }
 }
