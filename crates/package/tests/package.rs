@@ -108,16 +108,22 @@ mod packing {
     fn a_model_card_that_says_nothing_is_refused() {
         let bench = Bench::new();
         let source = bench.source();
-        for (n, (card, is_said)) in
-            [("", false), ("# Card\n\nTODO\n", false), ("- [ ] TBD: *todo*", false), ("# Card\nFor support mail.", true)]
-                .into_iter()
-                .enumerate()
+        for (n, (card, is_said)) in [
+            ("", false),
+            ("# Card\n\nTODO\n", false),
+            ("- [ ] TBD: *todo*", false),
+            ("# Card\nFor support mail.", true),
+        ]
+        .into_iter()
+        .enumerate()
         {
             fs::write(source.join("README.md"), card).unwrap();
             let packed = pack(&source, &bench.path(&n.to_string())).map_err(|error| error.to_string());
             match is_said {
                 true => assert!(packed.is_ok(), "{packed:?}"),
-                false => assert!(packed.unwrap_err().contains("`README.md`: is a model card that says nothing"), "{card}"),
+                false => {
+                    assert!(packed.unwrap_err().contains("`README.md`: is a model card that says nothing"), "{card}")
+                }
             }
         }
     }
