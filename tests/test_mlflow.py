@@ -274,7 +274,7 @@ def test_no_spelling_of_a_source_gets_a_package_past_the_gate(
             client.set_registered_model_alias(name, "champion", version)
         try:
             delivered += (Path(mlflow.artifacts.download_artifacts(f"models:/{name}/{version}")) / "manifest.json").is_file()
-        except MlflowException:
+        except (MlflowException, OSError):
             pass
     assert delivered >= 3, "several spellings lead to the package, which is why none of them gets an alias"
     assert not client.get_registered_model(name).aliases
