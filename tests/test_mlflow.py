@@ -15,6 +15,7 @@ from pathlib import Path
 
 import mlflow
 import pytest
+from cli import call, highroad_bin  # noqa: F401
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag, ViewType
 from mlflow.exceptions import MlflowException, RestException
@@ -241,6 +242,44 @@ def test_datasets_are_inputs(client: MlflowClient, experiment: str) -> None:
     assert (read.dataset.name, read.dataset.digest) == ("two", dataset.digest)
     assert {tag.key: tag.value for tag in read.tags} == {"mlflow.data.context": "training", "split": "train"}
     assert len(client.search_runs([experiment], "dataset.name = 'two'")) == 1
+
+
+def test_no_spelling_of_a_source_gets_a_package_past_the_gate(
+    tracking_uri: str, client: MlflowClient, tmp_path: Path, call  # noqa: F811
+) -> None:
+    name = unique("package")
+    call("pack", REPO / "conformance/packages/classify-a", "-o", "package", cwd=tmp_path)
+    pushed = call("push", "package", name, cwd=tmp_path, HIGHROAD_TRACKING_URI=tracking_uri).stdout.strip()
+    digits = client.get_model_version(name, pushed.split(":")[1]).tags["highroad.package"].removeprefix("sha256:")
+    host, run_id = tracking_uri.removeprefix("http://"), client.create_run("0").info.run_id
+    spelt = [
+        f"mlflow-artifacts:/highroad/packages/{digits}",
+        f"mlflow-artifacts:/highroad//packages/{digits}",
+        f"mlflow-artifacts://{host}/highroad/packages/{digits}",
+        f"mlflow-artifacts:/./highroad/packages/{digits}",
+        f"mlflow-artifacts:/highroad/%70ackages/{digits}",
+        f"MLFLOW-ARTIFACTS:/highroad/packages/{digits}",
+        f"{tracking_uri}/api/2.0/mlflow-artifacts/artifacts/highroad/packages/{digits}",
+        "mlflow-artifacts:/highroad/packages",
+        f"runs:/{run_id}/../../../highroad/packages/{digits}",
+        f"models:/{name}/1",
+    ]
+    delivered = 0
+    for source in spelt:
+        try:
+            version = client.create_model_version(name, source).version
+        except MlflowException:
+            continue
+        with pytest.raises(MlflowException, match="may not go to production"):
+            client.set_registered_model_alias(name, "champion", version)
+        try:
+            delivered += (Path(mlflow.artifacts.download_artifacts(f"models:/{name}/{version}")) / "manifest.json").is_file()
+        except (MlflowException, OSError):
+            pass
+    assert delivered >= 3, "several spellings lead to the package, which is why none of them gets an alias"
+    assert not client.get_registered_model(name).aliases
+    free = client.create_model_version(name, f"runs:/{run_id}/model").version
+    client.set_registered_model_alias(name, "champion", free)
 
 
 def test_models_versions_and_aliases(client: MlflowClient, experiment: str) -> None:

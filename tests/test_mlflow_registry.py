@@ -94,7 +94,7 @@ def test_a_verdict_counts_on_a_server_that_knows_nothing_of_verdicts(
     assert json.loads(run("promote", "router", 1, "--by", "ann", "--why", "first", "--json").stdout)["action"] == "promote"
     assert champion(client) == 1
     refused = run("promote", "router", 2, code=1).stderr
-    assert "`router:2` may not go to production: the verdict is Fail" in refused and champion(client) == 1
+    assert "`router:2` may not go to production: the verdict is fail" in refused and champion(client) == 1
 
     command = [str(highroad), "serve", "router@champion", "--listen", "127.0.0.1:0"]
     env = os.environ | {"HIGHROAD_HOME": str(tmp_path / "state"), "HIGHROAD_TRACKING_URI": server}
@@ -104,7 +104,7 @@ def test_a_verdict_counts_on_a_server_that_knows_nothing_of_verdicts(
         client.set_registered_model_alias("router", "champion", "2")
         wait(lambda: failure(url))
         told = failure(url)
-        assert told["version"] == "router:2" and "the verdict is Fail" in told["reason"]
+        assert told["version"] == "router:2" and "the verdict is fail" in told["reason"]
         assert ask(url)["version"] == "router:1", "the last good one goes on"
         back = json.loads(run("rollback", "router", "--by", "bob", "--why", "moved by hand", "--json").stdout)
         assert (back["from"], back["to"], champion(client)) == (2, 1, 1)
@@ -156,6 +156,41 @@ def test_a_rollout_is_held_by_tags_and_moves_the_alias_on_its_own(
         assert str(champion(client)) == version
     moved = json.loads(run("audit", "router", "--json").stdout)[0]
     assert moved["by"] == "ann" and moved["rehearsal"]["passed"] and moved["why"] == f"rollout {rollout}: the same"
+    # The review takes the record of it; `a` never met traffic beside another.
+    for reviewed, baseline, status in [(f"router:{version}", "router:1", "pass"), ("router:1", f"router:{version}", "not_evidenced")]:
+        written = json.loads(run("review", reviewed, "--baseline", baseline, "--golden", "golden.jsonl", "--json").stdout)
+        tests = {line["id"]: line for section in written["ml_test_score"]["sections"] for line in section["tests"]}
+        assert tests["I6"]["status"] == status, tests["I6"]
+        if status == "pass":
+            assert "shadow of 100 % passed" in tests["I6"]["summary"] and tests["I6"]["evidence"] == [f"rollout {rollout}"]
+
+
+@pytest.mark.parametrize("registry", ["mlflow_server", "tracking_uri"])
+def test_what_was_promoted_serves_on_after_a_later_verdict_that_fails(
+    registry: str, request: pytest.FixtureRequest, run: Callable, desk: Path, highroad: Path, tmp_path: Path
+) -> None:
+    uri, name = request.getfixturevalue(registry), f"judged-{registry.split('_')[0]}"
+    on = {"HIGHROAD_TRACKING_URI": uri}
+    passing = run("gate", "a", "--baseline", "b", "--golden", "golden.jsonl").stderr.strip().splitlines()[-1]
+    run("push", "a", name, "--verdict", passing, **on)
+    run("promote", name, 1, **on)
+    (tmp_path / "gates.toml").write_text("[[rule]]\nmetric = 'accuracy'\nslice = 'all'\nfloor = 0.999\n[slice]\nall = 'words > 0'\n")
+    home = tmp_path / "later"
+    judged = run("gate", "a", "--baseline", "b", "--golden", "golden.jsonl", "--gates", tmp_path / "gates.toml", home=home, code=None)
+    assert judged.returncode in (1, 3), judged.stdout
+    told = run("push", "a", name, home=home, **on).stderr
+    assert f"warning: `{name}:1` may not be promoted: the verdict is " in told and 'slice "all": at least 99.9 %' in told, told
+    assert f"`{name}@champion` is `{name}:1` and goes on serving" in told
+    assert "the newest verdict on" in run("status", name, code=1, **on).stdout
+    refused = run("promote", name, 1, code=1, **on).stderr
+    assert "the verdict is " in refused and 'slice "all": at least 99.9 %' in refused
+
+    command = [str(highroad), "serve", f"{name}@champion", "--listen", "127.0.0.1:0"]
+    env = os.environ | {"HIGHROAD_HOME": str(tmp_path / "state"), "HIGHROAD_TRACKING_URI": uri}
+    for _ in range(2):  # From the registry, then beside what was kept of it.
+        with serving(command, tmp_path / "serve.log", env=env, cwd=tmp_path) as url:
+            assert ask(url) == {"version": f"{name}:1", "evidence": "bit-exact", "override": None}
+            assert failure(url) is None
 
 
 def test_a_version_without_a_verdict_is_not_served_though_the_alias_names_it(

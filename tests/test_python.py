@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.export import Dim
 
 import highroad
-from cli import bless, call, highroad_bin  # noqa: F401
+from cli import bless, call, highroad_bin, pack_again  # noqa: F401
 from highroad import _pytree
 
 
@@ -63,6 +63,19 @@ def source(tmp_path_factory):
 @pytest.fixture(scope="module")
 def program(source):
     return highroad.load(source / "program.pt2")
+
+
+def test_a_card_is_written_of_what_is_known_unless_the_author_has_one(source, tmp_path, call):
+    card = (source / "README.md").read_text()
+    assert card.startswith("# ") and "## Task" in card and 'labels: ["a", "b", "c"]' in card and "nobody has described the model" in card
+    again = highroad.export(Bag(), inputs(3, 5), tmp_path / "again", **CALL)
+    assert (again / "README.md").read_text() == card
+    own = tmp_path / "README.md"
+    own.write_text("# Bag\n\nFor support mail.\n")
+    assert (highroad.export(Bag(), inputs(3, 5), tmp_path / "own", notices=[own], **CALL) / "README.md").read_text() == own.read_text()
+    own.write_text("# Bag\n\nTODO\n")
+    empty = highroad.export(Bag(), inputs(3, 5), tmp_path / "empty", notices=[own], **CALL)
+    assert "a model card that says nothing" in call("pack", empty, "-o", tmp_path / "p", cwd=tmp_path, code=2).stderr
 
 
 def test_a_package_source_says_what_it_is(source):
@@ -291,7 +304,8 @@ def test_rankings_are_evaluated_and_gated(reranker, tmp_path, call):
     # The module adds up its words, so every query sees the same order.
     assert names["mrr_at_10"] == pytest.approx(1 / (ranked.index(2) + 1))
     bless(call, "golden.jsonl", tmp_path)
-    done = call("gate", reranker, "--baseline", reranker, "--golden", "golden.jsonl", "--gates", "gates.toml", "--json", cwd=tmp_path)
+    pack_again(call, reranker.parent / "source", "same", tmp_path)
+    done = call("gate", reranker, "--baseline", "same", "--golden", "golden.jsonl", "--gates", "gates.toml", "--json", cwd=tmp_path)
     assert json.loads(done.stdout)["outcome"] == "pass"
 
 

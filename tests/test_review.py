@@ -95,6 +95,15 @@ def test_artifacts_decide_and_what_does_not_exist_scores_nothing(judged, call): 
     assert "<script" not in page and "default-src 'none'" in page
     for shown in (page, text):
         assert "not evidenced" in shown and "Is there a way back" in shown
+    # Every line that decides something cites something, and every citation leads to it in the same document.
+    cited = {evidence for line in found.values() for evidence in line.get("evidence", [])}
+    assert cited == {source["name"] for source in written["sources"]}
+    assert all(found[line]["evidence"] for line in [*holds, "D3"])
+    links, anchors = re.findall(r'href="([^"]+)"', page), set(re.findall(r'id="(evidence-\d+)"', page))
+    assert len(links) >= len(cited) and {link.removeprefix("#") for link in links} == anchors and len(anchors) == len(cited)
+    assert set(re.findall(r"\]\(#(evidence-\d+)\)", text)) == {f"evidence-{n}" for n in re.findall(r"(?m)^##### Evidence (\d+)$", text)} == anchors
+    verdict = next(source for source in written["sources"] if source["name"] == f"verdict {written['verdict']}")
+    assert (judged / ".highroad" / verdict["find"]).is_file() and any("accuracy" in fact for fact in verdict["facts"])
 
 
 def test_required_lines_become_an_exit_code(judged, call):  # noqa: F811

@@ -196,7 +196,7 @@ def test_a_server_on_a_registry_answers_on_a_thread_for_each_core(call, desk, tr
 
 def test_a_worse_candidate_is_aborted_in_the_shadow_by_all_replicas(ours: Callable, tmp_path: Path) -> None:
     site = ours("b")
-    assert "refused: `router:2` may not answer clients: the verdict is Fail" in site.run(
+    assert "refused: `router:2` may not answer clients: the verdict is fail" in site.run(
         "deploy", "router", 2, "--canary", "50%", code=1
     ).stderr
     rollout = site.deploy("--shadow", "100%", *QUICK, "--by", "ann", "--why", "worse, to see")

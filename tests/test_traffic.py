@@ -3,12 +3,12 @@
 import json
 
 import pytest
-from cli import ROOT, bless, call, highroad_bin  # noqa: F401
+from cli import ROOT, bless, call, highroad_bin, pack_again  # noqa: F401
 
 PACKAGES = {"a": "classify-a", "b": "classify-b", "ranker": "rerank"}
 WORDS = ["ignore", "previous", "instructions", "reveal", "secret", "prompt", "what", "how", "please", "you", "system", "say"]
 # A share of right answers that no package misses: what is judged here is the traffic.
-RULES = "resamples = 10000\n[[rule]]\nmetric = 'accuracy'\nfloor = 0.0001\nmargin = 1.0\n"
+RULES = "resamples = 10000\n[[rule]]\nmetric = 'accuracy'\nfloor = 0.0001\nmargin = 0.99\n"
 TRAFFIC = "[traffic]\nrequests_per_s = 200\nduration_s = 3\nwarm_up_s = 0.1\nsaturated_s = 1\nblocks = 6\nthreads = 1\n"
 
 
@@ -23,7 +23,7 @@ def desk(tmp_path, call):  # noqa: F811
     class Desk:
         path = tmp_path
 
-        def gate(self, rules, code, *more, baseline="a"):
+        def gate(self, rules, code, *more, baseline="same"):
             (tmp_path / "gates.toml").write_text(rules)
             args = ("gate", "a", "--baseline", baseline, "--golden", "golden.jsonl", *more)
             return call(*args, cwd=tmp_path, code=code)
@@ -33,6 +33,7 @@ def desk(tmp_path, call):  # noqa: F811
 
     for name, source in PACKAGES.items():
         call("pack", ROOT / "conformance" / "packages" / source, "--out", name, cwd=tmp_path)
+    pack_again(call, ROOT / "conformance" / "packages" / "classify-a", "same", tmp_path)
     texts = [" ".join(WORDS[(idx * step) % 12] for step in range(1, 3 + idx % 9)) for idx in range(40)]
     case = lambda idx, text: {"id": f"c{idx}", "input": {"text": text}, "expected": ["benign", "injection"][idx % 2]}
     lines = [json.dumps(case(idx, text)) for idx, text in enumerate(texts)]

@@ -22,7 +22,10 @@ __all__ = ["ExportError", "export"]
 # The file that makes a directory a package source; only such a directory is ever replaced.
 _DESCRIPTION = "package.toml"
 _ROLES = ("train", "validation", "test")
-_NOTICES = ("LICENSE", "NOTICE", "README.md")
+_CARD = "README.md"
+_NOTICES = ("LICENSE", "NOTICE", _CARD)
+# Labels, items and outputs that a card names.
+_MOST_NAMED = 20
 # A name travels into registry URLs and references (`name@alias`), so it keeps to what both accept.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
@@ -114,7 +117,8 @@ def export(
         lock: lock file of the environment.
         run_id: tracked run that trained it; by default ``MLFLOW_RUN_ID``.
         git_commit: commit of the training code; by default ``HIGHROAD_GIT_COMMIT``, or what is checked out here.
-        notices: files named ``LICENSE``, ``NOTICE`` or ``README.md`` that must travel with the weights.
+        notices: files named ``LICENSE``, ``NOTICE`` or ``README.md`` (the model card) that must travel with the weights. Without a
+            card one is written of what is said here; it claims nothing about what the model is for.
         training_inputs: tensors only: inputs like ``args`` for many rows that trained the module, at least 30, where the first dimension is
             that of the rows (of a module without a batch one dimension before its own). ``highroad pack`` makes the baseline of them that
             monitoring compares traffic with; the rows themselves are in no package.
@@ -172,6 +176,8 @@ def export(
             _save_rows(training_inputs, staging / "training.safetensors")
         _copy_notices(notices, staging)
         description |= {"task": signature, "parity": {"relative_rms": relative_rms}, "provenance": provenance}
+        if not (staging / _CARD).exists():
+            (staging / _CARD).write_text(_card(description), encoding="utf-8")
         (staging / _DESCRIPTION).write_text(_toml(description), encoding="utf-8")
         staging.chmod(0o755)
         if target.exists():
@@ -180,6 +186,27 @@ def export(
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return target
+
+
+def _card(description: Mapping[str, Any]) -> str:
+    """A model card of what is known at export, the same for the same model. What the model is for only its author can say."""
+    signature, provenance = dict(description["task"]), dict(description["provenance"])
+    data, roles = provenance.pop("data", {}), provenance.pop("data_roles", {})
+    lines = [f"# {description['name']}", "", "Written by `highroad.export` from what was known then; nobody has described the model yet.", ""]
+    lines += [f"- owner: {_one_line(description['owner'])}", f"- licence: {_one_line(description['licence'])}"]
+    lines += ["", "## Task", "", *(f"- {key}: {_one_line(value)}" for key, value in signature.items())]
+    lines += ["", "## Origin", "", *(f"- {key}: {_one_line(value)}" for key, value in provenance.items())]
+    lines += [f"- data `{_one_line(name)}`{f' ({roles[name]})' if name in roles else ''}: {digest}" for name, digest in data.items()]
+    lines += ["", "## Evidence", "", f"- parity with PyTorch: relative RMS at most {description['parity']['relative_rms']}"]
+    lines += ["- what it is good for: the verdicts of `highroad gate` on this package, which the registry keeps beside it"]
+    return "\n".join(lines) + "\n"
+
+
+def _one_line(value: Any) -> str:
+    if isinstance(value, Sequence) and not isinstance(value, str) and len(value) > _MOST_NAMED:
+        return f"{_one_line(value[:_MOST_NAMED])} and {len(value) - _MOST_NAMED} more"
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return " ".join(text.split())
 
 
 def _refuse_foreign_directory(target: Path) -> None:

@@ -2,15 +2,17 @@
 
 use std::collections::BTreeMap;
 
-use highroad_eval::{Baseline, GoldenSet, Outcome, Override, Verdict};
+use highroad_eval::{GoldenSet, Outcome, Override, Verdict};
 use highroad_package::{Digest, Manifest};
 use serde::{Deserialize, Serialize};
 
 use crate::Rehearsal;
 
 mod questions;
+mod sources;
 mod test_score;
 
+pub use sources::Source;
 pub use test_score::{MlTestScore, SectionScore, can_be_attested};
 
 /// Everything a review rests on, gathered beforehand; what could not be found is absent.
@@ -44,6 +46,8 @@ pub struct Facts<'a> {
     pub attached: &'a BTreeMap<String, Vec<String>>,
     /// What the package met where it served, as its monitoring tells.
     pub monitored: Option<Monitored>,
+    /// How it did on live traffic before it served, as the registry tells.
+    pub canary: Option<Canary>,
     /// What named persons attested, by item.
     pub attested: &'a BTreeMap<String, Attestation>,
     /// Oldest training that the standard accepts.
@@ -52,6 +56,23 @@ pub struct Facts<'a> {
     pub created_at: String,
     /// Who asked for the review.
     pub created_by: String,
+}
+
+/// A rollout of a package: a shadow or canary beside what served.
+#[derive(Clone, Debug)]
+pub struct Canary {
+    /// Its id.
+    pub rollout: String,
+    /// Version and alias, such as ``router:7 for `champion` ``.
+    pub version: String,
+    /// Whether its rules held: inconclusive where it goes on, or where a person ended it before they could tell.
+    pub outcome: Outcome,
+    /// In a sentence.
+    pub told: String,
+    /// When it ended, or began where it goes on, RFC 3339 in UTC.
+    pub at: String,
+    /// Each rule and how it went, in words.
+    pub checks: Vec<String>,
 }
 
 /// What a package met in production.
@@ -206,6 +227,9 @@ pub struct Review {
     pub questions: Vec<Line>,
     /// Google's "ML Test Score" (Breck et al. 2017).
     pub ml_test_score: MlTestScore,
+    /// What the lines cite, each once.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sources: Vec<Source>,
     /// When it was written.
     pub created_at: String,
     /// Who asked for it.
@@ -307,6 +331,9 @@ impl Review {
     /// Answers every question from the facts.
     pub fn of(facts: &Facts<'_>) -> Self {
         let manifest = facts.package.manifest;
+        let (questions, ml_test_score) = (questions::answer(facts), test_score::score(facts));
+        let tests = ml_test_score.sections.iter().flat_map(|section| &section.tests);
+        let sources = sources::cited(facts, questions.iter().chain(tests));
         Self {
             highroad_review: 1,
             package: facts.package.digest.to_string(),
@@ -316,8 +343,9 @@ impl Review {
             baseline: facts.baseline.map(|baseline| baseline.digest.to_string()),
             outcome: facts.verdict.map(|kept| kept.verdict.outcome),
             verdict: facts.verdict.map(|kept| kept.digest.to_string()),
-            questions: questions::answer(facts),
-            ml_test_score: test_score::score(facts),
+            questions,
+            ml_test_score,
+            sources,
             created_at: facts.created_at.clone(),
             created_by: facts.created_by.clone(),
         }
@@ -367,16 +395,10 @@ impl Facts<'_> {
     fn see_verdict(&self) -> Vec<String> {
         self.verdict.map(|kept| format!("verdict {}", kept.digest)).into_iter().collect()
     }
-}
 
-/// What a verdict compared with, in words.
-fn baseline_in_words(baseline: &Baseline) -> String {
-    match baseline {
-        Baseline::Package { package, reference } => match reference {
-            Some(reference) => format!("{reference} ({package})"),
-            None => package.clone(),
-        },
-        Baseline::Trivial { name } => format!("the trivial baseline ({name})"),
+    /// What was answered just now, as evidence.
+    fn see_rerun(&self, rerun: &Rerun) -> [String; 2] {
+        [format!("package {}", self.package.digest), format!("golden set {}", rerun.golden_set.digest)]
     }
 }
 

@@ -65,6 +65,8 @@ pub struct Resolved {
 pub enum Origin {
     /// In a directory of somebody's own.
     Directory,
+    /// In one file, and since it was found in the local store too.
+    Archive,
     /// In the local store.
     Store,
 }
@@ -108,8 +110,7 @@ impl Target {
             return Ok(found(open_directory(Path::new(&self.0))?, Origin::Directory));
         }
         if Path::new(&self.0).is_file() {
-            let digest = store.add_archive(Path::new(&self.0))?;
-            return Ok(found(store.get(&digest)?, Origin::Store));
+            return Ok(found(from_archive(Path::new(&self.0), store)?, Origin::Archive));
         }
         if let Some(digits) = self.digits() {
             return Ok(found(from_store(store, digits)?, Origin::Store));
@@ -137,6 +138,12 @@ fn open_directory(dir: &Path) -> anyhow::Result<VerifiedPackage> {
     }
     let verified = Package::open(dir).and_then(Package::verify);
     verified.with_context(|| format!("`{}` is not a sound package", dir.display()))
+}
+
+/// The package in one file, taken into `store`; whatever else `path` may be is an error.
+pub fn from_archive(path: &Path, store: &Store) -> anyhow::Result<VerifiedPackage> {
+    let digest = store.add_archive(path)?;
+    Ok(store.get(&digest)?)
 }
 
 fn from_store(store: &Store, digits: &str) -> anyhow::Result<VerifiedPackage> {

@@ -8,7 +8,7 @@ use anyhow::{Context as _, bail};
 use highroad_assess::{GoldenSet, HostedJudge, HostedModel, KeptReplies, Results, give, run_hosted};
 use highroad_eval::{CustomEvidence, Gates, Given, JudgeEvidence};
 use highroad_hosted::Budget;
-use highroad_package::VerifiedPackage;
+use highroad_package::{Digest, VerifiedPackage};
 
 use crate::commands::eval::{AnswerArgs, EngineArgs, Pipeline};
 use crate::progress;
@@ -74,6 +74,15 @@ impl Side {
     /// The pipeline, where it is one.
     pub fn pipeline(&self) -> Option<&Pipeline> {
         if let Self::Pipeline(pipeline) = self { Some(pipeline) } else { None }
+    }
+
+    /// Digest of what answers; of a pipeline it is known once it was asked.
+    pub fn digest(&self) -> Option<Digest> {
+        match self {
+            Self::Package(resolved) => Some(resolved.package.digest()),
+            Self::Hosted(model) => Some(model.digest()),
+            Self::Pipeline(_) => None,
+        }
     }
 
     /// The reference it was found by.

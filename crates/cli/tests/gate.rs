@@ -41,6 +41,20 @@ impl Desk {
         desk
     }
 
+    /// The classifier `name` for another owner: the same model under another digest.
+    fn pack_again(&self, name: &str, out: &str) {
+        let source = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../conformance/packages"));
+        let copy = self.path("source");
+        fs::create_dir(&copy).unwrap();
+        for file in fs::read_dir(source.join(format!("classify-{name}"))).unwrap() {
+            let file = file.unwrap();
+            fs::copy(file.path(), copy.join(file.file_name())).unwrap();
+        }
+        let told = fs::read_to_string(copy.join("package.toml")).unwrap();
+        fs::write(copy.join("package.toml"), told.replace("owner = \"", "owner = \"again ")).unwrap();
+        highroad_package::pack(&copy, &self.path(out)).unwrap();
+    }
+
     fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
@@ -147,7 +161,14 @@ fn an_equal_candidate_passes_and_its_verdict_admits_it() {
     desk.write("gates.toml", RULES);
     desk.write_golden("golden.jsonl", &(0..120).collect::<Vec<_>>(), &answers["a"], Some(3));
 
-    let output = desk.gate("a", "a", &["--json"]);
+    let itself = desk.gate("a", "a", &["--json"]);
+    assert_eq!(itself.status.code(), Some(2), "{itself:?}");
+    let told = stderr(&itself);
+    assert!(told.contains("the baseline is the candidate itself") && told.contains("--baseline trivial"), "{told}");
+    assert!(!desk.path(".highroad/verdicts").exists());
+
+    desk.pack_again("a", "same");
+    let output = desk.gate("a", "same", &["--json"]);
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     let verdict: Verdict = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(verdict, desk.verdict());
@@ -160,7 +181,7 @@ fn a_lost_must_pass_case_fails_however_wide_the_margin() {
     let desk = Desk::new();
     let answers = desk.answers(60);
     let lost = (0..60).find(|&idx| answers["a"][idx] != answers["b"][idx]).unwrap();
-    desk.write("gates.toml", "[[rule]]\nmetric = 'accuracy'\nmargin = 1.0\n");
+    desk.write("gates.toml", "[[rule]]\nmetric = 'accuracy'\nmargin = 0.99\n");
     desk.write_golden("golden.jsonl", &(0..60).collect::<Vec<_>>(), &answers["a"], Some(lost));
 
     let output = desk.gate("b", "a", &[]);
@@ -266,11 +287,16 @@ fn what_cannot_be_judged_exits_with_2_and_names_it() {
     desk.write("gates.toml", RULES);
     desk.write("golden.jsonl", "{\"id\": \"1\", \"input\": {\"text\": \"x\"}, \"expected\": \"spam\"}");
     desk.write("bad.toml", "[[rule]]\nmetric = 'accuracy'\n");
+    desk.write("vacuous.toml", "[[rule]]\nmetric = 'accuracy'\nmargin = 0.1\nfloor = 0.0\n");
     desk.bless();
     for (args, complaint) in [
         (vec!["gate", "a", "--baseline", "b", "--golden", "golden.jsonl"], "label `spam` is not one of"),
         (vec!["gate", "a", "--baseline", "b", "--golden", "none.jsonl"], "none.jsonl"),
         (vec!["gate", "a", "--baseline", "b", "--golden", "golden.jsonl", "--gates", "bad.toml"], "needs a `margin`"),
+        (
+            vec!["gate", "a", "--baseline", "b", "--golden", "golden.jsonl", "--gates", "vacuous.toml"],
+            "has `floor = 0`, which no model can break: the metric goes from 0 to 1",
+        ),
         (vec!["gate", "nothing", "--baseline", "b", "--golden", "golden.jsonl"], "`nothing` is no package"),
         (vec!["eval", "deadbeef", "--golden", "golden.jsonl"], "no package `sha256:deadbeef` in the local store"),
     ] {

@@ -34,6 +34,41 @@ fn json_has_digest_and_manifest() {
 }
 
 #[test]
+fn one_file_is_taken_wherever_a_package_is_and_its_signature_lies_beside_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("one file.tar");
+    let packed = pack(&[SOURCE], &file);
+    assert!(packed.status.success(), "{packed:?}");
+    let digest = stdout(&packed).trim_end().to_owned();
+    let run = |args: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_highroad"));
+        let output = command.args(args).current_dir(dir.path()).env_remove("HIGHROAD_HOME").output().unwrap();
+        assert!(output.status.success(), "{args:?}: {output:?}");
+        output
+    };
+    let inspected: serde_json::Value =
+        serde_json::from_slice(&run(&["inspect", "one file.tar", "--json"]).stdout).unwrap();
+    assert_eq!(inspected["package"]["digest"], digest);
+    let verified: serde_json::Value =
+        serde_json::from_slice(&run(&["verify", "one file.tar", "--json"]).stdout).unwrap();
+    assert_eq!(verified["passed"], true);
+
+    run(&["keys", "generate", "ours.key"]);
+    let signed = run(&["sign", "one file.tar", "--key", "ours.key"]);
+    assert!(String::from_utf8_lossy(&signed.stderr).contains("one file.tar.sig"), "{signed:?}");
+    assert!(dir.path().join("one file.tar.sig").is_file());
+    // On another machine, of which the home knows nothing.
+    std::fs::remove_dir_all(dir.path().join(".highroad")).unwrap();
+    run(&["keys", "verify", "one file.tar", "--key", "ours.key.pub"]);
+    let broken = dir.path().join("broken.tar");
+    std::fs::write(&broken, &std::fs::read(&file).unwrap()[..2048]).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_highroad"));
+    let output = command.args(["verify", "broken.tar"]).current_dir(dir.path()).output().unwrap();
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("`broken.tar` is no intact package"), "{output:?}");
+}
+
+#[test]
 fn a_directory_that_is_no_source_exits_with_2_and_says_why() {
     let dir = tempfile::tempdir().unwrap();
     let output = pack(&[dir.path().to_str().unwrap()], &dir.path().join("out"));

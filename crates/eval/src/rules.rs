@@ -260,7 +260,24 @@ impl Rule {
         for (key, value) in limits.into_iter().filter_map(|(key, value)| Some((key, value?))) {
             in_range(key, value, 0.0..=largest, "0 or more, and at most 1 where the metric is")?;
         }
+        if let Some(problem) = self.vacuous() {
+            return wrong(&problem);
+        }
         self.discordant.map_or(Ok(()), |share| in_range("discordant", share, 0.0001..=1.0, "0.0001 to 1"))
+    }
+}
+
+impl Rule {
+    /// A limit that no candidate can break, which would let everything through.
+    fn vacuous(&self) -> Option<String> {
+        let (least, most) = self.metric.range();
+        let holds_always = |key: &str, limit: Option<f64>, holds: fn(f64, f64, f64) -> bool| {
+            let limit = limit.filter(|limit| holds(*limit, least, most))?;
+            Some(format!("has `{key} = {limit}`, which no model can break: the metric goes from {least} to {most}"))
+        };
+        holds_always("margin", self.margin, |margin, least, most| margin >= most - least)
+            .or_else(|| holds_always("floor", self.floor, |floor, least, _| floor <= least))
+            .or_else(|| holds_always("ceiling", self.ceiling, |ceiling, _, most| ceiling >= most))
     }
 }
 

@@ -90,6 +90,16 @@ pub enum Outcome {
     Inconclusive,
 }
 
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Pass => "pass",
+            Self::Fail => "fail",
+            Self::Inconclusive => "inconclusive",
+        })
+    }
+}
+
 /// What a candidate was compared with.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind", rename_all = "snake_case")]
@@ -108,6 +118,29 @@ pub enum Baseline {
         /// Which one.
         name: String,
     },
+}
+
+impl Baseline {
+    /// In words.
+    pub fn in_words(&self) -> String {
+        match self {
+            Self::Package { package, reference: Some(reference) } => format!("{reference} ({package})"),
+            Self::Package { package, reference: None } => package.clone(),
+            Self::Trivial { name } => format!("the trivial baseline ({name})"),
+        }
+    }
+
+    /// What has to be told where `package`, compared with this, takes the place of package `champion`, which is called
+    /// `label`; nothing where it was compared with that.
+    pub fn caution(&self, package: &str, label: &str, champion: &str) -> Option<String> {
+        let is_champion = matches!(self, Self::Package { package, .. } if package == champion);
+        (package != champion && !is_champion).then(|| {
+            format!(
+                "its verdict compares it with {}, not with {label} ({champion}), which it replaces",
+                self.in_words()
+            )
+        })
+    }
 }
 
 /// A golden set by content.
@@ -260,6 +293,9 @@ pub struct Waiver {
     pub expires_at: String,
 }
 
+/// Most open checks that a refusal names.
+const MAX_OPEN_TOLD: usize = 3;
+
 /// Why a verdict does not admit a package to production.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[non_exhaustive]
@@ -267,8 +303,12 @@ pub struct Waiver {
 pub enum Refusal {
     #[error("the verdict is about package {judged}, not {asked}")]
     OtherPackage { judged: String, asked: String },
-    #[error("the verdict is {0:?}, not pass")]
-    NotPassed(Outcome),
+    #[error("the verdict is {outcome}, not pass: {open}")]
+    NotPassed { outcome: Outcome, open: String },
+    #[error(
+        "the verdict compares the package with itself, which says nothing: run `highroad gate` against another one"
+    )]
+    WithItself,
     #[error("the verdict says pass, which its own checks do not support: {0}")]
     Inconsistent(String),
     #[error("{by} accepted the flip of case `{case}` only until {expires_at}")]
@@ -285,7 +325,7 @@ impl Verdict {
             return Err(Refusal::OtherPackage { judged: self.package.clone(), asked: package.to_owned() });
         }
         if self.outcome != Outcome::Pass {
-            return Err(Refusal::NotPassed(self.outcome));
+            return Err(Refusal::NotPassed { outcome: self.outcome, open: self.open() });
         }
         self.supports_a_pass()?;
         match self.waivers.iter().find(|waiver| waiver.expires_at.as_str() <= now) {
@@ -293,6 +333,31 @@ impl Verdict {
                 Err(Refusal::WaiverExpired { case: case.clone(), by: by.clone(), expires_at: expires_at.clone() })
             }
             None => Ok(()),
+        }
+    }
+
+    /// Errors if the baseline is the package itself: every margin holds then, so that nothing new may rest on it.
+    pub fn compares(&self) -> Result<(), Refusal> {
+        match &self.baseline {
+            Baseline::Package { package, .. } if *package == self.package => Err(Refusal::WithItself),
+            _ => Ok(()),
+        }
+    }
+
+    /// What keeps it from a pass, in words: broken checks before undecided ones, then lost must-pass cases.
+    fn open(&self) -> String {
+        let of = |wanted: Outcome| self.checks.iter().filter(move |check| check.outcome == wanted);
+        let checks = of(Outcome::Fail).chain(of(Outcome::Inconclusive));
+        let checks = checks.map(|check| format!("{} ({})", check.rule, check.reason));
+        let lost = self.flips.iter().filter(|flip| flip.must_pass && flip.regression);
+        let mut open: Vec<String> =
+            checks.chain(lost.map(|flip| format!("the must-pass case `{}` was lost", flip.case))).collect();
+        let n_more = open.len().saturating_sub(MAX_OPEN_TOLD);
+        open.truncate(MAX_OPEN_TOLD);
+        match n_more {
+            _ if open.is_empty() => "it does not say why".to_owned(),
+            0 => open.join("; "),
+            n => format!("{}; and {n} more", open.join("; ")),
         }
     }
 

@@ -497,6 +497,15 @@ fn rules_that_decide_nothing_or_too_much_are_refused() {
     for (gates, complaint) in [
         ("", "there is no [[rule]], so nothing would be gated"),
         ("[[rule]]\nmetric = 'accuracy'", "rule 1 (accuracy): needs a `margin`, a `floor` or a `ceiling`"),
+        (
+            "[[rule]]\nmetric = 'accuracy'\nmargin = 1.0",
+            "rule 1 (accuracy): has `margin = 1`, which no model can break",
+        ),
+        (
+            "[[rule]]\nmetric = 'ndcg_at_10'\nfloor = 0.0",
+            "has `floor = 0`, which no model can break: the metric goes from 0 to 1",
+        ),
+        ("[[rule]]\nmetric = 'ece'\nceiling = 1.0", "has `ceiling = 1`, which no model can break"),
         ("[[rule]]\nmetric = 'f1'\nmargin = 0.1", "rule 1 (F1): needs a `label`"),
         ("[[rule]]\nmetric = 'accuracy'\nlabel = 'x'\nmargin = 0.1", "rule 1 (accuracy): takes no `label`"),
         ("[[rule]]\nmetric = 'accuracy'\nmargin = -0.1", "margin = -0.1 is out of range"),

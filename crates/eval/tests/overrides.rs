@@ -9,7 +9,7 @@ const NOW: &str = "2026-11-23T10:00:00Z";
 const ASKED: Aliased<'static> = Aliased { package: "sha256:a", model: "router", alias: "champion" };
 
 fn missing() -> Missing {
-    Missing { verdict: Some("sha256:v".into()), outcome: Some(Outcome::Fail), reason: "the verdict is Fail".into() }
+    Missing { verdict: Some("sha256:v".into()), outcome: Some(Outcome::Fail), reason: "the verdict is fail".into() }
 }
 
 fn for_days(days: u32) -> Result<Override, OverrideRefusal> {

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 
-use highroad_eval::{CheckResult, Flip, Outcome, Refusal, Test, Verdict, Waiver, outcome, to_accept};
+use highroad_eval::{Baseline, CheckResult, Flip, Outcome, Refusal, Test, Verdict, Waiver, outcome, to_accept};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use serde_json::json;
@@ -40,9 +40,50 @@ fn a_pass_admits_its_own_package_only() {
 
 #[test]
 fn anything_but_a_pass_admits_nothing() {
-    for (text, outcome) in [("fail", Outcome::Fail), ("inconclusive", Outcome::Inconclusive)] {
-        assert_eq!(verdict(text, text, true).admits("sha256:a", NOW), Err(Refusal::NotPassed(outcome)));
+    for outcome in ["fail", "inconclusive"] {
+        let refused = verdict(outcome, outcome, true).admits("sha256:a", NOW).unwrap_err().to_string();
+        assert!(refused.starts_with(&format!("the verdict is {outcome}, not pass: ")), "{refused}");
     }
+}
+
+#[test]
+fn a_refusal_names_the_checks_that_are_broken_before_those_that_are_open() {
+    let mut judged = verdict("fail", "inconclusive", true);
+    let check = |rule: &str, outcome| CheckResult {
+        rule: rule.into(),
+        reason: "why".into(),
+        outcome,
+        ..judged.checks[0].clone()
+    };
+    let broken = ["b", "c", "d"].map(|rule| check(rule, Outcome::Fail));
+    judged.checks = [check("a", Outcome::Inconclusive)].into_iter().chain(broken).collect();
+    let refused = judged.admits("sha256:a", NOW).unwrap_err().to_string();
+    assert_eq!(refused, "the verdict is fail, not pass: b (why); c (why); d (why); and 1 more");
+    let mut lost = verdict("fail", "pass", false);
+    lost.flips[0].must_pass = true;
+    assert!(
+        lost.admits("sha256:a", NOW).unwrap_err().to_string().ends_with("not pass: the must-pass case `c1` was lost")
+    );
+}
+
+#[test]
+fn a_verdict_that_compares_a_package_with_itself_carries_nothing_new() {
+    let with = |baseline| Verdict { baseline, ..verdict("pass", "pass", false) };
+    let of = |package: &str| Baseline::Package { package: package.into(), reference: None };
+    assert_eq!(with(of("sha256:a")).compares(), Err(Refusal::WithItself));
+    assert_eq!(with(of("sha256:b")).compares(), Ok(()));
+    assert_eq!(with(of("sha256:a")).admits("sha256:a", NOW), Ok(()), "what serves by one goes on");
+}
+
+#[test]
+fn what_was_compared_with_something_else_than_the_champion_is_told() {
+    let told = |baseline: Baseline| baseline.caution("sha256:a", "m:1", "sha256:c");
+    let of = |package: &str| Baseline::Package { package: package.into(), reference: Some("m:7".into()) };
+    assert_eq!(told(of("sha256:c")), None);
+    assert_eq!(of("sha256:b").caution("sha256:a", "m:1", "sha256:a"), None, "the champion again");
+    let expected = "its verdict compares it with m:7 (sha256:b), not with m:1 (sha256:c), which it replaces";
+    assert_eq!(told(of("sha256:b")).unwrap(), expected);
+    assert!(told(Baseline::Trivial { name: "majority".into() }).unwrap().contains("the trivial baseline (majority)"));
 }
 
 #[test]

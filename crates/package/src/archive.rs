@@ -29,6 +29,13 @@ pub fn write_archive(package: &VerifiedPackage, to: &Path) -> Result<(), Package
     finished.map_err(PackageError::io(to))
 }
 
+/// Whether the file at `path` begins as the files of [`write_archive`] do; not whether there is a package in it.
+pub fn is_archive(path: &Path) -> bool {
+    let mut header = Header::new_gnu();
+    let read = File::open(path).and_then(|mut file| file.read_exact(header.as_mut_bytes()));
+    read.is_ok() && header.as_gnu().is_some()
+}
+
 fn append(tar: &mut Builder<impl io::Write>, name: &str, size_bytes: u64, content: impl Read) -> io::Result<()> {
     let mut header = Header::new_gnu();
     header.set_size(size_bytes);

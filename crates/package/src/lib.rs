@@ -17,7 +17,7 @@ pub mod remote;
 pub mod signing;
 mod store;
 
-pub use archive::write_archive;
+pub use archive::{is_archive, write_archive};
 pub use digest::{Digest, ParseDigestError};
 pub use error::PackageError;
 pub use manifest::{

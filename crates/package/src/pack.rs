@@ -16,7 +16,13 @@ mod source;
 use source::{SOURCE, Source};
 
 /// What a package may have besides: licences must travel with weights, and a model card may.
-const OPTIONAL: [&str; 3] = ["LICENSE", "NOTICE", "README.md"];
+const OPTIONAL: [&str; 3] = ["LICENSE", "NOTICE", CARD];
+/// The model card.
+const CARD: &str = "README.md";
+/// Largest model card.
+const MAX_CARD_BYTES: u64 = 1 << 20;
+/// What stands where somebody meant to write something.
+const UNWRITTEN: [&str; 3] = ["todo", "tbd", "fixme"];
 /// What a source of the task `tensors` may have beside what is packed: rows that trained the program, which monitoring takes a baseline of.
 pub const TRAINING: &str = "training.safetensors";
 /// Largest file of a package source.
@@ -34,6 +40,10 @@ const MAX_PARITY_BYTES: u64 = 1 << 30;
 pub fn pack(source: &Path, out: &Path) -> Result<Digest, PackageError> {
     let folder = Folder::open(source)?;
     let (names, description) = source_files(&folder)?;
+    check_licence(&description.licence)?;
+    if names.contains(CARD) {
+        check_card(&folder.read(CARD, MAX_CARD_BYTES)?)?;
+    }
     let n_cases = count_cases(&folder.read(PARITY, MAX_PARITY_BYTES)?)?;
 
     let staged = staging_dir(out)?;
@@ -81,6 +91,28 @@ fn source_files(folder: &Folder) -> Result<(BTreeSet<String>, Source), PackageEr
             ))
         }
         None => Ok((names, description)),
+    }
+}
+
+/// Errors unless the licence is an SPDX expression; what was read before it was asked for loads all the same.
+fn check_licence(licence: &str) -> Result<(), PackageError> {
+    let Err(error) = spdx::Expression::parse(licence) else { return Ok(()) };
+    let nearest = spdx::imprecise_license_id(licence).map_or_else(
+        || "name one of https://spdx.org/licenses, or LicenseRef-NAME for your own".to_owned(),
+        |(id, _)| format!("did you mean `{}`?", id.name),
+    );
+    Err(bad(SOURCE, format!("`licence` is `{licence}`, which is no SPDX expression: {}; {nearest}", error.reason)))
+}
+
+/// Errors if a model card says nothing: no card says that more plainly.
+fn check_card(card: &[u8]) -> Result<(), PackageError> {
+    let text = std::str::from_utf8(card).map_err(|e| bad(CARD, format!("is no UTF-8 text: {e}")))?;
+    // Headings say what was to be written below them.
+    let body = text.lines().filter(|line| !line.trim_start().starts_with('#'));
+    let mut words = body.flat_map(|line| line.split(|c: char| !c.is_alphanumeric())).filter(|word| !word.is_empty());
+    match words.all(|word| UNWRITTEN.contains(&word.to_lowercase().as_str())) {
+        true => Err(bad(CARD, "is a model card that says nothing: write what the model is for, or leave it out")),
+        false => Ok(()),
     }
 }
 

@@ -196,7 +196,7 @@ pub struct AliasMove {
     pub at: i64,
     /// Registered model.
     pub model: String,
-    /// The alias.
+    /// The alias; empty where a model got another name.
     pub alias: String,
     /// `promote`, `override`, `rollback`, `set`, `remove`, `delete-version`, `delete-model` or `rename`.
     pub action: String,
@@ -217,6 +217,20 @@ pub struct AliasMove {
     pub overridden: Option<Value>,
     /// What the rehearsal found.
     pub rehearsal: Option<Value>,
+    /// What has to be told although it was admitted: the verdict compares with something else than the alias named.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub caution: Option<String>,
+    /// The name the model had before, where it got another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub renamed_from: Option<String>,
+}
+
+impl AliasMove {
+    /// When, RFC 3339 in UTC, whole seconds.
+    pub fn at_rfc3339(&self) -> Option<String> {
+        let at = jiff::Timestamp::from_millisecond(self.at).ok()?;
+        Some(at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string())
+    }
 }
 
 /// Told of each piece that was sent or received, in bytes.
@@ -487,9 +501,9 @@ impl RegistryClient {
         }
     }
 
-    /// When `version` was promoted to `alias`, RFC 3339 in UTC; a rollback to it does not count. `None` if it never was, or if
-    /// the newest recorded move led elsewhere, so that somebody moved the alias by hand since.
-    pub async fn admitted_at(&self, version: &ResolvedVersion, alias: &str) -> Result<Option<String>, RegistryError> {
+    /// The move that promoted `version` to `alias`; neither a rollback to it nor another name of the model counts. `None` if it
+    /// never was, or if the newest recorded move led elsewhere, so that somebody moved the alias by hand since.
+    pub async fn promoted(&self, version: &ResolvedVersion, alias: &str) -> Result<Option<AliasMove>, RegistryError> {
         let moves = match self.audit(&version.name).await {
             Ok(moves) => moves,
             Err(RegistryError::NotFound(_) | RegistryError::Refused { status: 404 | 405, .. }) => return Ok(None),
@@ -498,14 +512,11 @@ impl RegistryClient {
         let leads_here = |entry: &AliasMove| {
             entry.to == Some(version.version) && entry.package.is_none_or(|package| package == version.package)
         };
-        let mut moves = moves.iter().filter(|entry| entry.alias == alias).peekable();
-        if !moves.peek().is_some_and(|newest| leads_here(newest)) {
+        let mut moves = moves.into_iter().filter(|entry| entry.alias == alias).peekable();
+        if !moves.peek().is_some_and(leads_here) {
             return Ok(None);
         }
-        let promotion = moves.find(|entry| leads_here(entry) && entry.action != "rollback");
-        Ok(promotion
-            .and_then(|entry| jiff::Timestamp::from_millisecond(entry.at).ok())
-            .map(|at| at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()))
+        Ok(moves.find(|entry| leads_here(entry) && !matches!(entry.action.as_str(), "rollback" | "rename")))
     }
 
     /// A run as MLflow describes it: `info`, `data` with params, metrics and tags, `inputs`.

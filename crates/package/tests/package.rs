@@ -105,6 +105,48 @@ mod packing {
     }
 
     #[test]
+    fn a_model_card_that_says_nothing_is_refused() {
+        let bench = Bench::new();
+        let source = bench.source();
+        for (n, (card, is_said)) in [
+            ("", false),
+            ("# Card\n\nTODO\n", false),
+            ("- [ ] TBD: *todo*", false),
+            ("# Card\nFor support mail.", true),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            fs::write(source.join("README.md"), card).unwrap();
+            let packed = pack(&source, &bench.path(&n.to_string())).map_err(|error| error.to_string());
+            match is_said {
+                true => assert!(packed.is_ok(), "{packed:?}"),
+                false => {
+                    assert!(packed.unwrap_err().contains("`README.md`: is a model card that says nothing"), "{card}")
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_licence_is_an_spdx_expression_or_the_nearest_is_named() {
+        let bench = Bench::new();
+        let source = bench.source();
+        let told = fs::read_to_string(source.join("package.toml")).unwrap();
+        let with = |licence: &str, out: &str| {
+            fs::write(source.join("package.toml"), told.replace("Apache-2.0", licence)).unwrap();
+            pack(&source, &bench.path(out)).map_err(|error| error.to_string())
+        };
+        for (n, fine) in ["MIT OR Apache-2.0", "LicenseRef-ours", "CC-BY-SA-4.0"].into_iter().enumerate() {
+            assert!(with(fine, &n.to_string()).is_ok(), "{fine}");
+        }
+        let refused = with("Apache 2", "refused").unwrap_err();
+        assert!(refused.contains("`licence` is `Apache 2`, which is no SPDX expression"), "{refused}");
+        assert!(refused.ends_with("did you mean `Apache-2.0`?"), "{refused}");
+        assert!(with("ours", "refused").unwrap_err().contains("or LicenseRef-NAME for your own"));
+    }
+
+    #[test]
     fn other_weights_give_another_digest() {
         let bench = Bench::new();
         let a = pack(&source("classify-a"), &bench.path("a")).unwrap();

@@ -1,7 +1,7 @@
 //! What admits a version to an alias, decided on this machine: for a team's MLflow server, which has no gate, and to say what
 //! an override stands in for. Commands and rollouts ask it alike.
 
-use highroad_eval::{Aliased, Missing, Override, Verdict};
+use highroad_eval::{Aliased, Baseline, Missing, Override, Refusal, Verdict};
 use highroad_package::registry::dependents::forbids;
 use highroad_package::registry::trail::ways_back;
 use highroad_package::registry::{AliasMove, Promotion, RegistryClient, RegistryError, ResolvedVersion, Rollback};
@@ -19,6 +19,8 @@ struct Target {
     package: Option<Digest>,
     verdict: Option<Digest>,
     overridden: Option<Value>,
+    /// What the verdict compared it with.
+    baseline: Option<Baseline>,
 }
 
 /// Promotes on a server that has no gate: what the gate asks is asked here, then MLflow's own route moves the alias.
@@ -43,8 +45,30 @@ pub async fn promote(
     let action = if target.overridden.is_some() { "override" } else { "promote" };
     let from = client.aliased(&name, &alias).await?;
     let rehearsal = Some(rehearsal).filter(|found| !found.is_null());
+    let caution = match from {
+        Some(from) => caution(client, &name, from, &target).await?,
+        None => None,
+    };
     let moved = target.into_move([name, alias, by, why], action, from, now);
-    client.move_without_gate(AliasMove { rehearsal, ..moved }).await.map(Ok)
+    client.move_without_gate(AliasMove { rehearsal, caution, ..moved }).await.map(Ok)
+}
+
+/// What has to be told of a promotion: its verdict compares the version with something else than what the alias names.
+async fn caution(
+    client: &RegistryClient,
+    name: &str,
+    from: u64,
+    target: &Target,
+) -> Result<Option<String>, RegistryError> {
+    let (Some(baseline), Some(package)) = (&target.baseline, &target.package) else { return Ok(None) };
+    let champion = match client.model_version(name, from).await {
+        Err(RegistryError::NotFound(_)) => return Ok(None),
+        found => found?.package,
+    };
+    let caution = |champion: ResolvedVersion| {
+        baseline.caution(&package.to_string(), &champion.label(), &champion.package.to_string())
+    };
+    Ok(champion.and_then(caution))
 }
 
 /// Why an index forbids that `[model, alias]` moves to a version: it was embedded by another package.
@@ -104,6 +128,9 @@ async fn way_back(
         return Ok(None);
     }
     let at = moved.and_then(|moved| Timestamp::from_millisecond(moved.at).ok()).unwrap_or(now);
+    // What was judged since does not shut the way back.
+    let verdict = moved.and_then(|moved| moved.verdict).or(resolved.verdict);
+    let resolved = ResolvedVersion { verdict, ..resolved };
     admit(client, &resolved, alias, [at, now]).await.map(Some)
 }
 
@@ -115,8 +142,12 @@ async fn admit(
     [verdict_at, now]: [Timestamp; 2],
 ) -> Result<Result<Target, Reason>, RegistryError> {
     let target = Target { version: Some(version.version), package: Some(version.package), ..Target::default() };
-    let missing = match verdict(client, version, &whole_seconds(verdict_at)).await? {
-        Ok(digest) => return Ok(Ok(Target { verdict: Some(digest), ..target })),
+    let missing = match judged(client, version, &whole_seconds(verdict_at)).await? {
+        // Of a way back the question was answered when it was promoted.
+        Ok((_, verdict)) if verdict_at == now && verdict.compares().is_err() => Refusal::WithItself.to_string(),
+        Ok((digest, verdict)) => {
+            return Ok(Ok(Target { verdict: Some(digest), baseline: Some(verdict.baseline), ..target }));
+        }
         Err(missing) => missing.reason,
     };
     let refuse = |reason: String| Ok(Err(format!("`{}` may not go to production: {reason}", version.label())));
@@ -159,11 +190,13 @@ impl Target {
             verdict: self.verdict,
             overridden: self.overridden,
             rehearsal: None,
+            caution: None,
+            renamed_from: None,
         }
     }
 }
 
-/// The verdict that admits a version at `at` (RFC 3339, UTC), or what it lacks.
+/// The verdict that admits a version to be promoted at `at` (RFC 3339, UTC), or what it lacks.
 ///
 /// Errors only if the registry cannot be asked.
 pub async fn verdict(
@@ -171,6 +204,23 @@ pub async fn verdict(
     version: &ResolvedVersion,
     at: &str,
 ) -> Result<Result<Digest, Missing>, RegistryError> {
+    let judged = judged(client, version, at).await?;
+    Ok(judged.and_then(|(digest, verdict)| match verdict.compares() {
+        Ok(()) => Ok(digest),
+        Err(refusal) => Err(Missing {
+            verdict: Some(digest.to_string()),
+            outcome: Some(verdict.outcome),
+            reason: refusal.to_string(),
+        }),
+    }))
+}
+
+/// The verdict that admits a version at `at`, whatever it compares, and its digest.
+async fn judged(
+    client: &RegistryClient,
+    version: &ResolvedVersion,
+    at: &str,
+) -> Result<Result<(Digest, Verdict), Missing>, RegistryError> {
     let missing = |outcome, reason: String| {
         let verdict = version.verdict.map(|digest| digest.to_string());
         Ok(Err(Missing { verdict, outcome, reason }))
@@ -188,7 +238,7 @@ pub async fn verdict(
         Err(error) => return missing(None, format!("its verdict cannot be read: {error}")),
     };
     match verdict.admits(&version.package.to_string(), at) {
-        Ok(()) => Ok(Ok(digest)),
+        Ok(()) => Ok(Ok((digest, verdict))),
         Err(refusal) => missing(Some(verdict.outcome), refusal.to_string()),
     }
 }

@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 
 use highroad_package::registry::trail::ways_back;
-use highroad_package::registry::{Promotion, RegistryClient, RegistryError, ResolvedVersion, Rollback};
+use highroad_package::registry::{AliasMove, Promotion, RegistryClient, RegistryError, ResolvedVersion, Rollback};
 use highroad_package::{Digest, Reference, Selector};
 use highroad_service::access::{METER, RateKeeper, WantedRate};
 use serde_json::json;
@@ -50,7 +50,14 @@ impl Registry for RemoteRegistry {
             let wanted = ResolvedVersion { name, version, package, verdict, outcome: None, run_id: None, overrides };
             let failed = |error| failed(reference, error);
             let package = self.client.fetch(&wanted, &self.local.store, &|_bytes| {}).await.map_err(failed)?;
-            let verdict = match (wanted.verdict, self.client.fetch_verdict(&wanted).await.map_err(failed)?) {
+            let promoted = match alias {
+                Some(alias) => self.client.promoted(&wanted, alias).await.map_err(failed)?,
+                None => None,
+            };
+            // What was judged after the promotion stops neither a restart nor the way back.
+            let counts = promoted.as_ref().and_then(|moved| moved.verdict).or(wanted.verdict);
+            let judged = ResolvedVersion { verdict: counts, ..wanted.clone() };
+            let verdict = match (counts, self.client.fetch_verdict(&judged).await.map_err(failed)?) {
                 (Some(digest), Some(bytes)) => {
                     self.local.verdicts.put(&wanted.package, &bytes)?;
                     Some((digest, read_verdict(&self.local.verdicts, &wanted.package, &digest)?))
@@ -68,7 +75,7 @@ impl Registry for RemoteRegistry {
                 });
             };
             let overridden = self.overridden(&wanted, alias).await.map_err(failed)?;
-            let admitted_at = self.client.admitted_at(&wanted, alias).await.map_err(failed)?;
+            let admitted_at = promoted.and_then(|moved| moved.at_rfc3339());
             Ok(Candidate { version: resolved.label(), package, verdict, overridden, admitted_at })
         })
     }
@@ -193,9 +200,9 @@ impl RemoteRegistry {
                 continue;
             }
             let overridden = found.overrides.get(alias).copied();
-            let at = moved.and_then(|moved| jiff::Timestamp::from_millisecond(moved.at).ok());
-            let at = at.map(|at| at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string());
+            let at = moved.and_then(AliasMove::at_rfc3339);
             let ResolvedVersion { name, version, package, verdict, .. } = found;
+            let verdict = moved.and_then(|moved| moved.verdict).or(verdict);
             return Ok(Some(Promoted { resolved: Resolved { name, version, package, verdict, overridden }, at }));
         }
         Ok(None)

@@ -46,8 +46,11 @@ pub(crate) struct SavedRollout {
 
 impl SavedVersion {
     pub(crate) fn of(candidate: &Candidate, resolved: &Resolved) -> Self {
-        let Candidate { overridden, admitted_at, .. } = candidate;
-        Self { resolved: resolved.clone(), overridden: overridden.clone(), admitted_at: admitted_at.clone() }
+        let Candidate { verdict, overridden, admitted_at, .. } = candidate;
+        // The verdict that admitted it, where a later one is its newest.
+        let verdict = verdict.as_ref().map(|(digest, _)| *digest).or(resolved.verdict);
+        let resolved = Resolved { verdict, ..resolved.clone() };
+        Self { resolved, overridden: overridden.clone(), admitted_at: admitted_at.clone() }
     }
 
     /// The version from the local store, verified anew.

@@ -3,13 +3,14 @@
 
 use std::sync::Arc;
 
-use highroad_eval::{Aliased, Override, Verdict};
+use highroad_eval::{Aliased, Baseline, Override, Refusal, Verdict};
 use highroad_package::Digest;
 use highroad_package::registry::{MAX_OVERRIDE_BYTES, override_path, override_tag};
 
 use crate::TrackError;
 use crate::files::{ArtifactPath, Files};
 use crate::limits;
+use crate::source::Source;
 use crate::store::Millis;
 use crate::wire::ModelVersion;
 
@@ -19,8 +20,6 @@ pub const PACKAGE_TAG: &str = "highroad.package";
 pub const VERDICT_TAG: &str = "highroad.verdict";
 /// Tag of a version: `pass`, `fail` or `inconclusive`, for people and filters; the gate reads the verdict itself.
 pub const OUTCOME_TAG: &str = "highroad.outcome";
-/// Where a package's files are, followed by the digest's digits.
-pub const PACKAGE_SOURCE: &str = "mlflow-artifacts:/highroad/packages/";
 
 /// Reads verdicts and overrides from the artifact store and decides.
 #[derive(Debug, Clone)]
@@ -29,11 +28,13 @@ pub struct Gate {
 }
 
 /// On what evidence a version may have an alias.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 #[allow(missing_docs)]
 pub struct Admitted {
     pub package: String,
     pub on: Admission,
+    /// What the verdict compared it with; none of an override.
+    pub baseline: Option<Baseline>,
 }
 
 /// What admitted a version.
@@ -54,6 +55,21 @@ pub struct Moments {
     pub now: Millis,
 }
 
+/// What a gate is asked.
+#[derive(Debug, Clone, Copy)]
+pub struct Asked<'a> {
+    /// The version that wants to go to production.
+    pub version: &'a ModelVersion,
+    /// Where its source leads in the end.
+    pub source: &'a str,
+    /// The alias it wants, or a stage where there is none.
+    pub alias: Option<&'a str>,
+    /// On a way back, digest of the verdict that admitted its target before: what was judged since does not shut it.
+    pub admitted_by: Option<&'a str>,
+    /// When.
+    pub at: Moments,
+}
+
 impl From<Millis> for Moments {
     fn from(now: Millis) -> Self {
         Self { verdict: now, now }
@@ -66,40 +82,39 @@ impl Gate {
         Self { files }
     }
 
-    /// Whether `version` may have `alias`, or a stage where there is none; `None` if it holds no Highroad package and is
-    /// free.
+    /// Whether a version may have an alias or a stage; `None` if it holds no Highroad package and is free.
     ///
     /// Errors if it holds one and has no verdict, one that does not match its digest, or one that does not admit it, unless
     /// an override for this alias does.
-    pub async fn admit(
-        &self,
-        version: &ModelVersion,
-        alias: Option<&str>,
-        at: Moments,
-    ) -> Result<Option<Admitted>, TrackError> {
-        let Some(package) = package_of(version)? else { return Ok(None) };
-        let on = match self.judge(version, &package, at.verdict).await {
-            Ok(verdict) => Admission::Verdict(verdict.to_string()),
-            Err(TrackError::Refused(reason)) => self.overrule(version, &package, alias, at.now, reason).await?,
+    pub async fn admit(&self, asked: Asked<'_>) -> Result<Option<Admitted>, TrackError> {
+        let Asked { version, alias, at, .. } = asked;
+        let Some(package) = held(version, asked.source)? else { return Ok(None) };
+        let (on, baseline) = match self.judge(&asked, &package).await {
+            Ok((digest, verdict)) => (Admission::Verdict(digest.to_string()), Some(verdict.baseline)),
+            Err(TrackError::Refused(reason)) => (self.overrule(version, &package, alias, at.now, reason).await?, None),
             Err(error) => return Err(error),
         };
-        Ok(Some(Admitted { package: package.to_string(), on }))
+        Ok(Some(Admitted { package: package.to_string(), on, baseline }))
     }
 
-    /// The verdict that admits a version.
-    async fn judge(&self, version: &ModelVersion, package: &Digest, at: Millis) -> Result<Digest, TrackError> {
-        let Some(tagged) = version.tag(VERDICT_TAG) else {
+    /// The verdict that admits a version, and its digest.
+    async fn judge(&self, asked: &Asked<'_>, package: &Digest) -> Result<(Digest, Verdict), TrackError> {
+        let version = asked.version;
+        let Some(named) = asked.admitted_by.or_else(|| version.tag(VERDICT_TAG)) else {
             return Err(refused(
                 version,
                 "it has no verdict; run `highroad gate` on the package and push it again with its verdict",
             ));
         };
-        let digest: Digest = tagged.parse().map_err(|error| refused(version, &format!("its verdict tag: {error}")))?;
+        let digest: Digest = named.parse().map_err(|error| refused(version, &format!("its verdict tag: {error}")))?;
         let verdict = self.verdict(version, package, &digest).await?;
-        verdict
-            .admits(&package.to_string(), &at.rfc3339())
-            .map_err(|refusal| refused(version, &refusal.to_string()))?;
-        Ok(digest)
+        let refuse = |refusal: Refusal| refused(version, &refusal.to_string());
+        // What was admitted once stays a way back.
+        if asked.admitted_by.is_none() {
+            verdict.compares().map_err(refuse)?;
+        }
+        verdict.admits(&package.to_string(), &asked.at.verdict.rfc3339()).map_err(refuse)?;
+        Ok((digest, verdict))
     }
 
     /// The override that admits a version although its verdict does not, for `reason`; an error of that reason if there is
@@ -153,27 +168,41 @@ impl Gate {
 }
 
 /// The package a version holds: by its tag, or by its source if somebody made the version without the tag.
+///
+/// What lies behind a source that names another version, a logged model or a run is not looked at.
 pub fn package_of(version: &ModelVersion) -> Result<Option<Digest>, TrackError> {
-    let text = match version.tag(PACKAGE_TAG) {
-        Some(tag) => tag.to_owned(),
-        None => match version.source.strip_prefix(PACKAGE_SOURCE) {
-            Some(hex) => format!("sha256:{}", hex.trim_end_matches('/')),
-            None => return Ok(None),
-        },
-    };
-    text.parse().map(Some).map_err(|error| refused(version, &format!("its package: {error}")))
+    held(version, &version.source)
+}
+
+/// The package a version holds whose source leads to `source` in the end.
+///
+/// Errors if its tag and that place disagree, or if the place is a folder that packages lie in.
+fn held(version: &ModelVersion, source: &str) -> Result<Option<Digest>, TrackError> {
+    let refuse = |reason: String| refused(version, &reason);
+    let parse = |tag: &str| tag.parse::<Digest>().map_err(|error| refuse(format!("its package: {error}")));
+    let tagged = version.tag(PACKAGE_TAG).map(parse).transpose()?;
+    let found =
+        Source::read(source).package().map_err(|reason| refuse(format!("its source is `{source}`: {reason}")))?;
+    match (tagged, found) {
+        (Some(tagged), Some(found)) if tagged != found => Err(refuse(format!(
+            "`{PACKAGE_TAG}` names package {} but its source leads to {}",
+            tagged.short(),
+            found.short()
+        ))),
+        (tagged, found) => Ok(tagged.or(found)),
+    }
 }
 
 /// Errors if the tag is no digest, or contradicts a source that is a Highroad package.
 pub fn check_package_tag(source: &str, tag: Option<&str>) -> Result<(), TrackError> {
     let Some(tag) = tag else { return Ok(()) };
     let digest: Digest = tag.parse().map_err(|error| TrackError::Invalid(format!("`{PACKAGE_TAG}`: {error}")))?;
-    match source.strip_prefix(PACKAGE_SOURCE) {
-        Some(hex) if hex.trim_end_matches('/') != digest.hex() => Err(TrackError::Invalid(format!(
+    match Source::read(source).package() {
+        Ok(found) if found.is_none_or(|found| found == digest) => Ok(()),
+        _ => Err(TrackError::Invalid(format!(
             "`{PACKAGE_TAG}` names package {} but the version's source is `{source}`",
             digest.short()
         ))),
-        _ => Ok(()),
     }
 }
 

@@ -15,12 +15,13 @@ mod files;
 pub mod filter;
 mod gate;
 pub mod limits;
+mod source;
 mod store;
 pub mod wire;
 
 pub use error::TrackError;
 pub use files::{ArtifactPath, Artifacts, Content, Entry, Files, Transfers};
-pub use gate::{Gate, Moments, OUTCOME_TAG, PACKAGE_SOURCE, PACKAGE_TAG, VERDICT_TAG, package_of};
+pub use gate::{Asked, Gate, Moments, OUTCOME_TAG, PACKAGE_TAG, VERDICT_TAG, package_of};
 pub use store::{
     ArchiveOthers, Assessment, Backup, Batch, Database, DatasetSearch, EvaluationDataset, ExperimentSearch,
     ImportedVersion, LoggedModelSearch, Migrated, Millis, Mover, NewLoggedModel, NewRun, NewVersion, OrderField, Page,

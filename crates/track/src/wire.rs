@@ -464,10 +464,10 @@ pub struct AliasMove {
     pub at: i64,
     /// Registered model.
     pub model: String,
-    /// The alias.
+    /// The alias; empty on the row that renames a model.
     pub alias: String,
     /// `promote`, `override` (a promotion that no verdict admits), `rollback`, `set` (plain MLflow route), `remove`,
-    /// `delete-version` or `rename`.
+    /// `delete-version`, `delete-model` or `rename`.
     pub action: String,
     /// Version it named before.
     #[sqlx(rename = "from_version")]
@@ -490,6 +490,12 @@ pub struct AliasMove {
     /// What the rehearsal of the rollback found, as the promoter sent it.
     #[serde(serialize_with = "raw_json")]
     pub rehearsal: Option<String>,
+    /// What has to be told although the gate admitted it: its verdict compares with something else than the alias named.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub caution: Option<String>,
+    /// The name that the model had before, on the row that renames it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub renamed_from: Option<String>,
 }
 
 fn raw_json<S: Serializer>(text: &Option<String>, serializer: S) -> Result<S::Ok, S::Error> {

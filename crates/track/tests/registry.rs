@@ -126,6 +126,13 @@ fn package(n: u8) -> Digest {
     Digest::of(&[n])
 }
 
+/// A passing verdict that compares with package `baseline`.
+fn against(package: &Digest, baseline: &Digest) -> Vec<u8> {
+    let mut verdict: Value = serde_json::from_slice(&passing(package)).unwrap();
+    verdict["baseline"] = json!({ "kind": "package", "package": baseline.to_string() });
+    verdict.to_string().into_bytes()
+}
+
 fn verdict(package: &Digest, outcome: &str, waivers: Value) -> Vec<u8> {
     let digest = package.to_string();
     json!({
@@ -160,8 +167,8 @@ async fn a_package_without_a_passing_verdict_gets_no_alias_by_any_route(
     let house = House::new(kind).await;
     let cases = [
         (None, "has no verdict"),
-        (Some(verdict(&package(1), "fail", json!([]))), "Fail"),
-        (Some(verdict(&package(1), "inconclusive", json!([]))), "Inconclusive"),
+        (Some(verdict(&package(1), "fail", json!([]))), "the verdict is fail, not pass: accuracy at least 0.9 (it is)"),
+        (Some(verdict(&package(1), "inconclusive", json!([]))), "the verdict is inconclusive"),
         (Some(passing(&package(2))), "is about package"),
         (Some(b"{}".to_vec()), "cannot be read"),
         (Some(claiming(&package(1))), "do not support"),
@@ -256,7 +263,7 @@ async fn an_override_lets_one_alias_name_one_package_until_it_expires(
         status == 403 && reply["message"].as_str().unwrap().contains("ann overrode the gate only until"),
         "{reply}"
     );
-    assert!(reply["message"].as_str().unwrap().contains("the verdict is Fail"), "{reply}");
+    assert!(reply["message"].as_str().unwrap().contains("the verdict is fail"), "{reply}");
 }
 
 #[rstest]
@@ -310,6 +317,151 @@ async fn the_package_of_a_version_cannot_be_taken_off_or_exchanged(#[values(Kind
     let source = format!("mlflow-artifacts:/highroad/packages/{}", package(3).hex());
     house.call("POST", "/api/2.0/mlflow/model-versions/create", json!({ "name": "m", "source": source })).await;
     assert_eq!(house.set_alias("m", 2).await.0, 403);
+}
+
+/// Spelt as clients resolve it to the artifacts of the package all the same.
+#[rstest]
+#[tokio::test]
+async fn no_spelling_of_its_source_gets_a_package_past_the_gate(#[values(Kind::Sqlite, Kind::Postgres)] kind: Kind) {
+    let house = House::new(kind).await;
+    let hex = package(1).hex();
+    house.version("m", &package(1), Some(verdict(&package(1), "inconclusive", json!([])))).await;
+    let (_, run) = house.call("POST", "/api/2.0/mlflow/runs/create", json!({ "experiment_id": "0" })).await;
+    let run = run["run"]["info"]["run_id"].as_str().unwrap().to_owned();
+    let made = |source: String| {
+        let house = &house;
+        async move {
+            let body = json!({ "name": "m", "source": source });
+            let (status, reply) = house.call("POST", "/api/2.0/mlflow/model-versions/create", body).await;
+            (status == 200).then(|| reply["model_version"]["version"].as_str().unwrap().parse::<u64>().unwrap())
+        }
+    };
+    let mut n_made = 0;
+    for source in [
+        format!("mlflow-artifacts:/highroad//packages/{hex}"),
+        format!("mlflow-artifacts://127.0.0.1:5000/highroad/packages/{hex}"),
+        format!("mlflow-artifacts:/./highroad/packages/{hex}"),
+        format!("mlflow-artifacts:/highroad/%70ackages/{hex}"),
+        format!("MLFLOW-ARTIFACTS:/highroad/packages/{hex}/"),
+        format!("mlflow-artifacts:/api/2.0/mlflow-artifacts/artifacts/highroad/packages/{hex}"),
+        format!("http://127.0.0.1:5000/api/2.0/mlflow-artifacts/artifacts/highroad/packages/{hex}"),
+        format!("s3://bucket/highroad/packages/{hex}"),
+        "mlflow-artifacts:/highroad/packages".to_owned(),
+        "mlflow-artifacts:/highroad".to_owned(),
+        "models:/m/1".to_owned(),
+        "MODELS:/m/1".to_owned(),
+        "models:/m/1/program.pt2".to_owned(),
+        format!("runs:/{run}/../../../highroad/packages/{hex}"),
+    ] {
+        let Some(version) = made(source.clone()).await else { continue };
+        n_made += 1;
+        assert_eq!(house.set_alias("m", version).await.0, 403, "{source}");
+        assert_eq!(house.promote("m", version).await.0, 403, "{source}");
+        let stage = json!({ "name": "m", "version": version.to_string(), "stage": "Production" });
+        assert_eq!(house.call("POST", "/api/2.0/mlflow/model-versions/transition-stage", stage).await.0, 403);
+    }
+    assert!(n_made > 8, "some are refused as they are made, and most are not: {n_made}");
+    let free = made(format!("runs:/{run}/model")).await.unwrap();
+    assert_eq!(house.set_alias("m", free).await.0, 200, "what a run logged is free");
+
+    // A tag cannot say that the source holds something else.
+    let tag = json!([{ "key": "highroad.package", "value": package(2).to_string() }]);
+    let body = json!({ "name": "m", "source": format!("mlflow-artifacts:/highroad//packages/{hex}"), "tags": tag });
+    assert_eq!(house.call("POST", "/api/2.0/mlflow/model-versions/create", body).await.0, 400);
+}
+
+#[rstest]
+#[tokio::test]
+async fn a_verdict_on_the_package_against_itself_promotes_nothing(#[values(Kind::Sqlite, Kind::Postgres)] kind: Kind) {
+    let house = House::new(kind).await;
+    let version = house.version("m", &package(1), Some(against(&package(1), &package(1)))).await;
+    let (status, reply) = house.promote("m", version).await;
+    assert_eq!(status, 403, "{reply}");
+    assert!(reply["message"].as_str().unwrap().contains("compares the package with itself"), "{reply}");
+    assert_eq!(house.set_alias("m", version).await.0, 403);
+}
+
+#[rstest]
+#[tokio::test]
+async fn a_verdict_against_something_else_than_the_champion_is_told_in_the_record(
+    #[values(Kind::Sqlite, Kind::Postgres)] kind: Kind,
+) {
+    let house = House::new(kind).await;
+    let first = house.version("m", &package(1), Some(passing(&package(1)))).await;
+    assert_eq!(house.promote("m", first).await.1["move"].get("caution"), None, "it replaces nothing");
+    let second = house.version("m", &package(2), Some(against(&package(2), &package(1)))).await;
+    assert_eq!(house.promote("m", second).await.1["move"].get("caution"), None, "compared with the champion");
+    let third = house.version("m", &package(3), Some(against(&package(3), &package(1)))).await;
+    let (status, reply) = house.promote("m", third).await;
+    let caution = reply["move"]["caution"].as_str().unwrap();
+    let [old, champion] = [package(1), package(2)];
+    assert_eq!(status, 200, "{reply}");
+    assert_eq!(caution, format!("its verdict compares it with {old}, not with m:2 ({champion}), which it replaces"));
+    assert_eq!(house.trail("m").await[0]["caution"], json!(caution));
+    assert_eq!(house.roll_back("m").await.1["move"].get("caution"), None, "the way back compares nothing");
+}
+
+#[rstest]
+#[tokio::test]
+async fn a_later_failing_verdict_shuts_promotions_and_not_the_way_back(
+    #[values(Kind::Sqlite, Kind::Postgres)] kind: Kind,
+) {
+    let house = House::new(kind).await;
+    let first = house.version("m", &package(1), Some(passing(&package(1)))).await;
+    assert_eq!(house.promote("m", first).await.0, 200);
+    let second = house.version("m", &package(2), Some(passing(&package(2)))).await;
+    assert_eq!(house.promote("m", second).await.0, 200);
+
+    let failing = verdict(&package(1), "fail", json!([]));
+    let digest = Digest::of(&failing);
+    let path =
+        format!("/api/2.0/mlflow-artifacts/artifacts/highroad/verdicts/{}/{}.json", package(1).hex(), digest.hex());
+    assert_eq!(house.send("PUT", &path, failing).await.0, 200);
+    house.tag("m", first, "highroad.verdict", &digest.to_string()).await;
+    assert_eq!(house.promote("m", first).await.0, 403);
+    let (status, reply) = house.roll_back("m").await;
+    assert_eq!((status, &reply["move"]["to"]), (200, &json!(first)), "{reply}");
+    let admitted_by = Digest::of(&passing(&package(1))).to_string();
+    assert_eq!(reply["move"]["verdict"], json!(admitted_by), "the verdict that admitted it");
+}
+
+#[rstest]
+#[tokio::test]
+async fn a_new_name_keeps_the_trail_and_changes_none_of_its_rows(#[values(Kind::Sqlite, Kind::Postgres)] kind: Kind) {
+    let house = House::new(kind).await;
+    let rename = async |name: &str, new_name: &str| {
+        let body = json!({ "name": name, "new_name": new_name });
+        assert_eq!(house.call("POST", "/api/2.0/mlflow/registered-models/rename", body).await.0, 200);
+    };
+    house.call("POST", "/api/2.0/mlflow/registered-models/create", json!({ "name": "m" })).await;
+    rename("m", "mod").await;
+    for n in 1..=2 {
+        let version = house.version("mod", &package(n), Some(passing(&package(n)))).await;
+        assert_eq!(house.promote("mod", version).await.0, 200);
+    }
+    let before = house.trail("mod").await;
+    assert_eq!(before.len(), 3, "{before:?}");
+    assert_eq!((&before[2]["renamed_from"], &before[2]["action"]), (&json!("m"), &json!("rename")), "no alias yet");
+    rename("mod", "mod2").await;
+    let after = house.trail("mod2").await;
+    assert_eq!(after[2..], before, "rows keep the name of their time");
+    let told: Vec<_> = after[..2].iter().map(|row| (&row["model"], &row["alias"], row.get("renamed_from"))).collect();
+    let (mod2, alias) = (json!("mod2"), json!("champion"));
+    assert_eq!(told, [(&mod2, &alias, None), (&mod2, &json!(""), Some(&json!("mod")))]);
+    assert_eq!(house.trail("mod").await.len(), 4, "all that tells of the name: both renames and two promotions");
+
+    // Somebody else takes the old name: neither knows of the other's moves.
+    let version = house.version("mod", &package(3), Some(passing(&package(3)))).await;
+    assert_eq!(house.promote("mod", version).await.0, 200);
+    assert_eq!(house.trail("mod").await.len(), 1);
+    assert_eq!(house.roll_back("mod").await.1["move"]["to"], Value::Null, "it was nowhere before");
+    assert_eq!(house.roll_back("mod2").await.1["move"]["to"], json!(1), "the way back leads through the new name");
+    // There and back again.
+    rename("mod2", "x").await;
+    rename("x", "mod2").await;
+    let trail = house.trail("mod2").await;
+    assert_eq!(trail.len(), 3 + 2 + 1 + 4, "{trail:?}");
+    assert!(trail.windows(2).all(|two| two[0]["move_id"].as_i64() > two[1]["move_id"].as_i64()));
 }
 
 #[rstest]

@@ -32,9 +32,7 @@ export function Moves(props: { moves: Schemas['Move'][]; label: string }): JSX.E
                 </td>
                 <td>
                   <A href={`/models/${encodeURIComponent(move.model)}`}>
-                    <bdi>
-                      {move.model}@{move.alias}
-                    </bdi>
+                    <bdi>{move.alias === '' ? move.model : `${move.model}@${move.alias}`}</bdi>
                   </A>
                 </td>
                 <td class="nowrap">

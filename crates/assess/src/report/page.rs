@@ -106,7 +106,13 @@ fn of_review(review: &Review) -> Value {
     let statuses = [Status::Pass, Status::Fail, Status::Evidence, Status::Attested, Status::NotEvidenced];
     let words: BTreeMap<String, &str> = statuses.map(|status| (of(&status).to_string(), status.in_words())).into();
     let facts: Vec<[String; 2]> = review.facts().map(|(name, value)| [name.to_owned(), value]).collect();
-    context! { review => of(review), words => of(&words), facts => of(&facts), headline => review.headline(), score => review.ml_test_score.score }
+    // The number of its section in the document, which is all that a link needs.
+    let numbers = review.sources.iter().zip(1..).map(|(source, number)| (source.name.clone(), number));
+    let numbers: BTreeMap<String, usize> = numbers.collect();
+    context! {
+        review => of(review), words => of(&words), facts => of(&facts), headline => review.headline(),
+        score => review.ml_test_score.score, numbers => of(&numbers)
+    }
 }
 
 /// The style and the digest by which the page's policy knows it.

@@ -1,7 +1,7 @@
 use highroad_eval::{CheckResult, Outcome, Override};
 use highroad_package::Provenance;
 
-use super::{Facts, Finding, Line, Status, baseline_in_words};
+use super::{Facts, Finding, Line, Status};
 use crate::report::traffic_facts;
 
 /// Short name, question, and what answers it.
@@ -38,7 +38,7 @@ fn data(facts: &Facts<'_>) -> Finding {
     let held_out = facts.leaks.iter().flat_map(|leaks| &leaks.held_out);
     let held_out = held_out.map(|file| format!("held out as test data, so not compared with the golden set: {file}"));
     let changes = changes.into_iter().chain(held_out);
-    match &facts.leaks {
+    let finding = match &facts.leaks {
         Some(leaks) if !leaks.cases.is_empty() => Finding::new(
             Status::Fail,
             format!("{summary}; {} golden case(s) are in the training data too", leaks.cases.len()),
@@ -62,7 +62,9 @@ fn data(facts: &Facts<'_>) -> Finding {
             format!("{summary}; whether golden cases are among them was not checked, as the files are not here"),
         )
         .details(changes),
-    }
+    };
+    // Its manifest names the files.
+    finding.see([format!("package {}", facts.package.digest)])
 }
 
 /// What a data file was for, where the manifest says it.
@@ -91,7 +93,7 @@ fn metrics(facts: &Facts<'_>) -> Finding {
     }
     let set = &kept.verdict.golden_set;
     let improved: Vec<&str> = compared.iter().filter(|check| check.improved).map(|check| measured(check)).collect();
-    let on = format!("on {} ({} cases) against {}", set.name, set.n_cases, baseline_in_words(&kept.verdict.baseline));
+    let on = format!("on {} ({} cases) against {}", set.name, set.n_cases, kept.verdict.baseline.in_words());
     let summary = match improved.as_slice() {
         [] => format!("none that the intervals show, {on}"),
         rules => format!("{} improved {on}", rules.join("; ")),

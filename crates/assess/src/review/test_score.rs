@@ -94,7 +94,7 @@ pub(super) const SECTIONS: [(&str, [Test; 7]); 4] = [
             by_artifacts("I3", "The ML pipeline is integration tested", pipeline),
             by_artifacts("I4", "Model quality is validated before serving", validated),
             by_artifacts("I5", "The model is debuggable", debuggable),
-            by_artifacts("I6", "Models are canaried before serving", no_canary),
+            by_artifacts("I6", "Models are canaried before serving", canaried),
             by_artifacts("I7", "Serving models can be rolled back", rolled_back),
         ],
     ),
@@ -190,7 +190,7 @@ fn schema(facts: &Facts<'_>) -> Finding {
         Status::Pass,
         format!("the task signature is in the package, and all {} cases of {} fit it", set.n_cases, set.name),
     )
-    .see([format!("package {}", facts.package.digest), format!("golden set {}", set.digest)])
+    .see(facts.see_rerun(rerun))
 }
 
 fn preprocessing_cost(facts: &Facts<'_>) -> Finding {
@@ -198,7 +198,8 @@ fn preprocessing_cost(facts: &Facts<'_>) -> Finding {
         Some(rerun) => Finding::new(
             Status::Evidence,
             format!("preprocessing takes {:.1} % of the time from text to answer", 100.0 * rerun.preprocessing_share),
-        ),
+        )
+        .see(facts.see_rerun(rerun)),
         None => Finding::none("the golden set was not answered, so nothing was measured"),
     }
 }
@@ -368,8 +369,17 @@ fn debuggable(facts: &Facts<'_>) -> Finding {
     Finding::pass_if(same, summary).see(facts.see_verdict())
 }
 
-fn no_canary(_: &Facts<'_>) -> Finding {
-    Finding::none("no shadow or canary record exists")
+fn canaried(facts: &Facts<'_>) -> Finding {
+    let Some(canary) = &facts.canary else {
+        return Finding::none("the registry has no record of a shadow or canary of this package: `highroad deploy`");
+    };
+    let status = match canary.outcome {
+        Outcome::Pass => Status::Pass,
+        Outcome::Fail => Status::Fail,
+        Outcome::Inconclusive => Status::NotEvidenced,
+    };
+    let summary = format!("{}: {} ({})", canary.version, canary.told, canary.at);
+    Finding::new(status, summary).details(canary.checks.clone()).see([format!("rollout {}", canary.rollout)])
 }
 
 fn rolled_back(facts: &Facts<'_>) -> Finding {
@@ -465,6 +475,7 @@ fn stable(facts: &Facts<'_>) -> Finding {
             parity.worst_relative_rms
         ),
     )
+    .see(facts.see_rerun(rerun))
 }
 
 fn performance(facts: &Facts<'_>) -> Finding {

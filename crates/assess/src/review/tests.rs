@@ -1,6 +1,6 @@
 use super::*;
 use crate::{Replayed, WayBack};
-use highroad_eval::{Aliased, CheckResult, Evidence, Missing};
+use highroad_eval::{Aliased, Baseline, CheckResult, Evidence, Missing};
 use highroad_package::DataRole;
 
 fn digest(byte: u8) -> Digest {
@@ -111,6 +111,7 @@ fn facts<'a>(
         attached,
         attested,
         monitored: None,
+        canary: None,
         max_age_days: Some(90),
         created_at: "2026-11-28T12:00:00Z".to_owned(),
         created_by: "Ada".to_owned(),
@@ -154,6 +155,31 @@ fn what_does_not_exist_yet_scores_nothing_however_much_else_is_evidenced() {
     // Data: D1, D7 by artifacts, five by people; model: M1, M5, M6 and M3, M4, M7; all but the canary; N1, N3 to N6.
     assert_eq!(points, [4.5, 4.5, 6.0, 5.0]);
     assert_eq!(review.ml_test_score.score, 4.5);
+}
+
+#[test]
+fn a_recorded_rollout_is_what_canaried_means() {
+    let with = |outcome| {
+        let review = full(|facts| {
+            facts.canary = Some(Canary {
+                rollout: "00112233445566aa".to_owned(),
+                version: "moderation:3 for `champion`".to_owned(),
+                outcome,
+                told: "a canary of 5 %, 100 % passed: 400 requests asked of it, 400 compared".to_owned(),
+                at: "2026-11-28T11:00:00Z".to_owned(),
+                checks: vec!["pass: at most 2 % of the answers differ (they do not)".to_owned()],
+            });
+        });
+        let line = review.line("I6").unwrap().clone();
+        let infrastructure = review.ml_test_score.sections[2].points;
+        (line, infrastructure)
+    };
+    let (line, points) = with(Outcome::Pass);
+    assert_eq!((line.status, points), (Status::Pass, 7.0));
+    assert_eq!((line.evidence.as_slice(), line.details.len()), (&["rollout 00112233445566aa".to_owned()][..], 1));
+    assert!(line.summary.starts_with("moderation:3 for `champion`: a canary of 5 %"), "{}", line.summary);
+    assert_eq!(with(Outcome::Fail).0.status, Status::Fail);
+    assert_eq!((with(Outcome::Inconclusive).0.status, with(Outcome::Inconclusive).1), (Status::NotEvidenced, 6.0));
 }
 
 #[test]
@@ -211,6 +237,7 @@ fn without_facts_no_line_holds() {
         attached: &nothing,
         attested: &nobody,
         monitored: None,
+        canary: None,
         max_age_days: None,
         created_at: "2026-11-28T12:00:00Z".to_owned(),
         created_by: "Ada".to_owned(),

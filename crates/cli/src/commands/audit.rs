@@ -47,7 +47,7 @@ fn table(moves: &[AliasMove]) -> Table {
         table.add_row([
             Timestamp::from_millisecond(moved.at).map(|at| at.strftime("%F %TZ").to_string()).unwrap_or_default(),
             moved.action.clone(),
-            format!("{}@{}", moved.model, moved.alias),
+            if moved.alias.is_empty() { moved.model.clone() } else { format!("{}@{}", moved.model, moved.alias) },
             format!("{} → {}", version(moved.from), version(moved.to)),
             moved.by.clone(),
             moved.why.clone(),
@@ -63,7 +63,10 @@ fn evidence(moved: &AliasMove) -> String {
     match (given, moved.verdict) {
         (Some(Ok(given)), _) => format!("{}; instead of a verdict: {}", given.in_words(), given.missing.reason),
         (Some(Err(error)), _) => format!("an override that cannot be read: {error}"),
-        (None, Some(verdict)) => format!("verdict {}", verdict.short()),
+        (None, Some(verdict)) => match &moved.caution {
+            Some(caution) => format!("verdict {}; {caution}", verdict.short()),
+            None => format!("verdict {}", verdict.short()),
+        },
         (None, None) => "-".to_owned(),
     }
 }

@@ -20,6 +20,8 @@ use crate::tracking::{self, Tracking};
 
 mod status;
 
+pub(super) use status::plan_in_words;
+
 /// Refused by the gate, or nothing to end.
 const REFUSED: u8 = 1;
 /// Longest reason and name that are kept: a tag of MLflow has to hold the whole rollout.

@@ -131,6 +131,7 @@ impl Args {
             _ => Side::find(self.package.as_ref().expect(REQUIRED), &home)?,
         };
         let baseline = self.resolve_baseline(&home)?;
+        check_apart(&candidate, baseline.as_ref())?;
         check_traffic(gates.traffic.is_some(), [Some(&candidate), baseline.as_ref()])?;
         let budget = self.cost.budget();
         let n_timed = if gates.latency.is_empty() { N_TIMED } else { N_TIMED_FOR_A_RULE };
@@ -220,6 +221,17 @@ impl Args {
         }
         let charts = if self.reports.wants_charts() { charts_of(judged, ruled)? } else { Vec::new() };
         self.reports.write_gate(&report, &charts)
+    }
+}
+
+/// Against itself a candidate holds every margin, so that such a verdict would say nothing and admit it.
+fn check_apart(candidate: &Side, baseline: Option<&Side>) -> anyhow::Result<()> {
+    match (candidate.digest(), baseline.and_then(Side::digest)) {
+        (Some(own), Some(other)) if own == other => bail!(
+            "the baseline is the candidate itself, {own}: nothing would be compared\nhint: name what it would replace, such as \
+             `NAME@champion`; a first version is judged with `--baseline trivial`"
+        ),
+        _ => Ok(()),
     }
 }
 

@@ -5,17 +5,19 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use highroad_package::Package;
+use highroad_package::{Package, VerifiedPackage, is_archive};
 use highroad_runtime::archive::Archive;
 use highroad_runtime::graph::{Argument, Graph, Source, Type, ValueId};
 use highroad_runtime::import::{self, Exported, Leaf};
 use highroad_runtime::{LoadError, RowIndependence, numerics_id, passes};
 use serde::Serialize;
 
+use crate::resolve::{Home, from_archive};
+
 /// `highroad inspect M.pt2|PACKAGE`
 #[derive(clap::Args)]
 pub struct Args {
-    /// A program that `torch.export.save` wrote, or a package directory.
+    /// A program that `torch.export.save` wrote, or a package: its directory, or one file.
     path: PathBuf,
     /// Everything that is known, as JSON.
     #[arg(long)]
@@ -54,12 +56,18 @@ enum Form {
     Canonical,
 }
 
+/// The verified package at `path`, a directory or one file; `None` where it is a program, or nothing.
+pub(super) fn package_at(path: &Path) -> anyhow::Result<Option<VerifiedPackage>> {
+    match path.is_dir() {
+        true => Ok(Some(Package::open(path).and_then(Package::verify)?)),
+        false if is_archive(path) => from_archive(path, &Home::find().unguarded_store()?).map(Some),
+        false => Ok(None),
+    }
+}
+
 /// The program's file and, if `path` is a package, the package's facts. A package is verified before anything is said.
 fn locate(path: &Path) -> anyhow::Result<(PathBuf, Option<PackageFacts>)> {
-    if !path.is_dir() {
-        return Ok((path.to_owned(), None));
-    }
-    let package = Package::open(path).and_then(Package::verify)?;
+    let Some(package) = package_at(path)? else { return Ok((path.to_owned(), None)) };
     let manifest = package.manifest();
     let task = serde_json::to_value(&manifest.task)?;
     let facts = PackageFacts {

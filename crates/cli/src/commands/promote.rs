@@ -124,6 +124,9 @@ fn move_to(
     };
     match moved {
         Ok(moved) => {
+            if let Some(caution) = &moved.caution {
+                eprintln!("warning: {caution}; the record says so");
+            }
             tell_due(tracking, &moved);
             report(&moved, mover.json)
         }

@@ -2,15 +2,16 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::bail;
-use highroad_eval::Outcome;
-use highroad_package::registry::VerdictFile;
+use highroad_package::registry::{RegistryError, ResolvedVersion, VerdictFile};
 use highroad_package::remote::Remote;
 use highroad_package::signing::Signature;
 use highroad_package::{Digest, VerifiedPackage};
+use jiff::Timestamp;
 
+use super::gate::whole_seconds;
 use crate::outln;
 use crate::resolve::{Home, Target};
-use crate::tracking::{self, TrackingArgs};
+use crate::tracking::{self, Tracking, TrackingArgs};
 use crate::verdicts::{self, KeptVerdict};
 
 /// `highroad push PACKAGE [NAME|ADDRESS]`
@@ -42,12 +43,13 @@ impl Args {
             return send(&package, &signatures, address, self.json);
         }
         let name = self.to.unwrap_or_else(|| package.manifest().name.clone());
-        let verdicts = if self.verdict.is_empty() {
+        let verdicts: Vec<KeptVerdict> = if self.verdict.is_empty() {
             local_verdicts(&package.digest(), &home)?
         } else {
-            let read = |path: &PathBuf| verdicts::read(path, &package.digest()).map(verdict_file);
+            let read = |path: &PathBuf| verdicts::read(path, &package.digest());
             self.verdict.iter().map(read).collect::<Result<_, _>>()?
         };
+        let files: Vec<VerdictFile> = verdicts.iter().map(verdict_file).collect();
         let standard = crate::standard::effective::tags(Path::new("."))?;
         let tracking = tracking::client(&self.tracking)?;
         let total = package.manifest().files.iter().map(|file| file.size_bytes).sum();
@@ -55,10 +57,13 @@ impl Args {
         bar.set_length(total);
         // Before the version: whoever asks for a signature finds it.
         tracking.block_on(tracking.client().push_signatures(&package.digest(), &signatures))?;
-        let version = tracking.block_on(tracking.client().push(&package, &name, &verdicts, &|n| bar.inc(n)))?;
+        let version = tracking.block_on(tracking.client().push(&package, &name, &files, &|n| bar.inc(n)))?;
         tracking.block_on(tracking.client().tag_version(&version, &standard))?;
         tracking.block_on(super::monitor::send_newest(tracking.client(), &home, &version))?;
         bar.finish_and_clear();
+        if let Some(newest) = verdicts.last() {
+            warn_of_refusal(&tracking, &version, newest)?;
+        }
         if self.json {
             print(&serde_json::to_string(&version)?);
         } else {
@@ -105,22 +110,37 @@ pub(super) fn print(line: &str) {
     outln!("{line}");
 }
 
+/// Tells that the verdict that counts from now on does not admit the version, and which aliases name it all the same.
+fn warn_of_refusal(tracking: &Tracking, version: &ResolvedVersion, newest: &KeptVerdict) -> anyhow::Result<()> {
+    let now = whole_seconds(Timestamp::now());
+    let Err(refusal) = newest.verdict.admits(&version.package.to_string(), &now) else { return Ok(()) };
+    let label = version.label();
+    eprintln!("warning: `{label}` may not be promoted: {refusal}");
+    let models = match tracking.block_on(tracking.client().models()) {
+        Err(RegistryError::NotFound(_)) => Vec::new(),
+        found => found?,
+    };
+    let aliases = models.into_iter().filter(|model| model.name == version.name).flat_map(|model| model.aliases);
+    for (alias, _) in aliases.filter(|(_, number)| *number == version.version) {
+        let name = format!("{}@{alias}", version.name);
+        eprintln!(
+            "warning: `{name}` is `{label}` and goes on serving by what admitted it; `highroad rollback` leads back"
+        );
+    }
+    Ok(())
+}
+
 /// Verdicts kept on this machine, oldest first: the newest is the one that counts, so that none may be unreadable.
-fn local_verdicts(package: &Digest, home: &Home) -> anyhow::Result<Vec<VerdictFile>> {
+fn local_verdicts(package: &Digest, home: &Home) -> anyhow::Result<Vec<KeptVerdict>> {
     let found = verdicts::of(home, package)?;
     if let Some(damaged) = found.damaged.first() {
         bail!(
             "{damaged}\nhint: name the one that counts with --verdict FILE, or run `highroad gate` anew and take the file away"
         );
     }
-    Ok(found.verdicts.into_iter().map(verdict_file).collect())
+    Ok(found.verdicts)
 }
 
-fn verdict_file(kept: KeptVerdict) -> VerdictFile {
-    let outcome = match kept.verdict.outcome {
-        Outcome::Pass => "pass",
-        Outcome::Fail => "fail",
-        Outcome::Inconclusive => "inconclusive",
-    };
-    VerdictFile { bytes: kept.bytes, outcome: outcome.to_owned() }
+fn verdict_file(kept: &KeptVerdict) -> VerdictFile {
+    VerdictFile { bytes: kept.bytes.clone(), outcome: kept.verdict.outcome.to_string() }
 }

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::thread::available_parallelism;
 
 use anyhow::{Context as _, bail};
-use highroad_assess::review::{Artifact, Attestation, Facts, Kept, ParityFact, Rerun, Review};
+use highroad_assess::review::{Artifact, Attestation, Canary, Facts, Kept, ParityFact, Rerun, Review};
 use highroad_assess::{GoldenSet, Rehearsal, WayBack, preprocessing_share, rehearse};
 use highroad_eval::Override;
 use highroad_package::registry::ResolvedVersion;
@@ -23,6 +23,7 @@ use crate::standard::Standard;
 use crate::tracking::{self, TrackingArgs};
 use crate::verdicts::{Found, KeptVerdict};
 
+mod canary;
 mod leaks;
 mod monitored;
 mod origin;
@@ -129,7 +130,8 @@ impl Args {
             Some(version) => self.bring(&home, version)?,
             None => Vec::new(),
         };
-        let review = self.review(&home, &golden, &package, baseline.as_ref(), &overrides)?;
+        let canary = canary::find(&self.tracking, &package, version.as_ref());
+        let review = self.review(&home, &golden, &package, baseline.as_ref(), (&overrides, canary))?;
         self.check_required(&review)?;
         let path = signed::keep(&home, &package.digest(), &review, key.as_ref())?;
         self.write(&review)?;
@@ -150,7 +152,7 @@ impl Args {
         golden: &GoldenSet,
         package: &VerifiedPackage,
         baseline: Option<&VerifiedPackage>,
-        overrides: &[Override],
+        (overrides, canary): (&[Override], Option<Canary>),
     ) -> anyhow::Result<Review> {
         let now = Timestamp::now();
         let Found { verdicts: kept, damaged } = crate::verdicts::all(home)?;
@@ -185,6 +187,7 @@ impl Args {
             attached: &origin.attached,
             attested: &attested,
             monitored: monitored::find(home, &package.digest()),
+            canary,
             max_age_days: Standard::find(Path::new("."))?.and_then(|standard| standard.evaluation.max_age_days),
             created_at: now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
             created_by: self.by.clone().unwrap_or_else(tracking::whoami),

@@ -1,4 +1,4 @@
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context as _;
@@ -11,12 +11,12 @@ use crate::resolve::{Home, Origin, Target};
 /// `highroad sign PACKAGE --key FILE`
 #[derive(clap::Args)]
 pub struct Args {
-    /// The package: a directory, a digest (or its first digits) in the local store, or a reference.
+    /// The package: a directory, one file, a digest (or its first digits) in the local store, or a reference.
     package: Target,
     /// Private key: PKCS#8 PEM as `highroad keys generate` or OpenSSL writes it, Ed25519 or ECDSA P-256.
     #[arg(long, value_name = "FILE", env = "HIGHROAD_SIGNING_KEY")]
     key: PathBuf,
-    /// Where the signature goes [default: `PACKAGE.sig` beside a directory, else the local store].
+    /// Where the signature goes [default: `PACKAGE.sig` beside a directory or file, else the local store].
     #[arg(short, long, value_name = "FILE")]
     out: Option<PathBuf>,
     /// Print JSON.
@@ -34,6 +34,7 @@ impl Args {
         let file = match (self.out, resolved.origin) {
             (Some(out), _) => Some(out),
             (None, Origin::Directory) => Some(Signature::path_beside(package.dir())),
+            (None, Origin::Archive) => Some(Signature::path_beside(Path::new(&self.package.to_string()))),
             (None, Origin::Store) => None,
         };
         let place = match &file {

@@ -32,6 +32,8 @@ struct Standing {
     /// Indexes, and whether the package that the alias names embedded them.
     indexes: BTreeMap<String, bool>,
     due: Vec<String>,
+    /// What the newest verdict on it says.
+    outcome: Option<String>,
 }
 
 impl Args {
@@ -72,18 +74,27 @@ fn standing(tracking: &Tracking, model: &RegisteredModel, alias: &str) -> anyhow
         let fits = index.builds.iter().any(|build| build.package == version.package);
         (index.index, fits)
     });
+    let mut due = due(tags(), alias, &version.package);
+    let refused = version.outcome.as_deref().filter(|outcome| *outcome != "pass");
+    if let Some(outcome) = refused.filter(|_| !version.overrides.contains_key(alias)) {
+        due.push(format!(
+            "the newest verdict on {} is {outcome}: it goes on serving by what admitted it; gate it anew or roll back",
+            version.label()
+        ));
+    }
     Ok(Some(Standing {
         alias: reference.to_string(),
         version: version.label(),
         indexes: fits.collect(),
-        due: due(tags(), alias, &version.package),
+        due,
+        outcome: version.outcome,
     }))
 }
 
 impl Standing {
     fn json(&self) -> Value {
-        let Self { alias, version, indexes, due } = self;
-        json!({ "alias": alias, "version": version, "indexes": indexes, "due": due })
+        let Self { alias, version, indexes, due, outcome } = self;
+        json!({ "alias": alias, "version": version, "indexes": indexes, "due": due, "outcome": outcome })
     }
 
     fn print(&self) {

@@ -8,18 +8,19 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use comfy_table::{Table, presets};
-use highroad_package::{Check, Package};
+use highroad_package::Check;
 use highroad_runtime::{Program, RunOptions};
 use highroad_task::{ParityReport, check_cases};
 use serde::Serialize;
 
+use super::inspect::package_at;
 use super::run::all_cores;
 use crate::progress;
 
 /// Compare a program with what eager PyTorch computed; exit code 1 where they differ.
 #[derive(clap::Args)]
 pub struct Args {
-    /// A program that `torch.export.save` wrote, or a package directory.
+    /// A program that `torch.export.save` wrote, or a package: its directory, or one file.
     path: PathBuf,
     /// Safetensors file with `i.input.j` and `i.output.j` for each case `i` [default: the package's own cases].
     #[arg(long, value_name = "FILE")]
@@ -82,12 +83,11 @@ impl Args {
     fn subject(&self) -> anyhow::Result<(PathBuf, Vec<u8>, Check)> {
         let given = self.cases.as_deref().map(read).transpose()?;
         let check = |default: f64| Check { relative_rms: self.relative_rms.unwrap_or(default) };
-        if !self.path.is_dir() {
+        let package = package_at(&self.path);
+        let Some(package) = package.with_context(|| format!("`{}` is no intact package", self.path.display()))? else {
             let Some(cases) = given else { bail!("a bare program brings no cases: name them with `--cases FILE`") };
             return Ok((self.path.clone(), cases, check(RELATIVE_RMS)));
-        }
-        let package = Package::open(&self.path).and_then(Package::verify);
-        let package = package.with_context(|| format!("`{}` is no intact package", self.path.display()))?;
+        };
         let parity = &package.manifest().parity;
         let cases = given.map_or_else(|| package.read(&parity.file), Ok)?;
         Ok((package.path(highroad_package::PROGRAM)?, cases, check(parity.check.relative_rms)))

@@ -74,8 +74,8 @@ impl RegistryClient {
 fn read(model: &str, key: &str, value: &str) -> Option<AliasMove> {
     key.strip_prefix(MOVE_TAG)?;
     match serde_json::from_str::<AliasMove>(value) {
-        // The model may have been renamed since.
-        Ok(moved) => Some(AliasMove { model: model.to_owned(), ..moved }),
+        // Under the name that the model had then.
+        Ok(moved) => Some(moved),
         Err(error) => {
             warn!("Passing over the tag `{key}` of `{model}`: {error}");
             None
@@ -172,6 +172,8 @@ mod tests {
             verdict: None,
             overridden: None,
             rehearsal: None,
+            caution: None,
+            renamed_from: None,
         };
         moves.iter().rev().map(made).collect()
     }

@@ -24,7 +24,7 @@ async fn eventually(mut holds: impl AsyncFnMut() -> bool) {
 
 #[tokio::test]
 async fn a_package_without_a_passing_verdict_does_not_serve() {
-    for (verdicted, reason) in [(Verdicted::None, "has no verdict"), (Verdicted::Fail, "the verdict is Fail")] {
+    for (verdicted, reason) in [(Verdicted::None, "has no verdict"), (Verdicted::Fail, "the verdict is fail")] {
         let rig = Rig::new(&["moderation"], Options::default()).await;
         rig.registry.release("moderation", 1, TinyPackage::ClassifyA, verdicted);
         rig.registry.promote("moderation", 1);
@@ -127,7 +127,7 @@ async fn an_override_serves_until_it_expires_and_says_so_in_every_answer() {
         let errors = rig.portfolio.load().await;
         assert!(errors[0].1.to_string().contains(reason), "{reason}: {errors:?}");
     };
-    refused("the verdict is Fail").await;
+    refused("the verdict is fail").await;
     rig.registry.override_gate("other", package, [&in_hours(-1), &in_hours(1)]);
     refused("the override is about `other@champion`").await;
     rig.registry.override_gate("moderation", package, [&in_hours(-48), &in_hours(-1)]);

@@ -124,7 +124,7 @@ async fn an_edit_that_cannot_serve_changes_nothing_and_is_told_with_its_line() {
     for (text, line, reason) in [
         (MODERATION.replace("threads", "thread"), 4, "did you mean `threads`?"),
         (format!("{MODERATION}secret hunter2\n"), 5, "expected"),
-        (with_embedder("[members.worse]\nmodel = 'worse@champion'\n"), 8, "the verdict is Fail"),
+        (with_embedder("[members.worse]\nmodel = 'worse@champion'\n"), 8, "the verdict is fail"),
         (MODERATION.replace("threads", "task = 'embed'\nthreads"), 4, "`moderation:1` is for the task `classify`"),
         (with_embedder("[members.none]\nmodel = 'none@champion'\n"), 8, "does not exist in the registry"),
         (with_embedder("[pipelines.p]\nsteps = [{ name = 'v', embed = 'moderation' }]\n"), 8, "for another task"),

@@ -202,7 +202,7 @@ async fn a_version_that_the_client_names_answers_in_a_rollout_too() {
 #[tokio::test]
 async fn a_canary_without_a_verdict_or_of_another_task_answers_nobody() {
     for (candidate, verdicted, reason) in [
-        (TinyPackage::ClassifyB, Verdicted::Fail, "the verdict is Fail"),
+        (TinyPackage::ClassifyB, Verdicted::Fail, "the verdict is fail"),
         (TinyPackage::Embed, Verdicted::Pass, "another task"),
     ] {
         let (rig, packages) = rig_with(candidate, verdicted).await;

@@ -2,6 +2,7 @@
 
 use std::fmt::{self, Display};
 
+use crate::source::unescaped;
 use crate::wire::{DatasetInput, Int, Metric, Pair};
 use crate::{TrackError, limits};
 
@@ -141,17 +142,6 @@ fn leads_astray(source: &str) -> bool {
     };
     let path = path.split(['?', '#']).next().unwrap_or_default();
     !path.starts_with('/') || plain.contains('\0') || plain.split('/').any(|part| part == "..")
-}
-
-fn unescaped(text: &str) -> String {
-    let mut text = text.to_owned();
-    loop {
-        let plain = percent_encoding::percent_decode_str(&text).decode_utf8_lossy().into_owned();
-        if plain == text {
-            return text;
-        }
-        text = plain;
-    }
 }
 
 #[cfg(test)]

@@ -243,7 +243,10 @@ pub async fn moves(State(tracker): State<Tracker>, Args(of): Args<MovesOf>) -> R
         from: made.from,
         to: made.to,
         by: made.by,
-        why: made.why,
+        why: match made.caution {
+            Some(caution) => format!("{} ({caution})", made.why),
+            None => made.why,
+        },
         package: made.package,
         verdict: made.verdict,
         overridden: made.overridden,

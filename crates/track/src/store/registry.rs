@@ -6,8 +6,9 @@ use super::search::{Page, compare_number, compare_text, page_bounds, page_of};
 use super::{Millis, QueryBuilder, Store, required};
 use crate::TrackError;
 use crate::filter::{self, Clause, Comparator, Direction, Entity, Test, Value};
-use crate::gate::{self, Admission, Gate, Moments};
+use crate::gate::{self, Admission, Asked, Gate, Moments};
 use crate::limits;
+use crate::source::Source;
 use crate::wire::{Alias, AliasMove, ModelParam, ModelVersion, Pair, RegisteredModel};
 
 /// The tag that makes a registered model a prompt, which searches for models leave out.
@@ -15,6 +16,8 @@ use crate::wire::{Alias, AliasMove, ModelParam, ModelVersion, Pair, RegisteredMo
 const STANDING_PREFIX: &str = "highroad.serving.";
 const IS_PROMPT: &str = "mlflow.prompt.is_prompt";
 const STAGES: [&str; 4] = ["None", "Staging", "Production", "Archived"];
+/// Most names that a model's trail is followed through.
+const MAX_RENAMES: usize = 1000;
 /// `models:/a/1` may point to another registered version; a longer chain is a mistake or a trap.
 const MAX_SOURCE_HOPS: usize = 8;
 
@@ -159,7 +162,8 @@ impl Store {
         Ok(model)
     }
 
-    /// Gives a model another name. Versions, tags, aliases and the audit trail follow; the trail gets an entry per alias.
+    /// Gives a model another name. Versions, tags and aliases follow; the trail keeps its rows as they are and gets one that
+    /// ties both names together, and one for each alias.
     pub async fn rename_registered_model(
         &self,
         name: &str,
@@ -182,16 +186,16 @@ impl Store {
             .bind(name)
             .execute(&mut *tx)
             .await?;
-        sqlx::query("UPDATE alias_moves SET model = $1 WHERE model = $2")
-            .bind(new_name)
-            .bind(name)
-            .execute(&mut *tx)
-            .await?;
+        if new_name != name {
+            let entry = Entry { action: "rename", renamed_from: Some(name), ..Entry::default() };
+            let why = format!("renamed from `{name}`; {}", mover.why);
+            record(&mut tx, new_name, "", entry, &Mover { why, ..mover.clone() }, now).await?;
+        }
         let renamed = model(&mut tx, new_name).await?;
         for alias in &renamed.aliases {
             let version = version_number(&alias.version)?;
             let why = format!("renamed from `{name}`; {}", mover.why);
-            let entry = Entry { action: "rename", from: Some(version), to: Some(version), admitted: None };
+            let entry = Entry { action: "rename", from: Some(version), to: Some(version), ..Entry::default() };
             record(&mut tx, new_name, &alias.alias, entry, &Mover { why, ..mover.clone() }, now).await?;
         }
         tx.commit().await?;
@@ -204,7 +208,7 @@ impl Store {
         let gone = model(&mut tx, name).await?;
         for alias in &gone.aliases {
             let from = Some(version_number(&alias.version)?);
-            let entry = Entry { action: "delete-model", from, to: None, admitted: None };
+            let entry = Entry { action: "delete-model", from, ..Entry::default() };
             record(&mut tx, name, &alias.alias, entry, mover, now).await?;
         }
         sqlx::query("DELETE FROM registered_models WHERE name = $1").bind(name).execute(&mut *tx).await?;
@@ -373,7 +377,10 @@ impl Store {
         let mut tx = self.write().await?;
         touch_version(&mut tx, name, number, now).await?;
         if stage == "Production" {
-            gate.admit(&version(&mut tx, name, number).await?, None, now.into()).await?;
+            let version = version(&mut tx, name, number).await?;
+            let source = leads_to(&mut tx, &version.source).await?;
+            gate.admit(Asked { version: &version, source: &source, alias: None, admitted_by: None, at: now.into() })
+                .await?;
         }
         if archive_others == ArchiveOthers::Yes {
             sqlx::query(
@@ -409,7 +416,7 @@ impl Store {
         let mut tx = self.write().await?;
         touch_version(&mut tx, name, number, now).await?;
         for alias in version(&mut tx, name, number).await?.aliases {
-            let entry = Entry { action: "delete-version", from: Some(number), to: None, admitted: None };
+            let entry = Entry { action: "delete-version", from: Some(number), ..Entry::default() };
             record(&mut tx, name, &alias, entry, mover, now).await?;
         }
         sqlx::query("DELETE FROM model_versions WHERE name = $1 AND version = $2")
@@ -459,16 +466,7 @@ impl Store {
             let Some(target) = source.strip_prefix("models:/") else { return Ok(source) };
             source = match target.split_once('/') {
                 Some((name, number)) => version(&mut connection, name, version_number(number)?).await?.source,
-                None => {
-                    let uri: Option<(String,)> =
-                        sqlx::query_as("SELECT artifact_uri FROM logged_models WHERE model_id = $1")
-                            .bind(target)
-                            .fetch_optional(&mut *connection)
-                            .await?;
-                    let (uri,) =
-                        uri.ok_or_else(|| TrackError::Missing(format!("Logged model with ID '{target}' not found.")))?;
-                    uri
-                }
+                None => logged_model_uri(&mut connection, target).await?,
             };
         }
         Err(TrackError::Invalid(format!("the source of {name} version {number} refers to itself")))
@@ -490,18 +488,29 @@ impl Store {
         let mut tx = self.write().await?;
         exists(&mut tx, name).await?;
         let from = aliased(&mut tx, name, alias).await?;
-        let (action, to, at) = match target {
-            Target::Promote(number) => ("promote", Some(number), Moments::from(now)),
-            Target::Set(number) => ("set", Some(number), Moments::from(now)),
-            Target::Away => ("remove", None, Moments::from(now)),
+        let (action, to, before) = match target {
+            Target::Promote(number) => ("promote", Some(number), None),
+            Target::Set(number) => ("set", Some(number), None),
+            Target::Away => ("remove", None, None),
             Target::Back => {
-                let (to, promoted_at) = previous(&mut tx, name, alias, from).await?;
-                ("rollback", to, Moments { verdict: promoted_at.unwrap_or(now), now })
+                let before = previous(&mut tx, name, alias, from).await?;
+                ("rollback", before.as_ref().map(|before| before.to), before)
             }
         };
+        let at = before.as_ref().map_or(now.into(), |before| Moments { verdict: before.at, now });
+        let admitted_by = before.as_ref().and_then(|before| before.verdict.as_deref());
         let admitted = match to {
-            Some(number) => gate.admit(&version(&mut tx, name, number).await?, Some(alias), at).await?,
+            Some(number) => {
+                let version = version(&mut tx, name, number).await?;
+                let source = leads_to(&mut tx, &version.source).await?;
+                let asked = Asked { version: &version, source: &source, alias: Some(alias), admitted_by, at };
+                gate.admit(asked).await?
+            }
             None => None,
+        };
+        let caution = match (target, &admitted) {
+            (Target::Promote(_) | Target::Set(_), Some(admitted)) => caution(&mut tx, name, from, admitted).await?,
+            _ => None,
         };
         // The way back is never shut: servers keep an embedder and its index together themselves.
         if let Target::Promote(number) | Target::Set(number) = target {
@@ -510,23 +519,31 @@ impl Store {
         let is_overridden = admitted.as_ref().is_some_and(|admitted| matches!(admitted.on, Admission::Override(_)));
         let action = if is_overridden && action == "promote" { "override" } else { action };
         put_alias(&mut tx, name, alias, to).await?;
-        let entry = Entry { action, from, to, admitted };
+        let entry = Entry { action, from, to, admitted, caution, renamed_from: None };
         let moved = record(&mut tx, name, alias, entry, mover, now).await?;
         tx.commit().await?;
         Ok(moved)
     }
 
-    /// Moves of aliases, newest first; of every model if `name` is empty.
+    /// Moves of aliases, newest first; of every model if `name` is empty. Of a model that was renamed they are those under its
+    /// earlier names too. Of a name that no model has now they are all that tell of it.
     pub async fn audit(&self, name: &str, max_results: i64, page_token: &str) -> Result<Page<AliasMove>, TrackError> {
         let (limit, offset) = page_bounds(max_results, 1000, limits::MAX_RUNS_PER_PAGE, page_token)?;
-        let moves = sqlx::query_as(
-            "SELECT * FROM alias_moves WHERE $1 = '' OR model = $1 ORDER BY move_id DESC LIMIT $2 OFFSET $3",
-        )
-        .bind(name)
-        .bind(limit + 1)
-        .bind(offset)
-        .fetch_all(&self.reads)
-        .await?;
+        let mut connection = self.reads.acquire().await?;
+        let mut query = QueryBuilder::new("SELECT * FROM alias_moves");
+        if !name.is_empty() {
+            query.push(" WHERE ");
+            match exists(&mut connection, name).await {
+                Ok(()) => push_stretches(&mut query, &stretches(&mut connection, name).await?),
+                Err(TrackError::Missing(_)) => {
+                    query.push("model = ").push_bind(name.to_owned());
+                    query.push(" OR renamed_from = ").push_bind(name.to_owned());
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        query.push(" ORDER BY move_id DESC LIMIT ").push_bind(limit + 1).push(" OFFSET ").push_bind(offset);
+        let moves = query.build_query_as().fetch_all(&mut *connection).await?;
         Ok(page_of(moves, limit, offset))
     }
 }
@@ -547,11 +564,28 @@ pub fn version_number(text: &str) -> Result<i64, TrackError> {
         .ok_or_else(|| TrackError::Invalid(format!("Parameter 'version' must be an integer, got '{text}'.")))
 }
 
-struct Entry {
+#[derive(Default)]
+struct Entry<'a> {
     action: &'static str,
     from: Option<i64>,
     to: Option<i64>,
     admitted: Option<gate::Admitted>,
+    caution: Option<String>,
+    renamed_from: Option<&'a str>,
+}
+
+/// Where a rollback leads, when that target was admitted, and by which verdict.
+struct Before {
+    to: i64,
+    at: Millis,
+    verdict: Option<String>,
+}
+
+/// Rows of the trail that are about one model, whose name may have changed: those under `name` from `since` to before `until`.
+struct Stretch {
+    name: String,
+    since: i64,
+    until: i64,
 }
 
 async fn model(db: &mut AnyConnection, name: &str) -> Result<RegisteredModel, TrackError> {
@@ -636,42 +670,140 @@ async fn aliased(db: &mut AnyConnection, name: &str, alias: &str) -> Result<Opti
         .await?)
 }
 
-/// Where a rollback leads, and when that target was admitted.
+/// Where a rollback leads; `None` if that is away.
 ///
-/// A rollback returns to what was admitted once: an acceptance that has expired since must not block the way back. So the
-/// gate is asked about the moment of that promotion. Versions deleted since are passed over.
+/// A rollback returns to what was admitted once: neither an acceptance that has expired since nor a later verdict must block
+/// the way back. So the gate is asked about the moment and the verdict of that promotion. Versions deleted since are passed
+/// over.
 async fn previous(
     db: &mut AnyConnection,
     name: &str,
     alias: &str,
     current: Option<i64>,
-) -> Result<(Option<i64>, Option<Millis>), TrackError> {
+) -> Result<Option<Before>, TrackError> {
     if current.is_none() {
         return Err(TrackError::Missing(format!(
             "`{name}@{alias}` names no version, so there is nothing to roll back"
         )));
     }
-    let trail: Vec<(String, Option<i64>, i64)> = sqlx::query_as(
-        "SELECT action, to_version, at FROM alias_moves WHERE model = $1 AND alias = $2 ORDER BY move_id",
-    )
-    .bind(name)
-    .bind(alias)
-    .fetch_all(&mut *db)
-    .await?;
-    let mut stack = targets(trail.iter().map(|(action, to, at)| (action.as_str(), *to, *at)));
+    let mut query = QueryBuilder::new("SELECT action, to_version, at, verdict FROM alias_moves WHERE alias = ");
+    query.push_bind(alias.to_owned()).push(" AND (");
+    push_stretches(&mut query, &stretches(db, name).await?);
+    query.push(") ORDER BY move_id");
+    let trail: Vec<(String, Option<i64>, i64, Option<String>)> = query.build_query_as().fetch_all(&mut *db).await?;
+    let moves = trail.iter().map(|(action, to, at, verdict)| (action.as_str(), *to, (*at, verdict)));
+    let mut stack = targets(moves);
     stack.pop();
-    while let Some((target, at)) = stack.pop() {
-        let Some(number) = target else { return Ok((None, None)) };
+    while let Some((target, (at, verdict))) = stack.pop() {
+        let Some(number) = target else { return Ok(None) };
         let there: Option<(i64,)> = sqlx::query_as("SELECT 1 FROM model_versions WHERE name = $1 AND version = $2")
             .bind(name)
             .bind(number)
             .fetch_optional(&mut *db)
             .await?;
         if there.is_some() && current != Some(number) {
-            return Ok((Some(number), Some(Millis(at))));
+            return Ok(Some(Before { to: number, at: Millis(at), verdict: verdict.clone() }));
         }
     }
-    Ok((None, None))
+    Ok(None)
+}
+
+/// Where the trail tells of the model called `name` now, the present first: rows keep the name that the model had.
+async fn stretches(db: &mut AnyConnection, name: &str) -> Result<Vec<Stretch>, TrackError> {
+    let (mut found, mut name, mut until) = (Vec::new(), name.to_owned(), i64::MAX);
+    loop {
+        // A rename away ends what was of another model, which had the name before.
+        let (left,): (Option<i64>,) =
+            sqlx::query_as("SELECT MAX(move_id) FROM alias_moves WHERE renamed_from = $1 AND move_id < $2")
+                .bind(&name)
+                .bind(until)
+                .fetch_one(&mut *db)
+                .await?;
+        let since = left.map_or(0, |left| left + 1);
+        let came: Option<(i64, String)> = sqlx::query_as(
+            "SELECT move_id, renamed_from FROM alias_moves
+             WHERE model = $1 AND renamed_from IS NOT NULL AND move_id >= $2 AND move_id < $3 ORDER BY move_id DESC LIMIT 1",
+        )
+        .bind(&name)
+        .bind(since)
+        .bind(until)
+        .fetch_optional(&mut *db)
+        .await?;
+        let Some((move_id, before)) = came else {
+            found.push(Stretch { name, since, until });
+            return Ok(found);
+        };
+        found.push(Stretch { name, since: move_id, until });
+        if found.len() == MAX_RENAMES {
+            return Ok(found);
+        }
+        (name, until) = (before, move_id);
+    }
+}
+
+fn push_stretches(query: &mut QueryBuilder, stretches: &[Stretch]) {
+    for (idx, Stretch { name, since, until }) in stretches.iter().enumerate() {
+        query.push(if idx == 0 { "(model = " } else { " OR (model = " }).push_bind(name.clone());
+        query.push(" AND move_id >= ").push_bind(*since).push(" AND move_id < ").push_bind(*until).push(")");
+    }
+}
+
+/// What has to be told of a move although the gate admits it: its verdict compared the package with something else than what
+/// the alias names now.
+async fn caution(
+    tx: &mut AnyConnection,
+    name: &str,
+    from: Option<i64>,
+    admitted: &gate::Admitted,
+) -> Result<Option<String>, TrackError> {
+    let (Some(baseline), Some(from)) = (&admitted.baseline, from) else { return Ok(None) };
+    let champion = version(tx, name, from).await?;
+    // What holds no package cannot be a baseline.
+    let Ok(Some(package)) = gate::package_of(&champion) else { return Ok(None) };
+    Ok(baseline.caution(&admitted.package, &format!("{name}:{from}"), &package.to_string()))
+}
+
+/// Where a source leads in the end, as clients follow it: through versions, logged models and runs.
+///
+/// Errors if it names a version that is not here or may be another tomorrow; a run that is not here holds nothing.
+async fn leads_to(db: &mut AnyConnection, source: &str) -> Result<String, TrackError> {
+    let refuse = |why: &str| TrackError::Refused(format!("the source `{source}` may not go to production: {why}"));
+    let mut found = source.to_owned();
+    for _ in 0..MAX_SOURCE_HOPS {
+        let Source { scheme, parts, climbs, .. } = Source::read(&found);
+        let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
+        let (next, below) = match (scheme.as_str(), parts.as_slice()) {
+            ("models" | "runs", _) if climbs => return Err(refuse("it leads out of what it names")),
+            ("models", [name, number, below @ ..]) => match version_number(number) {
+                Ok(number) => (version(db, name, number).await.map(|version| version.source), below),
+                Err(_) => return Err(refuse("name a version by its number: others change what they mean")),
+            },
+            ("models", [id]) => (logged_model_uri(db, id).await, &[] as &[&str]),
+            ("runs", [id, below @ ..]) => (run_uri(db, id).await, below),
+            _ => return Ok(found),
+        };
+        found = match next {
+            Ok(next) if below.is_empty() => next,
+            Ok(next) => format!("{}/{}", next.trim_end_matches('/'), below.join("/")),
+            Err(TrackError::Missing(_)) if scheme == "runs" => return Ok(found),
+            Err(TrackError::Missing(_)) => return Err(refuse("what it names is not here")),
+            Err(error) => return Err(error),
+        };
+    }
+    Err(refuse("it refers to itself"))
+}
+
+async fn logged_model_uri(db: &mut AnyConnection, id: &str) -> Result<String, TrackError> {
+    let uri = sqlx::query_scalar("SELECT artifact_uri FROM logged_models WHERE model_id = $1")
+        .bind(id)
+        .fetch_optional(db)
+        .await?;
+    uri.ok_or_else(|| TrackError::Missing(format!("Logged model with ID '{id}' not found.")))
+}
+
+async fn run_uri(db: &mut AnyConnection, id: &str) -> Result<String, TrackError> {
+    let uri = sqlx::query_scalar("SELECT artifact_uri FROM runs WHERE run_id = $1").bind(id).fetch_optional(db).await?;
+    uri.ok_or_else(|| TrackError::Missing(format!("Run with id={id} not found")))
 }
 
 /// Refuses a move after which queries would be embedded by another package than the documents of an index.
@@ -712,7 +844,7 @@ async fn record(
     tx: &mut AnyConnection,
     model: &str,
     alias: &str,
-    entry: Entry,
+    entry: Entry<'_>,
     mover: &Mover,
     now: Millis,
 ) -> Result<AliasMove, TrackError> {
@@ -724,8 +856,8 @@ async fn record(
     };
     Ok(sqlx::query_as(
         "INSERT INTO alias_moves (at, model, alias, action, from_version, to_version, moved_by, why, package, verdict,
-                                  overridden, rehearsal)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) RETURNING *",
+                                  overridden, rehearsal, caution, renamed_from)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) RETURNING *",
     )
     .bind(now.0)
     .bind(model)
@@ -739,6 +871,8 @@ async fn record(
     .bind(verdict)
     .bind(overridden)
     .bind(&mover.rehearsal)
+    .bind(entry.caution)
+    .bind(entry.renamed_from)
     .fetch_one(tx)
     .await?)
 }

@@ -247,13 +247,18 @@ fn counts(book: &Book) -> highroad_eval::RolloutCounts {
     book.end.as_ref().map_or_else(|| book.counts(), |end| end.counts)
 }
 
-fn facts(known: &Known, rollout: &Rollout, checks: &[CheckResult]) -> Vec<Fact> {
-    let book = &known.book;
-    let percents: Vec<String> = rollout.plan.percents().iter().map(|percent| format!("{percent} %")).collect();
-    let plan = match rollout.plan {
+/// `canary of 5 %, 25 %`
+pub(in crate::commands) fn plan_in_words(plan: &Plan) -> String {
+    let percents: Vec<String> = plan.percents().iter().map(|percent| format!("{percent} %")).collect();
+    match plan {
         Plan::Shadow { .. } => format!("shadow of {}", percents.join(", ")),
         Plan::Canary { .. } => format!("canary of {}", percents.join(", ")),
-    };
+    }
+}
+
+fn facts(known: &Known, rollout: &Rollout, checks: &[CheckResult]) -> Vec<Fact> {
+    let book = &known.book;
+    let plan = plan_in_words(&rollout.plan);
     let seen = counts(book);
     let n_rules = checks.len();
     vec![
