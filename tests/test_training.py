@@ -137,6 +137,10 @@ def test_a_run_is_not_resumed_as_another(repo, plain):
     assert "nothing to resume" in train(repo, "--output", "nothing", "--resume", code=1)
 
 
+def test_a_script_started_by_hand_refuses_what_cannot_be(repo):
+    assert "error: --epochs is 0: it needs at least 1" in train(repo, "--epochs", 0, code=2)
+
+
 @pytest.fixture(scope="module")
 def profile(repo):
     train(repo, "--output", "profile", "--profile", 4, processes=2)
