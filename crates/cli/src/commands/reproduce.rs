@@ -1,6 +1,6 @@
 use std::collections::BTreeMap;
 use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
@@ -96,11 +96,17 @@ impl Args {
     pub fn run(self) -> anyhow::Result<ExitCode> {
         let tracking = tracking::client(&self.place.tracking)?;
         let run = runs::find(&tracking, self.place.experiment.as_deref(), &self.run)?;
+        let output = inside(&self.output)?;
+        if let Some(changed) = changed_on_the_way(&run) {
+            eprintln!(
+                "warning: the run was resumed with other {changed}: it is done again as it was at last, from the start"
+            );
+        }
         let checkout = Checkout::of(&tracking, &run)?;
         eprintln!("code      {} in {}", checkout.described, checkout.repo.display());
         let python = self.python(&checkout, &run)?;
         check_data(&checkout, &python, &run)?;
-        let launch = self.launch(&checkout, &run)?;
+        let launch = self.launch(&checkout, &run, output)?;
         // The checkout has an interpreter of its own choice; what it trains with is what was checked above.
         let trained = tracking.block_on(launch.train_with(&python, tracking.client()))?;
         let Some(reproduction) = trained.run_id.filter(|_| trained.status.success()) else {
@@ -123,7 +129,7 @@ impl Args {
         Ok(if report.reproduced { ExitCode::SUCCESS } else { ExitCode::from(MISMATCH) })
     }
 
-    fn launch(&self, checkout: &Checkout, run: &Run) -> anyhow::Result<Launch> {
+    fn launch(&self, checkout: &Checkout, run: &Run, output: PathBuf) -> anyhow::Result<Launch> {
         let recorded = run.tags.get(record::ARGUMENTS_TAG).context("the run did not record how it was started")?;
         let arguments: Vec<String> = serde_json::from_str(recorded).context("the run's record is damaged")?;
         let recorded =
@@ -132,7 +138,7 @@ impl Args {
         tags.insert("mlflow.parentRunId".to_owned(), run.id.clone());
         Ok(Launch {
             root: checkout.repo.clone(),
-            output: self.output.clone(),
+            output,
             script_args: recorded.script_args,
             processes: recorded.processes,
             n_threads: run.tags.get(record::THREADS_TAG).and_then(|text| text.parse().ok()),
@@ -190,19 +196,19 @@ impl Checkout {
         if !has_commit {
             bail!("this repo lacks commit {commit} of the run: fetch it, for example with `git fetch origin {commit}`");
         }
-        if let Some(files) = run.tags.get(record::UNTRACKED_TAG) {
+        if let Some(files) = run.tags.get(record::UNTRACKED_TAG).filter(|files| !files.is_empty()) {
             eprintln!("warning: when the run began these files were not tracked, and are not in its record:\n{files}");
         }
         let dir = tempfile::Builder::new().prefix("highroad-reproduce-").tempdir()?;
         let tree = dir.path().join("code");
         git(&origin, &["worktree", "add", "--quiet", "--detach", path_text(&tree)?, commit])?;
         let prefix = run.tags.get(record::PREFIX_TAG).map_or("", String::as_str);
-        if Path::new(prefix).components().any(|part| !matches!(part, std::path::Component::Normal(_))) {
+        if Path::new(prefix).components().any(|part| !matches!(part, Component::Normal(_))) {
             bail!("`{prefix}` is no folder inside a repo");
         }
         let mut checkout =
             Self { dir, is_kept: false, origin, repo: tree.join(prefix), described: commit[..12].to_owned() };
-        if let Some(expected) = run.tags.get(DIFF_TAG) {
+        if let Some(expected) = run.tags.get(DIFF_TAG).filter(|digest| !digest.is_empty()) {
             checkout.apply(tracking, run, &tree, expected)?;
         }
         Ok(checkout)
@@ -239,6 +245,33 @@ impl Drop for Checkout {
             eprintln!("warning: {error}\nhint: `git worktree prune` forgets it");
         }
     }
+}
+
+/// `output` as a path below the checkout. Errors where it would lead out of it.
+fn inside(output: &Path) -> anyhow::Result<PathBuf> {
+    let is_inside = |part: Component<'_>| matches!(part, Component::Normal(_) | Component::CurDir);
+    if output.as_os_str().is_empty() || !output.components().all(is_inside) {
+        bail!(
+            "--output `{}` leads out of the checkout: name a folder inside it, such as `runs/again`",
+            output.display()
+        );
+    }
+    Ok(output.to_owned())
+}
+
+/// What another start of a resumed run had otherwise than its last, where that decides the result.
+fn changed_on_the_way(run: &Run) -> Option<&'static str> {
+    let earlier: Vec<BTreeMap<String, String>> = serde_json::from_str(run.tags.get(record::EARLIER_TAG)?).ok()?;
+    let of_last = |tag: &str| run.tags.get(tag).map_or("", String::as_str);
+    let changed =
+        |tag: &&(&str, &str)| earlier.iter().any(|start| start.get(tag.0).map_or("", String::as_str) != of_last(tag.0));
+    let parts = [
+        (COMMIT_TAG, "code"),
+        (DIFF_TAG, "code"),
+        (record::ENVIRONMENT_TAG, "packages"),
+        (record::THREADS_TAG, "threads"),
+    ];
+    parts.iter().find(changed).map(|(_, what)| *what)
 }
 
 fn path_text(path: &Path) -> anyhow::Result<&str> {
@@ -398,6 +431,16 @@ mod tests {
         let recorded = Recorded::try_parse_from(arguments).expect("recorded by `highroad train`");
         assert_eq!((recorded.script, recorded.processes.per_node), (PathBuf::from("train.py"), 2));
         assert_eq!(recorded.script_args, ["--epochs", "3"]);
+    }
+
+    #[test]
+    fn weights_go_nowhere_but_into_the_checkout() {
+        for output in ["runs/again", "./runs", "a"] {
+            assert_eq!(inside(Path::new(output)).expect("inside"), PathBuf::from(output));
+        }
+        for output in ["../escape", "runs/../../escape", "/tmp/escape", ""] {
+            assert!(inside(Path::new(output)).is_err(), "{output}");
+        }
     }
 
     #[test]
