@@ -7,6 +7,7 @@ use highroad_package::Digest;
 use highroad_package::registry::Run;
 use serde::Serialize;
 
+use crate::out::tell;
 use crate::repo::{GitState, Installed, Python, file_digest};
 use crate::standard::{self, Standard};
 
@@ -130,16 +131,13 @@ impl Record {
             self.tag(PREFIX_TAG, &*git.prefix);
         }
         if !git.untracked.is_empty() {
-            eprintln!(
-                "warning: {} untracked files are not recorded, first `{}`",
-                git.untracked.len(),
-                git.untracked[0]
-            );
+            let (n_files, first) = (git.untracked.len(), &git.untracked[0]);
+            tell(&format!("warning: {n_files} untracked files are not recorded, first `{first}`"));
             self.tag(UNTRACKED_TAG, git.untracked.join("\n"));
         }
         if let Some(diff) = git.is_dirty.then(|| GitState::diff(root)).flatten() {
             if diff.len() > MAX_DIFF_BYTES {
-                eprintln!("warning: the changes that are not committed are larger than 16 MiB and are not recorded");
+                tell("warning: the changes that are not committed are larger than 16 MiB and are not recorded");
                 return;
             }
             self.tag(DIFF_TAG, Digest::of(&diff).to_string());

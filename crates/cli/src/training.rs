@@ -17,6 +17,7 @@ use tokio::process::{Child, ChildStderr, Command};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::engine::{Engine, EngineArgs};
+use crate::out::tell;
 use crate::record::{self, Record, Started};
 use crate::repo::{GitState, PROVENANCE, Python};
 use crate::standard::{FOR_SCRIPTS, Standard};
@@ -211,7 +212,7 @@ impl Launch {
     ) -> anyhow::Result<Opened> {
         let git = GitState::of(&self.root);
         if git.as_ref().is_none_or(|git| git.commit.is_none()) {
-            eprintln!("warning: no git commit here: the run and its package will not name their code");
+            tell("warning: no git commit here: the run and its package will not name their code");
         }
         let arguments = self.arguments();
         let started = Started { command: &command.join(" "), arguments: &arguments, n_threads: self.n_threads() };
@@ -578,11 +579,6 @@ async fn pass_on(mut from: ChildStderr) -> Vec<u8> {
         said.drain(..excess);
     }
     said
-}
-
-/// Tells a person, where one still reads.
-fn tell(line: &str) {
-    _ = writeln!(std::io::stderr(), "{line}");
 }
 
 /// Lines that begin `step A/B` move a bar where there is a terminal; elsewhere they are printed as they are.

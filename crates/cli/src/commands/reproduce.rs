@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use super::runs;
 use crate::environment;
+use crate::out::tell;
 use crate::record::{self, COMMIT_TAG, DATA_TAGS, DIFF_FILE, DIFF_TAG, WEIGHTS_TAGS, tagged};
 use crate::repo::{Python, file_digest, git};
 use crate::standard::Standard;
@@ -98,19 +99,19 @@ impl Args {
         let run = runs::find(&tracking, self.place.experiment.as_deref(), &self.run)?;
         let output = inside(&self.output)?;
         if let Some(changed) = changed_on_the_way(&run) {
-            eprintln!(
+            tell(&format!(
                 "warning: the run was resumed with other {changed}: it is done again as it was at last, from the start"
-            );
+            ));
         }
         let checkout = Checkout::of(&tracking, &run)?;
-        eprintln!("code      {} in {}", checkout.described, checkout.repo.display());
+        tell(&format!("code      {} in {}", checkout.described, checkout.repo.display()));
         let python = self.python(&checkout, &run)?;
         check_data(&checkout, &python, &run)?;
         let launch = self.launch(&checkout, &run, output)?;
         // The checkout has an interpreter of its own choice; what it trains with is what was checked above.
         let trained = tracking.block_on(launch.train_with(&python, tracking.client()))?;
         let Some(reproduction) = trained.run_id.filter(|_| trained.status.success()) else {
-            eprintln!("error: the training failed, so there is nothing to compare");
+            tell("error: the training failed, so there is nothing to compare");
             return Ok(exit_code(trained.status));
         };
         let again = tracking.block_on(tracking.client().get_run(&reproduction))?;
@@ -118,7 +119,7 @@ impl Args {
         let finding = BTreeMap::from([(record::REPRODUCED_TAG.to_owned(), report.in_words())]);
         tracking.block_on(tracking.client().tag_run(&reproduction, &finding))?;
         if self.keep {
-            eprintln!("checkout  {}", checkout.keep().display());
+            tell(&format!("checkout  {}", checkout.keep().display()));
         }
         let mut stdout = std::io::stdout().lock();
         if self.json {
@@ -162,11 +163,11 @@ impl Args {
         let differing = super::doctor::differing_from_lock(&std::fs::read_to_string(&lock)?, &current.installed()?);
         match (self.environment, differing.first()) {
             (Environment::Current, Some(first)) => {
-                eprintln!("warning: {} packages differ from the lock file, first {first}", differing.len());
+                tell(&format!("warning: {} packages differ from the lock file, first {first}", differing.len()));
                 Ok(current)
             }
             (Environment::Current | Environment::Auto, None) => {
-                eprintln!("packages  {} holds what the lock file pins", current.path().display());
+                tell(&format!("packages  {} holds what the lock file pins", current.path().display()));
                 Ok(current)
             }
             _ => environment::build(&current, &lock, &digest),
@@ -197,7 +198,9 @@ impl Checkout {
             bail!("this repo lacks commit {commit} of the run: fetch it, for example with `git fetch origin {commit}`");
         }
         if let Some(files) = run.tags.get(record::UNTRACKED_TAG).filter(|files| !files.is_empty()) {
-            eprintln!("warning: when the run began these files were not tracked, and are not in its record:\n{files}");
+            tell(&format!(
+                "warning: when the run began these files were not tracked, and are not in its record:\n{files}"
+            ));
         }
         let dir = tempfile::Builder::new().prefix("highroad-reproduce-").tempdir()?;
         let tree = dir.path().join("code");
@@ -242,7 +245,7 @@ impl Drop for Checkout {
         }
         let tree = self.dir.path().join("code");
         if let Err(error) = git(&self.origin, &["worktree", "remove", "--force", &tree.display().to_string()]) {
-            eprintln!("warning: {error}\nhint: `git worktree prune` forgets it");
+            tell(&format!("warning: {error}\nhint: `git worktree prune` forgets it"));
         }
     }
 }
@@ -284,7 +287,7 @@ fn check_data(checkout: &Checkout, python: &Python, run: &Run) -> anyhow::Result
         print(json.dumps(data_digests(data.files())))";
     let recorded = tagged(run, DATA_TAGS);
     if recorded.is_empty() || !checkout.repo.join("data.py").is_file() {
-        eprintln!("warning: the run recorded no data, so the data cannot be checked");
+        tell("warning: the run recorded no data, so the data cannot be checked");
         return Ok(());
     }
     let mut script = python.command();
@@ -302,7 +305,7 @@ fn check_data(checkout: &Checkout, python: &Python, run: &Run) -> anyhow::Result
             None => bail!("`{name}` is not here, and the run read it"),
         }
     }
-    eprintln!("data      {} files have the digests that the run recorded", recorded.len());
+    tell(&format!("data      {} files have the digests that the run recorded", recorded.len()));
     Ok(())
 }
 
