@@ -669,7 +669,7 @@ mod tests {
         let first = Spent::default().tags(Duration::from_secs(10), Some(3600.0));
         assert_eq!((first[record::DURATION_TAG].as_str(), first[record::COST_TAG].as_str()), ("10.000", "10.000000"));
         let spent = Spent { seconds: 10.0, joules: Some(5.0) };
-        assert_eq!(spent.told(), r#"{"seconds":10.0,"joules":5.0}"#);
+        assert_eq!(spent.told(), r#"{"joules":5.0,"seconds":10.0}"#);
         assert_eq!(spent.tags(Duration::from_secs(2), None)[record::DURATION_TAG], "12.000");
     }
 
