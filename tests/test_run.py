@@ -21,6 +21,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 import highroad
+from highroad._run import end_abandoned
 
 N_KILLS = 100
 #: MLflow's own server takes long to start where cores are few.
@@ -138,6 +139,31 @@ def test_a_run_that_train_opened_is_gone_on_with_and_left_open(journal, tracking
     assert found.data.metrics["x"] == 1 and found.info.status == "RUNNING"
 
 
+def test_a_run_that_train_opened_adds_to_what_earlier_starts_took(journal, tracking_uri, client, monkeypatch):
+    opened = client.create_run("0").info.run_id
+    monkeypatch.setenv("MLFLOW_RUN_ID", opened)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_uri)
+    monkeypatch.setenv("HIGHROAD_SPENT", json.dumps({"seconds": 5000.0}))
+    with highroad.run(system_metrics=None, price_per_hour=3600.0):
+        pass
+    tags = client.get_run(opened).data.tags
+    # This process was started for it, so its whole life counts.
+    assert 5000.5 < float(tags["highroad.duration_seconds"]) == pytest.approx(float(tags["highroad.cost_estimate"]), abs=1e-3)
+
+
+def test_a_run_whose_command_is_gone_is_ended(journal, tracking_uri, client, monkeypatch):
+    opened = client.create_run("0").info.run_id
+    monkeypatch.setenv("MLFLOW_RUN_ID", opened)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_uri)
+    end_abandoned()
+    ended = client.get_run(opened)
+    assert ended.info.status == "KILLED" and "was killed" in ended.data.tags["highroad.error"]
+    # A server inside the command is gone with it, and is not waited for.
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    end_abandoned()
+    assert not list(journal.iterdir())
+
+
 def test_system_metrics_have_the_names_of_mlflow(journal, tracking_uri, client):
     with highroad.run("logger", tracking_uri=tracking_uri, system_metrics=0.05) as run:
         time.sleep(0.5)
@@ -145,10 +171,12 @@ def test_system_metrics_have_the_names_of_mlflow(journal, tracking_uri, client):
     assert {"system/cpu_utilization_percentage", "system/system_memory_usage_megabytes"} <= metrics.keys()
 
 
-def test_a_failed_run_is_told_apart(journal, tracking_uri, client):
+def test_a_failed_run_is_told_apart_and_says_why_without_secrets(journal, tracking_uri, client, monkeypatch):
     with pytest.raises(ZeroDivisionError), highroad.run("logger", tracking_uri=tracking_uri) as run:
-        raise ZeroDivisionError
-    assert client.get_run(run.run_id).info.status == "FAILED"
+        monkeypatch.setenv("A_SECRET_OF_MINE", "hunter2-hunter2")
+        raise ZeroDivisionError("hunter2-hunter2 by zero")
+    failed = client.get_run(run.run_id)
+    assert failed.info.status == "FAILED" and failed.data.tags["highroad.error"] == "ZeroDivisionError: *** by zero"
 
 
 def test_what_the_server_refuses_is_kept_and_told(journal, tracking_uri, client):

@@ -37,6 +37,13 @@ def fill(client: MlflowClient, folder: Path) -> tuple[str, str]:
         client.create_model_version("classifier", f"{run.info.artifact_uri}/deep", run_id)
     client.delete_model_version("classifier", "2")
     client.set_registered_model_alias("classifier", "champion", "3")
+    mlflow.genai.register_prompt("greeting", "Hello {{name}}", commit_message="first")
+    mlflow.genai.register_prompt("greeting", "Good day, {{name}}")
+    mlflow.genai.set_prompt_alias("greeting", "live", 2)
+    mlflow.set_experiment(experiment_id=experiment)
+    with mlflow.start_span("asked"):
+        pass
+    mlflow.flush_trace_async_logging()
     return run_id, gone
 
 
@@ -69,8 +76,8 @@ def test_an_import_keeps_everything_and_can_be_repeated(
     home = tmp_path / "home"
     taken = bring(highroad, mlflow_server, home)
     assert (taken["runs"], taken["points"], taken["artifacts"]) == (2, N_STEPS + 1, 1)
-    assert (taken["registered_models"], taken["model_versions"], taken["aliases"]) == (1, 2, 1)
-    assert taken["not_taken"] == []
+    assert (taken["registered_models"], taken["prompts"], taken["model_versions"], taken["aliases"]) == (1, 1, 4, 2)
+    assert taken["not_taken"] == ["1 traces of experiment `imported`: this command takes none"]
     again = bring(highroad, mlflow_server, home)
     assert (again["runs_before"], again["runs"], again["points"], again["model_versions"]) == (2, 0, 0, 0)
 
@@ -90,4 +97,8 @@ def test_an_import_keeps_everything_and_can_be_repeated(
         assert sorted(version.version for version in versions) in (["1", "3"], [1, 3])
         assert str(ours.get_model_version_by_alias("classifier", "champion").version) == "3"
         assert str(ours.create_model_version("classifier", "s3://bucket/model", run_id).version) == "4"
+        assert ours.get_prompt_version("greeting", "1").template == "Hello {{name}}"
+        assert ours.get_prompt_version_by_alias("greeting", "live").format(name="Ann") == "Good day, Ann"
+        assert [prompt.name for prompt in ours.search_prompts()] == ["greeting"]
+        assert [model.name for model in ours.search_registered_models()] == ["classifier"]
     theirs.delete_registered_model("classifier")

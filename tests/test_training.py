@@ -137,6 +137,10 @@ def test_a_run_is_not_resumed_as_another(repo, plain):
     assert "nothing to resume" in train(repo, "--output", "nothing", "--resume", code=1)
 
 
+def test_a_script_started_by_hand_refuses_what_cannot_be(repo):
+    assert "error: --epochs is 0: it needs at least 1" in train(repo, "--epochs", 0, code=2)
+
+
 @pytest.fixture(scope="module")
 def profile(repo):
     train(repo, "--output", "profile", "--profile", 4, processes=2)
@@ -149,6 +153,20 @@ def test_profiling_tells_where_a_step_goes(repo, profile):
     assert sum(part["share"] for part in parts.values()) == pytest.approx(1.0)
     assert profile["n_steps"] == 4 and profile["n_processes"] == 2 and profile["communication_ms"] > 0
     assert all(json.loads((repo / "profile" / name).read_text())["traceEvents"] for name in ("trace.json", "trace-1.json"))
+
+
+def test_the_parts_of_a_profile_add_up_to_its_step(profile):
+    assert sum(part["ms"] for part in profile["parts"]) == pytest.approx(profile["step_mean_ms"])
+    # The batch between two steps is no part of a step.
+    assert profile["between_ms"] > 0
+
+
+def test_a_training_that_ends_before_its_profile_reports_the_steps_it_had(repo):
+    train(repo, "--output", "short", "--profile", 1000, "--max_steps", 8)
+    profile = json.loads((repo / "short/profile.json").read_text())
+    assert profile["n_steps"] == 5 and (repo / "short/trace.json").is_file()
+    # Validation, which comes after every eighth step, lies between steps.
+    assert profile["between_ms"] > 0
 
 
 def test_the_profile_is_a_table_that_says_whether_compiling_pays(profile):

@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import os
+import socket
 import sys
 import time
 import warnings
@@ -17,6 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+from urllib.parse import urlsplit
 
 from . import _highroad
 
@@ -27,6 +29,14 @@ PATIENCE_S = 30.0
 #: MLflow's environment variables, read where no argument is given.
 URI, RUN_ID, EXPERIMENT = "MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME"
 JOURNAL = "HIGHROAD_JOURNAL"
+#: What `highroad train` says of earlier starts of the run it opened: JSON with ``seconds`` and, where it was measured, ``joules``.
+SPENT = "HIGHROAD_SPENT"
+#: Tag: why a run failed.
+ERROR_TAG = "highroad.error"
+#: Longest text of :data:`ERROR_TAG`.
+MAX_ERROR_CHARS = 2000
+# Parts of the names of variables whose values are never recorded, and the length from which on a value is no common word.
+_SECRETS, _LEAST_HIDDEN = ("KEY", "TOKEN", "SECRET", "PASSWORD"), 6
 
 
 class UndeliveredWarning(UserWarning):
@@ -45,7 +55,9 @@ class Run:
         self._price = price_per_hour
         self._journal = journal
         self._pid = os.getpid()
-        self._began = time.monotonic()
+        # A process that was started for the run has worked on it since it began to import.
+        self._spent: dict[str, float] = {} if owned else json.loads(os.environ.get(SPENT) or "{}")
+        self._began = time.monotonic() - (_age_s() if self._spent else 0.0)
         self._recorder: _highroad.Recorder | None = _highroad.Recorder.start(journal, tracking_uri, run_id, system_metrics)
         atexit.register(self.end, "FAILED")
 
@@ -53,6 +65,9 @@ class Run:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        code = getattr(error, "code", None)
+        if error is not None and (not isinstance(error, SystemExit) or isinstance(code, str)) and self._recorder is not None:
+            self.set_tags({ERROR_TAG: _told(error)})
         stopped = isinstance(error, (KeyboardInterrupt, SystemExit)) and getattr(error, "code", 1) not in (None, 0)
         self.end("KILLED" if stopped else "FAILED" if kind and kind is not SystemExit else "FINISHED")
 
@@ -105,10 +120,10 @@ class Run:
         if recorder is None or os.getpid() != self._pid:
             return
         atexit.unregister(self.end)
-        seconds = time.monotonic() - self._began
+        seconds = time.monotonic() - self._began + self._spent.get("seconds", 0.0)
         tags = {"highroad.duration_seconds": f"{seconds:.3f}"}
         if (energy := recorder.energy_joules()) is not None:
-            tags["highroad.energy_joules"] = f"{energy:.1f}"
+            tags["highroad.energy_joules"] = f"{energy + self._spent.get('joules', 0.0):.1f}"
         if self._price is not None:
             tags["highroad.cost_estimate"] = f"{self._price * seconds / 3600:.6f}"
         recorder.set_tags(list(tags.items()))
@@ -166,6 +181,44 @@ def sync_runs(journal: str | os.PathLike[str] | None = None, *, patience_s: floa
     root = Path(journal or os.environ.get(JOURNAL) or Path(".highroad") / "journal")
     keys = ("run_id", "journal", "n_refused", "trouble")
     return [dict(zip(keys, outcome, strict=True)) for outcome in _highroad.sync_runs(root, patience_s)]
+
+
+def end_abandoned() -> None:
+    """Ends the run of this environment as killed: the command that opened it is gone, and nobody else will."""
+    if not (run_id := os.environ.get(RUN_ID)) or not (uri := os.environ.get(URI)):
+        return
+    address = urlsplit(uri)
+    if address.hostname in ("127.0.0.1", "localhost"):
+        # A server inside the killed command has gone with it; the next one there ends the run.
+        try:
+            socket.create_connection((address.hostname, address.port or 80), timeout=1).close()
+        except OSError:
+            return
+    root = Path(os.environ.get(JOURNAL) or Path(".highroad") / "journal")
+    recorder = _highroad.Recorder.start(root, uri.rstrip("/"), run_id, None)
+    recorder.set_tags([(ERROR_TAG, "the `highroad` command that started it was killed")])
+    recorder.end("KILLED", _now_ms())
+    recorder.close(PATIENCE_S)
+
+
+def _told(error: BaseException) -> str:
+    """Kind and text of an error, bounded, without the values of secret variables."""
+    text = str(error) if isinstance(error, SystemExit) else f"{type(error).__name__}: {error}".removesuffix(": ")
+    for name, value in os.environ.items():
+        if len(value) >= _LEAST_HIDDEN and any(part in name.upper() for part in _SECRETS):
+            text = text.replace(value, "***")
+    return text[:MAX_ERROR_CHARS]
+
+
+def _age_s() -> float:
+    """Seconds since this process was started; 0 where the system does not tell."""
+    try:
+        # The name of the program, in parentheses, may hold spaces.
+        fields = Path("/proc/self/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        started = int(fields[19]) / os.sysconf("SC_CLK_TCK")
+        return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - started)
+    except (OSError, ValueError, IndexError, AttributeError):
+        return 0.0
 
 
 def _number(key: str, value: Any) -> float:

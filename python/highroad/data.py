@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from . import _highroad
-from ._highroad import DataFault as DataError
+from ._highroad import DataError
 
 __all__ = ["BadRecord", "DataError", "Loader"]
 

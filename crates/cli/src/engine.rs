@@ -9,7 +9,7 @@ use tokio::process::Command;
 
 use crate::repo::Python;
 use crate::resolve::Home;
-use crate::training::{Launch, RENDEZVOUS_PORT};
+use crate::training::{Launch, RENDEZVOUS_PORT, SPENT, Spent};
 
 /// Where a training may run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -72,22 +72,27 @@ pub struct Job {
 type Variables = Vec<(&'static str, String)>;
 
 impl EngineArgs {
-    /// The job that trains `launch` on `engine`, in the run `run_id` of the tracking server at `tracking_uri`.
+    /// The job that trains `launch` on `engine`, in the run that was opened at the tracking server at `tracking_uri`, and after what its
+    /// earlier starts took.
     pub fn job(
         &self,
         engine: Engine,
         launch: &Launch,
         python: &Python,
         tracking_uri: &str,
-        run_id: Option<&str>,
+        opened: Option<(&str, &Spent)>,
     ) -> anyhow::Result<Job> {
         if launch.output.is_relative() {
             bail!("a cluster needs an --output that begins with `/`: a directory that all its machines share");
         }
         let mut variables = launch.variables()?;
         variables.push(("MLFLOW_TRACKING_URI", tracking_uri.to_owned()));
-        variables.extend(run_id.map(|run_id| ("MLFLOW_RUN_ID", run_id.to_owned())));
-        let name = format!("highroad-{}", run_id.and_then(|id| id.get(..12)).unwrap_or("job"));
+        variables.extend(
+            opened
+                .into_iter()
+                .flat_map(|(run_id, spent)| [("MLFLOW_RUN_ID", run_id.to_owned()), (SPENT, spent.told())]),
+        );
+        let name = format!("highroad-{}", opened.and_then(|(id, _)| id.get(..12)).unwrap_or("job"));
         match engine {
             Engine::Ray => self.ray(launch, python, &variables),
             Engine::Kubernetes => self.kubernetes(launch, &name, &variables),
@@ -266,7 +271,9 @@ mod tests {
             ..Launch::new("train.py")
         };
         let on = engine.on.expect("an engine");
-        engine.job(on, &launch, &Python::at("/env/bin/python".into()), "http://track:5000", Some("0123456789abcdef"))
+        let spent = Spent::default();
+        let opened = Some(("0123456789abcdef", &spent));
+        engine.job(on, &launch, &Python::at("/env/bin/python".into()), "http://track:5000", opened)
     }
 
     #[test]

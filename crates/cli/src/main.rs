@@ -177,7 +177,7 @@ fn main() -> ExitCode {
         if error.chain().len() == 1 && error.downcast_ref().is_some_and(out::is_left) {
             return ExitCode::from(out::NOBODY_READS);
         }
-        eprintln!("error: {}", describe(&error));
+        out::tell(&format!("error: {}", describe(&error)));
         ExitCode::from(USAGE_OR_ENVIRONMENT)
     })
 }

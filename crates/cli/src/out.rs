@@ -25,6 +25,11 @@ pub fn line(line: Arguments<'_>) {
     }
 }
 
+/// Prints a line on stderr for a person, where one still reads: `eprintln!` would end what goes on without.
+pub fn tell(line: &str) {
+    _ = writeln!(io::stderr(), "{line}");
+}
+
 /// Whether the reader of a pipe has left.
 pub fn is_left(error: &io::Error) -> bool {
     error.kind() == ErrorKind::BrokenPipe

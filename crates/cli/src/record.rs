@@ -7,6 +7,7 @@ use highroad_package::Digest;
 use highroad_package::registry::Run;
 use serde::Serialize;
 
+use crate::out::tell;
 use crate::repo::{GitState, Installed, Python, file_digest};
 use crate::standard::{self, Standard};
 
@@ -16,6 +17,18 @@ pub const ENVIRONMENT_TAG: &str = "highroad.environment";
 pub const COMMAND_TAG: &str = "highroad.command";
 /// Tag: the arguments of `highroad train` as a JSON list.
 pub const ARGUMENTS_TAG: &str = "highroad.arguments";
+/// Tag: the options of the script at the last start as JSON; parameters hold those of the first.
+pub const OPTIONS_TAG: &str = "highroad.options";
+/// Tag: what each start before the last was, as a JSON list; absent where there was one.
+pub const EARLIER_TAG: &str = "highroad.earlier_starts";
+/// Tag: seconds that the run's processes lived, over all its starts.
+pub const DURATION_TAG: &str = "highroad.duration_seconds";
+/// Tag: what those seconds cost at the declared price of an hour.
+pub const COST_TAG: &str = "highroad.cost_estimate";
+/// Tag: joules that the machine took meanwhile, where it tells.
+pub const ENERGY_TAG: &str = "highroad.energy_joules";
+/// Tag: why the run failed.
+pub const ERROR_TAG: &str = "highroad.error";
 /// Tag: commit of the code.
 pub const COMMIT_TAG: &str = "mlflow.source.git.commit";
 /// Tag: digest of the changes that were not committed.
@@ -43,6 +56,8 @@ pub const DIFF_FILE: &str = "highroad/code.diff";
 /// Artifact: every installed package, Python, and the build of torch.
 pub const ENVIRONMENT_FILE: &str = "highroad/environment.json";
 
+/// Tags that a later start of the same run may change, besides those of the machine.
+const OF_A_START: [&str; 6] = [ARGUMENTS_TAG, COMMIT_TAG, DIFF_TAG, UNTRACKED_TAG, ENVIRONMENT_TAG, THREADS_TAG];
 /// Longest tag value that MLflow keeps.
 const MAX_TAG_CHARS: usize = 8000;
 /// Largest change that is kept beside a run.
@@ -116,16 +131,13 @@ impl Record {
             self.tag(PREFIX_TAG, &*git.prefix);
         }
         if !git.untracked.is_empty() {
-            eprintln!(
-                "warning: {} untracked files are not recorded, first `{}`",
-                git.untracked.len(),
-                git.untracked[0]
-            );
+            let (n_files, first) = (git.untracked.len(), &git.untracked[0]);
+            tell(&format!("warning: {n_files} untracked files are not recorded, first `{first}`"));
             self.tag(UNTRACKED_TAG, git.untracked.join("\n"));
         }
         if let Some(diff) = git.is_dirty.then(|| GitState::diff(root)).flatten() {
             if diff.len() > MAX_DIFF_BYTES {
-                eprintln!("warning: the changes that are not committed are larger than 16 MiB and are not recorded");
+                tell("warning: the changes that are not committed are larger than 16 MiB and are not recorded");
                 return;
             }
             self.tag(DIFF_TAG, Digest::of(&diff).to_string());
@@ -175,6 +187,34 @@ pub fn weights(output: &Path) -> anyhow::Result<BTreeMap<String, String>> {
     Ok(tags)
 }
 
+/// The tags that make `run` one that `record` is the last start of: what it was before is kept in a list.
+pub fn resumed(run: &Run, record: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+    let tag = |name: &str| run.tags.get(name).filter(|value| !value.is_empty());
+    let then: BTreeMap<&str, &String> = OF_A_START.iter().filter_map(|name| Some((*name, tag(name)?))).collect();
+    let mut earlier: Vec<serde_json::Value> =
+        tag(EARLIER_TAG).and_then(|list| serde_json::from_str(list).ok()).unwrap_or_default();
+    earlier.push(serde_json::json!(then));
+    let told = |earlier: &[serde_json::Value]| serde_json::json!(earlier).to_string();
+    while told(&earlier).chars().count() > MAX_TAG_CHARS && !earlier.is_empty() {
+        earlier.remove(0);
+    }
+    let mut tags = record.clone();
+    tags.insert(EARLIER_TAG.to_owned(), told(&earlier));
+    // Tags cannot be taken back in one call with others; an empty one says as much.
+    for name in OF_A_START.iter().filter(|name| tag(name).is_some()) {
+        tags.entry((*name).to_owned()).or_default();
+    }
+    tags
+}
+
+/// The script's options by name: parameters as they are at the last start.
+pub fn params(run: &Run) -> BTreeMap<String, String> {
+    let told = run.tags.get(OPTIONS_TAG).and_then(|options| serde_json::from_str(options).ok());
+    let last: BTreeMap<String, String> = told.unwrap_or_default();
+    let now = |(name, first): (&String, &String)| (name.clone(), last.get(name).unwrap_or(first).clone());
+    run.params.iter().map(now).collect()
+}
+
 /// The tags of `run` that begin with `prefix`, by the rest of their names.
 pub fn tagged(run: &Run, prefix: &str) -> BTreeMap<String, String> {
     let named = run.tags.iter().filter_map(|(key, value)| Some((key.strip_prefix(prefix)?.to_owned(), value.clone())));
@@ -215,6 +255,26 @@ mod tests {
         std::fs::write(dir.path().join("checkpoint.pt"), b"other").expect("written");
         let expected = [("highroad.weights.model.safetensors".to_owned(), Digest::of(b"weights").to_string())];
         assert_eq!(weights(dir.path()).expect("readable"), BTreeMap::from(expected));
+    }
+
+    #[test]
+    fn a_resumed_run_is_what_it_was_at_last_and_keeps_what_it_was_before() {
+        let run = |tags: &BTreeMap<String, String>| {
+            let tags: Vec<_> =
+                tags.iter().map(|(key, value)| serde_json::json!({"key": key, "value": value})).collect();
+            let info = serde_json::json!({"run_id": "7f", "status": "FINISHED"});
+            Run::parse(serde_json::json!({"info": info, "data": {"tags": tags}})).expect("a run")
+        };
+        let start = |arguments: &str, diff: Option<&str>| {
+            let mut tags = BTreeMap::from([(ARGUMENTS_TAG.to_owned(), arguments.to_owned())]);
+            tags.extend(diff.map(|diff| (DIFF_TAG.to_owned(), diff.to_owned())));
+            tags
+        };
+        let second = resumed(&run(&start("[20]", Some("sha256:1"))), &start("[40]", None));
+        assert_eq!((second[ARGUMENTS_TAG].as_str(), second[DIFF_TAG].as_str()), ("[40]", ""));
+        let third = resumed(&run(&second), &start("[60]", None));
+        let earlier: Vec<BTreeMap<String, String>> = serde_json::from_str(&third[EARLIER_TAG]).expect("a list");
+        assert_eq!(earlier, [start("[20]", Some("sha256:1")), start("[40]", None)]);
     }
 
     #[test]

@@ -58,6 +58,7 @@ pub struct Model {
     /// Name in the registry.
     pub name: String,
     /// Which starter this repo follows, such as `classifier`.
+    #[schemars(extend("enum" = crate::commands::new::Kind::names()))]
     pub kind: String,
     /// Who answers for the model: a team or an address.
     pub owner: String,

@@ -1,16 +1,20 @@
 //! Which tracking server a command speaks to, and the one it starts itself where none is configured.
 
+use std::collections::BTreeMap;
+use std::fs::TryLockError;
 use std::future::Future;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use anyhow::Context as _;
-use highroad_package::registry::{Credentials, RegistryClient};
+use anyhow::{Context as _, bail};
+use highroad_package::registry::{Credentials, RegistryClient, RunStatus};
 use highroad_service::{Bound, Shell};
 use highroad_track::{Artifacts, Database, Setup, Tracker, Transfers};
 
+use crate::record::ERROR_TAG;
 use crate::resolve::Home;
+use crate::training::now_ms;
 
 /// Where runs and models are tracked.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -41,8 +45,11 @@ pub fn client(args: &TrackingArgs) -> anyhow::Result<Tracking> {
     let (uri, embedded) = match configured_uri(args)? {
         Some(uri) => (uri, None),
         None => {
-            let (address, embedded) = runtime.block_on(Embedded::start(Home::find().path()))?;
-            (format!("http://{address}"), Some(embedded))
+            let home = Home::find();
+            let (address, embedded) = runtime.block_on(Embedded::start(home.path()))?;
+            let uri = format!("http://{address}");
+            runtime.block_on(end_abandoned(&RegistryClient::new(&uri)?, home.path()));
+            (uri, Some(embedded))
         }
     };
     let client = RegistryClient::new(&uri)?.with_credentials(credentials());
@@ -109,6 +116,82 @@ impl Embedded {
             }
         });
         Ok((address, Self { tracker, stop: Some(stop), server }))
+    }
+}
+
+/// Held while this process answers for a run: a lock that the system drops when the process dies, however it does.
+///
+/// A server inside a killed process cannot end its run, so the next one here does.
+pub struct Held {
+    run_id: String,
+    path: PathBuf,
+    _lock: std::fs::File,
+}
+
+/// Folder of the home that holds a locked file for each run that a process here answers for.
+const HELD: &str = "running";
+
+impl Held {
+    /// Answers for a run from here on.
+    pub fn take(run_id: &str) -> anyhow::Result<Self> {
+        Self::take_in(Home::find().path(), run_id)
+    }
+
+    /// The run.
+    pub fn run_id(&self) -> &str {
+        &self.run_id
+    }
+
+    fn take_in(home: &Path, run_id: &str) -> anyhow::Result<Self> {
+        let folder = home.join(HELD);
+        let context = || format!("cannot note in {} that a run is under way", folder.display());
+        std::fs::create_dir_all(&folder).with_context(context)?;
+        let path = folder.join(run_id);
+        if let Ok(other) = std::fs::File::open(&path)
+            && let Err(TryLockError::WouldBlock) = other.try_lock()
+        {
+            bail!("another process trains run {run_id} at this moment");
+        }
+        // It has its name only once it is locked: without a lock it is one of a process that is gone.
+        let unnamed = folder.join(format!(".{run_id}"));
+        let lock = std::fs::File::create(&unnamed).with_context(context)?;
+        lock.lock().with_context(context)?;
+        std::fs::rename(&unnamed, &path).with_context(context)?;
+        Ok(Self { run_id: run_id.to_owned(), path, _lock: lock })
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// Ends the runs whose processes are gone; what cannot be ended now is left to the next.
+async fn end_abandoned(client: &RegistryClient, home: &Path) {
+    for entry in std::fs::read_dir(home.join(HELD)).into_iter().flatten().flatten() {
+        let Ok(file) = std::fs::File::open(entry.path()) else { continue };
+        let Some(run_id) = entry
+            .file_name()
+            .to_str()
+            .map(str::to_owned)
+            .filter(|name| !name.starts_with('.') && file.try_lock().is_ok())
+        else {
+            continue;
+        };
+        match client.get_run(&run_id).await {
+            Ok(run) if run.status == RunStatus::Running => {
+                let error = "the command that trained it was killed".to_owned();
+                let tags = BTreeMap::from([(ERROR_TAG.to_owned(), error)]);
+                let told = client.tag_run(&run_id, &tags).await;
+                if told.is_err() || client.update_run(&run_id, RunStatus::Killed, Some(now_ms())).await.is_err() {
+                    continue;
+                }
+            }
+            // It ended, or is tracked elsewhere, where its own process told of it.
+            _ => {}
+        }
+        _ = std::fs::remove_file(entry.path());
     }
 }
 
@@ -203,6 +286,8 @@ pub fn credentials() -> Option<Credentials> {
 
 #[cfg(test)]
 mod tests {
+    use highroad_package::registry::NewRun;
+
     use super::*;
 
     #[test]
@@ -215,6 +300,26 @@ mod tests {
         assert_eq!(uri_of_standard(dir.path()).unwrap(), None);
         std::fs::write(&path, "[tracking]\nuri = \"http://b\"\n").unwrap();
         assert_eq!(uri_of_standard(dir.path()).unwrap().as_deref(), Some("http://b"));
+    }
+
+    #[test]
+    fn a_run_whose_process_is_gone_is_ended_by_the_next() {
+        let dir = tempfile::tempdir().unwrap();
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let (address, embedded) = runtime.block_on(Embedded::start(dir.path())).unwrap();
+        let client = RegistryClient::new(&format!("http://{address}")).unwrap();
+        let tracking = Tracking { runtime, client, embedded: Some(embedded) };
+        let client = tracking.client();
+        let status = |id: &str| tracking.block_on(client.get_run(id)).unwrap().status;
+        let new = NewRun { experiment: "e".into(), start_ms: now_ms(), ..NewRun::default() };
+        let [held, gone] = [(), ()].map(|()| tracking.block_on(client.create_run(&new)).unwrap());
+        let lives = Held::take_in(dir.path(), &held).unwrap();
+        assert!(Held::take_in(dir.path(), &held).is_err());
+        // As a killed process leaves it.
+        std::fs::write(dir.path().join(HELD).join(&gone), "").unwrap();
+        tracking.block_on(end_abandoned(client, dir.path()));
+        assert_eq!((status(&held), status(&gone)), (RunStatus::Running, RunStatus::Killed));
+        assert!(!dir.path().join(HELD).join(&gone).exists() && lives.path.exists());
     }
 
     #[test]

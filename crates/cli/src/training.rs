@@ -1,24 +1,41 @@
 //! Starting a training script under torchrun, tracked, and what is recorded about it.
 
 use std::collections::BTreeMap;
-use std::io::IsTerminal as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{ExitCode, ExitStatus, Stdio};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, bail};
-use highroad_package::registry::{NewRun, RegistryClient, RunStatus};
+use highroad_package::registry::{NewRun, RegistryClient, Run, RunStatus};
+use highroad_torch::without_secrets;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncBufReadExt as _, BufReader};
-use tokio::process::{Child, Command};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
+use tokio::process::{Child, ChildStderr, Command};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::engine::{Engine, EngineArgs};
+use crate::out::tell;
 use crate::record::{self, Record, Started};
 use crate::repo::{GitState, PROVENANCE, Python};
 use crate::standard::{FOR_SCRIPTS, Standard};
+use crate::tracking::Held;
 
+/// What is started in place of `python -m torch.distributed.run`: the same, and it ends with this process.
+const LAUNCH: &str = include_str!("launch.py");
+/// Variable that tells a script what the earlier starts of its run took; `highroad.run` adds to it.
+pub const SPENT: &str = "HIGHROAD_SPENT";
+/// How much of the end of a script's stderr is looked through for the reason of a failure.
+const MAX_SAID_BYTES: usize = 64 << 10;
+/// Longest reason that a run records, and how many lines it takes where there is no traceback.
+const MAX_ERROR_CHARS: usize = 2000;
+const LAST_LINES: usize = 5;
+/// How torchrun tells of the process that failed.
+const FAILED: &str = "failed (exitcode: ";
+/// How long the end of a script's stderr is waited for when it has ended.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 /// Port of the rendezvous where its endpoint names none; torchrun's own.
 pub const RENDEZVOUS_PORT: u16 = 29500;
 
@@ -124,19 +141,19 @@ impl Launch {
     /// The same with another interpreter than the repo's own.
     pub async fn train_with(&self, python: &Python, client: &RegistryClient) -> anyhow::Result<Trained> {
         let standard = Standard::load(&self.root)?;
-        if !self.root.join(&self.script).is_file() {
-            bail!("there is no `{}` here", self.script.display());
+        if let Some(asked) = self.check(python)? {
+            return Ok(asked);
         }
         let command = self.command_line()?;
-        let run_id = match self.processes.is_first_node() {
+        let opened = match self.processes.is_first_node() {
             true => Some(self.open_run(client, &standard, python, &command).await?),
             false => None,
         };
-        let status = watch(self.start(python, &command, run_id.as_deref(), client.uri())?).await?;
-        if let Some(run_id) = &run_id {
-            self.close_run(client, run_id, status).await?;
-        }
-        Ok(Trained { run_id, status })
+        let ended = match self.start(python, &command, opened.as_ref(), client.uri()) {
+            Ok(child) => watch(child).await,
+            Err(error) => Err(error),
+        };
+        self.close(client, opened, ended).await
     }
 
     /// Opens a run and hands the training over to an engine's client; waits where the client does.
@@ -147,24 +164,42 @@ impl Launch {
         client: &RegistryClient,
     ) -> anyhow::Result<Trained> {
         let (standard, python) = (Standard::load(&self.root)?, Python::find(&self.root)?);
+        if let Some(asked) = self.check(&python)? {
+            return Ok(asked);
+        }
         // What cannot be written is refused before a run is opened.
         let job = args.job(engine, self, &python, client.uri(), None)?;
-        let run_id = self.open_run(client, &standard, &python, &[job.client_line()]).await?;
-        let described = args.job(engine, self, &python, client.uri(), Some(&run_id))?;
-        let mut command = described.command(&run_id)?;
-        command.stdout(Stdio::piped()).stdin(Stdio::null()).kill_on_drop(true);
+        let opened = self.open_run(client, &standard, &python, &[job.client_line()]).await?;
+        let described = args.job(engine, self, &python, client.uri(), Some((&opened.run_id, &opened.spent)))?;
+        let mut command = described.command(&opened.run_id)?;
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).stdin(Stdio::null()).kill_on_drop(true);
         let started = command.spawn().with_context(|| format!("cannot start {}", job.client_name()));
-        let status = match started {
-            Ok(child) => watch(child).await?,
-            Err(error) => {
-                client.update_run(&run_id, RunStatus::Failed, Some(now_ms())).await?;
-                return Err(error);
-            }
+        let ended = match started {
+            Ok(child) => watch(child).await,
+            Err(error) => Err(error),
         };
-        if job.waits || !status.success() {
-            self.close_run(client, &run_id, status).await?;
+        if let (false, Ok(Ended { status, .. })) = (job.waits, &ended)
+            && status.success()
+        {
+            client.tag_run(&opened.run_id, &opened.record.tags).await?;
+            return Ok(Trained { run_id: Some(opened.run_id), status: *status });
         }
-        Ok(Trained { run_id: Some(run_id), status })
+        self.close(client, Some(opened), ended).await
+    }
+
+    /// Errors if there is no script here or it would not take its options; `Some` if it was asked for its help, and has given it.
+    ///
+    /// Only scripts that take their options through `highroad.training` can be asked without starting them.
+    fn check(&self, python: &Python) -> anyhow::Result<Option<Trained>> {
+        if !self.root.join(&self.script).is_file() {
+            bail!("there is no `{}` here", self.script.display());
+        }
+        let told = check_options(python, &self.root, &self.script_line())?;
+        if told.is_empty() {
+            return Ok(None);
+        }
+        crate::outln!("{}", told.trim_end());
+        Ok(Some(Trained { run_id: None, status: ExitStatus::default() }))
     }
 
     /// The run that weights in `output` belong to, or a new one with its record.
@@ -174,74 +209,104 @@ impl Launch {
         standard: &Standard,
         python: &Python,
         command: &[String],
-    ) -> anyhow::Result<String> {
+    ) -> anyhow::Result<Opened> {
         let git = GitState::of(&self.root);
         if git.as_ref().is_none_or(|git| git.commit.is_none()) {
-            eprintln!("warning: no git commit here: the run and its package will not name their code");
+            tell("warning: no git commit here: the run and its package will not name their code");
         }
-        let output = self.root.join(&self.output);
-        let resumed = if self.resume { TrainedBy::read(&output)? } else { None };
-        let run_id = match resumed {
-            Some(trained) => {
-                client.update_run(&trained.run_id, RunStatus::Running, None).await?;
-                trained.run_id
-            }
-            None => self.new_run(client, standard, python, command).await?,
-        };
-        let git_commit = git.as_ref().and_then(GitState::described);
-        TrainedBy { run_id: run_id.clone(), git_commit, command: command.join(" ") }.write(&output)?;
-        Ok(run_id)
-    }
-
-    async fn new_run(
-        &self,
-        client: &RegistryClient,
-        standard: &Standard,
-        python: &Python,
-        command: &[String],
-    ) -> anyhow::Result<String> {
         let arguments = self.arguments();
         let started = Started { command: &command.join(" "), arguments: &arguments, n_threads: self.n_threads() };
         let mut record = Record::of(&self.root, standard, python, &started)?;
-        record.tags.extend(self.tags.clone());
-        let experiment = standard.experiment().to_owned();
-        let new = NewRun { experiment, name: self.name.clone(), start_ms: now_ms(), tags: record.tags };
-        let run_id = client.create_run(&new).await?;
-        let run = client.get_run(&run_id).await?;
-        for (path, content) in record.files {
-            if let Err(error) = client.put_run_file(&run, &path, content).await {
-                eprintln!("warning: {}", crate::describe(&error.into()));
-                break;
+        let output = self.root.join(&self.output);
+        let resumed = if self.resume { TrainedBy::read(&output)? } else { None };
+        let (held, before, spent) = match resumed {
+            Some(trained) => {
+                let held = Held::take(&trained.run_id)?;
+                let run = client.get_run(&trained.run_id).await?;
+                client.update_run(&run.id, RunStatus::Running, None).await?;
+                record.tags = record::resumed(&run, &record.tags);
+                let had_failed = run.tags.contains_key(record::ERROR_TAG);
+                let before = Before { status: run.status, end_ms: run.end_ms, had_failed, trained };
+                (held, Some(before), Spent::of(&run))
             }
-        }
+            None => {
+                record.tags.extend(self.tags.clone());
+                (Held::take(&self.new_run(client, standard, &record).await?)?, None, Spent::default())
+            }
+        };
+        let run_id = held.run_id().to_owned();
+        let git_commit = git.as_ref().and_then(GitState::described);
+        let since = TrainedBy { run_id: run_id.clone(), git_commit, command: command.join(" ") }.write(&output)?;
+        let price = standard.tracking.price_per_hour;
+        Ok(Opened { run_id, record, before, spent, price, since, began: Instant::now(), _held: held })
+    }
+
+    async fn new_run(&self, client: &RegistryClient, standard: &Standard, record: &Record) -> anyhow::Result<String> {
+        let experiment = standard.experiment().to_owned();
+        let new = NewRun { experiment, name: self.name.clone(), start_ms: now_ms(), tags: record.tags.clone() };
+        let run_id = client.create_run(&new).await?;
+        put_files(client, &run_id, record).await?;
         Ok(run_id)
     }
 
-    async fn close_run(&self, client: &RegistryClient, run_id: &str, status: ExitStatus) -> anyhow::Result<()> {
+    /// Ends the run as its script ended. A resume that its script refused before it wrote anything leaves the run as it was.
+    async fn close(
+        &self,
+        client: &RegistryClient,
+        opened: Option<Opened>,
+        ended: anyhow::Result<Ended>,
+    ) -> anyhow::Result<Trained> {
+        let Some(opened) = opened else { return Ok(Trained { run_id: None, status: ended?.status }) };
         let output = self.root.join(&self.output);
-        // A cluster's output may be out of this machine's reach.
-        if status.success() && output.is_dir() {
-            client.tag_run(run_id, &record::weights(&output)?).await?;
+        let (status, error) = match &ended {
+            Ok(Ended { status, .. }) if status.success() => (RunStatus::Finished, String::new()),
+            Ok(ended) => (ended_as(ended.status), ended.reason()),
+            Err(error) => (RunStatus::Failed, without_secrets(&crate::describe(error))),
+        };
+        if let Some(before) = &opened.before
+            && status != RunStatus::Finished
+            && before.status != RunStatus::Running
+            && !is_written_since(&output, opened.since)
+        {
+            before.trained.write(&output)?;
+            client.update_run(&opened.run_id, before.status, before.end_ms).await?;
+            return Ok(Trained { run_id: Some(opened.run_id), status: ended?.status });
         }
-        client.update_run(run_id, ended_as(status), Some(now_ms())).await?;
-        Ok(())
+        let mut tags = opened.spent.tags(opened.began.elapsed(), opened.price);
+        // A tag cannot be taken back: an empty one tells that a later start went well.
+        if !error.is_empty() || opened.before.as_ref().is_some_and(|before| before.had_failed) {
+            tags.insert(record::ERROR_TAG.to_owned(), error);
+        }
+        if opened.before.is_some() {
+            tags.extend(opened.record.tags.clone());
+            put_files(client, &opened.run_id, &opened.record).await?;
+        }
+        // A cluster's output may be out of this machine's reach.
+        if status == RunStatus::Finished && output.is_dir() {
+            tags.extend(record::weights(&output)?);
+        }
+        client.tag_run(&opened.run_id, &tags).await?;
+        client.update_run(&opened.run_id, status, Some(now_ms())).await?;
+        Ok(Trained { run_id: Some(opened.run_id), status: ended?.status })
     }
 
     fn start(
         &self,
         python: &Python,
         command: &[String],
-        run_id: Option<&str>,
+        opened: Option<&Opened>,
         tracking_uri: &str,
     ) -> anyhow::Result<Child> {
         let mut child = Command::new(python.path());
-        child.args(&command[1..]).current_dir(&self.root);
-        if let Some(run_id) = run_id {
-            child.env("MLFLOW_TRACKING_URI", tracking_uri).env("MLFLOW_RUN_ID", run_id);
+        // In place of `-m torch.distributed.run`.
+        child.args(["-c", LAUNCH]).args(&command[3..]).current_dir(&self.root);
+        if let Some(opened) = opened {
+            child.env("MLFLOW_TRACKING_URI", tracking_uri).env("MLFLOW_RUN_ID", &opened.run_id);
+            child.env(SPENT, opened.spent.told());
         }
         child.envs(self.variables()?);
         // The script's prints are for people; stdout of this command is the run id.
-        child.stdout(Stdio::piped()).stdin(Stdio::null()).kill_on_drop(true);
+        child.stdout(Stdio::piped()).stderr(Stdio::piped()).stdin(Stdio::piped()).kill_on_drop(true);
         child.spawn().with_context(|| format!("cannot start {}", python.path().display()))
     }
 
@@ -294,6 +359,94 @@ impl Launch {
     }
 }
 
+/// A run that this command has opened.
+struct Opened {
+    run_id: String,
+    record: Record,
+    /// What it was, where it is resumed.
+    before: Option<Before>,
+    spent: Spent,
+    /// Of an hour.
+    price: Option<f64>,
+    /// When `output` was told whose it is; what is written there later, the script has written.
+    since: SystemTime,
+    began: Instant,
+    _held: Held,
+}
+
+struct Before {
+    status: RunStatus,
+    end_ms: Option<i64>,
+    had_failed: bool,
+    trained: TrainedBy,
+}
+
+/// What the earlier starts of a run took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Spent {
+    seconds: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    joules: Option<f64>,
+}
+
+impl Spent {
+    fn of(run: &Run) -> Self {
+        let is_amount = |amount: &f64| amount.is_finite() && *amount >= 0.0;
+        let number = |tag: &str| run.tags.get(tag)?.parse().ok().filter(is_amount);
+        Self { seconds: number(record::DURATION_TAG).unwrap_or(0.0), joules: number(record::ENERGY_TAG) }
+    }
+
+    /// The value of [`SPENT`].
+    pub fn told(&self) -> String {
+        serde_json::json!(self).to_string()
+    }
+
+    /// The run's tags after another start that took `more`.
+    fn tags(&self, more: Duration, price: Option<f64>) -> BTreeMap<String, String> {
+        let seconds = self.seconds + more.as_secs_f64();
+        let cost = price.map(|price| (record::COST_TAG.to_owned(), format!("{:.6}", price * seconds / 3600.0)));
+        [(record::DURATION_TAG.to_owned(), format!("{seconds:.3}"))].into_iter().chain(cost).collect()
+    }
+}
+
+/// What a training script would say to its options, `line` being the script and they: its help, if that is asked for, else nothing.
+///
+/// Errors if it would refuse them.
+pub fn check_options(python: &Python, root: &Path, line: &[String]) -> anyhow::Result<String> {
+    let mut asked = python.command();
+    asked.args(["-m", "highroad._options"]).args(line).current_dir(root).stdin(Stdio::null());
+    if let Some(standard) = Standard::find(root)? {
+        asked.env(FOR_SCRIPTS, standard.for_scripts()?);
+    }
+    let output = asked.output().with_context(|| format!("cannot start {}", python.path().display()))?;
+    // Any other code is of a Python that lacks the package, and the script itself tells what it lacks.
+    if output.status.code() == Some(i32::from(crate::USAGE_OR_ENVIRONMENT)) {
+        bail!("{}", String::from_utf8_lossy(&output.stderr).trim_end());
+    }
+    Ok(if output.status.success() { String::from_utf8_lossy(&output.stdout).into_owned() } else { String::new() })
+}
+
+async fn put_files(client: &RegistryClient, run_id: &str, record: &Record) -> anyhow::Result<()> {
+    let run = client.get_run(run_id).await?;
+    for (path, content) in &record.files {
+        if let Err(error) = client.put_run_file(&run, path, content.clone()).await {
+            tell(&format!("warning: {}", crate::describe(&error.into())));
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Whether a file below `folder`, besides the one that tells whose it is, was written after `since`.
+fn is_written_since(folder: &Path, since: SystemTime) -> bool {
+    let Ok(entries) = std::fs::read_dir(folder) else { return false };
+    entries.flatten().any(|entry| match entry.file_type() {
+        Ok(kind) if kind.is_dir() => is_written_since(&entry.path(), since),
+        _ if entry.file_name() == PROVENANCE => false,
+        _ => entry.metadata().and_then(|data| data.modified()).is_ok_and(|modified| modified > since),
+    })
+}
+
 fn ended_as(status: ExitStatus) -> RunStatus {
     match status.code() {
         Some(0) => RunStatus::Finished,
@@ -331,28 +484,63 @@ impl TrainedBy {
         }
     }
 
-    fn write(&self, output: &Path) -> anyhow::Result<()> {
+    /// Gives when that was, by the clock of the file system.
+    fn write(&self, output: &Path) -> anyhow::Result<SystemTime> {
         std::fs::create_dir_all(output)?;
         let mut file = tempfile::NamedTempFile::new_in(output)?;
         serde_json::to_writer_pretty(&mut file, self)?;
-        file.persist(output.join(PROVENANCE))?;
-        Ok(())
+        let file = file.persist(output.join(PROVENANCE))?;
+        Ok(file.metadata()?.modified()?)
+    }
+}
+
+/// How a script ended, and the last it wrote to stderr.
+struct Ended {
+    status: ExitStatus,
+    said: Vec<u8>,
+}
+
+impl Ended {
+    /// Why, as far as its last words tell: a traceback, or else some lines. Bounded, and without the values of secret variables.
+    fn reason(&self) -> String {
+        let said = String::from_utf8_lossy(&self.said);
+        let is_torchrun = |line: &&str| line.contains("torch/distributed/elastic/");
+        // After the line that names the process which failed torchrun tells of itself.
+        let lines = said.lines().take_while(|line| !line.contains(FAILED));
+        let lines: Vec<&str> = lines.filter(|line| !is_torchrun(line) && !line.trim().is_empty()).collect();
+        let last_words = lines.iter().rposition(|line| line.contains("Traceback (most recent call last)"));
+        let told = lines[last_words.unwrap_or(lines.len().saturating_sub(LAST_LINES))..].join("\n");
+        let ended_by = said.lines().find_map(|line| line.split_once(FAILED)?.1.strip_prefix('-')?.split(')').next());
+        let how = match (self.status.signal(), ended_by) {
+            (Some(signal), _) => format!("stopped by signal {signal}"),
+            (None, Some(signal)) => format!("the script was ended by signal {signal}"),
+            (None, None) => format!("exit code {}", self.status.code().unwrap_or(1)),
+        };
+        let told = if told.is_empty() || self.status.signal().is_some() { how } else { told };
+        let told = without_secrets(&told);
+        // The end of a traceback says what is wrong.
+        let excess = told.chars().count().saturating_sub(MAX_ERROR_CHARS);
+        told.chars().skip(excess).collect()
     }
 }
 
 /// Shows the script's output until it ends; SIGTERM and SIGINT go on to it, so that it can save where it is.
 ///
-/// A script that fails after such a signal ended by it: torchrun itself ends with 1 then.
-async fn watch(mut child: Child) -> anyhow::Result<ExitStatus> {
+/// A script that fails after such a signal ended by it: torchrun itself ends with 1 then. Where nobody reads the output any more,
+/// the training goes on.
+async fn watch(mut child: Child) -> anyhow::Result<Ended> {
     let pid = child.id().and_then(|pid| rustix::process::Pid::from_raw(pid.cast_signed()));
-    let mut lines = BufReader::new(child.stdout.take().context("the script's output is piped")?).lines();
+    // `wait` would close it, and what is started here ends with it.
+    let _alive = child.stdin.take();
+    let mut lines = BufReader::new(child.stdout.take().context("the script's output is piped")?).split(b'\n');
+    let errors = child.stderr.take().map(|errors| tokio::spawn(pass_on(errors)));
     let (mut terminated, mut interrupted) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let progress = Progress::new();
     let mut stopped_by = None;
     loop {
         let forwarded = tokio::select! {
-            line = lines.next_line() => match line? {
-                Some(line) => { progress.show(&line); continue }
+            line = lines.next_segment() => match line? {
+                Some(line) => { progress.show(String::from_utf8_lossy(&line).trim_end_matches('\r')); continue }
                 None => break,
             },
             _ = terminated.recv() => rustix::process::Signal::TERM,
@@ -366,10 +554,31 @@ async fn watch(mut child: Child) -> anyhow::Result<ExitStatus> {
     }
     progress.finish();
     let status = child.wait().await?;
-    Ok(match stopped_by {
+    let said = match errors {
+        // A process that the script has left behind may hold the pipe.
+        Some(errors) => {
+            tokio::time::timeout(LAST_WORDS, errors).await.map_or_else(|_| Vec::new(), Result::unwrap_or_default)
+        }
+        None => Vec::new(),
+    };
+    let status = match stopped_by {
         Some(signal) if !status.success() => ExitStatus::from_raw(signal.as_raw()),
         _ => status,
-    })
+    };
+    Ok(Ended { status, said })
+}
+
+/// Writes to stderr what a process writes to its own, as it comes, and keeps the end of it.
+async fn pass_on(mut from: ChildStderr) -> Vec<u8> {
+    let (mut said, mut block) = (Vec::new(), vec![0; 8192]);
+    while let Ok(n_bytes @ 1..) = from.read(&mut block).await {
+        // Nobody may read it any more; the training goes on.
+        _ = std::io::stderr().write_all(&block[..n_bytes]);
+        said.extend_from_slice(&block[..n_bytes]);
+        let excess = said.len().saturating_sub(MAX_SAID_BYTES);
+        said.drain(..excess);
+    }
+    said
 }
 
 /// Lines that begin `step A/B` move a bar where there is a terminal; elsewhere they are printed as they are.
@@ -390,7 +599,7 @@ impl Progress {
                 bar.set_message(message.to_owned());
             }
             (Some(bar), None) => bar.println(line),
-            (None, _) => eprintln!("{line}"),
+            (None, _) => tell(line),
         }
     }
 
@@ -429,10 +638,73 @@ mod tests {
         let status = loop {
             rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::TERM).unwrap();
             if let Ok(ended) = tokio::time::timeout(std::time::Duration::from_millis(50), &mut watching).await {
-                break ended.unwrap().unwrap();
+                break ended.unwrap().unwrap().status;
             }
         };
         assert_eq!((exit_code(status), ended_as(status)), (ExitCode::from(143), RunStatus::Killed));
+    }
+
+    fn failed(code: i32, said: &str) -> String {
+        Ended { status: ExitStatus::from_raw(code), said: said.as_bytes().to_vec() }.reason()
+    }
+
+    #[test]
+    fn a_failure_is_told_by_the_script_and_not_by_torchrun() {
+        let torchrun = "E1130 00:01:45.955000 1 torch/distributed/elastic/multiprocessing/api.py:1002] failed (exitcode: 1) \
+            local_rank: 0 (pid: 2) of binary: python\nTraceback (most recent call last):\n  File \"run.py\"\nChildFailedError:\n";
+        let script = "loading\nTraceback (most recent call last):\n  File \"train.py\", line 2\nValueError: boom\n";
+        let told = failed(1 << 8, &format!("{script}{torchrun}"));
+        assert_eq!(told, "Traceback (most recent call last):\n  File \"train.py\", line 2\nValueError: boom");
+        assert_eq!(failed(1 << 8, &format!("the loss is nan\n{torchrun}")), "the loss is nan");
+        assert_eq!(
+            failed(1 << 8, &torchrun.replace("exitcode: 1", "exitcode: -11")),
+            "the script was ended by signal 11"
+        );
+        assert_eq!((failed(15, script).as_str(), failed(3 << 8, "").as_str()), ("stopped by signal 15", "exit code 3"));
+        assert_eq!(failed(1 << 8, &"x".repeat(3000)).len(), MAX_ERROR_CHARS);
+    }
+
+    #[test]
+    fn starts_of_a_run_add_up() {
+        let first = Spent::default().tags(Duration::from_secs(10), Some(3600.0));
+        assert_eq!((first[record::DURATION_TAG].as_str(), first[record::COST_TAG].as_str()), ("10.000", "10.000000"));
+        let spent = Spent { seconds: 10.0, joules: Some(5.0) };
+        assert_eq!(spent.told(), r#"{"joules":5.0,"seconds":10.0}"#);
+        assert_eq!(spent.tags(Duration::from_secs(2), None)[record::DURATION_TAG], "12.000");
+    }
+
+    #[tokio::test]
+    async fn what_is_started_ends_when_its_pipe_closes() {
+        let python = Python::find(Path::new(".")).unwrap();
+        let module = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(module.path().join("torch/distributed")).unwrap();
+        for (name, text) in [
+            ("__init__.py", ""),
+            ("distributed/__init__.py", ""),
+            ("distributed/run.py", "import time\nprint('up')\ntime.sleep(60)\n"),
+        ] {
+            std::fs::write(module.path().join("torch").join(name), text).unwrap();
+        }
+        let mut command = Command::new(python.path());
+        command.args(["-u", "-c", LAUNCH]).env("PYTHONPATH", module.path()).env_remove("MLFLOW_RUN_ID");
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        assert_eq!(lines.next_line().await.unwrap().as_deref(), Some("up"));
+        drop(child.stdin.take());
+        let ended = tokio::time::timeout(Duration::from_secs(20), child.wait()).await.expect("it ends").unwrap();
+        assert!(!ended.success(), "{ended}");
+    }
+
+    #[test]
+    fn what_a_script_writes_is_told_from_what_was_there() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("checkpoints")).unwrap();
+        std::fs::write(dir.path().join("checkpoints/a"), "a").unwrap();
+        let since = SystemTime::now();
+        assert!(!is_written_since(dir.path(), since));
+        let later = since + Duration::from_secs(1);
+        std::fs::File::open(dir.path().join("checkpoints/a")).unwrap().set_modified(later).unwrap();
+        assert!(is_written_since(dir.path(), since));
     }
 
     #[test]

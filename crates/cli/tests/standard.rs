@@ -153,3 +153,36 @@ fn two_files_or_revisions_are_compared() {
         command.args(["standard", "diff", "HEAD:standard.toml", newer]).current_dir(desk.path("org")).output().unwrap();
     assert_eq!(output.status.code(), Some(1), "{output:?}");
 }
+
+#[test]
+fn a_standard_that_is_none_is_not_pinned() {
+    let desk = Desk::new();
+    desk.extend("");
+    let unpinned = desk.run(&["standard", "diff"]);
+    assert!(unpinned.status.code() == Some(2) && stderr(&unpinned).contains("needs the `digest`"), "{unpinned:?}");
+    assert!(desk.run(&["standard", "update"]).status.success());
+    let pinned = std::fs::read_to_string(desk.path("model/highroad.toml")).unwrap();
+    for (text, named) in [
+        ("owners.bogus = 1\n", "unknown field `bogus`"),
+        ("locked = [\"environment.torhc\"]\n", "did you mean `environment.torch`?"),
+    ] {
+        desk.publish(&format!("{text}{ORGANISATION}").replace("locked = [\"environment.torch\"]\n", ""));
+        let refused = desk.run(&["standard", "update"]);
+        assert!(refused.status.code() == Some(2) && stderr(&refused).contains(named), "{refused:?}");
+        assert_eq!(std::fs::read_to_string(desk.path("model/highroad.toml")).unwrap(), pinned);
+    }
+}
+
+#[test]
+fn what_a_standard_locks_and_demands_is_shown() {
+    let desk = Desk::new();
+    std::fs::write(desk.path("model/standard.toml"), format!("required = [\"tracking.uri\"]\n{ORGANISATION}")).unwrap();
+    let shown = desk.run(&["standard", "show", "standard.toml"]);
+    let text = String::from_utf8(shown.stdout).unwrap();
+    assert!(
+        text.contains("locked = [\"environment.torch\"]") && text.contains("required = [\"tracking.uri\"]"),
+        "{text}"
+    );
+    let shown = desk.json(&["standard", "show", "standard.toml", "--json"], 0);
+    assert_eq!(shown["files"][0]["locked"], serde_json::json!(["environment.torch"]));
+}

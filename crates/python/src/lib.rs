@@ -16,9 +16,9 @@ mod _highroad {
     use pyo3::prelude::*;
 
     #[pymodule_export]
-    use crate::LoadError;
+    use crate::errors::{DataError, LoadError};
     #[pymodule_export]
-    use crate::loader::{DataFault, Loader};
+    use crate::loader::Loader;
     #[pymodule_export]
     use crate::predictor::Predictor;
     #[pymodule_export]
@@ -32,7 +32,18 @@ mod _highroad {
     }
 }
 
-pyo3::create_exception!(_highroad, LoadError, pyo3::exceptions::PyValueError, "The file or package cannot be loaded.");
+/// Called as Python imports them.
+mod errors {
+    use pyo3::exceptions::PyValueError;
+
+    pyo3::create_exception!(highroad, LoadError, PyValueError, "The file or package cannot be loaded.");
+    pyo3::create_exception!(
+        highroad.data,
+        DataError,
+        PyValueError,
+        "Data that cannot be read, with the place of the fault."
+    );
+}
 
 /// An error with everything that caused it, one clause after another.
 fn load_error(error: &dyn std::error::Error) -> PyErr {
@@ -41,5 +52,5 @@ fn load_error(error: &dyn std::error::Error) -> PyErr {
         let cause = cause.to_string();
         if text.contains(&cause) { text } else { format!("{text}: {cause}") }
     });
-    LoadError::new_err(text)
+    errors::LoadError::new_err(text)
 }

@@ -16,7 +16,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use serde::Deserialize;
 
-pyo3::create_exception!(_highroad, DataFault, PyValueError, "Data that cannot be read, with the place of the fault.");
+use crate::errors;
 
 /// How a loader is opened, as `highroad/data.py` checked and wrote it.
 #[derive(Deserialize)]
@@ -209,7 +209,7 @@ fn kind(column: &ColumnType) -> Option<Kind> {
 }
 
 fn fault(error: &DataError) -> PyErr {
-    DataFault::new_err(error.to_string())
+    errors::DataError::new_err(error.to_string())
 }
 
 /// NumPy takes the vectors as they are.

@@ -8,7 +8,7 @@ mod options;
 mod process;
 mod workers;
 
-pub use highroad_worker::{Crew, Event, Lines, Tell, WorkerError, find_python};
+pub use highroad_worker::{Crew, Event, Lines, Tell, WorkerError, find_python, without_secrets};
 pub use options::{Compile, Device, TorchOptions};
 pub use process::{TorchProcess, worker_error};
 pub use workers::{Ready, Workers};

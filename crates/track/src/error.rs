@@ -38,7 +38,7 @@ pub enum TrackError {
     Migrate { database: Database, source: sqlx::migrate::MigrateError },
     #[error(
         "the tracking database at {database} has tables of version {found}, and this highroad knows up to {newest}; use \
-         a newer highroad, or let that one go back first: `highroad track migrate --to {newest}`"
+         a newer highroad, or let that one go back first: `highroad track migrate --to {newest} --yes`"
     )]
     Newer { database: Database, found: i64, newest: i64 },
     #[error("cannot keep artifacts in `{place}`: {reason}")]

@@ -24,8 +24,8 @@ pub use files::{ArtifactPath, Artifacts, Content, Entry, Files, Transfers};
 pub use gate::{Asked, Gate, Moments, OUTCOME_TAG, PACKAGE_TAG, VERDICT_TAG, package_of};
 pub use store::{
     ArchiveOthers, Assessment, Backup, Batch, Database, DatasetSearch, EvaluationDataset, ExperimentSearch,
-    ImportedVersion, LoggedModelSearch, Migrated, Millis, Mover, NewLoggedModel, NewRun, NewVersion, OrderField, Page,
-    Previews, RunChange, RunEnd, RunSearch, Schema, Span, Store, Target, TraceInfo, TraceSearch, TracesToDelete,
+    ImportedVersion, LoggedModelSearch, Loss, Migrated, Millis, Mover, NewLoggedModel, NewRun, NewVersion, OrderField,
+    Page, Previews, RunChange, RunEnd, RunSearch, Schema, Span, Store, Target, TraceInfo, TraceSearch, TracesToDelete,
     Upserted, View, back_up, check_backup, migrate, version_number,
 };
 

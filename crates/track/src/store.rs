@@ -3,8 +3,11 @@
 //! Every function that writes is one transaction. Time and new ids are arguments. The SQL keeps to what SQLite and
 //! PostgreSQL share; `$n` placeholders are both's. CONTRIBUTING.md tells how to add a table.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use sqlx::{Any, AnyPool, Transaction};
 
+use self::hold::Hold;
 use self::ingest::Ingest;
 use self::query::QueryBuilder;
 use crate::TrackError;
@@ -14,6 +17,7 @@ mod budgets;
 mod database;
 mod datasets;
 mod experiments;
+mod hold;
 mod import;
 mod ingest;
 mod inputs;
@@ -33,7 +37,7 @@ pub use datasets::{DatasetSearch, EvaluationDataset, Upserted};
 pub use experiments::ExperimentSearch;
 pub use import::{ImportedVersion, RunEnd};
 pub use logged_models::{LoggedModelSearch, NewLoggedModel, OrderField};
-pub use migrations::{Migrated, Schema, migrate};
+pub use migrations::{Loss, Migrated, Schema, migrate};
 pub use registry::{ArchiveOthers, Mover, NewVersion, Target, version_number};
 pub use runs::{Batch, NewRun, RunChange};
 pub use search::{Page, RunSearch, View};
@@ -65,22 +69,25 @@ pub struct Store {
     // There is one writer at a time. One connection queues writers here, in order, rather than in SQLite's busy loop or
     // at PostgreSQL's lock; those are left for other processes.
     writes: AnyPool,
+    held: Arc<Mutex<Option<Hold>>>,
 }
 
 impl Store {
     /// Opens or creates the tables and brings them up to date. Errors if they are newer than this program.
     pub async fn open(database: Database) -> Result<Self, TrackError> {
+        let held = Arc::new(Mutex::new(Some(Hold::shared(&database).await?)));
         let writes = database.pool(1).await?;
-        migrations::move_to(&database, &writes, Schema::Newest).await?;
+        migrations::move_to_newest(&database, &writes).await?;
         let reads = database.pool(N_READERS).await?;
         let ingest = Ingest::start(database.clone(), writes.clone());
-        Ok(Self { database, reads, ingest, writes })
+        Ok(Self { database, reads, ingest, writes, held })
     }
 
     /// Closes every connection, which folds SQLite's write-ahead log into the file.
     pub async fn close(&self) {
         self.reads.close().await;
         self.writes.close().await;
+        drop(self.held.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 
     /// Begins a transaction that already holds the write lock.

@@ -12,5 +12,5 @@ mod python;
 pub use error::WorkerError;
 pub use frame::{MAX_FRAME_BYTES, metadata};
 pub use pool::{Crew, Event, Pool, Tell};
-pub use process::{Hello, Launch, Lines, Process};
+pub use process::{Hello, Launch, Lines, Process, without_secrets};
 pub use python::find_python;

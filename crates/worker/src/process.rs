@@ -163,6 +163,12 @@ fn hidden(launch: &Launch) -> Arc<[String]> {
 /// Shorter values are words that hide nothing and would cut texts.
 const LEAST_HIDDEN: usize = 6;
 
+/// `text` without the value of any variable of this process whose name tells that it holds a secret.
+pub fn without_secrets(text: &str) -> String {
+    let values = std::env::vars().filter(|(name, _)| is_secret(name)).map(|(_, value)| value);
+    without(text, &values.filter(|value| value.len() >= LEAST_HIDDEN).collect::<Vec<_>>())
+}
+
 fn without(text: &str, hidden: &[String]) -> String {
     hidden.iter().fold(text.to_owned(), |text, secret| text.replace(secret.as_str(), "***"))
 }

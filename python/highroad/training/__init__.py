@@ -16,7 +16,7 @@ from ._checkpoints import Checkpoints, Progress, full_weights, load_weights, sav
 from ._job import Job, global_batches, start
 from ._log import Log
 from ._model import average, clip, cosine, distribute, lora, syncing
-from ._options import options
+from .._options import options
 from ._profile import Parts
 
 __all__ = [

@@ -32,11 +32,10 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
+from .._options import PREFIX, STATE, OptionError, check_resumed, complete, fixed
 from ._job import Job
 
-_PREFIX, _PARTIAL, _STATE = "step-", ".partial-", "state.json"
-# What a resumed run must share with the one it goes on from: with others it would not be the same run.
-_FIXED = ("seed", "batch_size", "epochs", "learning_rate", "weight_decay", "warmup", "clip_norm", "ema", "lora_rank")
+_PARTIAL = ".partial-"
 
 
 @dataclass
@@ -80,8 +79,7 @@ class Checkpoints:
         self._job = job
         self._model, self._optimizer, self._average = model, optimizer, average
         self._plain = {"schedule": schedule, "scaler": scaler}
-        # Adapters are an option of those repos alone whose models offer them.
-        self._fixed = {"lora_rank": 0} | {name: getattr(options, name) for name in _FIXED if hasattr(options, name)}
+        self._fixed = fixed(options)
 
     def among_best(self, progress: Progress, loss: float | None) -> bool:
         """Whether a validation loss (``None``: not judged) is one of the ``keep_best`` lowest so far."""
@@ -96,7 +94,7 @@ class Checkpoints:
         if loss is not None:
             best = sorted((progress.kept | {str(progress.step): loss}).items(), key=lambda item: item[1])
             progress.kept = dict(best[: self._keep])
-        partial, final = (self._folder / f"{prefix}{progress.step:08}" for prefix in (_PARTIAL, _PREFIX))
+        partial, final = (self._folder / f"{prefix}{progress.step:08}" for prefix in (_PARTIAL, PREFIX))
         if self._job.leads:
             for leftover in self._folder.glob(f"{_PARTIAL}*"):
                 shutil.rmtree(leftover)
@@ -109,7 +107,7 @@ class Checkpoints:
         self._job.wait()
         if self._job.leads:
             state = {"progress": asdict(progress), "fixed": self._fixed, "world": self._job.world, "plain": plain}
-            _write_synced(partial / _STATE, json.dumps(state).encode())
+            _write_synced(partial / STATE, json.dumps(state).encode())
             if final.exists():
                 shutil.rmtree(final)
             partial.rename(final)
@@ -125,10 +123,11 @@ class Checkpoints:
         found = complete(self._folder)
         if not found:
             raise SystemExit(f"nothing to resume: no checkpoint in {self._folder}")
-        state = json.loads((found[-1] / _STATE).read_text(encoding="utf-8"))
-        for name, then in state["fixed"].items():
-            if (now := self._fixed[name]) != then:
-                raise SystemExit(f"{found[-1]} was made with --{name} {then}, and this run has {now}: start anew, or say {then}")
+        state = json.loads((found[-1] / STATE).read_text(encoding="utf-8"))
+        try:
+            check_resumed(found[-1], state, self._fixed)
+        except OptionError as error:
+            raise SystemExit(str(error)) from None
         tensors, plain = self._state()
         with _one_process_is_meant():
             dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(found[-1])), no_dist=self._job.world == 1)
@@ -164,7 +163,7 @@ class Checkpoints:
 
     def _prune(self, progress: Progress) -> None:
         for folder in complete(self._folder)[:-1]:
-            if str(int(folder.name.removeprefix(_PREFIX))) not in progress.kept:
+            if str(int(folder.name.removeprefix(PREFIX))) not in progress.kept:
                 shutil.rmtree(folder)
 
 
@@ -178,11 +177,6 @@ def _one_process_is_meant() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         yield
-
-
-def complete(folder: Path) -> list[Path]:
-    """The complete checkpoints in ``folder``, oldest first; half-written ones do not have the name yet."""
-    return sorted(path for path in folder.glob(f"{_PREFIX}*") if (path / _STATE).is_file())
 
 
 def full_weights(model: nn.Module) -> dict[str, torch.Tensor]:

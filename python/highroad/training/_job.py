@@ -32,6 +32,7 @@ class Job:
     strategy: str
     dtype: torch.dtype
     _signals: list[int] = field(default_factory=list)
+    _endings: list[Callable[[], None]] = field(default_factory=list)
 
     @property
     def leads(self) -> bool:
@@ -72,6 +73,10 @@ class Job:
     def stop_signal(self) -> int:
         """The signal that asks this run to stop, the same answer in every process; 0 if there is none."""
         return int(self.agree(float(self._signals[0] if self._signals else 0), dist.ReduceOp.MAX))
+
+    def at_end(self, ending: Callable[[], None]) -> None:
+        """Calls ``ending`` when the training ends, however it does."""
+        self._endings.append(ending)
 
     def agree(self, value: float, how: dist.ReduceOp = dist.ReduceOp.AVG) -> float:
         """``value`` combined over all processes, by default their mean."""
@@ -120,6 +125,8 @@ def start(options: argparse.Namespace) -> Iterator[Job]:
     try:
         yield job
     finally:
+        for ending in job._endings:
+            ending()
         if strategy != "single":
             dist.destroy_process_group()
         for number, handler in previous.items():

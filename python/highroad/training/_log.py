@@ -16,6 +16,11 @@ from .._standard import standard
 from ._data import fingerprint
 from ._job import Job
 
+# Tag: the options of the last start, as JSON.
+OPTIONS_TAG = "highroad.options"
+# What every MLflow server takes.
+_MAX_TAG_CHARS = 5000
+
 
 class Log:
     """Writes ``output/metrics.jsonl`` with every digit, prints what a person reads, and logs through ``highroad.run``.
@@ -48,6 +53,10 @@ class Log:
         with run(run_id=os.environ.get(RUN_ID) or run_id, price_per_hour=price) as self._tracked:
             if step == 0:
                 self._tracked.log_params(vars(self._options))
+            # A parameter is set once: what a resumed run was told instead is in a tag.
+            options = json.dumps({name: str(value) for name, value in vars(self._options).items()})
+            if len(options) <= _MAX_TAG_CHARS:
+                self._tracked.set_tags({OPTIONS_TAG: options})
             digests = data_digests(files)
             self._tracked.set_tags({f"highroad.data.{name}": digest for name, digest in digests.items()})
             for name, examples in splits.items():
@@ -58,7 +67,9 @@ class Log:
         if not self._job.leads or not metrics:
             return
         shown = " ".join(f"{name}={value:.4g}" for name, value in metrics.items())
-        print(f"step {step}/{self._last_step} {shown}", flush=True)
+        # A reader that has left ends no training: the file has it all.
+        with contextlib.suppress(BrokenPipeError):
+            print(f"step {step}/{self._last_step} {shown}", flush=True)
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **metrics}) + "\n")
         if self._tracked:

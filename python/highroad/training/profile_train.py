@@ -39,15 +39,20 @@ def measure(options: argparse.Namespace, output: Path, *more: str) -> dict[str, 
     """The report of a profiled run. Ends the process with the script's exit code if it fails."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(options.nproc)]
     script = [str(options.script), "--output", str(output), "--profile", str(options.steps), *more, *options.rest]
+    # That of an earlier run is not this one's.
+    (output / "profile.json").unlink(missing_ok=True)
     # The profiler's library would tell about graphics cards that are not there; 5 leaves nothing but what is fatal.
     quiet = {"KINETO_LOG_LEVEL": "5"} | os.environ
     done = subprocess.run([*launcher, *script], stdout=sys.stderr, env=quiet, check=False)
     if done.returncode != 0:
         raise SystemExit(done.returncode)
     try:
-        return json.loads((output / "profile.json").read_text(encoding="utf-8"))
+        report = json.loads((output / "profile.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise SystemExit(f"`{options.script}` ended before {options.steps} steps: give it more data or measure fewer") from None
+        raise SystemExit(f"`{options.script}` ended before any step was measured: give it more data") from None
+    if report["n_steps"] < options.steps:
+        print(f"the training ended after {report['n_steps']} of {options.steps} steps; these are measured", file=sys.stderr)
+    return report
 
 
 def payoff(eager: dict[str, Any], compiled: dict[str, Any]) -> dict[str, float | None]:
@@ -59,10 +64,15 @@ def payoff(eager: dict[str, Any], compiled: dict[str, Any]) -> dict[str, float |
 
 
 def table(report: dict[str, Any], output: Path) -> str:
-    lines = [f"{report['step_ms']:.1f} ms a step, {report['n_processes']} process(es) on {report['device']}", ""]
+    lines = [
+        f"{report['step_mean_ms']:.2f} ms a step, {report['n_processes']} process(es) on {report['device']}",
+        f"means of {report['n_steps']} steps; half of them took at most {report['step_ms']:.2f} ms",
+        "",
+    ]
     for part in sorted(report["parts"], key=lambda part: -part["ms"]):
         lines.append(f"  {part['part']:14} {part['ms']:9.2f} ms {part['share']:7.1%}")
-    lines.append(f"\ncommunication, within the backward pass: {report['communication_ms']:.2f} ms a step")
+    lines.append(f"\nbetween steps (validation, checkpoints, the next batch): {report['between_ms']:.2f} ms a step")
+    lines.append(f"communication, within the backward pass: {report['communication_ms']:.2f} ms a step")
     if gain := report.get("compile"):
         lines.append(verdict(gain))
     return "\n".join([*lines, f"trace, for chrome://tracing or ui.perfetto.dev: {output / 'trace.json'}"])

@@ -8,11 +8,13 @@ use pep440_rs::{Version, VersionSpecifiers};
 use serde::Serialize;
 
 use crate::repo::{GitState, Installed, Python};
+use crate::resolve::Home;
 use crate::rules::{self, Broken, Level};
 use crate::standard::effective::Chain;
 use crate::standard::{FILE, Standard};
 use crate::template::Record;
 use crate::tracking::{self, TrackingArgs};
+use crate::training::check_options;
 
 mod fix;
 mod gpu;
@@ -103,7 +105,9 @@ fn examine(root: &Path) -> Vec<Finding> {
             findings.push(highroad_version(&standard, &installed));
             findings.extend(other_packages(&standard, &installed));
             findings.push(lock(root, &standard, &installed));
-            findings.extend(standard.model.hosted.is_none().then(|| gpu::examine(&standard, &installed)));
+            if standard.model.hosted.is_none() {
+                findings.extend([gpu::examine(&standard, &installed), training(root, &standard, &python)]);
+            }
         }
         Err(error) => {
             let finding = Finding::error("python", crate::describe(&error), "see `[environment]` in README.md");
@@ -150,6 +154,11 @@ impl Finding {
 
 fn the_standard(standard: &Standard) -> Finding {
     let model = &standard.model;
+    let kinds = super::new::Kind::names();
+    if !kinds.contains(&model.kind.as_str()) {
+        let found = format!("{FILE}: `{}` is no kind of starter", model.kind);
+        return Finding::error("standard", found, format!("set `model.kind` to one of {}", kinds.join(", ")));
+    }
     Finding::ok("standard", format!("{FILE}: {} `{}`", model.kind, model.name))
 }
 
@@ -225,6 +234,15 @@ fn highroad_version(standard: &Standard, installed: &Installed) -> Finding {
             let help = "the repo's scripts need it: install it as README.md says";
             Finding::error("highroad", "the Python package is not installed", help)
         }
+    }
+}
+
+/// Whether the script would take what `[training]` declares.
+fn training(root: &Path, standard: &Standard, python: &Python) -> Finding {
+    let script = &standard.training.script;
+    match check_options(python, root, std::slice::from_ref(script)) {
+        Ok(_) => Finding::ok("training", format!("{script} takes what [training] declares")),
+        Err(error) => Finding::error("training", crate::describe(&error), format!("fix [training] in {FILE}")),
     }
 }
 
@@ -394,7 +412,7 @@ pub fn cpu_features() -> Vec<&'static str> {
 fn tracking() -> Finding {
     let uri = match tracking::configured_uri(&TrackingArgs::default()) {
         Ok(Some(uri)) => uri,
-        Ok(None) => return Finding::ok("tracking", "embedded, in .highroad/"),
+        Ok(None) => return Finding::ok("tracking", format!("embedded, in {}/", Home::find().path().display())),
         Err(error) => return Finding::error("tracking", crate::describe(&error), format!("fix `extends` in {FILE}")),
     };
     let base = uri.trim_end_matches('/');
@@ -565,6 +583,19 @@ mod tests {
     fn installed(torch: &str) -> Installed {
         let packages = [("torch".to_owned(), torch.to_owned())].into();
         Installed { python: "3.11.7".into(), packages, torch: None }
+    }
+
+    #[test]
+    fn a_kind_that_no_starter_has_is_an_error() {
+        let standard = |kind: &str| -> Standard {
+            let text = format!(
+                "[model]\nname='m'\nkind='{kind}'\nowner='o'\nlicence='MIT'\n[environment]\npython='>=3.11'\n[evaluation]\ngolden='g'\n"
+            );
+            toml::from_str(&text).expect("a standard")
+        };
+        assert_eq!(the_standard(&standard("custom")).level, Level::Ok);
+        let wrong = the_standard(&standard("x"));
+        assert!(wrong.level == Level::Error && wrong.help.is_some_and(|help| help.contains("reranker")));
     }
 
     #[test]

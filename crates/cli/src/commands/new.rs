@@ -3,13 +3,14 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
+use clap::ValueEnum as _;
 
 use crate::template::{Record, Values, write_file};
 
 /// `highroad new NAME --kind KIND`
 #[derive(clap::Args)]
 pub struct Args {
-    /// Directory to make; its last part names the model
+    /// Directory to make, or an empty one; its last part names the model
     name: PathBuf,
     /// What the model is for
     #[arg(long, value_enum)]
@@ -18,7 +19,7 @@ pub struct Args {
     #[arg(long, value_enum)]
     data: Option<Data>,
     /// Who answers for the model [default: git's user.email]
-    #[arg(long)]
+    #[arg(long, value_parser = parse_owner)]
     owner: Option<String>,
 }
 
@@ -71,8 +72,15 @@ impl Kind {
         match (self, chosen) {
             (Self::Classifier, chosen) => Ok(Some(chosen.unwrap_or(Data::Moderation))),
             (_, None) => Ok(None),
-            (_, Some(_)) => bail!("`--data` chooses a classifier's texts; a {} starter has one data set", self.name()),
+            (_, Some(_)) => {
+                bail!("`--data` chooses a classifier's texts; the {} starter has one data set", self.name())
+            }
         }
+    }
+
+    /// As `kind` of highroad.toml has them.
+    pub fn names() -> Vec<&'static str> {
+        Self::value_variants().iter().map(|kind| kind.name()).collect()
     }
 
     fn name(self) -> &'static str {
@@ -105,30 +113,57 @@ impl Kind {
 
 impl Args {
     pub fn run(self) -> anyhow::Result<ExitCode> {
-        let name = model_name(&self.name)?;
+        // `.` has a name too.
+        let target = match self.name.file_name() {
+            Some(_) => self.name.clone(),
+            None => self.name.canonicalize().with_context(|| format!("cannot use `{}`", self.name.display()))?,
+        };
+        let name = model_name(&target)?;
         let data = self.kind.data(self.data)?;
         let owner = self.owner.or_else(git_email).unwrap_or_else(|| crate::rules::UNASSIGNED.to_owned());
-        let parent = match self.name.parent() {
+        let parent = match target.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),
         };
-        if self.name.exists() {
-            bail!("`{}` exists already, and nothing is ever overwritten: choose another name", self.name.display());
+        if target.exists() && !is_empty(&target) {
+            bail!("`{}` holds something, and nothing is ever overwritten: choose another name", self.name.display());
         }
         std::fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
 
-        let staged = tempfile::Builder::new().prefix(".highroad-new-").tempdir_in(parent)?;
+        let beside = if target.exists() { target.as_path() } else { parent };
+        let staged = tempfile::Builder::new().prefix(".highroad-new-").tempdir_in(beside)?;
         let data = data.map(|data| data.name().to_owned());
         let values = Values { kind: self.kind.name().to_owned(), data, name: name.to_owned(), owner };
         let files = values.render()?;
         files.iter().try_for_each(|(path, bytes)| write_file(staged.path(), path, bytes))?;
         Record::of(&files, values).write(&files, staged.path())?;
-        let staged = staged.keep();
-        std::fs::rename(&staged, &self.name).with_context(|| format!("cannot make {}", self.name.display()))?;
+        place(staged, &target).with_context(|| format!("cannot make {}", self.name.display()))?;
         writeln!(std::io::stdout(), "{}", self.name.display())?;
         eprintln!("Next: cd {} && cat README.md && highroad doctor", self.name.display());
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// Whether `path` is a folder of nothing but what `git init` leaves.
+fn is_empty(path: &Path) -> bool {
+    std::fs::read_dir(path)
+        .is_ok_and(|mut entries| entries.all(|entry| entry.is_ok_and(|entry| entry.file_name() == ".git")))
+}
+
+/// Gives the folder its name; one that exists keeps its identity, as a shell may stand in it.
+fn place(staged: tempfile::TempDir, target: &Path) -> std::io::Result<()> {
+    if !target.exists() {
+        return std::fs::rename(staged.keep(), target);
+    }
+    for entry in std::fs::read_dir(staged.path())? {
+        let entry = entry?;
+        std::fs::rename(entry.path(), target.join(entry.file_name()))?;
+    }
+    Ok(())
+}
+
+fn parse_owner(text: &str) -> Result<String, String> {
+    if text.trim().is_empty() { Err("expected a team or an address".to_owned()) } else { Ok(text.to_owned()) }
 }
 
 /// The last part of `path`, if it can name a model in registries, URLs and references.
@@ -151,8 +186,6 @@ fn git_email() -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use clap::ValueEnum as _;
-
     use super::*;
     use crate::standard::Standard;
 
@@ -211,7 +244,7 @@ mod tests {
         }
         let repo = dir.path().join("vision");
         let error = make_with(&repo, Kind::Vision, Some(Data::Spam)).expect_err("one data set").to_string();
-        assert!(error.contains("a vision starter has one data set"), "{error}");
+        assert!(error.contains("the vision starter has one data set"), "{error}");
         assert!(!repo.exists());
     }
 
@@ -220,10 +253,28 @@ mod tests {
         let dir = tempfile::tempdir().expect("temporary directory");
         let repo = dir.path().join("moderation");
         std::fs::create_dir(&repo).expect("made");
+        std::fs::write(repo.join("notes.md"), "").expect("written");
         let error = make(&repo, Kind::Classifier).expect_err("exists").to_string();
         assert!(error.contains("nothing is ever overwritten"), "{error}");
-        assert_eq!(std::fs::read_dir(&repo).expect("readable").count(), 0);
+        assert_eq!(std::fs::read_dir(&repo).expect("readable").count(), 1);
         assert_eq!(std::fs::read_dir(dir.path()).expect("readable").count(), 1);
+    }
+
+    #[test]
+    fn a_folder_of_nothing_but_git_becomes_the_repo() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let repo = dir.path().join("moderation");
+        std::fs::create_dir_all(repo.join(".git")).expect("made");
+        make(&repo, Kind::Classifier).expect("rendered");
+        assert_eq!(Standard::load(&repo).expect("valid highroad.toml").model.name, "moderation");
+        assert!(repo.join(".gitignore").is_file() && repo.join(".git").is_dir());
+        assert_eq!(std::fs::read_dir(dir.path()).expect("readable").count(), 1);
+    }
+
+    #[test]
+    fn an_owner_is_somebody() {
+        assert!(parse_owner(" ").is_err());
+        assert_eq!(parse_owner("safety team").as_deref(), Ok("safety team"));
     }
 
     #[test]

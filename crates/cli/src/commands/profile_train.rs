@@ -5,7 +5,7 @@ use anyhow::Context as _;
 
 use crate::repo::Python;
 use crate::standard::Standard;
-use crate::training::exit_code;
+use crate::training::{check_options, exit_code};
 
 /// `highroad profile-train [-- ARGS]`
 #[derive(clap::Args)]
@@ -34,6 +34,13 @@ impl Args {
     pub fn run(self) -> anyhow::Result<ExitCode> {
         let root = Path::new(".");
         let (standard, python) = (Standard::load(root)?, Python::find(root)?);
+        let mut line = vec![standard.training.script.clone()];
+        line.extend(self.script_args.iter().cloned());
+        let help = check_options(&python, root, &line)?;
+        if !help.is_empty() {
+            crate::outln!("{}", help.trim_end());
+            return Ok(ExitCode::SUCCESS);
+        }
         let mut profiler = python.command();
         profiler.args(["-m", "highroad.training.profile_train", "--script", &standard.training.script]);
         profiler.args(["--steps", &self.steps.to_string(), "--nproc", &self.nproc.to_string(), "--output"]);

@@ -1,6 +1,6 @@
 use std::collections::BTreeMap;
 use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use super::runs;
 use crate::environment;
+use crate::out::tell;
 use crate::record::{self, COMMIT_TAG, DATA_TAGS, DIFF_FILE, DIFF_TAG, WEIGHTS_TAGS, tagged};
 use crate::repo::{Python, file_digest, git};
 use crate::standard::Standard;
@@ -96,15 +97,21 @@ impl Args {
     pub fn run(self) -> anyhow::Result<ExitCode> {
         let tracking = tracking::client(&self.place.tracking)?;
         let run = runs::find(&tracking, self.place.experiment.as_deref(), &self.run)?;
+        let output = inside(&self.output)?;
+        if let Some(changed) = changed_on_the_way(&run) {
+            tell(&format!(
+                "warning: the run was resumed with other {changed}: it is done again as it was at last, from the start"
+            ));
+        }
         let checkout = Checkout::of(&tracking, &run)?;
-        eprintln!("code      {} in {}", checkout.described, checkout.repo.display());
+        tell(&format!("code      {} in {}", checkout.described, checkout.repo.display()));
         let python = self.python(&checkout, &run)?;
         check_data(&checkout, &python, &run)?;
-        let launch = self.launch(&checkout, &run)?;
+        let launch = self.launch(&checkout, &run, output)?;
         // The checkout has an interpreter of its own choice; what it trains with is what was checked above.
         let trained = tracking.block_on(launch.train_with(&python, tracking.client()))?;
         let Some(reproduction) = trained.run_id.filter(|_| trained.status.success()) else {
-            eprintln!("error: the training failed, so there is nothing to compare");
+            tell("error: the training failed, so there is nothing to compare");
             return Ok(exit_code(trained.status));
         };
         let again = tracking.block_on(tracking.client().get_run(&reproduction))?;
@@ -112,7 +119,7 @@ impl Args {
         let finding = BTreeMap::from([(record::REPRODUCED_TAG.to_owned(), report.in_words())]);
         tracking.block_on(tracking.client().tag_run(&reproduction, &finding))?;
         if self.keep {
-            eprintln!("checkout  {}", checkout.keep().display());
+            tell(&format!("checkout  {}", checkout.keep().display()));
         }
         let mut stdout = std::io::stdout().lock();
         if self.json {
@@ -123,7 +130,7 @@ impl Args {
         Ok(if report.reproduced { ExitCode::SUCCESS } else { ExitCode::from(MISMATCH) })
     }
 
-    fn launch(&self, checkout: &Checkout, run: &Run) -> anyhow::Result<Launch> {
+    fn launch(&self, checkout: &Checkout, run: &Run, output: PathBuf) -> anyhow::Result<Launch> {
         let recorded = run.tags.get(record::ARGUMENTS_TAG).context("the run did not record how it was started")?;
         let arguments: Vec<String> = serde_json::from_str(recorded).context("the run's record is damaged")?;
         let recorded =
@@ -132,7 +139,7 @@ impl Args {
         tags.insert("mlflow.parentRunId".to_owned(), run.id.clone());
         Ok(Launch {
             root: checkout.repo.clone(),
-            output: self.output.clone(),
+            output,
             script_args: recorded.script_args,
             processes: recorded.processes,
             n_threads: run.tags.get(record::THREADS_TAG).and_then(|text| text.parse().ok()),
@@ -156,11 +163,11 @@ impl Args {
         let differing = super::doctor::differing_from_lock(&std::fs::read_to_string(&lock)?, &current.installed()?);
         match (self.environment, differing.first()) {
             (Environment::Current, Some(first)) => {
-                eprintln!("warning: {} packages differ from the lock file, first {first}", differing.len());
+                tell(&format!("warning: {} packages differ from the lock file, first {first}", differing.len()));
                 Ok(current)
             }
             (Environment::Current | Environment::Auto, None) => {
-                eprintln!("packages  {} holds what the lock file pins", current.path().display());
+                tell(&format!("packages  {} holds what the lock file pins", current.path().display()));
                 Ok(current)
             }
             _ => environment::build(&current, &lock, &digest),
@@ -190,19 +197,21 @@ impl Checkout {
         if !has_commit {
             bail!("this repo lacks commit {commit} of the run: fetch it, for example with `git fetch origin {commit}`");
         }
-        if let Some(files) = run.tags.get(record::UNTRACKED_TAG) {
-            eprintln!("warning: when the run began these files were not tracked, and are not in its record:\n{files}");
+        if let Some(files) = run.tags.get(record::UNTRACKED_TAG).filter(|files| !files.is_empty()) {
+            tell(&format!(
+                "warning: when the run began these files were not tracked, and are not in its record:\n{files}"
+            ));
         }
         let dir = tempfile::Builder::new().prefix("highroad-reproduce-").tempdir()?;
         let tree = dir.path().join("code");
         git(&origin, &["worktree", "add", "--quiet", "--detach", path_text(&tree)?, commit])?;
         let prefix = run.tags.get(record::PREFIX_TAG).map_or("", String::as_str);
-        if Path::new(prefix).components().any(|part| !matches!(part, std::path::Component::Normal(_))) {
+        if Path::new(prefix).components().any(|part| !matches!(part, Component::Normal(_))) {
             bail!("`{prefix}` is no folder inside a repo");
         }
         let mut checkout =
             Self { dir, is_kept: false, origin, repo: tree.join(prefix), described: commit[..12].to_owned() };
-        if let Some(expected) = run.tags.get(DIFF_TAG) {
+        if let Some(expected) = run.tags.get(DIFF_TAG).filter(|digest| !digest.is_empty()) {
             checkout.apply(tracking, run, &tree, expected)?;
         }
         Ok(checkout)
@@ -236,9 +245,36 @@ impl Drop for Checkout {
         }
         let tree = self.dir.path().join("code");
         if let Err(error) = git(&self.origin, &["worktree", "remove", "--force", &tree.display().to_string()]) {
-            eprintln!("warning: {error}\nhint: `git worktree prune` forgets it");
+            tell(&format!("warning: {error}\nhint: `git worktree prune` forgets it"));
         }
     }
+}
+
+/// `output` as a path below the checkout. Errors where it would lead out of it.
+fn inside(output: &Path) -> anyhow::Result<PathBuf> {
+    let is_inside = |part: Component<'_>| matches!(part, Component::Normal(_) | Component::CurDir);
+    if output.as_os_str().is_empty() || !output.components().all(is_inside) {
+        bail!(
+            "--output `{}` leads out of the checkout: name a folder inside it, such as `runs/again`",
+            output.display()
+        );
+    }
+    Ok(output.to_owned())
+}
+
+/// What another start of a resumed run had otherwise than its last, where that decides the result.
+fn changed_on_the_way(run: &Run) -> Option<&'static str> {
+    let earlier: Vec<BTreeMap<String, String>> = serde_json::from_str(run.tags.get(record::EARLIER_TAG)?).ok()?;
+    let of_last = |tag: &str| run.tags.get(tag).map_or("", String::as_str);
+    let changed =
+        |tag: &&(&str, &str)| earlier.iter().any(|start| start.get(tag.0).map_or("", String::as_str) != of_last(tag.0));
+    let parts = [
+        (COMMIT_TAG, "code"),
+        (DIFF_TAG, "code"),
+        (record::ENVIRONMENT_TAG, "packages"),
+        (record::THREADS_TAG, "threads"),
+    ];
+    parts.iter().find(changed).map(|(_, what)| *what)
 }
 
 fn path_text(path: &Path) -> anyhow::Result<&str> {
@@ -251,7 +287,7 @@ fn check_data(checkout: &Checkout, python: &Python, run: &Run) -> anyhow::Result
         print(json.dumps(data_digests(data.files())))";
     let recorded = tagged(run, DATA_TAGS);
     if recorded.is_empty() || !checkout.repo.join("data.py").is_file() {
-        eprintln!("warning: the run recorded no data, so the data cannot be checked");
+        tell("warning: the run recorded no data, so the data cannot be checked");
         return Ok(());
     }
     let mut script = python.command();
@@ -269,7 +305,7 @@ fn check_data(checkout: &Checkout, python: &Python, run: &Run) -> anyhow::Result
             None => bail!("`{name}` is not here, and the run read it"),
         }
     }
-    eprintln!("data      {} files have the digests that the run recorded", recorded.len());
+    tell(&format!("data      {} files have the digests that the run recorded", recorded.len()));
     Ok(())
 }
 
@@ -398,6 +434,16 @@ mod tests {
         let recorded = Recorded::try_parse_from(arguments).expect("recorded by `highroad train`");
         assert_eq!((recorded.script, recorded.processes.per_node), (PathBuf::from("train.py"), 2));
         assert_eq!(recorded.script_args, ["--epochs", "3"]);
+    }
+
+    #[test]
+    fn weights_go_nowhere_but_into_the_checkout() {
+        for output in ["runs/again", "./runs", "a"] {
+            assert_eq!(inside(Path::new(output)).expect("inside"), PathBuf::from(output));
+        }
+        for output in ["../escape", "runs/../../escape", "/tmp/escape", ""] {
+            assert!(inside(Path::new(output)).is_err(), "{output}");
+        }
     }
 
     #[test]

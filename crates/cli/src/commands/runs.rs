@@ -10,7 +10,7 @@ use highroad_package::registry::{Point, RegistryClient, Run, RunQuery};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::record::{COMMIT_TAG, DATA_TAGS, DIFF_TAG, ENVIRONMENT_FILE, WEIGHTS_TAGS, tagged};
+use crate::record::{self, COMMIT_TAG, DATA_TAGS, DIFF_TAG, ENVIRONMENT_FILE, WEIGHTS_TAGS, tagged};
 use crate::standard::Standard;
 use crate::tracking::{self, Tracking, TrackingArgs};
 
@@ -220,11 +220,27 @@ impl Show {
         writeln!(stdout, "began {}, took {}", began(&run), took(&run))?;
         let metrics = run.metrics.iter().map(|(key, value)| (key.clone(), number(*value))).collect();
         let data = run.datasets.iter().map(|data| (data.name.clone(), data.digest.clone())).collect();
-        for (title, pairs) in [("metrics", &metrics), ("params", &run.params), ("data", &data), ("tags", &run.tags)] {
+        if let Some(error) = run.tags.get(record::ERROR_TAG).filter(|error| !error.is_empty()) {
+            writeln!(stdout, "\nerror\n  {}", error.replace('\n', "\n  "))?;
+        }
+        let tags = run.tags.iter().filter(|(name, value)| !value.is_empty() && *name != record::ERROR_TAG);
+        let tags = tags.map(|(name, value)| (name.clone(), value.clone())).collect();
+        for (title, pairs) in [("metrics", &metrics), ("params", &shown_params(&run)), ("data", &data), ("tags", &tags)]
+        {
             section(&mut stdout, title, pairs)?;
         }
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// Each parameter as it is at the last start, and what it was at the first where that is another.
+fn shown_params(run: &Run) -> BTreeMap<String, String> {
+    let first = |name: &str| run.params.get(name).cloned().unwrap_or_default();
+    let shown = |(name, now): (String, String)| match first(&name) {
+        was if was == now => (name, now),
+        was => (name, format!("{now} ({was} at the first start)")),
+    };
+    record::params(run).into_iter().map(shown).collect()
 }
 
 fn section(out: &mut impl std::io::Write, title: &str, pairs: &BTreeMap<String, String>) -> std::io::Result<()> {
@@ -286,11 +302,15 @@ impl Differences {
         };
         let code = |run: &Run| -> BTreeMap<String, String> {
             let tags = [("commit", COMMIT_TAG), ("uncommitted changes", DIFF_TAG)];
-            tags.iter().filter_map(|(name, tag)| Some(((*name).to_owned(), run.tags.get(*tag)?.clone()))).collect()
+            tags.iter()
+                .filter_map(|(name, tag)| {
+                    Some(((*name).to_owned(), run.tags.get(*tag).filter(|value| !value.is_empty())?.clone()))
+                })
+                .collect()
         };
         Self {
             metrics: differences(&metrics(a), &metrics(b)),
-            params: differences(&a.params, &b.params),
+            params: differences(&record::params(a), &record::params(b)),
             data: differences(&data(a), &data(b)),
             environment: differences(&environment(tracking, a), &environment(tracking, b)),
             code: differences(&code(a), &code(b)),
@@ -408,7 +428,8 @@ impl Names {
             ("end_ms", json!(run.end_ms)),
             ("commit", json!(run.tags.get(COMMIT_TAG))),
         ];
-        let params = self.params.iter().map(|key| (format!("params.{key}"), json!(run.params.get(key))));
+        let known = record::params(run);
+        let params = self.params.iter().map(|key| (format!("params.{key}"), json!(known.get(key))));
         let metrics = self.metrics.iter().map(|key| (format!("metrics.{key}"), json!(run.metrics.get(key))));
         fixed.into_iter().map(|(name, value)| (name.to_owned(), value)).chain(params).chain(metrics).collect()
     }
@@ -514,7 +535,7 @@ fn common_metrics(runs: &[Run]) -> Vec<String> {
 
 fn cell(run: &Run, column: &str) -> String {
     let metric = run.metrics.get(column).map(|value| number(*value));
-    metric.or_else(|| run.params.get(column).cloned()).unwrap_or_default()
+    metric.or_else(|| record::params(run).remove(column)).unwrap_or_default()
 }
 
 /// Enough digits to tell two values apart by eye; small and large ones with an exponent.

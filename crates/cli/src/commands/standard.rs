@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::standard::effective::{Chain, Flat, Layer, Origin, flatten, nest};
 use crate::standard::moves::{Move, moves};
-use crate::standard::source::{self, Extends, Fetched, GitSource, Place};
+use crate::standard::source::{self, Fetched, GitSource, Place};
 use crate::standard::{FILE, Standard};
 
 mod report;
@@ -91,7 +91,10 @@ impl Show {
         let values = flatten(&standard);
         let breaches = chain.breaches();
         if self.json {
-            let layers = chain.0.iter().map(|layer| json!({ "from": layer.place.name(), "digest": layer.digest }));
+            let layers = chain.0.iter().map(|layer| {
+                let (locked, required) = (&layer.head.locked, &layer.head.required);
+                json!({ "from": layer.place.name(), "digest": layer.digest, "locked": locked, "required": required })
+            });
             let values =
                 values.iter().map(|(key, value)| (key.clone(), json!({ "value": value, "origin": chain.origin(key) })));
             let values: serde_json::Map<_, _> = values.collect();
@@ -99,6 +102,7 @@ impl Show {
             print_json(&json!({ "files": files, "standard": standard, "values": values, "breaches": breaches }))?;
         } else {
             print_values(&values, &chain)?;
+            print_rules(&chain)?;
             for breach in &breaches {
                 eprintln!("error: `{}` {}", breach.key, breach.problem);
             }
@@ -119,12 +123,27 @@ fn print_values(values: &Flat, chain: &Chain) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What each file lets nobody change, and what it demands.
+fn print_rules(chain: &Chain) -> anyhow::Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    for layer in &chain.0 {
+        for (list, keys) in [("locked", &layer.head.locked), ("required", &layer.head.required)] {
+            if !keys.is_empty() {
+                let rule = format!("{list} = {}", toml::Value::from(keys.clone()));
+                writeln!(stdout, "{rule:<60}  # {}", layer.place.name())?;
+            }
+        }
+    }
+    Ok(())
+}
+
 impl Diff {
     fn run(self) -> anyhow::Result<ExitCode> {
         let moved = match (&self.from, &self.to) {
             (Some(from), Some(to)) => moves(&operand(from)?.declared(), &operand(to)?.declared(), &Flat::new()),
             _ => {
                 let own = Declaration::read()?;
+                ensure!(own.is_pinned, source::NO_DIGEST);
                 own.moves(Some(own.source.pinned()?), &own.source.newest()?)?
             }
         };
@@ -152,7 +171,9 @@ impl Update {
         // What was pinned may be out of reach, or may never have been pinned; then everything is new.
         let moved = own.moves(own.source.pinned().ok(), &newest)?;
         let digest = Digest::of(newest.text.as_bytes());
-        own.pin(&newest.commit, digest)?;
+        own.pin(&newest.commit, digest).with_context(|| {
+            format!("{} of {} at commit {} is not pinned", own.source.path, own.source.git, newest.commit)
+        })?;
         print_moves(&moved, self.json)?;
         let what = if digest == own.source.digest { "is still" } else { "now pins" };
         eprintln!("{FILE} {what} {} of {} at commit {}", own.source.path, own.source.git, &newest.commit);
@@ -164,6 +185,8 @@ impl Update {
 struct Declaration {
     text: String,
     source: GitSource,
+    /// Whether it says a digest; before the first `update` it says none.
+    is_pinned: bool,
     own: Flat,
 }
 
@@ -171,19 +194,15 @@ impl Declaration {
     fn read() -> anyhow::Result<Self> {
         let text = source::read(Path::new(FILE))?;
         let mut table: toml::Table = text.parse().map_err(|error| anyhow::anyhow!("`{FILE}`: {error}"))?;
-        match table.get_mut("extends") {
-            // Before the first `update` there is no digest.
-            Some(toml::Value::Table(extends)) => {
-                extends.entry("digest").or_insert_with(|| Digest::of(b"").to_string().into());
-            }
+        let (source, is_pinned) = match table.get("extends") {
+            Some(toml::Value::Table(extends)) => (GitSource::parse(extends)?, extends.contains_key("digest")),
             Some(_) => bail!(
                 "`{FILE}` extends a path, which pins nothing\nhint: `highroad standard diff A B` compares two files"
             ),
             None => bail!("`{FILE}` extends nothing\nhint: `highroad standard diff A B` compares two files"),
-        }
-        let Extends::Git(source) = Extends::parse(&table["extends"])? else { bail!("`extends` is no git source") };
+        };
         table.remove("extends");
-        Ok(Self { text, source, own: flatten(&table) })
+        Ok(Self { text, source, is_pinned, own: flatten(&table) })
     }
 
     fn moves(&self, before: Option<String>, after: &Fetched) -> anyhow::Result<Vec<Move>> {
@@ -193,14 +212,17 @@ impl Declaration {
         Ok(moves(&before.map(|layer| layer.declared()).unwrap_or_default(), &after.declared(), &self.own))
     }
 
-    /// Writes commit and digest, and leaves everything else of the file as it is.
+    /// Writes commit and digest, and leaves everything else of the file as it is. Errors, and writes nothing, if the repo's standard
+    /// would not be a valid one with it.
     fn pin(&self, commit: &str, digest: Digest) -> anyhow::Result<()> {
         let mut document: toml_edit::DocumentMut = self.text.parse()?;
         let extends = document["extends"].as_table_like_mut().context("`extends` is no table")?;
         extends.insert("commit", toml_edit::value(commit));
         extends.insert("digest", toml_edit::value(digest.to_string()));
+        let text = document.to_string();
+        Chain::parse(Path::new(FILE), text.clone())?.standard()?;
         let mut file = tempfile::NamedTempFile::new_in(".")?;
-        file.write_all(document.to_string().as_bytes())?;
+        file.write_all(text.as_bytes())?;
         std::fs::set_permissions(file.path(), std::fs::metadata(FILE)?.permissions())?;
         file.persist(FILE).with_context(|| format!("cannot write {FILE}"))?;
         Ok(())

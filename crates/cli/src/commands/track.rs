@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use highroad_service::telemetry::{self, LogFormat};
 use highroad_service::{Bound, stop_signal};
-use highroad_track::{Schema, Setup, Tracker};
+use highroad_track::{Loss, Schema, Setup, Tracker};
 
 use crate::access::Guard;
 use crate::pages::{self, Servers};
@@ -60,6 +60,9 @@ struct Migrate {
     /// One version back.
     #[arg(long)]
     down: bool,
+    /// Drop what only the newer tables hold, where it goes back
+    #[arg(long)]
+    yes: bool,
 }
 
 #[derive(clap::Args)]
@@ -130,8 +133,9 @@ impl Migrate {
             None if self.down => Schema::Down,
             None => Schema::Newest,
         };
+        let loss = if self.yes { Loss::Accepted } else { Loss::Refused };
         let database = places.setup().database;
-        let moved = highroad_track::migrate(&database, schema).await?;
+        let moved = highroad_track::migrate(&database, schema, loss).await?;
         writeln!(std::io::stdout(), "{}", moved.to)?;
         match moved.from == moved.to {
             true => eprintln!("the tables of `{database}` are at version {}", moved.to),

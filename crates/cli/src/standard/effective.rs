@@ -77,7 +77,12 @@ pub struct Breach {
 impl Chain {
     /// Reads the file at `path` and everything it extends.
     pub fn read(path: &Path) -> anyhow::Result<Self> {
-        let mut layers = vec![Layer::parse(Place::File(path.to_owned()), source::read(path)?)?];
+        Self::parse(path, source::read(path)?)
+    }
+
+    /// As [`Chain::read`], for a file at `path` that has `text`.
+    pub fn parse(path: &Path, text: String) -> anyhow::Result<Self> {
+        let mut layers = vec![Layer::parse(Place::File(path.to_owned()), text)?];
         while let Some(child) = layers.last()
             && let Some(extends) = &child.head.extends
         {
@@ -120,7 +125,26 @@ impl Chain {
         self.checked(nest(&values)).map(drop)
     }
 
+    /// Errors if a file locks or requires a key that no standard has.
+    fn check_rules(&self) -> anyhow::Result<()> {
+        let schema = Standard::schema();
+        for layer in &self.0 {
+            for (list, keys) in [("locked", &layer.head.locked), ("required", &layer.head.required)] {
+                let Some((key, meant)) = keys.iter().find_map(|key| Some((key, unknown_in(&schema, key)?))) else {
+                    continue;
+                };
+                let line = layer.lines.get(list).map(|line| format!(" line {line}")).unwrap_or_default();
+                let hint = meant.map(|meant| format!("\nhint: did you mean `{meant}`?")).unwrap_or_default();
+                bail!("`{}`{line}: `{list}` names `{key}`, which is no key of {FILE}{hint}", layer.place.name());
+            }
+        }
+        Ok(())
+    }
+
     fn checked(&self, table: Table) -> anyhow::Result<Standard> {
+        if self.0.iter().any(|layer| !layer.head.locked.is_empty() || !layer.head.required.is_empty()) {
+            self.check_rules()?;
+        }
         serde_path_to_error::deserialize(Value::Table(table)).map_err(|error| {
             let message = error.inner().message().trim_end().to_owned();
             let path = error.path().to_string();
@@ -259,6 +283,38 @@ fn is_within(key: &str, table: &str) -> bool {
     key.strip_prefix(table).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
 
+/// Where the JSON Schema has no such dotted key: the closest it has, if one is close.
+fn unknown_in(schema: &serde_json::Value, key: &str) -> Option<Option<String>> {
+    let parts = split(key);
+    let mut at = schema;
+    for (idx, part) in parts.iter().enumerate() {
+        at = referred(schema, at);
+        let properties = at["properties"].as_object();
+        if let Some(inner) = properties.and_then(|properties| properties.get(part)) {
+            at = inner;
+            continue;
+        }
+        // A table of names that each repo chooses.
+        if at.get("additionalProperties").is_some_and(|more| *more != false) {
+            return None;
+        }
+        let closeness = |known: &&String| strsim::jaro_winkler(part, known);
+        let known = properties.into_iter().flat_map(serde_json::Map::keys);
+        let best = known.max_by(|a, b| closeness(a).total_cmp(&closeness(b))).filter(|best| closeness(best) > 0.7);
+        let meant = best.map(|best| [&parts[..idx], std::slice::from_ref(best), &parts[idx + 1..]].concat().join("."));
+        return Some(meant);
+    }
+    None
+}
+
+/// What a schema stands for, where it refers to a definition.
+fn referred<'a>(root: &'a serde_json::Value, schema: &'a serde_json::Value) -> &'a serde_json::Value {
+    let parts = ["allOf", "anyOf"].iter().filter_map(|of| schema[*of].as_array()).flatten();
+    let name = |schema: &'a serde_json::Value| schema["$ref"].as_str()?.strip_prefix("#/definitions/");
+    let name = std::iter::once(schema).chain(parts).find_map(name);
+    name.map_or(schema, |name| &root["definitions"][name])
+}
+
 /// A table as values by dotted key.
 pub fn flatten(table: &Table) -> Flat {
     fn into(table: &Table, prefix: &str, flat: &mut Flat) {
@@ -390,6 +446,24 @@ mod tests {
         let (_dir, wrong) = chain(&[("standard.toml", "[training]\nseed = 'x'\n")]);
         let error = wrong.expect("readable").check().expect_err("no number").to_string();
         assert!(error.contains("standard.toml` line"), "{error}");
+    }
+
+    #[test]
+    fn a_rule_about_a_key_that_no_standard_has_is_refused() {
+        for (wrong, meant) in [
+            ("locked = ['packagin.licences']", "packaging.licences"),
+            ("locked = ['environment.torhc']", "environment.torch"),
+            ("required = ['tracking.ury']", "tracking.uri"),
+            ("locked = ['serving.budgets.p99ms']", "serving.budgets.p99_ms"),
+        ] {
+            let (_dir, chain) = chain(&[("standard.toml", &format!("\n{wrong}\n"))]);
+            let error = chain.expect("readable").check().expect_err("no such key").to_string();
+            assert!(error.contains("standard.toml` line 2") && error.contains("is no key"), "{error}");
+            assert!(error.ends_with(&format!("hint: did you mean `{meant}`?")), "{error}");
+        }
+        let sound =
+            "locked = ['environment.packages.numpy', 'training.epochs', 'serving.budgets', 'owners', 'model']\n";
+        chain(&[("standard.toml", sound)]).1.expect("readable").check().expect("keys of a standard");
     }
 
     #[test]

@@ -11,8 +11,13 @@ use highroad_package::Digest;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::did_you_mean;
+
 /// Longest file that declares a standard.
 pub const MAX_STANDARD_BYTES: usize = 1 << 20;
+/// What is said of a git source that pins nothing.
+pub const NO_DIGEST: &str =
+    "`extends` from git needs the `digest` of the file\nhint: `highroad standard update` writes it";
 /// How git may reach a repository. `ext::` and other helpers run commands, so nothing else is allowed.
 const TRANSPORTS: [&str; 3] = ["https", "ssh", "file"];
 
@@ -67,17 +72,12 @@ impl Extends {
     pub fn parse(value: &toml::Value) -> anyhow::Result<Self> {
         match value {
             toml::Value::String(path) => Ok(Self::Path(path.clone())),
-            toml::Value::Table(table) if !table.contains_key("digest") => {
-                bail!("`extends` from git needs the `digest` of the file\nhint: `highroad standard update` writes it")
-            }
-            other => {
-                let source: GitSource = other
-                    .clone()
-                    .try_into()
-                    .map_err(|error: toml::de::Error| anyhow::anyhow!("`extends`: {}", error.message()))?;
-                source.validate()?;
+            toml::Value::Table(table) => {
+                let source = GitSource::parse(table)?;
+                ensure!(table.contains_key("digest"), NO_DIGEST);
                 Ok(Self::Git(source))
             }
+            other => bail!("`extends` is {other}: it needs a path, or a table with `git`, `path` and `digest`"),
         }
     }
 
@@ -108,6 +108,18 @@ impl Place {
 }
 
 impl GitSource {
+    /// Reads a table whose digest may be missing, as it is before the first `highroad standard update`: it is that of nothing then.
+    pub fn parse(table: &toml::Table) -> anyhow::Result<Self> {
+        let mut table = table.clone();
+        table.entry("digest").or_insert_with(|| Digest::of(b"").to_string().into());
+        let source: Self = table.try_into().map_err(|error: toml::de::Error| {
+            let hint = did_you_mean(error.message()).map(|key| format!("\nhint: did you mean `{key}`?"));
+            anyhow::anyhow!("`extends`: {}{}", error.message(), hint.unwrap_or_default())
+        })?;
+        source.validate()?;
+        Ok(source)
+    }
+
     /// The pinned file: from the cache if it is there, else fetched, compared with the digest, and kept.
     pub fn pinned(&self) -> anyhow::Result<String> {
         let cached = cache()?.join(self.digest.hex());
@@ -283,5 +295,16 @@ mod tests {
         let table: toml::Table = "x = { git = 'https://example.com/a', path = 'b' }".parse().expect("TOML");
         let error = Extends::parse(&table["x"]).expect_err("no digest").to_string();
         assert!(error.contains("highroad standard update"), "{error}");
+    }
+
+    #[test]
+    fn a_misspelt_key_of_a_git_source_is_named_whether_it_is_pinned_or_not() {
+        let digest = Digest::of(b"");
+        for pinned in [String::new(), format!(", digest = '{digest}'")] {
+            let text = format!("x = {{ git = 'https://example.com/a', paht = 'b'{pinned} }}");
+            let table: toml::Table = text.parse().expect("TOML");
+            let error = Extends::parse(&table["x"]).expect_err("misspelt").to_string();
+            assert!(error.contains("unknown field `paht`") && error.ends_with("did you mean `path`?"), "{error}");
+        }
     }
 }

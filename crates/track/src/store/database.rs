@@ -8,7 +8,7 @@ use std::time::Duration;
 use sqlx::any::{AnyConnectOptions, AnyPoolOptions};
 use sqlx::postgres::PgConnectOptions;
 use sqlx::sqlite::SqliteConnectOptions;
-use sqlx::{AnyPool, ConnectOptions as _, Connection as _};
+use sqlx::{AnyConnection, AnyPool, ConnectOptions as _, Connection as _};
 
 use crate::TrackError;
 
@@ -101,6 +101,14 @@ impl Database {
                 .map_err(|_| sqlx::Error::PoolTimedOut)?
         };
         connected.await.map_err(|source| TrackError::Open { database: self.clone(), source })
+    }
+
+    /// A connection of its own, outside any pool.
+    pub(super) async fn session(&self) -> Result<AnyConnection, TrackError> {
+        let connected = async { AnyConnection::connect_with(&self.options()?).await };
+        let connected =
+            tokio::time::timeout(CONNECT_TIMEOUT, connected).await.unwrap_or(Err(sqlx::Error::PoolTimedOut));
+        connected.map_err(|source| TrackError::Open { database: self.clone(), source })
     }
 
     /// A pool that only reads a SQLite file which nobody writes.

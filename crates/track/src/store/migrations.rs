@@ -4,6 +4,7 @@ use sqlx::migrate::{Migrate as _, MigrateError, Migration, Migrator};
 use sqlx::{AnyPool, AssertSqlSafe, SqlSafeStr as _};
 
 use super::Database;
+use super::hold::Hold;
 use crate::TrackError;
 
 static FOR_SQLITE: Migrator = sqlx::migrate!("./migrations");
@@ -39,12 +40,25 @@ pub struct Migrated {
     pub to: i64,
 }
 
+/// Whether what the newer tables hold may be dropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Loss {
+    Refused,
+    Accepted,
+}
+
 /// Brings the tables of `database` to a version. Going back drops what the newer tables held.
 ///
-/// Errors if the tables are newer than this program.
-pub async fn migrate(database: &Database, schema: Schema) -> Result<Migrated, TrackError> {
+/// Errors if the tables are newer than this program, if going back would drop something that `loss` does not accept, or if a
+/// process uses the database and `schema` is another version than the newest.
+pub async fn migrate(database: &Database, schema: Schema, loss: Loss) -> Result<Migrated, TrackError> {
+    let _held = match schema {
+        Schema::Newest => Hold::shared(database).await?,
+        Schema::Down | Schema::Version(_) => Hold::alone(database).await?,
+    };
     let pool = database.pool(1).await?;
-    let migrated = move_to(database, &pool, schema).await;
+    let migrated = move_unless(database, &pool, schema, loss).await;
     pool.close().await;
     migrated
 }
@@ -66,7 +80,12 @@ fn refuse_newer(database: &Database, found: i64, newest: i64) -> Result<(), Trac
     Err(TrackError::Newer { database: database.clone(), found, newest })
 }
 
-pub(super) async fn move_to(database: &Database, pool: &AnyPool, schema: Schema) -> Result<Migrated, TrackError> {
+/// Brings the tables to the newest version.
+pub(super) async fn move_to_newest(database: &Database, pool: &AnyPool) -> Result<Migrated, TrackError> {
+    move_unless(database, pool, Schema::Newest, Loss::Refused).await
+}
+
+async fn move_unless(database: &Database, pool: &AnyPool, schema: Schema, loss: Loss) -> Result<Migrated, TrackError> {
     let migrator = migrator(database);
     let fail = |source| TrackError::Migrate { database: database.clone(), source };
     let applied = applied(pool, &migrator).await.map_err(fail)?;
@@ -81,6 +100,16 @@ pub(super) async fn move_to(database: &Database, pool: &AnyPool, schema: Schema)
             return Err(TrackError::Invalid(format!("there is no version {to} of the tables; the newest is {newest}")));
         }
     };
+    if to < from && loss == Loss::Refused {
+        let backup = match database {
+            Database::Sqlite(_) => "`highroad track backup FILE`",
+            Database::Postgres(_) => "`pg_dump`",
+        };
+        let lost = if to == 0 { "every run, model and trace" } else { "what only the newer tables hold" };
+        return Err(TrackError::Refused(format!(
+            "going from version {from} of the tables of `{database}` to {to} drops {lost}: take a backup with {backup}, then say --yes"
+        )));
+    }
     if to < from {
         migrator.undo(pool, to).await.map_err(fail)?;
     } else {

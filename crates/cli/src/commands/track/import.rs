@@ -22,6 +22,11 @@ use crate::tracking;
 const PAGE: i64 = 1000;
 /// Points of one page of a history, as many as MLflow gives.
 const POINTS: i64 = 25_000;
+/// Traces and datasets of one page, and the pages that are counted of each experiment.
+const COUNTED: i64 = 500;
+const MAX_COUNTED_PAGES: usize = 200;
+/// Finds prompts, which searches for models leave out.
+const PROMPTS: &str = "tags.`mlflow.prompt.is_prompt` = 'true'";
 /// Metrics, params and tags of one batch.
 const METRICS_PER_BATCH: usize = 1000;
 const PAIRS_PER_BATCH: usize = 100;
@@ -53,8 +58,10 @@ struct Summary {
     artifacts: u64,
     artifact_bytes: u64,
     registered_models: u64,
+    /// Of a model or of a prompt.
     model_versions: u64,
     aliases: u64,
+    prompts: u64,
     /// What could not be taken, and why.
     not_taken: Vec<String>,
 }
@@ -88,7 +95,7 @@ impl Summary {
         }
         eprintln!(
             "took {} experiments, {} runs ({} were here), {} points, {} logged models, {} artifacts of {} bytes, {} registered \
-             models, {} versions, {} aliases",
+             models, {} prompts, {} versions, {} aliases",
             self.experiments,
             self.runs,
             self.runs_before,
@@ -97,6 +104,7 @@ impl Summary {
             self.artifacts,
             self.artifact_bytes,
             self.registered_models,
+            self.prompts,
             self.model_versions,
             self.aliases
         );
@@ -160,8 +168,26 @@ impl Source {
         }
     }
 
+    /// How many a search finds, as far as it is followed. Of traces there may be any number.
+    async fn count(&self, path: &str, list: &str, mut body: Value) -> anyhow::Result<Counted> {
+        let mut n_found = 0;
+        for _ in 0..MAX_COUNTED_PAGES {
+            let page = self.post(path, &body).await?;
+            n_found += page[list].as_array().map_or(0, Vec::len);
+            match page["next_page_token"].as_str() {
+                Some(token) if !token.is_empty() => body["page_token"] = json!(token),
+                _ => return Ok(Counted { n_found, are_all: true }),
+            }
+        }
+        Ok(Counted { n_found, are_all: false })
+    }
+
+    /// A route of MLflow's second interface, or one whose path names the third.
     fn url(&self, path: &str) -> String {
-        format!("{}/api/2.0/{path}", self.base)
+        match path.strip_prefix("3.0/") {
+            Some(path) => format!("{}/api/3.0/{path}", self.base),
+            None => format!("{}/api/2.0/{path}", self.base),
+        }
     }
 
     async fn send(&self, request: reqwest::RequestBuilder) -> reqwest::Result<reqwest::Response> {
@@ -184,6 +210,12 @@ impl Source {
     }
 }
 
+/// What a search was seen to find.
+struct Counted {
+    n_found: usize,
+    are_all: bool,
+}
+
 /// A list or object of a reply, empty where it is left out.
 fn field<T: DeserializeOwned>(reply: &Value, name: &str) -> anyhow::Result<T> {
     let value = match &reply[name] {
@@ -191,6 +223,10 @@ fn field<T: DeserializeOwned>(reply: &Value, name: &str) -> anyhow::Result<T> {
         value => value.clone(),
     };
     serde_json::from_value(value).with_context(|| format!("`{name}` of the reply is not what MLflow sends"))
+}
+
+fn name_of(model: &Value) -> &str {
+    model["name"].as_str().unwrap_or_default()
 }
 
 #[derive(Debug, Deserialize)]
@@ -294,10 +330,35 @@ impl Importer {
             bar.inc(1);
         }
         bar.finish_and_clear();
+        self.tell_what_stays(from).await;
         if from.lifecycle_stage == "deleted" && store.experiment(id).await?.lifecycle_stage != "deleted" {
             store.set_experiment_stage(id, View::Deleted, Millis(from.creation_time)).await?;
         }
         Ok(())
+    }
+
+    /// Counts what an experiment has of kinds that are not taken.
+    async fn tell_what_stays(&mut self, from: &SourceExperiment) {
+        let id = &from.experiment_id;
+        let location = json!({ "type": "MLFLOW_EXPERIMENT", "mlflow_experiment": { "experiment_id": id } });
+        let kinds = [
+            ("traces", json!({ "locations": [location], "max_results": COUNTED })),
+            ("datasets", json!({ "experiment_ids": [id], "max_results": COUNTED })),
+        ];
+        for (kind, body) in kinds {
+            let what = if kind == "datasets" { "evaluation datasets" } else { kind };
+            let of = format!("{what} of experiment `{}`", from.name);
+            match self.source.count(&format!("3.0/mlflow/{kind}/search"), kind, body).await {
+                Ok(Counted { n_found: 0, .. }) => {}
+                Ok(Counted { n_found, are_all }) => {
+                    let n = if are_all { n_found.to_string() } else { format!("more than {n_found}") };
+                    self.summary.not_taken.push(format!("{n} {of}: this command takes none"));
+                }
+                // An older MLflow has neither the route nor what it would find.
+                Err(error) if error.to_string().contains(" answers 404") => {}
+                Err(error) => self.summary.not_taken.push(format!("{of}, if there are any: {error:#}")),
+            }
+        }
     }
 
     async fn take_run(&mut self, from: &SourceRun, experiment_id: ExperimentId) -> anyhow::Result<()> {
@@ -468,22 +529,35 @@ impl Importer {
             .all_of_query("mlflow/registered-models/search", "registered_models", &[("max_results", &n)])
             .await?;
         for model in models {
-            let name = model["name"].as_str().unwrap_or_default().to_owned();
-            self.take_registered_model(&name, &model).await.with_context(|| format!("registered model `{name}`"))?;
+            let name = name_of(&model);
+            let taken = self.take_registered_model(name, &model, "").await;
+            let is_new = taken.with_context(|| format!("registered model `{name}`"))?;
+            self.summary.registered_models += u64::from(is_new);
+        }
+        let query = [("filter", PROMPTS), ("max_results", &n)];
+        let prompts = self.source.all_of_query("mlflow/registered-models/search", "registered_models", &query).await?;
+        for prompt in prompts {
+            let name = name_of(&prompt);
+            let only = format!(" AND {PROMPTS}");
+            let taken = self.take_registered_model(name, &prompt, &only).await;
+            let is_new = taken.with_context(|| format!("prompt `{name}`"))?;
+            self.summary.prompts += u64::from(is_new);
         }
         Ok(())
     }
 
-    async fn take_registered_model(&mut self, name: &str, model: &Value) -> anyhow::Result<()> {
+    /// Whether it was not here yet. `only` is a further condition of the search for its versions.
+    async fn take_registered_model(&mut self, name: &str, model: &Value, only: &str) -> anyhow::Result<bool> {
         let store = self.tracker.store().clone();
         let created = Millis(model["creation_timestamp"].as_i64().unwrap_or_default());
         let description = model["description"].as_str().unwrap_or_default();
-        match store.create_registered_model(name, description, &field::<Vec<Pair>>(model, "tags")?, created).await {
-            Ok(_) => self.summary.registered_models += 1,
-            Err(TrackError::Exists(_)) => {}
+        let tags = field::<Vec<Pair>>(model, "tags")?;
+        let is_new = match store.create_registered_model(name, description, &tags, created).await {
+            Ok(_) => true,
+            Err(TrackError::Exists(_)) => false,
             Err(error) => return Err(error.into()),
-        }
-        let filter = format!("name='{}'", name.replace('\'', "\\'"));
+        };
+        let filter = format!("name='{}'{only}", name.replace('\'', "\\'"));
         let n = PAGE.to_string();
         let versions = self
             .source
@@ -498,7 +572,7 @@ impl Importer {
         for each in aliases {
             self.take_alias(name, &each["alias"], each["version"].parse()?, created).await?;
         }
-        Ok(())
+        Ok(is_new)
     }
 
     fn version_of(&self, name: &str, from: &Value) -> anyhow::Result<ImportedVersion> {
