@@ -1,7 +1,7 @@
 use statrs::distribution::{Binomial, Discrete as _, DiscreteCDF as _};
 use statrs::function::beta::beta_reg;
 
-use crate::interval::normal_quantile;
+use crate::interval::{normal_cdf, normal_quantile};
 
 /// Two models on the same `n` cases, reduced to what a paired comparison of shares rests on.
 ///
@@ -97,6 +97,20 @@ impl Discordance {
             return self.score_bounds(alpha);
         }
         [self.exact_lower(alpha), -self.swapped().exact_lower(alpha)]
+    }
+
+    /// The p-value of "the true difference is at most `difference`", exact and unconditional: small means that the candidate
+    /// is better by more. It is below `alpha` just where the lower one of [`Self::exact_bounds`] lies above `difference`, as
+    /// outcomes are ordered alike.
+    pub fn p_better_by(self, difference: f64, alpha: f64) -> f64 {
+        if self.n_cases == 0 || self.n_regressions == self.n_cases {
+            return 1.0;
+        }
+        if self.n_cases > MOST_CASES_FOR_EXACT_BOUNDS {
+            return normal_cdf(-self.score(difference));
+        }
+        let z = normal_quantile(1.0 - alpha);
+        AtLeastAsGood::new(self.n_cases, self.score_lower(alpha), z).largest_probability(difference).min(1.0)
     }
 
     fn swapped(self) -> Self {
