@@ -74,12 +74,8 @@ def tango_lower(n, b, c, alpha=ALPHA):
     return optimize.brentq(lambda d: min(tango_score(n, b, c, d), 1e6) - z, -1 + 1e-12, (c - b) / n, xtol=1e-15)
 
 
-def probability_as_good(n, b, c, alpha=ALPHA):
-    """Of an outcome at least as good as this one, by enumeration of all, each ordered by its own Tango bound; a function of the
-    true difference, under the least favourable share of flips."""
-    outcomes = np.array([(i, j) for i in range(n + 1) for j in range(n + 1 - i)])
-    bound = np.array([tango_lower(n, i, j) for i, j in outcomes])
-    as_good = outcomes[bound >= tango_lower(n, b, c) - 1e-9]
+def worst_probability(as_good, n):
+    """Of these outcomes, under the least favourable share of flips; a function of the true difference."""
     full = np.column_stack([as_good, n - as_good.sum(1)])
 
     def worst(delta):
@@ -93,6 +89,24 @@ def probability_as_good(n, b, c, alpha=ALPHA):
         return max(max(values), -refined.fun)
 
     return worst
+
+
+def outcomes_of(n):
+    return np.array([(i, j) for i in range(n + 1) for j in range(n + 1 - i)])
+
+
+def probability_as_good(n, b, c, alpha=ALPHA):
+    """Of an outcome at least as good as this one, each of all ordered by its own Tango bound."""
+    outcomes = outcomes_of(n)
+    bound = np.array([tango_lower(n, i, j, alpha) for i, j in outcomes])
+    return worst_probability(outcomes[bound >= tango_lower(n, b, c, alpha) - 1e-9], n)
+
+
+def p_better_by(n, b, c, gain):
+    """Of an outcome with at least this one's Tango score for the gain, where that is the true difference."""
+    outcomes = outcomes_of(n)
+    scores = np.array([tango_score(n, i, j, gain) for i, j in outcomes])
+    return worst_probability(outcomes[scores >= tango_score(n, b, c, gain) - 1e-9], n)(gain)
 
 
 def exact_lower(n, b, c, alpha=ALPHA):
@@ -117,7 +131,7 @@ def exact_paired():
 
 def better_by():
     for n, b, c, gain in [(20, 0, 5, 0.05), (20, 1, 9, 0.2), (24, 1, 7, 0.1), (30, 0, 4, 0.02), (16, 1, 9, 0.15)]:
-        yield {"n": n, "regressions": b, "improvements": c, "gain": gain, "p": probability_as_good(n, b, c)(gain)}
+        yield {"n": n, "regressions": b, "improvements": c, "gain": gain, "p": p_better_by(n, b, c, gain)}
 
 
 def power_of_gain(n, needed, regression, improvement):

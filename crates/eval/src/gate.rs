@@ -601,7 +601,7 @@ impl Judge<'_> {
             // Those who judge many golden sets look at outcomes, and this takes the longest.
             let is_told = self.known.draws.is_none();
             let smallest = is_told.then(|| non_inferiority.smallest_gain_passed(power)).flatten();
-            (pairs.p_better_by(needed, alpha), Test::ExactUnconditional, smallest)
+            (pairs.p_better_by(needed), Test::ExactUnconditional, smallest)
         } else {
             (pairs.mcnemar_better(), Test::ExactMcnemar, mcnemar.minimum_detectable_effect(power))
         };

@@ -99,18 +99,19 @@ impl Discordance {
         [self.exact_lower(alpha), -self.swapped().exact_lower(alpha)]
     }
 
-    /// The p-value of "the true difference is at most `difference`", exact and unconditional: small means that the candidate
-    /// is better by more. It is below `alpha` just where the lower one of [`Self::exact_bounds`] lies above `difference`, as
-    /// outcomes are ordered alike.
-    pub fn p_better_by(self, difference: f64, alpha: f64) -> f64 {
-        if self.n_cases == 0 || self.n_regressions == self.n_cases {
+    /// The p-value of "the true difference is at most `difference`": small means that the candidate is better by more.
+    ///
+    /// Exact and unconditional (Hsueh, Liu and Chen 2001): the probability of outcomes whose Tango score for that difference is at
+    /// least the observed one, under the least favourable share of flips.
+    pub fn p_better_by(self, difference: f64) -> f64 {
+        let score = self.score(difference);
+        if self.n_cases == 0 {
             return 1.0;
         }
         if self.n_cases > MOST_CASES_FOR_EXACT_BOUNDS {
-            return normal_cdf(-self.score(difference));
+            return normal_cdf(-score);
         }
-        let z = normal_quantile(1.0 - alpha);
-        AtLeastAsGood::new(self.n_cases, self.score_lower(alpha), z).largest_probability(difference).min(1.0)
+        AtLeastAsGood::new(self.n_cases, difference, score).largest_probability(difference).min(1.0)
     }
 
     fn swapped(self) -> Self {

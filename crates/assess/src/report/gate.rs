@@ -137,7 +137,10 @@ fn remarks_on(verdict: &Verdict, judged: &Judged<'_>) -> Vec<String> {
             judge.name
         )
     });
-    remarks(judged.candidate).into_iter().chain(left_out).chain(unproven).collect()
+    let unheard = verdict.judges.iter().filter(|judge| judge.n_unreadable > 0).map(|judge| {
+        format!("{} replies of judge `{}` hold no score, and count nowhere", judge.n_unreadable, judge.name)
+    });
+    remarks(judged.candidate).into_iter().chain(left_out).chain(unproven).chain(unheard).collect()
 }
 
 /// The word for an outcome.
