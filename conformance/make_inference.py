@@ -44,6 +44,15 @@ def drawn_permutations(rng):
         yield {"differences": differences, "below": p[0], "above": p[1]}
 
 
+def shifted(rng):
+    """Is the mean difference above a needed gain? The same test of what is left when each case gives that up."""
+    for n, gain in [(12, 0.05), (16, 0.1)]:
+        differences = np.round(rng.normal(0.2, 0.3, n), 3)
+        p = stats.permutation_test((differences - gain,), np.mean, permutation_type="samples", n_resamples=np.inf,
+                                   alternative="greater").pvalue
+        yield {"differences": differences, "gain": gain, "p": p}
+
+
 def multiple(rng):
     for p in [[0.04], [0.01, 0.04, 0.03, 0.005], [0.5, 0.5, 0.001, 1.0, 0.0], list(rng.random(40) ** 3)]:
         yield {"p": p, "holm": multipletests(p, method="holm")[1], "benjamini_hochberg": multipletests(p, method="fdr_bh")[1]}
@@ -92,7 +101,8 @@ def main():
     rng = np.random.default_rng(20260103)
     content = {
         "made_by": f"scipy {scipy.__version__}, statsmodels {statsmodels.__version__}",
-        "permutations": list(permutations(rng)), "drawn_permutations": list(drawn_permutations(rng)),
+        "permutations": list(permutations(rng)), "shifted": list(shifted(np.random.default_rng(20260110))),
+        "drawn_permutations": list(drawn_permutations(rng)),
         "multiple": list(multiple(rng)), "sequences": list(sequences(rng)), "flips": list(flips()),
     }
     lines = [f'"{key}": {json.dumps(plain(value), separators=(",", ":"))}' for key, value in content.items()]

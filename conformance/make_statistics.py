@@ -74,13 +74,8 @@ def tango_lower(n, b, c, alpha=ALPHA):
     return optimize.brentq(lambda d: min(tango_score(n, b, c, d), 1e6) - z, -1 + 1e-12, (c - b) / n, xtol=1e-15)
 
 
-def exact_lower(n, b, c, alpha=ALPHA):
-    """Buehler's bound by enumeration of every outcome, ordered by its own Tango bound."""
-    if b == n:
-        return -1.0
-    outcomes = np.array([(i, j) for i in range(n + 1) for j in range(n + 1 - i)])
-    bound = np.array([tango_lower(n, i, j) for i, j in outcomes])
-    as_good = outcomes[bound >= tango_lower(n, b, c) - 1e-9]
+def worst_probability(as_good, n):
+    """Of these outcomes, under the least favourable share of flips; a function of the true difference."""
     full = np.column_stack([as_good, n - as_good.sum(1)])
 
     def worst(delta):
@@ -93,6 +88,32 @@ def exact_lower(n, b, c, alpha=ALPHA):
         refined = optimize.minimize_scalar(lambda q: -at(q), bounds=around, method="bounded", options={"xatol": 1e-9})
         return max(max(values), -refined.fun)
 
+    return worst
+
+
+def outcomes_of(n):
+    return np.array([(i, j) for i in range(n + 1) for j in range(n + 1 - i)])
+
+
+def probability_as_good(n, b, c, alpha=ALPHA):
+    """Of an outcome at least as good as this one, each of all ordered by its own Tango bound."""
+    outcomes = outcomes_of(n)
+    bound = np.array([tango_lower(n, i, j, alpha) for i, j in outcomes])
+    return worst_probability(outcomes[bound >= tango_lower(n, b, c, alpha) - 1e-9], n)
+
+
+def p_better_by(n, b, c, gain):
+    """Of an outcome with at least this one's Tango score for the gain, where that is the true difference."""
+    outcomes = outcomes_of(n)
+    scores = np.array([tango_score(n, i, j, gain) for i, j in outcomes])
+    return worst_probability(outcomes[scores >= tango_score(n, b, c, gain) - 1e-9], n)(gain)
+
+
+def exact_lower(n, b, c, alpha=ALPHA):
+    """Buehler's bound: the difference at which that probability is alpha."""
+    if b == n:
+        return -1.0
+    worst = probability_as_good(n, b, c, alpha)
     return optimize.brentq(lambda d: worst(d) - alpha, -1 + 1e-9, min((c - b) / n + 0.3, 1 - 1e-9), xtol=1e-8)
 
 
@@ -106,6 +127,29 @@ def exact_paired():
     for n, b, c in [(8, 0, 0), (8, 2, 1), (20, 0, 0), (20, 1, 0), (20, 3, 6)]:
         yield {"n": n, "regressions": b, "improvements": c,
                "exact_bounds": [exact_lower(n, b, c), -exact_lower(n, c, b)]}
+
+
+def better_by():
+    for n, b, c, gain in [(20, 0, 5, 0.05), (20, 1, 9, 0.2), (24, 1, 7, 0.1), (30, 0, 4, 0.02), (16, 1, 9, 0.15)]:
+        yield {"n": n, "regressions": b, "improvements": c, "gain": gain, "p": p_better_by(n, b, c, gain)}
+
+
+def power_of_gain(n, needed, regression, improvement):
+    """The probability of every outcome whose exact bound lies above the needed gain."""
+    total = 0.0
+    for b in range(n + 1):
+        for c in range(n + 1 - b):
+            chance = stats.multinomial.pmf([b, c, n - b - c], n, [regression, improvement, 1 - regression - improvement])
+            if chance > 1e-9 and b < n and probability_as_good(n, b, c)(needed) < ALPHA:
+                total += chance
+    return total
+
+
+def powers_of_gains():
+    for n, needed, discordant, gain in [(14, 0.1, 0.2, 0.6), (18, 0.05, 0.3, 0.3)]:
+        flips = max(discordant, gain)
+        yield {"n": n, "needed": needed, "discordant": discordant, "gain": gain,
+               "power": power_of_gain(n, needed, (flips - gain) / 2, (flips + gain) / 2)}
 
 
 def mcnemar_power(n, discordant, drop, sides):
@@ -464,7 +508,8 @@ def main():
     content = {
         "made_by": ", ".join(f"{name} {module.__version__}" for name, module in versions.items()),
         "proportions": list(proportions()), "mcnemar": list(mcnemars()), "paired": list(paired()),
-        "exact_paired": list(exact_paired()), "power": list(powers()), "classifiers": list(classifiers(rng)),
+        "exact_paired": list(exact_paired()), "better_by": list(better_by()), "power_of_gain": list(powers_of_gains()),
+        "power": list(powers()), "classifiers": list(classifiers(rng)),
         "correlations": list(correlations(rng)), "bootstraps": list(bootstraps(rng)), "quantiles": list(quantiles(rng)),
         "rankings": list(rankings(np.random.default_rng(20260102))),
         "regressions": list(regressions(np.random.default_rng(20260103))),

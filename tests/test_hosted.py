@@ -205,11 +205,19 @@ def test_a_pair_is_judged_in_both_orders_and_equals_tie(call, tmp_path, smollm2,
     (judge,) = verdict["judges"]
     assert judge["position_inconsistency"] in (0.0, 1 / 3, 2 / 3, 1.0) and judge["mode"] == "pairwise"
     assert judge["model"] != verdict["package"] and judge["prompt"].startswith("sha256:")
+    assert judge["different"]["n"] == 0, "equal texts say nothing about the judge"
+    assert "was never compared with people" in call(*gate[:-1], cwd=tmp_path, code=3, HOSTED_KEY=KEY).stdout
     other = describe(tmp_path, "other.toml", smollm2, **WRITER | {"prompt": "Write three dots, not {input}."})
     gate[1] = other
     verdict = json.loads(call(*gate, cwd=tmp_path, code=3, HOSTED_KEY=KEY).stdout)
     assert verdict["checks"][0]["baseline"] == 0.5 and 0 <= verdict["checks"][0]["candidate"] <= 1
-    assert verdict["judges"][0]["hosted"]["n_questions"] == 6, "three pairs, both orders"
+    (judge,) = verdict["judges"]
+    assert judge["hosted"]["n_questions"] == 6, "three pairs, both orders"
+    different = judge["different"]
+    assert (different["n"], different["order_decided"]) == (3, judge["position_inconsistency"])
+    assert different["order_decided"] + different["told_apart"] <= 1
+    # Of three pairs not even none shows that the order does not decide.
+    assert verdict["checks"][0]["reason"].startswith("the order decided ") and not verdict["checks"][0].get("waivable")
     trivial = call("gate", other, "--baseline", "trivial", "--golden", golden, cwd=tmp_path, code=2, HOSTED_KEY=KEY)
     assert "the baseline must be a model that writes" in trivial.stderr
 

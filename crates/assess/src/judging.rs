@@ -3,7 +3,9 @@
 use std::path::Path;
 
 use highroad_data::Records;
-use highroad_eval::{Agreement, AgreementMeasure, Expected, JudgeEvidence, JudgeMode, JudgeRule, Resamples, majority};
+use highroad_eval::{
+    Agreement, AgreementMeasure, DifferentPairs, Expected, JudgeEvidence, JudgeMode, JudgeRule, Resamples, majority,
+};
 use highroad_hosted::{Budget, DescriptionError, HostedTask, Question, Reply, Said, fill};
 use highroad_package::Digest;
 use serde::Deserialize;
@@ -64,7 +66,17 @@ struct Heard {
     n_unreadable: usize,
     n_turned: usize,
     n_compared: usize,
+    /// The same of pairs whose two texts differ, how many those are, and how often both orders named one winner.
+    of_different: OfDifferent,
     asked: Asked,
+}
+
+#[derive(Default)]
+struct OfDifferent {
+    n_pairs: usize,
+    n_turned: usize,
+    n_compared: usize,
+    n_told_apart: usize,
 }
 
 impl<'a> HostedJudge<'a> {
@@ -225,11 +237,20 @@ impl<'a> HostedJudge<'a> {
             .flat_map(|judgeable| ask(judgeable).into_iter().map(|question| Asking { case: judgeable.case, question }))
             .collect();
         let asked = self.model.ask_all(&askings, kept, budget, progress)?;
-        let mut heard = Heard { scores: Vec::new(), n_unreadable: 0, n_turned: 0, n_compared: 0, asked };
+        let of_different = OfDifferent::default();
+        let mut heard = Heard { scores: Vec::new(), n_unreadable: 0, n_turned: 0, n_compared: 0, of_different, asked };
         let n_orders = judgeables.first().map_or(1, |judgeable| judgeable.orders().len());
         let replies = std::mem::take(&mut heard.asked.replies);
         for (judgeable, replies) in judgeables.iter().zip(replies.chunks(n_orders * self.rule.repeats as usize)) {
+            let before = (heard.n_turned, heard.n_compared);
             let scores: Vec<f64> = replies.chunks(n_orders).filter_map(|once| self.read(once, &mut heard)).collect();
+            if judgeable.texts.differ() {
+                let of = &mut heard.of_different;
+                of.n_pairs += 1;
+                of.n_turned += heard.n_turned - before.0;
+                of.n_compared += heard.n_compared - before.1;
+                of.n_told_apart += scores.iter().filter(|&&score| score != 0.5).count();
+            }
             if scores.is_empty() {
                 return Err(AssessError::Unreadable { judge: self.name.to_owned(), case: judgeable.case.to_owned() });
             }
@@ -284,6 +305,12 @@ impl<'a> HostedJudge<'a> {
         let n_judged = heard.scores.len();
         let disagree = heard.scores.iter().filter(|scores| scores.iter().any(|score| *score != scores[0])).count();
         let is_pairwise = self.rule.mode == JudgeMode::Pairwise;
+        let OfDifferent { n_pairs, n_turned, n_compared, n_told_apart } = heard.of_different;
+        let share = |n: usize| n as f64 / n_compared.max(1) as f64;
+        let different = DifferentPairs { n: n_pairs, order_decided: share(n_turned), told_apart: share(n_told_apart) };
+        let mut scores: Vec<f64> = heard.scores.iter().flatten().copied().collect();
+        scores.sort_by(f64::total_cmp);
+        scores.dedup();
         JudgeEvidence {
             name: self.name.to_owned(),
             model: self.model.digest().to_string(),
@@ -295,6 +322,8 @@ impl<'a> HostedJudge<'a> {
             n_unreadable: heard.n_unreadable,
             self_disagreement: disagree as f64 / n_judged.max(1) as f64,
             position_inconsistency: is_pairwise.then(|| heard.n_turned as f64 / heard.n_compared.max(1) as f64),
+            different: is_pairwise.then_some(different),
+            n_different_scores: (!is_pairwise).then_some(scores.len()),
             agreement,
             hosted: heard.asked.evidence,
         }
@@ -328,6 +357,13 @@ impl Labelled {
             return Err("a kappa is of two, the judge and one person: expected one score; alpha takes more".to_owned());
         }
         Ok(())
+    }
+}
+
+impl Texts<'_> {
+    /// Whether there are two, and not the same one twice.
+    fn differ(self) -> bool {
+        matches!(self, Self::Two { a, b } if a.trim() != b.trim())
     }
 }
 

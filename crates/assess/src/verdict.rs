@@ -1,7 +1,9 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use highroad_eval::{Baseline, Comparison, Decision, Gates, Given, Observed, Side, Verdict, decide_with};
+use highroad_eval::{
+    Baseline, Comparison, Decision, Gates, Given, JudgeEvidence, Observed, Side, Verdict, decide_with,
+};
 use highroad_package::{Digest, PackageError, Verdicts};
 
 use crate::{AssessError, GoldenSet, Results};
@@ -37,7 +39,7 @@ pub struct Signature {
     pub gates: Digest,
     /// The reference the baseline was found by.
     pub baseline_reference: Option<String>,
-    /// RFC 3339 in UTC, whole seconds.
+    /// RFC 3339 in UTC, with milliseconds.
     pub created_at: String,
     /// A name.
     pub created_by: String,
@@ -48,14 +50,15 @@ pub struct Signature {
 /// Errors if either side did not answer exactly the cases of the golden set, or if the candidate does not know a label
 /// that is expected; a label that only the baseline lacks counts as one it never answers.
 pub fn judge(gates: &Gates, judged: &Judged<'_>) -> Result<Decision, AssessError> {
-    judge_with(gates, judged, &BTreeMap::new())
+    judge_with(gates, judged, &BTreeMap::new(), &[])
 }
 
-/// The same with what programs of the user's own [gave](crate::give) each case.
+/// The same with what programs of the user's own [gave](crate::give) each case, and with what is known of the judges of texts.
 pub fn judge_with(
     gates: &Gates,
     judged: &Judged<'_>,
     given: &BTreeMap<String, Given>,
+    judges: &[JudgeEvidence],
 ) -> Result<Decision, AssessError> {
     let Judged { golden, candidate, baseline } = *judged;
     let observed = candidate.observed(golden, baseline.map_or(&[], |baseline| &baseline.labels))?;
@@ -66,7 +69,7 @@ pub fn judge_with(
         baseline: of_baseline.as_ref().map_or(Side::Trivial, Side::Package),
         latencies_ms: &candidate.speed.single_ms,
     };
-    Ok(decide_with(gates, &comparison, given)?)
+    Ok(decide_with(gates, &comparison, given, judges)?)
 }
 
 /// Whether each case of `golden` is answered rightly by the candidate; `None` where nothing decides.

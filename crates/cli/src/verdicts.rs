@@ -69,7 +69,7 @@ fn find(kept: &Verdicts, packages: &[Digest]) -> Result<Found, PackageError> {
             }
         }
     }
-    found.verdicts.sort_by(|left, right| left.verdict.created_at.cmp(&right.verdict.created_at));
+    found.verdicts.sort_by_key(|kept| kept.verdict.recency());
     Ok(found)
 }
 
@@ -106,14 +106,19 @@ mod tests {
             .to_string()
         };
         let [later, earlier] = ["2026-11-23T10:00:00Z", "2026-11-22T10:00:00Z"].map(verdict);
-        for text in [&later, &earlier] {
+        let failed = later.replace("\"pass\"", "\"fail\"");
+        for text in [&failed, &later, &earlier] {
             kept.put(&package, text.as_bytes()).unwrap();
         }
         kept.put(&package, b"{}").unwrap();
         kept.put(&other, later.as_bytes()).unwrap();
         let found = find(&kept, &kept.packages().unwrap()).unwrap();
         let bytes: Vec<&[u8]> = found.verdicts.iter().map(|kept| kept.bytes.as_slice()).collect();
-        assert_eq!(bytes, [earlier.as_bytes(), later.as_bytes()], "the oldest first");
+        assert_eq!(
+            bytes,
+            [&earlier, &later, &failed].map(String::as_bytes),
+            "the oldest first, and of one time the worst last"
+        );
         let told = found.damaged.iter().map(Damaged::to_string).collect::<Vec<_>>().join("\n");
         assert!(told.contains("missing field") && told.contains("is about package"), "{told}");
         assert_eq!(found.damaged.len(), 2);

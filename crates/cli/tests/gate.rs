@@ -177,6 +177,53 @@ fn an_equal_candidate_passes_and_its_verdict_admits_it() {
 }
 
 #[test]
+fn of_two_verdicts_in_one_second_the_later_one_is_known() {
+    let desk = Desk::new();
+    let answers = desk.answers(60);
+    desk.write_golden("golden.jsonl", &(0..60).collect::<Vec<_>>(), &answers["a"], None);
+    desk.write("pass.toml", "[[rule]]\nmetric = 'accuracy'\nfloor = 0.5\n");
+    desk.write("fail.toml", "[[rule]]\nmetric = 'accuracy'\nmargin = 0.01\n");
+    let judged = |rules: &str| -> Verdict {
+        serde_json::from_slice(&desk.gate("b", "a", &["--gates", rules, "--json"]).stdout).unwrap()
+    };
+    let verdicts = ["pass.toml", "fail.toml", "pass.toml", "fail.toml"].map(judged);
+    assert!(verdicts.iter().map(Verdict::recency).is_sorted_by(|earlier, later| earlier < later), "{verdicts:?}");
+}
+
+#[test]
+fn a_golden_set_and_rules_with_a_byte_order_mark_are_read_and_edited() {
+    let desk = Desk::new();
+    let answers = desk.answers(60);
+    desk.write_golden("golden.jsonl", &(0..60).collect::<Vec<_>>(), &answers["a"], None);
+    let plain = fs::read_to_string(desk.path("golden.jsonl")).unwrap();
+    desk.write("golden.jsonl", &format!("\u{feff}{plain}"));
+    desk.write("gates.toml", &format!("\u{feff}{RULES}"));
+    let output = desk.gate("a", "a", &[]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let output = desk.run(&["golden", "edit", "c0", "--golden", "golden.jsonl", "--must-pass", "true"]);
+    assert!(output.status.success(), "{output:?}");
+    let edited = fs::read_to_string(desk.path("golden.jsonl")).unwrap();
+    assert!(edited.starts_with("\u{feff}{\"") && edited.lines().skip(1).eq(plain.lines().skip(1)), "{edited}");
+}
+
+#[test]
+fn a_wrong_column_is_told_with_those_that_are_there() {
+    let desk = Desk::new();
+    desk.answers(4);
+    desk.write("training.jsonl", "{\"text\": \"what is this\", \"label\": \"benign\"}\n");
+    let lint = |training: &str| {
+        let output = desk.run(&["golden", "lint", "all.jsonl", "--against", training, "--column", "body"]);
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        stderr(&output)
+    };
+    let told = lint("training.jsonl");
+    assert!(told.contains("no record has the text `body`; there are: label, text"), "{told}");
+    desk.write("broken.jsonl", "{\"text\": \n");
+    let told = lint("broken.jsonl");
+    assert!(told.contains("no record can be read") && told.contains("broken.jsonl:1: invalid JSON"), "{told}");
+}
+
+#[test]
 fn a_lost_must_pass_case_fails_however_wide_the_margin() {
     let desk = Desk::new();
     let answers = desk.answers(60);
@@ -225,6 +272,12 @@ fn too_few_cases_exit_with_3_until_a_named_person_accepts_each_flip() {
     let nonsense = desk.gate("b", "a", &[&["--accept", "c9999"], who.as_slice()].concat());
     assert_eq!(nonsense.status.code(), Some(2), "{nonsense:?}");
     assert!(stderr(&nonsense).contains("case `c9999` is not a regression"), "{nonsense:?}");
+    let unnamed = desk.gate("b", "a", &[&["--accept-small-set"], who.as_slice()].concat());
+    assert_eq!(unnamed.status.code(), Some(2), "{unnamed:?}");
+    let lost = format!(
+        "lost cases that the undecided rules are about, and each is accepted by name or not at all: `{first}`, `{second}`"
+    );
+    assert!(stderr(&unnamed).contains(&lost), "{unnamed:?}");
 }
 
 #[test]

@@ -19,7 +19,10 @@ pub enum RecordError {
     Line { path: PathBuf, line: usize, reason: String },
 }
 
-/// The records of a JSONL file: one JSON value a line, UTF-8; empty lines are skipped.
+/// What some editors put before UTF-8 text; it belongs to no record.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
+/// The records of a JSONL file: one JSON value a line, UTF-8 with or without a byte order mark; empty lines are skipped.
 ///
 /// An iterator that ends after its first error. Unknown fields are errors exactly if `T` says so.
 pub struct Records<T, R = BufReader<File>> {
@@ -60,7 +63,9 @@ impl<T: DeserializeOwned, R: BufRead> Records<T, R> {
                 .take(MAX_LINE_BYTES + 1)
                 .read_until(b'\n', &mut bytes)
                 .map_err(|source| RecordError::Io { path: self.path.clone(), source })?;
-            self.place = (self.place.0 + self.place.1 as u64, n);
+            let n_marked = if self.line == 1 && bytes.starts_with(BYTE_ORDER_MARK) { BYTE_ORDER_MARK.len() } else { 0 };
+            bytes.drain(..n_marked);
+            self.place = (self.place.0 + (self.place.1 + n_marked) as u64, n - n_marked);
             if n == 0 {
                 return Ok(None);
             }
@@ -123,6 +128,21 @@ mod tests {
     #[test]
     fn records_carry_their_line_numbers() {
         assert_eq!(read(b"{\"id\":\"a\"}\n\n  \r\n{\"id\":\"b\"}").unwrap(), [(1, case("a")), (4, case("b"))]);
+    }
+
+    #[test]
+    fn a_byte_order_mark_belongs_to_no_record() {
+        let text = b"\xef\xbb\xbf{\"id\":\"a\"}\n{\"id\":\"b\"}\n";
+        assert_eq!(read(text).unwrap(), [(1, case("a")), (2, case("b"))]);
+        assert_eq!(read(b"\xef\xbb\xbf").unwrap(), []);
+        assert!(read(b"{\"id\":\"a\"}\n\xef\xbb\xbf{\"id\":\"b\"}\n").is_err(), "only at the start of the file");
+        let mut records = Records::<Case, _>::new(text.as_slice(), Path::new("golden.jsonl"));
+        let mut lines = Vec::new();
+        while let Some(Ok(_)) = records.next() {
+            let (start, n) = records.place();
+            lines.push(&text[start as usize..start as usize + n]);
+        }
+        assert_eq!(lines, [b"{\"id\":\"a\"}\n", b"{\"id\":\"b\"}\n"]);
     }
 
     #[test]

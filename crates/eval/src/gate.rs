@@ -8,9 +8,9 @@ use crate::power::normal_power;
 use crate::tensors::Beyond;
 use crate::weights::{effective_size_of_rarest, kish, uneven};
 use crate::{
-    Bootstrap, Case, CheckResult, Discordance, Flip, FloorPower, Gates, Given, LatencyRule, McNemarPower, Metric,
-    MetricError, NonInferiority, Observed, Outcome, Resamples, Rule, Sides, SignFlips, Similarities, Statistic, Test,
-    Units, Waiver, holm, outcome, to_accept,
+    Bootstrap, Case, CheckResult, Discordance, Flip, FloorPower, Gates, Given, Inconclusive, JudgeEvidence,
+    LatencyRule, McNemarPower, Metric, MetricError, NonInferiority, Observed, Outcome, Resamples, Rule, Sides,
+    SignFlips, Similarities, Statistic, Test, Units, Waiver, holm, outcome, to_accept,
 };
 
 /// Fewer cases (or sources of cases) than this, or fewer than [`FEWEST_OF_A_LABEL`] of the rarest label, are too few for
@@ -63,6 +63,8 @@ pub enum GateError {
     Metric { rule: String, source: MetricError },
     #[error("no golden case is in slice `{slice}`; there are: {known}")]
     EmptySlice { slice: String, known: String },
+    #[error("rule `{metric}` is about each slice in turn (slice = \"*\"), and no golden case is in any")]
+    NoSlices { metric: Metric },
     #[error("the candidate answered {n_candidate} cases, the baseline {n_baseline}, and the golden set has {n_cases}")]
     Lengths { n_cases: usize, n_candidate: usize, n_baseline: usize },
     #[error("candidate and baseline do not answer the same kind of question")]
@@ -70,7 +72,7 @@ pub enum GateError {
     #[error("a first version needs a rule with a `floor` or a `ceiling`, as there is no champion to compare with")]
     NoAbsoluteLimit,
     #[error(
-        "a first version needs a rule with a `margin` on all cases, on a metric that the trivial baseline cannot win \
+        "a first version needs a rule with a `margin` or an `improvement` on all cases, on a metric that the trivial baseline cannot win \
          (not precision, recall, calibration or the form of a text)"
     )]
     NoTrivialComparison,
@@ -81,10 +83,15 @@ pub enum GateError {
     Undecided { case: String },
     #[error("there is a [[latency]] rule but no measured latency")]
     NoLatency,
-    #[error("no [[rule]] has a `margin`, so there is no promise to test")]
+    #[error("no [[rule]] has a `margin` or an `improvement`, so there is no promise to test")]
     NothingToTest,
-    #[error("rule `{rule}`: not even a model with every answer spoilt is worse by the margin of {margin}")]
-    MarginOutOfReach { rule: String, margin: f64 },
+    #[error(
+        "the two packages answer every case alike, so they do not show how models of one recipe differ; name one that was \
+         trained with another seed, or suppose a share of the cases instead"
+    )]
+    NothingDiffers,
+    #[error("rule `{rule}`: not even a model with every answer spoilt is worse by {size}")]
+    DropOutOfReach { rule: String, size: f64 },
 }
 
 /// A flip cannot be accepted.
@@ -98,6 +105,10 @@ pub enum WaiverError {
     NotWaivable { rule: String },
     #[error("case `{case}` is not a regression of this comparison")]
     NotARegression { case: String },
+    #[error(
+        "this candidate lost cases that the undecided rules are about, and each is accepted by name or not at all: {cases}"
+    )]
+    CasesLost { cases: String },
     #[error("case `{case}` must pass and cannot be accepted")]
     MustPass { case: String },
     #[error("case `{case}` is accepted twice")]
@@ -106,16 +117,18 @@ pub enum WaiverError {
 
 /// Applies every rule of `gates`. Deterministic: the bootstrap's seed is in the rules.
 pub fn decide(gates: &Gates, comparison: &Comparison<'_>) -> Result<Decision, GateError> {
-    decide_with(gates, comparison, &BTreeMap::new())
+    decide_with(gates, comparison, &BTreeMap::new(), &[])
 }
 
-/// The same with what programs of the user's own gave each case, by what `gates` calls them.
+/// The same with what programs of the user's own gave each case, by what `gates` calls them, and with what is known of the judges.
+/// A check on a judge of whom there is a [doubt](JudgeEvidence::doubt) is inconclusive.
 pub fn decide_with(
     gates: &Gates,
     comparison: &Comparison<'_>,
     given: &BTreeMap<String, Given>,
+    judges: &[JudgeEvidence],
 ) -> Result<Decision, GateError> {
-    decide_again(gates, comparison, given, &Known::default())
+    decide_again(gates, comparison, given, judges, &Known::default())
 }
 
 /// What those who judge with the same rules many times need not find again.
@@ -127,7 +140,7 @@ pub(crate) struct Known {
     draws: Option<OnceLock<Option<Arc<Draws>>>>,
 }
 
-/// Counts, margin and supposed share of flips, the latter two by their bits.
+/// Counts, needed gain and supposed share of flips, the latter two by their bits.
 type ExactKey = (Discordance, u64, Option<u64>);
 
 /// The same, remembering in `known`, which must have seen `gates` only.
@@ -135,6 +148,7 @@ pub(crate) fn decide_again(
     gates: &Gates,
     comparison: &Comparison<'_>,
     given: &BTreeMap<String, Given>,
+    judges: &[JudgeEvidence],
     known: &Known,
 ) -> Result<Decision, GateError> {
     let trivial = trivial_answers(comparison.candidate, comparison.cases);
@@ -142,7 +156,8 @@ pub(crate) fn decide_again(
         Side::Package(answers) => answers,
         Side::Trivial => &trivial,
     };
-    let judge = Judge { gates, cases: comparison.cases, candidate: comparison.candidate, baseline, given, known };
+    let judge =
+        Judge { gates, cases: comparison.cases, candidate: comparison.candidate, baseline, given, judges, known };
     judge.check_kinds()?;
     let mut checks: Vec<CheckResult> = must_pass(&judge)?.into_iter().collect();
     match comparison.baseline {
@@ -151,7 +166,8 @@ pub(crate) fn decide_again(
     }
     // At declared traffic latency is judged by `judge_load`.
     for rule in gates.latency.iter().filter(|_| gates.traffic.is_none()) {
-        checks.extend(latency(rule, comparison.latencies_ms, gates.alpha)?);
+        let check = latency(rule, comparison.latencies_ms, gates.alpha)?;
+        checks.extend(check.map(|check| check.settled(gates.inconclusive)));
     }
     let flips = match comparison.baseline {
         Side::Package(_) => flips(&judge),
@@ -198,8 +214,13 @@ impl Decision {
 
     fn check_waiver(&self, case: &str) -> Result<(), WaiverError> {
         let case_name = || case.to_owned();
-        if case.is_empty() && to_accept(&self.checks, &self.flips).is_empty() {
-            return Ok(());
+        if case.is_empty() {
+            let lost: Vec<&str> =
+                to_accept(&self.checks, &self.flips).into_iter().map(|flip| flip.case.as_str()).collect();
+            return match lost.as_slice() {
+                [] => Ok(()),
+                lost => Err(WaiverError::CasesLost { cases: named(lost) }),
+            };
         }
         let mut regressions = self.flips.iter().filter(|flip| flip.regression);
         match regressions.find(|flip| flip.case == case) {
@@ -208,6 +229,23 @@ impl Decision {
             Some(_) => Ok(()),
         }
     }
+}
+
+/// The first few of these names, and how many more there are.
+fn named(cases: &[&str]) -> String {
+    const MOST: usize = 10;
+    let shown: Vec<String> = cases.iter().take(MOST).map(|case| format!("`{case}`")).collect();
+    let more = if cases.len() > MOST { format!(" and {} more", cases.len() - MOST) } else { String::new() };
+    shown.join(", ") + &more
+}
+
+/// The slices that a rule is about in turn, `None` for all cases; an error if it is about each and there are none.
+pub(crate) fn slices_of<'a>(rule: &'a Rule, cases: &'a [Case]) -> Result<Vec<Option<&'a str>>, GateError> {
+    if rule.slice.as_deref() != Some("*") {
+        return Ok(vec![rule.slice.as_deref()]);
+    }
+    let each: Vec<Option<&str>> = slices(cases).into_iter().map(Some).collect();
+    if each.is_empty() { Err(GateError::NoSlices { metric: rule.metric }) } else { Ok(each) }
 }
 
 /// Every slice of the golden set, by name.
@@ -243,10 +281,10 @@ impl Known {
         &self,
         pairs: Discordance,
         rule: &Rule,
-        margin: f64,
+        needed: f64,
         find: impl FnOnce(Discordance) -> Estimate,
     ) -> Estimate {
-        let key = (pairs, margin.to_bits(), rule.discordant.map(f64::to_bits));
+        let key = (pairs, needed.to_bits(), rule.discordant.map(f64::to_bits));
         let lock = || self.exact.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = lock().get(&key) {
             return known.clone();
@@ -278,6 +316,7 @@ struct Judge<'a> {
     candidate: &'a Observed,
     baseline: &'a Observed,
     given: &'a BTreeMap<String, Given>,
+    judges: &'a [JudgeEvidence],
     known: &'a Known,
 }
 
@@ -333,19 +372,19 @@ impl Judge<'_> {
         for scopes in self.scopes()?.chunk_by(|left, right| std::ptr::eq(left.rule, right.rule)) {
             let estimates = self.estimates(scopes)?;
             for (scope, estimate) in scopes.iter().zip(estimates) {
-                checks.extend(
-                    estimate.zip(scope.rule.margin).map(|(found, margin)| self.not_worse(scope, found, margin)),
-                );
-                checks.extend(self.limit(scope)?);
+                let compared = estimate.zip(scope.rule.needed_gain());
+                let compared = compared.map(|(found, needed)| self.better_by(scope, found, needed));
+                let both = compared.into_iter().chain(self.limit(scope)?);
+                checks.extend(both.map(|check| self.settle(scope.rule, check)));
             }
         }
         Ok(())
     }
 
-    /// How far the candidate is off in each scope of one rule, if the rule has a margin. Which of several slices dropped is
+    /// How far the candidate is off in each scope of one rule, if the rule compares. Which of several slices dropped is
     /// a question of its own, asked of all at once, so its p-values are adjusted; the release logic needs no adjustment.
     fn estimates(&self, scopes: &[Scope<'_>]) -> Result<Vec<Option<Estimate>>, GateError> {
-        let of = |scope: &Scope<'_>| scope.rule.margin.map(|margin| self.difference(scope, margin)).transpose();
+        let of = |scope: &Scope<'_>| scope.rule.needed_gain().map(|needed| self.difference(scope, needed)).transpose();
         let mut estimates = scopes.iter().map(of).collect::<Result<Vec<_>, _>>()?;
         let tested = || estimates.iter().flatten().filter_map(|estimate| estimate.p_value);
         if scopes.len() > 1 {
@@ -364,10 +403,11 @@ impl Judge<'_> {
         for scope in self.scopes()? {
             // A slice of one label, or the recall of the most frequent one, is won by the trivial baseline.
             let is_fair = !scope.rule.metric.trivial_can_win();
-            if scope.rule.slice.is_none() && scope.rule.margin.is_some() && is_fair {
-                checks.insert(n_before, self.better_than_trivial(&scope)?);
+            if let Some(needed) = scope.rule.needed_gain().filter(|_| scope.rule.slice.is_none() && is_fair) {
+                let check = self.better_than_trivial(&scope, needed.max(0.0))?;
+                checks.insert(n_before, self.settle(scope.rule, check));
             }
-            checks.extend(self.limit(&scope)?);
+            checks.extend(self.limit(&scope)?.map(|check| self.settle(scope.rule, check)));
         }
         // Where no text is expected there is no trivial answer: floors alone decide.
         let has_none = matches!(self.baseline, Observed::Texts(texts) if texts.have_no_references());
@@ -378,16 +418,27 @@ impl Judge<'_> {
     fn scopes(&self) -> Result<Vec<Scope<'_>>, GateError> {
         let mut scopes = Vec::new();
         for rule in &self.gates.rules {
-            match rule.slice.as_deref() {
-                Some("*") => {
-                    for slice in slices(self.cases) {
-                        scopes.push(self.scope(rule, Some(slice))?);
-                    }
-                }
-                slice => scopes.push(self.scope(rule, slice)?),
+            for slice in slices_of(rule, self.cases)? {
+                scopes.push(self.scope(rule, slice)?);
             }
         }
         Ok(scopes)
+    }
+
+    /// A check of `rule` as it counts. What a judge says of whom there is a doubt decides nothing, and no rule lets that pass: there
+    /// the cases are not too few, nothing was measured.
+    fn settle(&self, rule: &Rule, check: CheckResult) -> CheckResult {
+        let policy = rule.inconclusive.unwrap_or(self.gates.inconclusive);
+        let judge = rule.judge.as_ref().and_then(|name| self.judges.iter().find(|judge| judge.name == *name));
+        match judge.and_then(|judge| judge.doubt(self.gates.alpha)) {
+            None => check.settled(policy),
+            Some(doubt) => {
+                let reason = format!("{doubt}; {}", check.reason);
+                let (outcome, waivable, regressions, improved) = (Outcome::Inconclusive, false, None, false);
+                let doubted = CheckResult { outcome, waivable, regressions, improved, reason, ..check };
+                doubted.settled(if policy == Inconclusive::Pass { Inconclusive::Ask } else { policy })
+            }
+        }
     }
 
     fn scope<'r>(&self, rule: &'r Rule, slice: Option<&str>) -> Result<Scope<'r>, GateError> {
@@ -410,17 +461,19 @@ impl Judge<'_> {
         })
     }
 
-    fn not_worse(&self, scope: &Scope<'_>, estimate: Estimate, margin: f64) -> CheckResult {
+    /// Whether the candidate is better by `needed`, or not worse by more than that if it is below 0.
+    fn better_by(&self, scope: &Scope<'_>, estimate: Estimate, needed: f64) -> CheckResult {
         let metric = scope.rule.metric;
-        let outcome = estimate.outcome(metric, margin);
-        let rule = match margin {
-            0.0 => format!("{}: better than the baseline", scope.name),
-            _ => format!("{}: not worse by more than {}", scope.name, amount(metric, margin)),
+        let outcome = estimate.outcome(metric, needed);
+        let rule = if needed < 0.0 {
+            format!("{}: not worse by more than {}", scope.name, amount(metric, -needed))
+        } else {
+            format!("{}: better than the baseline{}", scope.name, by_at_least(metric, needed))
         };
         let under_power = estimate.pass_power.is_some_and(|chance| chance < self.gates.power);
         let waivable = outcome == Outcome::Inconclusive && under_power && metric.is_decided_by_labels();
-        let reason = estimate.reason(metric, margin, outcome, self.gates.alpha);
-        let note = estimate.power_note(metric, self.gates.power);
+        let reason = estimate.reason(metric, needed, outcome, self.gates.alpha);
+        let note = estimate.power_note(metric, needed, self.gates.power);
         let improved = estimate.outcome(metric, 0.0) == Outcome::Pass;
         let regressions = waivable.then(|| self.regressions(scope));
         let power_note = Some(note);
@@ -455,13 +508,13 @@ impl Judge<'_> {
         lost.map(|(idx, _)| idx).filter(counts).map(|idx| self.cases[scope.idxs[idx]].id.clone()).collect()
     }
 
-    fn better_than_trivial(&self, scope: &Scope<'_>) -> Result<CheckResult, GateError> {
+    fn better_than_trivial(&self, scope: &Scope<'_>, needed: f64) -> Result<CheckResult, GateError> {
         let metric = scope.rule.metric;
-        let estimate = self.difference(scope, 0.0)?;
-        let outcome = estimate.outcome(metric, 0.0);
-        let rule = format!("{}: better than {}", scope.name, self.trivial_in_words());
-        let reason = estimate.reason(metric, 0.0, outcome, self.gates.alpha);
-        let note = estimate.power_note(metric, self.gates.power);
+        let estimate = self.difference(scope, needed)?;
+        let outcome = estimate.outcome(metric, needed);
+        let rule = format!("{}: better than {}{}", scope.name, self.trivial_in_words(), by_at_least(metric, needed));
+        let reason = estimate.reason(metric, needed, outcome, self.gates.alpha);
+        let note = estimate.power_note(metric, needed, self.gates.power);
         let improved = outcome == Outcome::Pass;
         Ok(CheckResult { power_note: Some(note), improved, ..estimate.into_check(rule, outcome, reason) })
     }
@@ -480,16 +533,16 @@ impl Judge<'_> {
         }
     }
 
-    fn difference(&self, scope: &Scope<'_>, margin: f64) -> Result<Estimate, GateError> {
+    fn difference(&self, scope: &Scope<'_>, needed: f64) -> Result<Estimate, GateError> {
         let [candidate, baseline] = self.statistics(scope)?;
         let right = |statistic: &Statistic| scope.right(statistic);
         let mut estimate = match (right(&candidate), right(&baseline)) {
             (Some(of_candidate), Some(of_baseline)) => {
-                self.known.exact_or(Discordance::of(&of_baseline, &of_candidate), scope.rule, margin, |pairs| {
-                    self.exact_difference(pairs, scope.rule, margin)
+                self.known.exact_or(Discordance::of(&of_baseline, &of_candidate), scope.rule, needed, |pairs| {
+                    self.exact_difference(pairs, scope.rule, needed)
                 })
             }
-            _ => self.bootstrap_difference(scope, [&candidate, &baseline], margin),
+            _ => self.bootstrap_difference(scope, [&candidate, &baseline], needed),
         };
         (estimate.candidate, estimate.baseline) = (candidate.observed(), baseline.observed());
         Ok(estimate)
@@ -537,29 +590,38 @@ impl Judge<'_> {
         Statistic::given(scope.rule.metric, scope.idxs.iter().map(|&idx| values[idx]).collect())
     }
 
-    fn exact_difference(&self, pairs: Discordance, rule: &Rule, margin: f64) -> Estimate {
+    fn exact_difference(&self, pairs: Discordance, rule: &Rule, needed: f64) -> Estimate {
         let Gates { alpha, power, .. } = *self.gates;
         let (n_cases, discordant) = (pairs.n_cases(), rule.discordant.unwrap_or_else(|| pairs.share()));
         let mcnemar = McNemarPower { n_cases, discordant, alpha, sides: Sides::One };
-        let non_inferiority = NonInferiority { n_cases, discordant, margin, alpha };
-        let demands_gain = margin == 0.0;
+        let non_inferiority = NonInferiority { n_cases, discordant, margin: -needed, alpha };
+        let (p_value, test, detectable) = if needed < 0.0 {
+            (pairs.mcnemar_worse(), Test::ExactMcnemar, mcnemar.minimum_detectable_effect(power))
+        } else if needed > 0.0 {
+            // Those who judge many golden sets look at outcomes, and this takes the longest.
+            let is_told = self.known.draws.is_none();
+            let smallest = is_told.then(|| non_inferiority.smallest_gain_passed(power)).flatten();
+            (pairs.p_better_by(needed), Test::ExactUnconditional, smallest)
+        } else {
+            (pairs.mcnemar_better(), Test::ExactMcnemar, mcnemar.minimum_detectable_effect(power))
+        };
         Estimate {
             candidate: f64::NAN,
             baseline: f64::NAN,
             bounds: pairs.exact_bounds(alpha),
             n_cases: n_cases as usize,
             n_effective: None,
-            p_value: Some(if demands_gain { pairs.mcnemar_better() } else { pairs.mcnemar_worse() }),
-            test: Some(Test::ExactMcnemar),
+            p_value: Some(p_value),
+            test: Some(test),
             adjusted_p_value: None,
-            minimum_detectable_effect: mcnemar.minimum_detectable_effect(power),
-            pass_power: (!demands_gain).then(|| non_inferiority.pass_power(0.0)),
+            minimum_detectable_effect: detectable,
+            pass_power: (needed < 0.0).then(|| non_inferiority.pass_power(0.0)),
             cases_needed: non_inferiority.cases_needed(power),
             too_few: false,
         }
     }
 
-    fn bootstrap_difference(&self, scope: &Scope<'_>, sides: [&Statistic; 2], margin: f64) -> Estimate {
+    fn bootstrap_difference(&self, scope: &Scope<'_>, sides: [&Statistic; 2], needed: f64) -> Estimate {
         let Gates { alpha, power, .. } = *self.gates;
         let [candidate, baseline] = sides;
         let differences = differences_of_case(sides);
@@ -571,11 +633,16 @@ impl Judge<'_> {
             }
             None => Bootstrap::new(&units, self.resamples(), |counts| candidate.value(counts) - baseline.value(counts)),
         };
-        let swaps = differences.and_then(|differences| scope.units.sums(&differences, scope.weights.as_deref()));
+        let metric = scope.rule.metric;
+        // A difference that is to be above the needed gain: take that off each case and ask whether the rest is above 0.
+        let shift = if metric.lower_is_better() { -needed.max(0.0) } else { needed.max(0.0) };
+        let shifted = differences.map(|all| all.into_iter().map(|difference| difference - shift).collect::<Vec<_>>());
+        let swaps = shifted.and_then(|differences| scope.units.sums(&differences, scope.weights.as_deref()));
         let swaps = swaps.map(|sums| SignFlips::of(&sums, self.resamples()));
         let n_cases = scope.candidate.n_cases();
         let bounds = bounds(&sample, alpha, scope.n_scarcest());
-        let seen = normal_power(standard_error(&sample, bounds), margin, alpha, power);
+        let seen = normal_power(standard_error(&sample, bounds), (-needed).max(0.0), alpha, power);
+        let detectable = needed.max(0.0) + seen.minimum_detectable_effect;
         Estimate {
             candidate: f64::NAN,
             baseline: f64::NAN,
@@ -584,13 +651,13 @@ impl Judge<'_> {
             n_effective: scope.n_effective(),
             p_value: swaps.map(|swaps| {
                 // A gain is a sum above 0, or below 0 for a metric that is better when smaller.
-                let wants_above = (margin == 0.0) != scope.rule.metric.lower_is_better();
+                let wants_above = (needed >= 0.0) != metric.lower_is_better();
                 if wants_above { swaps.above } else { swaps.below }
             }),
             test: swaps.map(|swaps| if swaps.is_exact { Test::ExactSignFlips } else { Test::SignFlips }),
             adjusted_p_value: None,
-            minimum_detectable_effect: Some(seen.minimum_detectable_effect),
-            pass_power: (margin > 0.0).then_some(seen.pass_power),
+            minimum_detectable_effect: (detectable <= room(metric, baseline.observed(), needed)).then_some(detectable),
+            pass_power: (needed < 0.0).then_some(seen.pass_power),
             cases_needed: seen.growth_needed.map(|growth| (growth * n_cases as f64).ceil() as u64),
             too_few: scope.is_too_few(),
         }
@@ -618,7 +685,9 @@ impl Judge<'_> {
                 let detectable =
                     normal_power(standard_error(&sample, bounds), 0.0, alpha, power).minimum_detectable_effect;
                 let found = if metric.lower_is_better() { limit + detectable } else { limit - detectable };
-                (bounds, scope.candidate.n_cases(), scope.is_too_few(), Some(found))
+                let [least, most] = metric.range().into();
+                let found = (least..=most).contains(&found).then_some(found);
+                (bounds, scope.candidate.n_cases(), scope.is_too_few(), found)
             }
         };
         let [low, high] = bounds;
@@ -653,6 +722,7 @@ impl Judge<'_> {
             ),
             waivable: false,
             regressions: None,
+            undecided: false,
             improved: false,
             reason,
         }))
@@ -701,41 +771,51 @@ impl Estimate {
         if metric.lower_is_better() { [-high, -low] } else { [low, high] }
     }
 
-    fn outcome(&self, metric: Metric, margin: f64) -> Outcome {
+    fn outcome(&self, metric: Metric, needed: f64) -> Outcome {
         let [low, high] = self.gain(metric);
-        three_way(low > -margin && !self.too_few, high < -margin && !self.too_few)
+        three_way(low > needed && !self.too_few, high < needed && !self.too_few)
     }
 
-    fn reason(&self, metric: Metric, margin: f64, outcome: Outcome, alpha: f64) -> String {
+    fn reason(&self, metric: Metric, needed: f64, outcome: Outcome, alpha: f64) -> String {
         let [low, high] = self.gain(metric);
         let values = format!("{} against {}", show(metric, self.candidate), show(metric, self.baseline));
         let [at_worst, at_best] = [low, high].map(|gain| change(metric, gain));
-        let allowed = amount(metric, margin);
+        let (may_drop, size) = (needed < 0.0, amount(metric, needed.abs()));
         let p_value = self.adjusted_p_value.or(self.p_value);
-        let is_significant_drop = p_value.map_or(high < 0.0, |p| p <= alpha && margin > 0.0);
+        let is_significant_drop = p_value.map_or(high < 0.0, |p| p <= alpha && may_drop);
         let [drop, undecided_drop] = match is_significant_drop {
             true => ["; a real drop, though a small one", "; a real drop, of a size that is open"],
             false => ["", ""],
         };
         match outcome {
-            Outcome::Pass if margin > 0.0 => format!("{values}: {at_worst} at worst, so within {allowed}{drop}"),
-            Outcome::Pass => format!("{values}: {at_worst} at worst, so better"),
-            Outcome::Fail if margin > 0.0 => format!("{values}: {at_best} at best, so worse by more than {allowed}"),
+            Outcome::Pass if may_drop => format!("{values}: {at_worst} at worst, so within {size}{drop}"),
+            Outcome::Pass => format!("{values}: {at_worst} at worst, so better{}", by_more_than(metric, needed)),
+            Outcome::Fail if may_drop => format!("{values}: {at_best} at best, so worse by more than {size}"),
+            Outcome::Fail if needed > 0.0 => format!("{values}: {at_best} at best, so not better by {size}"),
             Outcome::Fail => format!("{values}: {at_best} at best, so worse"),
             Outcome::Inconclusive => format!(
                 "{values}: between {at_worst} and {at_best}, which {} cases are too few to tell from {}{}{undecided_drop}",
                 self.n_cases,
-                if margin > 0.0 { format!("a drop of {allowed}") } else { "no gain".to_owned() },
+                if may_drop {
+                    format!("a drop of {size}")
+                } else if needed > 0.0 {
+                    format!("a gain below {size}")
+                } else {
+                    "no gain".to_owned()
+                },
                 self.cases_needed.map(|n| format!("; about {} would do", round_up(n))).unwrap_or_default(),
             ),
         }
     }
 
-    fn power_note(&self, metric: Metric, power: f64) -> String {
+    fn power_note(&self, metric: Metric, needed: f64, power: f64) -> String {
         let percent = 100.0 * power;
-        let seen = match self.minimum_detectable_effect {
-            Some(drop) => format!("could have detected a drop of {} with {percent:.0} % power", amount(metric, drop)),
-            None => format!("{} cases cannot show any drop with {percent:.0} % power", self.n_cases),
+        let kind = if needed < 0.0 { "drop" } else { "gain" };
+        let seen = match self.minimum_detectable_effect.map(|size| amount(metric, size)) {
+            Some(size) if needed > 0.0 => format!("a true gain of {size} passes with {percent:.0} % power"),
+            Some(size) => format!("could have detected a {kind} of {size} with {percent:.0} % power"),
+            None if needed > 0.0 => format!("{} cases let no true gain pass with {percent:.0} % power", self.n_cases),
+            None => format!("{} cases cannot show any {kind} with {percent:.0} % power", self.n_cases),
         };
         let passes = self.pass_power.map(|chance| format!("; an equal candidate passes with {:.0} %", 100.0 * chance));
         seen + &passes.unwrap_or_default() + &in_effect(self.n_cases, self.n_effective)
@@ -758,10 +838,27 @@ impl Estimate {
             power_note: None,
             waivable: false,
             regressions: None,
+            undecided: false,
             improved: false,
             reason,
         }
     }
+}
+
+/// How far a metric can fall from `value`, or rise where a gain is needed. No true change is larger.
+fn room(metric: Metric, value: f64, needed: f64) -> f64 {
+    let (least, most) = metric.range();
+    let can_rise = (needed >= 0.0) != metric.lower_is_better();
+    if can_rise { most - value } else { value - least }
+}
+
+/// ` by at least 2.0 points`, of a needed gain; nothing where any will do.
+fn by_at_least(metric: Metric, needed: f64) -> String {
+    if needed > 0.0 { format!(" by at least {}", amount(metric, needed)) } else { String::new() }
+}
+
+fn by_more_than(metric: Metric, needed: f64) -> String {
+    if needed > 0.0 { format!(" by more than {}", amount(metric, needed)) } else { String::new() }
 }
 
 /// How much weights cost, in words; nothing where there are none.
@@ -835,6 +932,7 @@ fn must_pass(judge: &Judge<'_>) -> Result<Option<CheckResult>, GateError> {
         power_note: None,
         waivable: false,
         regressions: None,
+        undecided: false,
         improved: false,
         reason: match wrong.as_slice() {
             [] => format!("all {n_cases} are right"),
@@ -871,6 +969,7 @@ fn latency(rule: &LatencyRule, latencies_ms: &[f64], alpha: f64) -> Result<Optio
         power_note: None,
         waivable: false,
         regressions: None,
+        undecided: false,
         improved: false,
         reason: format!(
             "{value:.1} ms over {n_cases} single cases; the true percentile lies within {} to {}",

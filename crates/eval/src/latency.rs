@@ -182,7 +182,7 @@ pub fn judge_load(gates: &Gates, traffic: &Traffic, loads: &Loads) -> (Vec<Check
     if let (Some(rule), Some(cost)) = (&gates.cost, &evidence.cost) {
         checks.extend(cost::checks(rule, cost));
     }
-    (checks, evidence)
+    (checks.into_iter().map(|check| check.settled(gates.inconclusive)).collect(), evidence)
 }
 
 /// Most requests a second, with bounds that each err with probability `alpha`: a bootstrap over the blocks. `None` if there are too few
@@ -462,6 +462,7 @@ pub(crate) fn check(rule: String, outcome: Outcome, n_cases: usize, seen: Estima
         power_note: None,
         waivable: false,
         regressions: None,
+        undecided: false,
         improved: false,
         reason,
     }

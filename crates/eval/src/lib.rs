@@ -49,7 +49,7 @@ pub use deciders::right;
 pub use gate::{Comparison, Decision, GateError, Side, WaiverError, decide, decide_with};
 pub use hosted::{HostedCost, HostedEvidence};
 pub use interval::{clopper_pearson, fisher_z, quantile, quantile_interval, wilson};
-pub use judged::{JudgeEvidence, JudgeMode, JudgeRule};
+pub use judged::{DifferentPairs, JudgeEvidence, JudgeMode, JudgeRule};
 pub use latency::{
     AtRate, BlockAtRate, BlockSaturated, Estimated, Load, LoadEvidence, Loads, PairedLatency, Percentile, Run,
     TrafficEvidence, capacity, judge_load, paired_latency,
@@ -68,7 +68,7 @@ pub use ranking::{Cutoff, Rankings, RankingsError};
 pub use rollout::{
     Judgement, Move, Pace, Plan, RolloutCounts, RolloutRules, RolloutRulesError, judge_rollout, next_move,
 };
-pub use rules::{Gates, GatesError, LatencyRule, Rule};
+pub use rules::{Gates, GatesError, Inconclusive, LatencyRule, Rule};
 pub use selftest::{BrokenTest, Fault, Kept, Models, Promise, RuleTest, SelfTest, Simulations, self_test};
 pub use sequential::{Sequential, SequentialError, SequentialFlips};
 pub use summary::{Measured, Method, Summary, summarise};
@@ -80,7 +80,7 @@ pub use traffic::{
     pair_orders, poisson_arrivals,
 };
 pub use verdict::{
-    Baseline, CheckResult, Evidence, Flip, GoldenSet, Latency, Outcome, PipelineEvidence, Refusal, Test, Verdict,
-    Waiver, outcome, to_accept,
+    Baseline, CheckResult, Evidence, Flip, GoldenSet, Latency, Outcome, PipelineEvidence, Recency, Refusal, Test,
+    Verdict, Waiver, outcome, to_accept,
 };
 pub use weights::effective_size;

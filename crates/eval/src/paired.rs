@@ -1,7 +1,7 @@
 use statrs::distribution::{Binomial, Discrete as _, DiscreteCDF as _};
 use statrs::function::beta::beta_reg;
 
-use crate::interval::normal_quantile;
+use crate::interval::{normal_cdf, normal_quantile};
 
 /// Two models on the same `n` cases, reduced to what a paired comparison of shares rests on.
 ///
@@ -97,6 +97,21 @@ impl Discordance {
             return self.score_bounds(alpha);
         }
         [self.exact_lower(alpha), -self.swapped().exact_lower(alpha)]
+    }
+
+    /// The p-value of "the true difference is at most `difference`": small means that the candidate is better by more.
+    ///
+    /// Exact and unconditional (Hsueh, Liu and Chen 2001): the probability of outcomes whose Tango score for that difference is at
+    /// least the observed one, under the least favourable share of flips.
+    pub fn p_better_by(self, difference: f64) -> f64 {
+        let score = self.score(difference);
+        if self.n_cases == 0 {
+            return 1.0;
+        }
+        if self.n_cases > MOST_CASES_FOR_EXACT_BOUNDS {
+            return normal_cdf(-score);
+        }
+        AtLeastAsGood::new(self.n_cases, difference, score).largest_probability(difference).min(1.0)
     }
 
     fn swapped(self) -> Self {

@@ -92,7 +92,8 @@ struct Rejection {
     n_needed: u64,
 }
 
-/// A non-inferiority rule for a share of right answers: pass if the candidate is certainly not worse by `margin`.
+/// A non-inferiority rule for a share of right answers: pass if the candidate is certainly not worse by `margin`. With a
+/// margin below 0 it is one of superiority: pass if the candidate is certainly better by that much.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[allow(missing_docs)]
 pub struct NonInferiority {
@@ -102,6 +103,8 @@ pub struct NonInferiority {
     pub alpha: f64,
 }
 
+/// Not quite 1, at which the odds of an improvement are no number.
+const LARGEST_GAIN: f64 = 1.0 - 1e-6;
 /// Beyond this many cases the score test stands in for the exact one, whose discreteness no longer shows.
 const MOST_CASES_FOR_EXACT_POWER: u64 = 300;
 
@@ -123,10 +126,39 @@ impl NonInferiority {
         (self.margin > 0.0).then(|| (self.discordant * (z / self.margin).powi(2)).ceil() as u64)
     }
 
+    /// The smallest true gain at which a candidate passes with probability `power`; `None` if not even one that wins every case
+    /// does. The models differ on the share `discordant` of the cases, or on as many as the gain needs.
+    pub fn smallest_gain_passed(&self, power: f64) -> Option<f64> {
+        let flips = |gain: f64| {
+            let discordant = self.discordant.max(gain);
+            [(discordant - gain) / 2.0, (discordant + gain) / 2.0]
+        };
+        let passes = |passing: &AtLeastAsGood, gain: f64| {
+            let [regression, improvement] = flips(gain);
+            passing.probability(regression, improvement) >= power
+        };
+        let least = (-self.margin).max(0.0);
+        let by_score = self.passing_by_score();
+        let found = |passing: &AtLeastAsGood, most: f64| {
+            passes(passing, most).then(|| bisect(least, most, |gain| passes(passing, gain)))
+        };
+        let near = found(&by_score, LARGEST_GAIN)?;
+        if self.n_cases > MOST_CASES_FOR_EXACT_POWER {
+            return Some(near);
+        }
+        // The exact test asks for a little more than the score test; every outcome is looked at where that does not do.
+        let most = (1.25 * near + 2.0 / self.n_cases as f64).min(LARGEST_GAIN);
+        found(&self.passing(flips(most)[1]), most).or_else(|| found(&self.passing(1.0), LARGEST_GAIN))
+    }
+
+    fn passing_by_score(&self) -> AtLeastAsGood {
+        AtLeastAsGood::new(self.n_cases, -self.margin, normal_quantile(1.0 - self.alpha))
+    }
+
     fn passing(&self, improvement: f64) -> AtLeastAsGood {
         let Self { n_cases, margin, alpha, .. } = *self;
         if n_cases > MOST_CASES_FOR_EXACT_POWER {
-            return AtLeastAsGood::new(n_cases, -margin, normal_quantile(1.0 - alpha));
+            return self.passing_by_score();
         }
         // More improvements than this happen in one of 100,000 comparisons.
         let mean = n_cases as f64 * improvement;

@@ -320,6 +320,7 @@ fn result(rule: String, outcome: Outcome, n: u64, value: f64, interval: [f64; 2]
         power_note: None,
         waivable: false,
         regressions: None,
+        undecided: false,
         improved: false,
         reason,
     }

@@ -17,6 +17,9 @@ pub struct Gates {
     /// Chance a rule should have to pass a candidate that equals the baseline, and to find a drop.
     #[serde(default = "default_power")]
     pub power: f64,
+    /// How a check counts that is inconclusive.
+    #[serde(default)]
+    pub inconclusive: Inconclusive,
     /// Bootstrap resamples.
     #[serde(default = "default_resamples")]
     pub resamples: usize,
@@ -46,6 +49,19 @@ pub struct Gates {
     pub memory: Option<MemoryRule>,
     /// What serving may cost.
     pub cost: Option<CostRule>,
+}
+
+/// How a check counts that the cases cannot decide.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Inconclusive {
+    /// It leaves the gate inconclusive; where the set is too small, named persons may accept the flips.
+    #[default]
+    Ask,
+    /// As failed.
+    Fail,
+    /// As passed, so that only what is shown blocks. Of single rules; never of what a judge says that tells nothing.
+    Pass,
 }
 
 /// One metric on all cases or one slice, with a margin against the baseline, an absolute limit, or both.
@@ -81,6 +97,9 @@ pub struct Rule {
     /// The drop against the baseline that is still acceptable; 0 demands an improvement.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub margin: Option<f64>,
+    /// The gain over the baseline that has to be shown, in place of a `margin`; 0 demands any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub improvement: Option<f64>,
     /// The least acceptable value, for metrics that are better when larger.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub floor: Option<f64>,
@@ -91,6 +110,9 @@ pub struct Rule {
     /// observed share otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub discordant: Option<f64>,
+    /// How its checks count that are inconclusive; as all others if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inconclusive: Option<Inconclusive>,
 }
 
 /// A limit on a percentile of the time from asking to answer: of single cases, or of requests at the declared traffic.
@@ -118,6 +140,8 @@ pub enum GatesError {
     Range { key: String, value: f64, expected: &'static str },
     #[error("there is no [[rule]], so nothing would be gated")]
     NoRules,
+    #[error("`inconclusive = \"pass\"` is for single rules: write it in the [[rule]] it is about, not for all")]
+    PassAll,
     #[error("rule {number} ({metric}): {problem}")]
     Rule { number: usize, metric: Metric, problem: String },
     #[error("[judge.{name}]: {problem}")]
@@ -155,6 +179,9 @@ impl Gates {
         in_range("resamples", gates.resamples as f64, 10_000.0..=1_000_000.0, "10000 to 1000000")?;
         if gates.rules.is_empty() {
             return Err(GatesError::NoRules);
+        }
+        if gates.inconclusive == Inconclusive::Pass {
+            return Err(GatesError::PassAll);
         }
         gates.rules.iter().enumerate().try_for_each(|(idx, rule)| rule.check(idx + 1))?;
         gates.latency.iter().enumerate().try_for_each(|(idx, rule)| rule.check(idx + 1))?;
@@ -224,6 +251,12 @@ impl Gates {
 }
 
 impl Rule {
+    /// The gain over the baseline that must be shown, below 0 for a drop that is still acceptable; `None` where the rule
+    /// compares with nothing.
+    pub fn needed_gain(&self) -> Option<f64> {
+        self.margin.map(|margin| -margin).or(self.improvement)
+    }
+
     /// What its metric is about, beside the answers.
     pub fn about(&self) -> About<'_> {
         let Self { label, costs, regex, schema, judge, custom, output, .. } = self;
@@ -240,8 +273,11 @@ impl Rule {
 
     fn check(&self, number: usize) -> Result<(), GatesError> {
         let wrong = |problem: &str| Err(GatesError::Rule { number, metric: self.metric, problem: problem.to_owned() });
-        if self.margin.is_none() && self.floor.is_none() && self.ceiling.is_none() {
-            return wrong("needs a `margin`, a `floor` or a `ceiling`");
+        if self.needed_gain().is_none() && self.floor.is_none() && self.ceiling.is_none() {
+            return wrong("needs a `margin`, an `improvement`, a `floor` or a `ceiling`");
+        }
+        if self.margin.is_some() && self.improvement.is_some() {
+            return wrong("takes a `margin` (not worse by more) or an `improvement` (better by as much), not both");
         }
         if let Some(parameter) = self.metric.misfit(self.about()) {
             return match self.metric.parameter() {
@@ -256,7 +292,12 @@ impl Rule {
             return wrong("is better when larger, so it takes a `floor`, not a `ceiling`");
         }
         let largest = self.metric.range().1.min(f64::MAX);
-        let limits = [("margin", self.margin), ("floor", self.floor), ("ceiling", self.ceiling)];
+        let limits = [
+            ("margin", self.margin),
+            ("improvement", self.improvement),
+            ("floor", self.floor),
+            ("ceiling", self.ceiling),
+        ];
         for (key, value) in limits.into_iter().filter_map(|(key, value)| Some((key, value?))) {
             in_range(key, value, 0.0..=largest, "0 or more, and at most 1 where the metric is")?;
         }

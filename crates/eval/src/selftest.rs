@@ -7,11 +7,11 @@ use std::thread;
 use serde::Serialize;
 use statrs::distribution::{Binomial, DiscreteCDF as _};
 
-use crate::gate::{Known, decide_again};
+use crate::gate::{Known, decide_again, slices_of};
 use crate::power::normal_power;
 use crate::{
-    Case, CheckResult, Comparison, Decision, GateError, Gates, Metric, NonInferiority, Observed, Outcome, Rule, Side,
-    Test,
+    Case, CheckResult, Comparison, Decision, GateError, Gates, Inconclusive, Metric, NonInferiority, Observed, Outcome,
+    Rule, Side, Test,
 };
 
 mod fault;
@@ -55,7 +55,7 @@ pub struct SelfTest {
     pub n_simulations: usize,
     /// Of the simulations.
     pub seed: u64,
-    /// Each rule with a margin, on each slice it is about.
+    /// Each rule with a margin or an improvement, on each slice it is about.
     pub rules: Vec<RuleTest>,
     /// Deliberately broken gates, put to the same test.
     pub broken: Vec<BrokenTest>,
@@ -83,6 +83,12 @@ pub enum Promise {
     EqualFails,
     /// A model that is worse by exactly the margin passes at most with probability alpha.
     DropPasses,
+    /// A model that is better by exactly the required improvement passes at most with probability alpha.
+    GainPasses,
+    /// A model that is better by exactly the required improvement fails at most with probability alpha.
+    GainFails,
+    /// Equal models fail a required improvement as often as a paired test of these cases can let them.
+    EqualFailsAsPaired,
     /// Equal models pass as often as the gate said.
     EqualPassesAsTold,
     /// Equal models pass as often as a paired test of these cases can let them.
@@ -128,12 +134,14 @@ const MOST_RESAMPLES: usize = 2_000;
 const BROKEN_SHARE: usize = 4;
 const FEWEST_SIMULATIONS: usize = 200;
 
-/// Puts every rule with a margin to the test, on golden sets drawn from `cases` with replacement (whole sources at a time)
+/// Puts every rule with a margin or an improvement to the test, on golden sets drawn from `cases` with replacement (whole sources at a time)
 /// and pairs of models made from `models`: equal ones by exchanging their answers case by case at random, and one that is
-/// worse by exactly the margin by spoiling right answers as often as that takes. Must-pass flags, floors and latency
-/// limits play no part. `progress` is told how many of how many simulated gates are done.
+/// worse by exactly the margin by spoiling right answers as often as that takes; of a required improvement the baseline's are
+/// spoilt, so that the model is better by exactly that. Must-pass flags, floors, latency limits and what the rules make of an
+/// inconclusive check play no part. `progress` is told how many of how many simulated gates are done.
 ///
-/// Method: `statistics.md` 6.2, item 12. Errors as [`decide`](crate::decide) does, and where no rule has a margin.
+/// Method: `statistics.md` 6.2, item 12. Errors as [`decide`](crate::decide) does, where no rule has a margin or an improvement, and
+/// where two retrained models answer alike everywhere.
 pub fn self_test(
     gates: &Gates,
     cases: &[Case],
@@ -141,6 +149,11 @@ pub fn self_test(
     simulations: Simulations,
     mut progress: impl FnMut(usize, usize),
 ) -> Result<SelfTest, GateError> {
+    if let Models::Retrained([first, second]) = models
+        && first == second
+    {
+        return Err(GateError::NothingDiffers);
+    }
     let scopes = scopes(gates, cases)?;
     let Simulations { n, seed, .. } = simulations;
     let n_broken = (n / BROKEN_SHARE).max(FEWEST_SIMULATIONS.min(n));
@@ -182,7 +195,7 @@ fn outcome(rules: &[RuleTest], broken: &[BrokenTest]) -> Outcome {
     }
 }
 
-/// One rule with a margin and the cases it is about, all else taken off.
+/// One rule that compares and the cases it is about, all else taken off.
 struct Scope<'a> {
     rule: &'a Rule,
     gates: Gates,
@@ -194,16 +207,13 @@ struct Scope<'a> {
 
 fn scopes<'a>(gates: &'a Gates, cases: &[Case]) -> Result<Vec<Scope<'a>>, GateError> {
     let mut scopes = Vec::new();
-    for rule in gates.rules.iter().filter(|rule| rule.margin.is_some()) {
-        let slices = match rule.slice.as_deref() {
-            Some("*") => crate::gate::slices(cases).into_iter().map(|slice| Some(slice.to_owned())).collect(),
-            slice => vec![slice.map(str::to_owned)],
-        };
-        for slice in slices {
-            let idxs = crate::gate::in_slice(cases, slice.as_deref())?;
-            let alone = Rule { slice, floor: None, ceiling: None, ..rule.clone() };
-            let resamples = gates.resamples.min(MOST_RESAMPLES);
-            let gates = Gates { rules: vec![alone], latency: Vec::new(), resamples, ..gates.clone() };
+    for rule in gates.rules.iter().filter(|rule| rule.needed_gain().is_some()) {
+        for slice in slices_of(rule, cases)? {
+            let idxs = crate::gate::in_slice(cases, slice)?;
+            let slice = slice.map(str::to_owned);
+            let alone = Rule { slice, floor: None, ceiling: None, inconclusive: None, ..rule.clone() };
+            let (resamples, inconclusive) = (gates.resamples.min(MOST_RESAMPLES), Inconclusive::Ask);
+            let gates = Gates { rules: vec![alone], latency: Vec::new(), resamples, inconclusive, ..gates.clone() };
             let cases = idxs.iter().map(|&idx| Case { must_pass: false, ..cases[idx].clone() }).collect();
             scopes.push(Scope { rule, gates, cases, idxs, known: Known::of_many() });
         }
@@ -214,7 +224,8 @@ fn scopes<'a>(gates: &'a Gates, cases: &[Case]) -> Result<Vec<Scope<'a>>, GateEr
 /// What one simulated golden set showed.
 struct Seen {
     equal: CheckResult,
-    dropped: Outcome,
+    /// What became of a candidate that is just as bad as the rule says is too bad.
+    edge: Outcome,
     /// Difference of two equal models.
     difference: f64,
     /// Share of the cases on which exactly one of them is right.
@@ -253,11 +264,11 @@ impl Scope<'_> {
     }
 
     fn simulate(&self, population: &Population<'_>, stream: usize, fault: Option<Fault>) -> Result<Seen, GateError> {
-        let Drawn { cases, baseline, equal, dropped, seed } = population.draw(stream);
+        let Drawn { cases, baseline, equal, edge, seed } = population.draw(stream);
         let bench = Bench { gates: &self.gates, known: &self.known };
-        let judge = |candidate: &Observed| fault::decide(fault, &bench, &cases, [candidate, &baseline], seed);
-        let equals = judge(&equal)?;
-        let drop = judge(&dropped)?;
+        let judge = |sides: [&Observed; 2]| fault::decide(fault, &bench, &cases, sides, seed);
+        let equals = judge([&equal, &baseline])?;
+        let at_edge = judge(edge.each_ref())?;
         let differing = population::differing(&equal, &baseline);
         let weights: Vec<f64> = cases.iter().map(|case| case.weight).collect();
         let value = |observed: &Observed| population.metric_of(observed, &weights);
@@ -271,8 +282,8 @@ impl Scope<'_> {
                 true_ones.sort_unstable();
                 listed == true_ones
             }),
-            equal: equals.checks.into_iter().next().expect("one rule with a margin gives one check"),
-            dropped: drop.checks.first().map_or(Outcome::Inconclusive, |check| check.outcome),
+            equal: equals.checks.into_iter().next().expect("one rule that compares gives one check"),
+            edge: at_edge.checks.first().map_or(Outcome::Inconclusive, |check| check.outcome),
         })
     }
 
@@ -283,7 +294,8 @@ impl Scope<'_> {
             let values: Option<Vec<f64>> = seen.iter().map(of).collect();
             values.map(|values| values.iter().sum::<f64>() / n)
         };
-        let is_exact = seen.iter().all(|seen| seen.equal.test == Some(Test::ExactMcnemar));
+        let is_exact =
+            seen.iter().all(|seen| matches!(seen.equal.test, Some(Test::ExactMcnemar | Test::ExactUnconditional)));
         let risk = self.gates.alpha + if is_exact { 0.0 } else { BOOTSTRAP_SLACK };
         let at_most = |promise, observed| Kept {
             promise,
@@ -297,20 +309,25 @@ impl Scope<'_> {
             promised,
             kept: !is_less(observed, seen.len(), promised - slack),
         };
-        let fails = share(&|seen| seen.equal.outcome == Outcome::Fail);
-        let passes = share(&|seen| seen.equal.outcome == Outcome::Pass);
+        let equal = |outcome| share(&|seen| seen.equal.outcome == outcome);
+        let edge = |outcome| share(&|seen| seen.edge == outcome);
+        let (fails, passes) = (equal(Outcome::Fail), equal(Outcome::Pass));
         let discordant = mean(&|seen| seen.discordant);
-        let mut promises = vec![
-            at_most(Promise::EqualFails, fails),
-            at_most(Promise::DropPasses, share(&|seen| seen.dropped == Outcome::Pass)),
-        ];
+        let needs_gain = self.needed_gain() > 0.0;
+        let mut promises = if needs_gain {
+            vec![at_most(Promise::GainPasses, edge(Outcome::Pass)), at_most(Promise::GainFails, edge(Outcome::Fail))]
+        } else {
+            vec![at_most(Promise::EqualFails, fails), at_most(Promise::DropPasses, edge(Outcome::Pass))]
+        };
         if let Some(told) = mean(&|seen| seen.equal.pass_power) {
             promises.push(at_least(Promise::EqualPassesAsTold, told, passes, TOLD_SLACK));
         }
-        if self.margin() > 0.0 {
-            let paired = self.paired_power(seen, is_exact.then_some(discordant).flatten());
-            promises.push(at_least(Promise::EqualPassesAsPaired, paired, passes, PAIRED_SLACK));
-        }
+        let paired = self.paired_power(seen, is_exact.then_some(discordant).flatten());
+        // That an equal model is found to lack a gain mirrors that it is found to have no such drop.
+        promises.extend(paired.map(|paired| match needs_gain {
+            true => at_least(Promise::EqualFailsAsPaired, paired, fails, PAIRED_SLACK),
+            false => at_least(Promise::EqualPassesAsPaired, paired, passes, PAIRED_SLACK),
+        }));
         if discordant.is_some() {
             let right = share(&|seen| seen.flips_right);
             promises.push(Kept { promise: Promise::Flips, observed: right, promised: 1.0, kept: right == 1.0 });
@@ -318,20 +335,26 @@ impl Scope<'_> {
         RuleTest { rule: seen[0].equal.rule.clone(), n_cases: self.cases.len(), discordant, promises }
     }
 
-    /// The chance of an equal model, from how the simulated models truly differ rather than from what a gate saw of it.
-    fn paired_power(&self, seen: &[Seen], discordant: Option<f64>) -> f64 {
-        let (n, alpha, margin) = (seen.len() as f64, self.gates.alpha, self.margin());
-        if let Some(discordant) = discordant.filter(|&share| share > 0.0) {
-            let n_cases = seen.iter().map(|seen| seen.equal.n_cases).sum::<usize>() as f64 / n;
-            let n_cases = n_cases.round() as u64;
-            return NonInferiority { n_cases, discordant, margin, alpha }.pass_power(0.0);
-        }
+    /// The chance of an equal model, from how the simulated models truly differ rather than from what a gate saw of it. `None`
+    /// where the rule allows no distance, or where the models never differed, which tells nothing.
+    fn paired_power(&self, seen: &[Seen], discordant: Option<f64>) -> Option<f64> {
+        let (n, alpha, margin) = (seen.len() as f64, self.gates.alpha, self.needed_gain().abs());
         let error = (seen.iter().map(|seen| seen.difference.powi(2)).sum::<f64>() / n).sqrt();
-        normal_power(error, margin, alpha, self.gates.power).pass_power
+        if margin == 0.0 || (error == 0.0 && discordant.is_none_or(|share| share == 0.0)) {
+            return None;
+        }
+        Some(match discordant.filter(|&share| share > 0.0) {
+            Some(discordant) => {
+                let n_cases = seen.iter().map(|seen| seen.equal.n_cases).sum::<usize>() as f64 / n;
+                let n_cases = n_cases.round() as u64;
+                NonInferiority { n_cases, discordant, margin, alpha }.pass_power(0.0)
+            }
+            None => normal_power(error, margin, alpha, self.gates.power).pass_power,
+        })
     }
 
-    fn margin(&self) -> f64 {
-        self.rule.margin.unwrap_or(0.0)
+    fn needed_gain(&self) -> f64 {
+        self.rule.needed_gain().unwrap_or(0.0)
     }
 }
 
@@ -356,6 +379,15 @@ impl Kept {
         match self.promise {
             Promise::EqualFails => format!("equal models fail in {observed}, promised at most {promised}"),
             Promise::DropPasses => format!("a drop of one margin passes in {observed}, promised at most {promised}"),
+            Promise::GainPasses => {
+                format!("a gain of just the improvement passes in {observed}, promised at most {promised}")
+            }
+            Promise::GainFails => {
+                format!("a gain of just the improvement fails in {observed}, promised at most {promised}")
+            }
+            Promise::EqualFailsAsPaired => {
+                format!("equal models fail in {observed}, a paired test of these cases lets {promised} fail")
+            }
             Promise::EqualPassesAsTold => format!("equal models pass in {observed}, told {promised}"),
             Promise::EqualPassesAsPaired => {
                 format!("equal models pass in {observed}, a paired test of these cases lets {promised} pass")
@@ -386,6 +418,7 @@ impl Bench<'_> {
             self.gates,
             &Comparison { cases, candidate, baseline, latencies_ms: &[] },
             &BTreeMap::new(),
+            &[],
             self.known,
         )
     }

@@ -1,14 +1,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
+use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{CustomEvidence, HostedEvidence, JudgeEvidence, TrafficEvidence};
+use crate::{CustomEvidence, HostedEvidence, Inconclusive, JudgeEvidence, TrafficEvidence};
 
 /// What a gate decided about one package, and everything the decision rests on.
 ///
-/// Digests are written `sha256:…` and times as RFC 3339 in UTC, so that comparing text compares time.
+/// Digests are written `sha256:…` and times as RFC 3339 in UTC. Which of several verdicts is the newest [`Verdict::recency`]
+/// says: their times have milliseconds or, from before, none.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Verdict {
@@ -192,8 +194,8 @@ pub struct CheckResult {
     /// Confidence interval of the difference (or of the candidate's value, for an absolute floor).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interval: Option<[f64; 2]>,
-    /// One-sided p-value of the paired test, where there is one: that the candidate is worse, or better where the rule
-    /// demands a gain.
+    /// One-sided p-value of the paired test, where there is one: that the candidate is worse, or better (by more than the
+    /// required improvement) where the rule demands a gain.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub p_value: Option<f64>,
     /// The test the p-value comes from; absent in verdicts from before it was written down, when all were exact McNemar.
@@ -202,8 +204,8 @@ pub struct CheckResult {
     /// The p-value after Holm's adjustment over the slices of a rule for each slice.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adjusted_p_value: Option<f64>,
-    /// The smallest true drop this check would have found with the power it was asked for; absent where no drop is
-    /// large enough for that on so few cases.
+    /// The smallest true drop this check would have found with the power it was asked for, of a required improvement the
+    /// smallest true gain that passes; absent where none is large enough for that on so few cases.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub minimum_detectable_effect: Option<f64>,
     /// The chance that a candidate exactly as good as the baseline passes this check.
@@ -223,6 +225,9 @@ pub struct CheckResult {
     /// Absent in verdicts from before they were listed, where every regression has to be accepted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub regressions: Option<Vec<String>>,
+    /// Whether the evidence leaves it open, and the outcome is what the rules' `inconclusive` makes of that.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub undecided: bool,
     /// Whether the candidate is certainly better than the baseline: the interval of the difference leaves no other reading.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub improved: bool,
@@ -236,6 +241,8 @@ pub struct CheckResult {
 pub enum Test {
     /// [`Discordance::mcnemar_worse`](crate::Discordance::mcnemar_worse) and its opposite.
     ExactMcnemar,
+    /// [`Discordance::p_better_by`](crate::Discordance::p_better_by).
+    ExactUnconditional,
     /// [`SignFlips`](crate::SignFlips) with every swap counted.
     ExactSignFlips,
     /// [`SignFlips`](crate::SignFlips) with drawn swaps.
@@ -246,6 +253,7 @@ impl fmt::Display for Test {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::ExactMcnemar => "exact McNemar",
+            Self::ExactUnconditional => "exact unconditional",
             Self::ExactSignFlips => "exact permutation",
             Self::SignFlips => "permutation",
         })
@@ -315,7 +323,25 @@ pub enum Refusal {
     WaiverExpired { case: String, by: String, expires_at: String },
 }
 
+/// Orders verdicts on one package: the largest is the newest, the one that counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Recency {
+    at: Option<Timestamp>,
+    /// Of two made at the same time the worse one counts.
+    severity: u8,
+}
+
 impl Verdict {
+    /// Its place among verdicts on the same package. One without a readable time is older than all others.
+    pub fn recency(&self) -> Recency {
+        let severity = match self.outcome {
+            Outcome::Pass => 0,
+            Outcome::Inconclusive => 1,
+            Outcome::Fail => 2,
+        };
+        Recency { at: self.created_at.parse().ok(), severity }
+    }
+
     /// Whether `package` may go to production at `now` (RFC 3339, UTC, whole seconds, ending in `Z`) on the strength of
     /// this verdict.
     ///
@@ -380,11 +406,26 @@ impl Verdict {
     }
 }
 
+impl CheckResult {
+    /// The check as a policy for what is undecided counts it.
+    pub(crate) fn settled(self, policy: Inconclusive) -> Self {
+        let (outcome, told) = match policy {
+            _ if self.outcome != Outcome::Inconclusive => return self,
+            Inconclusive::Ask => return self,
+            Inconclusive::Fail => (Outcome::Fail, "undecided, which the rules count as failed"),
+            Inconclusive::Pass => (Outcome::Pass, "undecided, which the rules let pass"),
+        };
+        let reason = format!("{told}: {}", self.reason);
+        Self { outcome, undecided: true, waivable: false, regressions: None, reason, ..self }
+    }
+}
+
 /// The outcome of a gate: release needs every check (an intersection-union test, Berger 1982), so no correction for
 /// their number is due.
 ///
 /// A failed check or a lost must-pass case fails. An inconclusive check leaves the gate inconclusive, unless all
 /// inconclusive checks are waivable and waivers name every regression of [`to_accept`]; a failed check cannot be waived.
+/// It is inconclusive as well where nothing was shown: without checks, or with none but undecided ones that the rules let pass.
 pub fn outcome(checks: &[CheckResult], flips: &[Flip], waivers: &[Waiver]) -> Outcome {
     let must_pass_lost = flips.iter().any(|flip| flip.must_pass && flip.regression);
     if must_pass_lost || checks.iter().any(|check| check.outcome == Outcome::Fail) {
@@ -392,7 +433,8 @@ pub fn outcome(checks: &[CheckResult], flips: &[Flip], waivers: &[Waiver]) -> Ou
     }
     let mut open = checks.iter().filter(|check| check.outcome == Outcome::Inconclusive).peekable();
     if open.peek().is_none() {
-        return Outcome::Pass;
+        let is_shown = checks.iter().any(|check| !check.undecided);
+        return if is_shown { Outcome::Pass } else { Outcome::Inconclusive };
     }
     let accepted: BTreeSet<&str> = waivers.iter().map(|waiver| waiver.case.as_str()).collect();
     let mut wanted = to_accept(checks, flips).into_iter();

@@ -5,9 +5,9 @@
 use std::collections::BTreeMap;
 
 use highroad_eval::{
-    Array, Case, CheckResult, Classes, Comparison, Decision, Expected, Flip, GateError, Gates, Generated, Given,
-    Metric, Numbers, Observed, Outcome, Rankings, Resamples, Side, Similarities, Tensors, Test, Texts, Tolerance,
-    Triplets, Waiver, WaiverError, decide, decide_with, summarise,
+    Array, Case, CheckResult, Classes, Comparison, Decision, Discordance, Expected, Flip, GateError, Gates, Generated,
+    Given, JudgeEvidence, Metric, Numbers, Observed, Outcome, Rankings, Resamples, Side, Similarities, Tensors, Test,
+    Texts, Tolerance, Triplets, Waiver, WaiverError, decide, decide_with, outcome, summarise,
 };
 
 const LABELS: [&str; 2] = ["benign", "injection"];
@@ -179,7 +179,7 @@ fn only_regressions_can_be_accepted_and_only_once() {
     let not_one = |case: &str| WaiverError::NotARegression { case: case.to_owned() };
     assert_eq!(accept(&["case-7"]), not_one("case-7"));
     assert_eq!(accept(&["nonsense"]), not_one("nonsense"));
-    assert_eq!(accept(&[""]), not_one(""));
+    assert_eq!(accept(&[""]), WaiverError::CasesLost { cases: "`case-3`".to_owned() });
     assert_eq!(accept(&["case-3", "case-3"]), WaiverError::Twice { case: "case-3".to_owned() });
 }
 
@@ -242,6 +242,200 @@ fn a_rule_on_a_slice_without_cases_is_an_error() {
     let gates = "[[rule]]\nmetric = 'accuracy'\nmargin = 0.05\nslice = 'second'";
     let error = judge(gates, 100, &[], &[]).unwrap_err();
     assert_eq!(error.to_string(), "no golden case is in slice `second`; there are: first");
+}
+
+#[test]
+fn a_rule_on_each_slice_where_there_are_none_is_an_error_and_no_pass() {
+    let mut cases = cases(100);
+    cases.iter_mut().for_each(|case| (case.slices, case.must_pass) = (Vec::new(), false));
+    let same = answers(100, &[]);
+    for baseline in [Side::Package(&same), Side::Trivial] {
+        let comparison = Comparison { cases: &cases, candidate: &same, baseline, latencies_ms: &[] };
+        let gates = "[[rule]]\nmetric = 'accuracy'\nmargin = 0.05\nfloor = 0.5\nslice = '*'";
+        let error = decide(&Gates::parse(gates).unwrap(), &comparison).unwrap_err();
+        assert!(matches!(error, GateError::NoSlices { metric: Metric::Accuracy }), "{error}");
+    }
+    assert_eq!(outcome(&[], &[], &[]), Outcome::Inconclusive);
+    assert_eq!(outcome(&[], &[], &[waiver("")]), Outcome::Inconclusive);
+}
+
+/// The check of one rule on the accuracy of `n` cases, where the candidate lost and won so many.
+fn accuracy(n: usize, rule: &str, [lost, won]: [usize; 2]) -> CheckResult {
+    let (candidate, baseline): (Vec<usize>, Vec<usize>) = ((1..=lost).collect(), (1 + lost..=lost + won).collect());
+    judge(&format!("[[rule]]\nmetric = 'accuracy'\n{rule}"), n, &baseline, &candidate).unwrap().checks.pop().unwrap()
+}
+
+#[test]
+fn a_required_improvement_has_to_be_shown() {
+    let shown = accuracy(200, "improvement = 0.05", [0, 30]);
+    assert_eq!((shown.outcome, shown.test), (Outcome::Pass, Some(Test::ExactUnconditional)));
+    assert_eq!(shown.rule, "accuracy: better than the baseline by at least 5.0 points");
+    assert!(shown.reason.ends_with("at worst, so better by more than 5.0 points"), "{}", shown.reason);
+    assert!(shown.p_value.unwrap() < 0.01 && shown.improved);
+    let note = shown.power_note.unwrap();
+    assert!(note.starts_with("a true gain of ") && note.ends_with("passes with 80 % power"), "{note}");
+    assert!(shown.minimum_detectable_effect.unwrap() > 0.05 && shown.pass_power.is_none());
+
+    let open = accuracy(200, "improvement = 0.14", [0, 30]);
+    assert_eq!((open.outcome, open.waivable), (Outcome::Inconclusive, false));
+    assert!(open.reason.ends_with("200 cases are too few to tell from a gain below 14.0 points"), "{}", open.reason);
+    let lacking = accuracy(1000, "improvement = 0.05", [0, 0]);
+    assert!(lacking.reason.ends_with("at best, so not better by 5.0 points"), "{}", lacking.reason);
+    assert_eq!(lacking.outcome, Outcome::Fail);
+    // Any gain at all is what a margin of 0 asks for too.
+    let [none, any] = ["margin = 0", "improvement = 0"].map(|rule| accuracy(200, rule, [1, 12]));
+    assert_eq!(none, any);
+}
+
+#[test]
+fn the_p_value_of_a_gain_and_its_bound_decide_alike() {
+    for (lost, won) in [(0, 3), (0, 9), (2, 12), (5, 20), (8, 9)] {
+        let pairs = Discordance::from_counts(80, lost, won).unwrap();
+        for gain in [0.0, 0.01, 0.05, 0.1, 0.2] {
+            let (bound, p) = (pairs.exact_bounds(0.05)[0], pairs.p_better_by(gain));
+            // They order outcomes by the score for another difference each, which close to the limit is the same one.
+            let alike = (p < 0.05) == (bound > gain) || (bound - gain).abs() < 0.003;
+            assert!(alike, "{lost} lost, {won} won: p {p} of {gain}, bound {bound}");
+        }
+    }
+    // Where the score test stands in for the exact one, of more cases, the step is small.
+    let [exact, score] = [4_000, 4_001].map(|n| Discordance::from_counts(n, 60, 190).unwrap());
+    for gain in [0.02, 0.025] {
+        let [exact, score] = [exact, score].map(|pairs| pairs.p_better_by(gain));
+        assert!((exact - score).abs() < 0.015, "{exact} and {score} of {gain}");
+    }
+}
+
+#[test]
+fn the_rules_say_how_what_is_undecided_counts() {
+    let undecided = |policy: &str, rule: &str| judge(&format!("{policy}\n{ACCURACY}\n{rule}"), 100, &[], &[3]).unwrap();
+    let asked = undecided("inconclusive = 'ask'", "");
+    assert_eq!(asked, undecided("", ""));
+    assert_eq!(asked.outcome, Outcome::Inconclusive);
+    for failed in [undecided("inconclusive = 'fail'", ""), undecided("", "inconclusive = 'fail'")] {
+        let check = failed.checks.last().unwrap();
+        assert!((failed.outcome, check.undecided) == (Outcome::Fail, true) && !check.waivable);
+        assert!(check.reason.starts_with("undecided, which the rules count as failed: "), "{}", check.reason);
+        assert_eq!(failed.accept(vec![waiver("case-3")]), Err(WaiverError::NothingToAccept(Outcome::Fail)));
+    }
+    let mild = undecided("inconclusive = 'fail'", "inconclusive = 'pass'");
+    assert_eq!((mild.outcome, mild.checks.last().unwrap().undecided), (Outcome::Pass, true));
+    // What is shown is never let pass, and neither is a gate that shows nothing.
+    let lost: Vec<usize> = (10..40).collect();
+    let gates = format!("{ACCURACY}\ninconclusive = 'pass'");
+    assert_eq!(judge(&gates, 200, &[], &lost).unwrap().outcome, Outcome::Fail);
+    assert_eq!(outcome(&mild.checks[1..], &mild.flips, &[]), Outcome::Inconclusive);
+
+    let slow = format!("inconclusive = 'fail'\n{ACCURACY}\n[[latency]]\npercentile = 99\nmax_ms = 5");
+    let (cases, same) = (cases(1000), answers(1000, &[]));
+    let (baseline, latencies_ms) = (Side::Package(&same), &[1.0; 50][..]);
+    let comparison = Comparison { cases: &cases, candidate: &same, baseline, latencies_ms };
+    let check = decide(&Gates::parse(&slow).unwrap(), &comparison).unwrap().checks.pop().unwrap();
+    assert_eq!((check.outcome, check.undecided), (Outcome::Fail, true), "{}", check.reason);
+}
+
+#[test]
+fn a_gates_file_may_have_a_byte_order_mark() {
+    assert_eq!(Gates::parse(&format!("\u{feff}{ACCURACY}")).unwrap(), Gates::parse(ACCURACY).unwrap());
+}
+
+/// `n` texts on both sides, scored by a judge: `candidate` by the number of the case, the baseline 0.5.
+fn scored(n: usize, candidate: impl Fn(usize) -> f64) -> (Vec<Case>, [Observed; 2]) {
+    let (cases, _) = written(n, &[]);
+    let of = |score: &dyn Fn(usize) -> f64| {
+        let one = |idx| Generated { judged: [("better".to_owned(), score(idx))].into(), ..Generated::text("x") };
+        let references = vec![vec!["y".to_owned()]; n];
+        Observed::Texts(Texts::new(references, (0..n).map(one).collect()).unwrap())
+    };
+    let cases = cases.into_iter().map(|case| Case { must_pass: false, ..case }).collect();
+    (cases, [of(&candidate), of(&|_| 0.5)])
+}
+
+const JUDGED: &str = "[judge.better]\nmodel = 'judge.toml'\nmode = 'pairwise'\nprompt = '{a} or {b}?'
+    [[rule]]\nmetric = 'judged'\njudge = 'better'\nmargin = 0.1";
+
+fn judge_evidence(more: serde_json::Value) -> JudgeEvidence {
+    let mut json = serde_json::json!({
+        "name": "better", "model": "sha256:m", "prompt": "sha256:p", "mode": "pairwise", "scale": [0, 1], "repeats": 1,
+        "n_judged": 100, "n_unreadable": 0, "self_disagreement": 0.0,
+        "hosted": {"model": "m", "base_url": "http://h", "n_questions": 200, "n_kept": 0, "n_retries": 0,
+                   "input_tokens": 1, "output_tokens": 1},
+    });
+    json.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    serde_json::from_value(json).unwrap()
+}
+
+#[test]
+fn a_judge_that_carries_no_information_decides_nothing() {
+    let (cases, [candidate, baseline]) = scored(100, |_| 0.5);
+    let judged = |rules: &str, evidence: serde_json::Value| {
+        let baseline = Side::Package(&baseline);
+        let comparison = Comparison { cases: &cases, candidate: &candidate, baseline, latencies_ms: &[] };
+        let gates = Gates::parse(&format!("{JUDGED}\n{rules}")).unwrap();
+        decide_with(&gates, &comparison, &BTreeMap::new(), &[judge_evidence(evidence)]).unwrap()
+    };
+    let pairs = |n: usize, order_decided: f64, told_apart: f64| serde_json::json!({"different": {"n": n, "order_decided": order_decided, "told_apart": told_apart}});
+    let reason = |evidence: serde_json::Value| {
+        let decision = judged("", evidence);
+        let check = &decision.checks[0];
+        assert!(check.outcome == decision.outcome && !check.waivable);
+        (check.outcome, check.reason.split("; ").next().unwrap().to_owned())
+    };
+    // One that always answers "A" finds nothing but ties.
+    let (outcome, always_a) = reason(pairs(100, 1.0, 0.0));
+    assert_eq!(outcome, Outcome::Inconclusive);
+    assert!(always_a.starts_with("the order decided 100.0 % of the 100 pairs that judge \"better\""), "{always_a}");
+    // A coin that is asked about both orders turns in half of them: 45 of 100 do not show that it is none.
+    assert_eq!(reason(pairs(100, 0.45, 0.5)).0, Outcome::Inconclusive);
+    assert_eq!(reason(pairs(100, 0.35, 0.5)).0, Outcome::Pass);
+    assert!(reason(pairs(100, 0.0, 0.0)).1.ends_with("told none of the 100 pairs that differ apart"));
+    assert_eq!(reason(pairs(0, 0.0, 0.0)).0, Outcome::Pass, "the same texts are ties whoever judges");
+
+    let agreement = |interval: [f64; 2]| serde_json::json!({"measure": "alpha_ordinal", "value": 0.5, "interval": interval, "n_labelled": 60, "labels": "sha256:l"});
+    let with = |mut evidence: serde_json::Value, interval: [f64; 2]| {
+        evidence["agreement"] = agreement(interval);
+        reason(evidence)
+    };
+    assert_eq!(with(pairs(100, 0.45, 0.5), [0.3, 0.7]).0, Outcome::Pass);
+    assert_eq!(with(pairs(100, 0.0, 0.0), [0.3, 0.7]).0, Outcome::Pass);
+    assert_eq!(with(pairs(100, 0.55, 0.4), [0.3, 0.7]).0, Outcome::Pass);
+    assert!(with(pairs(100, 0.95, 0.05), [0.3, 0.7]).1.ends_with("so that hardly any tells anything"));
+    let by_chance = with(pairs(100, 0.1, 0.6), [-0.541, 0.9]).1;
+    assert!(by_chance.starts_with("judge \"better\" agrees with people no better than chance ("), "{by_chance}");
+
+    let scale = |more: serde_json::Value| {
+        let mut evidence = serde_json::json!({"mode": "scale"});
+        evidence.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        reason(evidence)
+    };
+    assert_eq!(
+        scale(serde_json::json!({"n_unreadable": 51})).1,
+        "51 of the 100 replies of judge \"better\" hold no score"
+    );
+    assert_eq!(scale(serde_json::json!({"n_unreadable": 50})).0, Outcome::Pass);
+    assert_eq!(scale(serde_json::json!({"n_different_scores": 1})).0, Outcome::Inconclusive);
+    assert_eq!(scale(serde_json::json!({"n_different_scores": 2})).0, Outcome::Pass);
+    // Verdicts from before these were counted are read as they are.
+    assert_eq!(reason(serde_json::json!({})).0, Outcome::Pass);
+
+    // No rule lets pass what nobody measured.
+    assert_eq!(judged("inconclusive = 'pass'", pairs(100, 1.0, 0.0)).outcome, Outcome::Inconclusive);
+    assert_eq!(judged("inconclusive = 'fail'", pairs(100, 1.0, 0.0)).outcome, Outcome::Fail);
+}
+
+#[test]
+fn no_drop_is_told_that_a_share_cannot_have() {
+    // Nearly all weight lies on one case that was lost: the resamples say nothing or all of it.
+    let weight = |idx: usize| if idx == 0 { 1e4 } else { 1.0 };
+    let weigh = |(idx, case): (usize, Case)| Case { must_pass: false, weight: weight(idx), ..case };
+    let set: Vec<Case> = cases(100).into_iter().enumerate().map(weigh).collect();
+    let rule = "[[rule]]\nmetric = 'accuracy'\nmargin = 0.02\nfloor = 0.5";
+    let decision = judge_weighted(&set, rule, &[0]).unwrap();
+    let [compared, floor] = decision.checks.as_slice() else { panic!("{:?}", decision.checks) };
+    assert_eq!((compared.minimum_detectable_effect, floor.minimum_detectable_effect), (None, None));
+    let [compared, floor] = [compared, floor].map(|check| check.power_note.clone().unwrap());
+    assert!(compared.starts_with("100 cases cannot show any drop with 80 % power"), "{compared}");
+    assert!(floor.starts_with("100 cases cannot show any shortfall with 80 % power"), "{floor}");
 }
 
 #[test]
@@ -496,7 +690,6 @@ fn latency_is_judged_by_the_interval_of_its_percentile() {
 fn rules_that_decide_nothing_or_too_much_are_refused() {
     for (gates, complaint) in [
         ("", "there is no [[rule]], so nothing would be gated"),
-        ("[[rule]]\nmetric = 'accuracy'", "rule 1 (accuracy): needs a `margin`, a `floor` or a `ceiling`"),
         (
             "[[rule]]\nmetric = 'accuracy'\nmargin = 1.0",
             "rule 1 (accuracy): has `margin = 1`, which no model can break",
@@ -506,6 +699,11 @@ fn rules_that_decide_nothing_or_too_much_are_refused() {
             "has `floor = 0`, which no model can break: the metric goes from 0 to 1",
         ),
         ("[[rule]]\nmetric = 'ece'\nceiling = 1.0", "has `ceiling = 1`, which no model can break"),
+        ("[[rule]]\nmetric = 'accuracy'", "rule 1 (accuracy): needs a `margin`, an `improvement`, a `floor`"),
+        ("[[rule]]\nmetric = 'accuracy'\nmargin = 0.1\nimprovement = 0.1", "better by as much), not both"),
+        ("[[rule]]\nmetric = 'accuracy'\nimprovement = 1.1", "improvement = 1.1 is out of range"),
+        ("inconclusive = 'pass'\n[[rule]]\nmetric = 'accuracy'\nmargin = 0.1", "is for single rules"),
+        ("inconclusive = 'warn'\n[[rule]]\nmetric = 'accuracy'\nmargin = 0.1", "expected one of `ask`, `fail`, `pass`"),
         ("[[rule]]\nmetric = 'f1'\nmargin = 0.1", "rule 1 (F1): needs a `label`"),
         ("[[rule]]\nmetric = 'accuracy'\nlabel = 'x'\nmargin = 0.1", "rule 1 (accuracy): takes no `label`"),
         ("[[rule]]\nmetric = 'accuracy'\nmargin = -0.1", "margin = -0.1 is out of range"),
@@ -750,7 +948,8 @@ fn what_a_program_of_the_users_own_gives_is_judged_like_any_metric() {
         [("own".to_owned(), Given { candidate: of(candidate, 2), baseline: Some(of(0.8, 1)) })].into()
     };
     let judged = |rule: &str, candidate: f64| {
-        let decision = decide_with(&Gates::parse(&format!("{OWN}{rule}")).unwrap(), &comparison, &given(candidate));
+        let decision =
+            decide_with(&Gates::parse(&format!("{OWN}{rule}")).unwrap(), &comparison, &given(candidate), &[]);
         let check = decision.unwrap().checks.pop().unwrap();
         (check.rule, check.outcome)
     };
@@ -761,11 +960,15 @@ fn what_a_program_of_the_users_own_gives_is_judged_like_any_metric() {
     assert_eq!(judged("floor = 0.9\nslice = 'first'", 0.8).1, Outcome::Fail);
     let smaller = OWN.replace("['./own']", "['./own']\nlower_is_better = true").replace("'custom'", "'custom_loss'");
     let gates = Gates::parse(&format!("{smaller}margin = 0.02")).unwrap();
-    assert_eq!(decide_with(&gates, &comparison, &given(0.75)).unwrap().checks.pop().unwrap().outcome, Outcome::Pass);
+    assert_eq!(
+        decide_with(&gates, &comparison, &given(0.75), &[]).unwrap().checks.pop().unwrap().outcome,
+        Outcome::Pass
+    );
     let nothing = decide(&Gates::parse(&format!("{OWN}margin = 0.1")).unwrap(), &comparison).unwrap_err();
     assert!(nothing.to_string().contains("a program of your own"), "{nothing}");
     let short = [("own".to_owned(), Given { candidate: vec![1.0], baseline: None })].into();
-    let short = decide_with(&Gates::parse(&format!("{OWN}margin = 0.1")).unwrap(), &comparison, &short).unwrap_err();
+    let short =
+        decide_with(&Gates::parse(&format!("{OWN}margin = 0.1")).unwrap(), &comparison, &short, &[]).unwrap_err();
     assert!(short.to_string().contains("not one value for each case"), "{short}");
 }
 
@@ -801,7 +1004,7 @@ fn decided(
     let given = Given { candidate: but(n, candidate), baseline: Some(but(n, baseline)) };
     let comparison = Comparison { cases, candidate: answers, baseline: Side::Package(answers), latencies_ms: &[] };
     let gates = Gates::parse(&format!("{DECIDES}{rule}")).unwrap();
-    decide_with(&gates, &comparison, &[("own".to_owned(), given)].into())
+    decide_with(&gates, &comparison, &[("own".to_owned(), given)].into(), &[])
 }
 
 #[test]
@@ -867,7 +1070,8 @@ fn a_first_version_without_references_is_judged_by_its_floors() {
     let (cases, texts) = prompts(100);
     let comparison = Comparison { cases: &cases, candidate: &texts, baseline: Side::Trivial, latencies_ms: &[] };
     let given = [("own".to_owned(), Given { candidate: but(100, &[1, 2]), baseline: None })].into();
-    let judged = |rule: &str| decide_with(&Gates::parse(&format!("{DECIDES}{rule}")).unwrap(), &comparison, &given);
+    let judged =
+        |rule: &str| decide_with(&Gates::parse(&format!("{DECIDES}{rule}")).unwrap(), &comparison, &given, &[]);
     assert_eq!(judged("floor = 0.9\nmargin = 0.05").unwrap().outcome, Outcome::Pass);
     assert_eq!(judged("floor = 0.99").unwrap().outcome, Outcome::Inconclusive);
     assert!(matches!(judged("margin = 0.05"), Err(GateError::NoAbsoluteLimit)));
@@ -882,7 +1086,7 @@ fn a_share_of_values_that_decide_nothing_is_an_error() {
     values[9] = 0.5;
     let given = [("own".to_owned(), Given { candidate: values, baseline: Some(but(40, &[])) })].into();
     let error =
-        decide_with(&Gates::parse(&format!("{DECIDES}margin = 0.1")).unwrap(), &comparison, &given).unwrap_err();
+        decide_with(&Gates::parse(&format!("{DECIDES}margin = 0.1")).unwrap(), &comparison, &given, &[]).unwrap_err();
     let error = std::error::Error::source(&error).unwrap().to_string();
     assert_eq!(error, "`own share` needs a value of 0 or 1 for each case, and case 9 has another");
     let exact = Gates::parse("[[rule]]\nmetric = 'exact_match'\nfloor = 0.1").unwrap();

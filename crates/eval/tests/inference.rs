@@ -4,7 +4,8 @@
 #![allow(clippy::unwrap_used)]
 
 use highroad_eval::{
-    FloorPower, Resamples, Sequential, SequentialFlips, SignFlips, benjamini_hochberg, clopper_pearson, holm,
+    Case, Comparison, Expected, FloorPower, Gates, Numbers, Observed, Resamples, Sequential, SequentialFlips, Side,
+    SignFlips, Test, benjamini_hochberg, clopper_pearson, decide, holm,
 };
 use serde::Deserialize;
 
@@ -19,6 +20,7 @@ fn assert_close(ours: f64, reference: f64, tolerance: f64) {
 #[derive(Deserialize)]
 struct Goldens {
     permutations: Vec<Permutation>,
+    shifted: Vec<Shifted>,
     drawn_permutations: Vec<DrawnPermutation>,
     multiple: Vec<Multiple>,
     sequences: Vec<Sequence>,
@@ -46,6 +48,40 @@ fn counted_swaps_are_those_of_scipy() {
         assert_close(found.below, golden.below, 1e-12);
         assert_close(found.above, golden.above, 1e-12);
         assert_close(found.two_sided(), golden.two_sided, 1e-12);
+    }
+}
+
+#[derive(Deserialize)]
+struct Shifted {
+    differences: Vec<f64>,
+    gain: f64,
+    p: f64,
+}
+
+#[test]
+fn a_required_improvement_of_a_mean_is_tested_as_scipy_tests_what_is_left_of_it() {
+    for Shifted { differences, gain, p } in goldens().shifted {
+        let case = |idx: usize| Case {
+            id: idx.to_string(),
+            expected: Expected::Number(0.0),
+            slices: Vec::new(),
+            must_pass: false,
+            sources: [idx; 2],
+            weight: 1.0,
+        };
+        let cases: Vec<Case> = (0..differences.len()).map(case).collect();
+        // Errors of 1, and of less by the difference: a smaller error is a gain.
+        let numbers = |of: &dyn Fn(&f64) -> f64| {
+            let predicted = differences.iter().map(of).collect();
+            Observed::Numbers(Numbers::new(vec![0.0; differences.len()], predicted).unwrap())
+        };
+        let (candidate, baseline) = (numbers(&|difference| 1.0 - difference), numbers(&|_| 1.0));
+        let gates = Gates::parse(&format!("[[rule]]\nmetric = 'mae'\nimprovement = {gain}")).unwrap();
+        let baseline = Side::Package(&baseline);
+        let comparison = Comparison { cases: &cases, candidate: &candidate, baseline, latencies_ms: &[] };
+        let check = decide(&gates, &comparison).unwrap().checks.pop().unwrap();
+        assert_eq!(check.test, Some(Test::ExactSignFlips));
+        assert_close(check.p_value.unwrap(), p, 1e-12);
     }
 }
 

@@ -6,8 +6,8 @@
 use std::collections::BTreeMap;
 
 use highroad_eval::{
-    About, Array, Bootstrap, Classes, Costs, Discordance, Generated, Likelihood, McNemarPower, Metric, Numbers,
-    Observed, Rankings, Sides, Similarities, Tensors, Texts, Tolerance, clopper_pearson, fisher_z, quantile,
+    About, Array, Bootstrap, Classes, Costs, Discordance, Generated, Likelihood, McNemarPower, Metric, NonInferiority,
+    Numbers, Observed, Rankings, Sides, Similarities, Tensors, Texts, Tolerance, clopper_pearson, fisher_z, quantile,
     quantile_interval, wilson,
 };
 use serde::Deserialize;
@@ -31,6 +31,8 @@ struct Goldens {
     mcnemar: Vec<McNemar>,
     paired: Vec<Paired>,
     exact_paired: Vec<ExactPaired>,
+    better_by: Vec<BetterBy>,
+    power_of_gain: Vec<PowerOfGain>,
     power: Vec<Power>,
     classifiers: Vec<Classifier>,
     correlations: Vec<Correlation>,
@@ -119,6 +121,44 @@ fn exact_bounds_are_those_of_full_enumeration() {
         // Both sides maximise over the share of flips numerically.
         assert_all_close(pairs.exact_bounds(0.05), golden.exact_bounds, 1e-6);
     }
+}
+
+#[derive(Deserialize)]
+struct BetterBy {
+    n: u64,
+    regressions: u64,
+    improvements: u64,
+    gain: f64,
+    p: f64,
+}
+
+#[test]
+fn the_p_value_of_a_gain_is_that_of_full_enumeration() {
+    for golden in goldens().better_by {
+        let pairs = Discordance::from_counts(golden.n, golden.regressions, golden.improvements).unwrap();
+        assert_close(pairs.p_better_by(golden.gain), golden.p, 1e-6);
+    }
+}
+
+#[derive(Deserialize)]
+struct PowerOfGain {
+    n: u64,
+    needed: f64,
+    discordant: f64,
+    gain: f64,
+    power: f64,
+}
+
+#[test]
+fn the_smallest_gain_that_passes_is_that_of_full_enumeration() {
+    for PowerOfGain { n: n_cases, needed, discordant, gain, power } in goldens().power_of_gain {
+        let superiority = NonInferiority { n_cases, discordant, margin: -needed, alpha: 0.05 };
+        assert_close(superiority.smallest_gain_passed(power).unwrap(), gain, 1e-5);
+    }
+    // Four cases show no gain of a half with any power, 400 show one a little above it.
+    let of = |n_cases| NonInferiority { n_cases, discordant: 0.1, margin: -0.5, alpha: 0.05 }.smallest_gain_passed(0.8);
+    assert_eq!(of(4), None);
+    assert!((0.53..0.58).contains(&of(400).unwrap()), "{:?}", of(400));
 }
 
 #[derive(Deserialize)]

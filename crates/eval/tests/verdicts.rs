@@ -32,6 +32,25 @@ fn waived(expires_at: &str) -> Verdict {
 }
 
 #[test]
+fn the_newest_verdict_is_the_later_one_and_at_one_time_the_worse_one() {
+    let at = |outcome: &str, created_at: &str| {
+        Verdict { created_at: created_at.to_owned(), ..verdict(outcome, "pass", false) }.recency()
+    };
+    let oldest_first = [
+        at("fail", "yesterday"),
+        at("fail", "2026-11-23T09:59:59.999Z"),
+        at("pass", NOW),
+        at("inconclusive", NOW),
+        at("fail", NOW),
+        at("pass", "2026-11-23T10:00:00.001Z"),
+        at("fail", "2026-11-23T10:00:00.001Z"),
+        at("pass", "2026-11-23T12:00:01+02:00"),
+    ];
+    assert!(oldest_first.is_sorted(), "{oldest_first:?}");
+    assert!(oldest_first.windows(2).all(|two| two[0] != two[1]));
+}
+
+#[test]
 fn a_pass_admits_its_own_package_only() {
     assert_eq!(verdict("pass", "pass", false).admits("sha256:a", NOW), Ok(()));
     let refused = verdict("pass", "pass", false).admits("sha256:b", NOW).unwrap_err();

@@ -786,9 +786,8 @@ impl LocalState {
         for digest in self.verdicts.list(package)? {
             verdicts.push((digest, read_verdict(&self.verdicts, package, &digest)?));
         }
-        let rank = |(_, verdict): &(Digest, Verdict)| {
-            (verdict.admits(&package.to_string(), &now).is_ok(), verdict.created_at.clone())
-        };
+        let rank =
+            |(_, verdict): &(Digest, Verdict)| (verdict.admits(&package.to_string(), &now).is_ok(), verdict.recency());
         Ok(verdicts.into_iter().max_by_key(rank))
     }
 }

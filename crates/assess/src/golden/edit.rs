@@ -87,6 +87,8 @@ pub fn edit(path: &Path, id: &str, editing: &Editing) -> Result<GoldenSet, EditE
     })
 }
 
+const BYTE_ORDER_MARK: char = '\u{feff}';
+
 #[derive(Deserialize)]
 struct Named {
     id: String,
@@ -107,7 +109,9 @@ fn change(path: &Path, of: impl FnOnce(&str) -> Result<String, EditError>) -> Re
         Err(source) => return Err(io(source)),
     };
     let text = String::from_utf8(bytes).map_err(|error| io(io::Error::new(io::ErrorKind::InvalidData, error)))?;
-    let text = of(&text)?;
+    // A byte order mark stays, and is no part of the first line.
+    let mark = if text.starts_with(BYTE_ORDER_MARK) { &text[..BYTE_ORDER_MARK.len_utf8()] } else { "" };
+    let text = mark.to_owned() + &of(&text[mark.len()..])?;
     let golden = GoldenSet::parse(text.as_bytes(), path)?;
     replace(path, text.as_bytes()).map_err(io)?;
     Ok(golden)

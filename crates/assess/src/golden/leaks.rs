@@ -65,6 +65,11 @@ impl Training {
         self.table.n_bad()
     }
 
+    /// Where and why the first record without was left out.
+    pub fn first_bad(&self) -> Option<String> {
+        self.table.bad().first().map(|bad| format!("{}:{}: {}", bad.path, bad.line, bad.reason))
+    }
+
     /// Fields of the files with their types.
     pub fn schema(&self) -> BTreeMap<String, String> {
         self.table.schema()

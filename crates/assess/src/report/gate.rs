@@ -131,7 +131,16 @@ impl GateReport {
 fn remarks_on(verdict: &Verdict, judged: &Judged<'_>) -> Vec<String> {
     let n = verdict.flips_left_out;
     let left_out = (n > 0).then(|| format!("{n} more cases flipped than the verdict lists and this report counts"));
-    remarks(judged.candidate).into_iter().chain(left_out).collect()
+    let unproven = verdict.judges.iter().filter(|judge| judge.agreement.is_none()).map(|judge| {
+        format!(
+            "judge `{}` was never compared with people, so what its scores are worth is not known: give it `labels`",
+            judge.name
+        )
+    });
+    let unheard = verdict.judges.iter().filter(|judge| judge.n_unreadable > 0).map(|judge| {
+        format!("{} replies of judge `{}` hold no score, and count nowhere", judge.n_unreadable, judge.name)
+    });
+    remarks(judged.candidate).into_iter().chain(left_out).chain(unproven).chain(unheard).collect()
 }
 
 /// The word for an outcome.
@@ -151,7 +160,10 @@ fn headline(verdict: &Verdict) -> String {
     };
     let told = match verdict.outcome {
         Outcome::Pass => match verdict.waivers.first() {
-            None => format!("all {} checks hold", verdict.checks.len()),
+            None => match verdict.checks.iter().filter(|check| check.undecided).count() {
+                0 => format!("all {} checks hold", verdict.checks.len()),
+                n => format!("{} checks hold, {n} undecided, which the rules let pass", verdict.checks.len() - n),
+            },
             Some(Waiver { by, expires_at, .. }) => {
                 format!("{by} accepted what the golden set is too small to tell, until {expires_at}")
             }
@@ -161,14 +173,17 @@ fn headline(verdict: &Verdict) -> String {
             [only] => only.clone(),
             [first, rest @ ..] => format!("{first}; and {} more", rest.len()),
         },
-        Outcome::Inconclusive => named(Outcome::Inconclusive).join("; "),
+        Outcome::Inconclusive => match named(Outcome::Inconclusive).as_slice() {
+            [] => "no check is decided, and that the rules let each pass shows nothing".to_owned(),
+            open => open.join("; "),
+        },
     };
     format!("{}: {}", word(verdict.outcome), one_line(&told, MOST_CHARS))
 }
 
 fn way_out(verdict: &Verdict, n_lost: usize) -> String {
-    let mut open = verdict.checks.iter().filter(|check| check.outcome == Outcome::Inconclusive);
-    if !open.all(|check| check.waivable) {
+    let mut open = verdict.checks.iter().filter(|check| check.outcome == Outcome::Inconclusive).peekable();
+    if open.peek().is_none() || !open.all(|check| check.waivable) {
         return "add cases to the golden set, or state a rule it can decide".to_owned();
     }
     let wanted = to_accept(&verdict.checks, &verdict.flips);

@@ -154,7 +154,7 @@ impl Args {
         let now = Timestamp::now();
         let sides = [candidate.package(), baseline.as_ref().and_then(Side::package)];
         let (decision, traffic) = under_load(
-            judge_with(&gates, &judged, &given)?,
+            judge_with(&gates, &judged, &given, &judges)?,
             &self.files,
             self.answers.threads,
             &gates,
@@ -165,7 +165,7 @@ impl Args {
         let signature = Signature {
             gates: Digest::of(&rules),
             baseline_reference: baseline.as_ref().and_then(Side::reference),
-            created_at: whole_seconds(now),
+            created_at: to_the_millisecond(now),
             created_by: self.by.clone().unwrap_or_else(tracking::whoami),
         };
         let pipeline = candidate.pipeline().map(Pipeline::evidence);
@@ -279,6 +279,11 @@ pub(super) fn days_up_to(longest: u32, text: &str) -> Result<u32, String> {
 /// RFC 3339 in UTC without a fraction, so that comparing text compares time.
 pub fn whole_seconds(at: Timestamp) -> String {
     at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
+/// RFC 3339 in UTC with milliseconds, so that of two verdicts in one second the later one is known.
+pub fn to_the_millisecond(at: Timestamp) -> String {
+    at.strftime("%Y-%m-%dT%H:%M:%S%.3fZ").to_string()
 }
 
 /// How a command ends whose outcome this is.

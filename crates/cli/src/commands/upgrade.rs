@@ -121,7 +121,7 @@ impl Args {
         let both = [Some(&after.results), Some(&before.results)];
         let (given, _) = run_custom(&gates, &gates_path(self.files.gates.as_deref())?, &golden, both)?;
         let judged = Judged { golden: &golden, candidate: &after.results, baseline: Some(&before.results) };
-        let decision = judge_with(&gates, &judged, &given)?;
+        let decision = judge_with(&gates, &judged, &given, &[])?;
         let question = advisories::Question { service: self.advisories.as_ref(), accepted: &self.accept_advisory };
         let report = report(&before, &after, &golden, (&gates, decision), &path, &question)?;
         self.tell(&report)?;

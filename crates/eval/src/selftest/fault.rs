@@ -14,7 +14,7 @@ pub enum Fault {
     Unpaired,
     /// Candidate and baseline are taken for each other.
     SwappedSides,
-    /// The margin is not used: where the gate can let equal models pass, it asks for a gain; where it hardly can, it
+    /// The margin, or the improvement, is not used: where the gate can let equal models pass, it asks for a gain; where it hardly can, it
     /// passes whatever is not significantly worse.
     IgnoredMargin,
 }

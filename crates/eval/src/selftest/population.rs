@@ -8,7 +8,7 @@ use crate::paired::bisect;
 use crate::{Case, GateError, Observed, Rule};
 
 /// The cases a rule is about, answered by two models, and how often a right answer has to be spoilt to make a model worse
-/// by the rule's margin.
+/// by the rule's margin, or by its improvement.
 pub(super) struct Population<'a> {
     rule: &'a Rule,
     cases: Vec<Case>,
@@ -24,8 +24,8 @@ pub(super) struct Drawn {
     pub baseline: Observed,
     /// By a model as good as the baseline.
     pub equal: Observed,
-    /// By one that is worse by the margin.
-    pub dropped: Observed,
+    /// By a candidate that is worse than its baseline by the margin, or better by the improvement.
+    pub edge: [Observed; 2],
     /// For what else is random.
     pub seed: u64,
 }
@@ -76,8 +76,12 @@ impl<'a> Population<'a> {
         let take_first: Vec<bool> = take_second.iter().map(|second| !second).collect();
         let (equal, baseline) = (first.choose(&second, &take_second), first.choose(&second, &take_first));
         let spoil: Vec<bool> = cases.iter().map(|_| rng.random::<f64>() < self.spoilt_share).collect();
-        let dropped = equal.choose(&equal.spoilt(&mut rng), &spoil);
-        Drawn { cases, baseline, equal, dropped, seed: rng.next_u64() }
+        let needs_gain = self.rule.needed_gain().is_some_and(|gain| gain > 0.0);
+        let better = if needs_gain { &equal } else { &baseline };
+        let sound = if needs_gain { &baseline } else { &equal };
+        let worse = sound.choose(&sound.spoilt(&mut rng), &spoil);
+        let edge = if needs_gain { [better.clone(), worse] } else { [worse, better.clone()] };
+        Drawn { cases, baseline, equal, edge, seed: rng.next_u64() }
     }
 
     /// `weights` say how much each case counts.
@@ -112,10 +116,10 @@ impl<'a> Population<'a> {
         (cases, idxs)
     }
 
-    /// The share of cases to spoil for a drop of one margin, on so many copies of the golden set that their own luck does
+    /// The share of cases to spoil for a drop of one margin or one improvement, on so many copies of the golden set that their own luck does
     /// not matter.
     fn calibrate(&self, rng: &mut ChaCha8Rng) -> Result<f64, GateError> {
-        let margin = self.rule.margin.unwrap_or(0.0);
+        let size = self.rule.needed_gain().unwrap_or(0.0).abs();
         let n_cases = self.cases.len();
         let n_copies = (N_CASES_TO_CALIBRATE / n_cases)
             .min(MAX_SCORES_TO_CALIBRATE / (n_cases * self.models[0].n_scores_per_case()))
@@ -137,13 +141,13 @@ impl<'a> Population<'a> {
             let spoil: Vec<bool> = places.iter().map(|&place| place < share).collect();
             Ok(sign * (value - self.metric_of(&sound.choose(&spoilt, &spoil), &weights)?))
         };
-        if margin == 0.0 {
+        if size == 0.0 {
             return Ok(0.0);
         }
-        if drop(1.0)? < margin {
-            return Err(GateError::MarginOutOfReach { rule: self.rule.metric.to_string(), margin });
+        if drop(1.0)? < size {
+            return Err(GateError::DropOutOfReach { rule: self.rule.metric.to_string(), size });
         }
-        Ok(bisect(0.0, 1.0, |share| drop(share).is_ok_and(|drop| drop >= margin)))
+        Ok(bisect(0.0, 1.0, |share| drop(share).is_ok_and(|drop| drop >= size)))
     }
 }
 

@@ -118,6 +118,25 @@ fn rankings_and_similarities_are_made_worse_by_one_margin_too() {
 }
 
 #[test]
+fn a_required_improvement_is_tested_at_its_edge_and_each_broken_gate_is_caught() {
+    let [first, second] = retrained(100);
+    let rules = "[[rule]]\nmetric = \"accuracy\"\nimprovement = 0.05\ninconclusive = \"fail\"";
+    let tested = test(rules, &cases(100), Models::Retrained([&first, &second]), 400);
+    let promises: Vec<Promise> = tested.rules[0].promises.iter().map(|kept| kept.promise).collect();
+    assert_eq!(promises, [Promise::GainPasses, Promise::GainFails, Promise::EqualFailsAsPaired, Promise::Flips]);
+    assert_eq!(tested.outcome, Outcome::Pass);
+}
+
+#[test]
+fn a_model_compared_with_itself_is_no_test() {
+    let [first, _] = retrained(40);
+    let gates = Gates::parse("[[rule]]\nmetric = \"accuracy\"\nmargin = 0.1").unwrap();
+    let simulations = Simulations { n: 10, seed: 1, threads: NonZeroUsize::MIN };
+    let tested = self_test(&gates, &cases(40), Models::Retrained([&first, &first.clone()]), simulations, |_, _| ());
+    assert!(matches!(tested, Err(GateError::NothingDiffers)));
+}
+
+#[test]
 fn rules_without_a_margin_promise_nothing_that_could_be_tested() {
     let [first, second] = retrained(40);
     let gates = Gates::parse("[[rule]]\nmetric = \"accuracy\"\nfloor = 0.5").unwrap();
@@ -132,5 +151,5 @@ fn a_margin_that_no_model_can_lose_is_an_error() {
     let gates = Gates::parse("[[rule]]\nmetric = \"accuracy\"\nmargin = 0.99").unwrap();
     let simulations = Simulations { n: 10, seed: 1, threads: NonZeroUsize::MIN };
     let tested = self_test(&gates, &cases(40), Models::Retrained([&first, &second]), simulations, |_, _| ());
-    assert!(matches!(tested, Err(GateError::MarginOutOfReach { .. })));
+    assert!(matches!(tested, Err(GateError::DropOutOfReach { .. })));
 }

@@ -184,7 +184,7 @@ fn from_lines(file: &Path) -> anyhow::Result<Vec<Line>> {
         read(file)?
     };
     // A case may be spread over lines here: only the golden set wants one a line.
-    let cases = serde_json::Deserializer::from_slice(&bytes).into_iter();
+    let cases = serde_json::Deserializer::from_slice(bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes)).into_iter();
     let cases = cases
         .collect::<Result<Vec<Line>, _>>()
         .with_context(|| format!("cannot use the cases of `{}`", file.display()))?;

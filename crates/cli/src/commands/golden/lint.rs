@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::thread::available_parallelism;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use highroad_assess::report::one_line;
 use highroad_assess::{Finding, GoldenSet, Level, LintOptions, Training, alike_by_meaning, leaks, lint};
 use highroad_package::{TaskKind, VerifiedPackage};
@@ -107,7 +107,10 @@ impl Args {
         let training = Training::open(&self.against, &self.column, self.threads())?;
         let n_bad = training.n_bad();
         if training.is_empty() && n_bad > 0 {
-            let fields = training.schema().into_keys().collect::<Vec<_>>().join(", ");
+            // Records without the text were left out, and with them what else they have.
+            let all = Training::open(&self.against, &[], self.threads())?;
+            let fields = all.schema().into_keys().collect::<Vec<_>>().join(", ");
+            ensure!(!fields.is_empty(), "no record can be read: {}", training.first_bad().unwrap_or_default());
             bail!("no record has the text `{}`; there are: {fields}\nhint: --column NAME", self.column.join("`, `"));
         }
         if n_bad > 0 {
