@@ -198,7 +198,7 @@ fn a_golden_set_and_rules_with_a_byte_order_mark_are_read_and_edited() {
     let plain = fs::read_to_string(desk.path("golden.jsonl")).unwrap();
     desk.write("golden.jsonl", &format!("\u{feff}{plain}"));
     desk.write("gates.toml", &format!("\u{feff}{RULES}"));
-    let output = desk.gate("a", "a", &[]);
+    let output = desk.gate("a", "b", &[]);
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     let output = desk.run(&["golden", "edit", "c0", "--golden", "golden.jsonl", "--must-pass", "true"]);
     assert!(output.status.success(), "{output:?}");
