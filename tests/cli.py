@@ -20,15 +20,19 @@ def highroad_bin() -> Path:
     return path
 
 
+def environment(cwd, home=None) -> dict[str, str]:
+    """Of a command with a home of its own, away from every configured tracking server (other tests leave theirs in the process)."""
+    kept = {k: v for k, v in os.environ.items() if k not in ("MLFLOW_TRACKING_URI", "HIGHROAD_TRACKING_URI")}
+    return kept | {"HIGHROAD_HOME": str(home or Path(cwd) / ".highroad"), "HIGHROAD_PYTHON": sys.executable}
+
+
 @pytest.fixture(scope="session")
 def call(highroad_bin):
-    """Runs ``highroad ARGS`` in ``cwd`` over a home of its own, away from every configured tracking server."""
+    """Runs ``highroad ARGS`` in ``cwd``, in its `environment`."""
 
     def run(*args, cwd, home=None, code=0, **variables):
-        environment = {k: v for k, v in os.environ.items() if k not in ("MLFLOW_TRACKING_URI", "HIGHROAD_TRACKING_URI")}
-        environment |= {"HIGHROAD_HOME": str(home or Path(cwd) / ".highroad"), "HIGHROAD_PYTHON": sys.executable}
         command = [highroad_bin, *map(str, args)]
-        done = subprocess.run(command, cwd=cwd, env=environment | variables, capture_output=True, text=True, timeout=600)
+        done = subprocess.run(command, cwd=cwd, env=environment(cwd, home) | variables, capture_output=True, text=True, timeout=600)
         assert code is None or done.returncode == code, f"{args} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
 

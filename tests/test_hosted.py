@@ -196,7 +196,7 @@ def test_a_pair_is_judged_in_both_orders_and_equals_tie(call, tmp_path, smollm2,
     )
     refused = call("gate", writer, "--baseline", writer, "--golden", golden, cwd=tmp_path, code=2, HOSTED_KEY=KEY).stderr
     assert "the baseline is the candidate itself" in refused
-    same = describe(tmp_path, "same.toml", smollm2, **WRITER | {"limits": {"concurrency": 1}})
+    same = describe(tmp_path, "same.toml", smollm2, **WRITER | {"seed": 8})
     gate = ["gate", same, "--baseline", writer, "--golden", golden, "--json"]
     verdict = json.loads(call(*gate, cwd=tmp_path, code=3, HOSTED_KEY=KEY).stdout)
     (check,) = verdict["checks"]

@@ -4,12 +4,11 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
-from cli import call, highroad_bin  # noqa: F401
+from cli import call, environment, highroad_bin  # noqa: F401
 
 # A script of the starter's shape that computes nothing: real options, real torchrun, a run's files.
 SCRIPT = '''
@@ -59,10 +58,6 @@ def repo(tmp_path_factory):
     for arguments in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "start"]):
         subprocess.run([*git, *arguments], cwd=folder, check=True)
     return folder
-
-
-def environment(repo):
-    return os.environ | {"HIGHROAD_HOME": str(repo / ".highroad"), "HIGHROAD_PYTHON": sys.executable}
 
 
 def show(repo, call, run="latest"):
