@@ -174,8 +174,11 @@ fn narrow_to(
     namer: &mut Namer,
 ) -> Option<ValueId> {
     let result = graph.tensor_type(only_output(index)?)?.clone();
+    // A file may say that the result has fewer dimensions than its indices; nothing is changed before this is known.
+    let offsets: Vec<usize> =
+        iotas.iter().map(|iota| result.sizes.len().checked_sub(iota.ndim)).collect::<Option<_>>()?;
     let mut value = input;
-    for (dim, iota) in iotas.iter().enumerate() {
+    for (dim, (iota, offset)) in iotas.iter().zip(offsets).enumerate() {
         if symbols.is(&iota.end, &ty.sizes[dim]) {
             continue;
         }
@@ -184,7 +187,6 @@ fn narrow_to(
             unify(graph, &other, &same);
             continue;
         }
-        let offset = result.sizes.len() - iota.ndim;
         ty.sizes[dim] = result.sizes.get(iota.dim + offset)?.clone();
         let narrowed = namer.add(graph, "narrow", Type::Tensor(ty.clone()));
         let args = vec![
