@@ -5,7 +5,7 @@ use std::fmt;
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use minijinja::syntax::SyntaxConfig;
-use minijinja::{AutoEscape, Environment, Output, State, Value, context, escape_formatter};
+use minijinja::{AutoEscape, Environment, HtmlEscape, Output, State, Value, context, escape_formatter};
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
@@ -126,6 +126,7 @@ fn render(name: &str, values: Value) -> Result<String, ReportError> {
     environment.set_undefined_behavior(minijinja::UndefinedBehavior::Strict);
     environment
         .set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).keep_trailing_newline(true).build()?);
+    environment.add_filter("quoted", quoted);
     environment.set_auto_escape_callback(|name| match name.ends_with(".md") {
         true => AutoEscape::Custom(MARKDOWN.into()),
         false => AutoEscape::Html,
@@ -168,4 +169,27 @@ fn write_markdown(out: &mut impl fmt::Write, line: &str) -> fmt::Result {
         before = c;
     }
     Ok(())
+}
+/// A sentence as HTML: what it quotes between backticks stands as code. A backtick without a second one stays as it is.
+fn quoted(text: &str) -> Value {
+    let parts: Vec<&str> = text.split('`').collect();
+    let part = |(idx, part): (usize, &&str)| match (idx % 2 == 1, idx + 1 < parts.len()) {
+        (true, true) => format!("<code>{}</code>", HtmlEscape(part)),
+        (true, false) => format!("`{}", HtmlEscape(part)),
+        (false, _) => HtmlEscape(part).to_string(),
+    };
+    Value::from_safe_string(parts.iter().enumerate().map(part).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_quoted_stands_as_code_and_nothing_escapes() {
+        let html = |text| quoted(text).to_string();
+        assert_eq!(html("`a:2` was <b>aborted</b>"), "<code>a:2</code> was &lt;b&gt;aborted&lt;&#x2f;b&gt;");
+        assert_eq!(html("`<i>` and ` alone"), "<code>&lt;i&gt;</code> and ` alone");
+        assert_eq!(html("nothing"), "nothing");
+    }
 }
